@@ -1,0 +1,34 @@
+"""Fixtures shared by all tests; everything runs on forced CPU devices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of reference outputs, captions and plans beside the checkout."""
+    if not (SHARED / "goldens").is_dir():
+        pytest.skip(f"reference data not found at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def janus_a(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden checkpoint `janus_a` as safetensors, written once a test session (0.9 GB)."""
+    out = tmp_path_factory.mktemp("janus_a")
+    command = [sys.executable, str(shared / "goldens" / "make_checkpoint.py"), "janus_a", str(out)]
+    subprocess.run([*command, "--format", "safetensors"], check=True)
+    return out
