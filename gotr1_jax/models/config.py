@@ -1,0 +1,117 @@
+"""Sizes of every network: the Janus-Pro family and the embedded one. Plain numbers, no arrays.
+
+Sources: released config.json files of deepseek-ai/Janus-Pro-1B and -7B; VQ-16 of LlamaGen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A pre-norm decoder of the Llama / Qwen2 family."""
+
+    vocab_size: int
+    hidden_size: int
+    mlp_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 1e4
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
+
+
+@dataclass(frozen=True)
+class SiglipConfig:
+    """SigLIP vision tower without class token; tokens = (image_size // patch_size) ** 2."""
+
+    image_size: int = 384
+    patch_size: int = 16
+    width: int = 1024
+    mlp_size: int = 4096
+    num_layers: int = 24
+    num_heads: int = 16
+    norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True)
+class VQConfig:
+    """VQ-16 tokenizer; pictures shrink by 2 ** (len(encoder_multipliers) - 1) a side."""
+
+    codebook_size: int = 16384
+    code_dim: int = 8
+    base_channels: int = 128
+    z_channels: int = 256
+    encoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    decoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        if len(self.encoder_multipliers) != len(self.decoder_multipliers):
+            raise ValueError("encoder_multipliers and decoder_multipliers differ in length")
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a side of the picture for one token."""
+        return 2 ** (len(self.encoder_multipliers) - 1)
+
+
+@dataclass(frozen=True)
+class JanusConfig:
+    """A whole Janus-Pro: decoder, picture tokenizer, understanding tower."""
+
+    decoder: DecoderConfig
+    vq: VQConfig = field(default_factory=VQConfig)
+    siglip: SiglipConfig = field(default_factory=SiglipConfig)
+    image_size: int = 384
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.vq.downsampling:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of the VQ downsampling "
+                f"{self.vq.downsampling}"
+            )
+
+    @property
+    def image_vocab(self) -> int:
+        """Number of picture token ids."""
+        return self.vq.codebook_size
+
+    @property
+    def grid(self) -> int:
+        """Picture tokens a side."""
+        return self.image_size // self.vq.downsampling
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Picture tokens of one picture, row-major."""
+        return self.grid**2
+
+
+def _decoder(hidden: int, mlp: int, layers: int, heads: int) -> DecoderConfig:
+    return DecoderConfig(
+        vocab_size=102400,
+        hidden_size=hidden,
+        mlp_size=mlp,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=hidden // heads,
+    )
+
+
+JANUS_PRO_1B = JanusConfig(_decoder(2048, 5632, 24, 16))
+JANUS_PRO_7B = JanusConfig(_decoder(4096, 11008, 30, 32))

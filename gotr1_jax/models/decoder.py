@@ -1,0 +1,159 @@
+"""The one decoder of the project: Llama (Janus-Pro) and Qwen2 (the judge) are its settings.
+
+Layers are stacked: every array under `Decoder.layers` has a leading axis of length num_layers
+and the forward pass is one `lax.scan`. A block takes the attention itself as a function, so that
+training (causal), the sampler (cache segments) and the judge (M-RoPE) share its weights and code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gotr1_jax.models.config import DecoderConfig
+from gotr1_jax.models.layers import Embedding, Linear, LoraConfig, RMSNorm
+
+# q (B,S,H,C), k (B,S,K,C), v (B,S,K,C), rotary applied -> mixed values (B,S,H,C)
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# What `jax.checkpoint` keeps of a block: nothing, matmul results, or everything (no remat).
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def rope_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine, float32, of positions (...,) int32: each (..., head_dim // 2)."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions[..., None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate x (..., S, heads, C) by tables (..., S, C // 2); pairs are (i, i + C // 2)."""
+    cos, sin = (t[..., None, :] for t in tables)
+    low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Causal attention over whole rows; grouped heads are handled without copying k and v."""
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); gated SiLU mlp."""
+
+    def __init__(
+        self,
+        cfg: DecoderConfig,
+        *,
+        rngs: nnx.Rngs,
+        lora: LoraConfig | None = None,
+        param_dtype: jnp.dtype = jnp.float32,
+    ) -> None:
+        def linear(
+            name: str, n_in: int, n_out: int, axes: tuple[str, str], bias: bool = False
+        ) -> Linear:
+            adapter = lora if lora is not None and name in lora.targets else None
+            return Linear(
+                n_in, n_out, rngs=rngs, axes=axes, bias=bias, lora=adapter, param_dtype=param_dtype
+            )
+
+        D, F = cfg.hidden_size, cfg.mlp_size
+        q_size, kv_size = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+        self.cfg = cfg
+        self.attention_norm = RMSNorm(D, cfg.norm_eps, param_dtype)
+        self.q = linear("q", D, q_size, ("embed", "heads"), cfg.qkv_bias)
+        self.k = linear("k", D, kv_size, ("embed", "kv_heads"), cfg.qkv_bias)
+        self.v = linear("v", D, kv_size, ("embed", "kv_heads"), cfg.qkv_bias)
+        self.o = linear("o", q_size, D, ("heads", "embed"))
+        self.mlp_norm = RMSNorm(D, cfg.norm_eps, param_dtype)
+        self.gate = linear("gate", D, F, ("embed", "mlp"))
+        self.up = linear("up", D, F, ("embed", "mlp"))
+        self.down = linear("down", F, D, ("mlp", "embed"))
+
+    def __call__(
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend
+    ) -> jax.Array:
+        """x (B,S,D), rope tables (B or 1,S,C//2) -> (B,S,D)."""
+        cfg, lead = self.cfg, x.shape[:-1]
+        h = self.attention_norm(x)
+        q = apply_rope(self.q(h).reshape(*lead, cfg.num_heads, cfg.head_dim), rope)
+        k = apply_rope(self.k(h).reshape(*lead, cfg.num_kv_heads, cfg.head_dim), rope)
+        v = self.v(h).reshape(*lead, cfg.num_kv_heads, cfg.head_dim)
+        x = x + self.o(attend(q, k, v).reshape(*lead, -1))
+        h = self.mlp_norm(x)
+        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+
+
+class Decoder(nnx.Module):
+    """Token embedding, stacked blocks, final norm, text head."""
+
+    def __init__(
+        self,
+        cfg: DecoderConfig,
+        *,
+        rngs: nnx.Rngs,
+        lora: LoraConfig | None = None,
+        param_dtype: jnp.dtype = jnp.float32,
+        remat: str = "none",
+    ) -> None:
+        self.cfg = cfg
+        self.remat = remat
+        self.embed = Embedding(
+            cfg.vocab_size, cfg.hidden_size, rngs=rngs, axes=("vocab", "embed"),
+            param_dtype=param_dtype,
+        )  # fmt: skip
+
+        def one_block(key: jax.Array) -> Any:
+            block = Block(cfg, rngs=nnx.Rngs(params=key), lora=lora, param_dtype=param_dtype)
+            return nnx.split(block)[1]
+
+        keys = jax.random.split(rngs.params(), cfg.num_layers)
+        shape = nnx.eval_shape(
+            lambda: Block(cfg, rngs=nnx.Rngs(0), lora=lora, param_dtype=param_dtype)
+        )
+        self.layers = nnx.merge(nnx.split(shape)[0], jax.vmap(one_block)(keys))
+        self.norm = RMSNorm(cfg.hidden_size, cfg.norm_eps, param_dtype)
+        self.lm_head = (
+            None
+            if cfg.tie_embeddings
+            else Linear(
+                cfg.hidden_size, cfg.vocab_size, rngs=rngs, axes=("embed", "vocab"),
+                param_dtype=param_dtype,
+            )
+        )  # fmt: skip
+
+    def rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Rotary tables of positions (B or 1, S)."""
+        return rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta)
+
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, attend: Attend = causal_attention
+    ) -> jax.Array:
+        """Embedded tokens x (B,S,D), positions (B or 1,S) int32 -> hidden (B,S,D) after the norm."""
+        rope = self.rope(positions)
+        graphdef, stacked = nnx.split(self.layers)
+
+        def step(h: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+            return nnx.merge(graphdef, layer)(h, rope, attend), None
+
+        policy = REMAT_POLICIES[self.remat]
+        if policy is not None:
+            step = jax.checkpoint(step, policy=policy, prevent_cse=False)
+        x, _ = jax.lax.scan(step, x, stacked)
+        return self.norm(x)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Text logits (..., V), float32, of hidden (..., D) after the final norm."""
+        if self.lm_head is None:
+            table = self.embed.table[...].astype(hidden.dtype)
+            return jnp.einsum("...d,vd->...v", hidden, table).astype(jnp.float32)
+        return self.lm_head(hidden).astype(jnp.float32)

@@ -1,0 +1,75 @@
+"""Janus-Pro's policy: one decoder over text and picture tokens, a head for each.
+
+The VQ tokenizer (`models.vq`) and the understanding side (`models.siglip`) are modules of their
+own: training the policy never touches them.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gotr1_jax.models.config import JanusConfig
+from gotr1_jax.models.decoder import Attend, Decoder, causal_attention
+from gotr1_jax.models.layers import Embedding, GeluMLP, LoraConfig
+
+
+class JanusPolicy(nnx.Module):
+    """caption -> plan tokens -> picture tokens.
+
+    `dtype` is the dtype of activations; logits are always float32.
+    """
+
+    def __init__(
+        self,
+        cfg: JanusConfig,
+        *,
+        rngs: nnx.Rngs,
+        lora: LoraConfig | None = None,
+        dtype: jnp.dtype = jnp.float32,
+        param_dtype: jnp.dtype = jnp.float32,
+        remat: str = "none",
+    ) -> None:
+        D, I = cfg.decoder.hidden_size, cfg.image_vocab
+        self.cfg = cfg
+        self.dtype = dtype
+        self.decoder = Decoder(
+            cfg.decoder, rngs=rngs, lora=lora, param_dtype=param_dtype, remat=remat
+        )
+        self.gen_embed = Embedding(
+            I, cfg.vq.code_dim, rngs=rngs, axes=("image_vocab", "code"), param_dtype=param_dtype
+        )
+        self.gen_aligner = GeluMLP(
+            cfg.vq.code_dim, D, D, rngs=rngs, axes=("code", "mlp", "embed"), param_dtype=param_dtype
+        )
+        self.gen_head = GeluMLP(
+            D, D, I, rngs=rngs, axes=("embed", "mlp", "image_vocab"), param_dtype=param_dtype
+        )
+
+    def embed_text(self, ids: jax.Array) -> jax.Array:
+        """Text ids (...) -> (..., D)."""
+        return self.decoder.embed(ids, self.dtype)
+
+    def embed_image(self, ids: jax.Array) -> jax.Array:
+        """Picture ids (...) -> (..., D), through gen_embed and gen_aligner."""
+        return self.gen_aligner(self.gen_embed(ids, self.dtype))
+
+    def hidden(
+        self, x: jax.Array, positions: jax.Array, attend: Attend = causal_attention
+    ) -> jax.Array:
+        """Embedded row x (B,S,D), positions (B or 1,S) -> hidden (B,S,D) after the final norm."""
+        return self.decoder(x, positions, attend)
+
+    def text_logits(self, hidden: jax.Array) -> jax.Array:
+        """(..., D) -> float32 (..., V)."""
+        return self.decoder.logits(hidden)
+
+    def image_logits(self, hidden: jax.Array) -> jax.Array:
+        """(..., D) -> float32 (..., I)."""
+        return self.gen_head(hidden).astype(jnp.float32)
+
+
+def abstract_policy(cfg: JanusConfig, **settings) -> JanusPolicy:
+    """A JanusPolicy whose parameters are shapes only: nothing is allocated."""
+    return nnx.eval_shape(lambda: JanusPolicy(cfg, rngs=nnx.Rngs(0), **settings))

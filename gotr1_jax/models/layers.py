@@ -1,0 +1,131 @@
+"""The small modules that every network here is made of.
+
+Parameters are stored in `param_dtype` and cast to the dtype of the activations at use, so
+float32 master weights compute in bfloat16 when the activations are bfloat16. Each parameter
+carries `axes`, the logical name of each of its dimensions; `parallel.sharding` maps the names
+to mesh axes. Kernels are (in, out), images are NHWC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters: W + (alpha / rank) * A @ B on the linear layers named in `targets`.
+
+    `targets` are attribute names of `Linear` layers (q, k, v, o, gate, up, down, ...).
+    """
+
+    rank: int = 32
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel (+ bias) (+ low-rank adapter); x (..., in) -> (..., out)."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        *,
+        rngs: nnx.Rngs,
+        axes: tuple[str, str],
+        bias: bool = False,
+        lora: LoraConfig | None = None,
+        param_dtype: jnp.dtype = jnp.float32,
+    ) -> None:
+        scale = features_in**-0.5
+        draw = jax.random.normal(rngs.params(), (features_in, features_out), param_dtype)
+        self.kernel = nnx.Param(draw * jnp.asarray(scale, param_dtype), axes=axes)
+        self.bias = (
+            nnx.Param(jnp.zeros((features_out,), param_dtype), axes=axes[1:]) if bias else None
+        )
+        self.lora_scale = 0.0 if lora is None else lora.alpha / lora.rank
+        self.lora_a: nnx.LoRAParam | None = nnx.data(None)
+        self.lora_b: nnx.LoRAParam | None = nnx.data(None)
+        if lora is not None:
+            # Adapters stay float32: they are small and take the optimizer's small steps.
+            a = jax.random.normal(rngs.params(), (features_in, lora.rank), jnp.float32)
+            self.lora_a = nnx.LoRAParam(a * scale, axes=(axes[0], "lora_rank"))
+            self.lora_b = nnx.LoRAParam(
+                jnp.zeros((lora.rank, features_out), jnp.float32), axes=("lora_rank", axes[1])
+            )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.kernel[...].astype(x.dtype)
+        if self.lora_a is not None and self.lora_b is not None:
+            low = x @ self.lora_a[...].astype(x.dtype)
+            y = y + (low @ self.lora_b[...].astype(x.dtype)) * self.lora_scale
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)
+        return y
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale, statistics in float32."""
+
+    def __init__(self, size: int, eps: float, param_dtype: jnp.dtype = jnp.float32) -> None:
+        self.scale = nnx.Param(jnp.ones((size,), param_dtype), axes=("embed",))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, statistics in float32."""
+
+    def __init__(self, size: int, eps: float, param_dtype: jnp.dtype = jnp.float32) -> None:
+        self.scale = nnx.Param(jnp.ones((size,), param_dtype), axes=("embed",))
+        self.bias = nnx.Param(jnp.zeros((size,), param_dtype), axes=("embed",))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide - wide.mean(-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table (rows, size); ids of any shape -> (..., size)."""
+
+    def __init__(
+        self, rows: int, size: int, *, rngs: nnx.Rngs, axes: tuple[str, str],
+        param_dtype: jnp.dtype = jnp.float32,
+    ) -> None:  # fmt: skip
+        self.table = nnx.Param(
+            jax.random.normal(rngs.params(), (rows, size), param_dtype)
+            * jnp.asarray(0.02, param_dtype),
+            axes=axes,
+        )
+
+    def __call__(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        return jnp.take(self.table[...], ids, axis=0).astype(dtype)
+
+
+class GeluMLP(nnx.Module):
+    """Linear, exact (erf) GELU, linear; with biases. Janus's aligners and picture head."""
+
+    def __init__(
+        self, features_in: int, hidden: int, features_out: int, *, rngs: nnx.Rngs,
+        axes: tuple[str, str, str], param_dtype: jnp.dtype = jnp.float32,
+    ) -> None:  # fmt: skip
+        self.first = Linear(
+            features_in, hidden, rngs=rngs, axes=axes[:2], bias=True, param_dtype=param_dtype
+        )
+        self.second = Linear(
+            hidden, features_out, rngs=rngs, axes=axes[1:], bias=True, param_dtype=param_dtype
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.second(jax.nn.gelu(self.first(x), approximate=False))
