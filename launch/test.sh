@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Installs gotr1_jax[test] into .venv (first time only) and runs the tests on the CPU.
+# Arguments are passed on to pytest, e.g.: bash launch/test.sh tests/unit -x
+set -euo pipefail
+
+# shellcheck source=launch/env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+prepare_environment test
+
+cd "$project_root"
+export JAX_PLATFORMS=cpu
+exec "$venv/bin/python" -m pytest "$@"

@@ -1,0 +1,65 @@
+"""Packaging of gotr1_jax; lint, type and test settings are in pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(
+    r'^__version__ = "([^"]+)"', (ROOT / "gotr1_jax" / "__init__.py").read_text(), re.MULTILINE
+)
+if VERSION is None:
+    raise RuntimeError("gotr1_jax/__init__.py has no __version__")
+
+setup(
+    name="gotr1_jax",
+    version=VERSION.group(1),
+    description="GoT-R1 in JAX: an image generator that plans, paints, and learns from rewards",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["gotr1_jax", "gotr1_jax.*"]),
+    package_data={
+        "gotr1_jax": ["assets/shapes/*"],
+        "gotr1_jax.report": ["templates/*"],
+    },
+    entry_points={"console_scripts": ["gotr1 = gotr1_jax.cli:main"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "grain>=0.2.18",
+        "transformers>=5.23",
+        "tokenizers>=0.23",
+        "safetensors>=0.8",
+        "huggingface_hub>=2.4",
+        "numpy>=2.4",
+        "scipy>=1.17",
+        "pillow>=13.0",
+        "pyyaml>=6.0.3",
+        "jinja2>=3.1.6",
+        "tensorboardX>=2.6.5",
+        "tqdm>=4.70",
+    ],
+    extras_require={
+        "cuda12": ["jax[cuda12]>=0.10"],
+        "cuda13": ["jax[cuda13]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+        # Reading pickled .bin checkpoints.
+        "convert": ["torch>=2.13"],
+        # torch is the oracle of the parity tests; one exact version, so that they are comparable.
+        "test": [
+            "pytest>=9.2",
+            "ruff>=0.17.5",
+            "mypy>=2.4",
+            "types-PyYAML>=6.0.12",
+            "torch==2.13.0",
+        ],
+    },
+)
