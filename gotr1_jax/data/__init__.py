@@ -1,0 +1,1 @@
+"""Where training data comes from: sources, Grain pipelines, caches; no parameters, no jax."""
