@@ -1,0 +1,87 @@
+"""Boxes in thousandths of the picture, their overlap, and the way to pixels and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SCALE = 1000
+LAST = SCALE - 1
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box as a plan writes it: (x1, y1) top left, (x2, y2) bottom right, origin top left.
+
+    Units are thousandths of the picture's width (x) and height (y), 0..999. The values are
+    kept as written, so a box may be inverted or out of range; `clean` gives the usable one.
+    """
+
+    x1: int
+    y1: int
+    x2: int
+    y2: int
+
+    @property
+    def is_valid(self) -> bool:
+        """True when every value is in 0..999 and the box has an area as written."""
+        return 0 <= self.x1 < self.x2 <= LAST and 0 <= self.y1 < self.y2 <= LAST
+
+    def clean(self) -> Box:
+        """This box with every value clamped to 0..999 and inverted sides collapsed.
+
+        An inverted side is not turned round: it becomes empty (x2 = x1), so an inverted box
+        has no area and overlaps nothing. Turning it round would reward corners in the wrong
+        order.
+        """
+        x1, y1, x2, y2 = (min(max(v, 0), LAST) for v in (self.x1, self.y1, self.x2, self.y2))
+        return Box(x1, y1, max(x1, x2), max(y1, y2))
+
+    @property
+    def area(self) -> int:
+        """Area after `clean`, in squared thousandths (0 .. 999²)."""
+        box = self.clean()
+        return (box.x2 - box.x1) * (box.y2 - box.y1)
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes after `Box.clean`, in [0, 1].
+
+    0 when either box has no area (degenerate, inverted, or wholly outside the picture).
+    """
+    a, b = a.clean(), b.clean()
+    width = min(a.x2, b.x2) - max(a.x1, b.x1)
+    height = min(a.y2, b.y2) - max(a.y1, b.y1)
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    return shared / (a.area + b.area - shared)
+
+
+def box_from_pixels(x1: float, y1: float, x2: float, y2: float, width: int, height: int) -> Box:
+    """The box of a half-open pixel box (x2, y2 exclusive) in a (width, height) picture.
+
+    Each value is min(999, round(1000 · pixel / side)), and at least 0.
+    """
+
+    def thousandths(value: float, side: int) -> int:
+        return max(0, min(LAST, round(SCALE * value / side)))
+
+    return Box(
+        thousandths(x1, width),
+        thousandths(y1, height),
+        thousandths(x2, width),
+        thousandths(y2, height),
+    )
+
+
+def box_to_pixels(box: Box, width: int, height: int) -> tuple[float, float, float, float]:
+    """(x1, y1, x2, y2) of a box in pixels of a (width, height) picture: value · side / 1000.
+
+    The box is taken as written; clean it first where it may be out of range.
+    """
+    return (
+        box.x1 * width / SCALE,
+        box.y1 * height / SCALE,
+        box.x2 * width / SCALE,
+        box.y2 * height / SCALE,
+    )

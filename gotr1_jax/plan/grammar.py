@@ -1,0 +1,171 @@
+"""The plan grammar: named objects with boxes inside free text.
+
+A plan is free text in which an object is written, as the released GoT-R1 checkpoints do,
+
+    <|obj_start|>red tulip bouquet<|obj_end|> <|box_start|>(36,66),(907,694)<|box_end|>
+
+A policy under training writes anything, so the parser gives every text a defined result:
+
+* An object is a name between obj_start and obj_end with no other marker inside. A marker that
+  comes out of order abandons what was open: of nested starts the innermost counts.
+* Its box is the box section that follows with nothing but white space between. It must be
+  exactly four integers `(x1,y1),(x2,y2)`; spaces around the integers are allowed. Anything
+  else (missing section, floats, words, two boxes) leaves the box None.
+* Integers of more than nine digits saturate at ±999 999 999: no text can make one slow.
+* Objects past `max_objects` are counted, not kept.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.plan.boxes import Box
+
+OBJ_START = "<|obj_start|>"
+OBJ_END = "<|obj_end|>"
+BOX_START = "<|box_start|>"
+BOX_END = "<|box_end|>"
+MAX_OBJECTS = 64
+
+_MARKER = re.compile(r"<\|(?:obj|box)_(?:start|end)\|>")
+# Possessive quantifiers: a hostile section cannot make the matcher backtrack.
+_NUMBER = r"\s*+([+-]?+[0-9]++)\s*+"
+_POINT = rf"\s*+\({_NUMBER},{_NUMBER}\)\s*+"
+_SECTION = re.compile(rf"{_POINT},{_POINT}")
+_MAX_DIGITS = 9
+
+
+@dataclass(frozen=True)
+class PlanObject:
+    """One object of a plan.
+
+    Attributes:
+        name: text between the name markers, white space at its ends removed; may be empty.
+        box: the box as written, or None when it is missing or cannot be read.
+        start, end: half-open character span in the plan's text, from obj_start to the end of
+            the box section (readable or not), or of obj_end where there is no section.
+    """
+
+    name: str
+    box: Box | None
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A parsed plan; `str(plan)` is the very text it was parsed from.
+
+    Attributes:
+        text: the whole text, the words between the objects included.
+        objects: the objects in the order of the text, at most as many as the parser kept.
+        num_dropped: objects past that number.
+        num_stray: markers that belong to no named object with a readable box.
+    """
+
+    text: str
+    objects: tuple[PlanObject, ...]
+    num_dropped: int = 0
+    num_stray: int = 0
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def boxes(self) -> tuple[tuple[str, Box], ...]:
+        """(name, box as written) of the objects that have a readable box."""
+        return tuple((o.name, o.box) for o in self.objects if o.box is not None)
+
+
+def _integer(digits: str) -> int:
+    """int(digits), saturated at nine digits; Python's own refuses thousands of digits."""
+    magnitude = digits.lstrip("+-").lstrip("0")
+    value = int(magnitude or "0") if len(magnitude) <= _MAX_DIGITS else 10**_MAX_DIGITS - 1
+    return -value if digits.startswith("-") else value
+
+
+def _read_box(section: str) -> Box | None:
+    match = _SECTION.fullmatch(section)
+    return Box(*map(_integer, match.groups())) if match else None
+
+
+def parse_plan(text: str, max_objects: int = MAX_OBJECTS) -> Plan:
+    """Read the objects out of a plan's text; never raises, linear in the text's length.
+
+    Args:
+        text: any text.
+        max_objects: objects to keep; the rest only count in `Plan.num_dropped`.
+    """
+    objects: list[PlanObject] = []
+    dropped = markers = complete = 0
+
+    def close(start: int, name: tuple[int, int], box: Box | None, end: int) -> None:
+        nonlocal dropped, complete
+        complete += box is not None
+        if len(objects) < max_objects:
+            objects.append(PlanObject(text[slice(*name)].strip(), box, start, end))
+        else:
+            dropped += 1
+
+    open_at: tuple[int, int] | None = None  # start and end of an obj_start without its end
+    named: tuple[int, tuple[int, int], int] | None = None  # start, name span, end of obj_end
+    section_at: int | None = None  # first character of the box section of `named`
+    for match in _MARKER.finditer(text):
+        marker, (begin, end) = match.group(), match.span()
+        markers += 1
+        if marker == BOX_END and named and section_at is not None:
+            close(named[0], named[1], _read_box(text[section_at:begin]), end)
+            named = section_at = None
+            continue
+        if marker == BOX_START and named and section_at is None:
+            gap = text[named[2] : begin]
+            if not gap or gap.isspace():
+                section_at = end
+                continue
+        if named:  # anything else ends the named object without a box
+            close(named[0], named[1], None, named[2])
+            named = section_at = None
+        if marker == OBJ_END and open_at:
+            named = (open_at[0], (open_at[1], begin), end)
+        open_at = (begin, end) if marker == OBJ_START else None
+    if named:
+        close(named[0], named[1], None, named[2])
+    return Plan(text, tuple(objects), dropped, markers - 4 * complete)
+
+
+def _format_box(box: Box) -> str:
+    return f"{BOX_START}({box.x1},{box.y1}),({box.x2},{box.y2}){BOX_END}"
+
+
+def format_object(name: str, box: Box) -> str:
+    """The text of one object, as the released checkpoints write it.
+
+    Raises:
+        InputError: the name holds one of the four markers.
+    """
+    if _MARKER.search(name):
+        raise InputError(f"object name {name!r} holds a plan marker: take it out of the name")
+    return f"{OBJ_START}{name}{OBJ_END} {_format_box(box)}"
+
+
+def replace_box(plan: Plan, index: int, box: Box) -> Plan:
+    """A new plan in which object `index` has `box`; every other character stays as it is.
+
+    An object without a readable box gets one.
+
+    Raises:
+        InputError: there is no object of that index.
+    """
+    if not 0 <= index < len(plan.objects):
+        raise InputError(f"plan has no object {index}: it has {len(plan.objects)}, counted from 0")
+    item = plan.objects[index]
+    name_end = plan.text.index(OBJ_END, item.start) + len(OBJ_END)
+    section = plan.text.find(BOX_START, name_end, item.end)
+    if section < 0:
+        before, after = plan.text[:name_end] + " ", plan.text[name_end:]
+    else:
+        before, after = plan.text[:section], plan.text[item.end :]
+    # Parsed again, so that the spans of the later objects are right.
+    return parse_plan(before + _format_box(box) + after, max_objects=len(plan.objects))

@@ -1,0 +1,52 @@
+"""Which found object is which planned one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from gotr1_jax.plan.boxes import Box, iou
+
+
+def normalise_name(name: str) -> str:
+    """The form in which names are compared: case folded, runs of white space made one space."""
+    return " ".join(name.casefold().split())
+
+
+def match_objects(
+    planned: Sequence[tuple[str, Box | None]], found: Sequence[tuple[str, Box]]
+) -> list[tuple[int, int | None, float]]:
+    """Pair planned objects with found ones of the same name, for the largest sum of IoU.
+
+    Names are compared by `normalise_name`. Where a name occurs more than once the pairing is
+    optimal (Hungarian method) and one to one.
+
+    Args:
+        planned: name and box of each planned object; a box of None is never found.
+        found: name and box of each object located in the picture.
+
+    Returns:
+        One (planned index, found index or None, IoU) for each planned object, in their order.
+        None, with IoU 0, when no found object of that name was left. A pair of the same name
+        may have IoU 0: found, but elsewhere.
+    """
+    result: list[tuple[int, int | None, float]] = [(i, None, 0.0) for i in range(len(planned))]
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for j, (name, _) in enumerate(found):
+        by_name[normalise_name(name)].append(j)
+    rows: dict[str, list[tuple[int, Box]]] = defaultdict(list)
+    for i, (name, box) in enumerate(planned):
+        if box is not None:
+            rows[normalise_name(name)].append((i, box))
+    for name, row in rows.items():
+        columns = by_name.get(name)
+        if not columns:
+            continue
+        overlap = np.array([[iou(box, found[j][1]) for j in columns] for _, box in row])
+        for r, c in zip(*linear_sum_assignment(overlap, maximize=True)):
+            i = row[r][0]
+            result[i] = (i, columns[c], float(overlap[r, c]))
+    return result
