@@ -1,0 +1,231 @@
+"""Captions and plans as token ids: tokenizers by string, chat formats.
+
+Every special id is looked up by its string, because the ids differ between released checkpoints.
+`tokenizer.json` is loaded as it is: `transformers` rebuilds the class that the released
+tokenizer_config.json names and loses this vocabulary's spaces.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.plan import BOX_END, BOX_START, OBJ_END, OBJ_START
+
+GOTR1_TEMPLATE = (
+    "User: Follow the caption to generate an image through a chain of thought process: "
+    "{caption}\n\nAssistant:"
+)
+"""GoT-R1's prompt; its role words are ordinary text."""
+
+JANUS_TEMPLATE = "<|User|>: {caption}\n\n<|Assistant|>:"
+"""Janus-Pro's plain text-to-image prompt; its role words are control tokens."""
+
+MAX_PROMPT_TOKENS = 2048
+"""Longest prompt that `TextTokenizer.encode_prompt` accepts unless told otherwise."""
+
+TOKENIZER_FILE = "tokenizer.json"
+PLAN_TOKENS = (BOX_START, BOX_END, OBJ_START, OBJ_END)
+"""Control tokens of a plan, in the order in which GoT-R1 added them to the vocabulary."""
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of Janus's special tokens in one vocabulary."""
+
+    bos: int
+    eos: int
+    pad: int
+    boi: int
+    eoi: int
+    image: int
+
+
+SPECIAL_STRINGS = {
+    "bos": "<｜begin▁of▁sentence｜>",
+    "eos": "<｜end▁of▁sentence｜>",
+    "pad": "<｜▁pad▁｜>",
+    "boi": "<begin_of_image>",
+    "eoi": "<end_of_image>",
+    "image": "<image_placeholder>",
+}
+
+
+class TextTokenizer:
+    """A checkpoint's tokenizer, safe against control tokens written out in a caption.
+
+    Attributes:
+      specials: the ids of Janus's special tokens.
+      vocab_size: rows that an embedding needs for it, the largest id + 1.
+    """
+
+    def __init__(self, data: str, source: str = TOKENIZER_FILE) -> None:
+        """Args: the text of a tokenizer.json, and its name for error messages.
+
+        Raises InputError when the text is no tokenizer or a special token is missing.
+        """
+        try:
+            self._full = Tokenizer.from_str(data)
+            spec = json.loads(data)
+            control = [t["content"] for t in spec["added_tokens"] if _is_control(t)]
+            self._plain = Tokenizer.from_str(json.dumps(_without(spec, control)))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise InputError(f"{source} is not a readable tokenizer: {error}") from error
+        self._full.no_truncation()
+        self._full.no_padding()
+        ids = {name: self._full.token_to_id(text) for name, text in SPECIAL_STRINGS.items()}
+        missing = [SPECIAL_STRINGS[name] for name, token in ids.items() if token is None]
+        if missing:
+            raise InputError(
+                f"{source} lacks the special token {', '.join(missing)}; "
+                "a Janus-Pro tokenizer is needed"
+            )
+        self.specials = SpecialIds(**ids)
+        self.vocab_size = max(self._full.get_vocab(with_added_tokens=True).values()) + 1
+        self._control = {text: self._full.token_to_id(text) for text in control}
+        plan_tokens = {t: i for t in PLAN_TOKENS if (i := self._full.token_to_id(t)) is not None}
+        self._plan_tokens = plan_tokens
+        special = {
+            self._full.token_to_id(t["content"]) for t in spec["added_tokens"] if t["special"]
+        }
+        self._invisible = frozenset(special - set(plan_tokens.values()))
+
+    @classmethod
+    def from_dir(cls, path: str | Path) -> TextTokenizer:
+        """The tokenizer of a checkpoint directory; InputError if it has none that fits."""
+        file = Path(path) / TOKENIZER_FILE
+        try:
+            data = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"tokenizer {file} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file} is not a readable tokenizer: {error}") from error
+        return cls(data, str(file))
+
+    def encode_prompt(
+        self,
+        caption: str,
+        template: str = GOTR1_TEMPLATE,
+        max_tokens: int = MAX_PROMPT_TOKENS,
+    ) -> list[int]:
+        """Ids of a caption in a template, BOS in front.
+
+        Control tokens come from the template alone. Text in the caption that spells one, whole,
+        nested or completed by the template, is encoded as the ordinary characters it consists
+        of; every other caption is encoded exactly as the tokenizer does by itself.
+        Raises InputError for a caption that is empty, not valid Unicode or too long.
+        """
+        text = format_prompt(caption, template)
+        head, tail = (len(part) for part in template.split("{caption}"))
+        body = slice(head, len(text) - tail)
+        spans = [
+            *_find(text[: body.start], self._control),
+            *((a + body.stop, b + body.stop) for a, b in _find(text[body.stop :], self._control)),
+        ]
+        ids = [self.specials.bos, *self._encode_around(text, spans)]
+        if len(ids) > max_tokens:
+            raise InputError(
+                f"the prompt has {len(ids)} tokens, more than the limit of {max_tokens}; "
+                f"shorten the caption {_short(caption)}"
+            )
+        return ids
+
+    def encode_plan(self, text: str) -> list[int]:
+        """Ids of a plan's text: its box and object marks are control tokens, nothing else is.
+
+        BOI is not appended. Raises InputError if the text is not valid Unicode.
+        """
+        _check_unicode(text, "plan")
+        return self._encode_around(text, _find(text, self._plan_tokens))
+
+    def decode(self, ids: Iterable[int], keep_special: bool = False) -> str:
+        """Text of token ids; ids without a string give nothing, bytes that are no UTF-8 give �.
+
+        The marks of a plan are always kept; the other special tokens only if `keep_special`.
+        """
+        kept = [int(i) for i in ids]
+        if not keep_special:
+            kept = [i for i in kept if i not in self._invisible]
+        return self._full.decode(kept, skip_special_tokens=False)
+
+    def _encode_around(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """Ids of `text`: control tokens at `spans`, ascending, ordinary characters elsewhere."""
+        ids: list[int] = []
+        start = 0
+        for a, b in [*spans, (len(text), len(text))]:
+            if start < a:
+                ids += self._plain.encode(text[start:a], add_special_tokens=False).ids
+            if a < b:
+                ids.append(self._full.token_to_id(text[a:b]))
+            start = b
+        return ids
+
+
+def format_prompt(caption: str, template: str = GOTR1_TEMPLATE) -> str:
+    """The prompt's text without BOS; InputError for an empty or invalid caption.
+
+    Blanks around the caption are dropped.
+    """
+    if template.count("{caption}") != 1:
+        raise InputError(f"a prompt template needs {{caption}} exactly once: {template!r}")
+    _check_unicode(caption, "caption")
+    if not caption.strip():
+        raise InputError("the caption is empty; give a few words to paint")
+    return template.replace("{caption}", caption.strip())
+
+
+def _is_control(token: dict[str, Any]) -> bool:
+    """Whether an added token is markup. Released vocabularies also add plain letters (ø, ü),
+    which captions must keep."""
+    text = token["content"].strip()
+    return bool(token["special"]) or (text[:1], text[-1:]) in {("<", ">"), ("[", "]")}
+
+
+def _without(spec: dict[str, Any], control: Sequence[str]) -> dict[str, Any]:
+    """The tokenizer `spec` with its control tokens under names that no text can hold.
+
+    Renaming keeps every id where it is, which removing them would not. The model's own
+    vocabulary may hold them too.
+    """
+    nonce = secrets.token_hex(16)
+    renamed = {text: f"\x00{nonce}:{i}\x00" for i, text in enumerate(control)}
+    added = [
+        {**t, "content": renamed.get(t["content"], t["content"])} for t in spec["added_tokens"]
+    ]
+    model = dict(spec["model"])
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        model["vocab"] = {renamed.get(text, text): i for text, i in vocab.items()}
+    else:
+        model["vocab"] = [[renamed.get(text, text), score] for text, score in vocab]
+    if model.get("unk_token") in renamed:
+        model["unk_token"] = renamed[model["unk_token"]]
+    plain = {"post_processor": None, "truncation": None, "padding": None}
+    return {**spec, **plain, "added_tokens": added, "model": model}
+
+
+def _find(text: str, tokens: Iterable[str]) -> list[tuple[int, int]]:
+    """Spans of `tokens` in `text`, leftmost first, the longest at each place."""
+    ordered = sorted(tokens, key=len, reverse=True)
+    if not ordered:
+        return []
+    return [m.span() for m in re.finditer("|".join(map(re.escape, ordered)), text)]
+
+
+def _check_unicode(text: str, what: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"the {what} is not valid Unicode: {error.reason}") from error
+
+
+def _short(text: str, length: int = 40) -> str:
+    return repr(text if len(text) <= length else text[:length] + "…")
