@@ -1,0 +1,80 @@
+"""Advantages of samples relative to the other samples of their caption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+AdvantageKind = Literal["mean", "mean_std", "leave_one_out"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GroupAdvantages:
+    """Advantages of P groups of G samples."""
+
+    adv_PG: jax.Array  # float32; 0 where the reward is invalid and in groups without variance
+    mask_PG: jax.Array  # bool; True where the reward is finite and was allowed
+    zero_variance_P: jax.Array  # bool; the group can teach nothing
+
+
+def group_advantages(
+    rewards_PG: jax.Array, valid_mask_PG: jax.Array, kind: AdvantageKind, eps: float = 1e-6
+) -> GroupAdvantages:
+    """Advantage of each reward relative to its group.
+
+    - `mean`: r - mean (Dr. GRPO, arXiv 2503.20783).
+    - `mean_std`: (r - mean) / (std + eps), std with n - 1 (GRPO, arXiv 2402.03300).
+    - `leave_one_out`: r - mean of the others (RLOO, arXiv 2402.14740).
+
+    A reward that is not finite or not valid leaves the statistics of its group. A group with
+    fewer than two rewards left, or whose rewards lie within `eps` of one another, is flagged and
+    gets exactly 0: float32 means of equal rewards are not equal to them, and dividing that
+    rounding error by its own deviation would make advantages of size 1 from nothing.
+
+    Args:
+        rewards_PG: float, (P, G).
+        valid_mask_PG: bool, (P, G).
+        kind: which advantage.
+        eps: added to the deviation, and the spread below which rewards count as equal.
+    """
+    rewards_PG = jnp.asarray(rewards_PG, jnp.float32)
+    mask_PG = jnp.asarray(valid_mask_PG, bool) & jnp.isfinite(rewards_PG)
+    safe_PG = jnp.where(mask_PG, rewards_PG, 0.0)
+    count_P = mask_PG.sum(axis=1)
+    mean_P = safe_PG.sum(axis=1) / jnp.maximum(count_P, 1)
+    centered_PG = jnp.where(mask_PG, safe_PG - mean_P[:, None], 0.0)
+    others_P = jnp.maximum(count_P - 1, 1)
+
+    if kind == "mean":
+        adv_PG = centered_PG
+    elif kind == "mean_std":
+        std_P = jnp.sqrt(jnp.square(centered_PG).sum(axis=1) / others_P)
+        adv_PG = centered_PG / (std_P[:, None] + eps)
+    elif kind == "leave_one_out":
+        # r - (n * mean - r) / (n - 1)  =  (r - mean) * n / (n - 1)
+        adv_PG = centered_PG * (count_P / others_P)[:, None]
+    else:
+        raise ValueError(f"advantage kind {kind!r} is not mean, mean_std or leave_one_out")
+
+    highest_P = jnp.where(mask_PG, rewards_PG, -jnp.inf).max(axis=1)
+    lowest_P = jnp.where(mask_PG, rewards_PG, jnp.inf).min(axis=1)
+    zero_variance_P = (count_P < 2) | (highest_P - lowest_P <= eps)
+    adv_PG = jnp.where(zero_variance_P[:, None], 0.0, adv_PG)
+    return GroupAdvantages(adv_PG, mask_PG, zero_variance_P)
+
+
+def keep_groups(zero_variance_P: jax.Array, count: int) -> jax.Array:
+    """Which groups an update uses: indices (count,), int32, ascending.
+
+    The first `count` groups with variance; where there are fewer, groups without variance fill
+    the places in their order. Those have advantage 0, so a run whose refill is exhausted learns
+    from less instead of ending, and the shapes stay the same.
+    """
+    flagged_P = jnp.asarray(zero_variance_P, bool)
+    if flagged_P.shape[0] < count:
+        raise ValueError(f"{count} groups wanted, {flagged_P.shape[0]} given")
+    return jnp.sort(jnp.argsort(flagged_P, stable=True)[:count]).astype(jnp.int32)

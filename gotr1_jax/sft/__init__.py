@@ -1,0 +1,1 @@
+"""Losses of supervised training, as small pure functions."""
