@@ -1,0 +1,183 @@
+"""Grain pipelines of the jobs. Their iterators save and restore their exact position.
+
+Each function returns a `grain.IterDataset`; `iter()` of it has `get_state` and `set_state`, and
+Orbax can checkpoint it. Every epoch is shuffled anew by the seed, and its last, incomplete batch
+is dropped, so no batch ever holds one example twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from gotr1_jax.data.sources import PictureSource, PlannedPictureSource
+from gotr1_jax.errors import InputError
+
+# Drawing and tokenising an example takes under a millisecond; one thread keeps up and leaves
+# the cores to the model.
+_READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+
+
+class Specials(Protocol):
+    """The special token ids that a pipeline writes."""
+
+    @property
+    def pad(self) -> int: ...
+    @property
+    def boi(self) -> int: ...
+
+
+class TextCodec(Protocol):
+    """The text tokenizer, as far as pipelines need it."""
+
+    @property
+    def specials(self) -> Specials: ...
+    def encode_prompt(self, caption: str, template: str) -> list[int]: ...
+    def encode_plan(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class TextLimits:
+    """Padded lengths: prompt positions C (with BOS) and plan positions T (with BOI)."""
+
+    max_prompt_tokens: int
+    max_plan_tokens: int
+
+
+@dataclass(frozen=True)
+class CaptionBatch:
+    """Captions of one step; `indices_P` int64, their places in the whole list."""
+
+    indices_P: np.ndarray
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PictureBatch:
+    """Pictures to train an image tokenizer on: `pixels_BHWC` uint8, `indices_B` int64."""
+
+    indices_B: np.ndarray
+    pixels_BHWC: np.ndarray
+
+
+@dataclass(frozen=True)
+class SftExampleBatch:
+    """Right-padded rows of caption, plan and picture; int32 arrays.
+
+    The plan ends with BOI, which `plan_len_B` counts; padding holds the pad token. `indices_B`
+    (int64) are places in the source.
+    """
+
+    indices_B: np.ndarray
+    prompt_ids_BC: np.ndarray
+    prompt_len_B: np.ndarray
+    plan_ids_BT: np.ndarray
+    plan_len_B: np.ndarray
+    image_ids_BU: np.ndarray
+
+
+def caption_batches(captions: Sequence[str], batch_size: int, seed: int) -> grain.IterDataset:
+    """Endless `CaptionBatch`es. Raises InputError when there are fewer captions than a batch."""
+
+    def collect(indices: Sequence[int]) -> CaptionBatch:
+        return CaptionBatch(np.asarray(indices, np.int64), tuple(captions[i] for i in indices))
+
+    return _epochs(len(captions), batch_size, seed, "captions", lambda index: index, collect)
+
+
+def picture_batches(source: PictureSource, batch_size: int, seed: int) -> grain.IterDataset:
+    """Endless `PictureBatch`es. Raises InputError when the source is smaller than a batch."""
+
+    def collect(rows: Sequence[tuple[int, np.ndarray]]) -> PictureBatch:
+        indices, pictures = zip(*rows)
+        return PictureBatch(np.asarray(indices, np.int64), np.stack(pictures))
+
+    def read(index: int) -> tuple[int, np.ndarray]:
+        return index, source.picture(index)
+
+    return _epochs(len(source), batch_size, seed, "pictures", read, collect)
+
+
+def sft_batches(
+    source: PlannedPictureSource,
+    image_ids_NU: np.ndarray,
+    codec: TextCodec,
+    template: str,
+    limits: TextLimits,
+    batch_size: int,
+    seed: int,
+) -> grain.IterDataset:
+    """Endless `SftExampleBatch`es; `image_ids_NU` are the pictures' ids, by index.
+
+    Raises InputError when the source is smaller than a batch or has another number of pictures,
+    and, while iterating, for a caption or plan over its limit.
+    """
+    if len(image_ids_NU) != len(source):
+        raise InputError(f"{len(source)} examples, but token ids of {len(image_ids_NU)} pictures")
+
+    def read(index: int) -> tuple[int, list[int], list[int]]:
+        caption, plan = source.text(index)
+        plan_ids = [*codec.encode_plan(plan), codec.specials.boi]
+        if len(plan_ids) > limits.max_plan_tokens:
+            raise InputError(
+                f"the plan of caption {_short(caption)} has {len(plan_ids)} tokens with the begin "
+                f"of the image, over the limit of {limits.max_plan_tokens}; raise the limit"
+            )
+        return index, encode_caption(codec, caption, template, limits.max_prompt_tokens), plan_ids
+
+    def collect(rows: Sequence[tuple[int, list[int], list[int]]]) -> SftExampleBatch:
+        indices, prompts, plans = zip(*rows)
+        pad = codec.specials.pad
+        prompt_ids_BC, prompt_len_B = pad_rows(prompts, limits.max_prompt_tokens, pad)
+        plan_ids_BT, plan_len_B = pad_rows(plans, limits.max_plan_tokens, pad)
+        places = np.asarray(indices, np.int64)
+        image_ids_BU = image_ids_NU[places].astype(np.int32)
+        return SftExampleBatch(
+            places, prompt_ids_BC, prompt_len_B, plan_ids_BT, plan_len_B, image_ids_BU
+        )
+
+    return _epochs(len(source), batch_size, seed, "examples", read, collect)
+
+
+def encode_caption(codec: TextCodec, caption: str, template: str, max_tokens: int) -> list[int]:
+    """Ids of the prompt around a caption. Raises InputError for an empty or too long one."""
+    if not caption.strip():
+        raise InputError("a caption is empty; say what the picture should show")
+    ids = codec.encode_prompt(caption, template)
+    if len(ids) > max_tokens:
+        raise InputError(
+            f"caption {_short(caption)} makes a prompt of {len(ids)} tokens, over the limit of "
+            f"{max_tokens}; shorten it or raise the limit"
+        )
+    return ids
+
+
+def pad_rows(rows: Sequence[Sequence[int]], width: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids, padded on the right: int32 (B, width), and their lengths, int32 (B,)."""
+    ids = np.full((len(rows), width), pad, np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    return ids, np.asarray([len(row) for row in rows], np.int32)
+
+
+def _epochs(
+    length: int,
+    batch_size: int,
+    seed: int,
+    what: str,
+    read: Callable[[int], Any],
+    collect: Callable[[Sequence[Any]], Any],
+) -> grain.IterDataset:
+    if batch_size > length:
+        raise InputError(f"a batch of {batch_size} {what} cannot be drawn from {length}")
+    dataset = grain.MapDataset.range(length).seed(seed).shuffle().map(read)
+    dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=collect)
+    return dataset.repeat().to_iter_dataset(_READ)
+
+
+def _short(caption: str) -> str:
+    return repr(caption if len(caption) <= 60 else caption[:57] + "...")

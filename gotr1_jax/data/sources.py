@@ -1,0 +1,142 @@
+"""Random-access sources: pictures with captions and plans, and lists of captions."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from gotr1_jax.data.shapes.captions import SPLITS, sample_caption, write_caption
+from gotr1_jax.data.shapes.render import render
+from gotr1_jax.data.shapes.world import Example, sample_example
+from gotr1_jax.errors import InputError
+
+# Bumped when the world draws something else for the same (seed, index): caches hang on it.
+_WORLD_VERSION = 1
+# Draws before a request for distinct captions is given up.
+_TRIES_PER_CAPTION = 200
+
+
+class PictureSource(Protocol):
+    """Pictures by index. `key` names the content: equal keys give equal pictures."""
+
+    @property
+    def key(self) -> str: ...
+    def __len__(self) -> int: ...
+    def picture(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3) RGB, the same size for every index."""
+        ...
+
+
+class PlannedPictureSource(PictureSource, Protocol):
+    """Pictures with the caption and the plan that belong to them."""
+
+    def text(self, index: int) -> tuple[str, str]:
+        """(caption, plan)."""
+        ...
+
+
+class ShapesSource:
+    """`length` examples of the shapes world; each is a function of (seed, split, index) alone.
+
+    `unfaithful_fraction` of the plans and pictures contradict their captions.
+    Raises InputError for an unknown split, or a fraction outside [0, 1].
+    """
+
+    def __init__(
+        self, split: str, length: int, seed: int = 0, unfaithful_fraction: float = 0.0
+    ) -> None:
+        if split not in SPLITS:
+            raise InputError(f"shapes split {split!r} is unknown; use one of {', '.join(SPLITS)}")
+        if not 0.0 <= unfaithful_fraction <= 1.0:
+            raise InputError(f"unfaithful fraction {unfaithful_fraction} is not within 0..1")
+        if length < 1:
+            raise InputError(f"number of examples {length} must be at least 1")
+        self._split = split
+        self._length = length
+        self._seed = seed
+        self._unfaithful_fraction = unfaithful_fraction
+
+    @property
+    def key(self) -> str:
+        return (
+            f"shapes v{_WORLD_VERSION} split={self._split} seed={self._seed} "
+            f"unfaithful={self._unfaithful_fraction!r}"
+        )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Example:
+        stream = (self._seed, zlib.crc32(self._split.encode()), index)
+        rng = np.random.default_rng(stream)
+        return sample_example(rng, self._split, self._unfaithful_fraction)
+
+    def text(self, index: int) -> tuple[str, str]:
+        """(caption, plan)."""
+        example = self[index]
+        return example.caption, example.plan
+
+    def picture(self, index: int) -> np.ndarray:
+        """uint8 (64, 64, 3)."""
+        return render(self[index].scene)
+
+
+def shapes_captions(split: str, count: int, seed: int = 0) -> tuple[str, ...]:
+    """`count` different captions of a split, in an order fixed by the seed.
+
+    Raises InputError when the split has not that many.
+    """
+    rng = np.random.default_rng((seed, zlib.crc32(split.encode())))
+    found: dict[str, None] = {}
+    for _ in range(_TRIES_PER_CAPTION * count):
+        found[write_caption(sample_caption(rng, split))] = None
+        if len(found) == count:
+            return tuple(found)
+    raise InputError(f"cannot draw {count} different captions of split {split!r}; ask for fewer")
+
+
+def read_captions(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Captions of a file in UTF-8, in order: one a line, or for .jsonl one object a line with
+    the key "prompt" or "caption".
+
+    Any line ending, a byte order mark, blank lines and a missing final newline are taken.
+    Raises InputError, naming file and line, for what cannot be read, and for an empty file.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot read captions from {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from error
+    # Not splitlines(): it also cuts at characters that may stand inside a caption.
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
+    lines = [(number, line) for number, line in lines if line]
+    if path.suffix == ".jsonl":
+        captions = tuple(_json_caption(path, number, line) for number, line in lines)
+    else:
+        captions = tuple(line for _, line in lines)
+    if not captions:
+        raise InputError(f"{path} holds no caption; write one a line")
+    return captions
+
+
+def _json_caption(path: Path, number: int, line: str) -> str:
+    where = f"{path}, line {number}"
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON: {error.msg}") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{where} is not an object with the key 'prompt' or 'caption'")
+    caption = record.get("prompt", record.get("caption"))
+    if not isinstance(caption, str) or not caption.strip():
+        raise InputError(f"{where} has no text under 'prompt' or 'caption'")
+    return caption.strip()
