@@ -34,6 +34,18 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters: W + (alpha / rank) * A @ B on the linear layers named in `targets`.
+
+    `targets` are attribute names of `Linear` layers (q, k, v, o, gate, up, down, ...).
+    """
+
+    rank: int = 32
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclass(frozen=True)
 class SiglipConfig:
     """SigLIP vision tower without class token; tokens = (image_size // patch_size) ** 2."""
 

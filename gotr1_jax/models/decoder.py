@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gotr1_jax.models.config import DecoderConfig
-from gotr1_jax.models.layers import Embedding, Linear, LoraConfig, RMSNorm
+from gotr1_jax.models.config import DecoderConfig, LoraConfig
+from gotr1_jax.models.layers import Embedding, Linear, RMSNorm
 
 # q (B,S,H,C), k (B,S,K,C), v (B,S,K,C), rotary applied -> mixed values (B,S,H,C)
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -138,7 +138,7 @@ class Decoder(nnx.Module):
     def __call__(
         self, x: jax.Array, positions: jax.Array, attend: Attend = causal_attention
     ) -> jax.Array:
-        """Embedded tokens x (B,S,D), positions (B or 1,S) int32 -> hidden (B,S,D) after the norm."""
+        """Embedded x (B,S,D), positions (B or 1,S) int32 -> hidden (B,S,D) after the norm."""
         rope = self.rope(positions)
         graphdef, stacked = nnx.split(self.layers)
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gotr1_jax.models.config import JanusConfig
+from gotr1_jax.models.config import JanusConfig, LoraConfig
 from gotr1_jax.models.decoder import Attend, Decoder, causal_attention
-from gotr1_jax.models.layers import Embedding, GeluMLP, LoraConfig
+from gotr1_jax.models.layers import Embedding, GeluMLP
 
 
 class JanusPolicy(nnx.Module):

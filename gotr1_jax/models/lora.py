@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gotr1_jax.models.layers import Linear, LoraConfig
-
-__all__ = ["LoraConfig", "fold_lora", "split_lora"]
+from gotr1_jax.models.layers import Linear
 
 
 def split_lora(model: nnx.Module) -> tuple[Any, Any, Any]:

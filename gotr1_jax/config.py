@@ -1,0 +1,145 @@
+"""The schema of every job: frozen dataclasses, filled from one YAML file and `--a.b value`.
+
+Reading is strict: an unknown key, a wrong type or an impossible combination is an `InputError`
+that names the field, what was given and what to do, before any device is touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from gotr1_jax.errors import InputError
+
+Config = TypeVar("Config")
+
+
+def load_config(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Fill `schema` from the YAML file at `path`, then from `overrides` (["--a.b", "value", …]).
+
+    `check()` of every part is called at the end. Raises InputError.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read configuration {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold keys and values, found {type(values).__name__}")
+    for key, value in parse_overrides(overrides):
+        _set(values, key, value)
+    return from_dict(schema, values)
+
+
+def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
+    """["--a.b", "3", "--c=x"] -> [("a.b", 3), ("c", "x")]; values are read as YAML."""
+    pairs: list[tuple[str, Any]] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise InputError(f"expected --key value, found {word!r}")
+        key, sign, text = word[2:].partition("=")
+        if not sign:
+            if not rest:
+                raise InputError(f"--{key} has no value; write --{key} VALUE")
+            text = rest.pop(0)
+        try:
+            pairs.append((key, yaml.safe_load(text)))
+        except yaml.YAMLError as error:
+            raise InputError(f"--{key}: {text!r} is not a YAML value") from error
+    return pairs
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for part in parents:
+        child = values.get(part)
+        if child is None:
+            child = values[part] = {}
+        if not isinstance(child, dict):
+            raise InputError(f"--{dotted}: {part} is a single value ({child!r}), not a section")
+        values = child
+    values[last] = value
+
+
+def from_dict(schema: type[Config], values: dict[str, Any], where: str = "") -> Config:
+    """Build `schema` from plain values; `where` is the dotted path for messages."""
+    hints = typing.get_type_hints(schema)
+    known = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {where + near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise InputError(f"unknown configuration key {where + str(key)!r}; {hint}")
+        given[key] = _coerce(hints[key], value, where + key)
+    for name, spec in known.items():
+        no_default = (
+            spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        )
+        if name not in given and no_default:
+            raise InputError(f"configuration key {where + name!r} is missing")
+    config = schema(**given)
+    check = getattr(config, "check", None)
+    if check is not None:
+        check()
+    return config
+
+
+def _coerce(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`; numbers never pass for booleans nor text for numbers."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (inner,) = [a for a in args if a is not type(None)]
+        return _coerce(inner, value, where)
+    if origin is Literal:
+        if value not in args or isinstance(value, bool):
+            raise InputError(f"{where} is {value!r}; choose one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{where} is {value!r}; expected a list")
+        return tuple(_coerce(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise InputError(f"{where} is {value!r}; expected a section with keys")
+        return from_dict(typing.cast(Any, kind), value, where + ".")
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-5 as text.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind in (int, bool, str) and type(value) is kind:
+        return value
+    raise InputError(f"{where} is {value!r}; expected {kind.__name__}")
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to an equal object."""
+    plain = _plain(dataclasses.asdict(config))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
