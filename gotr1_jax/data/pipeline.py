@@ -9,35 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import numpy as np
 
 from gotr1_jax.data.sources import PictureSource, PlannedPictureSource
 from gotr1_jax.errors import InputError
+from gotr1_jax.text import TextTokenizer
 
 # Drawing and tokenising an example takes under a millisecond; one thread keeps up and leaves
 # the cores to the model.
 _READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-
-
-class Specials(Protocol):
-    """The special token ids that a pipeline writes."""
-
-    @property
-    def pad(self) -> int: ...
-    @property
-    def boi(self) -> int: ...
-
-
-class TextCodec(Protocol):
-    """The text tokenizer, as far as pipelines need it."""
-
-    @property
-    def specials(self) -> Specials: ...
-    def encode_prompt(self, caption: str, template: str) -> list[int]: ...
-    def encode_plan(self, text: str) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -105,7 +88,7 @@ def picture_batches(source: PictureSource, batch_size: int, seed: int) -> grain.
 def sft_batches(
     source: PlannedPictureSource,
     image_ids_NU: np.ndarray,
-    codec: TextCodec,
+    codec: TextTokenizer,
     template: str,
     limits: TextLimits,
     batch_size: int,
@@ -127,7 +110,7 @@ def sft_batches(
                 f"the plan of caption {_short(caption)} has {len(plan_ids)} tokens with the begin "
                 f"of the image, over the limit of {limits.max_plan_tokens}; raise the limit"
             )
-        return index, encode_caption(codec, caption, template, limits.max_prompt_tokens), plan_ids
+        return index, codec.encode_prompt(caption, template, limits.max_prompt_tokens), plan_ids
 
     def collect(rows: Sequence[tuple[int, list[int], list[int]]]) -> SftExampleBatch:
         indices, prompts, plans = zip(*rows)
@@ -141,19 +124,6 @@ def sft_batches(
         )
 
     return _epochs(len(source), batch_size, seed, "examples", read, collect)
-
-
-def encode_caption(codec: TextCodec, caption: str, template: str, max_tokens: int) -> list[int]:
-    """Ids of the prompt around a caption. Raises InputError for an empty or too long one."""
-    if not caption.strip():
-        raise InputError("a caption is empty; say what the picture should show")
-    ids = codec.encode_prompt(caption, template)
-    if len(ids) > max_tokens:
-        raise InputError(
-            f"caption {_short(caption)} makes a prompt of {len(ids)} tokens, over the limit of "
-            f"{max_tokens}; shorten it or raise the limit"
-        )
-    return ids
 
 
 def pad_rows(rows: Sequence[Sequence[int]], width: int, pad: int) -> tuple[np.ndarray, np.ndarray]:

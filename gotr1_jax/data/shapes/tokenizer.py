@@ -27,26 +27,11 @@ from gotr1_jax.data.shapes.vocabulary import (
     SIZES,
 )
 from gotr1_jax.data.shapes.world import make_plan, sample_example
-from gotr1_jax.plan import BOX_END, BOX_START, OBJ_END, OBJ_START, box_from_pixels
+from gotr1_jax.plan import box_from_pixels
+from gotr1_jax.text import GOTR1_TEMPLATE, PLAN_TOKENS, SPECIAL_STRINGS
 
-BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
-SPECIAL_TOKENS: tuple[str, ...] = (
-    BOS,
-    EOS,
-    PAD,
-    "<begin_of_image>",
-    "<end_of_image>",
-    "<image_placeholder>",
-    "<|User|>",
-    "<|Assistant|>",
-)
-# In the order in which GoT-R1 adds them.
-BOX_TOKENS: tuple[str, ...] = (BOX_START, BOX_END, OBJ_START, OBJ_END)
-
-_TEMPLATE = (
-    "User: Follow the caption to generate an image through a chain of thought process: "
-    "{caption}\n\nAssistant:"
-)
+BOS = SPECIAL_STRINGS["bos"]
+SPECIAL_TOKENS: tuple[str, ...] = (*SPECIAL_STRINGS.values(), "<|User|>", "<|Assistant|>")
 _CORPUS_EXAMPLES = 2000
 # Far above what the corpus can use: merging ends when every piece of it is one token.
 _VOCAB_LIMIT = 4096
@@ -70,7 +55,7 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
-    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in BOX_TOKENS])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in PLAN_TOKENS])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
@@ -100,15 +85,15 @@ def _corpus() -> Iterator[str]:
     rng = np.random.default_rng(0)
     for _ in range(_CORPUS_EXAMPLES):
         example = sample_example(rng, "train")
-        yield _TEMPLATE.format(caption=example.caption)
+        yield GOTR1_TEMPLATE.format(caption=example.caption)
         text = make_plan(example.scene)
-        for token in BOX_TOKENS:
+        for token in PLAN_TOKENS:
             text = text.replace(token, "\0")
         yield from filter(None, text.split("\0"))
 
 
 def _settings(image_size: int, num_image_tokens: int) -> dict[str, dict[str, object]]:
-    names: dict[str, object] = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+    names: dict[str, object] = {f"{k}_token": SPECIAL_STRINGS[k] for k in ("bos", "eos", "pad")}
     return {
         "special_tokens_map.json": names,
         "tokenizer_config.json": {

@@ -1,0 +1,273 @@
+"""Sources, pipelines with exact resume, and the cache of picture tokens."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gotr1_jax.data.pipeline import (
+    TextLimits,
+    caption_batches,
+    pad_rows,
+    picture_batches,
+    sft_batches,
+)
+from gotr1_jax.data.shapes import is_heldout, parse_caption, render
+from gotr1_jax.data.shapes.tokenizer import train_tokenizer
+from gotr1_jax.data.sources import ShapesSource, read_captions, shapes_captions
+from gotr1_jax.data.token_cache import PictureTokens
+from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.text import GOTR1_TEMPLATE, TextTokenizer
+
+CAPTIONS = tuple(f"caption {letter}" for letter in "abcdefg")
+
+
+class Encoder:
+    """Stands for the image tokenizer: two numbers that hang on the picture's content."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        assert pixels.dtype == np.uint8 and pixels.shape[1:] == (64, 64, 3)
+        self.batches.append(len(pixels))
+        total = pixels.astype(np.int64).sum(axis=(1, 2, 3))
+        return np.stack([total % 997, pixels[:, 32, 32, 0]], axis=1)
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    out = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(out)
+    return TextTokenizer.from_dir(out)
+
+
+# --- sources
+
+
+def test_an_example_hangs_on_seed_and_index_alone() -> None:
+    one, long = ShapesSource("train", 5, 3, 0.5), ShapesSource("train", 10**9, 3, 0.5)
+    assert [one[i] for i in (4, 0)] == [long[i] for i in (4, 0)]
+    assert one[0] != one[1]
+    assert one[0] != ShapesSource("train", 5, 4, 0.5)[0]
+    assert one.key == long.key != ShapesSource("train", 5, 4, 0.5).key
+    assert one.text(2) == (one[2].caption, one[2].plan)
+    np.testing.assert_array_equal(one.picture(2), render(one[2].scene))
+    for bad in ({"split": "test"}, {"length": 0}, {"unfaithful_fraction": 1.5}):
+        with pytest.raises(InputError):
+            ShapesSource(**{"split": "train", "length": 5, **bad})
+
+
+def test_captions_of_the_splits_are_distinct_and_disjoint() -> None:
+    train, heldout = shapes_captions("train", 500), shapes_captions("heldout", 200)
+    assert len(set(train)) == 500 and len(set(heldout)) == 200
+    assert not set(train) & set(heldout)
+    assert shapes_captions("train", 100) == train[:100]
+    assert shapes_captions("train", 100, seed=1) != train[:100]
+    for caption in heldout:
+        spec = parse_caption(caption)
+        assert spec is not None and is_heldout(spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("lines.txt", b"one\ntwo\n", ("one", "two")),
+        ("crlf.txt", b"one\r\n\r\n  two  \r\nthree", ("one", "two", "three")),
+        ("bom.txt", b"\xef\xbb\xbfone\n", ("one",)),
+        ("inside.txt", "a\u2028b \U0001f389\n\u05e9\u05dc\u05d5\u05dd".encode(), None),
+        ("p.jsonl", b'{"prompt": "one", "tag": 1}\r\n\n{"caption": "two"}', ("one", "two")),
+    ],
+)
+def test_caption_files(
+    tmp_path: Path, name: str, data: bytes, expected: tuple[str, ...] | None
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    expected = expected or ("a\u2028b \U0001f389", "\u05e9\u05dc\u05d5\u05dd")
+    assert read_captions(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.txt", b" \r\n\n", "holds no caption"),
+        ("a.txt", b"one\n\xff\xfe", "not UTF-8"),
+        ("a.jsonl", b'{"prompt": "x"}\n{oops', "line 2 is not JSON"),
+        ("a.jsonl", b'{"text": "x"}', "line 1 has no text under 'prompt' or 'caption'"),
+        ("a.jsonl", b'{"prompt": "  "}', "line 1 has no text"),
+        ("a.jsonl", b'["x"]', "line 1 is not an object"),
+    ],
+)
+def test_unusable_caption_files(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        read_captions(tmp_path / name)
+
+
+def test_missing_caption_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        read_captions(tmp_path / "none.txt")
+
+
+def test_real_caption_files(shared: Path) -> None:
+    assert len(read_captions(shared / "prompts" / "geneval_metadata.jsonl")) == 553
+    assert len(read_captions(shared / "prompts" / "t2i_compbench" / "color_val.txt")) == 300
+
+
+# --- pipelines
+
+
+def test_every_epoch_is_a_new_order_of_all_captions() -> None:
+    batches = list(islice(iter(caption_batches(CAPTIONS[:6], 2, seed=0)), 12))
+    for batch in batches:
+        assert batch.captions == tuple(CAPTIONS[i] for i in batch.indices_P)
+    epochs = [[i for b in batches[k : k + 3] for i in b.indices_P] for k in range(0, 12, 3)]
+    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    again = list(islice(iter(caption_batches(CAPTIONS[:6], 2, seed=0)), 12))
+    assert [b.captions for b in again] == [b.captions for b in batches]
+    other = list(islice(iter(caption_batches(CAPTIONS[:6], 2, seed=1)), 12))
+    assert [b.captions for b in other] != [b.captions for b in batches]
+
+
+def test_no_batch_holds_a_caption_twice() -> None:
+    for batch in islice(iter(caption_batches(CAPTIONS, 3, seed=0)), 50):
+        assert len(set(batch.indices_P.tolist())) == 3
+    with pytest.raises(InputError, match="a batch of 8 captions cannot be drawn from 7"):
+        caption_batches(CAPTIONS, 8, seed=0)
+
+
+def test_iterators_resume_exactly(codec: TextTokenizer) -> None:
+    source = ShapesSource("train", 11, seed=1, unfaithful_fraction=0.3)
+    ids_NU = np.arange(22, dtype=np.int32).reshape(11, 2)
+    limits = TextLimits(48, 64)
+    for dataset in (
+        caption_batches(CAPTIONS, 3, seed=5),
+        picture_batches(source, 3, seed=5),
+        sft_batches(source, ids_NU, codec, GOTR1_TEMPLATE, limits, 3, seed=5),
+    ):
+        iterator = iter(dataset)
+        for _ in range(4):
+            next(iterator)
+        # What a checkpoint keeps: the state must survive being written as JSON.
+        state = json.loads(json.dumps(iterator.get_state()))
+        expected = [next(iterator) for _ in range(6)]
+        resumed = iter(dataset)
+        next(resumed)
+        resumed.set_state(state)
+        for batch in expected:
+            other = next(resumed)
+            for name in vars(batch):
+                np.testing.assert_array_equal(getattr(other, name), getattr(batch, name))
+
+
+def test_picture_batches_hold_the_sources_pictures() -> None:
+    source = ShapesSource("all", 6)
+    batch = next(iter(picture_batches(source, 4, seed=2)))
+    assert batch.pixels_BHWC.shape == (4, 64, 64, 3) and batch.pixels_BHWC.dtype == np.uint8
+    for index, pixels in zip(batch.indices_B, batch.pixels_BHWC):
+        np.testing.assert_array_equal(pixels, source.picture(int(index)))
+
+
+def test_sft_rows_spell_caption_and_plan(codec: TextTokenizer) -> None:
+    source = ShapesSource("train", 8, seed=2)
+    ids_NU = np.arange(24, dtype=np.uint16).reshape(8, 3)
+    batches = sft_batches(source, ids_NU, codec, GOTR1_TEMPLATE, TextLimits(40, 60), 8, seed=0)
+    batch = next(iter(batches))
+    assert batch.prompt_ids_BC.shape == (8, 40) and batch.plan_ids_BT.shape == (8, 60)
+    for row, index in enumerate(batch.indices_B.tolist()):
+        caption, plan = source.text(index)
+        prompt_len, plan_len = batch.prompt_len_B[row], batch.plan_len_B[row]
+        prompt = batch.prompt_ids_BC[row]
+        assert prompt[0] == codec.specials.bos
+        assert codec.decode(prompt[1:prompt_len]) == GOTR1_TEMPLATE.format(caption=caption)
+        assert set(prompt[prompt_len:].tolist()) == {codec.specials.pad}
+        assert codec.decode(batch.plan_ids_BT[row, : plan_len - 1]) == plan
+        assert batch.plan_ids_BT[row, plan_len - 1] == codec.specials.boi
+        assert set(batch.plan_ids_BT[row, plan_len:].tolist()) == {codec.specials.pad}
+        assert batch.image_ids_BU[row].tolist() == [3 * index, 3 * index + 1, 3 * index + 2]
+    assert batch.image_ids_BU.dtype == batch.plan_ids_BT.dtype == np.int32
+
+
+def test_sft_refuses_what_does_not_fit(codec: TextTokenizer) -> None:
+    source = ShapesSource("train", 4)
+    ids_NU = np.zeros((4, 2), np.int32)
+
+    def first(limits: TextLimits, ids: np.ndarray = ids_NU) -> object:
+        return next(iter(sft_batches(source, ids, codec, GOTR1_TEMPLATE, limits, 2, seed=0)))
+
+    with pytest.raises(InputError, match="the prompt has .* the limit of 20.*'a"):
+        first(TextLimits(20, 64))
+    with pytest.raises(InputError, match="the plan of caption 'a .* over the limit of 10"):
+        first(TextLimits(64, 10))
+    with pytest.raises(InputError, match="4 examples, but token ids of 3"):
+        first(TextLimits(64, 64), ids_NU[:3])
+
+
+def test_pad_rows_by_hand() -> None:
+    ids, lengths = pad_rows([[5, 6], [7], []], 3, 9)
+    assert ids.tolist() == [[5, 6, 9], [7, 9, 9], [9, 9, 9]] and lengths.tolist() == [2, 1, 0]
+
+
+# --- picture tokens
+
+
+def test_picture_tokens_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gotr1_jax.data.token_cache._SHARD", 4)
+    source, encode = ShapesSource("train", 10), Encoder()
+    seen: list[tuple[int, int]] = []
+    cache = PictureTokens(tmp_path, "weights-1", encode, batch_size=3)
+    ids_NU = cache.ids(source, lambda done, total: seen.append((done, total)))
+    assert ids_NU.shape == (10, 2) and ids_NU.dtype == np.int32
+    for index in range(10):
+        np.testing.assert_array_equal(ids_NU[index], Encoder()(source.picture(index)[None])[0])
+    # Shards of 4, 4 and 2, in batches of 3 that are always full.
+    assert encode.batches == [3, 3, 3, 3, 3]
+    assert seen[-1] == (10, 10) and seen == sorted(seen)
+
+    again = Encoder()
+    np.testing.assert_array_equal(PictureTokens(tmp_path, "weights-1", again).ids(source), ids_NU)
+    assert again.batches == []
+    for other in (
+        (PictureTokens(tmp_path, "weights-2", again, 5), source),
+        (PictureTokens(tmp_path, "weights-1", again, 5), ShapesSource("train", 10, seed=1)),
+    ):
+        again.batches.clear()
+        other[0].ids(other[1])
+        assert sum(again.batches) >= 10
+
+
+def test_damaged_and_missing_shards_are_computed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gotr1_jax.data.token_cache._SHARD", 4)
+    source = ShapesSource("train", 10)
+    ids_NU = PictureTokens(tmp_path, "w", Encoder()).ids(source)
+    first, second, third = sorted(tmp_path.rglob("*.npz"))
+    data = bytearray(first.read_bytes())
+    data[-150] ^= 1
+    first.write_bytes(data)
+    second.write_bytes(second.read_bytes()[:50])
+    encode = Encoder()
+    np.testing.assert_array_equal(PictureTokens(tmp_path, "w", encode, 4).ids(source), ids_NU)
+    assert encode.batches == [4, 4]
+    # A longer source of the same key keeps the full shards.
+    encode.batches.clear()
+    longer = PictureTokens(tmp_path, "w", encode, 4).ids(ShapesSource("train", 12))
+    np.testing.assert_array_equal(longer[:10], ids_NU)
+    assert encode.batches == [4]
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: object, **arrays: np.ndarray) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(RunError, match="cannot write the picture tokens.*No space left"):
+        PictureTokens(tmp_path, "w", Encoder()).ids(ShapesSource("train", 3))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
