@@ -81,22 +81,19 @@ class TextTokenizer:
             raise InputError(f"{source} is not a readable tokenizer: {error}") from error
         self._full.no_truncation()
         self._full.no_padding()
-        ids = {name: self._full.token_to_id(text) for name, text in SPECIAL_STRINGS.items()}
-        missing = [SPECIAL_STRINGS[name] for name, token in ids.items() if token is None]
+        known = self._full.get_vocab(with_added_tokens=True)
+        missing = [text for text in SPECIAL_STRINGS.values() if text not in known]
         if missing:
             raise InputError(
                 f"{source} lacks the special token {', '.join(missing)}; "
                 "a Janus-Pro tokenizer is needed"
             )
-        self.specials = SpecialIds(**ids)
-        self.vocab_size = max(self._full.get_vocab(with_added_tokens=True).values()) + 1
-        self._control = {text: self._full.token_to_id(text) for text in control}
-        plan_tokens = {t: i for t in PLAN_TOKENS if (i := self._full.token_to_id(t)) is not None}
-        self._plan_tokens = plan_tokens
-        special = {
-            self._full.token_to_id(t["content"]) for t in spec["added_tokens"] if t["special"]
-        }
-        self._invisible = frozenset(special - set(plan_tokens.values()))
+        self.specials = SpecialIds(**{name: known[text] for name, text in SPECIAL_STRINGS.items()})
+        self.vocab_size = max(known.values()) + 1
+        self._control = {text: known[text] for text in control}
+        self._plan_tokens = {text: known[text] for text in PLAN_TOKENS if text in known}
+        special = {known[t["content"]] for t in spec["added_tokens"] if t["special"]}
+        self._invisible = frozenset(special - set(self._plan_tokens.values()))
 
     @classmethod
     def from_dir(cls, path: str | Path) -> TextTokenizer:
@@ -130,7 +127,7 @@ class TextTokenizer:
             *_find(text[: body.start], self._control),
             *((a + body.stop, b + body.stop) for a, b in _find(text[body.stop :], self._control)),
         ]
-        ids = [self.specials.bos, *self._encode_around(text, spans)]
+        ids = [self.specials.bos, *self._encode_around(text, spans, self._control)]
         if len(ids) > max_tokens:
             raise InputError(
                 f"the prompt has {len(ids)} tokens, more than the limit of {max_tokens}; "
@@ -144,7 +141,7 @@ class TextTokenizer:
         BOI is not appended. Raises InputError if the text is not valid Unicode.
         """
         _check_unicode(text, "plan")
-        return self._encode_around(text, _find(text, self._plan_tokens))
+        return self._encode_around(text, _find(text, self._plan_tokens), self._plan_tokens)
 
     def decode(self, ids: Iterable[int], keep_special: bool = False) -> str:
         """Text of token ids; ids without a string give nothing, bytes that are no UTF-8 give �.
@@ -156,15 +153,17 @@ class TextTokenizer:
             kept = [i for i in kept if i not in self._invisible]
         return self._full.decode(kept, skip_special_tokens=False)
 
-    def _encode_around(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
-        """Ids of `text`: control tokens at `spans`, ascending, ordinary characters elsewhere."""
+    def _encode_around(
+        self, text: str, spans: Sequence[tuple[int, int]], tokens: dict[str, int]
+    ) -> list[int]:
+        """Ids of `text`: `tokens` at `spans`, ascending, ordinary characters elsewhere."""
         ids: list[int] = []
         start = 0
         for a, b in [*spans, (len(text), len(text))]:
             if start < a:
                 ids += self._plain.encode(text[start:a], add_special_tokens=False).ids
             if a < b:
-                ids.append(self._full.token_to_id(text[a:b]))
+                ids.append(tokens[text[a:b]])
             start = b
         return ids
 

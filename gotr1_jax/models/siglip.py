@@ -1,0 +1,122 @@
+"""Janus's understanding side: the SigLIP vision tower and the aligner into the decoder's width.
+
+The tower is SigLIP-L/16-384 in the released models (arXiv 2303.15343): patches, learned
+positions, pre-norm blocks, a final norm; no class token and no pooling.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gotr1_jax.models.config import JanusConfig, SiglipConfig
+from gotr1_jax.models.layers import GeluMLP, LayerNorm, Linear
+
+
+class PatchEmbed(nnx.Module):
+    """Pictures (B,H,W,3) -> patches (B, (H/P)·(W/P), D), row by row; `kernel` is (P,P,3,D)."""
+
+    def __init__(self, cfg: SiglipConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
+        self.size = cfg.patch_size
+        shape = (cfg.patch_size, cfg.patch_size, 3, cfg.width)
+        scale = (3 * cfg.patch_size**2) ** -0.5
+        draw = jax.random.normal(rngs.params(), shape, param_dtype)
+        self.kernel = nnx.Param(
+            draw * jnp.asarray(scale, param_dtype), axes=(None, None, None, "embed")
+        )
+        self.bias = nnx.Param(jnp.zeros((cfg.width,), param_dtype), axes=("embed",))
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        B, H, W, channels = pixels.shape
+        P = self.size
+        patches = pixels.reshape(B, H // P, P, W // P, P, channels).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(B, (H // P) * (W // P), P * P * channels)
+        kernel = self.kernel[...].astype(pixels.dtype)
+        return patches @ kernel.reshape(-1, kernel.shape[-1]) + self.bias[...].astype(pixels.dtype)
+
+
+class Block(nnx.Module):
+    """x + attention(norm1(x)), then x + mlp(norm2(x)); every position sees every other."""
+
+    def __init__(self, cfg: SiglipConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
+        def linear(n_in: int, n_out: int, axes: tuple[str, str]) -> Linear:
+            return Linear(n_in, n_out, rngs=rngs, axes=axes, bias=True, param_dtype=param_dtype)
+
+        D, F = cfg.width, cfg.mlp_size
+        self.num_heads = cfg.num_heads
+        self.norm1 = LayerNorm(D, cfg.norm_eps, param_dtype)
+        self.q = linear(D, D, ("embed", "heads"))
+        self.k = linear(D, D, ("embed", "heads"))
+        self.v = linear(D, D, ("embed", "heads"))
+        self.out = linear(D, D, ("heads", "embed"))
+        self.norm2 = LayerNorm(D, cfg.norm_eps, param_dtype)
+        self.fc1 = linear(D, F, ("embed", "mlp"))
+        self.fc2 = linear(F, D, ("mlp", "embed"))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x (B,N,D) -> (B,N,D)."""
+        B, N, D = x.shape
+        h = self.norm1(x)
+        q, k, v = (f(h).reshape(B, N, self.num_heads, -1) for f in (self.q, self.k, self.v))
+        x = x + self.out(jax.nn.dot_product_attention(q, k, v).reshape(B, N, D))
+        hidden = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False)
+        return x + self.fc2(hidden)
+
+
+class SiglipTower(nnx.Module):
+    """Normalised pixels (B,H,W,3) -> features (B,N,width) of N = (H/P)·(W/P) patches.
+
+    The arrays of all blocks are stacked along a leading axis and run by one `lax.scan`.
+    """
+
+    def __init__(
+        self, cfg: SiglipConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype = jnp.float32
+    ) -> None:
+        self.cfg = cfg
+        self.patch = PatchEmbed(cfg, rngs=rngs, param_dtype=param_dtype)
+        tokens = (cfg.image_size // cfg.patch_size) ** 2
+        draw = jax.random.normal(rngs.params(), (tokens, cfg.width), param_dtype)
+        self.positions = nnx.Param(
+            draw * jnp.asarray(cfg.width**-0.5, param_dtype), axes=(None, "embed")
+        )
+
+        def one_block(key: jax.Array) -> Any:
+            return nnx.split(Block(cfg, rngs=nnx.Rngs(params=key), param_dtype=param_dtype))[1]
+
+        shape = nnx.eval_shape(lambda: Block(cfg, rngs=nnx.Rngs(0), param_dtype=param_dtype))
+        keys = jax.random.split(rngs.params(), cfg.num_layers)
+        self.blocks = nnx.merge(nnx.split(shape)[0], jax.vmap(one_block)(keys))
+        self.norm = LayerNorm(cfg.width, cfg.norm_eps, param_dtype)
+
+    def __call__(self, pixels_BHWC: jax.Array) -> jax.Array:
+        x = self.patch(pixels_BHWC)
+        x = x + self.positions[...].astype(x.dtype)
+        graphdef, stacked = nnx.split(self.blocks)
+        x, _ = jax.lax.scan(lambda h, layer: (nnx.merge(graphdef, layer)(h), None), x, stacked)
+        return self.norm(x)
+
+
+class Understanding(nnx.Module):
+    """Pictures as the decoder sees them: tower, then aligner.
+
+    Pixels are (B, image_size, image_size, 3), scaled to [0,1] and normalised by the checkpoint's
+    preprocessor_config.json (mean and deviation 0.5 in the released ones: [-1,1]), in the dtype
+    of the activations. The result is (B, N, decoder width); its N vectors stand in the place of
+    the picture's placeholder tokens.
+    """
+
+    def __init__(
+        self, cfg: JanusConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype = jnp.float32
+    ) -> None:
+        D = cfg.decoder.hidden_size
+        self.tower = SiglipTower(cfg.siglip, rngs=rngs, param_dtype=param_dtype)
+        self.aligner = GeluMLP(
+            cfg.siglip.width, D, D, rngs=rngs, axes=("embed", "mlp", "embed"),
+            param_dtype=param_dtype,
+        )  # fmt: skip
+
+    def __call__(self, pixels_BHWC: jax.Array) -> jax.Array:
+        return self.aligner(self.tower(pixels_BHWC))
