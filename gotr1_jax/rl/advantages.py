@@ -62,7 +62,8 @@ def group_advantages(
 
     highest_P = jnp.where(mask_PG, rewards_PG, -jnp.inf).max(axis=1)
     lowest_P = jnp.where(mask_PG, rewards_PG, jnp.inf).min(axis=1)
-    zero_variance_P = (count_P < 2) | (highest_P - lowest_P <= eps)
+    # Also of one reward (spread 0) and of none (-inf).
+    zero_variance_P = highest_P - lowest_P <= eps
     adv_PG = jnp.where(zero_variance_P[:, None], 0.0, adv_PG)
     return GroupAdvantages(adv_PG, mask_PG, zero_variance_P)
 

@@ -131,7 +131,7 @@ def whole_loss(batch: LossBatch, config: PolicyLossConfig):
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        # A plan token weighs 2. Row 0: (2·-1.2 - 1 - 0.5) = -3.9 over weight 4;
+        # A plan token weighs twice an image token. Row 0: (2·-1.2 - 1 - 0.5) = -3.9 over weight 4;
         # row 1: (2·1.6 + 2·2.2 + 6) = 13.6 over weight 5.
         ("grpo", (-3.9 / 4 + 13.6 / 5) / 2),
         ("dapo", (-3.9 + 13.6) / 9),
@@ -141,7 +141,7 @@ def whole_loss(batch: LossBatch, config: PolicyLossConfig):
     ],
 )
 def test_policy_losses(kind, expected):
-    config = PolicyLossConfig(kind=kind, text_weight=2.0, max_tokens=10)
+    config = PolicyLossConfig(kind=kind, text_weight=4.0, image_weight=2.0, max_tokens=20)
     loss, stats = whole_loss(hand_batch(), config)
     assert loss == pytest.approx(expected, abs=1e-6)
     assert stats.text.ratio_max == pytest.approx(1.5, abs=1e-6)

@@ -1,0 +1,366 @@
+"""Checkpoints that count only when every byte of them is known to be good.
+
+A checkpoint is a folder `step_000010` that Orbax writes in the background: `state` (arrays under
+their flat paths) and `meta` (JSON). When it is committed, `manifest.json` with the SHA-256 of
+every file is written beside them; without it the step does not count. Orbax alone restores a
+flipped byte, names a step that a full disk swallowed as the latest, and casts dtypes silently.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import shutil
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from gotr1_jax.errors import GotR1Error, InputError, RunError
+from gotr1_jax.training.manifest import (
+    MANIFEST_NAME,
+    manifest_problem,
+    read_manifest,
+    write_manifest,
+)
+from gotr1_jax.training.run_dir import CHECKPOINTS_NAME, write_failure
+
+_PREFIX = "step_"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint held: `tree` like the target asked for, `meta` as given to `save`."""
+
+    tree: Any
+    meta: dict[str, Any]
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Saving runs in the background; an error of it is raised by the next call that waits. Every
+    process of a run makes the same calls; process 0 writes manifests and deletes.
+    """
+
+    def __init__(self, directory: Path | str, keep: int = 3) -> None:
+        """Opens `directory`, which may not exist yet.
+
+        Args:
+            directory: where the steps lie.
+            keep: how many of the newest good steps stay; the one with the best score stays too.
+        """
+        if keep < 1:
+            raise InputError(f"checkpoints: keep is {keep}, it must be at least 1")
+        self.directory = Path(directory).absolute()
+        self._keep = keep
+        self._bad: set[int] = set()
+        self._writer: ocp.AsyncCheckpointer | None = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def folder(self, step: int) -> Path:
+        """The folder of a step."""
+        return self.directory / f"{_PREFIX}{step:06d}"
+
+    def steps(self) -> list[int]:
+        """The steps that count, ascending; their bytes are not looked at."""
+        return [step for step in self._folders() if (self.folder(step) / MANIFEST_NAME).is_file()]
+
+    def save(
+        self, step: int, tree: Any, meta: Mapping[str, Any], score: float | None = None
+    ) -> None:
+        """Starts to save; returns once the arrays are copied, so that they may be donated.
+
+        Args:
+            step: the number of steps done.
+            tree: any pytree whose leaves are arrays.
+            meta: JSON values and bytes: seed, state of the data iterator, counters.
+            score: what `keep` compares to find the best step.
+
+        Raises:
+            RunError: this save cannot start, or the one before it failed.
+        """
+        self.wait()
+        arrays = _flatten(tree)
+        record = {"meta": _encode(meta), "arrays": {k: _spec(v) for k, v in arrays.items()}}
+        folder = self.folder(step)
+        try:
+            self._remove_unfinished()
+            self._remove(step)
+            if self._writer is None:
+                self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+            self._writer.save(
+                folder,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(record)
+                ),
+                force=True,
+            )
+        except Exception as error:
+            self._abandon(step)
+            raise _save_failure(folder, error) from error
+        self._bad.discard(step)
+        self._thread = threading.Thread(target=self._finish, args=(step, score), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when the last save counts; raises its RunError if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Waits, and lets go of the background threads."""
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+
+    def latest_good(self) -> int | None:
+        """The newest step whose every file is as it was written, or None if no step counts.
+
+        Raises RunError where steps count but none of them is good.
+        """
+        self.wait()
+        found = -1
+        if jax.process_index() == 0:
+            found = self._newest_good()
+        if jax.process_count() > 1:
+            found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        if found == -2:
+            raise RunError(
+                f"no checkpoint in {self.directory} is good; restore one from elsewhere, or start"
+                " again with --resume never in another run directory"
+            )
+        return None if found == -1 else found
+
+    def restore(self, target: Any, step: int | None = None) -> Restored:
+        """Reads a step into the shapes, dtypes and shardings of `target`.
+
+        Args:
+            target: a pytree of arrays or `jax.ShapeDtypeStruct`s; a leaf without a sharding goes
+                to the first local device.
+            step: which one; None takes the newest good one, and says which it passed over.
+
+        Raises:
+            InputError: its arrays are not those of `target`; both are named.
+            RunError: it does not count or is damaged; or no step is good.
+        """
+        self.wait()
+        if step is None:
+            step = self.latest_good()
+            if step is None:
+                raise RunError(f"there is no checkpoint in {self.directory}")
+        else:
+            problem = manifest_problem(self.folder(step), step)
+            if problem:
+                raise RunError(f"checkpoint {self.folder(step)} cannot be used: {problem}")
+        folder = self.folder(step)
+        wanted = _flatten(target)
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            record = reader.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+            record = record.meta
+            _compare(record["arrays"], {k: _spec(v) for k, v in wanted.items()}, folder)
+            abstract = {path: _abstract(leaf) for path, leaf in wanted.items()}
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            arrays = reader.restore(folder, args=args).state
+        treedef = jax.tree.structure(target)
+        tree = jax.tree.unflatten(treedef, [arrays[path] for path in wanted])
+        return Restored(tree, _decode(record["meta"]), step)
+
+    def drop_after(self, step: int) -> None:
+        """Removes every later step than the one that a run goes on from."""
+        self.wait()
+        for later in self._folders():
+            if later > step:
+                self._remove(later)
+
+    # The background part of a save.
+
+    def _finish(self, step: int, score: float | None) -> None:
+        folder = self.folder(step)
+        try:
+            assert self._writer is not None
+            self._writer.wait_until_finished()
+            if jax.process_index() == 0:
+                write_manifest(folder, step, score)
+                self._retain()
+        except BaseException as error:
+            self._abandon(step)
+            self._error = _save_failure(folder, error)
+
+    def _retain(self) -> None:
+        good = [step for step in self.steps() if step not in self._bad]
+        kept = set(good[-self._keep :])
+        scores = {step: read_manifest(self.folder(step)).get("score") for step in good}
+        scored = [step for step in good if scores[step] is not None]
+        if scored:
+            kept.add(max(scored, key=lambda step: (scores[step], step)))
+        for step in self._folders():
+            if step not in kept and step < good[-1]:
+                self._remove(step)
+
+    # Folders.
+
+    def _folders(self) -> list[int]:
+        if not self.directory.is_dir():
+            return []
+        names = [path.name.removeprefix(_PREFIX) for path in self.directory.glob(f"{_PREFIX}*")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def _remove(self, step: int) -> None:
+        """The manifest goes first: a half-deleted step does not count."""
+        if jax.process_index() == 0:
+            (self.folder(step) / MANIFEST_NAME).unlink(missing_ok=True)
+            shutil.rmtree(self.folder(step), ignore_errors=True)
+
+    def _remove_unfinished(self) -> None:
+        """Clears what a killed save left under Orbax's temporary names."""
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for path in self.directory.glob(f"{_PREFIX}*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _abandon(self, step: int) -> None:
+        """Leaves nothing of a save that failed."""
+        self._remove(step)
+        for path in self.directory.glob(f"{self.folder(step).name}.*"):
+            if jax.process_index() == 0:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _newest_good(self) -> int:
+        """The newest good step, -1 where none counts, -2 where none is good."""
+        counted = self.steps()
+        for step in sorted(set(self._folders()) - set(counted), reverse=True):
+            _log.warning("checkpoint %s was never finished; it is ignored", self.folder(step))
+        for step in reversed(counted):
+            problem = manifest_problem(self.folder(step), step)
+            if problem is None:
+                return step
+            self._bad.add(step)
+            _log.warning("checkpoint %s is passed over: %s", self.folder(step), problem)
+        return -2 if counted else -1
+
+
+def resolve_resume(mode: str, run_dir: Path | str) -> Path | None:
+    """Where `--resume` says to go on from: a folder for `restore_path`, or None to start afresh.
+
+    Args:
+        mode: `never`; `auto`: this run's own checkpoints, if there are any; or the path of a run
+            directory, its `checkpoints`, or one step's folder.
+        run_dir: the run's directory.
+
+    Raises:
+        InputError: the path holds no checkpoint.
+    """
+    if mode == "never":
+        return None
+    if mode == "auto":
+        own = Path(run_dir) / CHECKPOINTS_NAME
+        return own if Checkpoints(own)._folders() and Checkpoints(own).steps() else None
+    path = Path(mode)
+    for folder in (path / CHECKPOINTS_NAME, path):
+        if Checkpoints(folder).steps() or (folder / MANIFEST_NAME).is_file():
+            return folder
+    what = "holds no checkpoint" if path.exists() else "does not exist"
+    raise InputError(
+        f"--resume {mode} {what}; give auto, never, a run directory or one of its checkpoints"
+    )
+
+
+def restore_path(path: Path, target: Any) -> Restored:
+    """Restores from what `resolve_resume` found: the newest good step, or exactly the one named."""
+    if (path / MANIFEST_NAME).is_file():
+        return Checkpoints(path.parent).restore(target, int(path.name.removeprefix(_PREFIX)))
+    return Checkpoints(path).restore(target)
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    """Leaves by their paths, `params/decoder/embed`, in the order of the tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    flat = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
+    if len(flat) != len(leaves):
+        raise ValueError("two leaves of the tree have the same path")
+    for path, leaf in flat.items():
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise ValueError(f"{path} is a {type(leaf).__name__}, not an array; put it into meta")
+    return flat
+
+
+def _spec(leaf: Any) -> list[Any]:
+    return [list(leaf.shape), str(leaf.dtype)]
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _compare(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    def show(spec: Any) -> str:
+        return "absent" if spec is None else f"{spec[1]} {tuple(spec[0])}"
+
+    paths = [*wanted, *(path for path in saved if path not in wanted)]
+    wrong = [path for path in paths if saved.get(path) != wanted.get(path)]
+    if wrong:
+        path = wrong[0]
+        more = f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
+        raise InputError(
+            f"checkpoint {folder} does not fit this configuration: {path} is"
+            f" {show(saved.get(path))} in the checkpoint but {show(wanted.get(path))} here{more};"
+            " use the configuration that wrote it, or --resume never"
+        )
+
+
+def _save_failure(folder: Path, error: BaseException) -> GotR1Error:
+    if isinstance(error, GotR1Error):
+        return error
+    text = " ".join(str(error).split())
+    if "No space left" in text or "Disk quota" in text:
+        return write_failure(folder, OSError(28, text))
+    if isinstance(error, OSError):
+        return write_failure(folder, error)
+    return RunError(f"checkpoint {folder} was not saved: {type(error).__name__}: {text[:300]}")
+
+
+def _encode(value: Any) -> Any:
+    """JSON values, with bytes as base64 under a name that nothing else has."""
+    if isinstance(value, bytes):
+        return {"__bytes__": base64.b64encode(value).decode()}
+    if isinstance(value, Mapping):
+        return {str(key): _encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"__bytes__"}:
+            return base64.b64decode(value["__bytes__"])
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return value
