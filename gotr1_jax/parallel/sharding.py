@@ -1,0 +1,67 @@
+"""Logical axis names of parameters -> mesh axes. No model is named here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gotr1_jax.errors import InputError
+
+# Parameters are split over `fsdp` along the model width and over `tensor` along the rest.
+PARAMETER_RULES: dict[str, str | None] = {
+    "layers": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "image_vocab": "tensor",
+    "lora_rank": None,
+    "code": None,
+}
+
+
+def partition_spec(
+    axes: tuple[str, ...], shape: tuple[int, ...], rules: Mapping[str, str | None], mesh: Mesh
+) -> PartitionSpec:
+    """The PartitionSpec of one array.
+
+    A leading dimension without a name is the stack of layers. Raises InputError for an unknown
+    name, for one mesh axis asked for twice, and for a size that does not divide.
+    """
+    if len(shape) == len(axes) + 1:
+        axes = ("layers", *axes)
+    if len(shape) != len(axes):
+        raise InputError(f"axes {axes} do not fit the shape {shape}")
+    spec: list[str | None] = []
+    for name, size in zip(axes, shape):
+        if name not in rules:
+            raise InputError(f"no sharding rule for the axis {name!r}; rules: {sorted(rules)}")
+        target = rules[name]
+        if target is not None and target in spec:
+            raise InputError(f"axes {axes} would use the mesh axis {target!r} twice")
+        if target is not None and size % mesh.shape[target]:
+            raise InputError(
+                f"axis {name!r} of size {size} does not divide over mesh axis {target!r} "
+                f"of size {mesh.shape[target]}"
+            )
+        spec.append(target)
+    return PartitionSpec(*spec)
+
+
+def state_shardings(
+    state: Any, mesh: Mesh, rules: Mapping[str, str | None] = PARAMETER_RULES
+) -> Any:
+    """Shardings of an NNX state (concrete or abstract): the same tree with NamedShardings."""
+
+    def one(variable: nnx.Variable) -> nnx.Variable:
+        axes = variable.get_metadata().get("axes")
+        shape = tuple(variable.get_value().shape)
+        spec = PartitionSpec() if axes is None else partition_spec(axes, shape, rules, mesh)
+        return variable.replace(NamedSharding(mesh, spec))
+
+    return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
