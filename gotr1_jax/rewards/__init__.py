@@ -1,0 +1,21 @@
+"""Rewards: the terms, the judges that score them, and how they combine."""
+
+from __future__ import annotations
+
+from gotr1_jax.rewards.combine import RULES, check_rule, combine, term_statistics
+from gotr1_jax.rewards.judges import JUDGE_KINDS, build_judge
+from gotr1_jax.rewards.types import TERMS, Judge, JudgeRequest, JudgeResult, stack_scores
+
+__all__ = [
+    "JUDGE_KINDS",
+    "RULES",
+    "TERMS",
+    "Judge",
+    "JudgeRequest",
+    "JudgeResult",
+    "build_judge",
+    "check_rule",
+    "combine",
+    "stack_scores",
+    "term_statistics",
+]
