@@ -1,0 +1,280 @@
+"""Checkpoints: exact, counted only when whole, and clear about what is wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.training import manifest
+from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
+
+META = {"seed": 7, "iterator": b"\x00\xffstate", "counters": {"skipped": 2}, "list": [1, 2.5]}
+
+
+def make_tree(value: float = 0.0):
+    return {
+        "params": {"w": (jnp.arange(12.0).reshape(3, 4) + value).astype(jnp.bfloat16)},
+        "opt": (jnp.int32(3), {"mu": jnp.full(5, value), "nothing": None}, []),
+    }
+
+
+def save_steps(directory: Path, *steps: int, keep: int = 3) -> Checkpoints:
+    checkpoints = Checkpoints(directory, keep)
+    for step in steps:
+        checkpoints.save(step, make_tree(float(step)), META)
+    checkpoints.close()
+    return checkpoints
+
+
+def same(a, b) -> bool:
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
+    return all(x.dtype == y.dtype and bool(jnp.array_equal(x, y)) for x, y in pairs)
+
+
+def data_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("state/**/d/*")) if path.is_file()]
+
+
+def flip_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_restore_gives_back_every_bit_and_the_meta(tmp_path):
+    checkpoints = save_steps(tmp_path, 1, 2)
+    restored = checkpoints.restore(jax.eval_shape(make_tree))
+    assert restored.step == 2 and restored.meta == META
+    assert same(restored.tree, make_tree(2.0))
+    assert same(checkpoints.restore(make_tree(), step=1).tree, make_tree(1.0))
+
+
+def test_arrays_may_be_donated_while_they_are_saved(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    overwrite = jax.jit(lambda a: a * 0 - 1, donate_argnums=0)
+    array = jnp.arange(4_000_000, dtype=jnp.float32)
+    checkpoints.save(1, {"a": array}, {})
+    for _ in range(3):
+        array = overwrite(array)
+    checkpoints.close()
+    tree = checkpoints.restore({"a": jax.ShapeDtypeStruct((4_000_000,), jnp.float32)}).tree
+    np.testing.assert_array_equal(tree["a"], np.arange(4_000_000, dtype=np.float32))
+
+
+def test_restore_follows_the_target_sharding(tmp_path):
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    whole = np.arange(32, dtype=np.float32).reshape(8, 4)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"a": jax.device_put(whole, rows)}, {})
+    columns = NamedSharding(mesh, PartitionSpec(None, "data"))
+    target = jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=columns)
+    tree = checkpoints.restore({"a": target}).tree
+    assert tree["a"].sharding == columns
+    np.testing.assert_array_equal(tree["a"], whole)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("damage", ["flip", "gut", "missing", "manifest"])
+def test_damage_falls_back_to_the_newest_good_step_and_says_so(tmp_path, caplog, damage):
+    checkpoints = save_steps(tmp_path, 1, 2, 3)
+    folder = checkpoints.folder(3)
+    victim = max(data_files(folder), key=lambda path: path.stat().st_size)
+    if damage == "flip":
+        flip_byte(victim)
+    elif damage == "gut":
+        victim.write_bytes(b"")
+    elif damage == "missing":
+        victim.unlink()
+    else:
+        victim = folder / manifest.MANIFEST_NAME
+        victim.write_text("{")
+    restored = Checkpoints(tmp_path).restore(make_tree())
+    assert restored.step == 2 and same(restored.tree, make_tree(2.0))
+    assert any(str(victim) in r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    with pytest.raises(RunError, match=victim.name):
+        Checkpoints(tmp_path).restore(make_tree(), step=3)
+
+
+def test_no_good_step_is_an_error_and_no_step_is_none(tmp_path):
+    assert Checkpoints(tmp_path / "none").latest_good() is None
+    checkpoints = save_steps(tmp_path, 1, 2)
+    for step in (1, 2):
+        flip_byte(data_files(checkpoints.folder(step))[0])
+    with pytest.raises(RunError, match="no checkpoint .* is good"):
+        checkpoints.restore(make_tree())
+
+
+def test_a_step_without_manifest_does_not_count(tmp_path, caplog):
+    checkpoints = save_steps(tmp_path, 1, 2)
+    (checkpoints.folder(2) / manifest.MANIFEST_NAME).unlink()
+    assert Checkpoints(tmp_path).latest_good() == 1
+    assert "never finished" in caplog.text
+    # The run that goes on writes step 2 again.
+    checkpoints.save(2, make_tree(9.0), META)
+    assert checkpoints.latest_good() == 2
+    assert same(checkpoints.restore(make_tree()).tree, make_tree(9.0))
+    checkpoints.close()
+
+
+def test_what_does_not_fit_is_named_with_both_values(tmp_path):
+    checkpoints = save_steps(tmp_path, 1)
+    tree = make_tree()
+    wrong_dtype = {**tree, "params": {"w": tree["params"]["w"].astype(jnp.float32)}}
+    with pytest.raises(InputError, match=r"params/w is bfloat16 \(3, 4\).*but float32 \(3, 4\)"):
+        checkpoints.restore(wrong_dtype)
+    wrong_shape = {**tree, "params": {"w": jnp.zeros((4, 3), jnp.bfloat16)}}
+    with pytest.raises(InputError, match=r"params/w is bfloat16 \(3, 4\).*but bfloat16 \(4, 3\)"):
+        checkpoints.restore(wrong_shape)
+    with pytest.raises(InputError, match=r"params/new is absent .* but float32 \(1,\)"):
+        checkpoints.restore({**tree, "params": {**tree["params"], "new": jnp.zeros(1)}})
+    with pytest.raises(InputError, match=r"opt/0 is int32 \(\) .* but absent here .*1 more"):
+        checkpoints.restore({"params": tree["params"]})
+
+
+def test_retention_keeps_the_newest_and_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, score in enumerate([0.1, 0.9, 0.2, 0.3, 0.4], start=1):
+        checkpoints.save(step, make_tree(), META, score)
+    checkpoints.close()
+    assert checkpoints.steps() == [2, 4, 5]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"step_00000{n}" for n in (2, 4, 5)]
+    with pytest.raises(InputError, match="keep is 0"):
+        Checkpoints(tmp_path, keep=0)
+
+
+def test_a_known_bad_step_takes_no_place_among_those_kept(tmp_path):
+    save_steps(tmp_path, 1, 2)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    flip_byte(data_files(checkpoints.folder(2))[0])
+    assert checkpoints.latest_good() == 1
+    checkpoints.save(3, make_tree(), META)
+    checkpoints.close()
+    assert checkpoints.steps() == [1, 3]
+
+
+def test_drop_after(tmp_path):
+    checkpoints = save_steps(tmp_path, 1, 2, 3)
+    checkpoints.drop_after(1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+
+
+@pytest.mark.parametrize("where", ["orbax", "manifest"])
+def test_a_failed_write_is_never_reported_as_saved(tmp_path, monkeypatch, where):
+    checkpoints = save_steps(tmp_path, 1, keep=1)
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        if where == "orbax":
+            patched.setattr(ocp.AsyncCheckpointer, "save", full)
+        else:
+            patched.setattr(os, "fsync", full)
+        with pytest.raises(RunError, match="disk full: .*step_000002"):
+            checkpoints.save(2, make_tree(2.0), META)
+            checkpoints.wait()
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+    assert same(checkpoints.restore(make_tree()).tree, make_tree(1.0))
+    checkpoints.save(2, make_tree(2.0), META)
+    assert checkpoints.latest_good() == 2
+    checkpoints.close()
+
+
+def test_a_really_full_disk(tmp_path):
+    """A 2 MB file system, mounted where this may be done, takes one checkpoint but not two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        rng = np.random.default_rng(0)
+        tree = {"a": jnp.array(rng.normal(size=320_000), jnp.float32)}
+        checkpoints = Checkpoints(disk / "checkpoints")
+        checkpoints.save(1, tree, {})
+        checkpoints.wait()
+        with pytest.raises(RunError, match="disk full: .*step_000002"):
+            checkpoints.save(2, jax.tree.map(lambda a: a + 1, tree), {})
+            checkpoints.wait()
+        checkpoints.close()
+        assert [p.name for p in (disk / "checkpoints").iterdir()] == ["step_000001"]
+        assert same(checkpoints.restore(tree).tree, tree)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_killed_process_leaves_the_step_before(tmp_path):
+    program = """
+        import jax.numpy as jnp
+        from gotr1_jax.training import manifest, checkpoint
+        import time
+        checkpoints = checkpoint.Checkpoints({path!r})
+        tree = {{"a": jnp.arange(1000.0)}}
+        checkpoints.save(1, tree, {{}})
+        checkpoints.wait()
+        def stuck(*_):
+            print("committed", flush=True)
+            time.sleep(60)
+        checkpoint.write_manifest = stuck
+        checkpoints.save(2, tree, {{}})
+        checkpoints.close()
+    """
+    source = textwrap.dedent(program).format(path=str(tmp_path))
+    root = str(Path(__file__).resolve().parents[2])
+    process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, cwd=root)
+    assert process.stdout is not None and process.stdout.readline() == b"committed\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert (tmp_path / "step_000002").is_dir()
+    restored = Checkpoints(tmp_path).restore({"a": jnp.zeros(1000)})
+    assert restored.step == 1
+
+
+def test_leaves_that_are_no_arrays_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="count is a int"):
+        Checkpoints(tmp_path).save(1, {"count": 3}, {})
+
+
+def test_resolve_resume(tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    save_steps(other / "checkpoints", 1, 2)
+    assert resolve_resume("never", other) is None
+    assert resolve_resume("auto", run) is None
+    assert resolve_resume("auto", other) == other / "checkpoints"
+    assert resolve_resume(str(other), run) == other / "checkpoints"
+    step = other / "checkpoints" / "step_000001"
+    assert resolve_resume(str(step), run) == step
+    assert restore_path(step, make_tree()).step == 1
+    assert restore_path(other / "checkpoints", make_tree()).step == 2
+    with pytest.raises(InputError, match="does not exist"):
+        resolve_resume(str(run), run)
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        resolve_resume(str(tmp_path), run)
+
+
+def test_manifest_names_every_file(tmp_path):
+    folder = save_steps(tmp_path, 1).folder(1)
+    written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    listed = json.loads((folder / manifest.MANIFEST_NAME).read_text())["files"]
+    assert set(listed) == written - {manifest.MANIFEST_NAME}
+    assert any(name.startswith("state/") for name in listed)
+    assert any(name.startswith("meta/") for name in listed)
