@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("convert", "sampling"),
     ("rewards", "rl", "sft"),
+    ("schema",),
     ("training",),
     ("report",),
     ("train_vq", "train_sft", "train_grpo", "generate", "bench"),

@@ -1,0 +1,222 @@
+"""One sample as the page shows it: picture, boxes over it, plan with colored names, numbers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from gotr1_jax.plan import Box, box_to_pixels, match_objects, parse_plan
+from gotr1_jax.report.charts import format_value
+from gotr1_jax.training.run_dir import SampleRecord
+
+NUM_COLORS = 8  # classes c0..c7 of style.css
+MAX_SIDE = 256  # larger pictures are stored smaller, as JPEG
+MAX_PLAN = 4000  # characters of a plan that are shown
+FULL_ADVANTAGE = 2.0  # deeper colors end here
+
+
+@dataclass(frozen=True)
+class BoxMark:
+    """A rectangle in pixels of the picture; `color` is the number of its class, None is grey."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    color: int | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of plan text; an object has its box as text and, where drawn, its color."""
+
+    text: str
+    is_object: bool = False
+    color: int | None = None
+    box: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A reward term: its name, its value as text, and the share of a full bar (0..1)."""
+
+    name: str
+    text: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """Everything of one sample, formatted."""
+
+    caption: str
+    picture: str  # data URI
+    width: int
+    height: int
+    planned: tuple[BoxMark, ...]
+    located: tuple[BoxMark, ...]
+    plan: tuple[Segment, ...]
+    is_cut: bool  # the plan was longer than what is shown
+    scores: tuple[Score, ...]
+    total: str
+    total_value: float
+    advantage: str
+    advantage_share: float  # -1..1, for the color
+    words: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same caption before and after; `gain` is the change of the total, NaN if unknown."""
+
+    caption: str
+    before: Card
+    after: Card
+    gain: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """The samples of one caption, best first."""
+
+    caption: str
+    cards: tuple[Card, ...]
+    mean: str
+    low: str
+    high: str
+
+
+def picture_uri(image: np.ndarray) -> str:
+    """A data URI of a uint8 (H, W, 3) picture: PNG, or a smaller JPEG for a large one."""
+    picture = Image.fromarray(image)
+    stream = io.BytesIO()
+    if max(picture.size) > MAX_SIDE:
+        picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        picture.save(stream, format="JPEG", quality=85)
+        kind = "jpeg"
+    else:
+        picture.save(stream, format="PNG", optimize=True)
+        kind = "png"
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
+
+
+def plan_segments(text: str) -> tuple[Segment, ...]:
+    """A plan cut into words and objects; the k-th object with a box has color k."""
+    segments: list[Segment] = []
+    at = colors = 0
+    for item in parse_plan(text).objects:
+        if item.start > at:
+            segments.append(Segment(text[at : item.start]))
+        if item.box is None:
+            segments.append(Segment(item.name, is_object=True))
+        else:
+            b = item.box
+            corners = f"({b.x1},{b.y1})–({b.x2},{b.y2})"
+            segments.append(Segment(item.name, True, colors % NUM_COLORS, corners))
+            colors += 1
+        at = item.end
+    if at < len(text):
+        segments.append(Segment(text[at:]))
+    return tuple(segments)
+
+
+def _mark(name: str, box: Box, color: int | None, width: int, height: int) -> BoxMark:
+    x1, y1, x2, y2 = box_to_pixels(box.clean(), width, height)
+    return BoxMark(round(x1, 2), round(y1, 2), round(x2 - x1, 2), round(y2 - y1, 2), color, name)
+
+
+def _marks(record: SampleRecord) -> tuple[tuple[BoxMark, ...], tuple[BoxMark, ...]]:
+    """Planned and located rectangles; a located one has the color of the plan's it matches."""
+    height, width = record.image.shape[:2]
+    partner = {j: i for i, j, _ in match_objects(record.planned, record.located) if j is not None}
+    planned = tuple(
+        _mark(name, box, i % NUM_COLORS, width, height)
+        for i, (name, box) in enumerate(record.planned)
+    )
+    located = tuple(
+        _mark(name, box, partner[j] % NUM_COLORS if j in partner else None, width, height)
+        for j, (name, box) in enumerate(record.located)
+    )
+    return planned, located
+
+
+def _share(value: float) -> float:
+    return min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0
+
+
+def build_card(record: SampleRecord) -> Card:
+    """The card of a sample."""
+    planned, located = _marks(record)
+    height, width = record.image.shape[:2]
+    advantage = record.advantage
+    share = max(-1.0, min(1.0, advantage / FULL_ADVANTAGE)) if math.isfinite(advantage) else 0.0
+    return Card(
+        caption=record.caption,
+        picture=picture_uri(record.image),
+        width=width,
+        height=height,
+        planned=planned,
+        located=located,
+        plan=plan_segments(record.plan_text[:MAX_PLAN]),
+        is_cut=len(record.plan_text) > MAX_PLAN,
+        scores=tuple(
+            Score(name, _two_decimals(value), _share(value))
+            for name, value in record.scores.items()
+        ),
+        total=_two_decimals(record.total),
+        total_value=record.total,
+        advantage=f"{advantage:+.2f}".replace("-", "−") if math.isfinite(advantage) else "–",
+        advantage_share=share,
+        words=record.words,
+    )
+
+
+def _two_decimals(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "–"
+
+
+def build_groups(records: Iterable[SampleRecord]) -> tuple[Group, ...]:
+    """The samples of a step by caption, each group ordered from the highest total down."""
+    by_caption: dict[tuple[int, str], list[SampleRecord]] = defaultdict(list)
+    for record in records:
+        by_caption[record.caption_index, record.caption].append(record)
+    groups = []
+    for (_, caption), members in by_caption.items():
+        members.sort(key=lambda r: (math.isnan(r.total), -r.total, r.sample_index))
+        totals = [r.total for r in members if math.isfinite(r.total)] or [math.nan]
+        groups.append(
+            Group(
+                caption=caption,
+                cards=tuple(build_card(r) for r in members),
+                mean=format_value(sum(totals) / len(totals)),
+                low=format_value(min(totals)),
+                high=format_value(max(totals)),
+            )
+        )
+    return tuple(groups)
+
+
+def build_pairs(
+    before: Sequence[SampleRecord], after: Sequence[SampleRecord], limit: int
+) -> tuple[Pair, ...]:
+    """Samples of the same caption and number in both lists, in the order of `before`."""
+    waiting: dict[tuple[str, int], list[SampleRecord]] = defaultdict(list)
+    for record in after:
+        waiting[record.caption, record.sample_index].append(record)
+    pairs: list[Pair] = []
+    for old in before:
+        found = waiting[old.caption, old.sample_index]
+        if not found or len(pairs) == limit:
+            continue
+        new = found.pop(0)
+        gain = new.total - old.total
+        pairs.append(Pair(old.caption, build_card(old), build_card(new), gain))
+    return tuple(pairs)

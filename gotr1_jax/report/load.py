@@ -1,0 +1,172 @@
+"""Reading what a run has left behind, whole or cut off in the middle."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.training.run_dir import RunDir, SampleRecord, read_samples, sample_steps
+
+EVAL_BEFORE = "eval_before"
+EVAL_AFTER = "eval_after"
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Scalars of a run: `values[name]` is float64 (N,), one for each of `steps` int64 (N,).
+
+    Steps ascend and are unique; NaN stands where a step has no such value.
+    """
+
+    steps: np.ndarray
+    values: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything the page shows; parts that the run does not have are empty.
+
+    Attributes:
+        name: the directory's name.
+        summary: summary.json.
+        config_text: config.yaml as it stands.
+        before, after: samples of the evaluation before and after training.
+        steps: samples of the chosen training steps, ascending.
+        num_sampled_steps: steps that have samples, chosen or not.
+        problems: a line for each thing that could not be read.
+    """
+
+    name: str
+    summary: Mapping[str, Any]
+    config_text: str
+    metrics: Metrics
+    before: tuple[SampleRecord, ...]
+    after: tuple[SampleRecord, ...]
+    steps: Mapping[int, tuple[SampleRecord, ...]]
+    num_sampled_steps: int
+    problems: tuple[str, ...]
+
+
+def load_run(root: Path, max_records: int) -> RunData:
+    """Reads the run at `root`.
+
+    Args:
+        root: a run directory; every file in it may be missing or broken.
+        max_records: about how many training samples to take; steps are left out beyond it,
+            evenly, but never the first and the last.
+
+    Raises:
+        InputError: there is no such directory, or nothing of a run in it.
+    """
+    run = RunDir(root)
+    if not root.is_dir():
+        raise InputError(f"no run directory at {root}")
+    if not (run.config.exists() or run.metrics.exists() or run.samples.is_dir()):
+        raise InputError(
+            f"{root} is no run directory: it has no config.yaml, metrics.jsonl or samples/"
+        )
+    problems: list[str] = []
+    folders = sample_steps(run.samples)
+    return RunData(
+        name=root.resolve().name,
+        summary=_read_summary(run.summary, problems),
+        config_text=_read_text(run.config, problems),
+        metrics=read_metrics(run.metrics, problems),
+        before=_read_folder(run.samples / EVAL_BEFORE, problems),
+        after=_read_folder(run.samples / EVAL_AFTER, problems),
+        steps=_read_steps(folders, max_records, problems),
+        num_sampled_steps=len(folders),
+        problems=tuple(problems),
+    )
+
+
+def read_metrics(path: Path, problems: list[str]) -> Metrics:
+    """Reads metrics.jsonl; of a step that was run twice the later line counts.
+
+    Lines that cannot be read (a run killed while writing its last one) are left out, and said.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    broken = 0
+    for line in _read_text(path, problems).splitlines():
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            step = int(record["step"])
+        except (ValueError, KeyError, TypeError, OverflowError):
+            broken += 1
+            continue
+        rows[step] = {k: float(v) for k, v in record.items() if _is_number(v) and k != "step"}
+    if broken:
+        problems.append(f"{path.name}: {broken} line{'s' * (broken > 1)} could not be read")
+    steps = sorted(rows)
+    names = dict.fromkeys(name for step in steps for name in rows[step])
+    columns = {
+        name: np.array([rows[step].get(name, math.nan) for step in steps], np.float64)
+        for name in names
+    }
+    return Metrics(np.array(steps, np.int64), columns)
+
+
+def choose_evenly(count: int, keep: int) -> list[int]:
+    """At most max(2, keep) of 0..count-1, evenly spaced, with the first and the last."""
+    keep = min(count, max(2, keep))
+    if keep < 2:
+        return list(range(count))
+    return [round(i * (count - 1) / (keep - 1)) for i in range(keep)]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _read_text(path: Path, problems: list[str]) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        problems.append(f"{path.name}: {error.strerror or error}")
+        return ""
+
+
+def _read_summary(path: Path, problems: list[str]) -> Mapping[str, Any]:
+    text = _read_text(path, problems)
+    if not text:
+        return {}
+    try:
+        summary = json.loads(text)
+    except ValueError as error:
+        problems.append(f"{path.name}: {error}")
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def _read_folder(folder: Path, problems: list[str]) -> tuple[SampleRecord, ...]:
+    if not folder.is_dir():
+        return ()
+    try:
+        return tuple(read_samples(folder))
+    except InputError as error:
+        problems.append(str(error))
+        return ()
+
+
+def _read_steps(
+    folders: Mapping[int, Path], max_records: int, problems: list[str]
+) -> dict[int, tuple[SampleRecord, ...]]:
+    if not folders:
+        return {}
+    order = list(folders)
+    # One step tells how many samples a step has.
+    first = _read_folder(folders[order[0]], problems)
+    chosen = [order[i] for i in choose_evenly(len(order), max_records // max(1, len(first)))]
+    read = {s: first if s == order[0] else _read_folder(folders[s], problems) for s in chosen}
+    return {step: records for step, records in read.items() if records}

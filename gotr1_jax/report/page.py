@@ -1,0 +1,244 @@
+"""report.html: one self-contained page that shows what a run's policy learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from gotr1_jax.report.cards import Group, Pair, build_groups, build_pairs
+from gotr1_jax.report.charts import HEIGHT, WIDTH, Chart, ChartSpec, build_chart
+from gotr1_jax.report.load import Metrics, RunData, load_run
+from gotr1_jax.rewards.types import TERMS
+from gotr1_jax.training.run_dir import RunDir, SampleRecord, atomic_write
+
+MAX_RECORDS = 512  # training samples on the page; a sample takes about 8 KB
+MAX_PAIRS = 160
+FIRST_PAIRS = 6  # shown until the reader asks for all
+
+MEANINGS = {
+    "total": "all terms combined",
+    "sem": "the plan names what the caption names",
+    "spa": "the planned boxes obey the caption",
+    "ri": "the picture follows the plan (IoU)",
+    "pi": "the caption is true of the picture",
+    "hps": "people would prefer the picture",
+}
+
+
+def _modalities(title: str, name: str) -> ChartSpec:
+    return ChartSpec(title, (("plan", f"{name}/text"), ("image", f"{name}/image")))
+
+
+CHARTS: Mapping[str, tuple[ChartSpec, ...]] = {
+    "Rewards": tuple(
+        ChartSpec(name, (("", f"reward/{name}/mean"),), True, MEANINGS[name])
+        for name in ("total", *TERMS)
+    ),
+    "Policy, plan and judge": (
+        _modalities("entropy (nats)", "policy/entropy"),
+        _modalities("KL to the reference", "policy/kl"),
+        _modalities("clipped fraction", "policy/clip_frac"),
+        _modalities("largest ratio", "policy/ratio_max"),
+        _modalities("|Δ log-prob| sampler – replay", "policy/logp_diff"),
+        ChartSpec("gradient norm", (("", "grad_norm"),)),
+        ChartSpec("learning rate", (("", "lr"),)),
+        ChartSpec("spread of the total (std)", (("", "reward/total/std"),)),
+        ChartSpec("groups without spread", (("", "reward/frac_zero_std"),), unit_range=True),
+        ChartSpec("plan length (tokens)", (("", "plan/length"),)),
+        ChartSpec("boxes in a plan", (("", "plan/boxes"),)),
+        ChartSpec(
+            "plans",
+            (("parsed", "plan/parsed_frac"), ("truncated", "plan/truncated_frac")),
+            unit_range=True,
+        ),
+        ChartSpec("judge could not tell", (("", "judge/failed_frac"),), unit_range=True),
+        ChartSpec(
+            "seconds a step",
+            tuple((part, f"time/{part}") for part in ("step", "rollout", "update", "reward")),
+        ),
+        ChartSpec("samples per second", (("", "samples_per_second"),)),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TermRow:
+    """A row of the table before / after; positions are shares (0..1) of the bar's width."""
+
+    name: str
+    meaning: str
+    before: str
+    after: str
+    change: str
+    is_gain: bool
+    before_at: float
+    after_at: float
+
+
+def build_charts(metrics: Metrics) -> dict[str, list[Chart]]:
+    """Charts by section; a metric that no section names gets a chart of its own at the end."""
+    sections: dict[str, list[Chart]] = {}
+    known: set[str] = set()
+    for section, specs in CHARTS.items():
+        known.update(name for spec in specs for _, name in spec.series)
+        charts = (build_chart(spec, metrics) for spec in specs)
+        sections[section] = [chart for chart in charts if chart is not None]
+    rest = [n for n in metrics.values if n not in known and not _is_spread(n)]
+    charts = (build_chart(ChartSpec(name, (("", name),)), metrics) for name in rest)
+    sections["Other metrics"] = [chart for chart in charts if chart is not None]
+    return {section: found for section, found in sections.items() if found}
+
+
+def _is_spread(name: str) -> bool:
+    return name.startswith("reward/") and name.endswith("/std")
+
+
+def build_table(summary: Mapping[str, Any]) -> tuple[TermRow, ...]:
+    """The rows of the table; empty when the run has no evaluation before and after."""
+    before, after = summary.get("before"), summary.get("after")
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+        return ()
+    names = [n for n in ("total", *TERMS) if n in before and n in after]
+    numbers = {n: (_number(before[n]), _number(after[n])) for n in names}
+    highest = max((v for pair in numbers.values() for v in pair if math.isfinite(v)), default=1.0)
+    full = max(1.0, highest)
+    rows = []
+    for name, (old, new) in numbers.items():
+        gain = new - old
+        rows.append(
+            TermRow(
+                name=name,
+                meaning=MEANINGS[name],
+                before=_decimals(old),
+                after=_decimals(new),
+                change=_signed(gain),
+                is_gain=gain >= 0,
+                before_at=_position(old, full),
+                after_at=_position(new, full),
+            )
+        )
+    return tuple(rows)
+
+
+def headline(summary: Mapping[str, Any], num_pairs: int) -> str:
+    """One sentence: the total before and after, its gain and the interval of the gain."""
+    rows = build_table(summary)
+    if not rows or rows[0].name != "total":
+        return ""
+    old, new = _number(summary["before"]["total"]), _number(summary["after"]["total"])
+    captions = f" on {num_pairs} held-out captions" if num_pairs else ""
+    text = f"The total{captions} went from {rows[0].before} to {rows[0].after}"
+    if old > 0 and math.isfinite(new):
+        text += f" ({_signed(100 * (new / old - 1), 0)} %)"
+    interval = summary.get("total_gain_ci95")
+    if isinstance(interval, Sequence) and len(interval) == 2:
+        low, high = (_number(v) for v in interval)
+        text += f"; the gain lies in [{_signed(low)}, {_signed(high)}] (95 %, paired bootstrap)"
+    return text + "."
+
+
+def facts(run: RunData) -> list[tuple[str, str]]:
+    """Small facts for the top of the page: (label, value)."""
+    found: list[tuple[str, str]] = []
+    steps = run.summary.get("steps")
+    if steps is None and len(run.metrics.steps):
+        steps = int(run.metrics.steps[-1])
+    if steps is not None:
+        found.append(("steps", str(steps)))
+    seconds = _number(run.summary.get("seconds"))
+    if math.isfinite(seconds):
+        minutes, rest = divmod(round(seconds), 60)
+        found.append(("time", f"{minutes} min {rest} s" if minutes else f"{rest} s"))
+    if not run.summary:
+        found.append(("state", "not finished: no summary.json yet"))
+    return found
+
+
+def choose_pairs(run: RunData) -> tuple[str, tuple[Pair, ...]]:
+    """What to show side by side, with its heading: the evaluations, else first and last step."""
+    pairs = build_pairs(run.before, run.after, MAX_PAIRS)
+    if pairs or len(run.steps) < 2:
+        return "Held-out captions, before and after", pairs
+    first, last = min(run.steps), max(run.steps)
+    pairs = build_pairs(_one_each(run.steps[first]), _one_each(run.steps[last]), MAX_PAIRS)
+    return f"The same captions at step {first} and step {last}", pairs
+
+
+def _one_each(records: Sequence[SampleRecord]) -> list[SampleRecord]:
+    """The first sample of every caption: chosen by its number, not by its score."""
+    return list({r.caption: r for r in reversed(records)}.values())[::-1]
+
+
+def render_page(run: RunData) -> str:
+    """The page's HTML. Text of the run is escaped by the template, never trusted."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gotr1_jax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+    def own(name: str) -> Markup:
+        """A style sheet or script of this package: the only text that is not escaped."""
+        assert environment.loader is not None
+        return Markup(environment.loader.get_source(environment, name)[0])
+
+    pairs_title, pairs = choose_pairs(run)
+    groups: dict[int, tuple[Group, ...]] = {s: build_groups(r) for s, r in run.steps.items()}
+    return environment.get_template("page.html.j2").render(
+        run=run,
+        style=own("style.css"),
+        script=own("page.js"),
+        headline=headline(run.summary, min(len(run.before), len(run.after))),
+        facts=facts(run),
+        table=build_table(run.summary),
+        pairs_title=pairs_title,
+        pairs=pairs,
+        first_pairs=FIRST_PAIRS,
+        sections=build_charts(run.metrics),
+        chart_width=WIDTH,
+        chart_height=HEIGHT,
+        groups=groups,
+    )
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Writes report.html into a run directory and returns its path.
+
+    The page needs no other file and makes no request. A run that is still going or was cut off
+    is shown as far as it can be read.
+
+    Raises:
+        InputError: `run_dir` is no run directory.
+        RunError: the page cannot be written.
+    """
+    root = Path(run_dir)
+    page = render_page(load_run(root, MAX_RECORDS))
+    path = RunDir(root).report
+    # Half of a surrogate pair can come out of broken JSON; it has no UTF-8 form.
+    atomic_write(path, page.encode("utf-8", errors="replace"))
+    return path
+
+
+def _number(value: object) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number else math.nan  # type: ignore[arg-type]
+
+
+def _decimals(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "–"
+
+
+def _signed(value: float, decimals: int = 3) -> str:
+    return f"{value:+.{decimals}f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
+def _position(value: float, full: float) -> float:
+    return round(min(max(value / full, 0.0), 1.0), 4) if math.isfinite(value) else 0.0

@@ -1,0 +1,54 @@
+"use strict";
+
+// Samples while training: one step at a time. Without a script all of them stay visible.
+const stepButtons = [...document.querySelectorAll("#step-tools button")];
+function showStep(step) {
+  for (const b of stepButtons) b.setAttribute("aria-pressed", String(b.dataset.step === step));
+  for (const s of document.querySelectorAll("section.step")) s.hidden = s.dataset.step !== step;
+}
+for (const b of stepButtons) b.addEventListener("click", () => showStep(b.dataset.step));
+if (stepButtons.length) showStep(stepButtons[stepButtons.length - 1].dataset.step);
+
+// Before and after: order, and the first few or all.
+const pairs = document.getElementById("pairs");
+const all = document.getElementById("pair-all");
+const order = document.getElementById("pair-order");
+function arrangePairs() {
+  const sign = { up: -1, down: 1 }[order.value];
+  const key = (p) => (sign ? sign * Number(p.dataset.gain) : Number(p.dataset.order));
+  const sorted = [...pairs.children].sort((a, b) => key(a) - key(b));
+  const limit = all && all.getAttribute("aria-pressed") === "false" ? Number(all.dataset.first) : Infinity;
+  pairs.append(...sorted);
+  sorted.forEach((p, i) => { p.hidden = i >= limit; });
+}
+if (pairs) {
+  order.addEventListener("change", arrangePairs);
+  if (all) all.addEventListener("click", () => {
+    all.setAttribute("aria-pressed", String(all.getAttribute("aria-pressed") === "false"));
+    arrangePairs();
+  });
+  arrangePairs();
+}
+
+// Charts: the values of the step under the pointer.
+for (const figure of document.querySelectorAll(".chart")) {
+  const { xs, steps, lines, labels } = JSON.parse(figure.dataset.lines);
+  const svg = figure.querySelector("svg");
+  const cursor = figure.querySelector(".cursor");
+  const at = figure.querySelector(".at");
+  svg.addEventListener("pointermove", (event) => {
+    const point = new DOMPoint(event.clientX, event.clientY);
+    const x = point.matrixTransform(svg.getScreenCTM().inverse()).x;
+    let nearest = 0;
+    xs.forEach((v, i) => { if (Math.abs(v - x) < Math.abs(xs[nearest] - x)) nearest = i; });
+    cursor.setAttribute("x1", xs[nearest]);
+    cursor.setAttribute("x2", xs[nearest]);
+    cursor.style.visibility = "visible";
+    const values = lines.map((l, i) => `${labels[i]} ${l[nearest] ?? "–"}`.trim());
+    at.textContent = `step ${steps[nearest]}: ${values.join(", ")}`;
+  });
+  svg.addEventListener("pointerleave", () => {
+    cursor.style.visibility = "hidden";
+    at.textContent = "";
+  });
+}

@@ -1,0 +1,355 @@
+"""The page of a run: what it shows of whole, partial and hostile runs, and its small sums."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.plan import Box, format_object, parse_plan
+from gotr1_jax.report import write_report
+from gotr1_jax.report.cards import build_card, build_groups, build_pairs, plan_segments
+from gotr1_jax.report.charts import (
+    HEIGHT,
+    WIDTH,
+    ChartSpec,
+    bin_means,
+    build_chart,
+    format_value,
+    nice_ticks,
+    smooth,
+)
+from gotr1_jax.report.load import Metrics, choose_evenly, load_run, read_metrics
+from gotr1_jax.report.page import build_charts, build_table, choose_pairs, headline
+from gotr1_jax.training.run_dir import SampleRecord, create_run_dir, write_samples
+
+NAN = math.nan
+PLAN = f"{format_object('red circle', Box(0, 0, 500, 500))} left of " + format_object(
+    "blue square", Box(500, 250, 999, 750)
+)
+SUMMARY = {
+    "before": {"total": 0.2, "sem": 0.5, "pi": 0.4},
+    "after": {"total": 0.3, "sem": 0.75, "pi": 0.3},
+    "total_gain_ci95": [0.05, 0.15],
+    "steps": 20,
+    "seconds": 125.0,
+}
+
+
+class PageReader(HTMLParser):
+    """Tags with their attributes and all visible text; complains about tags that do not nest."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(page)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag != "meta":
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("script", "style"):
+            self.text += data
+
+    def count(self, tag: str, css_class: str) -> int:
+        return sum(t == tag and css_class in (a.get("class") or "").split() for t, a in self.tags)
+
+
+def record(caption: str = "a red circle", **changes: Any) -> SampleRecord:
+    values: dict[str, Any] = {
+        "caption": caption,
+        "caption_index": 0,
+        "sample_index": 0,
+        "plan_text": PLAN,
+        "planned": parse_plan(PLAN).boxes,
+        "located": (("red circle", Box(0, 0, 400, 500)), ("dog", Box(9, 9, 99, 99))),
+        "scores": {"sem": 1.0, "spa": 0.25, "ri": NAN},
+        "total": 0.5,
+        "advantage": 1.0,
+        "image": np.full((8, 8, 3), 7, np.uint8),
+    }
+    return SampleRecord(**{**values, **changes})
+
+
+def metrics_text(steps: range) -> str:
+    rows = [{"step": s, "reward/total/mean": s / 100, "policy/kl/text": None} for s in steps]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run: metrics, samples of steps 0, 10 and 20, both evaluations, summary."""
+    created = create_run_dir(tmp_path / "my_run", "seed: 3\n", may_exist=False)
+    created.metrics.write_text(metrics_text(range(21)))
+    for step in (0, 10, 20):
+        write_samples(created.samples, step, [record(), record(sample_index=1, total=0.9)])
+    for name, total in (("eval_before", 0.2), ("eval_after", 0.6)):
+        folder = write_samples(created.samples, 99, [record("a green cross", total=total)])
+        folder.rename(created.samples / name)
+    created.summary.write_text(json.dumps(SUMMARY))
+    return created.root
+
+
+def read_page(run: Path) -> PageReader:
+    return PageReader(write_report(run).read_text("utf-8"))
+
+
+def test_whole_run_shows_table_pairs_curves_and_samples(run: Path) -> None:
+    page = read_page(run)
+    assert "my_run" in page.text
+    assert "from 0.200 to 0.300 (+50 %); the gain lies in [+0.050, +0.150]" in page.text
+    assert "time 2 min 5 s" in page.text
+    assert page.count("article", "pair") == 1 and "+0.40" in page.text
+    assert page.count("article", "group") == 3
+    assert [a["data-step"] for t, a in page.tags if t == "section"] == ["0", "10", "20"]
+    assert page.count("figure", "chart") == 1  # a metric that is always null has no chart
+    # 2 samples in each of 3 steps and a pair: 8 cards of 2 planned and 2 located boxes.
+    assert page.count("div", "card") == 8
+    assert page.count("rect", "planned") == 16 + 2  # and two legends
+    assert page.count("rect", "located") == 16 + 2
+    assert "red circle" in page.text and "left of" in page.text
+    assert "<|obj_start|>" not in page.text
+    assert "seed: 3" in page.text
+
+
+def test_page_asks_for_nothing_outside_itself(run: Path) -> None:
+    page = write_report(run).read_text("utf-8")
+    for tag, attributes in PageReader(page).tags:
+        assert tag not in ("link", "iframe", "object", "img", "base")
+        for name in {"src", "href"} & attributes.keys():
+            assert (attributes[name] or "").startswith("data:image/")
+    assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttp", page)
+
+
+def test_text_of_a_run_never_becomes_markup(tmp_path: Path) -> None:
+    bad = "</script><script>alert(1)</script><img src=x onerror=\"alert('2')\">&amp;"
+    created = create_run_dir(tmp_path / "<b>run", f"note: '{bad}'\n", may_exist=False)
+    hostile = record(
+        bad,
+        plan_text=f"<|obj_start|>{bad}<|obj_end|> <|box_start|>(1,2),(3,4)<|box_end|> \ud800",
+        planned=((bad, Box(1, 2, 3, 4)),),
+        located=((bad, Box(1, 2, 3, 4)),),
+        scores={bad: 0.5},
+        words=bad,
+    )
+    write_samples(created.samples, 0, [hostile])
+    created.metrics.write_text(json.dumps({"step": 1, bad: 1.0}) + "\n")
+    page = read_page(created.root)
+    assert [t for t, _ in page.tags].count("script") == 1
+    assert "img" not in {t for t, _ in page.tags}
+    assert page.text.count(bad) >= 7  # caption, name, term, words, metric, box titles, config
+
+
+@pytest.mark.parametrize("missing", ["metrics.jsonl", "samples", "summary.json", "config.yaml"])
+def test_run_without_one_of_its_parts_is_shown(run: Path, missing: str) -> None:
+    (run / missing).rename(run.parent / "away")
+    page = read_page(run)
+    assert (page.count("figure", "chart") == 0) == (missing == "metrics.jsonl")
+    assert (page.count("div", "card") == 0) == (missing == "samples")
+    assert (page.count("table", "terms") == 0) == (missing == "summary.json")
+    assert ("not finished" in page.text) == (missing == "summary.json")
+
+
+def test_what_cannot_be_read_is_left_out_and_named(run: Path) -> None:
+    (run / "samples" / "step_000010" / "00_00.png").write_bytes(b"no picture")
+    (run / "summary.json").write_text("{")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('[1]\n{"step": 21, "rew')
+    page = read_page(run)
+    assert "metrics.jsonl: 2 lines could not be read" in page.text
+    assert "summary.json: " in page.text
+    assert "step_000010 cannot be read" in page.text
+    assert page.count("article", "group") == 2
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run directory at"):
+        write_report(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(InputError, match="it has no config.yaml"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_without_evaluations_first_and_last_step_stand_side_by_side(run: Path) -> None:
+    (run / "samples" / "eval_after").rename(run.parent / "away")
+    write_samples(run / "samples", 20, [record("new"), record(sample_index=1), record(total=0.75)])
+    title, pairs = choose_pairs(load_run(run, 100))
+    assert title == "The same captions at step 0 and step 20"
+    assert [(p.caption, round(p.gain, 6)) for p in pairs] == []  # first of a caption: sample 1
+    write_samples(run / "samples", 20, [record("new"), record(total=0.75), record(sample_index=1)])
+    _, pairs = choose_pairs(load_run(run, 100))
+    assert [(p.caption, round(p.gain, 6)) for p in pairs] == [("a red circle", 0.25)]
+
+
+def test_metrics_keep_the_later_line_of_a_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "a": 1}\n{"step": 1, "a": 5, "b": true}\n{"step": 2, "a": 3}\n')
+    problems: list[str] = []
+    metrics = read_metrics(path, problems)
+    assert problems == []
+    assert metrics.steps.tolist() == [1, 2]
+    assert {k: v.tolist() for k, v in metrics.values.items()} == {"a": [5.0, 3.0]}
+
+
+def test_too_many_sampled_steps_are_thinned_evenly(run: Path) -> None:
+    assert choose_evenly(5, 3) == [0, 2, 4]
+    assert choose_evenly(11, 4) == [0, 3, 7, 10]
+    assert choose_evenly(3, 0) == [0, 2]
+    assert choose_evenly(1, 0) == [0]
+    assert choose_evenly(0, 5) == []
+    data = load_run(run, max_records=4)  # two samples a step: room for two steps
+    assert list(data.steps) == [0, 20] and data.num_sampled_steps == 3
+
+
+def test_table_compares_terms_on_one_scale() -> None:
+    rows = build_table(SUMMARY)
+    assert [(r.name, r.change, r.is_gain) for r in rows] == [
+        ("total", "+0.100", True),
+        ("sem", "+0.250", True),
+        ("pi", "−0.100", False),
+    ]
+    assert (rows[1].before_at, rows[1].after_at) == (0.5, 0.75)
+    above_one = build_table({"before": {"total": 0.5}, "after": {"total": 2.0}})
+    assert (above_one[0].before_at, above_one[0].after_at) == (0.25, 1.0)
+    assert build_table({"before": {"total": 1}}) == ()
+
+
+def test_headline_holds_without_interval_and_with_unknown_totals() -> None:
+    assert headline({"before": {"total": 0.0}, "after": {"total": 0.5}}, 128) == (
+        "The total on 128 held-out captions went from 0.000 to 0.500."
+    )
+    assert headline({"before": {"total": None}, "after": {"total": 0.5}}, 0) == (
+        "The total went from – to 0.500."
+    )
+    assert headline({}, 0) == ""
+
+
+def test_smoothing_skips_unknown_values() -> None:
+    values = np.array([1.0, 2.0, NAN, 6.0, NAN, NAN, NAN])
+    # windows: [1 2], [1 2 -], [2 - 6], [- 6 -], [6 - -], [- - -], [- -]
+    np.testing.assert_allclose(smooth(values, 1), [1.5, 1.5, 4.0, 6.0, 6.0, NAN, NAN])
+    np.testing.assert_array_equal(smooth(values, 0), values)
+
+
+def test_long_curves_become_means_of_bins() -> None:
+    values = np.array([1.0, 3.0, NAN, 5.0, NAN, NAN])
+    np.testing.assert_allclose(bin_means(values, 3), [2.0, 5.0, NAN])
+    assert bin_means(values, 6) is values
+
+
+@pytest.mark.parametrize(
+    "low, high, ticks",
+    [
+        (0.0, 1.0, [0.0, 0.25, 0.5, 0.75, 1.0]),
+        (-3.0, 4.0, [-4.0, -2.0, 0.0, 2.0, 4.0]),
+        (1.02, 1.98, [1.0, 1.25, 1.5, 1.75, 2.0]),
+        (2.0, 2.0, [1.0, 1.5, 2.0, 2.5, 3.0]),
+    ],
+)
+def test_ticks_are_round_and_cover_the_range(low: float, high: float, ticks: list[float]) -> None:
+    assert nice_ticks(low, high) == pytest.approx(ticks)
+
+
+def test_chart_places_points_and_breaks_at_gaps() -> None:
+    steps = np.arange(5)
+    metrics = Metrics(steps, {"m": np.array([0.0, 1.0, NAN, 0.5, NAN]), "e": np.full(5, NAN)})
+    chart = build_chart(ChartSpec("t", (("a", "m"), ("b", "e")), unit_range=True), metrics)
+    assert chart is not None
+    assert [line.label for line in chart.lines] == ["a"]
+    quarter = WIDTH / 4
+    path = f"M0.0 {HEIGHT:.1f}L{quarter:.1f} 0.0M{3 * quarter:.1f} {HEIGHT / 2:.1f}h.01"
+    assert chart.lines[0].raw_path == path
+    assert chart.lines[0].values == (0.0, 1.0, None, 0.5, None)
+    assert [label for _, label in chart.y_ticks] == ["0.00", "0.25", "0.50", "0.75", "1.00"]
+    assert build_chart(ChartSpec("t", (("", "e"),)), metrics) is None
+
+
+def test_every_metric_is_shown_somewhere_once() -> None:
+    names = ["reward/sem/mean", "reward/sem/std", "policy/kl/image", "loss/vq"]
+    sections = build_charts(Metrics(np.arange(2), {n: np.ones(2) for n in names}))
+    assert {s: [c.title for c in found] for s, found in sections.items()} == {
+        "Rewards": ["sem"],
+        "Policy, plan and judge": ["KL to the reference"],
+        "Other metrics": ["loss/vq"],
+    }
+    assert build_charts(Metrics(np.arange(0), {})) == {}
+
+
+def test_numbers_are_short() -> None:
+    values = (0.12345, 12.345, 1234.5, 0.0, 2.5e-6, 3e7, NAN)
+    texts = [format_value(v) for v in values]
+    assert texts == ["0.123", "12.35", "1234", "0.000", "2.5e-6", "3.0e7", "–"]
+
+
+def test_plan_objects_take_the_colors_of_their_boxes() -> None:
+    text = f"see <|obj_start|>ghost<|obj_end|>, {PLAN}!"
+    parts = [(p.text, p.color, p.box) for p in plan_segments(text)]
+    assert parts == [
+        ("see ", None, ""),
+        ("ghost", None, ""),
+        (", ", None, ""),
+        ("red circle", 0, "(0,0)–(500,500)"),
+        (" left of ", None, ""),
+        ("blue square", 1, "(500,250)–(999,750)"),
+        ("!", None, ""),
+    ]
+
+
+def test_card_draws_boxes_in_pixels_and_located_ones_in_their_partners_color() -> None:
+    card = build_card(record(image=np.zeros((100, 200, 3), np.uint8), advantage=-4.0))
+    planned = [(b.x, b.y, b.width, b.height, b.color) for b in card.planned]
+    assert planned == [(0, 0, 100, 50, 0), (100, 25, 99.8, 50, 1)]
+    assert [(b.name, b.width, b.color) for b in card.located] == [
+        ("red circle", 80, 0),
+        ("dog", 18, None),
+    ]
+    assert (card.advantage, card.advantage_share) == ("−4.00", -1.0)
+    assert [(s.name, s.text, s.share) for s in card.scores] == [
+        ("sem", "1.00", 1.0),
+        ("spa", "0.25", 0.25),
+        ("ri", "–", 0.0),
+    ]
+
+
+def test_large_pictures_are_stored_small(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (384, 384, 3), dtype=np.uint8)
+    card = build_card(record(image=noise))
+    assert card.picture.startswith("data:image/jpeg;base64,") and len(card.picture) < 120_000
+    assert (card.width, card.height) == (384, 384)
+    assert build_card(record()).picture.startswith("data:image/png;base64,")
+
+
+def test_groups_are_ordered_best_first_with_unknown_totals_last() -> None:
+    records = [record(sample_index=i, total=t) for i, t in enumerate((0.2, NAN, 0.6))]
+    records.append(record("another", caption_index=1))
+    groups = build_groups(records)
+    assert [g.caption for g in groups] == ["a red circle", "another"]
+    assert [c.total for c in groups[0].cards] == ["0.60", "0.20", "–"]
+    assert (groups[0].mean, groups[0].low, groups[0].high) == ("0.400", "0.200", "0.600")
+
+
+def test_pairs_join_the_same_caption_and_number() -> None:
+    before = [record("a", total=0.1), record("b", total=0.5), record("a", total=0.2)]
+    after = [record("a", total=0.4), record("a", total=0.9), record("b", sample_index=1)]
+    pairs = build_pairs(before, after, limit=9)
+    assert [(p.caption, round(p.gain, 6)) for p in pairs] == [("a", 0.3), ("a", 0.7)]
+    assert len(build_pairs(before, after, limit=1)) == 1
