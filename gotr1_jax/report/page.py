@@ -126,14 +126,16 @@ def build_table(summary: Mapping[str, Any]) -> tuple[TermRow, ...]:
     return tuple(rows)
 
 
-def headline(summary: Mapping[str, Any], num_pairs: int) -> str:
+def headline(summary: Mapping[str, Any]) -> str:
     """One sentence: the total before and after, its gain and the interval of the gain."""
     rows = build_table(summary)
     if not rows or rows[0].name != "total":
         return ""
     old, new = _number(summary["before"]["total"]), _number(summary["after"]["total"])
-    captions = f" on {num_pairs} held-out captions" if num_pairs else ""
-    text = f"The total{captions} went from {rows[0].before} to {rows[0].after}"
+    # Of all captions of the evaluation, a few only have their samples kept.
+    number = summary.get("captions")
+    captions = f"{number} held-out captions" if isinstance(number, int) else "held-out captions"
+    text = f"The total on {captions} went from {rows[0].before} to {rows[0].after}"
     if old > 0 and math.isfinite(new):
         text += f" ({_signed(100 * (new / old - 1), 0)} %)"
     interval = summary.get("total_gain_ci95")
@@ -196,7 +198,7 @@ def render_page(run: RunData) -> str:
         run=run,
         style=own("style.css"),
         script=own("page.js"),
-        headline=headline(run.summary, min(len(run.before), len(run.after))),
+        headline=headline(run.summary),
         facts=facts(run),
         table=build_table(run.summary),
         pairs_title=pairs_title,

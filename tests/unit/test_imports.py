@@ -16,10 +16,11 @@ ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 # A unit (a file or folder right under the package) imports units of lower layers only.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("config", "parallel", "plan", "text"),
+    ("config", "parallel", "plan"),
+    ("text",),
     ("data",),
     ("models",),
-    ("convert", "sampling"),
+    ("convert", "sampling", "schema"),
     ("rewards", "rl", "sft"),
     ("schema",),
     ("training",),

@@ -234,13 +234,13 @@ def test_table_compares_terms_on_one_scale() -> None:
 
 
 def test_headline_holds_without_interval_and_with_unknown_totals() -> None:
-    assert headline({"before": {"total": 0.0}, "after": {"total": 0.5}}, 128) == (
+    assert headline({"before": {"total": 0.0}, "after": {"total": 0.5}, "captions": 128}) == (
         "The total on 128 held-out captions went from 0.000 to 0.500."
     )
-    assert headline({"before": {"total": None}, "after": {"total": 0.5}}, 0) == (
-        "The total went from – to 0.500."
+    assert headline({"before": {"total": None}, "after": {"total": 0.5}}) == (
+        "The total on held-out captions went from – to 0.500."
     )
-    assert headline({}, 0) == ""
+    assert headline({}) == ""
 
 
 def test_smoothing_skips_unknown_values() -> None:
