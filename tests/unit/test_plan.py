@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import gotr1_jax.plan
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import (
     Box,
@@ -309,3 +311,8 @@ def test_plan_lists_named_boxes() -> None:
     plan = parse_plan(RED + "<|obj_start|>b<|obj_end|>")
     assert plan.boxes == (("red circle", Box(36, 66, 907, 694)),)
     assert isinstance(plan, Plan)
+
+
+def test_documented_example() -> None:
+    result = doctest.testmod(gotr1_jax.plan)
+    assert result.attempted > 0 and result.failed == 0
