@@ -108,7 +108,9 @@ def test_damage_falls_back_to_the_newest_good_step_and_says_so(tmp_path, caplog,
         victim.write_text("{")
     restored = Checkpoints(tmp_path).restore(make_tree())
     assert restored.step == 2 and same(restored.tree, make_tree(2.0))
-    assert any(str(victim) in r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    warning = next(r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    reason = {"missing": "is missing", "manifest": "cannot be read"}.get(damage, "was damaged")
+    assert f"{victim} {reason}" in warning
     with pytest.raises(RunError, match=victim.name):
         Checkpoints(tmp_path).restore(make_tree(), step=3)
 
@@ -126,12 +128,19 @@ def test_a_step_without_manifest_does_not_count(tmp_path, caplog):
     checkpoints = save_steps(tmp_path, 1, 2)
     (checkpoints.folder(2) / manifest.MANIFEST_NAME).unlink()
     assert Checkpoints(tmp_path).latest_good() == 1
-    assert "never finished" in caplog.text
+    assert "step_000002 was never finished" in caplog.text
     # The run that goes on writes step 2 again.
     checkpoints.save(2, make_tree(9.0), META)
     assert checkpoints.latest_good() == 2
     assert same(checkpoints.restore(make_tree()).tree, make_tree(9.0))
     checkpoints.close()
+
+
+def test_a_run_killed_in_its_first_save_has_no_checkpoint(tmp_path):
+    checkpoints = save_steps(tmp_path / "checkpoints", 1)
+    (checkpoints.folder(1) / manifest.MANIFEST_NAME).unlink()
+    assert checkpoints.latest_good() is None
+    assert resolve_resume("auto", tmp_path) is None
 
 
 def test_what_does_not_fit_is_named_with_both_values(tmp_path):

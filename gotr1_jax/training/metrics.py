@@ -1,0 +1,195 @@
+"""What a run tells while it runs: `metrics.jsonl`, TensorBoard events, and progress."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tqdm import tqdm
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.training.run_dir import RunDir, atomic_write, plain_json, write_failure
+
+
+def is_timing(name: str) -> bool:
+    """Whether a metric depends on the clock, so that a repeated run may differ in it."""
+    return name.startswith("time/") or name in ("judge/seconds", "samples_per_second")
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, null as NaN; a last line that a kill cut short is left out.
+
+    Raises InputError if the file cannot be read.
+    """
+    try:
+        return [_from_null(json.loads(line)) for line in _whole_lines(Path(path))]
+    except (OSError, ValueError) as error:
+        raise InputError(f"metrics {path} cannot be read: {error}") from error
+
+
+class MetricsWriter:
+    """Writes one line a step to `metrics.jsonl`, and the same values as TensorBoard events."""
+
+    def __init__(self, run: RunDir, start_step: int = 0) -> None:
+        """Opens both for a run that goes on from `start_step` (0: from the beginning).
+
+        Lines of later steps are removed: the run writes them again, and its file becomes that of
+        a run that was never interrupted.
+        """
+        self._path = run.metrics
+        try:
+            run.tensorboard.mkdir(parents=True, exist_ok=True)
+            kept = []
+            if self._path.exists():
+                kept = [s for s in _whole_lines(self._path) if json.loads(s)["step"] <= start_step]
+            atomic_write(self._path, "".join(line + "\n" for line in kept))
+            # Unbuffered and in append mode: a line is one write, seen whole or not at all.
+            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
+            # The synchronous writer: the queued one waits for ever once its thread met a full disk.
+            self._events = EventsWriter(
+                str(run.tensorboard / "events"), f".{os.getpid()}.{start_step}"
+            )
+            self._add_event(start_step + 1, session_log=SessionLog(status=SessionLog.START))
+        except OSError as error:
+            raise write_failure(self._path, error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"metrics {self._path} cannot be read: {error}") from error
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Adds the values of a step: numbers or arrays of one number; NaN is written as null.
+
+        Raises RunError when the disk is full.
+        """
+        numbers = plain_json({"step": step, **values})
+        line = (json.dumps(numbers, allow_nan=False) + "\n").encode()
+        summary = Summary(
+            value=[
+                Summary.Value(tag=name, simple_value=value)
+                for name, value in numbers.items()
+                if name != "step" and value is not None
+            ]
+        )
+        try:
+            self._file.write(line)
+            self._add_event(step, summary=summary)
+        except OSError as error:
+            raise write_failure(self._path, error) from error
+
+    def close(self) -> None:
+        """Closes both files; RunError when the disk is too full for what is left to write."""
+        self._file.close()
+        try:
+            self._events.close()
+        except OSError as error:
+            raise write_failure(self._path, error) from error
+
+    def _add_event(self, step: int, **what: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **what))
+        self._events.flush()
+
+
+class Progress:
+    """Steps done, rate, remaining time and a few values: a bar on a terminal, else plain lines."""
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        start: int = 0,
+        *,
+        every_seconds: float = 10.0,
+        stream: TextIO | None = None,
+    ) -> None:
+        """Starts to count.
+
+        Args:
+            label: what is done.
+            total: the last step.
+            start: the step that a resumed run goes on from.
+            every_seconds: time between two plain lines.
+            stream: where to; None is standard error.
+        """
+        self._stream = sys.stderr if stream is None else stream
+        self._label, self._total, self._done = label, total, start
+        self._every = every_seconds
+        self._last_line = -math.inf
+        # The first step compiles; the rate is that of the steps after it.
+        self._first: tuple[float, int] | None = None
+        self._bar: tqdm | None = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total, initial=start, desc=label, file=self._stream, dynamic_ncols=True
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def update(self, step: int, **values: float) -> None:
+        """Says that `step` is done; `values` are shown beside it, `reward=0.4`."""
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.update(step - self._done)
+            self._done = step
+            return
+        self._done = step
+        now = time.monotonic()
+        line = f"{self._label} {step}/{self._total}"
+        if self._first is None:
+            self._first = (now, step)
+        elif now > self._first[0]:
+            rate = (step - self._first[1]) / (now - self._first[0])
+            line += f"  {_rate(rate)}  {_clock((self._total - step) / rate)} left"
+        if now - self._last_line >= self._every or step >= self._total:
+            self._last_line = now
+            self.note(f"{line}  {shown}".rstrip())
+
+    def note(self, text: str) -> None:
+        """Prints a line without breaking the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _rate(per_second: float) -> str:
+    if per_second >= 1:
+        return f"{per_second:.1f} steps/s"
+    return f"{1 / per_second:.1f} s/step"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines that end in a newline: one that does not was cut short by a kill."""
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def _from_null(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in line.items()}
