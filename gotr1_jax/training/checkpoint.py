@@ -277,7 +277,7 @@ def resolve_resume(mode: str, run_dir: Path | str) -> Path | None:
         return None
     if mode == "auto":
         own = Path(run_dir) / CHECKPOINTS_NAME
-        return own if Checkpoints(own)._folders() and Checkpoints(own).steps() else None
+        return own if Checkpoints(own).steps() else None
     path = Path(mode)
     for folder in (path / CHECKPOINTS_NAME, path):
         if Checkpoints(folder).steps() or (folder / MANIFEST_NAME).is_file():

@@ -143,6 +143,13 @@ def test_a_run_killed_in_its_first_save_has_no_checkpoint(tmp_path):
     assert resolve_resume("auto", tmp_path) is None
 
 
+def test_what_a_killed_save_left_is_cleared(tmp_path):
+    (tmp_path / "step_000004.orbax-checkpoint-tmp-17" / "state").mkdir(parents=True)
+    assert Checkpoints(tmp_path).latest_good() is None
+    save_steps(tmp_path, 5)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000005"]
+
+
 def test_what_does_not_fit_is_named_with_both_values(tmp_path):
     checkpoints = save_steps(tmp_path, 1)
     tree = make_tree()
