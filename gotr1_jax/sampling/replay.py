@@ -210,6 +210,7 @@ def replay_logps(
         return policy.text_logits(h) / settings.text_temperature
 
     plan_logp, plan_entropy = _score_in_chunks(plan_logits, (h_plan,), rows.plan_ids_BT, chunk)
+    hidden: tuple[jax.Array, ...]
     if settings.needs_unconditional:
         other = _frozen(policy) if settings.mode == "guided_detach" else policy
         hidden = (h_image, unconditional_hidden(other, rows, specials))

@@ -1,0 +1,156 @@
+"""The decoder on `SamplingParams`: whole stretches at once (prefill), or one token a row.
+
+The same mathematics as `models.decoder.Block`; a test holds the two together. Letters as in
+`sampling.state`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from gotr1_jax.models.config import DecoderConfig
+from gotr1_jax.models.decoder import rope_tables
+from gotr1_jax.sampling.state import LayerWeights, SamplingParams, Segment
+
+MASKED = -1e30
+"""Score of a masked slot: finite, so that a fully masked segment yields no NaN."""
+
+# layer index, q (..., K, g, h), k (..., K, h), v (..., K, h) -> mixed values (..., K, g, h)
+LayerAttend = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def rope_table(cfg: DecoderConfig, size: int) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of positions 0 .. size-1, float32 (size, h // 2)."""
+    return rope_tables(jnp.arange(size, dtype=jnp.int32), cfg.head_dim, cfg.rope_theta)
+
+
+def _norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return wide.astype(x.dtype) * scale_D
+
+
+def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[..., None, None, :], sin[..., None, None, :]
+    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x.dtype)
+
+
+def _block(
+    layer: LayerWeights, cfg: DecoderConfig, x: jax.Array, rope: tuple[jax.Array, jax.Array],
+    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+) -> jax.Array:  # fmt: skip
+    """x (..., D), rope tables (..., h // 2) of its positions -> (..., D)."""
+    g = cfg.num_heads // cfg.num_kv_heads
+    normed = _norm(x, layer.attention_norm_D, cfg.norm_eps)
+    qkv = jnp.einsum("...d,dkfh->...kfh", normed, layer.qkv_DKfh)
+    if layer.qkv_bias_Kfh is not None:
+        qkv = qkv + layer.qkv_bias_Kfh
+    turned = _rotate(qkv[..., : g + 1, :], *rope)
+    mixed = attend(turned[..., :g, :], turned[..., g, :], qkv[..., g + 1, :])
+    x = x + jnp.einsum("...kgh,kghd->...d", mixed, layer.out_KghD)
+    normed = _norm(x, layer.mlp_norm_D, cfg.norm_eps)
+    gate_up = jnp.einsum("...d,dnf->...nf", normed, layer.gate_up_D2F)
+    return x + (jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]) @ layer.down_FD
+
+
+def run_layers(
+    params: SamplingParams, cfg: DecoderConfig, x: jax.Array,
+    rope: tuple[jax.Array, jax.Array], attend: LayerAttend,
+) -> jax.Array:  # fmt: skip
+    """All blocks and the final norm; layers are unrolled, so no weight is ever sliced out."""
+    for i, layer in enumerate(params.layers):
+
+        def attend_here(q: jax.Array, k: jax.Array, v: jax.Array, i: int = i) -> jax.Array:
+            return attend(i, q, k, v)
+
+        x = _block(layer, cfg, x, rope, attend_here)
+    return _norm(x, params.norm_D, cfg.norm_eps)
+
+
+def text_logits(params: SamplingParams, hidden: jax.Array) -> jax.Array:
+    """(..., D) -> float32 (..., V)."""
+    return (hidden @ params.text_head_DV).astype(jnp.float32)
+
+
+def image_logits(params: SamplingParams, hidden: jax.Array) -> jax.Array:
+    """(..., D) -> float32 (..., I)."""
+    first, first_bias, second, second_bias = params.image_head
+    mid = jax.nn.gelu(hidden @ first + first_bias, approximate=False)
+    return (mid @ second + second_bias).astype(jnp.float32)
+
+
+def shared_scores(q_BKgh: jax.Array, k_PKhS: jax.Array) -> jax.Array:
+    """Scores (B,K,g,S) of B = P·G rows against keys that G rows share; unscaled, float32."""
+    P, (B, K, g, h) = k_PKhS.shape[0], q_BKgh.shape
+    q = q_BKgh.reshape(P, B // P, K, g, h)
+    wide = {"preferred_element_type": jnp.float32}
+    return jnp.einsum("pnkgh,pkhs->pnkgs", q, k_PKhS, **wide).reshape(B, K, g, -1)
+
+
+def shared_values(weights_BKgS: jax.Array, v_PKSh: jax.Array) -> jax.Array:
+    """Values (B,K,g,h) that G rows share, mixed by each row's weights."""
+    P, (B, K, g, S) = v_PKSh.shape[0], weights_BKgS.shape
+    weights = weights_BKgS.reshape(P, B // P, K, g, S)
+    return jnp.einsum("pnkgs,pksh->pnkgh", weights, v_PKSh).reshape(B, K, g, -1)
+
+
+def softmax_parts(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """exp(scores - max) and the inverse of its sum over the last axis, which is kept."""
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights, 1.0 / weights.sum(axis=-1, keepdims=True)
+
+
+def prefill(
+    params: SamplingParams, cfg: DecoderConfig, ids_NS: jax.Array
+) -> tuple[jax.Array, Segment]:
+    """Text from position 0 on, causal: hidden (N,S,D) after the final norm, and the segment."""
+    S, keys, values = ids_NS.shape[1], [], []
+    cos, sin = rope_table(cfg, S)
+
+    def attend(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        keys.append(k.transpose(0, 2, 3, 1))
+        values.append(v.transpose(0, 2, 1, 3))
+        flat = q.reshape(*q.shape[:2], -1, q.shape[-1])
+        return jax.nn.dot_product_attention(flat, k, v, is_causal=True).reshape(q.shape)
+
+    hidden = run_layers(params, cfg, params.text_embed_VD[ids_NS], (cos[None], sin[None]), attend)
+    return hidden, Segment(tuple(keys), tuple(values))
+
+
+def prefill_behind(
+    params: SamplingParams, cfg: DecoderConfig, ids_BS: jax.Array, captions: Segment,
+    caption_len_B: jax.Array,
+) -> Segment:  # fmt: skip
+    """Text behind captions, causal: the segment of ids (B,S), row b starting at caption_len_B[b].
+
+    captions: segment of P captions, each shared by B / P rows.
+    """
+    S, C = ids_BS.shape[1], captions.size
+    cos, sin = rope_table(cfg, C + S)
+    positions_BS = caption_len_B[:, None] + jnp.arange(S, dtype=jnp.int32)
+    keys, values = [], []
+    in_caption = jnp.arange(C) < caption_len_B[:, None, None, None, None]
+    causal = jnp.tril(jnp.ones((S, S), bool))
+
+    def attend(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        keys.append(k.transpose(0, 2, 3, 1))
+        values.append(v.transpose(0, 2, 1, 3))
+        B, _, K, g, h = q.shape
+        # The S tokens of a row stand where the g heads of one token stand while decoding.
+        q = q.transpose(0, 2, 3, 1, 4).reshape(B, K, g * S, h) * h**-0.5
+        before = shared_scores(q, captions.k_NKhS[i]).reshape(B, K, g, S, C)
+        own = jnp.einsum("bkxh,bkhs->bkxs", q, keys[i]).astype(jnp.float32)
+        own = jnp.where(causal, own.reshape(B, K, g, S, S), MASKED)
+        scores = jnp.concatenate([jnp.where(in_caption, before, MASKED), own], axis=-1)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(B, K, g * S, C + S)
+        mixed = shared_values(weights[..., :C], captions.v_NKSh[i])
+        mixed = mixed + jnp.einsum("bkxs,bksh->bkxh", weights[..., C:], values[i])
+        return mixed.reshape(B, K, g, S, h).transpose(0, 3, 1, 2, 4)
+
+    x = params.text_embed_VD[ids_BS]
+    run_layers(params, cfg, x, (cos[positions_BS], sin[positions_BS]), attend)
+    return Segment(tuple(keys), tuple(values))

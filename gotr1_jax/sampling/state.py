@@ -1,0 +1,235 @@
+"""What the sampler's loops read and write: weights laid out for decoding, and the cache.
+
+Letters besides the usual ones: K kv heads, g query heads of each, h head width, N rows of a
+segment (P captions, B rows, or 1 for the ramp), S its slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gotr1_jax.models.config import DecoderConfig
+from gotr1_jax.models.janus import JanusPolicy
+from gotr1_jax.models.layers import GeluMLP
+from gotr1_jax.models.lora import fold_lora
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LayerWeights:
+    """One block with q, k, v in one matrix and gate, up in another: fewer, larger products.
+
+    Attributes:
+      attention_norm_D, mlp_norm_D: scales of the two norms.
+      qkv_DKfh: f = g + 2 heads for each kv head: its g query heads, then its key and its value.
+        Grouped by kv head so that the matrix can be cut over K without moving anything.
+      qkv_bias_Kfh: its bias, or None.
+      out_KghD: output projection.
+      gate_up_D2F: gate at [:, 0], up at [:, 1].
+      down_FD: output of the mlp.
+    """
+
+    attention_norm_D: jax.Array
+    qkv_DKfh: jax.Array
+    qkv_bias_Kfh: jax.Array | None
+    out_KghD: jax.Array
+    mlp_norm_D: jax.Array
+    gate_up_D2F: jax.Array
+    down_FD: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SamplingParams:
+    """A policy laid out for decoding: adapters folded in, layers apart, one dtype.
+
+    Attributes:
+      text_embed_VD: text embedding.
+      image_embed_ID: picture embedding with the aligner applied to every code once.
+      layers: one entry a layer.
+      norm_D: scale of the final norm.
+      text_head_DV: text head.
+      image_head: first kernel (D, D), first bias, second kernel (D, I), second bias.
+    """
+
+    text_embed_VD: jax.Array
+    image_embed_ID: jax.Array
+    layers: tuple[LayerWeights, ...]
+    norm_D: jax.Array
+    text_head_DV: jax.Array
+    image_head: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Segment:
+    """Keys and values of one stretch of tokens, an array a layer.
+
+    A segment is written at one slot for all its rows and read whole; `grow` adds slots.
+
+    Attributes:
+      k_NKhS: keys with rotary applied; slots last, so that scores are a plain product.
+      v_NKSh: values.
+    """
+
+    k_NKhS: tuple[jax.Array, ...]
+    v_NKSh: tuple[jax.Array, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of slots."""
+        return self.v_NKSh[0].shape[2]
+
+
+def empty_segment(cfg: DecoderConfig, rows: int, size: int, dtype: jnp.dtype) -> Segment:
+    """Zeros for `rows` rows and `size` slots."""
+    K, h, L = cfg.num_kv_heads, cfg.head_dim, cfg.num_layers
+    keys = tuple(jnp.zeros((rows, K, h, size), dtype) for _ in range(L))
+    values = tuple(jnp.zeros((rows, K, size, h), dtype) for _ in range(L))
+    return Segment(keys, values)
+
+
+@partial(jax.jit, static_argnames=("axis", "size"))
+def _grow(x: jax.Array, axis: int, size: int) -> jax.Array:
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, pad)
+
+
+def grow(segment: Segment, size: int) -> Segment:
+    """The same segment with `size` slots; `segment` itself is used up.
+
+    One array after another, so that no more than one of them is held twice.
+    """
+    if segment.size == size:
+        return segment
+
+    def one(x: jax.Array, axis: int) -> jax.Array:
+        longer = _grow(x, axis, size)
+        x.delete()
+        return longer
+
+    return Segment(
+        tuple(one(k, 3) for k in segment.k_NKhS), tuple(one(v, 2) for v in segment.v_NKSh)
+    )
+
+
+def write_slot(
+    segment: Segment, layer: int, slot: jax.Array, k: jax.Array, v: jax.Array
+) -> Segment:
+    """Segment with k and v (N,K,h) of one token a row at `slot` of `layer`."""
+    keys, values = list(segment.k_NKhS), list(segment.v_NKSh)
+    zero = jnp.zeros((), slot.dtype)
+    keys[layer] = jax.lax.dynamic_update_slice(keys[layer], k[..., None], (zero, zero, zero, slot))
+    values[layer] = jax.lax.dynamic_update_slice(
+        values[layer], v[:, :, None, :], (zero, zero, slot, zero)
+    )
+    return Segment(tuple(keys), tuple(values))
+
+
+def _layer_weights(policy: JanusPolicy, i: int, dtype: jnp.dtype) -> LayerWeights:
+    cfg, block = policy.cfg.decoder, policy.decoder.layers
+    D, K, h = cfg.hidden_size, cfg.num_kv_heads, cfg.head_dim
+    g = cfg.num_heads // K
+
+    def by_head(x: jax.Array, heads: int) -> jax.Array:
+        """(..., K * heads * h) -> (..., K, heads, h)."""
+        return x.reshape(*x.shape[:-1], K, heads, h)
+
+    def qkv(name: str) -> jax.Array:
+        parts = [
+            by_head(getattr(layer, name)[i], n)
+            for layer, n in ((block.q, g), (block.k, 1), (block.v, 1))
+        ]
+        return jnp.concatenate(parts, axis=-2).astype(dtype)
+
+    return LayerWeights(
+        attention_norm_D=block.attention_norm.scale[i].astype(dtype),
+        qkv_DKfh=qkv("kernel"),
+        qkv_bias_Kfh=None if block.q.bias is None else qkv("bias"),
+        out_KghD=block.o.kernel[i].reshape(K, g, h, D).astype(dtype),
+        mlp_norm_D=block.mlp_norm.scale[i].astype(dtype),
+        gate_up_D2F=jnp.stack([block.gate.kernel[i], block.up.kernel[i]], axis=1).astype(dtype),
+        down_FD=block.down.kernel[i].astype(dtype),
+    )
+
+
+def lay_out(policy: JanusPolicy, dtype: jnp.dtype) -> SamplingParams:
+    """Weights of a policy without adapters, in `dtype`, as the loops read them."""
+    decoder = policy.decoder
+    head: GeluMLP = policy.gen_head
+    assert head.first.bias is not None and head.second.bias is not None
+    codes = policy.gen_embed.table[...].astype(dtype)
+    text_head = (
+        decoder.embed.table[...].T if decoder.lm_head is None else decoder.lm_head.kernel[...]
+    )
+    return SamplingParams(
+        text_embed_VD=decoder.embed.table[...].astype(dtype),
+        image_embed_ID=policy.gen_aligner(codes),
+        layers=tuple(_layer_weights(policy, i, dtype) for i in range(decoder.cfg.num_layers)),
+        norm_D=decoder.norm.scale[...].astype(dtype),
+        text_head_DV=text_head.astype(dtype),
+        image_head=(
+            head.first.kernel[...].astype(dtype),
+            head.first.bias[...].astype(dtype),
+            head.second.kernel[...].astype(dtype),
+            head.second.bias[...].astype(dtype),
+        ),
+    )
+
+
+def prepare_params(
+    graphdef: nnx.GraphDef, state: nnx.State, dtype: jnp.dtype | None
+) -> SamplingParams:
+    """SamplingParams of a split policy with its adapters folded in; for use inside a jit.
+
+    dtype: of weights, activations and cache; None takes the policy's own.
+    """
+    policy = fold_lora(nnx.merge(graphdef, state))
+    assert isinstance(policy, JanusPolicy)
+    return lay_out(policy, policy.dtype if dtype is None else dtype)
+
+
+def params_shardings(params: SamplingParams, mesh: Mesh) -> SamplingParams:
+    """Shardings of (abstract) SamplingParams: heads and mlp over `tensor`, the rest whole.
+
+    Nothing is split over `fsdp`: gathering weights at every token would cost more than decoding.
+    """
+
+    def on(x: jax.Array | None, *axes: str | None) -> Any:
+        return None if x is None else NamedSharding(mesh, PartitionSpec(*axes))
+
+    def layer(w: LayerWeights) -> LayerWeights:
+        return LayerWeights(
+            attention_norm_D=on(w.attention_norm_D),
+            qkv_DKfh=on(w.qkv_DKfh, None, "tensor"),
+            qkv_bias_Kfh=on(w.qkv_bias_Kfh, "tensor"),
+            out_KghD=on(w.out_KghD, "tensor"),
+            mlp_norm_D=on(w.mlp_norm_D),
+            gate_up_D2F=on(w.gate_up_D2F, None, None, "tensor"),
+            down_FD=on(w.down_FD, "tensor"),
+        )
+
+    first, bias, second, second_bias = params.image_head
+    return SamplingParams(
+        text_embed_VD=on(params.text_embed_VD),
+        image_embed_ID=on(params.image_embed_ID),
+        layers=tuple(layer(w) for w in params.layers),
+        norm_D=on(params.norm_D),
+        text_head_DV=on(params.text_head_DV, None, "tensor"),
+        image_head=(
+            on(first), on(bias), on(second, None, "tensor"), on(second_bias, "tensor")
+        ),
+    )  # fmt: skip
+
+
+def segment_sharding(mesh: Mesh) -> NamedSharding:
+    """Of every array of a segment: rows over `data` and `fsdp`, kv heads over `tensor`."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "tensor"))
