@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from gotr1_jax.report.cards import Group, Pair, build_groups, build_pairs
 from gotr1_jax.report.charts import HEIGHT, WIDTH, Chart, ChartSpec, build_chart
@@ -187,10 +186,10 @@ def render_page(run: RunData) -> str:
         lstrip_blocks=True,
     )
 
-    def own(name: str) -> Markup:
+    def own(name: str) -> str:
         """A style sheet or script of this package: the only text that is not escaped."""
         assert environment.loader is not None
-        return Markup(environment.loader.get_source(environment, name)[0])
+        return environment.loader.get_source(environment, name)[0]
 
     pairs_title, pairs = choose_pairs(run)
     groups: dict[int, tuple[Group, ...]] = {s: build_groups(r) for s, r in run.steps.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,6 +165,15 @@ def test_every_unit_has_a_layer() -> None:
         p.parent.name for p in ROOT.glob("*/__init__.py")
     }
     assert units - {"__init__"} - RANK.keys() == set()
+
+
+def test_setup_installs_every_library(imports: list[Import]) -> None:
+    setup = (ROOT.parent / "setup.py").read_text("utf-8")
+    installed = {name.lower() for name in re.findall(r'"([\w-]+)(?:\[\w+\])?>?==?[\d.]+"', setup)}
+    names = {"PIL": "pillow", "yaml": "pyyaml", "orbax": "orbax-checkpoint", "jaxlib": "jax"}
+    used = {i.target.split(".")[0] for i in imports} - sys.stdlib_module_names - {PACKAGE}
+    assert "jax" in used and "jax" in installed
+    assert {n for n in used if names.get(n, n).lower() not in installed} == set()
 
 
 @pytest.mark.parametrize(
