@@ -201,7 +201,12 @@ def test_a_failed_write_is_never_reported_as_saved(tmp_path, monkeypatch, where)
 
     with monkeypatch.context() as patched:
         if where == "orbax":
-            patched.setattr(ocp.AsyncCheckpointer, "save", full)
+
+            def save_half(_writer, folder, **_kwargs):
+                folder.with_name(f"{folder.name}.orbax-checkpoint-tmp-1").mkdir()
+                full()
+
+            patched.setattr(ocp.AsyncCheckpointer, "save", save_half)
         else:
             patched.setattr(os, "fsync", full)
         with pytest.raises(RunError, match="disk full: .*step_000002"):
