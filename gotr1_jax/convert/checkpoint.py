@@ -1,0 +1,355 @@
+"""Loading a checkpoint into our arrays, and writing ours in the released format.
+
+What comes back are pure trees (`nnx.State`). To put adapters on a loaded policy, build the
+abstract policy with them and give it the loaded tree for everything else:
+
+    graphdef, adapters, rest = split_lora(abstract_policy(cfg, lora=lora))
+    policy = nnx.merge(graphdef, fresh_adapters, checkpoint.policy)  # rest has the same structure
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gotr1_jax.convert.config_json import config_to_json, parse_config
+from gotr1_jax.convert.names import (
+    UNUSED,
+    Format,
+    Shape,
+    Source,
+    expected_tensors,
+    part_of_tensor,
+    sources,
+)
+from gotr1_jax.convert.reader import Tensor, open_tensors
+from gotr1_jax.convert.writer import OutTensor, new_directory, write_safetensors
+from gotr1_jax.errors import InputError
+from gotr1_jax.models.config import JanusConfig
+from gotr1_jax.models.janus import JanusPolicy, abstract_policy
+from gotr1_jax.models.siglip import Understanding
+from gotr1_jax.models.vq import VQModel
+from gotr1_jax.text import TOKENIZER_FILE, TextTokenizer
+
+PARTS = ("policy", "vq", "understanding")
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+# Files about text and pictures that go with the weights, copied as they are.
+CARRIED_FILES = (
+    TOKENIZER_FILE,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
+_SHOWN = 4  # names in an error message, per kind of fault
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+      config: sizes.
+      policy, vq, understanding: the parameters as pure `nnx.State` trees; None if not asked for.
+      dtype: of those parameters.
+      source: the directory.
+      skipped: stored tensors that no part uses.
+    """
+
+    config: JanusConfig
+    policy: Any
+    vq: Any
+    understanding: Any
+    dtype: Any
+    source: Path
+    skipped: tuple[str, ...] = ()
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The directory's tokenizer; InputError if it has none that fits."""
+        return TextTokenizer.from_dir(self.source)
+
+    def policy_module(self, dtype: Any = jnp.float32) -> JanusPolicy:
+        """The policy as a module that computes in `dtype`."""
+        abstract = abstract_policy(self.config, dtype=dtype, param_dtype=self.dtype)
+        return nnx.merge(nnx.split(abstract)[0], self.policy)
+
+    def vq_module(self) -> VQModel:
+        """The picture tokenizer as a module."""
+        return nnx.merge(nnx.split(abstract_part("vq", self.config, self.dtype))[0], self.vq)
+
+    def understanding_module(self) -> Understanding:
+        """Vision tower and aligner as a module."""
+        abstract = abstract_part("understanding", self.config, self.dtype)
+        return nnx.merge(nnx.split(abstract)[0], self.understanding)
+
+
+def abstract_part(part: str, config: JanusConfig, dtype: Any = jnp.float32) -> Any:
+    """The module of "policy", "vq" or "understanding", parameters as shapes only."""
+    if part == "policy":
+        return abstract_policy(config, param_dtype=dtype)
+    if part == "vq":
+        return nnx.eval_shape(lambda: VQModel(config.vq, rngs=nnx.Rngs(0), dtype=dtype))
+    if part == "understanding":
+        return nnx.eval_shape(lambda: Understanding(config, rngs=nnx.Rngs(0), param_dtype=dtype))
+    raise ValueError(f"unknown part {part!r}; parts are {', '.join(PARTS)}")
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    parts: Sequence[str] = ("policy", "vq"),
+    dtype: Any = jnp.float32,
+    shardings: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Reads the `parts` of a checkpoint directory, in the released format or the port's.
+
+    Every name and shape is checked before anything is allocated; then one array after another
+    is read, cast to `dtype` and placed. A part that is not asked for may be absent as a whole.
+
+    Args:
+      path: directory with config.json, weights (.safetensors or .bin, sharded or not) and, for
+        the policy, tokenizer.json.
+      parts: which of "policy", "vq", "understanding" to load.
+      dtype: of the parameters.
+      shardings: for a part, the tree of its parameters' shardings (structure of its state); each
+        device then reads its own slices only. Without it arrays lie on the default device.
+
+    Raises InputError, in one line, for a directory that is no checkpoint, for a file that is
+    missing, truncated or corrupt, and for unknown, missing, doubled and misshapen tensors.
+    """
+    path = Path(path)
+    config, form = parse_config(_read_config(path), str(path / CONFIG_FILE))
+    if "policy" in parts:
+        _check_vocabulary(TextTokenizer.from_dir(path), config, path)
+    tensors = open_tensors(path)
+    found = {part_of_tensor(name, form) for name in tensors if not UNUSED.match(name)}
+    states = {
+        part: nnx.split(abstract_part(part, config, dtype))[1]
+        for part in PARTS
+        if part in parts or part in found
+    }
+    skipped = _check_tensors(tensors, states, form, path)
+    loaded = {}
+    for part in parts:
+        load = partial(_load_leaf, part, form, tensors, dtype)
+        if shardings is not None and part in shardings:
+            loaded[part] = jax.tree.map_with_path(load, states[part], shardings[part])
+        else:
+            loaded[part] = jax.tree.map_with_path(load, states[part])
+    return Checkpoint(
+        config,
+        loaded.get("policy"),
+        loaded.get("vq"),
+        loaded.get("understanding"),
+        dtype,
+        path,
+        skipped,
+    )
+
+
+def save_checkpoint(
+    directory: str | Path,
+    config: JanusConfig,
+    policy_state: Any,
+    vq_state: Any,
+    understanding_state: Any,
+    tokenizer_dir: str | Path,
+    dtype: str = "bfloat16",
+) -> Path:
+    """Writes a checkpoint in the released ("multi_modality") format; returns its directory.
+
+    The directory appears whole or not at all; an older checkpoint at its place is replaced.
+
+    Args:
+      directory: where to.
+      config: sizes; those that released files do not name are written under names of our own.
+      policy_state, vq_state, understanding_state: pure trees of parameters, adapters already
+        folded in; None leaves a part out.
+      tokenizer_dir: directory whose tokenizer and processor files are copied along.
+      dtype: "bfloat16" or "float32", of the stored weights.
+
+    Raises InputError for states that do not fit `config`, a missing tokenizer or a target that
+    holds something else; RunError if it cannot be written.
+    """
+    given = zip(PARTS, (policy_state, vq_state, understanding_state))
+    states = {part: state for part, state in given if state is not None}
+    for part, state in states.items():
+        expected = nnx.split(abstract_part(part, config))[1]
+        _check_state(part, _shapes(part, state), _shapes(part, expected))
+    tokenizer_dir = Path(tokenizer_dir)
+    _check_vocabulary(TextTokenizer.from_dir(tokenizer_dir), config, tokenizer_dir)
+    text = json.dumps(config_to_json(config, dtype), indent=2)
+    with new_directory(Path(directory), CONFIG_FILE) as temporary:
+        for name in CARRIED_FILES:
+            if (tokenizer_dir / name).is_file():
+                shutil.copyfile(tokenizer_dir / name, temporary / name)
+        (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        write_safetensors(temporary / WEIGHTS_FILE, out_tensors(states, "original"), dtype)
+    return Path(directory)
+
+
+def out_tensors(states: Mapping[str, Any], form: Format) -> list[OutTensor]:
+    """The foreign tensors of our `states` by part, sorted by name; values are fetched lazily."""
+    pieces: dict[str, list[tuple[Source, Any]]] = {}
+    for part, state in states.items():
+        for path, leaf in _leaves(part, state):
+            for source in sources(path, leaf.shape, form):
+                pieces.setdefault(source.name, []).append((source, leaf))
+    return [
+        OutTensor(name, group[0][0].shape, partial(_foreign_values, group))
+        for name, group in sorted(pieces.items())
+    ]
+
+
+def _foreign_values(group: list[tuple[Source, Any]]) -> np.ndarray:
+    """The values of one foreign tensor from the pieces of ours that it is made of."""
+    arrays = []
+    for source, leaf in sorted(group, key=lambda piece: piece[0].third or 0):
+        array = np.asarray(leaf if source.layer is None else leaf[source.layer])
+        if source.axes is not None:
+            array = array.transpose(np.argsort(source.axes))
+        arrays.append(array)
+    whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=0)
+    return whole[None] if group[0][0].leading_one else whole
+
+
+def _load_leaf(
+    part: str,
+    form: Format,
+    tensors: Mapping[str, Tensor],
+    dtype: Any,
+    key_path: Sequence[Any],
+    leaf: jax.ShapeDtypeStruct,
+    sharding: jax.sharding.Sharding | None = None,
+) -> jax.Array:
+    """One of our arrays from the file, in `dtype`, on its shards."""
+    places = sources(_dotted(part, key_path), leaf.shape, form)
+
+    def fetch(index: tuple[slice, ...]) -> np.ndarray:
+        stacked = places[0].layer is not None
+        chosen = places[index[0]] if stacked else places
+        shape = [len(range(*cut.indices(size))) for cut, size in zip(index, leaf.shape)]
+        out = np.empty(shape, dtype)
+        for row, source in enumerate(chosen):
+            target = out[row] if stacked else out
+            target[...] = _ours(source, tensors)[index[1:] if stacked else index]
+        return out
+
+    whole = (slice(None),) * len(leaf.shape)
+    if sharding is not None:
+        return jax.make_array_from_callback(
+            leaf.shape, sharding, lambda index: fetch(whole if index is None else index)
+        )
+    return jnp.array(fetch(whole))
+
+
+def _ours(source: Source, tensors: Mapping[str, Tensor]) -> np.ndarray:
+    """A view of the stored values in our layout."""
+    array = tensors[source.name].read()
+    if source.leading_one:
+        array = array[0]
+    if source.third is not None:
+        rows = array.shape[0] // 3
+        array = array[source.third * rows : (source.third + 1) * rows]
+    return array if source.axes is None else array.transpose(source.axes)
+
+
+def _check_tensors(
+    tensors: Mapping[str, Tensor], states: Mapping[str, Any], form: Format, path: Path
+) -> tuple[str, ...]:
+    """Compares names and shapes with what `states` need; returns the known unused names."""
+    leaves = {name: s for part, state in states.items() for name, s in _shapes(part, state).items()}
+    expected = expected_tensors(leaves, form)
+    skipped = tuple(sorted(name for name in tensors if UNUSED.match(name)))
+    unknown = [
+        f"{name} (in {tensors[name].file.name})"
+        for name in sorted(set(tensors) - set(expected) - set(skipped))
+    ]
+    wrong = [
+        f"{name} is {list(tensors[name].shape)}, expected {list(shape)} "
+        f"(in {tensors[name].file.name})"
+        for name, shape in sorted(expected.items())
+        if name in tensors and tensors[name].shape != shape
+    ]
+    missing = [f"{name} {list(shape)}" for name, shape in sorted(expected.items()) if name not in tensors]  # fmt: skip  # noqa: E501
+    faults = [
+        f"{len(names)} {kind}: {_some(names)}"
+        for kind, names in (("unknown", unknown), ("missing", missing), ("misshapen", wrong))
+        if names
+    ]
+    if faults:
+        raise InputError(
+            f"the tensors in {path} do not fit its {CONFIG_FILE}: " + "; ".join(faults)
+        )
+    return skipped
+
+
+def _check_state(part: str, given: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+    """That a state to be written has exactly the arrays that its configuration says."""
+    faults = [f"{p} is missing" for p in expected if p not in given]
+    faults += [f"{p} is not part of a checkpoint" for p in given if p not in expected]
+    faults += [
+        f"{p} is {list(shape)}, expected {list(expected[p])}"
+        for p, shape in given.items()
+        if p in expected and shape != expected[p]
+    ]
+    if faults:
+        raise InputError(f"the {part} parameters do not fit the configuration: {_some(faults)}")
+
+
+def _check_vocabulary(tokenizer: TextTokenizer, config: JanusConfig, path: Path) -> None:
+    rows = config.decoder.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise InputError(
+            f"the tokenizer in {path} has ids up to {tokenizer.vocab_size - 1}, "
+            f"but the model has only {rows} embedding rows"
+        )
+
+
+def _read_config(path: Path) -> Any:
+    file = path / CONFIG_FILE
+    if not path.is_dir():
+        raise InputError(f"no checkpoint at {path}: there is no such directory")
+    if not file.is_file():
+        raise InputError(f"no checkpoint at {path}: it holds no {CONFIG_FILE}")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON: {error}") from error
+
+
+def _leaves(part: str, state: Any) -> Iterable[tuple[str, Any]]:
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        yield _dotted(part, key_path), leaf
+
+
+def _shapes(part: str, state: Any) -> dict[str, Shape]:
+    return {path: tuple(leaf.shape) for path, leaf in _leaves(part, state)}
+
+
+def _dotted(part: str, key_path: Sequence[Any]) -> str:
+    """ "policy.decoder.layers.q.kernel" of a leaf's key path in a state."""
+    names: list[str] = [part]
+    for key in key_path:
+        if isinstance(key, jax.tree_util.DictKey):
+            names.append(str(key.key))
+    return ".".join(names)
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

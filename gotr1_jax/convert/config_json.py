@@ -1,0 +1,302 @@
+"""config.json of a checkpoint <-> JanusConfig, in the released format and the Hugging Face port's.
+
+Released files leave out what equals a default: the 7B's `language_config` holds three numbers,
+the rest is Llama's. Our own sizes are written through the same keys, those of a VQ-16 or of a
+SigLIP tower of another size under names of their own, which released files do not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gotr1_jax.convert.names import Format
+from gotr1_jax.errors import InputError
+from gotr1_jax.models.config import DecoderConfig, JanusConfig, SiglipConfig, VQConfig
+
+IMAGE_SIZE = 384  # of the pictures that released checkpoints generate; they do not say it
+
+# Our field -> (key in gen_vision_config.params, other keys that mean the same).
+_VQ_KEYS: dict[str, tuple[str, ...]] = {
+    "codebook_size": ("image_token_size", "codebook_size"),
+    "code_dim": ("n_embed", "codebook_embed_dim"),
+    "base_channels": ("ch",),
+    "z_channels": ("z_channels",),
+    "encoder_multipliers": ("encoder_ch_mult",),
+    "decoder_multipliers": ("decoder_ch_mult",),
+    "num_res_blocks": ("num_res_blocks",),
+    "norm_groups": ("norm_groups",),
+}
+# Settings of the VQ's training, of no meaning once it is trained.
+_VQ_IGNORED = {
+    "codebook_l2_norm",
+    "codebook_show_usage",
+    "commit_loss_beta",
+    "entropy_loss_ratio",
+    "dropout_p",
+    "image_size",
+}
+_HF_VQ_KEYS: dict[str, str] = {
+    "codebook_size": "num_embeddings",
+    "code_dim": "embed_dim",
+    "base_channels": "base_channels",
+    "z_channels": "latent_channels",
+    "encoder_multipliers": "channel_multiplier",
+    "decoder_multipliers": "channel_multiplier",
+    "num_res_blocks": "num_res_blocks",
+}
+_SIGLIP_KEYS = {
+    "width": "width",
+    "mlp_size": "mlp_size",
+    "num_layers": "layers",
+    "num_heads": "heads",
+    "patch_size": "patch_size",
+    "image_size": "image_size",
+}
+_SIGLIP_MODELS = {"siglip_large_patch16_384": SiglipConfig()}
+
+
+def parse_config(data: Any, source: str) -> tuple[JanusConfig, Format]:
+    """Sizes and naming scheme of a checkpoint from its parsed config.json.
+
+    `source` names the file in error messages. Raises InputError for another kind of model, for
+    values of the wrong type and for architectures that Janus-Pro does not have.
+    """
+    if not isinstance(data, dict):
+        raise InputError(f"{source} does not hold a JSON object")
+    model_type = data.get("model_type")
+    reader = {"multi_modality": _parse_original, "janus": _parse_hf}.get(str(model_type))
+    if reader is None:
+        raise InputError(
+            f"{source} describes a model of type {model_type!r}; a Janus-Pro checkpoint "
+            "('multi_modality' or 'janus') is needed"
+        )
+    try:
+        config = reader(data)
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise InputError(f"{source}: {error}") from error
+    return config, "original" if model_type == "multi_modality" else "hf"
+
+
+def config_to_json(config: JanusConfig, dtype: str) -> dict[str, Any]:
+    """config.json of `config` in the released format; `dtype` is that of the stored weights."""
+    decoder, D = config.decoder, config.decoder.hidden_size
+    if decoder.qkv_bias or decoder.tie_embeddings:
+        raise InputError("the released format has neither q, k, v biases nor tied embeddings")
+    projector = {"depth": 2, "n_embed": D, "projector_type": "mlp_gelu"}
+    siglip = config.siglip
+    return {
+        "model_type": "multi_modality",
+        "architectures": ["MultiModalityCausalLM"],
+        "torch_dtype": dtype,
+        "aligner_config": {
+            "cls": "MlpProjector",
+            "model_type": "aligner",
+            "params": {**projector, "input_dim": siglip.width},
+        },
+        "gen_aligner_config": {
+            "cls": "MlpProjector",
+            "model_type": "gen_aligner",
+            "params": {**projector, "input_dim": config.vq.code_dim},
+        },
+        "gen_head_config": {
+            "cls": "vision_head",
+            "model_type": "gen_head",
+            "params": {
+                "image_token_embed": D,
+                "image_token_size": config.image_vocab,
+                "n_embed": D,
+            },
+        },
+        "gen_vision_config": {
+            "cls": "VQ-16",
+            "model_type": "gen_vision",
+            "params": vq_to_json(config.vq, config.image_size),
+        },
+        "vision_config": {
+            "cls": "CLIPVisionTower",
+            "model_type": "vision",
+            "params": _siglip_to_json(siglip),
+        },
+        "language_config": {
+            "model_type": "llama",
+            "torch_dtype": dtype,
+            "max_position_embeddings": 16384,
+            "hidden_size": D,
+            "intermediate_size": decoder.mlp_size,
+            "num_hidden_layers": decoder.num_layers,
+            "num_attention_heads": decoder.num_heads,
+            "num_key_value_heads": decoder.num_kv_heads,
+            "head_dim": decoder.head_dim,
+            "vocab_size": decoder.vocab_size,
+            "rope_theta": decoder.rope_theta,
+            "rms_norm_eps": decoder.norm_eps,
+        },
+    }
+
+
+def _parse_original(data: Mapping[str, Any]) -> JanusConfig:
+    decoder = _llama(_section(data, "language_config"))
+    params = _params(data, "gen_vision_config")
+    vq = vq_from_json(params)
+    config = JanusConfig(
+        decoder,
+        vq,
+        _siglip_from_json(_params(data, "vision_config")),
+        int(params.get("image_size", IMAGE_SIZE)),
+    )
+    D = decoder.hidden_size
+    # What the other sections repeat has to agree; where they are silent, there is nothing to check.
+    for section, key, value in (
+        ("gen_head_config", "image_token_size", vq.codebook_size),
+        ("gen_head_config", "n_embed", D),
+        ("gen_head_config", "image_token_embed", D),
+        ("gen_aligner_config", "n_embed", D),
+        ("gen_aligner_config", "input_dim", vq.code_dim),
+        ("gen_aligner_config", "depth", 2),
+        ("gen_aligner_config", "projector_type", "mlp_gelu"),
+        ("aligner_config", "n_embed", D),
+        ("aligner_config", "input_dim", config.siglip.width),
+        ("aligner_config", "depth", 2),
+        ("aligner_config", "projector_type", "mlp_gelu"),
+    ):
+        if section in data:
+            _expect(_params(data, section), key, value, section)
+    return config
+
+
+def _parse_hf(data: Mapping[str, Any]) -> JanusConfig:
+    decoder = _llama(_section(data, "text_config"))
+    vision = _section(data, "vision_config") if data.get("vision_config") else {}
+    for key, value in (("hidden_act", "gelu"), ("use_qk_norm", False), ("attention_bias", True)):
+        _expect(vision, key, value, "vision_config")
+    width = int(vision.get("hidden_size", 1024))
+    siglip = SiglipConfig(
+        image_size=int(vision.get("image_size", 384)),
+        patch_size=int(vision.get("patch_size", 16)),
+        width=width,
+        mlp_size=int(width * vision.get("mlp_ratio", 4.0)),
+        num_layers=int(vision.get("num_hidden_layers", 24)),
+        num_heads=int(vision.get("num_attention_heads", 16)),
+        norm_eps=float(vision.get("layer_norm_eps", 1e-6)),
+    )
+    port = _section(data, "vq_config") if data.get("vq_config") else {}
+    _expect(port, "double_latent", False, "vq_config")
+    vq = VQConfig(**{ours: _value(port[key]) for ours, key in _HF_VQ_KEYS.items() if key in port})
+    # The port takes the number of picture tokens a side from the understanding tower.
+    image_size = siglip.image_size // siglip.patch_size * vq.downsampling
+    return JanusConfig(decoder, vq, siglip, image_size)
+
+
+def _llama(c: Mapping[str, Any]) -> DecoderConfig:
+    """A LlamaConfig's JSON; what is absent has the defaults of that class."""
+    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise ValueError(f"rotary embedding of type {kind!r} is not Janus-Pro's")
+    for key, value in (
+        ("model_type", "llama"),
+        ("hidden_act", "silu"),
+        ("attention_bias", False),
+        ("mlp_bias", False),
+        ("tie_word_embeddings", False),
+    ):
+        _expect(c, key, value, "language model")
+    hidden, heads = int(c.get("hidden_size", 4096)), int(c.get("num_attention_heads", 32))
+    kv_heads, head_dim = c.get("num_key_value_heads"), c.get("head_dim")
+    return DecoderConfig(
+        vocab_size=int(c.get("vocab_size", 32000)),
+        hidden_size=hidden,
+        mlp_size=int(c.get("intermediate_size", 11008)),
+        num_layers=int(c.get("num_hidden_layers", 32)),
+        num_heads=heads,
+        num_kv_heads=heads if kv_heads is None else int(kv_heads),
+        head_dim=hidden // heads if head_dim is None else int(head_dim),
+        rope_theta=float(rope.get("rope_theta", c.get("rope_theta", 1e4))),
+        norm_eps=float(c.get("rms_norm_eps", 1e-6)),
+    )
+
+
+def vq_from_json(params: Mapping[str, Any]) -> VQConfig:
+    """Sizes from gen_vision_config.params; ValueError for what does not fit."""
+    known = {key for keys in _VQ_KEYS.values() for key in keys} | _VQ_IGNORED
+    if unknown := sorted(set(params) - known):
+        raise ValueError(f"gen_vision_config has the unknown key {', '.join(unknown)}")
+    _expect(params, "codebook_l2_norm", True, "gen_vision_config")
+    values = {}
+    for field, keys in _VQ_KEYS.items():
+        given = {key: _value(params[key]) for key in keys if key in params}
+        if len(set(given.values())) > 1:
+            raise ValueError(f"gen_vision_config contradicts itself: {given}")
+        if given:
+            values[field] = next(iter(given.values()))
+    return VQConfig(**values)
+
+
+def vq_to_json(vq: VQConfig, image_size: int) -> dict[str, Any]:
+    """A VQ-16's own values are left out, as in released files, but for the two they do name."""
+    usual = VQConfig()
+    params = {
+        keys[0]: value
+        for field, keys in _VQ_KEYS.items()
+        if (value := getattr(vq, field)) != getattr(usual, field)
+        or field in ("codebook_size", "code_dim")
+    }
+    if image_size != IMAGE_SIZE:
+        params["image_size"] = image_size
+    return params
+
+
+def _siglip_from_json(params: Mapping[str, Any]) -> SiglipConfig:
+    given = {ours: int(params[key]) for ours, key in _SIGLIP_KEYS.items() if key in params}
+    name = params.get("model_name")
+    if name is None:
+        return SiglipConfig(**given)
+    if name not in _SIGLIP_MODELS:
+        known = ", ".join(_SIGLIP_MODELS)
+        raise ValueError(f"vision tower {name!r} is unknown; known are {known}")
+    for field, value in given.items():
+        expected = getattr(_SIGLIP_MODELS[name], field)
+        if value != expected:
+            raise ValueError(f"vision_config says {field} {value}, but {name} has {expected}")
+    return _SIGLIP_MODELS[name]
+
+
+def _siglip_to_json(siglip: SiglipConfig) -> dict[str, Any]:
+    name = next((n for n, known in _SIGLIP_MODELS.items() if known == siglip), None)
+    if name is not None:
+        return {
+            "image_size": siglip.image_size,
+            "model_name": name,
+            "select_feature": "same",
+            "select_layer": -1,
+        }
+    return {key: getattr(siglip, ours) for ours, key in _SIGLIP_KEYS.items()}
+
+
+def _section(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    section = data.get(key)
+    if not isinstance(section, dict):
+        raise ValueError(f"the section {key} is missing")
+    return section
+
+
+def _params(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    params = _section(data, key).get("params", {})
+    if not isinstance(params, dict):
+        raise ValueError(f"{key}.params is no JSON object")
+    return params
+
+
+def _expect(section: Mapping[str, Any], key: str, value: Any, where: str) -> None:
+    if key in section and section[key] != value:
+        raise ValueError(f"{where} has {key} {section[key]!r}; {value!r} is needed")
+
+
+def _value(value: Any) -> Any:
+    """A number, or a list of numbers as a tuple."""
+    if isinstance(value, list) and all(isinstance(v, int) for v in value):
+        return tuple(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"{value!r} is neither a whole number nor a list of them")

@@ -1,0 +1,420 @@
+"""Checkpoints in and out: released names and sizes, goldens, the port, damage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from gotr1_jax.convert.checkpoint import (
+    PARTS,
+    abstract_part,
+    load_checkpoint,
+    out_tensors,
+    save_checkpoint,
+)
+from gotr1_jax.convert.config_json import config_to_json, parse_config
+from gotr1_jax.convert.names import UNUSED
+from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.models.config import JANUS_PRO_1B, JANUS_PRO_7B, JanusConfig
+from tiny_checkpoints import TINY, tiny_states, write_tiny
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "ckpt")
+
+
+@pytest.fixture
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    """A checkpoint that a test may damage."""
+    shutil.copytree(tiny, tmp_path / "ckpt")
+    return tmp_path / "ckpt"
+
+
+# Names and sizes of the released models -----------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "config"), [("1b", JANUS_PRO_1B), ("7b", JANUS_PRO_7B)])
+def test_released_names_and_shapes_without_a_gap(
+    shared: Path, size: str, config: JanusConfig
+) -> None:
+    released = json.loads((shared / "goldens" / f"janus_pro_{size}_tensors.json").read_text())
+    data = {
+        "model_type": "multi_modality",
+        "language_config": {"model_type": "llama", **released["language_config"]},
+        "gen_vision_config": {"params": {"image_token_size": 16384, "n_embed": 8}},
+        "vision_config": {"params": {"model_name": "siglip_large_patch16_384", "image_size": 384}},
+    }
+    assert parse_config(data, "config.json") == (config, "original")
+    states = {part: nnx.split(abstract_part(part, config))[1] for part in PARTS}
+    ours = {t.name: t.shape for t in out_tensors(states, "original")}
+    theirs = {
+        name: tuple(entry[0] if isinstance(entry[0], list) else entry)
+        for name, entry in released["tensors"].items()
+        if not UNUSED.match(name)
+    }
+    assert ours == theirs
+    assert len(released["tensors"]) - len(theirs) == 14
+
+
+@pytest.mark.parametrize("config", [JANUS_PRO_1B, JANUS_PRO_7B, TINY])
+def test_config_json_round_trip(config: JanusConfig) -> None:
+    text = json.dumps(config_to_json(config, "bfloat16"))
+    assert parse_config(json.loads(text), "config.json") == (config, "original")
+
+
+def test_config_of_a_released_size_has_only_released_keys() -> None:
+    data = config_to_json(JANUS_PRO_7B, "bfloat16")
+    assert data["gen_vision_config"]["params"] == {"image_token_size": 16384, "n_embed": 8}
+    assert set(data["vision_config"]["params"]) == {
+        "image_size",
+        "model_name",
+        "select_feature",
+        "select_layer",
+    }
+
+
+# The reference's numbers --------------------------------------------------------------------
+
+
+def test_golden_numbers_of_every_part(janus_a: Path, shared: Path) -> None:
+    golden = np.load(shared / "goldens" / "janus_a.npz")
+    checkpoint = load_checkpoint(janus_a)
+    assert len(checkpoint.skipped) == 14
+    policy, vq = checkpoint.policy_module(), checkpoint.vq_module()
+    text = policy.embed_text(jnp.asarray(golden["lm.input_ids"]))
+    image = policy.embed_image(jnp.asarray(golden["lm.image_ids"]))
+    np.testing.assert_allclose(image, golden["lm.image_embeds"], atol=2e-4)
+    x = jnp.concatenate([text, image], axis=1)
+    hidden = policy.hidden(x, jnp.arange(x.shape[1])[None])
+    n = text.shape[1]
+    np.testing.assert_allclose(
+        policy.text_logits(hidden[:, :n]), golden["lm.text_logits"], atol=2e-4
+    )
+    # Position n - 1, the last of the text, predicts the first picture token.
+    np.testing.assert_allclose(
+        policy.image_logits(hidden[:, n - 1 : -1]), golden["lm.image_logits"], atol=2e-4
+    )
+    pixels = vq.decode_ids(jnp.asarray(golden["vq.decode_ids"]), 8)
+    np.testing.assert_allclose(
+        np.asarray(pixels).transpose(0, 3, 1, 2), golden["vq.decoded"], atol=1e-3
+    )
+    ids = vq.encode_ids(jnp.asarray(golden["vq.pixels"]).transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(np.asarray(ids).ravel(), golden["vq.encoded_ids"].ravel())
+
+
+def test_pickled_shards_equal_safetensors(janus_a: Path, shared: Path, tmp_path: Path) -> None:
+    script = shared / "goldens" / "make_checkpoint.py"
+    out = tmp_path / "bin"
+    subprocess.run([sys.executable, str(script), "janus_a", str(out), "--shards", "2"], check=True)
+    assert_equal(load_checkpoint(out).policy, load_checkpoint(janus_a).policy)
+
+
+# Our own checkpoints ------------------------------------------------------------------------
+
+
+def test_saved_and_loaded_states_are_equal_to_the_bit(tiny: Path) -> None:
+    loaded = load_checkpoint(tiny, parts=PARTS)
+    assert loaded.config == TINY
+    states = tiny_states()
+    for part in PARTS:
+        assert_equal(getattr(loaded, part), states[part])
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode_plan("red circle")) == "red circle"
+
+
+def test_bfloat16_is_rounded_once(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "ckpt", dtype="bfloat16")
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny_states()["policy"])
+    assert_equal(load_checkpoint(path, dtype=jnp.bfloat16).policy, rounded)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), rounded)
+    assert_equal(load_checkpoint(path).policy, wide)
+
+
+def test_original_names_with_torch_layout(tiny: Path) -> None:
+    stored = load_file(tiny / "model.safetensors")
+    states = tiny_states()
+    q = states["policy"]["decoder"]["layers"]["q"]["kernel"][...]
+    name = "language_model.model.layers.1.self_attn.q_proj.weight"
+    np.testing.assert_array_equal(stored[name], np.asarray(q[1]).T)
+    block = states["understanding"]["tower"]["blocks"]
+    fused = np.concatenate([np.asarray(block[n]["kernel"][0]).T for n in "qkv"])
+    name = "vision_model.vision_tower.blocks.0.attn.qkv.weight"
+    np.testing.assert_array_equal(stored[name], fused)
+    conv = np.asarray(states["vq"]["encoder"]["conv_in"]["kernel"][...])
+    name = "gen_vision_model.encoder.conv_in.weight"
+    np.testing.assert_array_equal(stored[name], conv.transpose(3, 2, 0, 1))
+
+
+def test_parts_may_be_left_out(tiny: Path, tmp_path: Path) -> None:
+    states = tiny_states()
+    path = save_checkpoint(
+        tmp_path / "ckpt", TINY, states["policy"], states["vq"], None, tiny, "float32"
+    )
+    assert_equal(load_checkpoint(path).policy, states["policy"])
+    with pytest.raises(InputError, match="missing: aligner.layers.0.bias"):
+        load_checkpoint(path, parts=PARTS)
+
+
+def test_loading_onto_shards(tiny: Path) -> None:
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
+    spec = jax.sharding.PartitionSpec
+
+    def sharding(leaf: jax.ShapeDtypeStruct) -> jax.sharding.NamedSharding:
+        axes = [None] * (leaf.ndim - 1) + ["x" if leaf.shape[-1] % 2 == 0 else None]
+        return jax.sharding.NamedSharding(mesh, spec(*axes))
+
+    abstract = {part: nnx.split(abstract_part(part, TINY))[1] for part in PARTS}
+    shardings = {part: jax.tree.map(sharding, state) for part, state in abstract.items()}
+    split = load_checkpoint(tiny, parts=PARTS, shardings=shardings)
+    whole = load_checkpoint(tiny, parts=PARTS)
+    for part in PARTS:
+        assert_equal(getattr(split, part), getattr(whole, part))
+    q = split.policy["decoder"]["layers"]["q"]["kernel"][...]
+    assert {s.data.shape for s in q.addressable_shards} == {(2, 32, 16)}
+
+
+def test_an_older_checkpoint_is_replaced_and_foreign_files_are_not(
+    tiny: Path, tmp_path: Path
+) -> None:
+    path = write_tiny(tmp_path / "ckpt", seed=5)
+    write_tiny(path, seed=0)
+    assert_equal(load_checkpoint(path).policy, load_checkpoint(tiny).policy)
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        write_tiny(work)
+    assert [f.name for f in work.iterdir()] == ["notes.txt"]
+
+
+def test_a_full_disk_leaves_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    states = tiny_states()
+    with pytest.raises(RunError, match="disk full"):
+        save_checkpoint(tmp_path / "ckpt", TINY, states["policy"], None, None, tiny)
+    assert list(tmp_path.iterdir()) == []
+
+
+# The Hugging Face port ----------------------------------------------------------------------
+
+
+def test_port_of_transformers(tiny: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import JanusConfig as PortConfig
+    from transformers import JanusForConditionalGeneration
+
+    torch.manual_seed(0)
+    port = JanusForConditionalGeneration(
+        PortConfig(
+            text_config={
+                "model_type": "llama",
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "vocab_size": 1024,
+                "tie_word_embeddings": False,
+            },
+            vision_config={
+                "hidden_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 32,
+                "patch_size": 16,
+                "projection_dim": 32,
+            },
+            vq_config={
+                "num_embeddings": 64,
+                "base_channels": 32,
+                "latent_channels": 16,
+                "projection_dim": 32,
+                "image_token_embed_dim": 32,
+            },
+            tie_word_embeddings=False,
+        )
+    ).eval()
+    for parameter in port.parameters():  # defaults leave biases and norms at 0 and 1
+        torch.nn.init.normal_(parameter, std=0.1)
+    port.save_pretrained(tmp_path / "port")
+    shutil.copy(tiny / "tokenizer.json", tmp_path / "port")
+    loaded = load_checkpoint(tmp_path / "port", parts=PARTS)
+
+    pixels = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
+    ids = np.arange(12).reshape(2, 6)
+    image_ids = np.arange(8).reshape(2, 4) * 7
+    torch_pixels = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        features = port.model.get_image_features(torch_pixels)
+        features = getattr(features, "pooler_output", features).numpy()
+        hidden = port.model.language_model(torch.from_numpy(ids)).last_hidden_state
+        text_logits = port.lm_head(hidden).numpy()
+        image_logits = port.model.generation_head(hidden).numpy()
+        embeds = port.prepare_embeddings_for_image_generation(torch.from_numpy(image_ids)).numpy()
+        decoded = port.model.vqmodel.decode(torch.from_numpy(image_ids)).numpy()
+
+    ours = np.asarray(loaded.understanding_module()(jnp.asarray(pixels)))
+    np.testing.assert_allclose(ours, features.reshape(ours.shape), atol=1e-4)
+    policy = loaded.policy_module()
+    h = policy.hidden(policy.embed_text(jnp.asarray(ids)), jnp.arange(6)[None])
+    np.testing.assert_allclose(policy.text_logits(h), text_logits, atol=1e-4)
+    np.testing.assert_allclose(policy.image_logits(h), image_logits, atol=1e-4)
+    np.testing.assert_allclose(policy.embed_image(jnp.asarray(image_ids)), embeds, atol=1e-4)
+    picture = np.asarray(loaded.vq_module().decode_ids(jnp.asarray(image_ids), 2))
+    np.testing.assert_allclose(picture, decoded.reshape(picture.shape), atol=1e-3)
+
+
+# Damage -------------------------------------------------------------------------------------
+
+
+def edit_tensors(path: Path, change: Any) -> None:
+    stored = load_file(path / "model.safetensors")
+    change(stored)
+    save_file(stored, path / "model.safetensors")
+
+
+def test_unknown_missing_and_misshapen_tensors_are_named(copy: Path) -> None:
+    def change(stored: dict[str, np.ndarray]) -> None:
+        stored["language_model.extra"] = np.zeros(3, np.float32)
+        del stored["gen_embed.weight"]
+        stored["language_model.model.norm.weight"] = np.zeros(31, np.float32)
+
+    edit_tensors(copy, change)
+    with pytest.raises(InputError) as error:
+        load_checkpoint(copy)
+    line = str(error.value)
+    assert "\n" not in line
+    assert "1 unknown: language_model.extra (in model.safetensors)" in line
+    assert "1 missing: gen_embed.weight [64, 8]" in line
+    assert "language_model.model.norm.weight is [31], expected [32] (in model.safetensors)" in line
+
+
+def test_known_unused_tensors_are_skipped(copy: Path) -> None:
+    names = (
+        "gen_vision_model.quantize.codebook_used",
+        "vision_model.vision_tower.attn_pool.q.bias",
+        "language_model.model.layers.0.self_attn.rotary_emb.inv_freq",
+    )
+    edit_tensors(copy, lambda stored: stored.update({n: np.zeros(2, np.float32) for n in names}))
+    assert load_checkpoint(copy).skipped == tuple(sorted(names))
+
+
+def shard(path: Path, second: list[str]) -> None:
+    """Splits model.safetensors in two, `second` in the second, with an index."""
+    stored = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    files = {n: f"model-0000{1 + (n in second)}-of-00002.safetensors" for n in stored}
+    for file in set(files.values()):
+        save_file({n: stored[n] for n in stored if files[n] == file}, path / file)
+    index = {"metadata": {}, "weight_map": files}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_shards_and_their_faults(copy: Path, tiny: Path) -> None:
+    shard(copy, ["gen_embed.weight"])
+    assert_equal(load_checkpoint(copy).policy, load_checkpoint(tiny).policy)
+    second = copy / "model-00002-of-00002.safetensors"
+    whole = second.read_bytes()
+    doubled = {n: np.zeros((64, 8), np.float32) for n in ("gen_embed.weight",)}
+    doubled["language_model.model.norm.weight"] = np.zeros(32, np.float32)
+    save_file(doubled, second)
+    with pytest.raises(InputError, match="language_model.model.norm.weight is stored twice"):
+        load_checkpoint(copy)
+    second.write_bytes(whole[:-7])
+    with pytest.raises(InputError, match="model-00002-of-00002.safetensors is truncated"):
+        load_checkpoint(copy)
+    second.unlink()
+    with pytest.raises(InputError, match="missing: model-00002-of-00002.safetensors"):
+        load_checkpoint(copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"\xff" * 64, b"\x08" + bytes(7) + b"{[[[[[[["])
+def test_corrupt_safetensors(copy: Path, content: bytes) -> None:
+    (copy / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="model.safetensors is (truncated|corrupt)"):
+        load_checkpoint(copy)
+
+
+def test_truncated_pickle(copy: Path) -> None:
+    torch = pytest.importorskip("torch")
+    state = {n: torch.from_numpy(a) for n, a in load_file(copy / "model.safetensors").items()}
+    (copy / "model.safetensors").unlink()
+    file = copy / "pytorch_model.bin"
+    torch.save(state, file)
+    assert load_checkpoint(copy).config == TINY
+    file.write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(InputError, match="pytorch_model.bin is truncated or corrupt") as error:
+        load_checkpoint(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_integer_weights_are_refused(copy: Path) -> None:
+    def change(stored: dict[str, np.ndarray]) -> None:
+        stored["gen_embed.weight"] = stored["gen_embed.weight"].astype(np.int8)
+
+    edit_tensors(copy, change)
+    with pytest.raises(InputError, match="gen_embed.weight has dtype I8"):
+        load_checkpoint(copy)
+
+
+def edit_config(path: Path, change: Any) -> None:
+    data = json.loads((path / "config.json").read_text())
+    change(data)
+    (path / "config.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(model_type="qwen2"), "model of type 'qwen2'"),
+        (lambda c: c.pop("language_config"), "section language_config is missing"),
+        (lambda c: c["language_config"].update(hidden_size="x"), "config.json: "),
+        (lambda c: c["language_config"].update(hidden_act="gelu"), "hidden_act 'gelu'"),
+        (
+            lambda c: c["language_config"].update(rope_scaling={"type": "linear"}),
+            "rotary embedding of type 'linear'",
+        ),
+        (lambda c: c["gen_vision_config"]["params"].update(q=1), "unknown key q"),
+        (lambda c: c["gen_head_config"]["params"].update(n_embed=5), "n_embed 5; 32 is needed"),
+        (lambda c: c["language_config"].update(vocab_size=300), "300 embedding rows"),
+    ],
+)
+def test_config_of_another_model(copy: Path, change: Any, message: str) -> None:
+    edit_config(copy, change)
+    with pytest.raises(InputError, match=message):
+        load_checkpoint(copy)
+
+
+def test_no_checkpoint_at_all(tmp_path: Path, copy: Path) -> None:
+    with pytest.raises(InputError, match="no such directory"):
+        load_checkpoint(tmp_path / "nothing")
+    with pytest.raises(InputError, match="holds no config.json"):
+        load_checkpoint(tmp_path)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="no weights in"):
+        load_checkpoint(copy)
+    (copy / "config.json").write_text("{")
+    with pytest.raises(InputError, match="config.json is not valid JSON"):
+        load_checkpoint(copy)

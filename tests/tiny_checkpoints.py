@@ -1,0 +1,68 @@
+"""Small random checkpoints for tests, written in the released format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flax import nnx
+
+from gotr1_jax.convert.checkpoint import save_checkpoint
+from gotr1_jax.data.shapes.tokenizer import train_tokenizer
+from gotr1_jax.models.config import DecoderConfig, JanusConfig, SiglipConfig, VQConfig
+from gotr1_jax.models.janus import JanusPolicy
+from gotr1_jax.models.siglip import Understanding
+from gotr1_jax.models.vq import VQModel
+
+TINY = JanusConfig(
+    decoder=DecoderConfig(
+        vocab_size=1024,
+        hidden_size=32,
+        mlp_size=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+    ),
+    vq=VQConfig(
+        codebook_size=64,
+        code_dim=8,
+        base_channels=8,
+        z_channels=16,
+        encoder_multipliers=(1, 2, 2),
+        decoder_multipliers=(1, 2, 2),
+        num_res_blocks=1,
+        norm_groups=4,
+    ),
+    siglip=SiglipConfig(
+        image_size=16, patch_size=4, width=16, mlp_size=32, num_layers=2, num_heads=2
+    ),
+    image_size=16,
+)
+
+
+def tiny_states(config: JanusConfig = TINY, seed: int = 0) -> dict[str, nnx.State]:
+    """Random parameters of all three parts."""
+    modules = {
+        "policy": JanusPolicy(config, rngs=nnx.Rngs(seed)),
+        "vq": VQModel(config.vq, rngs=nnx.Rngs(seed + 1)),
+        "understanding": Understanding(config, rngs=nnx.Rngs(seed + 2)),
+    }
+    return {part: nnx.split(module)[1] for part, module in modules.items()}
+
+
+def write_tiny(
+    directory: Path, config: JanusConfig = TINY, seed: int = 0, dtype: str = "float32"
+) -> Path:
+    """A tiny random checkpoint with the shapes world's tokenizer; returns `directory`."""
+    tokenizer = directory.with_name(directory.name + "_tokenizer")
+    train_tokenizer(tokenizer)
+    states = tiny_states(config, seed)
+    return save_checkpoint(
+        directory,
+        config,
+        states["policy"],
+        states["vq"],
+        states["understanding"],
+        tokenizer,
+        dtype,
+    )
