@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from gotr1_jax.convert.checkpoint import save_checkpoint
+from gotr1_jax.convert.checkpoint import PARTS, abstract_part, save_checkpoint
 from gotr1_jax.data.shapes.tokenizer import train_tokenizer
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, SiglipConfig, VQConfig
-from gotr1_jax.models.janus import JanusPolicy
-from gotr1_jax.models.siglip import Understanding
-from gotr1_jax.models.vq import VQModel
 
 TINY = JanusConfig(
     decoder=DecoderConfig(
@@ -41,13 +43,19 @@ TINY = JanusConfig(
 
 
 def tiny_states(config: JanusConfig = TINY, seed: int = 0) -> dict[str, nnx.State]:
-    """Random parameters of all three parts."""
-    modules = {
-        "policy": JanusPolicy(config, rngs=nnx.Rngs(seed)),
-        "vq": VQModel(config.vq, rngs=nnx.Rngs(seed + 1)),
-        "understanding": Understanding(config, rngs=nnx.Rngs(seed + 2)),
+    """Random parameters of all three parts; norms are near one."""
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = jax.tree_util.keystr(path)
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        fan_in = max(1, leaf.size // leaf.shape[-1])
+        values = rng.standard_normal(leaf.shape, np.float32) / fan_in**0.5
+        return jnp.asarray(values + ("scale" in name), leaf.dtype)
+
+    return {
+        part: jax.tree.map_with_path(draw, nnx.split(abstract_part(part, config))[1])
+        for part in PARTS
     }
-    return {part: nnx.split(module)[1] for part, module in modules.items()}
 
 
 def write_tiny(
@@ -55,7 +63,8 @@ def write_tiny(
 ) -> Path:
     """A tiny random checkpoint with the shapes world's tokenizer; returns `directory`."""
     tokenizer = directory.with_name(directory.name + "_tokenizer")
-    train_tokenizer(tokenizer)
+    if not tokenizer.is_dir():
+        train_tokenizer(tokenizer)
     states = tiny_states(config, seed)
     return save_checkpoint(
         directory,

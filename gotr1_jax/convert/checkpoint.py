@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ from gotr1_jax.models.vq import VQModel
 from gotr1_jax.text import TOKENIZER_FILE, TextTokenizer
 
 PARTS = ("policy", "vq", "understanding")
+EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "shapes"
+"""The checkpoint that the package brings along."""
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 # Files about text and pictures that go with the weights, copied as they are.
@@ -87,12 +89,12 @@ class Checkpoint:
 
     def vq_module(self) -> VQModel:
         """The picture tokenizer as a module."""
-        return nnx.merge(nnx.split(abstract_part("vq", self.config, self.dtype))[0], self.vq)
+        return nnx.merge(_split("vq", self.config, self.dtype)[0], self.vq)
 
     def understanding_module(self) -> Understanding:
         """Vision tower and aligner as a module."""
-        abstract = abstract_part("understanding", self.config, self.dtype)
-        return nnx.merge(nnx.split(abstract)[0], self.understanding)
+        graphdef = _split("understanding", self.config, self.dtype)[0]
+        return nnx.merge(graphdef, self.understanding)
 
 
 def abstract_part(part: str, config: JanusConfig, dtype: Any = jnp.float32) -> Any:
@@ -104,6 +106,12 @@ def abstract_part(part: str, config: JanusConfig, dtype: Any = jnp.float32) -> A
     if part == "understanding":
         return nnx.eval_shape(lambda: Understanding(config, rngs=nnx.Rngs(0), param_dtype=dtype))
     raise ValueError(f"unknown part {part!r}; parts are {', '.join(PARTS)}")
+
+
+@cache
+def _split(part: str, config: JanusConfig, dtype: Any) -> tuple[Any, Any]:
+    """(graphdef, abstract state) of a part; tracing a big module takes a second."""
+    return nnx.split(abstract_part(part, config, dtype))
 
 
 def load_checkpoint(
@@ -136,9 +144,7 @@ def load_checkpoint(
     tensors = open_tensors(path)
     found = {part_of_tensor(name, form) for name in tensors if not UNUSED.match(name)}
     states = {
-        part: nnx.split(abstract_part(part, config, dtype))[1]
-        for part in PARTS
-        if part in parts or part in found
+        part: _split(part, config, dtype)[1] for part in PARTS if part in parts or part in found
     }
     skipped = _check_tensors(tensors, states, form, path)
     loaded = {}

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
+from tiny_checkpoints import TINY, tiny_states, write_tiny
 
 from gotr1_jax.convert.checkpoint import (
     PARTS,
@@ -27,7 +28,6 @@ from gotr1_jax.convert.config_json import config_to_json, parse_config
 from gotr1_jax.convert.names import UNUSED
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.models.config import JANUS_PRO_1B, JANUS_PRO_7B, JanusConfig
-from tiny_checkpoints import TINY, tiny_states, write_tiny
 
 
 def assert_equal(a: Any, b: Any) -> None:
@@ -283,7 +283,8 @@ def test_port_of_transformers(tiny: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(policy.image_logits(h), image_logits, atol=1e-4)
     np.testing.assert_allclose(policy.embed_image(jnp.asarray(image_ids)), embeds, atol=1e-4)
     picture = np.asarray(loaded.vq_module().decode_ids(jnp.asarray(image_ids), 2))
-    np.testing.assert_allclose(picture, decoded.reshape(picture.shape), atol=1e-3)
+    decoded = decoded.reshape(2, 3, 32, 32).transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(picture, decoded, atol=1e-3)
 
 
 # Damage -------------------------------------------------------------------------------------
