@@ -1,0 +1,348 @@
+"""Train the picture tokenizer on the shapes world: `gotr1 train vq --config FILE`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from PIL import Image
+
+from gotr1_jax.config import to_yaml
+from gotr1_jax.convert.picture_tokenizer import save_vq
+from gotr1_jax.data.shapes import (
+    COLORS,
+    IMAGE_SIZE,
+    SHAPES,
+    CaptionSpec,
+    ObjectSpec,
+    render,
+    sample_scene,
+)
+from gotr1_jax.data.shapes.vocabulary import GRID_STEP
+from gotr1_jax.errors import InputError
+from gotr1_jax.models.config import VQConfig
+from gotr1_jax.models.vq import VQModel
+from gotr1_jax.parallel.mesh import make_mesh, replicated
+from gotr1_jax.schema import CheckpointConfig, MeshConfig, OptimizerConfig, positive
+from gotr1_jax.sft import vq_loss
+from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
+from gotr1_jax.training.metrics import MetricsWriter, Progress
+from gotr1_jax.training.placement import check_rows, put_rows
+from gotr1_jax.training.run_dir import create_run_dir, write_json_atomic
+from gotr1_jax.training.state import make_optimizer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VqLossWeights:
+    """Weight of each part of the loss; the defaults are LlamaGen's where it has the part."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+    codebook: float = 1.0
+    commitment: float = 0.25
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """The first part of training sees windows of the pictures.
+
+    A window costs less and a smaller part of it is background, so far more edges are seen in the
+    same time; the rest of training sees whole pictures, as encoding and decoding will.
+    """
+
+    # Pixels a side; a multiple of the tokenizer's downsampling.
+    size: int = 32
+    # Steps with windows, and windows a step.
+    steps: int = 3000
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class RestartConfig:
+    """Unused codes are moved to where the codebook covers worst; see `vq_loss.restart_unused`."""
+
+    # A code used less than this times an even share is moved; 0 never moves any.
+    below: float = 0.02
+    # The share, times an even one, that a moved code starts from.
+    fresh: float = 0.1
+    # Decay a step of the running share of use.
+    decay: float = 0.98
+    # Only in this many first steps, so that codes can settle.
+    steps: int = 2600
+
+
+@dataclass(frozen=True)
+class VqTrainConfig:
+    """The picture tokenizer of the shapes world: `gotr1 train vq`."""
+
+    run_dir: str
+    model: VQConfig
+    seed: int = 0
+    steps: int = 3600
+    resume: str = "auto"
+    # Whole pictures a step, after the windows of `crop`.
+    batch_size: int = 16
+    # Pictures drawn beforehand to learn from, and others to measure the result on.
+    pictures: int = 20000
+    eval_pictures: int = 1024
+    # Before this step the decoder sees the encodings themselves: it learns colors much sooner
+    # than through a codebook that covers nothing yet.
+    quantize_from: int = 300
+    # Where the finished tokenizer is written in the released format; null: run_dir/model.
+    export_dir: str | None = None
+    # dtype of the weights in the released format.
+    export_dtype: str = "bfloat16"
+    log_every: int = 50
+    weights: VqLossWeights = field(default_factory=VqLossWeights)
+    crop: CropConfig = field(default_factory=CropConfig)
+    restart: RestartConfig = field(default_factory=RestartConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def check(self) -> None:
+        positive("vq", steps=self.steps, batch_size=self.batch_size, pictures=self.pictures)
+        positive("vq", eval_pictures=self.eval_pictures, log_every=self.log_every)
+        down = self.model.downsampling
+        for name, size in (("crop.size", self.crop.size), ("the picture size", IMAGE_SIZE)):
+            if size % down or not 0 < size <= IMAGE_SIZE:
+                raise InputError(
+                    f"{name} is {size}; it must be a multiple of the downsampling {down} "
+                    f"(model.encoder_multipliers) and at most {IMAGE_SIZE}"
+                )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class VqState:
+    """Everything a step changes: weights, optimizer, each code's running share of use, step."""
+
+    params: nnx.State
+    opt_state: optax.OptState
+    usage_I: jax.Array
+    step: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class VqMetrics:
+    """Scalars of one step, float32: `psnr` in dB, `perplexity` in codes of this batch,
+    `used_frac` the share of codes in use by the running mean."""
+
+    loss: jax.Array
+    l1: jax.Array
+    l2: jax.Array
+    commitment: jax.Array
+    psnr: jax.Array
+    perplexity: jax.Array
+    used_frac: jax.Array
+    grad_norm: jax.Array
+
+
+StepFn = Callable[[VqState, jax.Array], tuple[VqState, VqMetrics]]
+
+
+def train_vq(config: VqTrainConfig) -> Path:
+    """Run the job; returns the folder of the finished tokenizer in the released format."""
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    check_rows(config.batch_size, mesh, "batch_size")
+    check_rows(config.crop.batch_size, mesh, "crop.batch_size")
+    resume = resolve_resume(config.resume, config.run_dir)
+    run = create_run_dir(config.run_dir, to_yaml(config), may_exist=resume is not None)
+    # The tokenizer is small next to its activations: every device holds it whole.
+    state = jax.jit(partial(init_state, config), out_shardings=replicated(mesh))()
+    first = 0
+    pictures = draw_pictures(config.seed + 1, config.pictures)
+    with Checkpoints(run.checkpoints, keep=config.checkpoint.keep) as checkpoints:
+        if resume is not None:
+            restored = restore_path(resume, state)
+            state, first = restored.tree, restored.step
+            checkpoints.drop_after(first)
+        step_fn = make_step(config)
+        with MetricsWriter(run, first) as metrics, Progress("vq", config.steps, first) as progress:
+            shown: dict[str, float] = {}
+            for step in range(first + 1, config.steps + 1):
+                batch = put_rows(batch_of_step(pictures, config, step), mesh)
+                state, result = step_fn(state, batch)
+                if step % config.log_every == 0 or step == config.steps:
+                    values = {name: float(value) for name, value in asdict(result).items()}
+                    metrics.write(step, values)
+                    shown = {name: values[name] for name in ("psnr", "perplexity", "used_frac")}
+                progress.update(step, **shown)
+                if step % config.checkpoint.every == 0 or step == config.steps:
+                    checkpoints.save(step, state, {"seed": config.seed})
+    params = jax.device_get(state.params)
+    out = Path(config.export_dir) if config.export_dir is not None else run.root / "model"
+    save_vq(out, config.model, IMAGE_SIZE, params, config.export_dtype)
+    _log.info("tokenizer written to %s", out)
+    rounded = jax.tree.map(lambda x: x.astype(config.export_dtype).astype(np.float32), params)
+    held_out = draw_pictures(config.seed + 2, config.eval_pictures)
+    summary, decoded = evaluate(config.model, rounded, held_out)
+    write_json_atomic(run.summary, summary)
+    contact_sheet(held_out, decoded).save(run.root / "reconstructions.png")
+    return out
+
+
+def draw_pictures(seed: int, count: int) -> np.ndarray:
+    """`count` pictures of one to three random objects, uint8 (count, 64, 64, 3).
+
+    All compositions may occur, held-out ones included: the tokenizer sees pictures only, never
+    captions, so it learns nothing of which caption asks for which picture.
+    """
+    rng = np.random.default_rng(seed)
+    colors = tuple(COLORS)
+    pictures = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    with Progress("pictures", count) as progress:
+        for i in range(count):
+            objects = tuple(
+                ObjectSpec(
+                    SHAPES[rng.integers(len(SHAPES))], colors[rng.integers(len(colors))], None
+                )
+                for _ in range(rng.choice([1, 2, 3], p=[0.1, 0.2, 0.7]))
+            )
+            pictures[i] = render(sample_scene(rng, CaptionSpec(objects, None)))
+            progress.update(i + 1)
+    return pictures
+
+
+def batch_of_step(pictures: np.ndarray, config: VqTrainConfig, step: int) -> np.ndarray:
+    """The pictures of step 1, 2, …: windows first, then whole ones; uint8 (B, H, W, 3).
+
+    A function of seed and step alone, so a resumed run sees what an uninterrupted one would.
+    """
+    rng = np.random.default_rng((config.seed, step))
+    if step > config.crop.steps:
+        return pictures[rng.integers(0, len(pictures), config.batch_size)]
+    size = config.crop.size
+    index = rng.integers(0, len(pictures), config.crop.batch_size)
+    # Windows move by the grid that objects stand on: edges fall where whole pictures have them.
+    places = (IMAGE_SIZE - size) // GRID_STEP + 1
+    corner = GRID_STEP * rng.integers(0, places, (config.crop.batch_size, 2))
+    return np.stack([pictures[i, y : y + size, x : x + size] for i, (y, x) in zip(index, corner)])
+
+
+def to_pixels(pictures: jax.Array) -> jax.Array:
+    """uint8 0..255 → float32 [-1, 1]."""
+    return pictures.astype(jnp.float32) / 127.5 - 1.0
+
+
+def init_state(config: VqTrainConfig) -> VqState:
+    """A fresh tokenizer with its optimizer."""
+    params = nnx.split(VQModel(config.model, rngs=nnx.Rngs(config.seed)))[1]
+    size = config.model.codebook_size
+    usage_I = jnp.full((size,), 1.0 / size, jnp.float32)
+    opt_state = make_optimizer(config.optimizer, config.steps).init(params)
+    return VqState(params, opt_state, usage_I, jnp.zeros((), jnp.int32))
+
+
+def make_step(config: VqTrainConfig) -> StepFn:
+    """The compiled update on uint8 pictures (B, H, W, 3); its state is donated."""
+    size, dim = config.model.codebook_size, config.model.code_dim
+    graphdef = nnx.split(nnx.eval_shape(lambda: VQModel(config.model, rngs=nnx.Rngs(0))))[0]
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    weights = config.weights
+
+    def loss_fn(params: nnx.State, pixels: jax.Array, quantizing: jax.Array) -> tuple[Any, Any]:
+        model = nnx.merge(graphdef, params)
+        quantized = model.quantize(model.encode(pixels))
+        codes = jnp.where(quantizing, quantized.codes_BhwZ, quantized.latents_BhwZ)
+        latents = quantized.latents_BhwZ.reshape(-1, dim)
+        nearest = quantized.nearest_BhwZ.reshape(-1, dim)
+        l1, l2 = vq_loss.pixel_losses(model.decode(codes), pixels)
+        commitment = vq_loss.commitment_loss(latents, nearest)
+        loss = weights.l1 * l1 + weights.l2 * l2
+        loss += weights.codebook * vq_loss.codebook_loss(latents, nearest)
+        # Committing to codes that nothing is decoded from only draws all encodings together.
+        loss += weights.commitment * jnp.where(quantizing, commitment, 0.0)
+        return loss, (l1, l2, commitment, quantized.ids_Bhw, latents, nearest)
+
+    @partial(jax.jit, donate_argnums=0)
+    def step_fn(state: VqState, pictures: jax.Array) -> tuple[VqState, VqMetrics]:
+        pixels, quantizing = to_pixels(pictures), state.step >= config.quantize_from
+        (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, pixels, quantizing
+        )
+        l1, l2, commitment, ids, latents, nearest = aux
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        counts_I = vq_loss.code_counts(ids, size)
+        restart = config.restart
+        usage_I = restart.decay * state.usage_I + (1 - restart.decay) * counts_I / counts_I.sum()
+        old = params["quantize"]["embedding"]
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        moved_IZ, moved_usage_I = vq_loss.restart_unused(
+            old[...], usage_I, latents, nearest, key, below=restart.below, fresh=restart.fresh
+        )
+        moving = state.step < restart.steps
+        params["quantize"]["embedding"] = old.replace(jnp.where(moving, moved_IZ, old[...]))
+        metrics = VqMetrics(
+            loss=loss,
+            l1=l1,
+            l2=l2,
+            commitment=commitment,
+            psnr=vq_loss.psnr(l2),
+            perplexity=vq_loss.perplexity(counts_I),
+            used_frac=(usage_I >= restart.below / size).mean(),
+            grad_norm=optax.global_norm(grads),
+        )
+        usage_I = jnp.where(moving, moved_usage_I, usage_I)
+        return VqState(params, opt_state, usage_I, state.step + 1), metrics
+
+    return step_fn
+
+
+def evaluate(
+    model: VQConfig, params: nnx.State, pictures: np.ndarray, batch_size: int = 64
+) -> tuple[dict[str, float], np.ndarray]:
+    """Encode and decode uint8 pictures (N, H, W, 3).
+
+    Returns:
+      `psnr` in dB of the 8-bit pictures, `codes_used` and `perplexity` of the codes; and the
+      decoded pictures, uint8 (N, H, W, 3).
+    """
+    graphdef = nnx.split(nnx.eval_shape(lambda: VQModel(model, rngs=nnx.Rngs(0))))[0]
+    grid = pictures.shape[1] // model.downsampling, pictures.shape[2] // model.downsampling
+
+    @jax.jit
+    def there_and_back(params: nnx.State, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+        tokenizer = nnx.merge(graphdef, params)
+        ids_BU = tokenizer.encode_ids(to_pixels(batch))
+        pixels = jnp.round((tokenizer.decode_ids(ids_BU, grid) + 1.0) * 127.5)
+        return ids_BU, jnp.clip(pixels, 0, 255).astype(jnp.uint8)
+
+    counts_I = np.zeros((model.codebook_size,), np.float32)
+    decoded = np.empty_like(pictures)
+    for start in range(0, len(pictures), batch_size):
+        batch = pictures[start : start + batch_size]
+        ids_BU, decoded[start : start + batch_size] = jax.device_get(there_and_back(params, batch))
+        counts_I += np.bincount(ids_BU.reshape(-1), minlength=len(counts_I))
+    error = np.square(decoded.astype(np.float32) - pictures).mean()
+    summary = {
+        "psnr": float(10 * np.log10(255.0**2 / max(error, 1e-9))),
+        "codes_used": float((counts_I > 0).sum()),
+        "perplexity": float(vq_loss.perplexity(jnp.asarray(counts_I))),
+    }
+    return summary, decoded
+
+
+def contact_sheet(
+    pictures: np.ndarray, decoded: np.ndarray, rows: int = 4, columns: int = 8, scale: int = 2
+) -> Image.Image:
+    """Rows of pictures, each above the row of what came back."""
+    lines = []
+    for start in range(0, min(rows * columns, len(pictures) // columns * columns), columns):
+        lines += [np.concatenate(list(x[start : start + columns]), 1) for x in (pictures, decoded)]
+    sheet = Image.fromarray(np.concatenate(lines, 0))
+    return sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)
