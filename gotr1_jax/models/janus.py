@@ -44,7 +44,7 @@ class JanusPolicy(nnx.Module):
             cfg.vq.code_dim, D, D, rngs=rngs, axes=("code", "mlp", "embed"), param_dtype=param_dtype
         )
         self.gen_head = GeluMLP(
-            D, D, I, rngs=rngs, axes=("embed", "mlp", "image_vocab"), param_dtype=param_dtype
+            D, D, I, rngs=rngs, axes=("embed", "head_mlp", "image_vocab"), param_dtype=param_dtype
         )
 
     def embed_text(self, ids: jax.Array) -> jax.Array:

@@ -18,6 +18,8 @@ PARAMETER_RULES: dict[str, str | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    # The picture head's inner width: its other side is split already.
+    "head_mlp": None,
     "vocab": "tensor",
     "image_vocab": "tensor",
     "lora_rank": None,

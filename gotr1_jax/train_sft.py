@@ -1,0 +1,201 @@
+"""Supervised training of plan and picture: `gotr1 train sft --config FILE`."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gotr1_jax.config import to_yaml
+from gotr1_jax.convert.checkpoint import load_checkpoint, save_checkpoint
+from gotr1_jax.convert.picture_tokenizer import abstract_vq, load_vq
+from gotr1_jax.data.pipeline import TextLimits, sft_batches
+from gotr1_jax.data.shapes.tokenizer import train_tokenizer
+from gotr1_jax.data.sources import ShapesSource
+from gotr1_jax.data.token_cache import PictureTokens
+from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.models.config import JanusConfig
+from gotr1_jax.models.janus import JanusPolicy, abstract_policy
+from gotr1_jax.models.siglip import Understanding
+from gotr1_jax.parallel.mesh import make_mesh
+from gotr1_jax.parallel.sharding import state_shardings
+from gotr1_jax.schema import SftConfig
+from gotr1_jax.sft.losses import SftWeights
+from gotr1_jax.text import TextTokenizer
+from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
+from gotr1_jax.training.metrics import MetricsWriter, Progress
+from gotr1_jax.training.placement import check_rows, mirror_shardings, to_rows
+from gotr1_jax.training.run_dir import create_run_dir
+from gotr1_jax.training.state import TrainState, make_optimizer, make_schedule, new_state
+from gotr1_jax.training.steps import make_sft_step
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: sizes, tokenizer and its folder, and states that are not trained."""
+
+    config: JanusConfig
+    tokenizer: TextTokenizer
+    tokenizer_dir: Path
+    vq: nnx.State
+    understanding: nnx.State
+    policy: nnx.State | None  # None: a new one
+
+
+def train_sft(config: SftConfig) -> Path:
+    """Run the job; returns the folder of the finished model in the released format."""
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    check_rows(config.micro_batch, mesh, "micro_batch")
+    resume = resolve_resume(config.resume, config.run_dir)
+    run = create_run_dir(config.run_dir, to_yaml(config), may_exist=resume is not None)
+    start = _start(config, run.root)
+    data = _data(config, start)
+    batches = iter(data)
+
+    graphdef, abstract = nnx.split(
+        abstract_policy(start.config, dtype=jnp.dtype(config.dtype), remat=config.remat)
+    )
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    state = _initial_state(config, start, abstract, optimizer, mesh)
+    first = 0
+    with Checkpoints(run.checkpoints, keep=config.checkpoint.keep) as checkpoints:
+        if resume is not None:
+            restored = restore_path(resume, state)
+            state, first = restored.tree, restored.step
+            batches.set_state(restored.meta["data"])
+            checkpoints.drop_after(first)
+        weights = SftWeights(config.text_weight, config.image_weight, config.boi_weight)
+        step_fn = make_sft_step(
+            graphdef, optimizer, start.tokenizer.specials, weights, config.caption_dropout,
+            config.micro_batch,
+        )  # fmt: skip
+        schedule = make_schedule(config.optimizer, config.steps)
+        key = jax.random.key(config.seed)
+        shown: dict[str, float] = {}
+        with MetricsWriter(run, first) as metrics, Progress("sft", config.steps, first) as progress:
+            for step in range(first + 1, config.steps + 1):
+                rows = to_rows(next(batches), mesh)
+                state, result = step_fn(state, rows, jax.random.fold_in(key, step))
+                if step % config.log_every == 0 or step == config.steps:
+                    values = {
+                        "loss": float(result.loss),
+                        "nats/text": float(result.stats.text),
+                        "nats/image": float(result.stats.image),
+                        "nats/boi": float(result.stats.boi),
+                        "grad_norm": float(result.grad_norm),
+                        "lr": float(schedule(state.updates - 1)),
+                        "updates/skipped": int(state.skipped),
+                    }
+                    if int(state.skipped_in_a_row) > config.log_every:
+                        raise RunError(
+                            f"loss or gradient was not finite for {int(state.skipped_in_a_row)} "
+                            f"updates up to step {step}; lower optimizer.learning_rate"
+                        )
+                    metrics.write(step, values)
+                    shown = {"text": values["nats/text"], "image": values["nats/image"]}
+                progress.update(step, **shown)
+                if step % config.checkpoint.every == 0 or step == config.steps:
+                    meta = {"seed": config.seed, "data": batches.get_state()}
+                    checkpoints.save(step, state, meta)
+    return _export(config, run.root, start, state)
+
+
+def _start(config: SftConfig, root: Path) -> Start:
+    """Load what is given and make what is not."""
+    pictures = load_vq(config.vq)
+    if config.init is not None:
+        loaded = load_checkpoint(config.init, parts=("policy", "understanding"))
+        if loaded.config.vq != pictures.config:
+            raise InputError(
+                f"the picture tokenizers of init {config.init} and of vq {config.vq} differ in size"
+            )
+        return Start(
+            loaded.config,
+            loaded.tokenizer,
+            loaded.source,
+            pictures.state,
+            loaded.understanding,
+            loaded.policy,
+        )
+    assert config.model is not None
+    sizes = JanusConfig(
+        config.model.decoder, pictures.config, config.model.siglip, pictures.image_size
+    )
+    tokenizer_dir = root / "tokenizer"
+    tokens = (sizes.siglip.image_size // sizes.siglip.patch_size) ** 2
+    train_tokenizer(tokenizer_dir, image_size=sizes.siglip.image_size, num_image_tokens=tokens)
+    tokenizer = TextTokenizer.from_dir(tokenizer_dir)
+    if tokenizer.vocab_size > sizes.decoder.vocab_size:
+        raise InputError(
+            f"model.decoder.vocab_size is {sizes.decoder.vocab_size}, the tokenizer has "
+            f"{tokenizer.vocab_size} tokens; use at least that many"
+        )
+    understanding = nnx.split(Understanding(sizes, rngs=nnx.Rngs(config.seed)))[1]
+    return Start(sizes, tokenizer, tokenizer_dir, pictures.state, understanding, None)
+
+
+def _data(config: SftConfig, start: Start) -> Any:
+    """Batches of examples; their pictures go through the tokenizer once and stay on disk."""
+    data = config.data
+    source = ShapesSource("train", data.examples, config.seed, data.unfaithful_fraction)
+    graphdef = nnx.split(abstract_vq(start.config.vq))[0]
+
+    @jax.jit
+    def encode(state: nnx.State, pixels: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, state).encode_ids(pixels.astype(jnp.float32) / 127.5 - 1.0)
+
+    cache = PictureTokens(
+        Path(data.cache_dir), state_digest(start.vq), lambda x: np.asarray(encode(start.vq, x))
+    )
+    with Progress("picture tokens", data.examples, 0) as progress:
+        ids_NU = cache.ids(source, lambda done, _: progress.update(done))
+    limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
+    return sft_batches(
+        source, ids_NU, start.tokenizer, config.template, limits, config.batch_size, config.seed
+    )
+
+
+def state_digest(state: nnx.State) -> str:
+    """SHA-256 over the arrays of a state, by path: names a set of weights."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(leaf, np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def _initial_state(
+    config: SftConfig, start: Start, abstract: nnx.State, optimizer: Any, mesh: Any
+) -> TrainState:
+    """Parameters drawn, or taken from a checkpoint, straight into their shards."""
+    shardings = mirror_shardings(
+        jax.eval_shape(partial(new_state, optimizer=optimizer), abstract), abstract, mesh
+    )
+    if start.policy is not None:
+        placed = jax.device_put(start.policy, state_shardings(abstract, mesh))
+        return jax.jit(partial(new_state, optimizer=optimizer), out_shardings=shardings)(placed)
+
+    def draw(key: jax.Array) -> TrainState:
+        policy = JanusPolicy(start.config, rngs=nnx.Rngs(params=key))
+        return new_state(nnx.split(policy)[1], optimizer)
+
+    return jax.jit(draw, out_shardings=shardings)(jax.random.key(config.seed))
+
+
+def _export(config: SftConfig, root: Path, start: Start, state: TrainState) -> Path:
+    out = Path(config.export_dir) if config.export_dir is not None else root / "model"
+    save_checkpoint(
+        out, start.config, state.params, start.vq, start.understanding, start.tokenizer_dir
+    )
+    _log.info("model written to %s", out)
+    return out
