@@ -88,14 +88,16 @@ def shared_scores(q_BKgh: jax.Array, k_PKhS: jax.Array) -> jax.Array:
     P, (B, K, g, h) = k_PKhS.shape[0], q_BKgh.shape
     q = q_BKgh.reshape(P, B // P, K, g, h)
     wide = {"preferred_element_type": jnp.float32}
-    return jnp.einsum("pnkgh,pkhs->pnkgs", q, k_PKhS, **wide).reshape(B, K, g, -1)
+    scores = jnp.einsum("pnkgh,pkhs->pnkgs", q, k_PKhS, **wide)
+    return scores.reshape(B, K, g, k_PKhS.shape[-1])
 
 
 def shared_values(weights_BKgS: jax.Array, v_PKSh: jax.Array) -> jax.Array:
     """Values (B,K,g,h) that G rows share, mixed by each row's weights."""
     P, (B, K, g, S) = v_PKSh.shape[0], weights_BKgS.shape
     weights = weights_BKgS.reshape(P, B // P, K, g, S)
-    return jnp.einsum("pnkgs,pksh->pnkgh", weights, v_PKSh).reshape(B, K, g, -1)
+    mixed = jnp.einsum("pnkgs,pksh->pnkgh", weights, v_PKSh)
+    return mixed.reshape(B, K, g, v_PKSh.shape[-1])
 
 
 def softmax_parts(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
