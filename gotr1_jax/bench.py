@@ -202,7 +202,7 @@ def bench_sample(
         rows = torch.from_numpy(np.concatenate([ids, np.asarray(boi)], axis=1).astype(np.int64))
         made["theirs"] = model.generate(
             rows, attention_mask=torch.ones_like(rows), generation_mode="image",
-            guidance_scale=GUIDANCE, do_sample=False, max_length=rows.shape[1] + 576,
+            guidance_scale=GUIDANCE, do_sample=False, max_length=rows.shape[1] + MODEL.num_image_tokens,
         ).numpy()  # fmt: skip
 
     unit = "pictures/s"

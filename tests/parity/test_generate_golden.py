@@ -1,0 +1,61 @@
+"""Both phases, greedy and guided, give exactly the ids that the reference gave."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from golden_policy import golden_policy
+
+from gotr1_jax.sampling.replay import conditional_hidden, unconditional_hidden
+from gotr1_jax.sampling.rows import PromptBatch
+from gotr1_jax.sampling.sampler import Rollout, Sampler, SamplerConfig, row_keys
+
+
+@pytest.fixture(scope="module")
+def golden_model(shared: Path):
+    return golden_policy(shared)
+
+
+def greedy(policy, specials, config, prompt: list[int], max_plan_tokens: int) -> Rollout:
+    graphdef, state = nnx.split(policy)
+    settings = SamplerConfig(max_plan_tokens, guidance=5.0, greedy=True, image_bucket=192)
+    sampler = Sampler(graphdef, config, specials, settings)
+    # Padding behind the prompt must not matter.
+    ids = jnp.asarray([prompt + [9] * (-len(prompt) % 16)], jnp.int32)
+    prompts = PromptBatch(ids, jnp.asarray([len(prompt)], jnp.int32))
+    return sampler(sampler.prepare(state), prompts, row_keys(0, 0, jnp.arange(1), 1), 1)
+
+
+def test_short_generation_and_both_branches(golden_model, shared: Path) -> None:
+    policy, specials = golden_model
+    golden = np.load(shared / "goldens" / "janus_a.npz")
+    text, image = golden["gen.text_ids"], golden["gen.image_ids"]
+    config = replace(policy.cfg, image_size=80)  # 25 tokens: the oracle has 24
+    prompt = golden["gen.prompt_ids"].tolist()
+    rollout = greedy(policy, specials, config, prompt, len(text) - 1)
+    rows = rollout.rows
+    assert rows.plan_ids_BT[0, : int(rows.plan_len_B[0])].tolist() == text.tolist()
+    # BOI did not come within 24 tokens: it was appended, and nobody chose it.
+    assert rows.plan_mask_BT[0].tolist() == [True] * 24 + [False]
+    assert rows.image_ids_BU[0, : len(image)].tolist() == image.tolist()
+    cond = policy.image_logits(conditional_hidden(policy, rows)[1][0, 0])
+    uncond = policy.image_logits(unconditional_hidden(policy, rows, specials)[0, 0])
+    np.testing.assert_allclose(cond, golden["gen.first_cond_logits"], atol=2e-4, rtol=0)
+    np.testing.assert_allclose(uncond, golden["gen.first_uncond_logits"], atol=2e-4, rtol=0)
+
+
+def test_a_whole_caption(golden_model, shared: Path) -> None:
+    policy, specials = golden_model
+    golden = json.loads((shared / "goldens" / "janus_a_generate.json").read_text())
+    rollout = greedy(policy, specials, policy.cfg, golden["prompt_ids"], 32)
+    rows = jax.device_get(rollout.rows)
+    text = rows.plan_ids_BT[0, : rows.plan_len_B[0]].tolist()
+    assert text == golden["text_ids"]
+    assert rows.image_ids_BU[0].tolist() == golden["image_ids"]
