@@ -190,7 +190,6 @@ class Painter:
         import jax.numpy as jnp
 
         from gotr1_jax.convert.checkpoint import load_checkpoint
-        from gotr1_jax.convert.picture_tokenizer import load_vq
 
         name = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
         self._config = config
@@ -198,7 +197,7 @@ class Painter:
             source, parts=("policy",), dtype=jnp.dtype(name)
         )
         # The picture decoder is small and stays float32: bfloat16 would be seen in the picture.
-        self._pictures = load_vq(source)
+        self._pictures = load_checkpoint(source, parts=("vq",))
         self.tokenizer = self._checkpoint.tokenizer
 
     def encode(self, config: GenerateConfig) -> list[list[int]]:
@@ -253,9 +252,7 @@ class Painter:
         import jax
         from flax import nnx
 
-        from gotr1_jax.convert.picture_tokenizer import abstract_vq
-
-        graphdef = nnx.split(abstract_vq(self._pictures.config))[0]
+        graphdef, state = nnx.split(self._pictures.vq_module())
         grid = self._checkpoint.config.grid
 
         @jax.jit
@@ -269,7 +266,7 @@ class Painter:
             for start in range(0, len(ids_BU), chunk):
                 part = ids_BU[start : start + chunk]
                 padded = np.concatenate([part, np.repeat(part[:1], chunk - len(part), axis=0)])
-                out.append(to_uint8(np.asarray(decode(self._pictures.state, padded)))[: len(part)])
+                out.append(to_uint8(np.asarray(decode(state, padded)))[: len(part)])
             return np.concatenate(out)
 
         return chunked

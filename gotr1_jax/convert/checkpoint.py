@@ -258,7 +258,7 @@ def _load_leaf(
         return jax.make_array_from_callback(
             leaf.shape, sharding, lambda index: fetch(whole if index is None else index)
         )
-    return jnp.array(fetch(whole))
+    return jax.device_put(fetch(whole), may_alias=False)  # jnp.array would compile every shape
 
 
 def _ours(source: Source, tensors: Mapping[str, Tensor]) -> np.ndarray:
