@@ -31,6 +31,9 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    # Devices that the CPU is divided into when there is no accelerator: one a core splits rows
+    # over cores where single operations do not fill them.
+    cpu_devices: int = 1
 
 
 @dataclass(frozen=True)

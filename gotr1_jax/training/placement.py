@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,16 +37,14 @@ def to_rows(batch: SftExampleBatch, mesh: Mesh) -> Rows:
     """A batch of examples as rows on the mesh; every token of the plan is to be learned."""
     T = batch.plan_ids_BT.shape[1]
     mask_BT = np.arange(T)[None, :] < batch.plan_len_B[:, None]
-    return put_rows(
-        Rows(
-            prompt_ids_BC=batch.prompt_ids_BC,
-            prompt_len_B=batch.prompt_len_B,
-            plan_ids_BT=batch.plan_ids_BT,
-            plan_len_B=batch.plan_len_B,
-            plan_mask_BT=mask_BT,
-            image_ids_BU=batch.image_ids_BU,
-        ),
-        mesh,
+    put = partial(put_rows, mesh=mesh)
+    return Rows(
+        prompt_ids_BC=put(batch.prompt_ids_BC),
+        prompt_len_B=put(batch.prompt_len_B),
+        plan_ids_BT=put(batch.plan_ids_BT),
+        plan_len_B=put(batch.plan_len_B),
+        plan_mask_BT=put(mask_BT),
+        image_ids_BU=put(batch.image_ids_BU),
     )
 
 

@@ -179,13 +179,17 @@ def step_folder(samples_dir: Path, step: int) -> Path:
     return samples_dir / f"step_{step:06d}"
 
 
-def write_samples(samples_dir: Path | str, step: int, records: Sequence[SampleRecord]) -> Path:
+def write_samples(
+    samples_dir: Path | str, step: int, records: Sequence[SampleRecord], *, name: str | None = None
+) -> Path:
     """Writes a step's samples, pictures and `samples.jsonl`; returns their folder.
+
+    The folder is `step_000010`, or `name` for samples that belong to no step.
 
     The folder appears whole or not at all; one of the same step that a resumed run writes again
     is replaced. Raises RunError when it cannot be written.
     """
-    folder = step_folder(Path(samples_dir), step)
+    folder = Path(samples_dir) / name if name is not None else step_folder(Path(samples_dir), step)
     temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
     with _clear_errors(folder):
         try:

@@ -174,7 +174,7 @@ def make_policy_step(
         pieces = split_rows(batch, B // micro_batch)
         grads, (loss, stats, entropies) = sum_over_pieces(gradient, pieces, _add)
         state, norm = apply_gradients(state, grads, loss, optimizer)
-        return state, PolicyMetrics(loss, stats, *entropies, norm)
+        return state, PolicyMetrics(loss, stats, entropies[0], entropies[1], norm)
 
     return jax.jit(step, donate_argnums=0)
 

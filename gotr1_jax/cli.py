@@ -1,0 +1,118 @@
+"""`gotr1 <command>`: reads the command line, starts a job, turns errors into one line.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gotr1_jax import __version__
+from gotr1_jax.errors import GotR1Error, InputError
+
+# Job -> module, schema class, function. Modules are imported when they are asked for: `--help`
+# and bad input answer at once.
+JOBS = {
+    "vq": ("gotr1_jax.train_vq", "VqTrainConfig", "train_vq"),
+    "sft": ("gotr1_jax.train_sft", "SftConfig", "train_sft"),
+    "grpo": ("gotr1_jax.train_grpo", "GrpoConfig", "train_grpo"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="gotr1", description="Train and run image generators that plan before they paint."
+    )
+    parser.add_argument("--version", action="version", version=f"gotr1_jax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a picture tokenizer (vq), a policy from examples (sft) or from rewards (grpo)",
+        description="Every key of the configuration can be given as --section.key VALUE.",
+    )
+    train.add_argument("job", choices=tuple(JOBS))
+    train.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file")
+
+    from gotr1_jax import bench, generate
+
+    generate.add_arguments(
+        commands.add_parser("generate", help="captions in, plans and pictures out")
+    )
+    report = commands.add_parser("report", help="write report.html of a run")
+    report.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    bench.add_arguments(
+        commands.add_parser("bench", help="measure sampling and updates, also against torch")
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; exits with a code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("gotr1_jax").setLevel(logging.INFO)
+    try:
+        _dispatch(arguments)
+    except GotR1Error as error:
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _fail(f"the disk is full: {error.filename or error}", 1)
+        raise
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"gotr1: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _dispatch(arguments: Sequence[str]) -> None:
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.command == "train":
+        _train(options.job, options.config, rest)
+    elif options.command == "report":
+        from gotr1_jax.report import write_report
+
+        if not options.run.is_dir():
+            raise InputError(f"no run at {options.run}: there is no such directory")
+        print(write_report(options.run))
+    else:
+        from gotr1_jax.parallel.startup import start_devices
+
+        start_devices()
+        module = importlib.import_module(f"gotr1_jax.{options.command}")
+        module.run(options)
+
+
+def _train(job: str, path: Path, overrides: Sequence[str]) -> None:
+    from gotr1_jax.config import load_config
+    from gotr1_jax.parallel.startup import start_devices
+
+    module_name, schema, function = JOBS[job]
+    module = importlib.import_module(module_name)
+    config: Any = load_config(getattr(module, schema), path, overrides)
+    start_devices(config.mesh.cpu_devices)
+    getattr(module, function)(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,384 @@
+"""Reinforcement learning of plan and picture: `gotr1 train grpo --config FILE`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gotr1_jax.config import to_yaml
+from gotr1_jax.convert.checkpoint import load_checkpoint, save_checkpoint
+from gotr1_jax.data.pipeline import caption_batches
+from gotr1_jax.data.sources import read_captions, shapes_captions
+from gotr1_jax.errors import RunError
+from gotr1_jax.parallel.mesh import make_mesh
+from gotr1_jax.report import write_report
+from gotr1_jax.rewards import build_judge, check_rule, term_statistics
+from gotr1_jax.rl import GroupAdvantages, PolicyLossConfig, group_advantages, keep_groups
+from gotr1_jax.sampling.replay import LogpSettings, RowLogps
+from gotr1_jax.sampling.sampler import Sampler, SamplerConfig
+from gotr1_jax.schema import GrpoConfig
+from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
+from gotr1_jax.training.evaluate import Evaluation, evaluate, gain_interval, print_table
+from gotr1_jax.training.metrics import MetricsWriter, Progress
+from gotr1_jax.training.placement import check_rows, mirror_shardings, put_rows
+from gotr1_jax.training.policy import SplitPolicy, folded, load_policy
+from gotr1_jax.training.rollout import (
+    Painter,
+    Prompts,
+    Roller,
+    Scored,
+    encode_captions,
+    join,
+    records,
+    take_rows,
+)
+from gotr1_jax.training.run_dir import (
+    RunDir,
+    create_run_dir,
+    drop_samples_after,
+    write_json_atomic,
+    write_samples,
+)
+from gotr1_jax.training.state import TrainState, make_optimizer, make_schedule, new_state
+from gotr1_jax.training.steps import (
+    PolicyBatch,
+    PolicyMetrics,
+    make_policy_step,
+    make_replay,
+)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The compiled device side of a step: replay and update."""
+
+    policy: SplitPolicy
+    replay: Any
+    update: Any
+    reference: Any  # trained part of the reference policy; None without KL
+    settings: LogpSettings
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The groups of one step: what was kept, and what the search for them cost."""
+
+    scored: Scored
+    advantages_B: np.ndarray
+    row_mask_B: np.ndarray
+    zero_variance_frac: float  # of all groups sampled, before any was replaced
+    rounds: int
+
+
+def train_grpo(config: GrpoConfig) -> dict[str, Any]:
+    """Run the job; returns what summary.json holds."""
+    check_rule(config.reward.rule, config.reward.terms)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    check_rows(config.update.micro_batch, mesh, "update.micro_batch")
+    check_rows(config.rollout.decode_batch, mesh, "rollout.decode_batch")
+    resume = resolve_resume(config.resume, config.run_dir)
+    policy, checkpoint = load_policy(config.policy, config.seed, mesh)
+    tokenizer = checkpoint.tokenizer
+    encode = partial(
+        encode_captions, tokenizer=tokenizer, template=config.policy.template,
+        limit=config.policy.max_prompt_tokens,
+    )  # fmt: skip
+    prompts = encode(_captions(config))
+    heldout = encode(shapes_captions("heldout", config.evaluation.captions))
+    run = create_run_dir(config.run_dir, to_yaml(config), may_exist=resume is not None)
+    print(to_yaml(config))
+
+    roller = _roller(config, policy, checkpoint, tokenizer, mesh)
+    optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
+    learner = _learner(config, policy, tokenizer, optimizer)
+    state = _new_state(policy, optimizer, mesh)
+    batches = iter(caption_batches(prompts.captions, config.rollout.captions_per_step, config.seed))
+    first, seconds = 0, 0.0
+    with Checkpoints(run.checkpoints, keep=config.checkpoint.keep) as checkpoints:
+        if resume is not None:
+            restored = restore_path(resume, state)
+            state, first = restored.tree, restored.step
+            batches.set_state(restored.meta["data"])
+            seconds = restored.meta["seconds"]
+            checkpoints.drop_after(first)
+            drop_samples_after(run.samples, first)
+            print(f"resumed at step {first} from {resume}")
+
+        def params(state: TrainState) -> Any:
+            return roller.sampler.prepare(policy.whole(state.params))
+
+        shown = config.evaluation.shown
+        before = _saved_evaluation(run) if first else None
+        if before is None:
+            start = _new_state(policy, optimizer, mesh) if first else state
+            before = evaluate(roller, params(start), heldout, shown, "eval_before", run.root)
+        with (
+            MetricsWriter(run, first) as metrics,
+            Progress("grpo", config.steps, first) as progress,
+        ):
+            for step in range(first + 1, config.steps + 1):
+                clock = time.perf_counter()
+                current = params(state)
+                gathered, times = _gather(config, roller, current, prompts, batches, step)
+                after_rollout = time.perf_counter()
+                state, result, differences = _learn(config, learner, state, gathered, mesh)
+                times["time/update"] = time.perf_counter() - after_rollout
+                times["time/step"] = time.perf_counter() - clock
+                seconds += times["time/step"]
+                values = _metrics(config, gathered, result, differences, state, times)
+                metrics.write(step, values)
+                progress.update(step, reward=values["reward/total/mean"])
+                _stop_if_broken(config, state, step)
+                if step % config.samples_every == 0 or step in (1, config.steps):
+                    G = config.rollout.samples_per_caption
+                    kept = records(gathered.scored, G, gathered.advantages_B, shown)
+                    write_samples(run.samples, step, kept)
+                every = config.evaluation.every
+                if every and step % every == 0 and step < config.steps:
+                    name = f"eval_step_{step:06d}"
+                    now = evaluate(roller, params(state), heldout, shown, name, run.root)
+                    progress.note(f"held-out total at step {step}: {now.means['total']:.3f}")
+                if step % config.checkpoint.every == 0 or step == config.steps:
+                    meta = {"seed": config.seed, "data": batches.get_state(), "seconds": seconds}
+                    checkpoints.save(step, state, meta)
+        after = evaluate(roller, params(state), heldout, shown, "eval_after", run.root)
+    return _finish(config, run, policy, state, checkpoint.source, before, after, seconds)
+
+
+def _captions(config: GrpoConfig) -> tuple[str, ...]:
+    if config.captions.source == "shapes":
+        return shapes_captions("train", config.captions.count, config.seed)
+    return read_captions(config.captions.source)
+
+
+def _roller(
+    config: GrpoConfig, policy: SplitPolicy, checkpoint: Any, tokenizer: Any, mesh: Any
+) -> Roller:
+    rollout = config.rollout
+    sampling = SamplerConfig(
+        max_plan_tokens=rollout.max_plan_tokens,
+        guidance=rollout.guidance,
+        text_temperature=rollout.text_temperature,
+        image_temperature=rollout.image_temperature,
+    )
+    # The sampler reads one tree, adapters and all.
+    graphdef = nnx.split(nnx.merge(policy.graphdef, policy.trained, policy.frozen))[0]
+    sampler = Sampler(graphdef, checkpoint.config, tokenizer.specials, sampling, mesh)
+    painter = Painter(checkpoint.vq_module(), checkpoint.config.grid, rollout.decode_batch, mesh)
+    return Roller(sampler, painter, build_judge(config.reward.judge), config.reward, tokenizer)
+
+
+def _learner(config: GrpoConfig, policy: SplitPolicy, tokenizer: Any, optimizer: Any) -> Learner:
+    rollout, loss = config.rollout, config.loss
+    settings = LogpSettings(
+        loss.logp_mode, rollout.guidance, rollout.text_temperature, rollout.image_temperature
+    )
+    loss_config = PolicyLossConfig(
+        kind=loss.kind,
+        clip_low=loss.clip_low,
+        clip_high=loss.clip_high,
+        text_weight=loss.text_weight,
+        image_weight=loss.image_weight,
+        kl_kind=loss.kl,
+        kl_weight=loss.kl_weight,
+        max_tokens=rollout.max_plan_tokens + 1,
+    )
+    graphdef, specials, micro = policy.graphdef, tokenizer.specials, config.update.micro_batch
+    return Learner(
+        policy=policy,
+        replay=make_replay(graphdef, specials, settings, micro),
+        update=make_policy_step(graphdef, optimizer, specials, settings, loss_config, micro),
+        reference=policy.reference() if loss.kl != "none" else None,
+        settings=settings,
+    )
+
+
+def _new_state(policy: SplitPolicy, optimizer: Any, mesh: Any) -> TrainState:
+    """A state before the first update, laid out like the parameters; it owns its arrays."""
+    init = partial(new_state, optimizer=optimizer)
+    abstract = jax.eval_shape(init, policy.trained)
+    shardings = mirror_shardings(abstract, policy.trained, mesh)
+
+    def copy(params: Any) -> TrainState:
+        return init(jax.tree.map(jnp.copy, params))
+
+    return jax.jit(copy, out_shardings=shardings)(policy.trained)
+
+
+def _gather(
+    config: GrpoConfig, roller: Roller, params: Any, prompts: Prompts, batches: Any, step: int
+) -> tuple[Gathered, dict[str, float]]:
+    """Sample and score groups; replace those without variance, a bounded number of times."""
+    P, G = config.rollout.captions_per_step, config.rollout.samples_per_caption
+    parts: list[Scored] = []
+    flat_P = np.zeros(0, bool)
+    clock = time.perf_counter()
+    for _ in range(config.update.refill_rounds + 1):
+        batch = next(batches)
+        parts.append(roller(params, prompts, batch.indices_P.tolist(), G, config.seed, step))
+        rewards_PG = parts[-1].total_B.reshape(P, G)
+        groups = _advantages(config, rewards_PG)
+        flat_P = np.concatenate([flat_P, np.asarray(groups.zero_variance_P)])
+        if np.sum(~flat_P) >= P:
+            break
+    scored = join(parts)
+    keep_P = np.asarray(keep_groups(jnp.asarray(flat_P), P))
+    scored = take_rows(scored, (keep_P[:, None] * G + np.arange(G)).reshape(-1))
+    rewards_PG = scored.total_B.reshape(P, G)
+    groups = _advantages(config, rewards_PG)
+    gathered = Gathered(
+        scored,
+        np.asarray(groups.adv_PG).reshape(-1),
+        np.asarray(groups.mask_PG).reshape(-1),
+        float(np.mean(flat_P)),
+        len(parts),
+    )
+    return gathered, {"time/rollout": time.perf_counter() - clock}
+
+
+def _advantages(config: GrpoConfig, rewards_PG: np.ndarray) -> GroupAdvantages:
+    rewards = jnp.asarray(rewards_PG)
+    return group_advantages(rewards, jnp.isfinite(rewards), config.loss.advantage)
+
+
+def _learn(
+    config: GrpoConfig, learner: Learner, state: TrainState, gathered: Gathered, mesh: Any
+) -> tuple[TrainState, list[PolicyMetrics], dict[str, float]]:
+    """Old log-probabilities, then one optimizer step for each share of the captions."""
+    scored, frozen = gathered.scored, learner.policy.frozen
+    batches, differences = [], []
+    for share in np.split(np.arange(len(scored)), config.update.updates_per_rollout):
+        rows = put_rows(jax.tree.map(lambda x, i=share: np.asarray(x)[i], scored.rows), mesh)
+        old = learner.replay(state.params, frozen, rows)
+        differences.append(_logp_differences(learner.settings, scored, old, share))
+        ref = None
+        if learner.reference is not None:
+            ref = learner.replay(learner.reference, frozen, rows)
+        batches.append(
+            PolicyBatch(
+                rows,
+                old,
+                ref,
+                put_rows(gathered.advantages_B[share], mesh),
+                put_rows(gathered.row_mask_B[share], mesh),
+            )
+        )
+    results = []
+    for batch in batches:
+        state, result = learner.update(state, frozen, batch)
+        results.append(result)
+    results = jax.device_get(results)
+    return state, results, {k: float(np.mean([d[k] for d in differences])) for k in differences[0]}
+
+
+def _logp_differences(
+    settings: LogpSettings, scored: Scored, old: RowLogps, share: np.ndarray
+) -> dict[str, float]:
+    """Mean |replay - sampler| a token: what cached decoding and training shapes differ by."""
+    mask = np.asarray(scored.rows.plan_mask_BT)[share]
+    text = np.abs(np.asarray(old.plan_logp_BT) - scored.plan_logp_BT[share])[mask]
+    values = {"policy/logp_diff/text": float(text.mean()) if text.size else 0.0}
+    # The sampler always draws under guidance: other modes score another distribution.
+    if settings.mode != "conditional":
+        image = np.abs(np.asarray(old.image_logp_BU) - scored.image_logp_BU[share])
+        values["policy/logp_diff/image"] = float(image.mean())
+    return values
+
+
+def _metrics(
+    config: GrpoConfig,
+    gathered: Gathered,
+    results: list[PolicyMetrics],
+    differences: Mapping[str, float],
+    state: TrainState,
+    times: Mapping[str, float],
+) -> dict[str, float]:
+    """Everything that a line of metrics.jsonl holds."""
+    scored = gathered.scored
+    rows = scored.rows
+    mask = np.asarray(rows.plan_mask_BT)
+    chosen = mask.sum(axis=1)
+    truncated = chosen == config.rollout.max_plan_tokens
+    truncated &= np.asarray(rows.plan_len_B) == config.rollout.max_plan_tokens + 1
+    values = dict(term_statistics({"total": scored.total_B, **scored.scores}))
+    values |= {
+        "reward/frac_zero_std": gathered.zero_variance_frac,
+        "rollout/rounds": float(gathered.rounds),
+        "plan/length": float(chosen.mean()),
+        "plan/truncated_frac": float(truncated.mean()),
+        "plan/parsed_frac": float(np.mean([bool(p.boxes) for p in scored.plans])),
+        "plan/boxes": float(np.mean([len(p.boxes) for p in scored.plans])),
+    }
+    for name in ("text", "image"):
+        stats = [getattr(r.stats, name) for r in results]
+        values[f"policy/ratio_max/{name}"] = float(max(s.ratio_max for s in stats))
+        values[f"policy/clip_frac/{name}"] = float(np.mean([s.clip_frac for s in stats]))
+        if stats[0].kl is not None:
+            values[f"policy/kl/{name}"] = float(np.mean([s.kl for s in stats]))
+        entropy = [getattr(r, f"entropy_{name}") for r in results]
+        values[f"policy/entropy/{name}"] = float(np.mean(entropy))
+    schedule = make_schedule(config.optimizer, config.steps * config.update.updates_per_rollout)
+    values |= dict(differences) | dict(times)
+    values["loss"] = float(np.mean([r.loss for r in results]))
+    values["grad_norm"] = float(np.mean([r.grad_norm for r in results]))
+    values["lr"] = float(schedule(max(int(state.updates) - 1, 0)))
+    values["updates/skipped"] = float(state.skipped)
+    values["samples_per_second"] = len(scored) * gathered.rounds / times["time/step"]
+    return values
+
+
+def _stop_if_broken(config: GrpoConfig, state: TrainState, step: int) -> None:
+    bad = int(state.skipped_in_a_row)
+    if bad >= config.update.max_bad_updates:
+        raise RunError(
+            f"the last {bad} updates up to step {step} were not finite and were skipped; "
+            "lower optimizer.learning_rate or look at the rewards"
+        )
+
+
+def _saved_evaluation(run: RunDir) -> Evaluation | None:
+    path = run.root / "eval_before.json"
+    if not path.is_file():
+        return None
+    return Evaluation.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _finish(
+    config: GrpoConfig,
+    run: RunDir,
+    policy: SplitPolicy,
+    state: TrainState,
+    source: Path,
+    before: Evaluation,
+    after: Evaluation,
+    seconds: float,
+) -> dict[str, Any]:
+    """Summary, model in the released format, report."""
+    interval = gain_interval(before.total, after.total)
+    summary = {
+        "before": before.means,
+        "after": after.means,
+        "total_gain_ci95": list(interval),
+        "captions": len(before.total),
+        "steps": config.steps,
+        "seconds": seconds,
+    }
+    write_json_atomic(run.summary, summary)
+    rest = load_checkpoint(source, parts=("vq", "understanding"))
+    save_checkpoint(
+        run.root / "model", rest.config, folded(policy, state.params), rest.vq,
+        rest.understanding, source, dtype="bfloat16",
+    )  # fmt: skip
+    print(print_table(before, after, interval))
+    print(f"report: {write_report(run.root)}")
+    return summary

@@ -1,0 +1,90 @@
+"""Held-out captions before and after training, and what the difference is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gotr1_jax.training.rollout import Prompts, Roller, records
+from gotr1_jax.training.run_dir import write_json_atomic, write_samples
+
+# Evaluations draw from streams of their own, the same before and after.
+EVALUATION_SEED = 20_250_522
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one evaluation, one value a caption; NaN where the judge could not tell."""
+
+    terms: Mapping[str, np.ndarray]
+    total: np.ndarray
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean of the total and of each term over the captions that could be told."""
+        return {k: float(np.nanmean(v)) for k, v in {"total": self.total, **self.terms}.items()}
+
+    def to_json(self) -> dict[str, list[float]]:
+        """Plain lists, for a file."""
+        return {k: np.asarray(v).tolist() for k, v in {"total": self.total, **self.terms}.items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, list[float | None]]) -> Evaluation:
+        """Inverse of `to_json`; null is NaN."""
+        arrays = {
+            k: np.asarray([np.nan if x is None else x for x in v], np.float32)
+            for k, v in values.items()
+        }
+        return cls({k: v for k, v in arrays.items() if k != "total"}, arrays["total"])
+
+
+def evaluate(
+    roller: Roller, params: Any, prompts: Prompts, shown: int, name: str, root: Path
+) -> Evaluation:
+    """One sample for each caption; the first `shown` go to samples/`name` for the report.
+
+    The scores are written to root/`name`.json, so that a resumed run has those from before.
+    """
+    indices = list(range(len(prompts.captions)))
+    scored = roller(params, prompts, indices, 1, EVALUATION_SEED, 0)
+    result = Evaluation(scored.scores, scored.total_B)
+    write_samples(root / "samples", 0, records(scored, 1, np.zeros(len(scored)), shown), name=name)
+    write_json_atomic(root / f"{name}.json", result.to_json())
+    return result
+
+
+def gain_interval(
+    before: np.ndarray, after: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """95 % interval of the mean of after - before by a paired bootstrap over captions.
+
+    Captions that could not be told in either are left out.
+    """
+    gain = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+    gain = gain[np.isfinite(gain)]
+    rng = np.random.default_rng(seed)
+    means = gain[rng.integers(0, len(gain), (resamples, len(gain)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def print_table(before: Evaluation, after: Evaluation, interval: tuple[float, float]) -> str:
+    """The comparison as text, one line a score."""
+    names = ["total", *before.terms]
+    old, new = before.means, after.means
+    lines = [f"{'':8}{'before':>9}{'after':>9}{'gain':>9}"]
+    for name in names:
+        gain = new[name] - old[name]
+        lines.append(f"{name:8}{old[name]:9.3f}{new[name]:9.3f}{gain:+9.3f}")
+    low, high = interval
+    ratio = new["total"] / old["total"] - 1 if old["total"] > 0 else float("nan")
+    lines.append(
+        f"total {ratio:+.0%} on {len(before.total)} held-out captions; "
+        f"gain 95% interval [{low:+.3f}, {high:+.3f}] (paired bootstrap)"
+    )
+    return "\n".join(lines)
