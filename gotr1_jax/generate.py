@@ -41,7 +41,7 @@ class GenerateConfig:
       captions: one or more.
       out: directory of the files; with `numbered` each caption gets a folder 00000, ... in it.
       numbered: whether the captions came from a file.
-      ckpt: a checkpoint directory; None is the embedded one.
+      ckpt: a checkpoint directory or that of a finished run; None is the embedded checkpoint.
       n: samples of each caption.
       greedy: the most likely token everywhere.
       cfg: guidance weight of the picture, 1 is none.
@@ -89,7 +89,12 @@ class Sample:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gotr1 generate`."""
-    parser.add_argument("--ckpt", type=Path, metavar="DIR", help="checkpoint; default: embedded")
+    parser.add_argument(
+        "--ckpt",
+        type=Path,
+        metavar="DIR",
+        help="checkpoint or finished run; default: the embedded one",
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="one caption; its files go into --out")
     what.add_argument(
@@ -157,10 +162,10 @@ def generate(
         except InputError as error:
             raise InputError(_at(config, place, error)) from error
     # Imported late: a wrong caption is answered without waiting for jax.
-    from gotr1_jax.convert.checkpoint import EMBEDDED
+    from gotr1_jax.convert.checkpoint import find_checkpoint
     from gotr1_jax.training.metrics import Progress
 
-    painter = Painter(config, config.ckpt or EMBEDDED)
+    painter = Painter(config, find_checkpoint(config.ckpt))
     prompts = painter.encode(config)
     folders: list[Path] = []
     samples: list[Sample] = []

@@ -45,6 +45,7 @@ PARTS = ("policy", "vq", "understanding")
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "shapes"
 """The checkpoint that the package brings along."""
 CONFIG_FILE = "config.json"
+RUN_CONFIG, RUN_MODEL = "config.yaml", "model"  # of a training run's directory
 WEIGHTS_FILE = "model.safetensors"
 # Files about text and pictures that go with the weights, copied as they are.
 CARRIED_FILES = (
@@ -112,6 +113,22 @@ def abstract_part(part: str, config: JanusConfig, dtype: Any = jnp.float32) -> A
 def _split(part: str, config: JanusConfig, dtype: Any) -> tuple[Any, Any]:
     """(graphdef, abstract state) of a part; tracing a big module takes a second."""
     return nnx.split(abstract_part(part, config, dtype))
+
+
+def find_checkpoint(path: str | Path | None) -> Path:
+    """The checkpoint directory that a user means: the embedded one for None, the finished model
+    of a training run for its run directory, else `path` itself.
+
+    Raises InputError for a run that has no finished model.
+    """
+    if path is None:
+        return EMBEDDED
+    path = Path(path)
+    if not (path / RUN_CONFIG).is_file() or (path / CONFIG_FILE).is_file():
+        return path
+    if not (path / RUN_MODEL / CONFIG_FILE).is_file():
+        raise InputError(f"the run {path} has no {RUN_MODEL}/ yet: let it finish first")
+    return path / RUN_MODEL
 
 
 def load_checkpoint(

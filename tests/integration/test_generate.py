@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from tiny_checkpoints import TINY, write_tiny
 
 from gotr1_jax import generate
+from gotr1_jax.convert.checkpoint import EMBEDDED, find_checkpoint
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.generate import MAX_ROWS, GenerateConfig, Painter, Sample, batches, write_result
 
@@ -167,6 +169,18 @@ def test_bad_files(tiny: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="long.txt is a file"):
         gotr1("--ckpt", tiny, "--prompt", "a", "--out", long)
+
+
+def test_a_run_directory_stands_for_its_model(tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("steps: 1")
+    with pytest.raises(InputError, match="has no model/ yet"):
+        find_checkpoint(run)
+    shutil.copytree(tiny, run / "model")
+    assert find_checkpoint(run) == run / "model"
+    assert find_checkpoint(tiny) == tiny
+    assert find_checkpoint(None) == EMBEDDED
 
 
 def result_of(*names: str) -> tuple[dict[str, Any], list[Sample]]:
