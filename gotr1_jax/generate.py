@@ -90,10 +90,7 @@ class Sample:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gotr1 generate`."""
     parser.add_argument(
-        "--ckpt",
-        type=Path,
-        metavar="DIR",
-        help="checkpoint or finished run; default: the embedded one",
+        "--ckpt", type=Path, metavar="DIR", help="checkpoint or finished run (the embedded one)"
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="one caption; its files go into --out")
@@ -242,7 +239,7 @@ class Painter:
             keys = _keys(config.seed, places, first, count)
             rows = sampler(params, batch, keys, count).rows
             rows = jax.tree.map(np.asarray, rows)
-            wanted = _distinct(places) * count
+            wanted = len(set(places)) * count  # without what fills the batch up
             pixels = decode(rows.image_ids_BU[:wanted])
             for row in range(wanted):
                 length = int(rows.plan_len_B[row])
@@ -292,11 +289,6 @@ def batches(captions: int, n: int) -> Iterator[tuple[list[int], int, int]]:
     for start in range(0, captions, size):
         places = list(range(start, min(start + size, captions)))
         yield places + places[-1:] * (size - len(places)), 0, n
-
-
-def _distinct(places: Sequence[int]) -> int:
-    """Captions of a batch that are not there to fill it up."""
-    return len(set(places))
 
 
 def _prompt_batch(prompts: Sequence[list[int]], longest: int) -> Any:
