@@ -24,7 +24,7 @@ from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.report import write_report
 from gotr1_jax.rewards import build_judge, check_rule, term_statistics
 from gotr1_jax.rl import GroupAdvantages, PolicyLossConfig, group_advantages, keep_groups
-from gotr1_jax.sampling.replay import LogpSettings, RowLogps
+from gotr1_jax.sampling.replay import LogpSettings
 from gotr1_jax.sampling.sampler import Sampler, SamplerConfig
 from gotr1_jax.schema import GrpoConfig
 from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
@@ -66,7 +66,6 @@ class Learner:
     replay: Any
     update: Any
     reference: Any  # trained part of the reference policy; None without KL
-    settings: LogpSettings
 
 
 @dataclass(frozen=True)
@@ -131,11 +130,11 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
                 current = params(state)
                 gathered, times = _gather(config, roller, current, prompts, batches, step)
                 after_rollout = time.perf_counter()
-                state, result, differences = _learn(config, learner, state, gathered, mesh)
+                state, results = _learn(config, learner, state, gathered, mesh)
                 times["time/update"] = time.perf_counter() - after_rollout
                 times["time/step"] = time.perf_counter() - clock
                 seconds += times["time/step"]
-                values = _metrics(config, gathered, result, differences, state, times)
+                values = _metrics(config, gathered, results, state, times)
                 metrics.write(step, values)
                 progress.update(step, reward=values["reward/total/mean"])
                 _stop_if_broken(config, state, step)
@@ -199,7 +198,6 @@ def _learner(config: GrpoConfig, policy: SplitPolicy, tokenizer: Any, optimizer:
         replay=make_replay(graphdef, specials, settings, micro),
         update=make_policy_step(graphdef, optimizer, specials, settings, loss_config, micro),
         reference=policy.reference() if loss.kl != "none" else None,
-        settings=settings,
     )
 
 
@@ -253,53 +251,37 @@ def _advantages(config: GrpoConfig, rewards_PG: np.ndarray) -> GroupAdvantages:
 
 def _learn(
     config: GrpoConfig, learner: Learner, state: TrainState, gathered: Gathered, mesh: Any
-) -> tuple[TrainState, list[PolicyMetrics], dict[str, float]]:
-    """Old log-probabilities, then one optimizer step for each share of the captions."""
+) -> tuple[TrainState, list[PolicyMetrics]]:
+    """One optimizer step for each share of the captions, all against the policy that sampled."""
     scored, frozen = gathered.scored, learner.policy.frozen
-    batches, differences = [], []
-    for share in np.split(np.arange(len(scored)), config.update.updates_per_rollout):
-        rows = put_rows(jax.tree.map(lambda x, i=share: np.asarray(x)[i], scored.rows), mesh)
-        old = learner.replay(state.params, frozen, rows)
-        differences.append(_logp_differences(learner.settings, scored, old, share))
-        ref = None
-        if learner.reference is not None:
-            ref = learner.replay(learner.reference, frozen, rows)
+    shares = np.split(np.arange(len(scored)), config.update.updates_per_rollout)
+    batches = []
+    for i, share in enumerate(shares):
+        rows = put_rows(jax.tree.map(lambda x, at=share: np.asarray(x)[at], scored.rows), mesh)
+        reference = learner.reference
         batches.append(
             PolicyBatch(
-                rows,
-                old,
-                ref,
-                put_rows(gathered.advantages_B[share], mesh),
-                put_rows(gathered.row_mask_B[share], mesh),
+                rows=rows,
+                sampled_text_BT=put_rows(scored.plan_logp_BT[share], mesh),
+                sampled_image_BU=put_rows(scored.image_logp_BU[share], mesh),
+                # Later updates move away from the policy that sampled; the first starts at it.
+                old=learner.replay(state.params, frozen, rows) if i else None,
+                ref=None if reference is None else learner.replay(reference, frozen, rows),
+                advantages_B=put_rows(gathered.advantages_B[share], mesh),
+                row_mask_B=put_rows(gathered.row_mask_B[share], mesh),
             )
         )
     results = []
     for batch in batches:
         state, result = learner.update(state, frozen, batch)
         results.append(result)
-    results = jax.device_get(results)
-    return state, results, {k: float(np.mean([d[k] for d in differences])) for k in differences[0]}
-
-
-def _logp_differences(
-    settings: LogpSettings, scored: Scored, old: RowLogps, share: np.ndarray
-) -> dict[str, float]:
-    """Mean |replay - sampler| a token: what cached decoding and training shapes differ by."""
-    mask = np.asarray(scored.rows.plan_mask_BT)[share]
-    text = np.abs(np.asarray(old.plan_logp_BT) - scored.plan_logp_BT[share])[mask]
-    values = {"policy/logp_diff/text": float(text.mean()) if text.size else 0.0}
-    # The sampler always draws under guidance: other modes score another distribution.
-    if settings.mode != "conditional":
-        image = np.abs(np.asarray(old.image_logp_BU) - scored.image_logp_BU[share])
-        values["policy/logp_diff/image"] = float(image.mean())
-    return values
+    return state, jax.device_get(results)
 
 
 def _metrics(
     config: GrpoConfig,
     gathered: Gathered,
     results: list[PolicyMetrics],
-    differences: Mapping[str, float],
     state: TrainState,
     times: Mapping[str, float],
 ) -> dict[str, float]:
@@ -325,10 +307,14 @@ def _metrics(
         values[f"policy/clip_frac/{name}"] = float(np.mean([s.clip_frac for s in stats]))
         if stats[0].kl is not None:
             values[f"policy/kl/{name}"] = float(np.mean([s.kl for s in stats]))
-        entropy = [getattr(r, f"entropy_{name}") for r in results]
+        entropy = [getattr(r.entropy, name) for r in results]
         values[f"policy/entropy/{name}"] = float(np.mean(entropy))
+    values["policy/logp_diff/text"] = float(results[0].logp_diff.text)
+    # The sampler always draws under guidance: without it another distribution is scored.
+    if config.loss.logp_mode != "conditional" or config.rollout.guidance == 1:
+        values["policy/logp_diff/image"] = float(results[0].logp_diff.image)
     schedule = make_schedule(config.optimizer, config.steps * config.update.updates_per_rollout)
-    values |= dict(differences) | dict(times)
+    values |= dict(times)
     values["loss"] = float(np.mean([r.loss for r in results]))
     values["grad_norm"] = float(np.mean([r.grad_norm for r in results]))
     values["lr"] = float(schedule(max(int(state.updates) - 1, 0)))

@@ -14,8 +14,8 @@ from gotr1_jax.models.layers import Linear
 def split_lora(model: nnx.Module) -> tuple[Any, Any, Any]:
     """(graphdef, adapter state, all other parameters). LoRAParam is a subclass of Param, so it
     is filtered first; `nnx.merge(graphdef, adapters, rest)` is the inverse."""
-    graphdef, adapters, rest = nnx.split(model, nnx.LoRAParam, nnx.Param)
-    return graphdef, adapters, rest
+    parts: Any = nnx.split(model, nnx.LoRAParam, nnx.Param)
+    return parts
 
 
 def _folded(layer: Linear) -> jax.Array:

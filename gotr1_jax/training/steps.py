@@ -18,6 +18,7 @@ from flax import nnx
 from gotr1_jax.rl.losses import (
     LossBatch,
     LossStats,
+    Normalisers,
     PolicyLossConfig,
     add_stats,
     count_normalisers,
@@ -112,13 +113,17 @@ class PolicyBatch:
 
     Attributes:
       rows: B rows.
-      old: log-probabilities that the ratio is taken against.
+      sampled_text_BT, sampled_image_BU: the sampler's own log-probabilities, for the metric only.
+      old: log-probabilities that the ratio is taken against; None in the first update after a
+        rollout, where they are those of the update's own forward: the ratio is exactly 1.
       ref: the reference's, or None without KL.
       advantages_B: float32; row_mask_B: False on rows that no judge could tell.
     """
 
     rows: Rows
-    old: RowLogps
+    sampled_text_BT: jax.Array
+    sampled_image_BU: jax.Array
+    old: RowLogps | None
     ref: RowLogps | None
     advantages_B: jax.Array
     row_mask_B: jax.Array
@@ -126,13 +131,26 @@ class PolicyBatch:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class PerModality:
+    """Mean over the sampled plan tokens and over the picture tokens."""
+
+    text: jax.Array
+    image: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class PolicyMetrics:
-    """Scalars of one policy update; entropies in nats a token."""
+    """Scalars of one policy update.
+
+    entropy: nats a token; logp_diff: mean |update's forward - sampler|, nats a token: what cached
+    decoding and other shapes make of the same weights (meaningful in a first update only).
+    """
 
     loss: jax.Array
     stats: LossStats
-    entropy_text: jax.Array
-    entropy_image: jax.Array
+    entropy: PerModality
+    logp_diff: PerModality
     grad_norm: jax.Array
 
 
@@ -152,45 +170,56 @@ def make_policy_step(
         B = batch.row_mask_B.shape[0]
         image_mask_BU = jnp.ones(batch.rows.image_ids_BU.shape, bool)
         norms = count_normalisers(batch.rows.plan_mask_BT, image_mask_BU, batch.row_mask_B)
-        tokens = (jnp.maximum(norms.text_tokens, 1.0), jnp.maximum(norms.image_tokens, 1.0))
 
         def gradient(part: PolicyBatch) -> tuple[Any, Any]:
             def loss_of(params: Any) -> tuple[jax.Array, Any]:
                 policy = nnx.merge(graphdef, params, frozen)
                 new = replay_logps(policy, part.rows, specials, settings)
                 loss, stats = policy_loss(_loss_batch(part, new), loss_config, norms)
-                keep = part.row_mask_B[:, None]
-                entropies = (
-                    jnp.sum(new.plan_entropy_BT * keep) / tokens[0],
-                    jnp.sum(new.image_entropy_BU * keep) / tokens[1],
-                )
-                return loss, (stats, jax.lax.stop_gradient(entropies))
+                return loss, (stats, *jax.lax.stop_gradient(_means(part, new, norms)))
 
-            (loss, (stats, entropies)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-                state.params
-            )
-            return grads, (loss, stats, entropies)
+            (loss, extra), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+            return grads, (loss, *extra)
 
         pieces = split_rows(batch, B // micro_batch)
-        grads, (loss, stats, entropies) = sum_over_pieces(gradient, pieces, _add)
+        grads, (loss, stats, entropy, difference) = sum_over_pieces(gradient, pieces, _add)
         state, norm = apply_gradients(state, grads, loss, optimizer)
-        return state, PolicyMetrics(loss, stats, entropies[0], entropies[1], norm)
+        return state, PolicyMetrics(loss, stats, entropy, difference, norm)
 
     return jax.jit(step, donate_argnums=0)
 
 
+def _means(part: PolicyBatch, new: RowLogps, norms: Normalisers) -> tuple[PerModality, PerModality]:
+    """Entropy and |new - sampled| as this piece's shares of the means over the mini-batch."""
+    keep_B1 = part.row_mask_B[:, None]
+    keep_BT = part.rows.plan_mask_BT & keep_B1
+    text_tokens = jnp.maximum(norms.text_tokens, 1.0)
+    image_tokens = jnp.maximum(norms.image_tokens, 1.0)
+
+    def mean(text_BT: jax.Array, image_BU: jax.Array) -> PerModality:
+        text = jnp.sum(jnp.where(keep_BT, text_BT, 0.0)) / text_tokens
+        image = jnp.sum(jnp.where(keep_B1, image_BU, 0.0)) / image_tokens
+        return PerModality(text, image)
+
+    return mean(new.plan_entropy_BT, new.image_entropy_BU), mean(
+        jnp.abs(new.plan_logp_BT - part.sampled_text_BT),
+        jnp.abs(new.image_logp_BU - part.sampled_image_BU),
+    )
+
+
 def _add(a: Any, b: Any) -> Any:
-    entropies = (a[2][0] + b[2][0], a[2][1] + b[2][1])
-    return a[0] + b[0], add_stats(a[1], b[1]), entropies
+    add = partial(jax.tree.map, jnp.add)
+    return a[0] + b[0], add_stats(a[1], b[1]), add(a[2], b[2]), add(a[3], b[3])
 
 
 def _loss_batch(part: PolicyBatch, new: RowLogps) -> LossBatch:
+    old = jax.lax.stop_gradient(new) if part.old is None else part.old
     return LossBatch(
         logp_text_BT=new.plan_logp_BT,
-        old_text_BT=part.old.plan_logp_BT,
+        old_text_BT=old.plan_logp_BT,
         mask_text_BT=part.rows.plan_mask_BT,
         logp_image_BU=new.image_logp_BU,
-        old_image_BU=part.old.image_logp_BU,
+        old_image_BU=old.image_logp_BU,
         mask_image_BU=jnp.ones(new.image_logp_BU.shape, bool),
         advantages_B=part.advantages_B,
         row_mask_B=part.row_mask_B,
