@@ -61,7 +61,8 @@ class Painter:
 
         def decode(state: Any, ids_BU: jax.Array) -> jax.Array:
             pixels = nnx.merge(graphdef, state).decode_ids(ids_BU, grid)
-            return jnp.clip(jnp.round((pixels + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+            # Cut off, not rounded, as the reference does.
+            return jnp.clip((pixels + 1.0) / 2 * 255, 0, 255).astype(jnp.uint8)
 
         self._decode = jax.jit(decode)
 
