@@ -26,23 +26,25 @@ from gotr1_jax.models.lora import fold_lora
 class LayerWeights:
     """One block with q, k, v in one matrix and gate, up in another: fewer, larger products.
 
+    Every matrix has its outputs first (see `sampling.forward.project`).
+
     Attributes:
       attention_norm_D, mlp_norm_D: scales of the two norms.
-      qkv_DKfh: f = g + 2 heads for each kv head: its g query heads, then its key and its value.
+      qkv_KfhD: f = g + 2 heads for each kv head: its g query heads, then its key and its value.
         Grouped by kv head so that the matrix can be cut over K without moving anything.
       qkv_bias_Kfh: its bias, or None.
-      out_KghD: output projection.
-      gate_up_D2F: gate at [:, 0], up at [:, 1].
-      down_FD: output of the mlp.
+      out_DKgh: output projection.
+      gate_up_2FD: gate at [0], up at [1].
+      down_DF: output of the mlp.
     """
 
     attention_norm_D: jax.Array
-    qkv_DKfh: jax.Array
+    qkv_KfhD: jax.Array
     qkv_bias_Kfh: jax.Array | None
-    out_KghD: jax.Array
+    out_DKgh: jax.Array
     mlp_norm_D: jax.Array
-    gate_up_D2F: jax.Array
-    down_FD: jax.Array
+    gate_up_2FD: jax.Array
+    down_DF: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -55,15 +57,15 @@ class SamplingParams:
       image_embed_ID: picture embedding with the aligner applied to every code once.
       layers: one entry a layer.
       norm_D: scale of the final norm.
-      text_head_DV: text head.
-      image_head: first kernel (D, D), first bias, second kernel (D, I), second bias.
+      text_head_VD: text head.
+      image_head: first kernel (D, D), first bias, second kernel (I, D), second bias.
     """
 
     text_embed_VD: jax.Array
     image_embed_ID: jax.Array
     layers: tuple[LayerWeights, ...]
     norm_D: jax.Array
-    text_head_DV: jax.Array
+    text_head_VD: jax.Array
     image_head: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
@@ -152,12 +154,12 @@ def _layer_weights(policy: JanusPolicy, i: int, dtype: jnp.dtype) -> LayerWeight
 
     return LayerWeights(
         attention_norm_D=block.attention_norm.scale[i].astype(dtype),
-        qkv_DKfh=qkv("kernel"),
+        qkv_KfhD=jnp.moveaxis(qkv("kernel"), 0, -1),
         qkv_bias_Kfh=None if block.q.bias is None else qkv("bias"),
-        out_KghD=block.o.kernel[i].reshape(K, g, h, D).astype(dtype),
+        out_DKgh=block.o.kernel[i].T.reshape(D, K, g, h).astype(dtype),
         mlp_norm_D=block.mlp_norm.scale[i].astype(dtype),
-        gate_up_D2F=jnp.stack([block.gate.kernel[i], block.up.kernel[i]], axis=1).astype(dtype),
-        down_FD=block.down.kernel[i].astype(dtype),
+        gate_up_2FD=jnp.stack([block.gate.kernel[i].T, block.up.kernel[i].T]).astype(dtype),
+        down_DF=block.down.kernel[i].T.astype(dtype),
     )
 
 
@@ -168,18 +170,18 @@ def lay_out(policy: JanusPolicy, dtype: jnp.dtype) -> SamplingParams:
     assert head.first.bias is not None and head.second.bias is not None
     codes = policy.gen_embed.table[...].astype(dtype)
     text_head = (
-        decoder.embed.table[...].T if decoder.lm_head is None else decoder.lm_head.kernel[...]
+        decoder.embed.table[...] if decoder.lm_head is None else decoder.lm_head.kernel[...].T
     )
     return SamplingParams(
         text_embed_VD=decoder.embed.table[...].astype(dtype),
         image_embed_ID=policy.gen_aligner(codes),
         layers=tuple(_layer_weights(policy, i, dtype) for i in range(decoder.cfg.num_layers)),
         norm_D=decoder.norm.scale[...].astype(dtype),
-        text_head_DV=text_head.astype(dtype),
+        text_head_VD=text_head.astype(dtype),
         image_head=(
-            head.first.kernel[...].astype(dtype),
+            head.first.kernel[...].T.astype(dtype),
             head.first.bias[...].astype(dtype),
-            head.second.kernel[...].astype(dtype),
+            head.second.kernel[...].T.astype(dtype),
             head.second.bias[...].astype(dtype),
         ),
     )
@@ -209,12 +211,12 @@ def params_shardings(params: SamplingParams, mesh: Mesh) -> SamplingParams:
     def layer(w: LayerWeights) -> LayerWeights:
         return LayerWeights(
             attention_norm_D=on(w.attention_norm_D),
-            qkv_DKfh=on(w.qkv_DKfh, None, "tensor"),
+            qkv_KfhD=on(w.qkv_KfhD, "tensor"),
             qkv_bias_Kfh=on(w.qkv_bias_Kfh, "tensor"),
-            out_KghD=on(w.out_KghD, "tensor"),
+            out_DKgh=on(w.out_DKgh, None, "tensor"),
             mlp_norm_D=on(w.mlp_norm_D),
-            gate_up_D2F=on(w.gate_up_D2F, None, None, "tensor"),
-            down_FD=on(w.down_FD, "tensor"),
+            gate_up_2FD=on(w.gate_up_2FD, None, "tensor"),
+            down_DF=on(w.down_DF, None, "tensor"),
         )
 
     first, bias, second, second_bias = params.image_head
@@ -223,9 +225,9 @@ def params_shardings(params: SamplingParams, mesh: Mesh) -> SamplingParams:
         image_embed_ID=on(params.image_embed_ID),
         layers=tuple(layer(w) for w in params.layers),
         norm_D=on(params.norm_D),
-        text_head_DV=on(params.text_head_DV, None, "tensor"),
+        text_head_VD=on(params.text_head_VD, "tensor"),
         image_head=(
-            on(first), on(bias), on(second, None, "tensor"), on(second_bias, "tensor")
+            on(first), on(bias), on(second, "tensor"), on(second_bias, "tensor")
         ),
     )  # fmt: skip
 

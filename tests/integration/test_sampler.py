@@ -11,9 +11,8 @@ import pytest
 from flax import nnx
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.models.config import DecoderConfig, JanusConfig, VQConfig
+from gotr1_jax.models.config import DecoderConfig, JanusConfig, LoraConfig, VQConfig
 from gotr1_jax.models.janus import JanusPolicy
-from gotr1_jax.models.lora import LoraConfig
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.sampling.guidance import ChoiceConfig, guide, keep_likely
 from gotr1_jax.sampling.replay import conditional_hidden, replay_logps, unconditional_hidden

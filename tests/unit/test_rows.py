@@ -148,7 +148,9 @@ def test_shared_ramp_equals_whole_unconditional_rows(rows: Rows, policy: JanusPo
     one, gradient = jax.jit(jax.value_and_grad(ramp))(state)
     two, expected = jax.jit(jax.value_and_grad(naive))(state)
     np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), gradient, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-3), gradient, expected
+    )
 
 
 def by_hand(policy: JanusPolicy, rows: Rows, settings: LogpSettings) -> tuple[np.ndarray, ...]:
@@ -202,4 +204,4 @@ def test_detached_branch_has_no_gradient(rows: Rows, policy: JanusPolicy) -> Non
         return jnp.take_along_axis(logp, rows.image_ids_BU[..., None], -1).sum()
 
     one, two = jax.jit(jax.grad(detached))(state), jax.jit(jax.grad(expected))(state)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-4), one, two)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-3), one, two)
