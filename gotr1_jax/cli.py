@@ -9,6 +9,7 @@ import argparse
 import errno
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,10 @@ def run(arguments: Sequence[str]) -> int:
         _dispatch(arguments)
     except GotR1Error as error:
         return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; nothing more can be said to them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _fail(f"the disk is full: {error.filename or error}", 1)
