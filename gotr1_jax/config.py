@@ -31,6 +31,8 @@ def load_config(schema: type[Config], path: str | Path, overrides: Sequence[str]
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read configuration {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start})") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
@@ -91,7 +93,10 @@ def from_dict(schema: type[Config], values: dict[str, Any], where: str = "") -> 
         )
         if name not in given and no_default:
             raise InputError(f"configuration key {where + name!r} is missing")
-    config = schema(**given)
+    try:
+        config = schema(**given)
+    except ValueError as error:  # a part that checks itself, like the sizes of a model
+        raise InputError(f"{where.rstrip('.') or 'configuration'}: {error}") from error
     check = getattr(config, "check", None)
     if check is not None:
         check()

@@ -5,6 +5,7 @@ Each field is documented where it stands; `configs/` holds one complete YAML an 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,10 +19,16 @@ GOTR1_TEMPLATE = (
 
 
 def positive(where: str, **values: float) -> None:
-    """Raise InputError for the first of `values` that is not above zero."""
+    """Raise InputError for the first of `values` that is not above zero, and finite."""
     for name, value in values.items():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise InputError(f"{where}.{name} is {value}; it must be above 0")
+
+
+def check_seed(seed: int) -> None:
+    """Raise InputError unless every random stream can be seeded with `seed`."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}; use 0 to {2**32 - 1}")
 
 
 @dataclass(frozen=True)
@@ -246,6 +253,7 @@ class GrpoConfig:
 
     def check(self) -> None:
         positive("grpo", steps=self.steps, samples_every=self.samples_every)
+        check_seed(self.seed)
         captions, groups = self.rollout.captions_per_step, self.update.updates_per_rollout
         if captions % groups:
             raise InputError(
@@ -322,6 +330,7 @@ class SftConfig:
 
     def check(self) -> None:
         positive("sft", steps=self.steps, batch_size=self.batch_size, micro_batch=self.micro_batch)
+        check_seed(self.seed)
         if (self.init is None) == (self.model is None):
             raise InputError(
                 "set exactly one of init (a checkpoint) and model (sizes of a new one)"
@@ -329,6 +338,11 @@ class SftConfig:
         if self.batch_size % self.micro_batch:
             raise InputError(
                 f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}"
+            )
+        if self.batch_size > self.data.examples:
+            raise InputError(
+                f"batch_size is {self.batch_size}, data.examples is {self.data.examples}; a batch "
+                "holds each example once, so use more examples"
             )
         weights = (self.text_weight, self.image_weight, self.boi_weight)
         if min(weights) < 0 or max(weights) == 0:

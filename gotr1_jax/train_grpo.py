@@ -94,14 +94,15 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
     )  # fmt: skip
     prompts = encode(_captions(config))
     heldout = encode(shapes_captions("heldout", config.evaluation.captions))
-    run = create_run_dir(config.run_dir, to_yaml(config), may_exist=resume is not None)
+    batches = iter(caption_batches(prompts.captions, config.rollout.captions_per_step, config.seed))
+    # A run that ended before its first checkpoint is started again by the same command.
+    run = create_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
     print(to_yaml(config))
 
     roller = _roller(config, policy, checkpoint, tokenizer, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
     learner = _learner(config, policy, tokenizer, optimizer)
     state = _new_state(policy, optimizer, mesh)
-    batches = iter(caption_batches(prompts.captions, config.rollout.captions_per_step, config.seed))
     first, seconds = 0, 0.0
     with Checkpoints(run.checkpoints, keep=config.checkpoint.keep) as checkpoints:
         if resume is not None:
@@ -241,7 +242,12 @@ def _gather(
         float(np.mean(flat_P)),
         len(parts),
     )
-    return gathered, {"time/rollout": time.perf_counter() - clock}
+    seconds = time.perf_counter() - clock
+    return gathered, {
+        "time/rollout": seconds - scored.reward_seconds,
+        "time/reward": scored.reward_seconds,
+        "judge/seconds": scored.judge_seconds,
+    }
 
 
 def _advantages(config: GrpoConfig, rewards_PG: np.ndarray) -> GroupAdvantages:

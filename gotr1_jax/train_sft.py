@@ -15,8 +15,8 @@ import numpy as np
 from flax import nnx
 
 from gotr1_jax.config import to_yaml
-from gotr1_jax.convert.checkpoint import load_checkpoint, save_checkpoint
-from gotr1_jax.convert.picture_tokenizer import abstract_vq, load_vq
+from gotr1_jax.convert.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gotr1_jax.convert.picture_tokenizer import PictureTokenizer, abstract_vq, load_vq
 from gotr1_jax.data.pipeline import TextLimits, sft_batches
 from gotr1_jax.data.shapes.tokenizer import train_tokenizer
 from gotr1_jax.data.sources import ShapesSource
@@ -57,8 +57,13 @@ def train_sft(config: SftConfig) -> Path:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_rows(config.micro_batch, mesh, "micro_batch")
     resume = resolve_resume(config.resume, config.run_dir)
-    run = create_run_dir(config.run_dir, to_yaml(config), may_exist=resume is not None)
-    start = _start(config, run.root)
+    pictures = load_vq(config.vq)
+    loaded = None
+    if config.init is not None:
+        loaded = load_checkpoint(config.init, parts=("policy", "understanding"))
+    # A run that ended before its first checkpoint is started again by the same command.
+    run = create_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
+    start = _start(config, run.root, pictures, loaded)
     data = _data(config, start)
     batches = iter(data)
 
@@ -110,11 +115,11 @@ def train_sft(config: SftConfig) -> Path:
     return _export(config, run.root, start, state)
 
 
-def _start(config: SftConfig, root: Path) -> Start:
-    """Load what is given and make what is not."""
-    pictures = load_vq(config.vq)
-    if config.init is not None:
-        loaded = load_checkpoint(config.init, parts=("policy", "understanding"))
+def _start(
+    config: SftConfig, root: Path, pictures: PictureTokenizer, loaded: Checkpoint | None
+) -> Start:
+    """Take what was loaded and make what is missing; a tokenizer goes to `root`."""
+    if loaded is not None:
         if loaded.config.vq != pictures.config:
             raise InputError(
                 f"the picture tokenizers of init {config.init} and of vq {config.vq} differ in size"

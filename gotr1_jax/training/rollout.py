@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,7 @@ class Scored:
       captions: of each row; caption_indices_B: their places in the list of captions.
       plans: parsed plans; images_BHWC uint8.
       results: the judge's answers; scores: one float32 vector a term; total_B: combined.
+      judge_seconds: how long the judge took; reward_seconds: that, and decoding the pictures.
     """
 
     rows: Rows
@@ -100,6 +102,8 @@ class Scored:
     results: tuple[JudgeResult, ...]
     scores: Mapping[str, np.ndarray]
     total_B: np.ndarray
+    judge_seconds: float
+    reward_seconds: float
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -132,6 +136,7 @@ class Roller:
         self, rollout: Rollout, captions: Sequence[str], indices: Sequence[int], samples: int
     ) -> Scored:
         """Decode and judge a rollout that lies on the host."""
+        start = time.perf_counter()
         rows = rollout.rows
         texts = [
             self.tokenizer.decode(ids[: n - 1])
@@ -141,7 +146,9 @@ class Roller:
         images = self.painter(np.asarray(rows.image_ids_BU))
         by_row = tuple(c for c in captions for _ in range(samples))
         requests = [JudgeRequest(c, p, i) for c, p, i in zip(by_row, plans, images)]
+        asked = time.perf_counter()
         results = tuple(self.judge.judge(requests))
+        answered = time.perf_counter()
         scores = stack_scores(results, self.judge.terms)
         total = combine(scores, self.reward.rule, self.reward.terms)
         return Scored(
@@ -155,6 +162,8 @@ class Roller:
             results=results,
             scores=scores,
             total_B=total,
+            judge_seconds=answered - asked,
+            reward_seconds=time.perf_counter() - start,
         )
 
 
@@ -175,6 +184,8 @@ def take_rows(scored: Scored, index: np.ndarray) -> Scored:
         results=pick(scored.results),
         scores={name: values[index] for name, values in scored.scores.items()},
         total_B=scored.total_B[index],
+        judge_seconds=scored.judge_seconds,
+        reward_seconds=scored.reward_seconds,
     )
 
 
@@ -202,6 +213,8 @@ def join(parts: Sequence[Scored]) -> Scored:
         results=chain("results"),
         scores={k: np.concatenate([p.scores[k] for p in parts]) for k in parts[0].scores},
         total_B=stack("total_B"),
+        judge_seconds=sum(part.judge_seconds for part in parts),
+        reward_seconds=sum(part.reward_seconds for part in parts),
     )
 
 
