@@ -1,0 +1,202 @@
+"""Configurations: strict reading, overrides, and combinations that cannot work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import grpo_values, sft_values, write_config
+
+from gotr1_jax import cli
+from gotr1_jax.config import from_dict, load_config, parse_overrides, to_yaml
+from gotr1_jax.errors import InputError
+from gotr1_jax.models.config import LoraConfig
+from gotr1_jax.schema import GrpoConfig, OptimizerConfig, SftConfig
+from gotr1_jax.train_vq import VqTrainConfig
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def load(tmp_path: Path, values: dict[str, Any], *overrides: str) -> GrpoConfig:
+    return load_config(GrpoConfig, write_config(tmp_path / "grpo.yaml", values), overrides)
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    return grpo_values(tmp_path / "checkpoint", tmp_path / "run")
+
+
+def test_values_defaults_and_overrides(values, tmp_path):
+    config = load(
+        tmp_path, values,
+        "--seed", "7", "--optimizer.learning_rate=1e-3", "--policy.lora.targets", "[q, o]",
+        "--mesh.tensor", "2", "--captions.source", "captions.txt",
+    )  # fmt: skip
+    assert config.seed == 7
+    # YAML 1.1 takes 1e-3 for text; it is a number all the same.
+    assert config.optimizer == OptimizerConfig(learning_rate=0.001)
+    assert config.policy.lora == LoraConfig(2, 4.0, ("q", "o"))
+    assert (config.mesh.data, config.mesh.tensor) == (1, 2)
+    assert (config.captions.source, config.captions.count) == ("captions.txt", 8)
+    assert load(tmp_path, values, "--policy.lora", "null").policy.lora is None
+
+
+def test_an_override_makes_the_section_it_needs(values, tmp_path):
+    del values["optimizer"]
+    assert load(tmp_path, values, "--optimizer.beta1", "0.5").optimizer.beta1 == 0.5
+
+
+def test_resolved_configuration_reads_back_equal(values, tmp_path):
+    values["policy"]["template"] = "draw 'ø': {caption}\n"
+    config = load(tmp_path, values)
+    path = tmp_path / "resolved.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(GrpoConfig, path) == config
+    assert "\u00f8" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_committed_configurations_are_valid(path: Path, tmp_path: Path):
+    kind = path.stem.split("_")[1]
+    schema = {"vq": VqTrainConfig, "sft": SftConfig, "grpo": GrpoConfig}[kind]
+    config = load_config(schema, path)
+    again = tmp_path / "again.yaml"
+    again.write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(schema, again) == config
+
+
+FAULTS = {
+    "unknown key": ({"stepz": 3}, "unknown configuration key 'stepz'; did you mean 'steps'?"),
+    "unknown nested key": (
+        {"rollout.guidence": 3.0},
+        "unknown configuration key 'rollout.guidence'; did you mean 'rollout.guidance'?",
+    ),
+    "like no key": ({"mesh.zzz": 1}, "key 'mesh.zzz'; known: data, fsdp, tensor, cpu_devices"),
+    "text for a number": ({"steps": "ten"}, "steps is 'ten'; expected int"),
+    "yes for a number": ({"steps": True}, "steps is True; expected int"),
+    "part of a step": ({"steps": 1.5}, "steps is 1.5; expected int"),
+    "number for text": ({"run_dir": 3}, "run_dir is 3; expected str"),
+    "text for a rate": ({"optimizer.learning_rate": "fast"}, "learning_rate is 'fast'"),
+    "no such choice": ({"loss.kind": "ppo"}, "loss.kind is 'ppo'; choose one of grpo, dapo"),
+    "value for a list": ({"reward.terms": "sem"}, "reward.terms is 'sem'; expected a list"),
+    "value for a section": ({"policy": 3}, "policy is 3; expected a section with keys"),
+    "unknown term": ({"reward.terms": ["sem", "hps"]}, "reward.terms holds 'hps'; choose from sem"),
+    "no term": ({"reward.terms": []}, "reward.terms is empty"),
+    "group of one": (
+        {"rollout.samples_per_caption": 1},
+        "rollout.samples_per_caption is 1; a group needs at least 2",
+    ),
+    "micro-batch": ({"update.micro_batch": 3}, "update.micro_batch 3 does not divide the 4 rows"),
+    "shares of a rollout": (
+        {"update.updates_per_rollout": 3},
+        "rollout.captions_per_step 2 does not divide by update.updates_per_rollout 3",
+    ),
+    "kl without weight": ({"loss.kl": "k3"}, "loss.kl is 'k3' with loss.kl_weight 0.0; set both"),
+    "weight without kl": ({"loss.kl_weight": 0.1}, "loss.kl is 'none' with loss.kl_weight 0.1"),
+    "clip": ({"loss.clip_low": 1.0}, "loss.clip_low is 1.0"),
+    "guidance": ({"rollout.guidance": 0.5}, "rollout.guidance is 0.5; use 1"),
+    "no temperature": ({"rollout.image_temperature": 0}, "rollout.image_temperature is 0.0"),
+    "no step": ({"steps": 0}, "grpo.steps is 0; it must be above 0"),
+    "endless rate": ({"optimizer.learning_rate": float("inf")}, "optimizer.learning_rate is inf"),
+    "no rate": ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate is nan"),
+    "lora target": ({"policy.lora.targets": ["qkv"]}, "policy.lora.targets holds 'qkv'; choose"),
+    "lora rank": ({"policy.lora.rank": 0}, "policy.lora.rank is 0; it must be above 0"),
+    "template": (
+        {"policy.template": "paint"},
+        "policy.template is 'paint'; it must hold {caption}",
+    ),
+    "seed": ({"seed": -1}, "seed is -1"),
+}
+
+
+@pytest.mark.parametrize("changes, message", FAULTS.values(), ids=FAULTS.keys())
+def test_faults_name_the_field_and_the_fix(values, tmp_path, changes, message):
+    for dotted, value in changes.items():
+        *parents, last = dotted.split(".")
+        section = values
+        for part in parents:
+            section = section.setdefault(part, {})
+        section[last] = value
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, values)
+    assert message in str(caught.value)
+
+
+def test_a_missing_value_is_named(values, tmp_path):
+    del values["run_dir"]
+    with pytest.raises(InputError, match="configuration key 'run_dir' is missing"):
+        load(tmp_path, values)
+
+
+def test_faults_of_the_supervised_job(tmp_path):
+    good = sft_values(tmp_path / "vq", tmp_path / "run")
+    config = from_dict(SftConfig, good)
+    for changes, message in (
+        ({"init": "somewhere"}, "set exactly one of init"),
+        ({"model": None}, "set exactly one of init"),
+        ({"micro_batch": 3}, "micro_batch 3 does not divide batch_size 4"),
+        ({"text_weight": -1.0}, "none negative"),
+        ({"caption_dropout": 1.0}, "caption_dropout is 1.0"),
+        ({"batch_size": 16}, "batch_size is 16, data.examples is 8"),
+        ({"seed": -1}, "seed is -1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            replace(config, **changes).check()
+    # Sizes that no model can have come as the same kind of error.
+    good["model"]["decoder"]["head_dim"] = 15
+    with pytest.raises(InputError, match="model.decoder: head_dim 15 is odd"):
+        from_dict(SftConfig, good)
+
+
+def test_words_that_are_no_override():
+    assert parse_overrides(["--a.b", "3", "--c=x=y", "--d", "[1, 2]", "--e=-1"]) == [
+        ("a.b", 3), ("c", "x=y"), ("d", [1, 2]), ("e", -1),
+    ]  # fmt: skip
+    for words, message in (
+        (["steps", "3"], "expected --key value, found 'steps'"),
+        (["--steps"], "--steps has no value"),
+        (["--steps", "[1"], "--steps: '\\[1' is not a YAML value"),
+    ):
+        with pytest.raises(InputError, match=message):
+            parse_overrides(words)
+
+
+def test_an_override_below_a_value(values, tmp_path):
+    with pytest.raises(InputError, match=r"--seed.x: seed is a single value \(0\), not a section"):
+        load(tmp_path, {**values, "seed": 0}, "--seed.x", "1")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"a: [1", "is not valid YAML"),
+        (b"- 1\n- 2\n", "must hold keys and values, found list"),
+        (b"run_dir: \xff\xfe\n", "is not UTF-8 text"),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path, content, message):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load_config(GrpoConfig, path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="cannot read configuration .*nowhere.yaml"):
+        load_config(GrpoConfig, tmp_path / "nowhere.yaml")
+
+
+def test_command_line_ends_with_2_and_one_line(values, tmp_path, capsys, monkeypatch):
+    def touched(*_: Any) -> None:
+        raise AssertionError("a device was touched")
+
+    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", touched)
+    path = write_config(tmp_path / "grpo.yaml", values)
+    words = ["train", "grpo", "--config", str(path)]
+    for more in (["--stepz", "3"], ["--rollout.samples_per_caption", "1"], ["--seed"], ["x"]):
+        assert cli.run([*words, *more]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("gotr1: error: "), lines
+    assert not (tmp_path / "run").exists()
+    assert yaml.safe_load(path.read_text()) == values

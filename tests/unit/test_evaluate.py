@@ -1,0 +1,65 @@
+"""Evaluations: the paired interval by hand, what goes to a file, the table."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from gotr1_jax.training.evaluate import Evaluation, gain_interval, print_table
+from gotr1_jax.training.run_dir import plain_json
+
+
+def scores(*values: float) -> np.ndarray:
+    return np.asarray(values, np.float32)
+
+
+def test_equal_gains_leave_nothing_to_doubt():
+    before = scores(0.0, 0.25, 0.5)
+    assert gain_interval(before, before + 0.25) == (0.25, 0.25)
+
+
+def test_captions_that_could_not_be_told_are_left_out():
+    before = scores(0.0, math.nan, 0.5, 0.0)
+    after = scores(0.5, 0.0, 1.0, math.nan)
+    assert gain_interval(before, after) == (0.5, 0.5)
+
+
+def test_interval_of_two_gains():
+    # Means of two draws from {0, 1}: 0 with chance 1/4, 1 with chance 1/4: both ends are reached.
+    assert gain_interval(scores(0, 0), scores(0, 1)) == (0.0, 1.0)
+
+
+def test_interval_is_near_the_normal_one_and_pairs_captions():
+    # 50 gains of 0.1 and 50 of 0.3: deviation 0.1, so that of the mean is 0.01. Without pairing,
+    # the spread of the captions themselves (0 to 99) would drown it.
+    before = np.arange(100, dtype=np.float64)
+    gains = np.tile([0.1, 0.3], 50)
+    low, high = gain_interval(before, before + gains)
+    assert low == pytest.approx(0.2 - 1.96 * 0.01, abs=2e-3)
+    assert high == pytest.approx(0.2 + 1.96 * 0.01, abs=2e-3)
+    assert gain_interval(before, before + gains) == (low, high)
+    negative = gain_interval(before, before - gains)
+    assert negative[1] < 0
+
+
+def test_means_skip_what_could_not_be_told_and_files_keep_it():
+    evaluation = Evaluation({"sem": scores(1.0, 0.0)}, scores(0.5, math.nan))
+    assert evaluation.means == {"total": 0.5, "sem": 0.5}
+    # As the file has it: NaN becomes null and comes back.
+    again = Evaluation.from_json(json.loads(json.dumps(plain_json(evaluation.to_json()))))
+    np.testing.assert_array_equal(again.total, evaluation.total)
+    np.testing.assert_array_equal(again.terms["sem"], evaluation.terms["sem"])
+    assert again.total.dtype == np.float32
+
+
+def test_table():
+    before = Evaluation({"sem": scores(0.5, 0.5)}, scores(0.25, 0.25))
+    after = Evaluation({"sem": scores(0.5, 0.25)}, scores(0.5, 0.5))
+    lines = print_table(before, after, (0.25, 0.25)).splitlines()
+    assert lines[1].split() == ["total", "0.250", "0.500", "+0.250"]
+    assert lines[2].split() == ["sem", "0.500", "0.375", "-0.125"]
+    assert "total +100% on 2 held-out captions" in lines[3]
+    assert "[+0.250, +0.250]" in lines[3]
