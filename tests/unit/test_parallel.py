@@ -1,0 +1,117 @@
+"""The mesh, and where parameters lie on it."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import jax
+import pytest
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+from tiny import STEP_MODEL
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.models.config import JANUS_PRO_7B, LoraConfig
+from gotr1_jax.models.janus import abstract_policy
+from gotr1_jax.parallel.mesh import make_mesh, row_multiple
+from gotr1_jax.parallel.sharding import PARAMETER_RULES, partition_spec, state_shardings
+from gotr1_jax.training.placement import check_rows
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Mesh:
+    return make_mesh(2, 2, 2)
+
+
+def test_mesh_takes_what_is_left():
+    assert dict(make_mesh(-1, 2, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    # Fewer devices than there are: the first ones.
+    small = make_mesh(1, 2, 1)
+    assert list(small.devices.flat) == jax.devices()[:2]
+    assert row_multiple(make_mesh(2, 2, 2)) == 4
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ((-1, -1, 1), "at most one is -1"),
+        ((0, 1, 1), "sizes are 1 or more"),
+        ((-2, 1, 1), "sizes are 1 or more"),
+        ((-1, 3, 1), "does not divide the 8 devices"),
+        ((4, 2, 2), "needs 16 devices, there are 8"),
+    ],
+)
+def test_meshes_that_cannot_be(sizes, message):
+    with pytest.raises(InputError, match=message):
+        make_mesh(*sizes)
+
+
+def test_rows_that_do_not_divide(mesh):
+    check_rows(8, mesh, "update.micro_batch")
+    with pytest.raises(InputError, match="update.micro_batch is 6, .* 4 row shards"):
+        check_rows(6, mesh, "update.micro_batch")
+
+
+def test_partition_spec(mesh):
+    rules = PARAMETER_RULES
+    spec = partition_spec(("embed", "heads"), (16, 8), rules, mesh)
+    assert spec == PartitionSpec("fsdp", "tensor")
+    # A leading dimension without a name is the stack of layers.
+    spec = partition_spec(("mlp", "embed"), (3, 8, 16), rules, mesh)
+    assert spec == PartitionSpec(None, "tensor", "fsdp")
+    assert partition_spec(("lora_rank",), (3,), rules, mesh) == PartitionSpec(None)
+
+
+@pytest.mark.parametrize(
+    "axes, shape, message",
+    [
+        (("embed", "wings"), (4, 4), "no sharding rule for the axis 'wings'"),
+        (("heads", "mlp"), (4, 4), "would use the mesh axis 'tensor' twice"),
+        (
+            ("embed",),
+            (5,),
+            "axis 'embed' of size 5 does not divide over mesh axis 'fsdp' of size 2",
+        ),
+        (("embed",), (2, 2, 2), "do not fit the shape"),
+    ],
+)
+def test_partition_specs_that_are_refused(mesh, axes, shape, message):
+    with pytest.raises(InputError, match=message):
+        partition_spec(axes, shape, PARAMETER_RULES, mesh)
+
+
+def test_states_are_placed_leaf_by_leaf(mesh):
+    policy = abstract_policy(STEP_MODEL, lora=LoraConfig(2, 2.0, ("q",)))
+    placed = nnx.to_flat_state(state_shardings(nnx.split(policy)[1], mesh))
+    specs = {".".join(map(str, path)): leaf.get_value().spec for path, leaf in placed}
+    assert specs["decoder.layers.q.kernel"] == PartitionSpec(None, "fsdp", "tensor")
+    assert specs["decoder.layers.q.lora_a"] == PartitionSpec(None, "fsdp", None)
+    assert specs["decoder.layers.q.lora_b"] == PartitionSpec(None, None, "tensor")
+    assert specs["decoder.norm.scale"] == PartitionSpec("fsdp")
+
+
+def test_the_7b_divides_over_eight_devices():
+    mesh = make_mesh(1, 4, 2)
+    abstract = nnx.split(abstract_policy(JANUS_PRO_7B, lora=LoraConfig()))[1]
+    placed = state_shardings(abstract, mesh)
+    whole = held = 0
+    for leaf, sharding in zip(jax.tree.leaves(abstract), jax.tree.leaves(placed), strict=True):
+        assert isinstance(leaf, jax.ShapeDtypeStruct)
+        own = sharding.shard_shape(leaf.shape)  # raises where a size does not divide
+        whole += leaf.size
+        held += math.prod(own)
+    assert 6.9e9 < whole < 7.5e9
+    # Adapters and the picture head are split over one of the two axes only.
+    assert held < 1.06 * whole / 8
+
+
+def test_start_divides_the_cpu():
+    code = (
+        "from gotr1_jax.parallel.startup import start_devices; start_devices(3);"
+        "import jax; print(jax.device_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3"]
