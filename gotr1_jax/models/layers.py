@@ -118,5 +118,9 @@ class GeluMLP(nnx.Module):
             hidden, features_out, rngs=rngs, axes=axes[1:], bias=True, param_dtype=param_dtype
         )
 
+    def inner(self, x: jax.Array) -> jax.Array:
+        """What the second layer reads: (..., hidden)."""
+        return jax.nn.gelu(self.first(x), approximate=False)
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.second(jax.nn.gelu(self.first(x), approximate=False))
+        return self.second(self.inner(x))

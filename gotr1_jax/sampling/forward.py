@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import rope_tables
+from gotr1_jax.sampling.guidance import guide
 from gotr1_jax.sampling.state import LayerWeights, SamplingParams, Segment
 
 MASKED = -1e30
@@ -99,11 +100,18 @@ def text_logits(params: SamplingParams, hidden: jax.Array) -> jax.Array:
     return project(hidden, params.text_head_VD).astype(jnp.float32)
 
 
-def image_logits(params: SamplingParams, hidden: jax.Array) -> jax.Array:
-    """(..., D) -> float32 (..., I)."""
+def image_logits(params: SamplingParams, hidden_ND: jax.Array, weight: float) -> jax.Array:
+    """Guided logits, float32 (B,I), of N = 2 B hidden states, conditional ones first.
+
+    weight 1: N = B, there is one branch. The last layer is affine, so guiding what it reads is
+    guiding what it makes, at half of the work.
+    """
     first, first_bias, second, second_bias = params.image_head
-    mid = jax.nn.gelu(project(hidden, first) + first_bias, approximate=False)
-    return (project(mid, second) + second_bias).astype(jnp.float32)
+    inner = jax.nn.gelu(project(hidden_ND, first) + first_bias, approximate=False)
+    if weight != 1.0:
+        cond, uncond = jnp.split(inner.astype(jnp.float32), 2)
+        inner = guide(cond, uncond, weight).astype(hidden_ND.dtype)
+    return (project(inner, second) + second_bias).astype(jnp.float32)
 
 
 def shared_scores(q_BKgh: jax.Array, k_PKhS: jax.Array) -> jax.Array:

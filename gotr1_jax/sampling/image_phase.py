@@ -22,7 +22,7 @@ from gotr1_jax.sampling.forward import (
     shared_values,
     softmax_parts,
 )
-from gotr1_jax.sampling.guidance import ChoiceConfig, choose, guide
+from gotr1_jax.sampling.guidance import ChoiceConfig, choose
 from gotr1_jax.sampling.plan_phase import Captions
 from gotr1_jax.sampling.state import SamplingParams, Segment, write_slot
 
@@ -153,9 +153,7 @@ def image_token(
 
     cos, sin = rope[0][positions_N], rope[1][positions_N]
     hidden = run_layers(params, cfg, state.x_ND, (cos, sin), attend)
-    logits = image_logits(params, hidden)
-    if branches == 2:
-        logits = guide(logits[:B], logits[B:], rules.guidance)
+    logits = image_logits(params, hidden, rules.guidance)
     drawn, logp = choose(logits / rules.temperature, keys_B, drawn_at_B, rules.choice)
     put = jax.lax.dynamic_update_slice
     return ImageState(

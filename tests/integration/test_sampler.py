@@ -39,7 +39,7 @@ PROMPTS = PromptBatch(
     jnp.array([5, 2, 3, 4]),
 )
 G = 2
-KEYS = row_keys(0, 3, jnp.arange(4), G)
+KEYS = row_keys(0, 4, jnp.arange(4), G)
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +124,10 @@ def test_rows_do_not_depend_on_their_company(policy, rollout: Rollout) -> None:
     """Captions 3 and 1 alone, in that order, draw what they draw in the batch."""
     order = jnp.array([3, 1])
     prompts = PromptBatch(PROMPTS.ids_PC[order], PROMPTS.len_P[order])
-    two = sample(policy, prompts=prompts, keys=row_keys(0, 3, order, G))
+    two = sample(policy, prompts=prompts, keys=row_keys(0, 4, order, G))
     chosen = jax.tree.map(lambda x: x[np.array([6, 7, 2, 3])], rollout)
     assert_same(chosen, two)
-    other = sample(policy, prompts=prompts, keys=row_keys(0, 4, order, G))
+    other = sample(policy, prompts=prompts, keys=row_keys(0, 5, order, G))
     assert not np.array_equal(other.rows.image_ids_BU, two.rows.image_ids_BU)
 
 

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from golden_policy import golden_policy
 
-from gotr1_jax.bench import transformers_janus
+from gotr1_jax.bench.reference import transformers_janus
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, VQConfig
 from gotr1_jax.models.decoder import causal_attention
 from gotr1_jax.models.janus import JanusPolicy
