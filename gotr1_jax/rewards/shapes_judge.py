@@ -3,9 +3,10 @@
 How its four terms are graded (each in [0, 1], 1 only when everything is right):
 
 likeness of an object to a wanted one
-    Half for the color, half for the shape (in a picture, times how sure the shape is). A size
-    that is wrong, or is not said where the caption says one, leaves two thirds. Objects are
-    assigned to wanted ones so that the sum of likenesses is largest, one to one.
+    The square of: half for the color, half for the shape (in a picture, times how sure the shape
+    is). So one wrong attribute leaves a quarter: a red circle is no blue one. A size that is
+    wrong, or is not said where the caption says one, leaves half of that. Objects are assigned to
+    wanted ones so that the sum of likenesses is largest, one to one.
 
 agreement of a list of objects with a caption
     That sum, divided by the larger of the two counts: missing and extra objects both lower it.
@@ -49,7 +50,7 @@ from gotr1_jax.plan.boxes import SCALE
 from gotr1_jax.rewards.detect import Found, find_objects
 from gotr1_jax.rewards.types import JudgeRequest, JudgeResult
 
-WRONG_SIZE = 2 / 3
+WRONG_SIZE = 1 / 2
 AGAINST_RELATION = 0.5
 PI_FLOOR = 0.25
 _MARKERS_EACH = 4
@@ -67,13 +68,13 @@ def name_likeness(wanted: ObjectSpec, named: ObjectSpec | None) -> float:
     if named is None:
         return 0.0
     kind = ((named.color == wanted.color) + (named.shape == wanted.shape)) / 2
-    return kind * (1.0 if wanted.size in (None, named.size) else WRONG_SIZE)
+    return kind**2 * (1.0 if wanted.size in (None, named.size) else WRONG_SIZE)
 
 
 def found_likeness(wanted: ObjectSpec, found: Found) -> float:
     """Likeness in [0, 1] of an object in the picture to a wanted one."""
     kind = ((found.color == wanted.color) + found.fit * (found.shape == wanted.shape)) / 2
-    return kind * (1.0 if wanted.size in (None, found.size) else WRONG_SIZE)
+    return kind**2 * (1.0 if wanted.size in (None, found.size) else WRONG_SIZE)
 
 
 @dataclass(frozen=True)

@@ -165,21 +165,21 @@ def test_wrong_attributes() -> None:
     caption = "a small red circle"
     right = _scene(("small red circle", MIDDLE))
     for wrong, likeness in (
-        ("small green circle", 1 / 2),
-        ("small red square", 1 / 2),
-        ("large red circle", 2 / 3),
-        ("large red cross", 1 / 3),
+        ("small green circle", 1 / 4),
+        ("small red square", 1 / 4),
+        ("large red circle", 1 / 2),
+        ("large red cross", 1 / 8),
         ("small green square", 0),
         ("large green square", 0),
     ):
         scene = _scene((wrong, MIDDLE))
         _is(_judge(caption, scene, scene), sem=likeness, spa=1, ri=1, pi=likeness)
         assert _judge(caption, right, scene)["pi"] == pytest.approx(likeness)
-    # An open size takes either; a size not said where one is wanted costs a third.
+    # An open size takes either; a size not said where one is wanted costs half.
     large = _scene(("large red circle", MIDDLE))
     _is(_judge("a red circle", large, large), sem=1, spa=1, ri=1, pi=1)
     open_size = format_object("red circle", Box(312, 312, 688, 688))
-    _is(_judge("a large red circle", open_size, large), sem=2 / 3, spa=1, ri=1, pi=1)
+    _is(_judge("a large red circle", open_size, large), sem=1 / 2, spa=1, ri=1, pi=1)
 
 
 def test_missing_object() -> None:

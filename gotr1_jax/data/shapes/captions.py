@@ -23,7 +23,7 @@ from gotr1_jax.data.shapes.vocabulary import (
     SIZES,
 )
 
-SPLITS = ("train", "heldout", "all")
+SPLITS = ("train", "heldout", "unseen", "all")
 # What a caption is about, and how often.
 _KINDS = ("one", "pair", "triple", "count", "list")
 _KIND_SHARES = (0.12, 0.48, 0.20, 0.14, 0.06)
@@ -108,9 +108,9 @@ def _read_phrase(text: str) -> tuple[ObjectSpec, int] | None:
 
 @lru_cache(maxsize=65536)
 def is_heldout(spec: CaptionSpec) -> bool:
-    """Whether a caption belongs to the held-out split.
+    """Whether a caption is held out of all training.
 
-    It does when it names a held-out (color, shape) pair, or when the composition of its objects
+    It is when it names a held-out (color, shape) pair, or when the composition of its objects
     falls in the held-out share. A composition is the two related objects with their relation,
     or, without a relation, all objects together; sizes and the third object of a relation do
     not matter, and "a left of b" is the same composition as "b right of a".
@@ -132,7 +132,10 @@ def is_heldout(spec: CaptionSpec) -> bool:
 
 
 def sample_caption(rng: np.random.Generator, split: str) -> CaptionSpec:
-    """Draw a caption of a split: "train", "heldout", or "all" for either.
+    """Draw a caption of a split; no caption of one is in another.
+
+    "train"; "heldout": new compositions of objects that training knows; "unseen": with an object
+    of a held-out (color, shape) pair, which no training shows at all; "all" for any.
 
     Raises ValueError for another split name.
     """
@@ -140,8 +143,15 @@ def sample_caption(rng: np.random.Generator, split: str) -> CaptionSpec:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     while True:
         spec = _sample_any(rng)
-        if split == "all" or is_heldout(spec) == (split == "heldout"):
+        if split in ("all", split_of(spec)):
             return spec
+
+
+def split_of(spec: CaptionSpec) -> str:
+    """The split that a caption belongs to: "train", "heldout" or "unseen"."""
+    if not is_heldout(spec):
+        return "train"
+    return "unseen" if any(obj.kind in HELDOUT_PAIRS for obj in spec.objects) else "heldout"
 
 
 def contradict(rng: np.random.Generator, spec: CaptionSpec, kind: str) -> CaptionSpec:
