@@ -159,7 +159,8 @@ def train_vq(config: VqTrainConfig) -> Path:
     check_rows(config.batch_size, mesh, "batch_size")
     check_rows(config.crop.batch_size, mesh, "crop.batch_size")
     resume = resolve_resume(config.resume, config.run_dir)
-    run = create_run_dir(config.run_dir, to_yaml(config), may_exist=resume is not None)
+    # A run that ended before its first checkpoint is started again by the same command.
+    run = create_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
     # The tokenizer is small next to its activations: every device holds it whole.
     state = jax.jit(partial(init_state, config), out_shardings=replicated(mesh))()
     first = 0
