@@ -55,10 +55,32 @@ def policy() -> JanusPolicy:
     return policy
 
 
+SAMPLERS: dict = {}
+
+
+def sampler_of(policy, settings=SETTINGS, **more) -> Sampler:
+    """One sampler for each setting: it compiles once for all tests of this file."""
+    key = (settings, *more.items())
+    if key not in SAMPLERS:
+        SAMPLERS[key] = Sampler(nnx.split(policy)[0], CONFIG, SPECIALS, settings, **more)
+    return SAMPLERS[key]
+
+
 def sample(policy, settings=SETTINGS, prompts=PROMPTS, keys=KEYS, samples=G, **more) -> Rollout:
+    sampler = sampler_of(policy, settings, **more)
+    params = sampler.prepare(nnx.split(policy)[1])
+    return jax.device_get(sampler(params, prompts, keys, samples))
+
+
+def replay(policy, rollout: Rollout):
+    """Teacher-forced log-probabilities of what was drawn."""
     graphdef, state = nnx.split(policy)
-    sampler = Sampler(graphdef, CONFIG, SPECIALS, settings, **more)
-    return jax.device_get(sampler(sampler.prepare(state), prompts, keys, samples))
+
+    @jax.jit
+    def logps(state, rows):
+        return replay_logps(nnx.merge(graphdef, state), rows, SPECIALS, rollout.settings)
+
+    return logps(state, rollout.rows)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +96,7 @@ def assert_same(one: Rollout, two: Rollout) -> None:
 
 def test_logps_equal_teacher_forced_ones(policy, rollout: Rollout) -> None:
     """Both phases, with guidance, temperatures and adapters; the ratio is then exactly one."""
-    again = replay_logps(policy, rollout.rows, SPECIALS, rollout.settings)
+    again = replay(policy, rollout)
     np.testing.assert_allclose(rollout.plan_logp_BT, again.plan_logp_BT, atol=1e-4)
     np.testing.assert_allclose(rollout.image_logp_BU, again.image_logp_BU, atol=1e-4)
     assert np.all(rollout.image_logp_BU < 0)
@@ -99,7 +121,7 @@ def test_forced_and_immediate_boi(policy) -> None:
     graphdef, state = nnx.split(JanusPolicy(CONFIG, rngs=nnx.Rngs(0)))
     head = state["decoder"]["lm_head"]["kernel"]
     head[...] = jnp.zeros_like(head[...])
-    settings = replace(SETTINGS, greedy=True)
+    settings = replace(SETTINGS, greedy=True, plan_bucket=7, image_bucket=9)
     for specials, plan, mask in (
         (SPECIALS, [0] * 7 + [3], [True] * 7 + [False]),
         (replace(SPECIALS, boi=0), [0] + [2] * 7, [True] + [False] * 7),
@@ -121,22 +143,24 @@ def test_sharing_a_caption_changes_nothing(policy, rollout: Rollout) -> None:
 
 
 def test_rows_do_not_depend_on_their_company(policy, rollout: Rollout) -> None:
-    """Captions 3 and 1 alone, in that order, draw what they draw in the batch."""
-    order = jnp.array([3, 1])
+    """The captions in another order draw what they drew."""
+    order = jnp.array([3, 1, 0, 2])
     prompts = PromptBatch(PROMPTS.ids_PC[order], PROMPTS.len_P[order])
     two = sample(policy, prompts=prompts, keys=row_keys(0, 4, order, G))
-    chosen = jax.tree.map(lambda x: x[np.array([6, 7, 2, 3])], rollout)
+    chosen = jax.tree.map(lambda x: x[np.array([6, 7, 2, 3, 0, 1, 4, 5])], rollout)
     assert_same(chosen, two)
     other = sample(policy, prompts=prompts, keys=row_keys(0, 5, order, G))
     assert not np.array_equal(other.rows.image_ids_BU, two.rows.image_ids_BU)
 
 
 def test_given_plans_are_painted_the_same(policy, rollout: Rollout) -> None:
-    graphdef, state = nnx.split(policy)
-    sampler = Sampler(graphdef, CONFIG, SPECIALS, SETTINGS)
-    rows = rollout.rows
+    sampler, rows = sampler_of(policy), rollout.rows
     painted = sampler.paint(
-        sampler.prepare(state), PROMPTS, jnp.asarray(rows.plan_ids_BT), rows.plan_len_B, KEYS
+        sampler.prepare(nnx.split(policy)[1]),
+        PROMPTS,
+        jnp.asarray(rows.plan_ids_BT),
+        rows.plan_len_B,
+        KEYS,
     )
     np.testing.assert_array_equal(painted.rows.image_ids_BU, rows.image_ids_BU)
     np.testing.assert_allclose(painted.image_logp_BU, rollout.image_logp_BU, atol=1e-4)
@@ -145,12 +169,13 @@ def test_given_plans_are_painted_the_same(policy, rollout: Rollout) -> None:
 
 def test_greedy_is_the_argmax_of_the_full_forward(policy) -> None:
     """Cached decoding = full forward; top-k 1 and a tiny top-p are greedy too."""
-    greedy = sample(policy, replace(SETTINGS, greedy=True))
-    assert_same(greedy, sample(policy, replace(SETTINGS, top_k=1), keys=row_keys(5, 0, jnp.arange(4), G)))  # fmt: skip  # noqa: E501
-    assert_same(greedy, sample(policy, replace(SETTINGS, top_p=1e-6)))
+    settings = replace(SETTINGS, plan_bucket=7, image_bucket=9)
+    greedy = sample(policy, replace(settings, greedy=True))
+    assert_same(greedy, sample(policy, replace(settings, top_k=1)))
+    assert_same(greedy, sample(policy, replace(settings, top_p=1e-6)))
     rows = greedy.rows
-    plan, image = conditional_hidden(policy, rows)
-    null = unconditional_hidden(policy, rows, SPECIALS)
+    plan, image = jax.jit(lambda: conditional_hidden(policy, rows))()
+    null = jax.jit(lambda: unconditional_hidden(policy, rows, SPECIALS))()
     text = jnp.argmax(policy.text_logits(plan), -1)
     np.testing.assert_array_equal(text[rows.plan_mask_BT], rows.plan_ids_BT[rows.plan_mask_BT])
     logits = guide(policy.image_logits(image), policy.image_logits(null), 3.0)
@@ -158,11 +183,10 @@ def test_greedy_is_the_argmax_of_the_full_forward(policy) -> None:
 
 
 def test_without_guidance_there_is_one_branch(policy) -> None:
-    graphdef, state = nnx.split(policy)
-    sampler = Sampler(graphdef, CONFIG, SPECIALS, replace(SETTINGS, guidance=1.0))
-    assert sampler.branches == 1
-    rollout = sampler(sampler.prepare(state), PROMPTS, KEYS, G)
-    again = replay_logps(policy, rollout.rows, SPECIALS, rollout.settings)
+    settings = replace(SETTINGS, guidance=1.0, plan_bucket=7, image_bucket=9)
+    assert sampler_of(policy, settings).branches == 1
+    rollout = sample(policy, settings)
+    again = replay(policy, rollout)
     np.testing.assert_allclose(rollout.image_logp_BU, again.image_logp_BU, atol=1e-4)
 
 
@@ -170,7 +194,8 @@ def test_without_guidance_there_is_one_branch(policy) -> None:
 def test_devices_draw_the_same(policy, rollout: Rollout, shape) -> None:
     """8 rows on 8 devices (captions do not divide: every device reads all), and 4 x 2 heads."""
     mesh = make_mesh(*shape)
-    assert_same(rollout, sample(policy, mesh=mesh))
+    settings = replace(SETTINGS, plan_bucket=7, image_bucket=9)
+    assert_same(rollout, sample(policy, settings, mesh=mesh))
 
 
 def test_rows_that_do_not_divide_are_refused(policy) -> None:
@@ -180,8 +205,8 @@ def test_rows_that_do_not_divide_are_refused(policy) -> None:
 
 
 def test_bfloat16_stays_close(policy, rollout: Rollout) -> None:
-    low = sample(policy, dtype=jnp.bfloat16)
-    again = replay_logps(policy, low.rows, SPECIALS, low.settings)
+    low = sample(policy, replace(SETTINGS, plan_bucket=7, image_bucket=9), dtype=jnp.bfloat16)
+    again = replay(policy, low)
     assert np.abs(low.image_logp_BU - again.image_logp_BU).max() < 0.3
 
 
