@@ -220,13 +220,15 @@ class EvaluationConfig:
     """Held-out captions of the shapes world, before, during and after training."""
 
     captions: int = 128
+    # Samples of each caption; a caption's score is their mean.
+    samples: int = 4
     # Steps between evaluations; 0: only before and after.
     every: int = 0
     # Captions whose pictures are kept for the report.
     shown: int = 12
 
     def check(self) -> None:
-        positive("evaluation", captions=self.captions)
+        positive("evaluation", captions=self.captions, samples=self.samples)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,9 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
         before = _saved_evaluation(run) if first else None
         if before is None:
             start = _new_state(policy, optimizer, mesh) if first else state
-            before = evaluate(roller, params(start), heldout, shown, "eval_before", run.root)
+            before = evaluate(
+                roller, params(start), heldout, config.evaluation, "eval_before", run.root
+            )
         with (
             MetricsWriter(run, first) as metrics,
             Progress("grpo", config.steps, first) as progress,
@@ -146,12 +148,14 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
                 every = config.evaluation.every
                 if every and step % every == 0 and step < config.steps:
                     name = f"eval_step_{step:06d}"
-                    now = evaluate(roller, params(state), heldout, shown, name, run.root)
+                    now = evaluate(
+                        roller, params(state), heldout, config.evaluation, name, run.root
+                    )
                     progress.note(f"held-out total at step {step}: {now.means['total']:.3f}")
                 if step % config.checkpoint.every == 0 or step == config.steps:
                     meta = {"seed": config.seed, "data": batches.get_state(), "seconds": seconds}
                     checkpoints.save(step, state, meta)
-        after = evaluate(roller, params(state), heldout, shown, "eval_after", run.root)
+        after = evaluate(roller, params(state), heldout, config.evaluation, "eval_after", run.root)
     return _finish(config, run, policy, state, checkpoint.source, before, after, seconds)
 
 

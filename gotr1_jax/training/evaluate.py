@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gotr1_jax.training.rollout import Prompts, Roller, records
+from gotr1_jax.schema import EvaluationConfig
+from gotr1_jax.training.rollout import Prompts, Roller, records, take_rows
 from gotr1_jax.training.run_dir import write_json_atomic, write_samples
 
 # Evaluations draw from streams of their own, the same before and after.
@@ -44,16 +45,29 @@ class Evaluation:
 
 
 def evaluate(
-    roller: Roller, params: Any, prompts: Prompts, shown: int, name: str, root: Path
+    roller: Roller, params: Any, prompts: Prompts, config: EvaluationConfig, name: str, root: Path
 ) -> Evaluation:
-    """One sample for each caption; the first `shown` go to samples/`name` for the report.
+    """`config.samples` samples for each caption; a caption's score is their mean.
 
-    The scores are written to root/`name`.json, so that a resumed run has those from before.
+    The first samples of `config.shown` captions go to samples/`name` for the report. The scores
+    are written to root/`name`.json, so that a resumed run has those from before.
     """
+    G = config.samples
     indices = list(range(len(prompts.captions)))
-    scored = roller(params, prompts, indices, 1, EVALUATION_SEED, 0)
-    result = Evaluation(scored.scores, scored.total_B)
-    write_samples(root / "samples", 0, records(scored, 1, np.zeros(len(scored)), shown), name=name)
+    scored = roller(params, prompts, indices, G, EVALUATION_SEED, 0)
+
+    def by_caption(values: np.ndarray) -> np.ndarray:
+        # A sample that could not be told leaves its caption's mean; all of them make it NaN.
+        told = np.isfinite(values.reshape(-1, G))
+        total = np.where(told, values.reshape(-1, G), 0.0).sum(axis=1)
+        count = told.sum(axis=1)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+    terms = {term: by_caption(values) for term, values in scored.scores.items()}
+    result = Evaluation(terms, by_caption(scored.total_B))
+    firsts = take_rows(scored, np.arange(0, len(scored), G))
+    kept = records(firsts, 1, np.zeros(len(firsts)), config.shown)
+    write_samples(root / "samples", 0, kept, name=name)
     write_json_atomic(root / f"{name}.json", result.to_json())
     return result
 
