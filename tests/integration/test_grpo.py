@@ -1,0 +1,244 @@
+"""The GRPO job from end to end: what it writes, exact resume, losses, broken updates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny import (
+    SHAPES,
+    Brightness,
+    assert_equal_trees,
+    compiled_once,
+    grpo_values,
+    host,
+    interrupt_after,
+    record_saves,
+    steady_metrics,
+    write_config,
+    write_shapes,
+)
+
+from gotr1_jax import cli, train_grpo
+from gotr1_jax.convert.checkpoint import load_checkpoint
+from gotr1_jax.training.metrics import read_metrics
+from gotr1_jax.training.run_dir import read_samples
+
+TERMS = ("sem", "spa", "ri", "pi")
+METRICS = {
+    *(f"reward/{term}/{of}" for term in ("total", *TERMS) for of in ("mean", "std")),
+    *("reward/frac_zero_std", "judge/failed_frac", "judge/seconds"),
+    *(f"plan/{name}" for name in ("length", "truncated_frac", "parsed_frac", "boxes")),
+    *(
+        f"policy/{name}/{modality}"
+        for name in ("ratio_max", "clip_frac", "entropy", "logp_diff")
+        for modality in ("text", "image")
+    ),
+    *("grad_norm", "lr", "samples_per_second"),
+    *(f"time/{name}" for name in ("rollout", "reward", "update", "step")),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with compiled_once(tmp_path_factory.mktemp("programs")):
+        yield write_shapes(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(autouse=True)
+def quiet_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The devices of this process are set already; every picture earns something else."""
+    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+    monkeypatch.setattr(train_grpo, "build_judge", lambda _: Brightness())
+
+
+def run(values: dict[str, Any], *words: str) -> int:
+    path = Path(values["run_dir"]).parent / "grpo.yaml"
+    return cli.run(["train", "grpo", "--config", str(write_config(path, values)), *words])
+
+
+@pytest.fixture(scope="module")
+def finished(
+    checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[int, Any]]:
+    """A whole run with adapters, and the states that it saved."""
+    root = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+        patch.setattr(train_grpo, "build_judge", lambda _: Brightness())
+        saved = record_saves(patch)
+        assert run(grpo_values(checkpoint, root)) == 0
+    return root, saved
+
+
+def test_run_directory(finished):
+    root, saved = finished
+    names = {path.name for path in root.iterdir()}
+    assert names >= {
+        "config.yaml", "metrics.jsonl", "checkpoints", "samples", "report.html", "summary.json",
+        "model",
+    }  # fmt: skip
+    assert not [name for name in names if "tmp" in name]
+    folders = {path.name for path in (root / "samples").iterdir()}
+    steps = {"step_000001", "step_000002", "step_000004"}
+    assert folders == steps | {"eval_before", "eval_after"}
+    assert sorted(saved) == [2, 4]
+    assert {path.name for path in (root / "checkpoints").iterdir()} == {
+        "step_000002",
+        "step_000004",
+    }
+    page = (root / "report.html").read_text(encoding="utf-8")
+    for record in read_samples(root / "samples" / "eval_before"):
+        assert record.caption in page
+
+
+def test_summary(finished):
+    summary = json.loads((finished[0] / "summary.json").read_text())
+    assert set(summary) >= {"before", "after", "total_gain_ci95", "steps", "seconds"}
+    for when in ("before", "after"):
+        assert set(summary[when]) == {"total", *TERMS}
+        terms = [summary[when][term] for term in TERMS]
+        assert summary[when]["total"] == pytest.approx(np.mean(terms), abs=1e-6)
+    low, high = summary["total_gain_ci95"]
+    gain = summary["after"]["total"] - summary["before"]["total"]
+    assert low <= gain <= high and gain != 0
+    assert summary["steps"] == 4 and summary["seconds"] > 0
+
+
+def test_metrics(finished):
+    lines = read_metrics(finished[0] / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert not METRICS - set(line), sorted(METRICS - set(line))
+        assert all(np.isfinite(value) for value in line.values()), line
+        # One update a rollout: it starts where the samples were drawn, to the bit.
+        assert line["policy/ratio_max/text"] == 1.0 and line["policy/ratio_max/image"] == 1.0
+        assert line["policy/clip_frac/text"] == line["policy/clip_frac/image"] == 0.0
+        assert line["policy/logp_diff/text"] < 1e-4 and line["policy/logp_diff/image"] < 1e-4
+        assert 0 < line["plan/length"] <= 8 and line["updates/skipped"] == 0
+        assert line["grad_norm"] > 0
+    # The cosine from 1e-2 over four updates.
+    wanted = 1e-2 * (1 + np.cos(np.pi * np.arange(4) / 4)) / 2
+    np.testing.assert_allclose([line["lr"] for line in lines], wanted, rtol=1e-5)
+
+
+def test_samples_have_what_the_report_shows(finished):
+    records = read_samples(finished[0] / "samples" / "step_000004")
+    assert [(r.caption_index, r.sample_index) for r in records] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for one, two in (records[:2], records[2:]):
+        assert one.caption == two.caption
+        # Of two samples, the better one is as much above the mean as the other is below.
+        assert one.advantage == pytest.approx(-two.advantage, abs=1e-4) and one.advantage != 0
+        assert (one.advantage > 0) == (one.total > two.total)
+    assert records[0].image.shape == (64, 64, 3)
+
+
+def test_model_is_the_policy_with_its_adapters_folded_in(finished, checkpoint):
+    parts = ("policy", "vq", "understanding")
+    before = load_checkpoint(checkpoint, parts=parts)
+    after = load_checkpoint(finished[0] / "model", parts=parts)
+    assert after.config == before.config == SHAPES
+    moved = jax.tree_util.tree_map_with_path(
+        # Weights are stored in bfloat16: 8 bits of mantissa.
+        lambda path, a, b: (jax.tree_util.keystr(path), not np.allclose(a, b, rtol=2**-7)),
+        before.policy, after.policy,
+    )  # fmt: skip
+    changed = {name for name, is_moved in _pairs(moved) if is_moved}
+    assert changed and all(any(f"'{t}'" in c for t in ("q", "v", "down")) for c in changed), changed
+    for part in ("vq", "understanding"):
+        near = lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-7, atol=1e-6)  # noqa: E731
+        jax.tree.map(near, host(getattr(before, part)), host(getattr(after, part)))
+
+
+def _pairs(tree: Any) -> list[tuple[str, bool]]:
+    return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, tuple) and len(x) == 2)
+
+
+def test_interrupted_and_resumed_is_as_never_interrupted(
+    finished, checkpoint, tmp_path, monkeypatch, capsys
+):
+    root, saved = finished
+    values = grpo_values(checkpoint, tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 3)
+        assert run(values) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "gotr1: error: interrupted"
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 3
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+    again = record_saves(monkeypatch)
+    assert run(values) == 0
+    assert sorted(again) == [4]
+    assert_equal_trees(again[4], saved[4])
+    assert steady_metrics(tmp_path / "run") == steady_metrics(root)
+    first, second = (json.loads((r / "summary.json").read_text()) for r in (root, tmp_path / "run"))
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+    for one, two in zip(
+        read_samples(root / "samples" / "step_000004"),
+        read_samples(tmp_path / "run" / "samples" / "step_000004"),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one.image, two.image)
+        assert one.plan_text == two.plan_text
+
+    # A finished run is not run over, and its checkpoint fits no other configuration.
+    assert run(values, "--resume", "never") == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert run(values, "--policy.lora.rank", "3") == 2
+    assert "does not fit this configuration" in capsys.readouterr().err
+
+
+def test_all_parameters_with_kl_refill_and_two_updates(checkpoint, tmp_path, monkeypatch):
+    # The judge of the shapes world sees nothing in a random picture: groups without variance.
+    monkeypatch.undo()
+    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+    values = grpo_values(checkpoint, tmp_path / "run")
+    values["policy"]["lora"] = None
+    values["loss"] = {"kl": "k3", "kl_weight": 0.1, "kind": "gspo", "logp_mode": "conditional"}
+    values["update"] = {"updates_per_rollout": 2, "micro_batch": 2, "refill_rounds": 1}
+    values |= {"steps": 2, "samples_every": 2}
+    assert run(values) == 0
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert len(lines) == 2
+    for line in lines:
+        assert np.isfinite(line["loss"])
+        assert line["rollout/rounds"] == (2 if line["reward/frac_zero_std"] > 0 else 1)
+        assert line["policy/kl/text"] > -1e-6 and line["policy/kl/image"] > -1e-6
+        # Without guidance in the ratio the sampler's log-probabilities are of something else.
+        assert "policy/logp_diff/image" not in line
+    assert (tmp_path / "run" / "report.html").is_file()
+    before, after = (load_checkpoint(p).policy for p in (checkpoint, tmp_path / "run" / "model"))
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+
+
+def test_broken_updates_end_the_run(checkpoint, tmp_path, monkeypatch, capsys):
+    honest = train_grpo.group_advantages
+
+    def endless(*arguments: Any) -> Any:
+        groups = honest(*arguments)
+        return replace(groups, adv_PG=groups.adv_PG * np.inf)
+
+    monkeypatch.setattr(train_grpo, "group_advantages", endless)
+    saved = record_saves(monkeypatch)
+    values = grpo_values(checkpoint, tmp_path / "run")
+    values["checkpoint"]["every"] = 1
+    assert run(values) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "the last 2 updates up to step 2 were not finite" in error
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["updates/skipped"] for line in lines] == [1, 2]
+    assert not (tmp_path / "run" / "summary.json").exists()
+    # The step before was saved with everything as it was.
+    assert list(saved) == [1] and int(saved[1].skipped) == 1
+    assert all(not b.any() for p, b in _adapters(saved[1].params) if "lora_b" in p)
+
+
+def _adapters(params: Any) -> list[tuple[str, np.ndarray]]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
