@@ -82,4 +82,4 @@ def _their_update(model: Any, prompts: np.ndarray, image: np.ndarray) -> float:
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
     model.zero_grad(set_to_none=True)
     loss.backward()
-    return float(loss)
+    return float(loss.detach())
