@@ -61,7 +61,8 @@ def evaluate(
         told = np.isfinite(values.reshape(-1, G))
         total = np.where(told, values.reshape(-1, G), 0.0).sum(axis=1)
         count = told.sum(axis=1)
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        return means.astype(np.float32)  # as a resumed run reads them back
 
     terms = {term: by_caption(values) for term, values in scored.scores.items()}
     result = Evaluation(terms, by_caption(scored.total_B))
