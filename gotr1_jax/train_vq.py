@@ -296,7 +296,7 @@ def make_step(config: VqTrainConfig) -> StepFn:
             psnr=vq_loss.psnr(l2),
             perplexity=vq_loss.perplexity(counts_I),
             used_frac=(usage_I >= restart.below / size).mean(),
-            grad_norm=optax.global_norm(grads),
+            grad_norm=optax.tree.norm(grads),
         )
         usage_I = jnp.where(moving, moved_usage_I, usage_I)
         return VqState(params, opt_state, usage_I, state.step + 1), metrics

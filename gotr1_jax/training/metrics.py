@@ -155,7 +155,7 @@ class Progress:
         line = f"{self._label} {step}/{self._total}"
         if self._first is None:
             self._first = (now, step)
-        elif now > self._first[0]:
+        elif now > self._first[0] and step > self._first[1]:
             rate = (step - self._first[1]) / (now - self._first[0])
             line += f"  {_rate(rate)}  {_clock((self._total - step) / rate)} left"
         if now - self._last_line >= self._every or step >= self._total:

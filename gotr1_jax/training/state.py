@@ -76,7 +76,7 @@ def apply_gradients(
     When the loss or the norm is not finite, parameters and optimizer stay as they are, to the
     bit, and the update counts as skipped.
     """
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     good = jnp.isfinite(norm) & jnp.isfinite(loss)
     steps, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, steps)

@@ -226,3 +226,11 @@ def test_half_written_samples_never_appear(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="step_000001 cannot be read"):
         read_samples(tmp_path / "step_000001")
+
+
+def test_progress_that_says_the_same_step_twice_has_no_rate_yet() -> None:
+    stream = io.StringIO()
+    with Progress("pictures", 8, stream=stream, every_seconds=0.0) as progress:
+        progress.update(8)
+        progress.update(8)
+    assert "left" not in stream.getvalue()
