@@ -18,16 +18,9 @@ from PIL import Image
 
 from gotr1_jax.config import to_yaml
 from gotr1_jax.convert.picture_tokenizer import save_vq
-from gotr1_jax.data.shapes import (
-    COLORS,
-    IMAGE_SIZE,
-    SHAPES,
-    CaptionSpec,
-    ObjectSpec,
-    render,
-    sample_scene,
-)
+from gotr1_jax.data.shapes import IMAGE_SIZE
 from gotr1_jax.data.shapes.vocabulary import GRID_STEP
+from gotr1_jax.data.sources import ShapesSource
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.models.vq import VQModel
@@ -93,7 +86,8 @@ class VqTrainConfig:
     resume: str = "auto"
     # Whole pictures a step, after the windows of `crop`.
     batch_size: int = 16
-    # Pictures drawn beforehand to learn from, and others to measure the result on.
+    # Pictures drawn beforehand to learn from (of training captions), and held-out ones to measure
+    # the result on.
     pictures: int = 20000
     eval_pictures: int = 1024
     # Before this step the decoder sees the encodings themselves: it learns colors much sooner
@@ -164,7 +158,7 @@ def train_vq(config: VqTrainConfig) -> Path:
     # The tokenizer is small next to its activations: every device holds it whole.
     state = jax.jit(partial(init_state, config), out_shardings=replicated(mesh))()
     first = 0
-    pictures = draw_pictures(config.seed + 1, config.pictures)
+    pictures = draw_pictures("train", config.seed, config.pictures)
     with Checkpoints(run.checkpoints, keep=config.checkpoint.keep) as checkpoints:
         if resume is not None:
             restored = restore_path(resume, state)
@@ -188,31 +182,20 @@ def train_vq(config: VqTrainConfig) -> Path:
     save_vq(out, config.model, IMAGE_SIZE, params, config.export_dtype)
     _log.info("tokenizer written to %s", out)
     rounded = jax.tree.map(lambda x: x.astype(config.export_dtype).astype(np.float32), params)
-    held_out = draw_pictures(config.seed + 2, config.eval_pictures)
+    held_out = draw_pictures("heldout", config.seed, config.eval_pictures)
     summary, decoded = evaluate(config.model, rounded, held_out)
     write_json_atomic(run.summary, summary)
     contact_sheet(held_out, decoded).save(run.root / "reconstructions.png")
     return out
 
 
-def draw_pictures(seed: int, count: int) -> np.ndarray:
-    """`count` pictures of one to three random objects, uint8 (count, 64, 64, 3).
-
-    All compositions may occur, held-out ones included: the tokenizer sees pictures only, never
-    captions, so it learns nothing of which caption asks for which picture.
-    """
-    rng = np.random.default_rng(seed)
-    colors = tuple(COLORS)
+def draw_pictures(split: str, seed: int, count: int) -> np.ndarray:
+    """The first `count` pictures of a split of the shapes world, uint8 (count, 64, 64, 3)."""
+    source = ShapesSource(split, count, seed)
     pictures = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     with Progress("pictures", count) as progress:
         for i in range(count):
-            objects = tuple(
-                ObjectSpec(
-                    SHAPES[rng.integers(len(SHAPES))], colors[rng.integers(len(colors))], None
-                )
-                for _ in range(rng.choice([1, 2, 3], p=[0.1, 0.2, 0.7]))
-            )
-            pictures[i] = render(sample_scene(rng, CaptionSpec(objects, None)))
+            pictures[i] = source.picture(i)
             progress.update(i + 1)
     return pictures
 

@@ -153,7 +153,7 @@ def test_every_parameter_names_its_axes():
 
 
 def test_a_few_steps_lower_the_loss_and_windows_follow_the_grid():
-    pictures = draw_pictures(0, 64)
+    pictures = draw_pictures("train", 0, 64)
     step_fn, state = make_step(JOB), jax.jit(partial(init_state, JOB))()
     errors = []
     for step in range(1, 27):
@@ -173,7 +173,7 @@ def test_job_writes_what_the_next_job_reads(tmp_path: Path):
     assert loaded.config == TINY and loaded.image_size == 64
     assert (tmp_path / "run" / "summary.json").is_file()
     assert (tmp_path / "run" / "reconstructions.png").is_file()
-    summary, decoded = evaluate(TINY, loaded.state, draw_pictures(2, 8))
+    summary, decoded = evaluate(TINY, loaded.state, draw_pictures("heldout", 0, 8))
     assert decoded.shape == (8, 64, 64, 3) and summary["psnr"] > 3
 
 
