@@ -25,6 +25,12 @@ JOBS = {
     "sft": ("gotr1_jax.train_sft", "SftConfig", "train_sft"),
     "grpo": ("gotr1_jax.train_grpo", "GrpoConfig", "train_grpo"),
 }
+# Command -> module with `add_arguments(parser)` and `run(options)`, one line of help. The modules
+# import jax inside `run` only.
+COMMANDS = {
+    "generate": ("gotr1_jax.generate", "captions in, plans and pictures out"),
+    "bench": ("gotr1_jax.bench", "measure sampling and updates, also against torch"),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,16 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("job", choices=tuple(JOBS))
     train.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file")
 
-    from gotr1_jax import bench, generate
-
-    generate.add_arguments(
-        commands.add_parser("generate", help="captions in, plans and pictures out")
-    )
+    for name, (module, summary) in COMMANDS.items():
+        importlib.import_module(module).add_arguments(commands.add_parser(name, help=summary))
     report = commands.add_parser("report", help="write report.html of a run")
     report.add_argument("run", type=Path, metavar="RUN", help="run directory")
-    bench.add_arguments(
-        commands.add_parser("bench", help="measure sampling and updates, also against torch")
-    )
     return parser
 
 
@@ -104,8 +104,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
         from gotr1_jax.parallel.startup import start_devices
 
         start_devices()
-        module = importlib.import_module(f"gotr1_jax.{options.command}")
-        module.run(options)
+        importlib.import_module(COMMANDS[options.command][0]).run(options)
 
 
 def _train(job: str, path: Path, overrides: Sequence[str]) -> None:
