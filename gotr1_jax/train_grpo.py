@@ -46,6 +46,7 @@ from gotr1_jax.training.run_dir import (
     RunDir,
     create_run_dir,
     drop_samples_after,
+    store_config,
     write_json_atomic,
     write_samples,
 )
@@ -113,6 +114,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
             checkpoints.drop_after(first)
             drop_samples_after(run.samples, first)
             print(f"resumed at step {first} from {resume}")
+        store_config(run, to_yaml(config))
 
         def params(state: TrainState) -> Any:
             return roller.sampler.prepare(policy.whole(state.params))

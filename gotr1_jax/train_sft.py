@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -33,7 +34,7 @@ from gotr1_jax.text import TextTokenizer
 from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
 from gotr1_jax.training.metrics import MetricsWriter, Progress
 from gotr1_jax.training.placement import check_rows, mirror_shardings, to_rows
-from gotr1_jax.training.run_dir import create_run_dir
+from gotr1_jax.training.run_dir import create_run_dir, store_config
 from gotr1_jax.training.state import TrainState, make_optimizer, make_schedule, new_state
 from gotr1_jax.training.steps import make_sft_step
 
@@ -61,9 +62,11 @@ def train_sft(config: SftConfig) -> Path:
     loaded = None
     if config.init is not None:
         loaded = load_checkpoint(config.init, parts=("policy", "understanding"))
+    # A new tokenizer is made apart: what it refuses leaves no run behind.
+    scratch = TemporaryDirectory(prefix="gotr1_tokenizer_")
+    start = _start(config, Path(scratch.name), pictures, loaded)
     # A run that ended before its first checkpoint is started again by the same command.
     run = create_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
-    start = _start(config, run.root, pictures, loaded)
     data = _data(config, start)
     batches = iter(data)
 
@@ -79,6 +82,7 @@ def train_sft(config: SftConfig) -> Path:
             state, first = restored.tree, restored.step
             batches.set_state(restored.meta["data"])
             checkpoints.drop_after(first)
+        store_config(run, to_yaml(config))
         weights = SftWeights(config.text_weight, config.image_weight, config.boi_weight)
         step_fn = make_sft_step(
             graphdef, optimizer, start.tokenizer.specials, weights, config.caption_dropout,
@@ -116,9 +120,9 @@ def train_sft(config: SftConfig) -> Path:
 
 
 def _start(
-    config: SftConfig, root: Path, pictures: PictureTokenizer, loaded: Checkpoint | None
+    config: SftConfig, tokenizer_dir: Path, pictures: PictureTokenizer, loaded: Checkpoint | None
 ) -> Start:
-    """Take what was loaded and make what is missing; a tokenizer goes to `root`."""
+    """Take what was loaded and make what is missing; a tokenizer goes to `tokenizer_dir`."""
     if loaded is not None:
         if loaded.config.vq != pictures.config:
             raise InputError(
@@ -136,7 +140,6 @@ def _start(
     sizes = JanusConfig(
         config.model.decoder, pictures.config, config.model.siglip, pictures.image_size
     )
-    tokenizer_dir = root / "tokenizer"
     tokens = (sizes.siglip.image_size // sizes.siglip.patch_size) ** 2
     train_tokenizer(tokenizer_dir, image_size=sizes.siglip.image_size, num_image_tokens=tokens)
     tokenizer = TextTokenizer.from_dir(tokenizer_dir)

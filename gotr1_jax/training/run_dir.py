@@ -125,7 +125,10 @@ class RunDir:
 
 
 def create_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> RunDir:
-    """Makes the directories of a run and stores its resolved configuration.
+    """Makes the directories of a run; a new one also gets its resolved configuration.
+
+    A run that is there keeps the configuration that it has: the job calls `store_config` once
+    its checkpoint was restored under the new one.
 
     Args:
         root: the run's directory; its parents are made.
@@ -144,8 +147,14 @@ def create_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> Ru
     with _clear_errors(run.root):
         for folder in (run.checkpoints, run.samples, run.tensorboard):
             folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(run.config, config_text)
+    if not run.config.exists():
+        store_config(run, config_text)
     return run
+
+
+def store_config(run: RunDir, config_text: str) -> None:
+    """Stores the resolved configuration, YAML, that the run goes on with."""
+    atomic_write(run.config, config_text)
 
 
 @dataclass(frozen=True, kw_only=True)

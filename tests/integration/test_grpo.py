@@ -190,8 +190,10 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
     # A finished run is not run over, and its checkpoint fits no other configuration.
     assert run(values, "--resume", "never") == 2
     assert "already holds a run" in capsys.readouterr().err
+    kept = (tmp_path / "run" / "config.yaml").read_text()
     assert run(values, "--policy.lora.rank", "3") == 2
     assert "does not fit this configuration" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.yaml").read_text() == kept
 
 
 def test_all_parameters_with_kl_refill_and_two_updates(checkpoint, tmp_path, monkeypatch):

@@ -115,6 +115,6 @@ def test_bad_input_leaves_nothing(vq, tmp_path, capsys):
     values = sft_values(vq, tmp_path / "run")
     assert run(values, "--model", "null", "--init", str(tmp_path / "nowhere")) == 2
     assert "no checkpoint at" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
     assert run(values, "--model.decoder.vocab_size", "300") == 2
     assert "model.decoder.vocab_size is 300, the tokenizer has" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

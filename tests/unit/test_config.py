@@ -14,8 +14,7 @@ from gotr1_jax import cli
 from gotr1_jax.config import from_dict, load_config, parse_overrides, to_yaml
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import LoraConfig
-from gotr1_jax.schema import GrpoConfig, OptimizerConfig, SftConfig
-from gotr1_jax.train_vq import VqTrainConfig
+from gotr1_jax.schema import GrpoConfig, OptimizerConfig, SftConfig, VqTrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -29,6 +29,7 @@ from gotr1_jax.training.run_dir import (
     drop_samples_after,
     read_samples,
     sample_steps,
+    store_config,
     write_json_atomic,
     write_samples,
 )
@@ -152,7 +153,10 @@ def test_run_dir_is_not_mixed_with_another(tmp_path):
     with pytest.raises(InputError, match="already holds a run"):
         create_run_dir(run.root, "steps: 4\n", may_exist=False)
     assert run.config.read_text() == "steps: 3\n"
+    # A run that is gone on with keeps what it has until its checkpoint is restored.
     create_run_dir(run.root, "steps: 4\n", may_exist=True)
+    assert run.config.read_text() == "steps: 3\n"
+    store_config(run, "steps: 4\n")
     assert run.config.read_text() == "steps: 4\n"
     with pytest.raises(InputError, match="is a file"):
         create_run_dir(run.config, "", may_exist=True)

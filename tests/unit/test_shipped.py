@@ -12,14 +12,12 @@ import pytest
 from gotr1_jax.config import load_config, to_yaml
 from gotr1_jax.convert.checkpoint import EMBEDDED, load_checkpoint
 from gotr1_jax.data.sources import ShapesSource
-from gotr1_jax.schema import GrpoConfig, SftConfig
-from gotr1_jax.train_vq import VqTrainConfig
+from gotr1_jax.schema import GrpoConfig, SftConfig, VqTrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = {
     "shapes_vq": VqTrainConfig,
     "shapes_sft": SftConfig,
-    "shapes_sft_more": SftConfig,
     "shapes_grpo": GrpoConfig,
 }
 

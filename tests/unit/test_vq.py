@@ -19,11 +19,9 @@ from gotr1_jax.convert.picture_tokenizer import load_vq
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.models.vq import Quantizer, VQModel, unit
-from gotr1_jax.schema import MeshConfig, OptimizerConfig
+from gotr1_jax.schema import CropConfig, MeshConfig, OptimizerConfig, VqTrainConfig
 from gotr1_jax.sft import vq_loss
 from gotr1_jax.train_vq import (
-    CropConfig,
-    VqTrainConfig,
     batch_of_step,
     draw_pictures,
     evaluate,

@@ -1,82 +1,20 @@
-"""What an experiment consists of: one dataclass a job, its parts shared between jobs.
-
-Each field is documented where it stands; `configs/` holds one complete YAML an experiment.
-"""
+"""The configuration of `gotr1 train grpo`."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.models.config import DecoderConfig, LoraConfig, SiglipConfig
-
-GOTR1_TEMPLATE = (
-    "User: Follow the caption to generate an image through a chain of thought process: "
-    "{caption}\n\nAssistant:"
+from gotr1_jax.models.config import LoraConfig
+from gotr1_jax.schema.shared import (
+    CheckpointConfig,
+    MeshConfig,
+    OptimizerConfig,
+    check_seed,
+    positive,
 )
-
-
-def positive(where: str, **values: float) -> None:
-    """Raise InputError for the first of `values` that is not above zero, and finite."""
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{where}.{name} is {value}; it must be above 0")
-
-
-def check_seed(seed: int) -> None:
-    """Raise InputError unless every random stream can be seeded with `seed`."""
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed is {seed}; use 0 to {2**32 - 1}")
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each mesh axis; one axis may be -1: all devices that are left."""
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    # Devices that the CPU is divided into when there is no accelerator: one a core splits rows
-    # over cores where single operations do not fill them.
-    cpu_devices: int = 1
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with global-norm clipping."""
-
-    learning_rate: float = 1e-5
-    schedule: Literal["cosine", "constant"] = "cosine"
-    # Steps of linear warm-up from zero; they count as steps of the schedule.
-    warmup_steps: int = 0
-    # The cosine ends at this share of learning_rate.
-    final_fraction: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.0
-    # Gradients are scaled so that their global norm is at most this.
-    clip_norm: float = 1.0
-
-    def check(self) -> None:
-        positive("optimizer", learning_rate=self.learning_rate, clip_norm=self.clip_norm)
-        if not 0 <= self.final_fraction <= 1:
-            raise InputError(f"optimizer.final_fraction is {self.final_fraction}; use 0 to 1")
-        if self.warmup_steps < 0:
-            raise InputError(f"optimizer.warmup_steps is {self.warmup_steps}; use 0 or more")
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """Training checkpoints in run_dir/checkpoints."""
-
-    every: int = 100
-    # Newest checkpoints that are kept.
-    keep: int = 2
-
-    def check(self) -> None:
-        positive("checkpoint", every=self.every, keep=self.keep)
+from gotr1_jax.text import GOTR1_TEMPLATE
 
 
 @dataclass(frozen=True)
@@ -268,86 +206,3 @@ class GrpoConfig:
                 f"update.micro_batch {self.update.micro_batch} does not divide the {rows} rows of "
                 "one update (captions_per_step / updates_per_rollout x samples_per_caption)"
             )
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """Sizes of a new model; the tokenizer and the VQ give the vocabularies."""
-
-    decoder: DecoderConfig
-    siglip: SiglipConfig
-
-
-@dataclass(frozen=True)
-class SftDataConfig:
-    """Examples of the shapes world: caption, plan, picture."""
-
-    # Training examples; drawn and tokenised once, then shuffled every epoch.
-    examples: int = 20000
-    # Share of examples whose plan (and picture) contradicts the caption.
-    unfaithful_fraction: float = 0.0
-    max_prompt_tokens: int = 48
-    max_plan_tokens: int = 80
-    # Where picture tokens are kept between runs.
-    cache_dir: str = ".cache/picture_tokens"
-
-    def check(self) -> None:
-        positive("data", examples=self.examples, max_plan_tokens=self.max_plan_tokens)
-        if not 0 <= self.unfaithful_fraction <= 1:
-            raise InputError(f"data.unfaithful_fraction is {self.unfaithful_fraction}; use 0 to 1")
-
-
-@dataclass(frozen=True)
-class SftConfig:
-    """Plan and picture learned from examples: `gotr1 train sft`."""
-
-    run_dir: str
-    # Checkpoint folder that holds the VQ tokenizer (`gotr1 train vq` writes one).
-    vq: str
-    seed: int = 0
-    steps: int = 1000
-    resume: str = "auto"
-    batch_size: int = 64
-    # Rows of one forward and backward pass.
-    micro_batch: int = 64
-    # Probability that a row's prompt and plan are replaced by the null context.
-    caption_dropout: float = 0.1
-    # A checkpoint to start from; null: a new model of size `model`.
-    init: str | None = None
-    model: ModelSize | None = None
-    # Where the finished model is written in the released format; null: run_dir/model.
-    export_dir: str | None = None
-    remat: Literal["none", "dots", "full"] = "none"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    template: str = GOTR1_TEMPLATE
-    # Loss weights of plan tokens, picture tokens and the begin-of-image token.
-    text_weight: float = 1.0
-    image_weight: float = 1.0
-    boi_weight: float = 1.0
-    log_every: int = 20
-    data: SftDataConfig = field(default_factory=SftDataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-
-    def check(self) -> None:
-        positive("sft", steps=self.steps, batch_size=self.batch_size, micro_batch=self.micro_batch)
-        check_seed(self.seed)
-        if (self.init is None) == (self.model is None):
-            raise InputError(
-                "set exactly one of init (a checkpoint) and model (sizes of a new one)"
-            )
-        if self.batch_size % self.micro_batch:
-            raise InputError(
-                f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}"
-            )
-        if self.batch_size > self.data.examples:
-            raise InputError(
-                f"batch_size is {self.batch_size}, data.examples is {self.data.examples}; a batch "
-                "holds each example once, so use more examples"
-            )
-        weights = (self.text_weight, self.image_weight, self.boi_weight)
-        if min(weights) < 0 or max(weights) == 0:
-            raise InputError(f"text, image and boi weights are {weights}; none negative, not all 0")
-        if not 0 <= self.caption_dropout < 1:
-            raise InputError(f"caption_dropout is {self.caption_dropout}; use 0 to below 1")

@@ -1,0 +1,56 @@
+"""What an experiment consists of: one dataclass a job, its parts shared between jobs.
+
+Each field is documented where it stands; `configs/` holds one complete YAML an experiment.
+"""
+
+from gotr1_jax.schema.grpo import (
+    CaptionsConfig,
+    EvaluationConfig,
+    GrpoConfig,
+    GrpoLossConfig,
+    PolicyConfig,
+    RewardConfig,
+    RolloutConfig,
+    UpdateConfig,
+)
+from gotr1_jax.schema.sft import (
+    ModelSize,
+    SftConfig,
+    SftDataConfig,
+)
+from gotr1_jax.schema.shared import (
+    CheckpointConfig,
+    MeshConfig,
+    OptimizerConfig,
+    check_seed,
+    positive,
+)
+from gotr1_jax.schema.vq import (
+    CropConfig,
+    RestartConfig,
+    VqLossWeights,
+    VqTrainConfig,
+)
+
+__all__ = [
+    "CaptionsConfig",
+    "CheckpointConfig",
+    "CropConfig",
+    "EvaluationConfig",
+    "GrpoConfig",
+    "GrpoLossConfig",
+    "MeshConfig",
+    "ModelSize",
+    "OptimizerConfig",
+    "PolicyConfig",
+    "RestartConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "SftConfig",
+    "SftDataConfig",
+    "UpdateConfig",
+    "VqLossWeights",
+    "VqTrainConfig",
+    "check_seed",
+    "positive",
+]

@@ -1,0 +1,70 @@
+"""What the configurations of all jobs share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from gotr1_jax.errors import InputError
+
+
+def positive(where: str, **values: float) -> None:
+    """Raise InputError for the first of `values` that is not above zero, and finite."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{where}.{name} is {value}; it must be above 0")
+
+
+def check_seed(seed: int) -> None:
+    """Raise InputError unless every random stream can be seeded with `seed`."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}; use 0 to {2**32 - 1}")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one axis may be -1: all devices that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    # Devices that the CPU is divided into when there is no accelerator: one a core splits rows
+    # over cores where single operations do not fill them.
+    cpu_devices: int = 1
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with global-norm clipping."""
+
+    learning_rate: float = 1e-5
+    schedule: Literal["cosine", "constant"] = "cosine"
+    # Steps of linear warm-up from zero; they count as steps of the schedule.
+    warmup_steps: int = 0
+    # The cosine ends at this share of learning_rate.
+    final_fraction: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    # Gradients are scaled so that their global norm is at most this.
+    clip_norm: float = 1.0
+
+    def check(self) -> None:
+        positive("optimizer", learning_rate=self.learning_rate, clip_norm=self.clip_norm)
+        if not 0 <= self.final_fraction <= 1:
+            raise InputError(f"optimizer.final_fraction is {self.final_fraction}; use 0 to 1")
+        if self.warmup_steps < 0:
+            raise InputError(f"optimizer.warmup_steps is {self.warmup_steps}; use 0 or more")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Training checkpoints in run_dir/checkpoints."""
+
+    every: int = 100
+    # Newest checkpoints that are kept.
+    keep: int = 2
+
+    def check(self) -> None:
+        positive("checkpoint", every=self.every, keep=self.keep)
