@@ -29,6 +29,7 @@ JOBS = {
 # import jax inside `run` only.
 COMMANDS = {
     "generate": ("gotr1_jax.generate", "captions in, plans and pictures out"),
+    "describe": ("gotr1_jax.describe", "ask the model about pictures"),
     "bench": ("gotr1_jax.bench", "measure sampling and updates, also against torch"),
 }
 

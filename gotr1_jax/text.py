@@ -120,20 +120,40 @@ class TextTokenizer:
         of; every other caption is encoded exactly as the tokenizer does by itself.
         Raises InputError for a caption that is empty, not valid Unicode or too long.
         """
-        text = format_prompt(caption, template)
-        head, tail = (len(part) for part in template.split("{caption}"))
-        body = slice(head, len(text) - tail)
-        spans = [
-            *_find(text[: body.start], self._control),
-            *((a + body.stop, b + body.stop) for a, b in _find(text[body.stop :], self._control)),
-        ]
-        ids = [self.specials.bos, *self._encode_around(text, spans, self._control)]
+        format_prompt(caption, template)
+        head, tail = template.split("{caption}")
+        ids = self._encode_parts([(head, True), (caption.strip(), False), (tail, True)])
         if len(ids) > max_tokens:
             raise InputError(
                 f"the prompt has {len(ids)} tokens, more than the limit of {max_tokens}; "
                 f"shorten the caption {_short(caption)}"
             )
         return ids
+
+    def encode_question(
+        self,
+        question: str,
+        pictures: int,
+        tokens_per_picture: int,
+        system: str = "",
+        max_tokens: int = MAX_PROMPT_TOKENS,
+    ) -> list[int]:
+        """Ids of a question about pictures in Janus's chat format, BOS in front.
+
+        The pictures stand in front of the question, each as BOI, `tokens_per_picture` times the
+        placeholder, EOI. `system` comes first, if it is not blank. Neither text can spell a
+        control token (see `encode_prompt`). `max_tokens` counts text, a picture as one token.
+        Raises InputError for a question that is empty, not valid Unicode or too long.
+        """
+        short = self._encode_parts(chat_parts(question, pictures, system))
+        if len(short) > max_tokens:
+            raise InputError(
+                f"the question has {len(short)} tokens, more than the limit of {max_tokens}; "
+                f"shorten {_short(question)}"
+            )
+        s = self.specials
+        picture = [s.boi, *[s.image] * tokens_per_picture, s.eoi]
+        return [i for token in short for i in (picture if token == s.image else [token])]
 
     def encode_plan(self, text: str) -> list[int]:
         """Ids of a plan's text: its box and object marks are control tokens, nothing else is.
@@ -152,6 +172,20 @@ class TextTokenizer:
         if not keep_special:
             kept = [i for i in kept if i not in self._invisible]
         return self._full.decode(kept, skip_special_tokens=False)
+
+    def _encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
+        """BOS and the ids of a text's parts (text, markup); control tokens come from markup only.
+
+        What two parts spell together is never a control token.
+        """
+        spans: list[tuple[int, int]] = []
+        at = 0
+        for text, markup in parts:
+            if markup:
+                spans += [(at + a, at + b) for a, b in _find(text, self._control)]
+            at += len(text)
+        whole = "".join(text for text, _ in parts)
+        return [self.specials.bos, *self._encode_around(whole, spans, self._control)]
 
     def _encode_around(
         self, text: str, spans: Sequence[tuple[int, int]], tokens: dict[str, int]
@@ -179,6 +213,22 @@ def format_prompt(caption: str, template: str = GOTR1_TEMPLATE) -> str:
     if not caption.strip():
         raise InputError("the caption is empty; give a few words to paint")
     return template.replace("{caption}", caption.strip())
+
+
+def chat_parts(question: str, pictures: int, system: str = "") -> list[tuple[str, bool]]:
+    """Janus's chat text of one question about pictures, without BOS: (text, is markup) parts.
+
+    Blanks around the texts are dropped. Raises InputError for an empty or invalid text.
+    """
+    for text, what in ((question, "question"), (system, "system line")):
+        _check_unicode(text, what)
+    if not question.strip():
+        raise InputError("the question is empty; ask something about the picture")
+    head, tail = JANUS_TEMPLATE.split("{caption}")
+    # Line ends as the Hugging Face port's chat template writes them.
+    shown = "\n\n".join([SPECIAL_STRINGS["image"]] * pictures) + "\n" if pictures else ""
+    first = [(f"{system.strip()}\n\n", False)] if system.strip() else []
+    return [*first, (head + shown, True), (question.strip(), False), (tail, True)]
 
 
 def _is_control(token: dict[str, Any]) -> bool:

@@ -141,7 +141,14 @@ def prefill(
     params: SamplingParams, cfg: DecoderConfig, ids_NS: jax.Array
 ) -> tuple[jax.Array, Segment]:
     """Text from position 0 on, causal: hidden (N,S,D) after the final norm, and the segment."""
-    S, keys, values = ids_NS.shape[1], [], []
+    return prefill_embedded(params, cfg, params.text_embed_VD[ids_NS])
+
+
+def prefill_embedded(
+    params: SamplingParams, cfg: DecoderConfig, x_NSD: jax.Array
+) -> tuple[jax.Array, Segment]:
+    """As `prefill`, of embedded tokens: some of them may be a picture's."""
+    S, keys, values = x_NSD.shape[1], [], []
     cos, sin = rope_table(cfg, S)
 
     def attend(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -150,7 +157,7 @@ def prefill(
         flat = q.reshape(*q.shape[:2], -1, q.shape[-1])
         return jax.nn.dot_product_attention(flat, k, v, is_causal=True).reshape(q.shape)
 
-    hidden = run_layers(params, cfg, params.text_embed_VD[ids_NS], (cos[None], sin[None]), attend)
+    hidden = run_layers(params, cfg, x_NSD, (cos[None], sin[None]), attend)
     return hidden, Segment(tuple(keys), tuple(values))
 
 

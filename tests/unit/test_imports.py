@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 # A unit (a file or folder right under the package) imports units of lower layers only.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("config", "parallel", "plan"),
+    ("config", "parallel", "pictures", "plan"),
     ("text",),
     ("data",),
     ("models",),
@@ -25,8 +25,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rewards", "rl", "sft"),
     ("schema",),
     ("training",),
-    ("report",),
-    ("train_vq", "train_sft", "train_grpo", "generate", "bench"),
+    ("report", "generation"),
+    ("train_vq", "train_sft", "train_grpo", "generate", "describe", "bench"),
     ("cli",),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
@@ -35,12 +35,13 @@ RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 THIRD_PARTY = {
     "errors": set[str](),
     "config": {"yaml"},
+    "pictures": {"numpy", "PIL"},
     "plan": {"numpy", "PIL", "scipy"},
     "rl": {"jax"},
     "sft": {"jax"},
 }
 # Pure numpy work: it must run where no accelerator and no model is.
-WITHOUT_JAX = {"errors", "config", "plan", "data", "report"}
+WITHOUT_JAX = {"errors", "config", "pictures", "plan", "data", "report"}
 ARRAY_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 
