@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -100,32 +102,66 @@ def shapes_captions(split: str, count: int, seed: int = 0) -> tuple[str, ...]:
     raise InputError(f"cannot draw {count} different captions of split {split!r}; ask for fewer")
 
 
+@dataclass(frozen=True)
+class CaptionLine:
+    """A caption with its place in a file.
+
+    Attributes:
+      text: the caption.
+      number: of its line, from 1.
+      line: the whole line without blanks around it, for .jsonl the object as it was written.
+    """
+
+    text: str
+    number: int
+    line: str
+
+
 def read_captions(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Captions of a file in UTF-8, in order: one a line, or for .jsonl one object a line with
-    the key "prompt" or "caption".
+    """Captions of a file, in order; see `iter_captions`."""
+    return tuple(entry.text for entry in iter_captions(path))
+
+
+def iter_captions(
+    path: str | os.PathLike[str], json_lines: bool | None = None
+) -> Iterator[CaptionLine]:
+    """Captions of a file in UTF-8, in order: one a line, or one JSON object a line with the key
+    "prompt" or "caption". The file is read as it is asked for, not held.
 
     Any line ending, a byte order mark, blank lines and a missing final newline are taken.
+    `json_lines` says which of the two it is; None goes by the ending .jsonl.
     Raises InputError, naming file and line, for what cannot be read, and for an empty file.
     """
     path = Path(path)
+    if json_lines is None:
+        json_lines = path.suffix == ".jsonl"
+    found = False
+    for number, line in read_lines(path, "captions"):
+        found = True
+        text = _json_caption(path, number, line) if json_lines else line
+        yield CaptionLine(text, number, line)
+    if not found:
+        raise InputError(f"{path} holds no caption; write one a line")
+
+
+def read_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
+    """(number from 1, text without blanks around it) of the lines that are not blank.
+
+    `what` says in an error what the file was to hold.
+    """
+    number = 0
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        # Not splitlines(): it also cuts at characters that may stand inside a caption.
+        with open(path, encoding="utf-8-sig") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield number, line.strip()
     except OSError as error:
-        raise InputError(f"cannot read captions from {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {what} from {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+            f"{path} is not UTF-8 text (after line {number}); save it as UTF-8"
         ) from error
-    # Not splitlines(): it also cuts at characters that may stand inside a caption.
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
-    lines = [(number, line) for number, line in lines if line]
-    if path.suffix == ".jsonl":
-        captions = tuple(_json_caption(path, number, line) for number, line in lines)
-    else:
-        captions = tuple(line for _, line in lines)
-    if not captions:
-        raise InputError(f"{path} holds no caption; write one a line")
-    return captions
 
 
 def _json_caption(path: Path, number: int, line: str) -> str:

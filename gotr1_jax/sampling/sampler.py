@@ -203,6 +203,18 @@ class Sampler:
         rows = self._rows(prompts, plans.ids_BT, plans.len_B, mask_BT)
         return self._paint(params, context, keys_B, rows, plans.logp_BT)
 
+    def plan(
+        self, params: SamplingParams, prompts: PromptBatch, keys_B: jax.Array,
+        samples_per_caption: int,
+    ) -> Rollout:  # fmt: skip
+        """Draw a plan for every row as `__call__` does, and no picture: U = 0."""
+        prompts, keys_B = self._place(prompts, keys_B, samples_per_caption)
+        captions, last_PD = self._read(params, prompts)
+        plans, mask_BT = self._finish_plans(self._plan(params, captions, last_PD, keys_B))
+        rows = self._rows(prompts, plans.ids_BT, plans.len_B, mask_BT)
+        no_picture = jnp.zeros((keys_B.shape[0], 0))
+        return Rollout(rows, plans.logp_BT, no_picture, self.config.logp_settings)
+
     def paint(
         self, params: SamplingParams, prompts: PromptBatch, plan_ids_BT: jax.Array,
         plan_len_B: jax.Array, keys_B: jax.Array,

@@ -112,6 +112,7 @@ class Progress:
         total: int,
         start: int = 0,
         *,
+        unit: str = "step",
         every_seconds: float = 10.0,
         stream: TextIO | None = None,
     ) -> None:
@@ -121,11 +122,13 @@ class Progress:
             label: what is done.
             total: the last step.
             start: the step that a resumed run goes on from.
+            unit: of what is counted, in the singular.
             every_seconds: time between two plain lines.
             stream: where to; None is standard error.
         """
         self._stream = sys.stderr if stream is None else stream
         self._label, self._total, self._done = label, total, start
+        self._unit = unit
         self._every = every_seconds
         self._last_line = -math.inf
         # The first step compiles; the rate is that of the steps after it.
@@ -133,8 +136,9 @@ class Progress:
         self._bar: tqdm | None = None
         if self._stream.isatty():
             self._bar = tqdm(
-                total=total, initial=start, desc=label, file=self._stream, dynamic_ncols=True
-            )
+                total=total, initial=start, desc=label, unit=f" {unit}s", file=self._stream,
+                dynamic_ncols=True,
+            )  # fmt: skip
 
     def __enter__(self) -> Progress:
         return self
@@ -157,7 +161,7 @@ class Progress:
             self._first = (now, step)
         elif now > self._first[0] and step > self._first[1]:
             rate = (step - self._first[1]) / (now - self._first[0])
-            line += f"  {_rate(rate)}  {_clock((self._total - step) / rate)} left"
+            line += f"  {_rate(rate, self._unit)}  {_clock((self._total - step) / rate)} left"
         if now - self._last_line >= self._every or step >= self._total:
             self._last_line = now
             self.note(f"{line}  {shown}".rstrip())
@@ -174,10 +178,10 @@ class Progress:
             self._bar.close()
 
 
-def _rate(per_second: float) -> str:
+def _rate(per_second: float, unit: str) -> str:
     if per_second >= 1:
-        return f"{per_second:.1f} steps/s"
-    return f"{1 / per_second:.1f} s/step"
+        return f"{per_second:.1f} {unit}s/s"
+    return f"{1 / per_second:.1f} s/{unit}"
 
 
 def _clock(seconds: float) -> str:
