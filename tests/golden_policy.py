@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
-from gotr1_jax.convert.checkpoint import _load_leaf, abstract_part
+from gotr1_jax.convert.checkpoint import abstract_part
 from gotr1_jax.convert.config_json import parse_config
+from gotr1_jax.convert.names import NAMING
 from gotr1_jax.convert.reader import Tensor
+from gotr1_jax.convert.tree import load_tree
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.text import SpecialIds
 
@@ -35,8 +36,8 @@ def golden_policy(shared: Path, name: str = "janus_a") -> tuple[JanusPolicy, Spe
 
     tensors = {n: stored(n, shape) for n, (shape, _) in spec["tensors"].items()}
     graphdef, shapes = nnx.split(abstract_part("policy", config))
-    load = partial(_load_leaf, "policy", form, tensors, np.float32)
-    policy = nnx.merge(graphdef, jax.tree.map_with_path(load, shapes))
+    state = load_tree("policy", shapes, NAMING[form], tensors, np.float32)
+    policy = nnx.merge(graphdef, state)
     specials = SpecialIds(
         bos=spec["bos_id"], eos=-1, pad=spec["pad_id"], boi=spec["boi_id"], eoi=-1, image=-1
     )

@@ -11,28 +11,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from gotr1_jax.convert.config_json import config_to_json, parse_config
-from gotr1_jax.convert.names import (
-    UNUSED,
-    Format,
-    Shape,
-    Source,
-    expected_tensors,
-    part_of_tensor,
-    sources,
-)
-from gotr1_jax.convert.reader import Tensor, open_tensors
+from gotr1_jax.convert.names import NAMING, UNUSED, Format, part_of_tensor
+from gotr1_jax.convert.reader import open_tensors
+from gotr1_jax.convert.rules import Shape
+from gotr1_jax.convert.tree import check_tensors, foreign_tensors, load_tree, some, tree_shapes
 from gotr1_jax.convert.writer import OutTensor, new_directory, write_safetensors
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
@@ -55,7 +47,6 @@ CARRIED_FILES = (
     "processor_config.json",
     "preprocessor_config.json",
 )
-_SHOWN = 4  # names in an error message, per kind of fault
 
 
 @dataclass(frozen=True)
@@ -155,7 +146,7 @@ def load_checkpoint(
     missing, truncated or corrupt, and for unknown, missing, doubled and misshapen tensors.
     """
     path = Path(path)
-    config, form = parse_config(_read_config(path), str(path / CONFIG_FILE))
+    config, form = parse_config(read_config(path), str(path / CONFIG_FILE))
     if "policy" in parts:
         _check_vocabulary(TextTokenizer.from_dir(path), config, path)
     tensors = open_tensors(path)
@@ -163,14 +154,12 @@ def load_checkpoint(
     states = {
         part: _split(part, config, dtype)[1] for part in PARTS if part in parts or part in found
     }
-    skipped = _check_tensors(tensors, states, form, path)
-    loaded = {}
-    for part in parts:
-        load = partial(_load_leaf, part, form, tensors, dtype)
-        if shardings is not None and part in shardings:
-            loaded[part] = jax.tree.map_with_path(load, states[part], shardings[part])
-        else:
-            loaded[part] = jax.tree.map_with_path(load, states[part])
+    skipped = check_tensors(tensors, part_shapes(states), NAMING[form], str(path))
+    placed = shardings or {}
+    loaded = {
+        part: load_tree(part, states[part], NAMING[form], tensors, dtype, placed.get(part))
+        for part in parts
+    }
     return Checkpoint(
         config,
         loaded.get("policy"),
@@ -210,7 +199,7 @@ def save_checkpoint(
     states = {part: state for part, state in given if state is not None}
     for part, state in states.items():
         expected = nnx.split(abstract_part(part, config))[1]
-        _check_state(part, _shapes(part, state), _shapes(part, expected))
+        _check_state(part, tree_shapes(part, state), tree_shapes(part, expected))
     tokenizer_dir = Path(tokenizer_dir)
     _check_vocabulary(TextTokenizer.from_dir(tokenizer_dir), config, tokenizer_dir)
     text = json.dumps(config_to_json(config, dtype), indent=2)
@@ -223,100 +212,18 @@ def save_checkpoint(
     return Path(directory)
 
 
+def part_shapes(states: Mapping[str, Any]) -> dict[str, Shape]:
+    """Shapes of all arrays of the given parts by dotted path."""
+    return {
+        path: shape
+        for part, state in states.items()
+        for path, shape in tree_shapes(part, state).items()
+    }
+
+
 def out_tensors(states: Mapping[str, Any], form: Format) -> list[OutTensor]:
     """The foreign tensors of our `states` by part, sorted by name; values are fetched lazily."""
-    pieces: dict[str, list[tuple[Source, Any]]] = {}
-    for part, state in states.items():
-        for path, leaf in _leaves(part, state):
-            for source in sources(path, leaf.shape, form):
-                pieces.setdefault(source.name, []).append((source, leaf))
-    return [
-        OutTensor(name, group[0][0].shape, partial(_foreign_values, group))
-        for name, group in sorted(pieces.items())
-    ]
-
-
-def _foreign_values(group: list[tuple[Source, Any]]) -> np.ndarray:
-    """The values of one foreign tensor from the pieces of ours that it is made of."""
-    arrays = []
-    for source, leaf in sorted(group, key=lambda piece: piece[0].third or 0):
-        array = np.asarray(leaf if source.layer is None else leaf[source.layer])
-        if source.axes is not None:
-            array = array.transpose(np.argsort(source.axes))
-        arrays.append(array)
-    whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=0)
-    return whole[None] if group[0][0].leading_one else whole
-
-
-def _load_leaf(
-    part: str,
-    form: Format,
-    tensors: Mapping[str, Tensor],
-    dtype: Any,
-    key_path: Sequence[Any],
-    leaf: jax.ShapeDtypeStruct,
-    sharding: jax.sharding.Sharding | None = None,
-) -> jax.Array:
-    """One of our arrays from the file, in `dtype`, on its shards."""
-    places = sources(_dotted(part, key_path), leaf.shape, form)
-
-    def fetch(index: tuple[slice, ...]) -> np.ndarray:
-        stacked = places[0].layer is not None
-        chosen = places[index[0]] if stacked else places
-        shape = [len(range(*cut.indices(size))) for cut, size in zip(index, leaf.shape)]
-        out = np.empty(shape, dtype)
-        for row, source in enumerate(chosen):
-            target = out[row] if stacked else out
-            target[...] = _ours(source, tensors)[index[1:] if stacked else index]
-        return out
-
-    whole = (slice(None),) * len(leaf.shape)
-    if sharding is not None:
-        return jax.make_array_from_callback(
-            leaf.shape, sharding, lambda index: fetch(whole if index is None else index)
-        )
-    return jax.device_put(fetch(whole), may_alias=False)  # jnp.array would compile every shape
-
-
-def _ours(source: Source, tensors: Mapping[str, Tensor]) -> np.ndarray:
-    """A view of the stored values in our layout."""
-    array = tensors[source.name].read()
-    if source.leading_one:
-        array = array[0]
-    if source.third is not None:
-        rows = array.shape[0] // 3
-        array = array[source.third * rows : (source.third + 1) * rows]
-    return array if source.axes is None else array.transpose(source.axes)
-
-
-def _check_tensors(
-    tensors: Mapping[str, Tensor], states: Mapping[str, Any], form: Format, path: Path
-) -> tuple[str, ...]:
-    """Compares names and shapes with what `states` need; returns the known unused names."""
-    leaves = {name: s for part, state in states.items() for name, s in _shapes(part, state).items()}
-    expected = expected_tensors(leaves, form)
-    skipped = tuple(sorted(name for name in tensors if UNUSED.match(name)))
-    unknown = [
-        f"{name} (in {tensors[name].file.name})"
-        for name in sorted(set(tensors) - set(expected) - set(skipped))
-    ]
-    wrong = [
-        f"{name} is {list(tensors[name].shape)}, expected {list(shape)} "
-        f"(in {tensors[name].file.name})"
-        for name, shape in sorted(expected.items())
-        if name in tensors and tensors[name].shape != shape
-    ]
-    missing = [f"{name} {list(shape)}" for name, shape in sorted(expected.items()) if name not in tensors]  # fmt: skip  # noqa: E501
-    faults = [
-        f"{len(names)} {kind}: {_some(names)}"
-        for kind, names in (("unknown", unknown), ("missing", missing), ("misshapen", wrong))
-        if names
-    ]
-    if faults:
-        raise InputError(
-            f"the tensors in {path} do not fit its {CONFIG_FILE}: " + "; ".join(faults)
-        )
-    return skipped
+    return foreign_tensors(states, NAMING[form])
 
 
 def _check_state(part: str, given: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
@@ -329,7 +236,7 @@ def _check_state(part: str, given: Mapping[str, Shape], expected: Mapping[str, S
         if p in expected and shape != expected[p]
     ]
     if faults:
-        raise InputError(f"the {part} parameters do not fit the configuration: {_some(faults)}")
+        raise InputError(f"the {part} parameters do not fit the configuration: {some(faults)}")
 
 
 def _check_vocabulary(tokenizer: TextTokenizer, config: JanusConfig, path: Path) -> None:
@@ -341,7 +248,8 @@ def _check_vocabulary(tokenizer: TextTokenizer, config: JanusConfig, path: Path)
         )
 
 
-def _read_config(path: Path) -> Any:
+def read_config(path: Path) -> Any:
+    """The parsed config.json of a checkpoint directory; InputError if it has none."""
     file = path / CONFIG_FILE
     if not path.is_dir():
         raise InputError(f"no checkpoint at {path}: there is no such directory")
@@ -353,26 +261,3 @@ def _read_config(path: Path) -> Any:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"{file} is not valid JSON: {error}") from error
-
-
-def _leaves(part: str, state: Any) -> Iterable[tuple[str, Any]]:
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        yield _dotted(part, key_path), leaf
-
-
-def _shapes(part: str, state: Any) -> dict[str, Shape]:
-    return {path: tuple(leaf.shape) for path, leaf in _leaves(part, state)}
-
-
-def _dotted(part: str, key_path: Sequence[Any]) -> str:
-    """ "policy.decoder.layers.q.kernel" of a leaf's key path in a state."""
-    names: list[str] = [part]
-    for key in key_path:
-        if isinstance(key, jax.tree_util.DictKey):
-            names.append(str(key.key))
-    return ".".join(names)
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -22,8 +21,9 @@ from gotr1_jax.convert.config_json import (
     vq_from_json,
     vq_to_json,
 )
-from gotr1_jax.convert.names import Format, part_of_tensor
+from gotr1_jax.convert.names import NAMING, Format, part_of_tensor
 from gotr1_jax.convert.reader import open_tensors
+from gotr1_jax.convert.tree import check_tensors, load_tree, tree_shapes
 from gotr1_jax.convert.writer import new_directory, write_safetensors
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import VQConfig
@@ -50,7 +50,7 @@ def load_vq(path: str | Path, dtype: Any = jnp.float32) -> PictureTokenizer:
     Raises InputError in one line for what is missing, unknown or misshapen.
     """
     path = Path(path)
-    data = whole._read_config(path)
+    data = whole.read_config(path)
     form: Format = "original"
     if set(data) == {"model_type", "gen_vision_config"}:
         params = data["gen_vision_config"].get("params", {})
@@ -68,12 +68,9 @@ def load_vq(path: str | Path, dtype: Any = jnp.float32) -> PictureTokenizer:
         if part_of_tensor(name, form) == "vq"
     }
     state = nnx.split(abstract_vq(config, dtype))[1]
-    whole._check_tensors(tensors, {"vq": state}, form, path)
-
-    def load(key_path: Any, leaf: Any) -> jax.Array:
-        return whole._load_leaf("vq", form, tensors, dtype, key_path, leaf)
-
-    return PictureTokenizer(config, image_size, jax.tree.map_with_path(load, state))
+    check_tensors(tensors, tree_shapes("vq", state), NAMING[form], str(path))
+    loaded = load_tree("vq", state, NAMING[form], tensors, dtype)
+    return PictureTokenizer(config, image_size, loaded)
 
 
 def save_vq(

@@ -25,7 +25,8 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_DTYPES: dict[str, Any] = {
+# Stored dtypes that weights may have, as safetensors calls them.
+FLOATS: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
@@ -46,8 +47,8 @@ class Tensor:
 
     def read(self) -> np.ndarray:
         """The stored values, read-only, in the stored dtype; InputError if that is no float."""
-        if self.dtype not in _DTYPES:
-            known = ", ".join(_DTYPES)
+        if self.dtype not in FLOATS:
+            known = ", ".join(FLOATS)
             raise InputError(
                 f"{self.file}: tensor {self.name} has dtype {self.dtype}; known are {known}"
             )
@@ -121,7 +122,7 @@ def _read_safetensors(file: Path) -> Iterator[Tensor]:
             raise InputError(
                 f"{file} is truncated: tensor {name} ends at byte {start + end} of {size}"
             )
-        wanted = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize if dtype in _DTYPES else None
+        wanted = math.prod(shape) * np.dtype(FLOATS[dtype]).itemsize if dtype in FLOATS else None
         if not 0 <= begin <= end or min(shape, default=0) < 0 or wanted not in (None, end - begin):
             raise InputError(f"{file} is corrupt: bad extent of tensor {name}")
         end_of_all = max(end_of_all, end)
@@ -133,7 +134,7 @@ def _read_safetensors(file: Path) -> Iterator[Tensor]:
 def _view(
     data: np.ndarray, begin: int, end: int, dtype: str, shape: tuple[int, ...]
 ) -> Callable[[], np.ndarray]:
-    return lambda: data[begin:end].view(_DTYPES[dtype]).reshape(shape)
+    return lambda: data[begin:end].view(FLOATS[dtype]).reshape(shape)
 
 
 def _no_doubles(file: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:

@@ -1,0 +1,181 @@
+"""Trees of our arrays from and to foreign tensors, for any model that has a table of rules.
+
+    tensors = open_tensors(directory)
+    graphdef, state = nnx.split(abstract_module)
+    unused = check_tensors(tensors, tree_shapes("judge", state), naming, str(directory))
+    params = load_tree("judge", state, naming, tensors, jnp.bfloat16)
+
+"judge" is the name of the tree: every `Rule.ours` of its table begins with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from gotr1_jax.convert.reader import FLOATS, Tensor
+from gotr1_jax.convert.rules import Naming, Shape, Source, expected_tensors, sources
+from gotr1_jax.convert.writer import OutTensor
+from gotr1_jax.errors import InputError
+
+_SHOWN = 4  # names in an error message, per kind of fault
+
+
+def tree_leaves(tree: str, state: Any) -> Iterator[tuple[str, Any]]:
+    """(dotted path with the tree's name in front, leaf) of a state's arrays, in its order."""
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        yield dotted(tree, key_path), leaf
+
+
+def tree_shapes(tree: str, state: Any) -> dict[str, Shape]:
+    """Shapes of a state's arrays (abstract ones too) by their dotted paths."""
+    return {path: tuple(leaf.shape) for path, leaf in tree_leaves(tree, state)}
+
+
+def dotted(tree: str, key_path: Sequence[Any]) -> str:
+    """ "policy.decoder.layers.q.kernel" of a leaf's key path in a state."""
+    names: list[str] = [tree]
+    for key in key_path:
+        if isinstance(key, jax.tree_util.DictKey):
+            names.append(str(key.key))
+    return ".".join(names)
+
+
+def check_tensors(
+    tensors: Mapping[str, Tensor], leaves: Mapping[str, Shape], naming: Naming, where: str
+) -> tuple[str, ...]:
+    """Compares names, shapes and dtypes with what `leaves` need; returns the known unused names.
+
+    Nothing is read. `where` names the directory in messages. Raises InputError, one line, that
+    names unknown, missing and misshapen tensors, both shapes and the file.
+    """
+    expected = expected_tensors(leaves, naming)
+    skipped = tuple(sorted(name for name in tensors if naming.unused.match(name)))
+    unknown = [
+        f"{name} (in {tensors[name].file.name})"
+        for name in sorted(set(tensors) - set(expected) - set(skipped))
+    ]
+    missing = [
+        f"{name} {list(shape)}" for name, shape in sorted(expected.items()) if name not in tensors
+    ]
+    wrong = [
+        f"{name} is {list(tensors[name].shape)}, expected {list(shape)} "
+        f"(in {tensors[name].file.name})"
+        for name, shape in sorted(expected.items())
+        if name in tensors and tensors[name].shape != shape
+    ]
+    faults = [
+        f"{len(names)} {kind}: {some(names)}"
+        for kind, names in (("unknown", unknown), ("missing", missing), ("misshapen", wrong))
+        if names
+    ]
+    if faults:
+        raise InputError(f"the tensors in {where} do not fit its config.json: {'; '.join(faults)}")
+    for name in expected:
+        if tensors[name].dtype not in FLOATS:
+            raise InputError(
+                f"{tensors[name].file}: tensor {name} has dtype {tensors[name].dtype}; "
+                f"known are {', '.join(FLOATS)}"
+            )
+    return skipped
+
+
+def load_tree(
+    tree: str,
+    state: Any,
+    naming: Naming,
+    tensors: Mapping[str, Tensor],
+    dtype: Any,
+    shardings: Any = None,
+) -> Any:
+    """The arrays of the abstract `state` from checked tensors, in `dtype`, one after another.
+
+    Args:
+      tree: name of the tree, with which its rules begin.
+      state: pytree of shapes.
+      naming: rules of the checkpoint.
+      tensors: the stored tensors by name.
+      dtype: of the arrays.
+      shardings: pytree like `state`; each device then reads its own slices only. Without it
+        arrays lie on the default device.
+    """
+
+    def load(key_path: Any, leaf: Any, sharding: Any = None) -> jax.Array:
+        places = sources(dotted(tree, key_path), tuple(leaf.shape), naming)
+        return load_leaf(places, tuple(leaf.shape), tensors, dtype, sharding)
+
+    others = () if shardings is None else (shardings,)
+    return jax.tree.map_with_path(load, state, *others)
+
+
+def load_leaf(
+    places: Sequence[Source],
+    shape: Shape,
+    tensors: Mapping[str, Tensor],
+    dtype: Any,
+    sharding: jax.sharding.Sharding | None = None,
+) -> jax.Array:
+    """One of our arrays of `shape` from its sources, in `dtype`, on its shards."""
+    stacked = places[0].layer is not None
+
+    def fetch(index: tuple[slice, ...]) -> np.ndarray:
+        chosen = places[index[0]] if stacked else places
+        size = [len(range(*cut.indices(length))) for cut, length in zip(index, shape)]
+        out = np.empty(size, dtype)
+        for row, source in enumerate(chosen):
+            target = out[row] if stacked else out
+            target[...] = our_view(source, tensors)[index[1:] if stacked else index]
+        return out
+
+    whole = (slice(None),) * len(shape)
+    if sharding is not None:
+        return jax.make_array_from_callback(
+            shape, sharding, lambda index: fetch(whole if index is None else index)
+        )
+    return jax.device_put(fetch(whole), may_alias=False)  # jnp.array would compile every shape
+
+
+def our_view(source: Source, tensors: Mapping[str, Tensor]) -> np.ndarray:
+    """A view of the stored values in our layout, in the stored dtype; nothing is copied."""
+    array = tensors[source.name].read()
+    if source.leading_one:
+        array = array[0]
+    if source.third is not None:
+        rows = array.shape[0] // 3
+        array = array[source.third * rows : (source.third + 1) * rows]
+    return array if source.axes is None else array.transpose(source.axes)
+
+
+def foreign_tensors(states: Mapping[str, Any], naming: Naming) -> list[OutTensor]:
+    """The foreign tensors of our `states` by tree name, sorted; values are fetched lazily."""
+    pieces: dict[str, list[tuple[Source, Any]]] = {}
+    for tree, state in states.items():
+        for path, leaf in tree_leaves(tree, state):
+            for source in sources(path, tuple(leaf.shape), naming):
+                pieces.setdefault(source.name, []).append((source, leaf))
+    return [
+        OutTensor(name, group[0][0].shape, partial(_foreign_values, group))
+        for name, group in sorted(pieces.items())
+    ]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names of a list that may be long."""
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _foreign_values(group: list[tuple[Source, Any]]) -> np.ndarray:
+    """The values of one foreign tensor from the pieces of ours that it is made of."""
+    arrays = []
+    for source, leaf in sorted(group, key=lambda piece: piece[0].third or 0):
+        array = np.asarray(leaf if source.layer is None else leaf[source.layer])
+        if source.axes is not None:
+            array = array.transpose(np.argsort(source.axes))
+        arrays.append(array)
+    whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=0)
+    return whole[None] if group[0][0].leading_one else whole
