@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A pre-norm decoder of the Llama / Qwen2 family."""
+    """A pre-norm decoder of the Llama / Qwen2 family.
+
+    `mrope_section`: how many of the rotary pairs turn with time, height and width, for a decoder
+    that is given positions in all three; empty for one that knows a single position.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -23,6 +27,7 @@ class DecoderConfig:
     norm_eps: float = 1e-6
     qkv_bias: bool = False
     tie_embeddings: bool = False
+    mrope_section: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -31,6 +36,13 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
+        if self.mrope_section and (
+            len(self.mrope_section) != 3 or sum(self.mrope_section) != self.head_dim // 2
+        ):
+            raise ValueError(
+                f"mrope_section {list(self.mrope_section)} does not share {self.head_dim // 2} "
+                "rotary pairs among time, height and width"
+            )
 
 
 @dataclass(frozen=True)

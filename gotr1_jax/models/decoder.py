@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from gotr1_jax.models.config import DecoderConfig, LoraConfig
@@ -27,10 +28,27 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 
+def rope_frequencies(head_dim: int, theta: float) -> jax.Array:
+    """Angle per position of each rotary pair, float32 (head_dim // 2,)."""
+    return theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+
+
 def rope_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine, float32, of positions (...,) int32: each (..., head_dim // 2)."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions[..., None].astype(jnp.float32) * frequency
+    angle = positions[..., None].astype(jnp.float32) * rope_frequencies(head_dim, theta)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def mrope_tables(
+    positions_3: jax.Array, head_dim: int, theta: float, section: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """`rope_tables` of positions (3,...) in time, height and width: each (..., head_dim // 2).
+
+    The first section[0] pairs turn with time, the next ones with height, the last with width
+    (arXiv 2409.12191, section 2.1).
+    """
+    of_pair = jnp.moveaxis(positions_3[np.repeat(np.arange(3), section)], 0, -1)
+    angle = of_pair.astype(jnp.float32) * rope_frequencies(head_dim, theta)
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -132,13 +150,17 @@ class Decoder(nnx.Module):
         )  # fmt: skip
 
     def rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Rotary tables of positions (B or 1, S)."""
+        """Rotary tables of positions (B or 1, S), or (3, B or 1, S) in time, height, width."""
+        if positions.ndim == 3:
+            return mrope_tables(
+                positions, self.cfg.head_dim, self.cfg.rope_theta, self.cfg.mrope_section
+            )
         return rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta)
 
     def __call__(
         self, x: jax.Array, positions: jax.Array, attend: Attend = causal_attention
     ) -> jax.Array:
-        """Embedded x (B,S,D), positions (B or 1,S) int32 -> hidden (B,S,D) after the norm."""
+        """Embedded x (B,S,D), positions as for `rope`, int32 -> hidden (B,S,D) after the norm."""
         rope = self.rope(positions)
         graphdef, stacked = nnx.split(self.layers)
 

@@ -20,6 +20,9 @@ PARAMETER_RULES: dict[str, str | None] = {
     "mlp": "tensor",
     # The picture head's inner width: its other side is split already.
     "head_mlp": None,
+    # The judge's vision tower: its sizes divide by few mesh axes, and it is small.
+    "patch": None,
+    "vision_mlp": None,
     "vocab": "tensor",
     "image_vocab": "tensor",
     "lora_rank": None,

@@ -1,0 +1,280 @@
+"""Loading, writing and converting checkpoints of Qwen2.5-VL.
+
+    checkpoint = load_qwen(directory, jnp.bfloat16)
+    model = checkpoint.module(jnp.bfloat16)
+
+For a mesh, shardings come from the abstract state first:
+
+    config = read_qwen_config(directory)
+    shardings = state_shardings(abstract_state(config, jnp.bfloat16), mesh)
+    checkpoint = load_qwen(directory, jnp.bfloat16, shardings)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from gotr1_jax.convert.qwen_json import parse_preprocessing, parse_qwen_config, qwen_config_to_json
+from gotr1_jax.convert.reader import Tensor, open_tensors
+from gotr1_jax.convert.rules import LINEAR, SAME, Naming, Rule, sources
+from gotr1_jax.convert.tree import check_tensors, foreign_tensors, load_tree, tree_shapes
+from gotr1_jax.convert.writer import OutTensor, new_directory, write_safetensors
+from gotr1_jax.errors import InputError
+from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
+from gotr1_jax.models.qwen_config import QwenConfig
+from gotr1_jax.pictures.qwen import Geometry, Preprocessing
+from gotr1_jax.text_qwen import QwenTokenizer
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+# Where the picture settings are: a file of their own, or a part of the processor's.
+PIXELS_FILE, PROCESSOR_FILE, PIXELS_PART = (
+    "preprocessor_config.json", "processor_config.json", "image_processor",
+)  # fmt: skip
+CARRIED_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "chat_template.json", "chat_template.jinja",
+    "generation_config.json", PIXELS_FILE, PROCESSOR_FILE,
+)  # fmt: skip
+_TREE = "qwen"
+_CONV3D = (1, 2, 3, 4, 0)  # (out, channels, T, H, W) -> (channels, T, H, W, out)
+
+
+def _rules() -> Iterator[Rule]:
+    def linear(ours: str, theirs: str, bias: bool, third: int | None = None) -> Iterator[Rule]:
+        yield Rule(f"{ours}.kernel", f"{theirs}.weight", LINEAR, third)
+        if bias:
+            yield Rule(f"{ours}.bias", f"{theirs}.bias", SAME, third)
+
+    def scale(ours: str, theirs: str) -> Rule:
+        return Rule(f"{ours}.scale", f"{theirs}.weight")
+
+    vision = f"{_TREE}.vision."
+    yield Rule(f"{vision}patch.kernel", "visual.patch_embed.proj.weight", _CONV3D)
+    ours, theirs = f"{vision}blocks.", "visual.blocks.{l}."
+    for name in ("norm1", "norm2"):
+        yield scale(f"{ours}{name}", f"{theirs}{name}")
+    for third, name in enumerate("qkv"):
+        yield from linear(f"{ours}{name}", f"{theirs}attn.qkv", True, third)
+    yield from linear(f"{ours}out", f"{theirs}attn.proj", True)
+    for name in ("gate", "up", "down"):
+        yield from linear(f"{ours}{name}", f"{theirs}mlp.{name}_proj", True)
+    yield scale(f"{vision}merger.norm", "visual.merger.ln_q")
+    yield from linear(f"{vision}merger.mlp.first", "visual.merger.mlp.0", True)
+    yield from linear(f"{vision}merger.mlp.second", "visual.merger.mlp.2", True)
+
+    text = f"{_TREE}.text."
+    yield Rule(f"{text}embed.table", "model.embed_tokens.weight")
+    ours, theirs = f"{text}layers.", "model.layers.{l}."
+    yield scale(f"{ours}attention_norm", f"{theirs}input_layernorm")
+    yield scale(f"{ours}mlp_norm", f"{theirs}post_attention_layernorm")
+    for name in ("q", "k", "v", "o"):
+        yield from linear(f"{ours}{name}", f"{theirs}self_attn.{name}_proj", name != "o")
+    for name in ("gate", "up", "down"):
+        yield from linear(f"{ours}{name}", f"{theirs}mlp.{name}_proj", False)
+    yield scale(f"{text}norm", "model.norm")
+    yield from linear(f"{text}lm_head", "lm_head", False)
+
+
+# Rotary tables that follow from the configuration.
+RELEASED = Naming(tuple(_rules()), unused=re.compile(r".*rotary_\w*\.inv_freq$"))
+NESTED = replace(
+    RELEASED,
+    rewrites=((r"^visual\.", "model.visual."), (r"^model\.(?!visual\.)", "model.language_model.")),
+)
+"""The naming of newer `transformers`: the model's two halves side by side."""
+
+
+@dataclass(frozen=True)
+class QwenCheckpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+      config: sizes.
+      state: parameters of a `Qwen2_5_VL`, a pure `nnx.State`.
+      dtype: of those parameters.
+      tokenizer: text and chats.
+      preprocessing: of pictures.
+      source: the directory.
+    """
+
+    config: QwenConfig
+    state: Any
+    dtype: Any
+    tokenizer: QwenTokenizer
+    preprocessing: Preprocessing
+    source: Path
+
+    def module(self, dtype: Any = jnp.float32) -> Qwen2_5_VL:
+        """The model as a module that computes in `dtype`."""
+        abstract = abstract_qwen(self.config, dtype=dtype, param_dtype=self.dtype)
+        return nnx.merge(nnx.split(abstract)[0], self.state)
+
+
+@cache
+def abstract_state(config: QwenConfig, dtype: Any = jnp.float32) -> Any:
+    """The state of a `Qwen2_5_VL` as shapes only."""
+    return nnx.split(abstract_qwen(config, param_dtype=dtype))[1]
+
+
+def is_qwen(path: str | Path) -> bool:
+    """Whether a directory's config.json says that it holds a Qwen2.5-VL."""
+    try:
+        data = json.loads((Path(path) / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and data.get("model_type") == "qwen2_5_vl"
+
+
+def read_qwen_config(path: str | Path) -> QwenConfig:
+    """Sizes of the checkpoint in a directory; InputError if there is none that fits."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"no checkpoint at {path}: there is no such directory")
+    return parse_qwen_config(_read_json(path / CONFIG_FILE), str(path / CONFIG_FILE))
+
+
+def read_preprocessing(path: str | Path, geometry: Geometry) -> Preprocessing:
+    """Picture settings of the checkpoint in a directory; InputError if they do not fit."""
+    file = Path(path) / PIXELS_FILE
+    if file.is_file():
+        return parse_preprocessing(_read_json(file), geometry, str(file))
+    other = Path(path) / PROCESSOR_FILE
+    if not other.is_file():
+        raise InputError(f"{path} holds neither {PIXELS_FILE} nor {PROCESSOR_FILE}")
+    data = _read_json(other)
+    part = data.get(PIXELS_PART) if isinstance(data, dict) else None
+    return parse_preprocessing(part, geometry, str(other))
+
+
+def load_qwen(path: str | Path, dtype: Any = jnp.bfloat16, shardings: Any = None) -> QwenCheckpoint:
+    """Reads a checkpoint directory as released, or as newer `transformers` writes it.
+
+    Every name, shape and setting is checked before anything is allocated; then one array after
+    another is read, cast to `dtype` and placed.
+
+    Args:
+      path: directory with config.json, weights (safetensors or .bin, sharded or not),
+        tokenizer.json and preprocessor_config.json (or processor_config.json).
+      dtype: of the parameters.
+      shardings: tree of shardings like `abstract_state`; each device then reads its own slices
+        only. Without it arrays lie on the default device.
+
+    Raises InputError, in one line, for a directory that is no such checkpoint, for a file that
+    is missing, truncated or corrupt, and for unknown, missing and misshapen tensors.
+    """
+    path = Path(path)
+    config = read_qwen_config(path)
+    tokenizer = _read_tokenizer(path, config)
+    preprocessing = read_preprocessing(path, config.vision.geometry)
+    tensors, naming = _checked_tensors(path, config)
+    state = load_tree(_TREE, abstract_state(config, dtype), naming, tensors, dtype, shardings)
+    return QwenCheckpoint(config, state, dtype, tokenizer, preprocessing, path)
+
+
+def convert_qwen(source: str | Path, target: str | Path, dtype: str = "bfloat16") -> Path:
+    """Writes the checkpoint at `source` anew at `target`, under the released names.
+
+    Tensor after tensor is copied, cast to `dtype` ("bfloat16" or "float32"): no more than one is
+    in memory. The directory appears whole or not at all; returns it. Raises as `load_qwen` and
+    `save_qwen` do.
+    """
+    source, target = Path(source), Path(target)
+    config = read_qwen_config(source)
+    tensors, naming = _checked_tensors(source, config)
+    read_preprocessing(source, config.vision.geometry)
+    released: dict[str, OutTensor] = {}
+    for path, shape in tree_shapes(_TREE, abstract_state(config)).items():
+        for new, old in zip(sources(path, shape, RELEASED), sources(path, shape, naming)):
+            released[new.name] = OutTensor(new.name, new.shape, tensors[old.name].read)
+    _write(target, config, [released[name] for name in sorted(released)], source, dtype)
+    return target
+
+
+def save_qwen(
+    directory: str | Path,
+    config: QwenConfig,
+    state: Any,
+    files_dir: str | Path,
+    dtype: str = "bfloat16",
+) -> Path:
+    """Writes a checkpoint in the released format; returns its directory.
+
+    Args:
+      directory: where to; it appears whole or not at all.
+      config: sizes.
+      state: parameters, a tree like `abstract_state`.
+      files_dir: directory whose tokenizer and picture settings are copied along.
+      dtype: "bfloat16" or "float32", of the stored weights.
+
+    Raises InputError for a state or files that do not fit and for a target that holds something
+    else; RunError if it cannot be written.
+    """
+    given, needed = (tree_shapes(_TREE, s) for s in (state, abstract_state(config)))
+    if wrong := sorted(set(given.items()) ^ set(needed.items())):
+        raise InputError(f"the parameters do not fit the configuration: {wrong[0][0]}")
+    read_preprocessing(files_dir, config.vision.geometry)
+    tensors = foreign_tensors({_TREE: state}, RELEASED)
+    _write(Path(directory), config, tensors, Path(files_dir), dtype)
+    return Path(directory)
+
+
+def _write(
+    directory: Path, config: QwenConfig, tensors: list[OutTensor], files: Path, dtype: str
+) -> None:
+    ids = _read_tokenizer(files, config).ids
+    named = {
+        "image_token_id": ids.image,
+        "vision_start_token_id": ids.vision_start,
+        "vision_end_token_id": ids.vision_end,
+        "eos_token_id": ids.message_end,
+    }
+    text = json.dumps(qwen_config_to_json(config, named, dtype), indent=2)
+    with new_directory(directory, CONFIG_FILE) as temporary:
+        for name in CARRIED_FILES:
+            if (files / name).is_file():
+                shutil.copyfile(files / name, temporary / name)
+        (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        write_safetensors(temporary / WEIGHTS_FILE, tensors, dtype)
+
+
+def _checked_tensors(path: Path, config: QwenConfig) -> tuple[Mapping[str, Tensor], Naming]:
+    """The tensors of a checkpoint, as its sizes ask for, and how they are named."""
+    tensors = open_tensors(path)
+    nested = any(name.startswith(("model.visual.", "model.language_model.")) for name in tensors)
+    naming = NESTED if nested else RELEASED
+    if config.text.tie_embeddings:
+        # Some files store the tied head a second time.
+        pattern = re.compile(rf"lm_head\.weight$|{naming.unused.pattern}")
+        naming = replace(naming, unused=pattern)
+    check_tensors(tensors, tree_shapes(_TREE, abstract_state(config)), naming, str(path))
+    return tensors, naming
+
+
+def _read_tokenizer(path: Path, config: QwenConfig) -> QwenTokenizer:
+    """The directory's tokenizer; InputError if the model has too few rows for it."""
+    tokenizer = QwenTokenizer.from_dir(path)
+    if tokenizer.vocab_size > config.text.vocab_size:
+        raise InputError(
+            f"the tokenizer in {path} has ids up to {tokenizer.vocab_size - 1}, "
+            f"but the model has only {config.text.vocab_size} embedding rows"
+        )
+    return tokenizer
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON: {error}") from error

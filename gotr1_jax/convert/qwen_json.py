@@ -1,0 +1,252 @@
+"""config.json and preprocessor_config.json of Qwen2.5-VL -> our sizes, and back.
+
+The released config.json is flat, with a `vision_config`; `transformers` 5 writes a `text_config`
+beside it. Defaults of that library's classes differ from the released models, so nothing that a
+file must say is ever filled in, and a key that is not known is refused: it may ask for an
+arithmetic that this port does not do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.models.config import DecoderConfig
+from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig
+from gotr1_jax.pictures.qwen import Geometry, Preprocessing
+
+MODEL_TYPE = "qwen2_5_vl"
+# Keys of no meaning for a forward pass, in any section.
+_IGNORED = {
+    "architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward",
+    "dtype", "eos_token_id", "id2label", "image_token_id", "initializer_range",
+    "is_encoder_decoder", "label2id", "max_position_embeddings", "max_window_layers",
+    "model_type", "output_attentions", "output_hidden_states", "pad_token_id", "problem_type",
+    "return_dict", "sliding_window", "tokens_per_second", "torch_dtype", "transformers_version",
+    "use_cache", "video_token_id", "vision_end_token_id", "vision_start_token_id",
+    "vision_token_id",
+}  # fmt: skip
+_TEXT_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "mlp_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+}
+_VISION_SIZES = {
+    "width": "hidden_size",
+    "mlp_size": "intermediate_size",
+    "num_layers": "depth",
+    "num_heads": "num_heads",
+    "out_size": "out_hidden_size",
+}
+_GEOMETRY_SIZES = {
+    "patch_size": "patch_size",
+    "merge_size": "spatial_merge_size",
+    "temporal_patch_size": "temporal_patch_size",
+    "window_size": "window_size",
+}
+_ROPE_KEYS = {"type", "rope_type", "mrope_section", "rope_theta"}
+_OTHER_TEXT_KEYS = {
+    "hidden_act", "layer_types", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta",
+    "tie_word_embeddings", "use_sliding_window",
+}  # fmt: skip
+_OTHER_VISION_KEYS = {
+    "fullatt_block_indexes", "hidden_act", "in_channels", "in_chans", "rope_parameters",
+    "spatial_patch_size",
+}  # fmt: skip
+_PIXEL_FLAGS = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
+_BICUBIC = 3
+
+
+def parse_qwen_config(data: Any, source: str) -> QwenConfig:
+    """Sizes from a parsed config.json; `source` names the file in error messages.
+
+    Raises InputError for another kind of model, for a value that is missing or of the wrong
+    type, and for a key or value that asks for something else than Qwen2.5-VL.
+    """
+    if not isinstance(data, dict) or data.get("model_type") != MODEL_TYPE:
+        kind = data.get("model_type") if isinstance(data, dict) else None
+        raise InputError(
+            f"{source} describes a model of type {kind!r}; a Qwen2.5-VL checkpoint "
+            f"({MODEL_TYPE!r}) is needed"
+        )
+    try:
+        text = _section(data, "text_config") if data.get("text_config") else data
+        sections = {"text_config", "vision_config"}
+        for section, where in ((data, "the file"), (text, "text_config")):
+            known = {*_TEXT_SIZES.values(), *_OTHER_TEXT_KEYS, *sections}
+            _refuse_unknown(section, known, where)
+        tied = bool(data.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+        return QwenConfig(_parse_text(text, tied), _parse_vision(_section(data, "vision_config")))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{source}: {error}") from error
+
+
+def qwen_config_to_json(config: QwenConfig, ids: Mapping[str, int], dtype: str) -> dict[str, Any]:
+    """config.json in the released, flat form.
+
+    `ids` are the tokenizer's, by the name of their key ("image_token_id", ...); `dtype` is that
+    of the stored weights.
+    """
+    text, vision, geometry = config.text, config.vision, config.vision.geometry
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "torch_dtype": dtype,
+        **{key: getattr(text, ours) for ours, key in _TEXT_SIZES.items()},
+        "hidden_act": "silu",
+        "rms_norm_eps": text.norm_eps,
+        "rope_theta": text.rope_theta,
+        "rope_scaling": {"type": "mrope", "mrope_section": list(text.mrope_section)},
+        "tie_word_embeddings": text.tie_embeddings,
+        "use_sliding_window": False,
+        **ids,
+        "vision_config": {
+            **{key: getattr(vision, ours) for ours, key in _VISION_SIZES.items()},
+            **{key: getattr(geometry, ours) for ours, key in _GEOMETRY_SIZES.items()},
+            "fullatt_block_indexes": list(vision.full_attention),
+            "hidden_act": "silu",
+            "in_chans": 3,
+            "spatial_patch_size": geometry.patch_size,
+        },
+    }
+
+
+def parse_preprocessing(data: Any, geometry: Geometry, source: str) -> Preprocessing:
+    """Settings from a parsed preprocessor_config.json (or the `image_processor` part of a
+    processor_config.json); InputError if they are missing or do not fit the vision tower.
+    """
+    try:
+        if not isinstance(data, dict):
+            raise ValueError("it holds no settings of an image processor")
+        for key in _PIXEL_FLAGS:
+            _expect(data, key, True)
+        for key in ("do_center_crop", "do_pad"):
+            if data.get(key):
+                raise ValueError(f"{key} is not Qwen2.5-VL's")
+        _expect(data, "resample", _BICUBIC)
+        if not math.isclose(data.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+            raise ValueError(f"rescale_factor is {data['rescale_factor']}; 1/255 is needed")
+        for ours in ("patch_size", "merge_size", "temporal_patch_size"):
+            if _whole(data, ours) != getattr(geometry, ours):
+                raise ValueError(
+                    f"{ours} is {data[ours]}, but the vision tower has {getattr(geometry, ours)}"
+                )
+        low = _bound(data, "min_pixels", "shortest_edge")
+        high = _bound(data, "max_pixels", "longest_edge")
+        mean, std = (_three(data, key) for key in ("image_mean", "image_std"))
+        return Preprocessing(geometry, low, high, mean, std)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{source}: {error}") from error
+
+
+def _parse_text(text: Mapping[str, Any], tied: bool) -> DecoderConfig:
+    _expect(text, "hidden_act", "silu")
+    _expect(text, "use_sliding_window", False)
+    if any(kind != "full_attention" for kind in text.get("layer_types") or ()):
+        raise ValueError("layer_types: only full_attention is known")
+    section, theta = _parse_rope(text)
+    sizes = {ours: _whole(text, key) for ours, key in _TEXT_SIZES.items()}
+    if sizes["hidden_size"] % sizes["num_heads"]:
+        raise ValueError(
+            f"hidden_size {sizes['hidden_size']} is no multiple of num_attention_heads "
+            f"{sizes['num_heads']}"
+        )
+    return DecoderConfig(
+        **sizes,
+        head_dim=sizes["hidden_size"] // sizes["num_heads"],
+        rope_theta=theta,
+        norm_eps=_number(text, "rms_norm_eps"),
+        qkv_bias=True,
+        tie_embeddings=tied,
+        mrope_section=section,
+    )
+
+
+def _parse_rope(text: Mapping[str, Any]) -> tuple[tuple[int, ...], float]:
+    """(mrope_section, theta) of the text model."""
+    where = "rope_parameters" if text.get("rope_parameters") else "rope_scaling"
+    rope = _section(text, where)
+    kinds = {rope[key] for key in ("type", "rope_type") if key in rope}
+    if kinds - {"mrope", "default"} or set(rope) - _ROPE_KEYS:
+        raise ValueError(f"{where} {dict(rope)} is not supported; Qwen2.5-VL's is 'mrope' alone")
+    section = rope.get("mrope_section")
+    if not isinstance(section, list) or not all(isinstance(n, int) for n in section):
+        raise ValueError(f"{where} needs an mrope_section of three whole numbers")
+    return tuple(section), _number(rope if "rope_theta" in rope else text, "rope_theta")
+
+
+def _parse_vision(vision: Mapping[str, Any]) -> QwenVisionConfig:
+    known = {*_VISION_SIZES.values(), *_GEOMETRY_SIZES.values(), *_OTHER_VISION_KEYS}
+    _refuse_unknown(vision, known, "vision_config")
+    _expect(vision, "hidden_act", "silu")
+    for key in ("in_chans", "in_channels"):
+        _expect(vision, key, 3)
+    _expect(vision, "spatial_patch_size", vision.get("patch_size"))
+    blocks = vision.get("fullatt_block_indexes")
+    if not isinstance(blocks, list) or not all(isinstance(i, int) for i in blocks):
+        raise ValueError("vision_config needs fullatt_block_indexes, a list of block numbers")
+    rope = vision.get("rope_parameters") or {}
+    if set(rope) - {"rope_type", "rope_theta"} or rope.get("rope_type", "axial") != "axial":
+        raise ValueError(f"rope_parameters {rope} of the vision tower are not supported")
+    theta = {"rope_theta": _number(rope, "rope_theta")} if "rope_theta" in rope else {}
+    return QwenVisionConfig(
+        **{ours: _whole(vision, key) for ours, key in _VISION_SIZES.items()},
+        full_attention=tuple(blocks),
+        geometry=Geometry(**{ours: _whole(vision, key) for ours, key in _GEOMETRY_SIZES.items()}),
+        **theta,
+    )
+
+
+def _bound(data: Mapping[str, Any], key: str, in_size: str) -> int:
+    """A bound on pixels; newer files say it as an "edge" in `size`, though it is an area."""
+    if data.get(key) is not None:
+        return _whole(data, key)
+    return _whole(data.get("size") or {}, in_size)
+
+
+def _refuse_unknown(section: Mapping[str, Any], known: set[str], where: str) -> None:
+    unknown = [k for k in section if k not in known | _IGNORED and not k.startswith("_")]
+    if unknown:
+        raise ValueError(
+            f"{where} has the unknown key {', '.join(sorted(unknown))}, which may change what "
+            "the model computes"
+        )
+
+
+def _section(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    section = data.get(key)
+    if not isinstance(section, dict):
+        raise ValueError(f"the section {key} is missing")
+    return section
+
+
+def _expect(section: Mapping[str, Any], key: str, value: Any) -> None:
+    if key in section and section[key] != value:
+        raise ValueError(f"{key} is {section[key]!r}; {value!r} is needed")
+
+
+def _whole(section: Mapping[str, Any], key: str) -> int:
+    value = section.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{key} is {value!r}; a whole number of 1 or more is needed")
+    return value
+
+
+def _number(section: Mapping[str, Any], key: str) -> float:
+    value = section.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ValueError(f"{key} is {value!r}; a number above 0 is needed")
+    return float(value)
+
+
+def _three(section: Mapping[str, Any], key: str) -> tuple[float, float, float]:
+    value = section.get(key)
+    if not isinstance(value, list) or len(value) != 3:
+        raise ValueError(f"{key} is {value!r}; three numbers are needed")
+    red, green, blue = (float(v) for v in value)
+    return red, green, blue

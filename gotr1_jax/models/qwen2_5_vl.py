@@ -1,0 +1,78 @@
+"""Qwen2.5-VL: the vision tower in front of the shared decoder (arXiv 2502.13923).
+
+    units = model.embed_pictures(packed.batch)            # once a picture
+    x = model.embed(ids_BS, places_BS, units)             # any number of rows about them
+    logits = model.logits(model.hidden(x, positions_3BS))
+
+`pictures.qwen_pack` makes `packed`, `places_BS` and `positions_3BS`. Rows start at index 0 and
+are padded on the right, so that a causal mask is the only one that is needed.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gotr1_jax.models.decoder import Attend, Decoder, causal_attention
+from gotr1_jax.models.qwen_config import QwenConfig
+from gotr1_jax.models.qwen_vision import VisionTower
+from gotr1_jax.pictures.qwen_pack import PatchBatch
+
+
+class Qwen2_5_VL(nnx.Module):
+    """Pictures and text -> logits of text.
+
+    `dtype` is the dtype of activations; logits are always float32.
+    """
+
+    def __init__(
+        self,
+        cfg: QwenConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype = jnp.float32,
+        param_dtype: jnp.dtype = jnp.float32,
+    ) -> None:
+        self.cfg = cfg
+        self.dtype = dtype
+        self.vision = VisionTower(cfg.vision, rngs=rngs, param_dtype=param_dtype)
+        self.text = Decoder(cfg.text, rngs=rngs, param_dtype=param_dtype)
+
+    def embed_pictures(self, batch: PatchBatch) -> jax.Array:
+        """Packed pictures -> vectors of their units (R,U,D), in reading order."""
+        return self.vision(batch, self.dtype)
+
+    def embed(
+        self, ids_BS: jax.Array, places_BS: jax.Array | None = None, units: jax.Array | None = None
+    ) -> jax.Array:
+        """Text ids (B,S) -> (B,S,D), with pictures put in.
+
+        Args:
+          places_BS: index into the rows of `units`, joined, of each picture token; -1 for text.
+          units: what `embed_pictures` gave, (R,U,D).
+        """
+        x = self.text.embed(ids_BS, self.dtype)
+        if units is None or places_BS is None:
+            return x
+        pictures = jnp.take(units.reshape(-1, units.shape[-1]), jnp.maximum(places_BS, 0), axis=0)
+        return jnp.where((places_BS >= 0)[..., None], pictures.astype(self.dtype), x)
+
+    def hidden(
+        self, x: jax.Array, positions: jax.Array, attend: Attend = causal_attention
+    ) -> jax.Array:
+        """Embedded rows x (B,S,D) -> hidden (B,S,D) after the final norm.
+
+        positions: (3,B,S) int32 in time, height, width; or (B or 1,S) where the three are equal,
+        as in text without pictures and in the tokens of an answer.
+        """
+        return self.text(x, positions, attend)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """(..., D) -> float32 (..., V)."""
+        return self.text.logits(hidden)
+
+
+def abstract_qwen(cfg: QwenConfig, **settings) -> Qwen2_5_VL:
+    """A Qwen2_5_VL whose parameters are shapes only: nothing is allocated."""
+    return nnx.eval_shape(lambda: Qwen2_5_VL(cfg, rngs=nnx.Rngs(0), **settings))

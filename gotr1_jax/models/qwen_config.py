@@ -1,0 +1,67 @@
+"""Sizes of Qwen2.5-VL. Plain numbers, no arrays; every value comes from a checkpoint's files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gotr1_jax.models.config import DecoderConfig
+from gotr1_jax.pictures.qwen import Geometry
+
+
+@dataclass(frozen=True)
+class QwenVisionConfig:
+    """The vision tower.
+
+    Attributes:
+      width, mlp_size, num_layers, num_heads: of its blocks.
+      out_size: width of what it hands to the text model.
+      full_attention: numbers of the blocks whose patches see their whole picture; in the others
+        they see their window.
+      geometry: of patches, units and windows.
+      rope_theta, norm_eps: constants of the family, which no released file states.
+    """
+
+    width: int
+    mlp_size: int
+    num_layers: int
+    num_heads: int
+    out_size: int
+    full_attention: tuple[int, ...]
+    geometry: Geometry
+    rope_theta: float = 1e4
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        # Rows and columns turn half of the pairs each.
+        if self.width % (4 * self.num_heads):
+            raise ValueError(
+                f"vision width {self.width} does not give {self.num_heads} heads whose size is a "
+                "multiple of 4"
+            )
+        if any(not 0 <= i < self.num_layers for i in self.full_attention):
+            raise ValueError(
+                f"full attention in blocks {list(self.full_attention)}, but there are "
+                f"{self.num_layers}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Size of an attention head."""
+        return self.width // self.num_heads
+
+
+@dataclass(frozen=True)
+class QwenConfig:
+    """A whole Qwen2.5-VL: text model and vision tower."""
+
+    text: DecoderConfig
+    vision: QwenVisionConfig
+
+    def __post_init__(self) -> None:
+        if not self.text.mrope_section:
+            raise ValueError("the text model of Qwen2.5-VL needs an mrope_section")
+        if self.vision.out_size != self.text.hidden_size:
+            raise ValueError(
+                f"the vision tower gives vectors of {self.vision.out_size}, the text model reads "
+                f"{self.text.hidden_size}"
+            )

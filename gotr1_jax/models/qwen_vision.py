@@ -1,0 +1,191 @@
+"""Qwen2.5-VL's vision tower on packed rows of patches (arXiv 2502.13923, section 2.1).
+
+Patches stay packed (no slot is wasted in the products with weights); attention alone looks at
+them in another shape:
+- in most blocks a patch sees its window: keys, queries and values are gathered into windows of
+  J slots, a batch of small attentions, and gathered back;
+- in a few it sees its picture: a row's patches attend to each other where their picture agrees.
+All index arithmetic is done by `pictures.qwen_pack`. Letters as there, and D width, H heads, C
+head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gotr1_jax.models.decoder import Attend, apply_rope, rope_frequencies
+from gotr1_jax.models.layers import GeluMLP, Linear, RMSNorm
+from gotr1_jax.models.qwen_config import QwenVisionConfig
+from gotr1_jax.pictures.qwen_pack import PatchBatch
+
+jax.tree_util.register_dataclass(
+    PatchBatch,
+    data_fields=[
+        "patches_RNE", "positions_RN2", "pictures_RN", "windows_RWJ", "slots_RN", "units_RU",
+    ],
+    meta_fields=[],
+)  # fmt: skip
+
+
+def window_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, windows_RWJ: jax.Array, slots_RN: jax.Array
+) -> jax.Array:
+    """q, k, v (R,N,H,C) -> mixed values (R,N,H,C), each patch over its own window.
+
+    Scores take R · W · H · J² numbers. `windows_RWJ` and `slots_RN` as in PatchBatch.
+    """
+    R, W, J = windows_RWJ.shape
+
+    def into_windows(x: jax.Array) -> jax.Array:
+        index = jnp.maximum(windows_RWJ, 0).reshape(R, W * J, 1, 1)
+        return jnp.take_along_axis(x, index, axis=1).reshape(R * W, J, *x.shape[2:])
+
+    mask = (windows_RWJ >= 0).reshape(R * W, 1, 1, J)
+    q, k, v = (into_windows(x) for x in (q, k, v))
+    mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
+    mixed = mixed.reshape(R, W * J, *q.shape[2:])
+    return jnp.take_along_axis(mixed, slots_RN[:, :, None, None], axis=1)
+
+
+def picture_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, pictures_RN: jax.Array
+) -> jax.Array:
+    """q, k, v (R,N,H,C) -> mixed values (R,N,H,C), each patch over its own picture.
+
+    Scores take R · H · N² numbers: the tower's largest array, bounded by the rows of a call.
+    `pictures_RN` as in PatchBatch.
+    """
+    mask = (pictures_RN[:, :, None] == pictures_RN[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+
+class VisionBlock(nnx.Module):
+    """x + attention(norm1(x)), then x + mlp(norm2(x)); gated SiLU mlp; biases everywhere."""
+
+    def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
+        def linear(n_in: int, n_out: int, axes: tuple[str, str]) -> Linear:
+            return Linear(n_in, n_out, rngs=rngs, axes=axes, bias=True, param_dtype=param_dtype)
+
+        D, F = cfg.width, cfg.mlp_size
+        self.cfg = cfg
+        self.norm1 = RMSNorm(D, cfg.norm_eps, param_dtype)
+        self.q = linear(D, D, ("embed", "heads"))
+        self.k = linear(D, D, ("embed", "heads"))
+        self.v = linear(D, D, ("embed", "heads"))
+        self.out = linear(D, D, ("heads", "embed"))
+        self.norm2 = RMSNorm(D, cfg.norm_eps, param_dtype)
+        self.gate = linear(D, F, ("embed", "vision_mlp"))
+        self.up = linear(D, F, ("embed", "vision_mlp"))
+        self.down = linear(F, D, ("vision_mlp", "embed"))
+
+    def __call__(
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend
+    ) -> jax.Array:
+        """x (R,N,D), rope tables (R,N,C//2) -> (R,N,D)."""
+        cfg, lead = self.cfg, x.shape[:-1]
+        h = self.norm1(x)
+        q, k, v = (
+            layer(h).reshape(*lead, cfg.num_heads, cfg.head_dim)
+            for layer in (self.q, self.k, self.v)
+        )
+        mixed = attend(apply_rope(q, rope), apply_rope(k, rope), v)
+        x = x + self.out(mixed.reshape(*lead, -1))
+        h = self.norm2(x)
+        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+
+
+class PatchEmbed(nnx.Module):
+    """Patches (..., 3 · P²) of still pictures -> (..., D); `kernel` is (3,T,P,P,D), no bias."""
+
+    def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
+        P, T = cfg.geometry.patch_size, cfg.geometry.temporal_patch_size
+        scale = (3 * T * P * P) ** -0.5
+        draw = jax.random.normal(rngs.params(), (3, T, P, P, cfg.width), param_dtype)
+        self.kernel = nnx.Param(
+            draw * jnp.asarray(scale, param_dtype), axes=("patch",) * 4 + ("embed",)
+        )
+
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        # The T frames of a still picture are equal: their kernels add up.
+        kernel = self.kernel[...].astype(jnp.float32).sum(1)
+        return patches @ kernel.reshape(-1, kernel.shape[-1]).astype(patches.dtype)
+
+
+class Merger(nnx.Module):
+    """Patches (R,N,D) -> units (R,N/M,out): norm, the M patches of a unit joined, GELU mlp."""
+
+    def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
+        joined = cfg.width * cfg.geometry.unit_patches
+        self.norm = RMSNorm(cfg.width, cfg.norm_eps, param_dtype)
+        self.mlp = GeluMLP(
+            joined, joined, cfg.out_size, rngs=rngs, axes=("embed", "mlp", "embed"),
+            param_dtype=param_dtype,
+        )  # fmt: skip
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        joined = self.mlp.first.kernel.shape[0]
+        return self.mlp(self.norm(x).reshape(x.shape[0], -1, joined))
+
+
+class VisionTower(nnx.Module):
+    """A batch of packed pictures -> what the text model reads, one vector a unit.
+
+    The arrays of all blocks are stacked and run by one `lax.scan`. The two kinds of attention
+    are the branches of a `lax.cond` on a flag of each layer: the block is compiled once, only
+    the branch that is taken runs, and any set of layers can have full attention.
+    """
+
+    def __init__(
+        self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype = jnp.float32
+    ) -> None:
+        self.cfg = cfg
+        self.patch = PatchEmbed(cfg, rngs=rngs, param_dtype=param_dtype)
+
+        def one_block(key: jax.Array) -> Any:
+            block = VisionBlock(cfg, rngs=nnx.Rngs(params=key), param_dtype=param_dtype)
+            return nnx.split(block)[1]
+
+        shape = nnx.eval_shape(lambda: VisionBlock(cfg, rngs=nnx.Rngs(0), param_dtype=param_dtype))
+        keys = jax.random.split(rngs.params(), cfg.num_layers)
+        self.blocks = nnx.merge(nnx.split(shape)[0], jax.vmap(one_block)(keys))
+        self.merger = Merger(cfg, rngs=rngs, param_dtype=param_dtype)
+
+    def rope(self, positions_RN2: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Rotary tables (R,N,C//2): half of the pairs turn with the row, half with the column."""
+        frequency = rope_frequencies(self.cfg.head_dim // 2, self.cfg.rope_theta)
+        angle = positions_RN2[..., None].astype(jnp.float32) * frequency
+        angle = angle.reshape(*positions_RN2.shape[:2], -1)
+        return jnp.cos(angle), jnp.sin(angle)
+
+    def __call__(self, batch: PatchBatch, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        """-> (R,U,out) in reading order, picture after picture; finite nonsense in padding.
+
+        dtype: of the activations.
+        """
+        pictures_RN, windows_RWJ, slots_RN = (
+            jnp.asarray(x) for x in (batch.pictures_RN, batch.windows_RWJ, batch.slots_RN)
+        )
+        rope = self.rope(jnp.asarray(batch.positions_RN2))
+        graphdef, stacked = nnx.split(self.blocks)
+        whole = jnp.array([i in self.cfg.full_attention for i in range(self.cfg.num_layers)])
+
+        def step(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
+            params, whole_picture = layer
+
+            def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+                return jax.lax.cond(
+                    whole_picture,
+                    lambda: picture_attention(q, k, v, pictures_RN),
+                    lambda: window_attention(q, k, v, windows_RWJ, slots_RN),
+                )
+
+            return nnx.merge(graphdef, params)(x, rope, attend), None
+
+        x = self.patch(jnp.asarray(batch.patches_RNE, dtype))
+        x, _ = jax.lax.scan(step, x, (stacked, whole))
+        units = self.merger(x)
+        return jnp.take_along_axis(units, jnp.asarray(batch.units_RU)[..., None], axis=1)

@@ -1,0 +1,130 @@
+"""Qwen2.5-VL's tokenizer and chat format.
+
+Every special id is looked up by its string. `tokenizer.json` is loaded as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from gotr1_jax.errors import InputError
+
+SYSTEM = "You are a helpful assistant."
+"""The system message that the model was tuned with."""
+
+_STRINGS = {
+    "message_start": "<|im_start|>",
+    "message_end": "<|im_end|>",
+    "text_end": "<|endoftext|>",
+    "vision_start": "<|vision_start|>",
+    "vision_end": "<|vision_end|>",
+    "image": "<|image_pad|>",
+}
+
+
+@dataclass(frozen=True)
+class QwenIds:
+    """Ids of the special tokens that a chat with pictures needs.
+
+    `image` stands once for every unit of a picture; an answer ends with `message_end` or
+    `text_end`.
+    """
+
+    message_start: int
+    message_end: int
+    text_end: int
+    vision_start: int
+    vision_end: int
+    image: int
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """A picture's place in a message: the number of its units."""
+
+    units: int
+
+
+class QwenTokenizer:
+    """Text and chats as token ids.
+
+    Attributes:
+      ids: special ids.
+      vocab_size: rows that an embedding needs for it, the largest id + 1.
+    """
+
+    def __init__(self, data: str, source: str = "tokenizer.json") -> None:
+        """Args: the text of a tokenizer.json, and its name for error messages.
+
+        Raises InputError when the text is no tokenizer or a special token is missing.
+        """
+        try:
+            self._tokenizer = Tokenizer.from_str(data)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise InputError(f"{source} is not a readable tokenizer: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # A caption that spells a control token is ordinary text.
+        self._tokenizer.encode_special_tokens = True
+        known = self._tokenizer.get_vocab(with_added_tokens=True)
+        if missing := [text for text in _STRINGS.values() if text not in known]:
+            raise InputError(
+                f"{source} lacks the special token {', '.join(missing)}; "
+                "a Qwen2.5-VL tokenizer is needed"
+            )
+        self.ids = QwenIds(**{name: known[text] for name, text in _STRINGS.items()})
+        self.vocab_size = max(known.values()) + 1
+
+    @classmethod
+    def from_dir(cls, path: str | Path) -> QwenTokenizer:
+        """The tokenizer of a checkpoint directory; InputError if it has none that fits."""
+        file = Path(path) / "tokenizer.json"
+        try:
+            data = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"tokenizer {file} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file} is not a readable tokenizer: {error}") from error
+        return cls(data, str(file))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of text that holds no control tokens, whatever it spells."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_chat(self, message: Sequence[str | ImageTokens], system: str = SYSTEM) -> list[int]:
+        """Ids of a user's message, ready for the assistant's answer.
+
+        message: text and pictures in their order.
+        """
+        ids = self.ids
+        parts: list[str | int] = [
+            ids.message_start, f"system\n{system}", ids.message_end, "\n",
+            ids.message_start, "user\n",
+        ]  # fmt: skip
+        for part in message:
+            if isinstance(part, ImageTokens):
+                parts += [ids.vision_start, *[ids.image] * part.units, ids.vision_end]
+            else:
+                parts.append(part)
+        parts += [ids.message_end, "\n", ids.message_start, "assistant\n"]
+        return self._join(parts)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids without special tokens; ids without a string give nothing."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def _join(self, parts: Sequence[str | int]) -> list[int]:
+        """Ids of text and control tokens; neighboring texts are one, as in a written chat."""
+        ids: list[int] = []
+        text = ""
+        for part in parts:
+            if isinstance(part, str):
+                text += part
+                continue
+            ids += [*self.encode(text), part] if text else [part]
+            text = ""
+        return ids + self.encode(text)
