@@ -1,0 +1,1 @@
+"""The pieces of `gotr1 generate`: its settings, captions and plans, batches, files."""
