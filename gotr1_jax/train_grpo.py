@@ -103,7 +103,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
     roller = _roller(config, policy, checkpoint, tokenizer, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
     learner = _learner(config, policy, tokenizer, optimizer)
-    state = _new_state(policy, optimizer, mesh)
+    state = _new_state(config, policy, optimizer, mesh)
     first, seconds = 0, 0.0
     with Checkpoints(run.checkpoints, keep=config.checkpoint.keep) as checkpoints:
         if resume is not None:
@@ -122,7 +122,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
         shown = config.evaluation.shown
         before = _saved_evaluation(run) if first else None
         if before is None:
-            start = _new_state(policy, optimizer, mesh) if first else state
+            start = _new_state(config, policy, optimizer, mesh) if first else state
             before = evaluate(
                 roller, params(start), heldout, config.evaluation, "eval_before", run.root
             )
@@ -203,14 +203,16 @@ def _learner(config: GrpoConfig, policy: SplitPolicy, tokenizer: Any, optimizer:
     return Learner(
         policy=policy,
         replay=make_replay(graphdef, specials, settings, micro),
-        update=make_policy_step(graphdef, optimizer, specials, settings, loss_config, micro),
+        update=make_policy_step(
+            graphdef, optimizer, specials, settings, loss_config, micro, config.entropy
+        ),
         reference=policy.reference() if loss.kl != "none" else None,
     )
 
 
-def _new_state(policy: SplitPolicy, optimizer: Any, mesh: Any) -> TrainState:
+def _new_state(config: GrpoConfig, policy: SplitPolicy, optimizer: Any, mesh: Any) -> TrainState:
     """A state before the first update, laid out like the parameters; it owns its arrays."""
-    init = partial(new_state, optimizer=optimizer)
+    init = partial(new_state, optimizer=optimizer, entropy=config.entropy)
     abstract = jax.eval_shape(init, policy.trained)
     shardings = mirror_shardings(abstract, policy.trained, mesh)
 
@@ -321,6 +323,8 @@ def _metrics(
             values[f"policy/kl/{name}"] = float(np.mean([s.kl for s in stats]))
         entropy = [getattr(r.entropy, name) for r in results]
         values[f"policy/entropy/{name}"] = float(np.mean(entropy))
+        if (alpha := results[-1].alpha) is not None:
+            values[f"policy/entropy_coefficient/{name}"] = float(getattr(alpha, name))
     values["policy/logp_diff/text"] = float(results[0].logp_diff.text)
     # The sampler always draws under guidance: without it another distribution is scored.
     if config.loss.logp_mode != "conditional" or config.rollout.guidance == 1:

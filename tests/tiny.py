@@ -76,6 +76,7 @@ def grpo_values(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
             "decode_batch": 4,
         },
         "reward": {"rule": "sum"},
+        "entropy": {"text_target": 1.0, "image_target": 20.0, "learning_rate": 1e-3},
         "update": {"micro_batch": 4, "max_bad_updates": 2},
         "optimizer": {"learning_rate": 1e-2},
         "checkpoint": {"every": 2},

@@ -5,6 +5,7 @@ Each field is documented where it stands; `configs/` holds one complete YAML an 
 
 from gotr1_jax.schema.grpo import (
     CaptionsConfig,
+    EntropyConfig,
     EvaluationConfig,
     GrpoConfig,
     GrpoLossConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "CaptionsConfig",
     "CheckpointConfig",
     "CropConfig",
+    "EntropyConfig",
     "EvaluationConfig",
     "GrpoConfig",
     "GrpoLossConfig",

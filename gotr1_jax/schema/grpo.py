@@ -135,6 +135,27 @@ class GrpoLossConfig:
 
 
 @dataclass(frozen=True)
+class EntropyConfig:
+    """Adaptive entropy; the defaults are ReasonGen-R1's. See `training.entropy`."""
+
+    # Entropies, in nats a token, that the policy is held at.
+    text_target: float = 2.0
+    image_target: float = 7.0
+    # Of Adam on psi, where the coefficient is sinh(psi).
+    learning_rate: float = 5e-5
+    # Largest absolute value of a coefficient.
+    bound: float = 5e-3
+
+    def check(self) -> None:
+        positive("entropy", learning_rate=self.learning_rate, bound=self.bound)
+        if min(self.text_target, self.image_target) < 0:
+            raise InputError(
+                f"entropy targets are {self.text_target} (text) and {self.image_target} (image); "
+                "an entropy is never negative"
+            )
+
+
+@dataclass(frozen=True)
 class UpdateConfig:
     """How a rollout becomes optimizer steps."""
 
@@ -185,6 +206,8 @@ class GrpoConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: GrpoLossConfig = field(default_factory=GrpoLossConfig)
+    # Adaptive entropy term; null: none.
+    entropy: EntropyConfig | None = None
     update: UpdateConfig = field(default_factory=UpdateConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

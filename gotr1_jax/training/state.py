@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gotr1_jax.schema import OptimizerConfig
+from gotr1_jax.schema import EntropyConfig, OptimizerConfig
+from gotr1_jax.training.entropy import EntropyState, new_entropy_state
 
 
 @jax.tree_util.register_dataclass
@@ -24,6 +25,7 @@ class TrainState:
       updates: int32, optimizer steps that were applied.
       skipped: int32, updates that were not finite and changed nothing.
       skipped_in_a_row: int32, of these the ones since the last good update.
+      entropy: the adaptive entropy coefficients, or None without them.
     """
 
     params: Any
@@ -31,6 +33,7 @@ class TrainState:
     updates: jax.Array
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    entropy: EntropyState | None = None
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], Any]:
@@ -62,10 +65,15 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     )
 
 
-def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def new_state(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    entropy: EntropyConfig | None = None,
+) -> TrainState:
     """A state before its first update; jit it with shardings to build it in place."""
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, optimizer.init(params), zero, zero, zero)
+    adaptive = None if entropy is None else new_entropy_state(entropy)
+    return TrainState(params, optimizer.init(params), zero, zero, zero, adaptive)
 
 
 def apply_gradients(
@@ -91,6 +99,7 @@ def apply_gradients(
         updates=state.updates + one,
         skipped=state.skipped + 1 - one,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * (1 - one),
+        entropy=state.entropy,
     ), norm
 
 

@@ -6,7 +6,7 @@ Each `make_*` closes over what is static and returns a jitted function of pure t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,15 @@ from gotr1_jax.rl.losses import (
 )
 from gotr1_jax.sampling.replay import LogpSettings, RowLogps, replay_logps
 from gotr1_jax.sampling.rows import Rows, drop_context
+from gotr1_jax.schema import EntropyConfig
 from gotr1_jax.sft.losses import SftStats, SftWeights, count_tokens, sft_loss
 from gotr1_jax.text import SpecialIds
+from gotr1_jax.training.entropy import (
+    PerModality,
+    coefficients,
+    entropy_loss,
+    update_coefficients,
+)
 from gotr1_jax.training.state import TrainState, apply_gradients, split_rows, sum_over_pieces
 
 # Scores of taught tokens are plain: no guidance, temperature 1.
@@ -131,19 +138,11 @@ class PolicyBatch:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class PerModality:
-    """Mean over the sampled plan tokens and over the picture tokens."""
-
-    text: jax.Array
-    image: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
 class PolicyMetrics:
     """Scalars of one policy update.
 
-    entropy: nats a token; logp_diff: mean |update's forward - sampler|, nats a token: what cached
+    entropy: nats a token; alpha: the entropy coefficients that the loss had (None without);
+    logp_diff: mean |update's forward - sampler|, nats a token: what cached
     decoding and other shapes make of the same weights (meaningful in a first update only).
     """
 
@@ -152,6 +151,7 @@ class PolicyMetrics:
     entropy: PerModality
     logp_diff: PerModality
     grad_norm: jax.Array
+    alpha: PerModality | None = None
 
 
 def make_policy_step(
@@ -161,8 +161,13 @@ def make_policy_step(
     settings: LogpSettings,
     loss_config: PolicyLossConfig,
     micro_batch: int,
+    entropy_config: EntropyConfig | None = None,
 ) -> Callable[[TrainState, Any, PolicyBatch], tuple[TrainState, PolicyMetrics]]:
-    """step(state, frozen, batch): one optimizer step of the clipped policy loss."""
+    """step(state, frozen, batch): one optimizer step of the clipped policy loss.
+
+    With `entropy_config` the loss has the adaptive entropy term, whose coefficients take one step
+    on the mini-batch's entropies when the update was good.
+    """
 
     def step(
         state: TrainState, frozen: Any, batch: PolicyBatch
@@ -170,21 +175,31 @@ def make_policy_step(
         B = batch.row_mask_B.shape[0]
         image_mask_BU = jnp.ones(batch.rows.image_ids_BU.shape, bool)
         norms = count_normalisers(batch.rows.plan_mask_BT, image_mask_BU, batch.row_mask_B)
+        alpha = None if state.entropy is None else coefficients(state.entropy)
 
         def gradient(part: PolicyBatch) -> tuple[Any, Any]:
             def loss_of(params: Any) -> tuple[jax.Array, Any]:
                 policy = nnx.merge(graphdef, params, frozen)
                 new = replay_logps(policy, part.rows, specials, settings)
                 loss, stats = policy_loss(_loss_batch(part, new), loss_config, norms)
-                return loss, (stats, *jax.lax.stop_gradient(_means(part, new, norms)))
+                means = _means(part, new, norms)
+                if alpha is not None:
+                    loss = loss + entropy_loss(alpha, means[0])
+                return loss, (stats, *jax.lax.stop_gradient(means))
 
             (loss, extra), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
             return grads, (loss, *extra)
 
         pieces = split_rows(batch, B // micro_batch)
         grads, (loss, stats, entropy, difference) = sum_over_pieces(gradient, pieces, _add)
+        updates = state.updates
         state, norm = apply_gradients(state, grads, loss, optimizer)
-        return state, PolicyMetrics(loss, stats, entropy, difference, norm)
+        if state.entropy is not None and entropy_config is not None:
+            moved = update_coefficients(state.entropy, entropy, entropy_config)
+            good = state.updates > updates
+            kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state.entropy)
+            state = replace(state, entropy=kept)
+        return state, PolicyMetrics(loss, stats, entropy, difference, norm, alpha)
 
     return jax.jit(step, donate_argnums=0)
 

@@ -126,6 +126,12 @@ def test_metrics(finished):
     # The cosine from 1e-2 over four updates.
     wanted = 1e-2 * (1 + np.cos(np.pi * np.arange(4) / 4)) / 2
     np.testing.assert_allclose([line["lr"] for line in lines], wanted, rtol=1e-5)
+    # Plans are nearly uniform over the vocabulary, far above their target; pictures below theirs.
+    text, image = (
+        [line[f"policy/entropy_coefficient/{name}"] for line in lines] for name in ("text", "image")
+    )
+    assert text[0] == image[0] == 0 and text[1] < 0 < image[1]
+    np.testing.assert_allclose(text[1], -1e-3, rtol=1e-3)
 
 
 def test_samples_have_what_the_report_shows(finished):
