@@ -1,12 +1,13 @@
 """Janus's understanding side: the SigLIP vision tower and the aligner into the decoder's width.
 
 The tower is SigLIP-L/16-384 in the released models (arXiv 2303.15343): patches, learned
-positions, pre-norm blocks, a final norm; no class token and no pooling.
+positions, pre-norm blocks, a final norm; no class token and no pooling. CLIP (`models.clip`) is
+made of the same patches and blocks.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +17,36 @@ from gotr1_jax.models.config import JanusConfig, SiglipConfig
 from gotr1_jax.models.layers import GeluMLP, LayerNorm, Linear
 
 
+class BlockSizes(Protocol):
+    """What a block must know of a configuration."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def mlp_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
+
+
 class PatchEmbed(nnx.Module):
     """Pictures (B,H,W,3) -> patches (B, (H/P)·(W/P), D), row by row; `kernel` is (P,P,3,D)."""
 
-    def __init__(self, cfg: SiglipConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
-        self.size = cfg.patch_size
-        shape = (cfg.patch_size, cfg.patch_size, 3, cfg.width)
-        scale = (3 * cfg.patch_size**2) ** -0.5
+    def __init__(
+        self, patch_size: int, width: int, *, rngs: nnx.Rngs, param_dtype: jnp.dtype,
+        bias: bool = True,
+    ) -> None:  # fmt: skip
+        self.size = patch_size
+        shape = (patch_size, patch_size, 3, width)
+        scale = (3 * patch_size**2) ** -0.5
         draw = jax.random.normal(rngs.params(), shape, param_dtype)
         self.kernel = nnx.Param(
-            draw * jnp.asarray(scale, param_dtype), axes=(None, None, None, "embed")
+            draw * jnp.asarray(scale, param_dtype), axes=("patch", "patch", "patch", "embed")
         )
-        self.bias = nnx.Param(jnp.zeros((cfg.width,), param_dtype), axes=("embed",))
+        self.bias = nnx.Param(jnp.zeros((width,), param_dtype), axes=("embed",)) if bias else None
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         B, H, W, channels = pixels.shape
@@ -35,13 +54,14 @@ class PatchEmbed(nnx.Module):
         patches = pixels.reshape(B, H // P, P, W // P, P, channels).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(B, (H // P) * (W // P), P * P * channels)
         kernel = self.kernel[...].astype(pixels.dtype)
-        return patches @ kernel.reshape(-1, kernel.shape[-1]) + self.bias[...].astype(pixels.dtype)
+        patches = patches @ kernel.reshape(-1, kernel.shape[-1])
+        return patches if self.bias is None else patches + self.bias[...].astype(pixels.dtype)
 
 
 class Block(nnx.Module):
-    """x + attention(norm1(x)), then x + mlp(norm2(x)); every position sees every other."""
+    """x + attention(norm1(x)), then x + mlp(norm2(x)); exact GELU, biases everywhere."""
 
-    def __init__(self, cfg: SiglipConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
+    def __init__(self, cfg: BlockSizes, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
         def linear(n_in: int, n_out: int, axes: tuple[str, str]) -> Linear:
             return Linear(n_in, n_out, rngs=rngs, axes=axes, bias=True, param_dtype=param_dtype)
 
@@ -56,47 +76,58 @@ class Block(nnx.Module):
         self.fc1 = linear(D, F, ("embed", "mlp"))
         self.fc2 = linear(F, D, ("mlp", "embed"))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x (B,N,D) -> (B,N,D)."""
+    def __call__(self, x: jax.Array, causal: bool = False) -> jax.Array:
+        """x (B,N,D) -> (B,N,D); every position sees every other, or if `causal` the earlier."""
         B, N, D = x.shape
         h = self.norm1(x)
         q, k, v = (f(h).reshape(B, N, self.num_heads, -1) for f in (self.q, self.k, self.v))
-        x = x + self.out(jax.nn.dot_product_attention(q, k, v).reshape(B, N, D))
+        mixed = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+        x = x + self.out(mixed.reshape(B, N, D))
         hidden = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False)
         return x + self.fc2(hidden)
 
 
-class SiglipTower(nnx.Module):
-    """Normalised pixels (B,H,W,3) -> features (B,N,width) of N = (H/P)·(W/P) patches.
+def stacked_blocks(cfg: BlockSizes, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> Block:
+    """All blocks of a tower: one whose arrays have a leading axis of `num_layers`."""
 
-    The arrays of all blocks are stacked along a leading axis and run by one `lax.scan`.
-    """
+    def one_block(key: jax.Array) -> Any:
+        return nnx.split(Block(cfg, rngs=nnx.Rngs(params=key), param_dtype=param_dtype))[1]
+
+    shape = nnx.eval_shape(lambda: Block(cfg, rngs=nnx.Rngs(0), param_dtype=param_dtype))
+    keys = jax.random.split(rngs.params(), cfg.num_layers)
+    return nnx.merge(nnx.split(shape)[0], jax.vmap(one_block)(keys))
+
+
+def run_blocks(blocks: Block, x: jax.Array, causal: bool = False) -> jax.Array:
+    """x (B,N,D) through stacked blocks by one `lax.scan`."""
+    graphdef, stacked = nnx.split(blocks)
+
+    def step(h: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+        return nnx.merge(graphdef, layer)(h, causal), None
+
+    return jax.lax.scan(step, x, stacked)[0]
+
+
+class SiglipTower(nnx.Module):
+    """Normalised pixels (B,H,W,3) -> features (B,N,width) of N = (H/P)·(W/P) patches."""
 
     def __init__(
         self, cfg: SiglipConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype = jnp.float32
     ) -> None:
         self.cfg = cfg
-        self.patch = PatchEmbed(cfg, rngs=rngs, param_dtype=param_dtype)
+        self.patch = PatchEmbed(cfg.patch_size, cfg.width, rngs=rngs, param_dtype=param_dtype)
         tokens = (cfg.image_size // cfg.patch_size) ** 2
         draw = jax.random.normal(rngs.params(), (tokens, cfg.width), param_dtype)
         self.positions = nnx.Param(
-            draw * jnp.asarray(cfg.width**-0.5, param_dtype), axes=(None, "embed")
+            draw * jnp.asarray(cfg.width**-0.5, param_dtype), axes=("patch", "embed")
         )
-
-        def one_block(key: jax.Array) -> Any:
-            return nnx.split(Block(cfg, rngs=nnx.Rngs(params=key), param_dtype=param_dtype))[1]
-
-        shape = nnx.eval_shape(lambda: Block(cfg, rngs=nnx.Rngs(0), param_dtype=param_dtype))
-        keys = jax.random.split(rngs.params(), cfg.num_layers)
-        self.blocks = nnx.merge(nnx.split(shape)[0], jax.vmap(one_block)(keys))
+        self.blocks = stacked_blocks(cfg, rngs, param_dtype)
         self.norm = LayerNorm(cfg.width, cfg.norm_eps, param_dtype)
 
     def __call__(self, pixels_BHWC: jax.Array) -> jax.Array:
         x = self.patch(pixels_BHWC)
         x = x + self.positions[...].astype(x.dtype)
-        graphdef, stacked = nnx.split(self.blocks)
-        x, _ = jax.lax.scan(lambda h, layer: (nnx.merge(graphdef, layer)(h), None), x, stacked)
-        return self.norm(x)
+        return self.norm(run_blocks(self.blocks, x))
 
 
 class Understanding(nnx.Module):

@@ -1,0 +1,163 @@
+"""CLIP (arXiv 2103.00020): pictures and captions in one space; HPS v2.1 is a tuned ViT-H/14.
+
+Both towers are pre-norm transformers with exact GELU. A picture's vector is that of the class
+token in front of its patches; a caption's is that of its end token, which under the causal mask
+has seen the whole caption and nothing behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gotr1_jax.models.layers import Embedding, LayerNorm, Linear
+from gotr1_jax.models.siglip import PatchEmbed, run_blocks, stacked_blocks
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Sizes of one transformer."""
+
+    width: int
+    mlp_size: int
+    num_layers: int
+    num_heads: int
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is no multiple of {self.num_heads} heads")
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Sizes of a CLIP; the defaults are ViT-H/14, HPS v2.1's.
+
+    Attributes:
+      vision, text: the towers.
+      image_size, patch_size: pixels a side.
+      vocab_size: text ids; the last one ends a caption, the one before it starts it.
+      context_length: positions of a caption.
+      embedding_size: of the common space.
+    """
+
+    vision: TowerConfig = TowerConfig(1280, 5120, 32, 16)
+    text: TowerConfig = TowerConfig(1024, 4096, 24, 16)
+    image_size: int = 224
+    patch_size: int = 14
+    vocab_size: int = 49408
+    context_length: int = 77
+    embedding_size: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
+            )
+
+
+VIT_H_14 = ClipConfig()
+
+
+class VisionTower(nnx.Module):
+    """Normalised pixels (B,H,W,3) -> vectors (B,E), not of unit length."""
+
+    def __init__(self, cfg: ClipConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
+        tower, D = cfg.vision, cfg.vision.width
+        self.patch = PatchEmbed(
+            cfg.patch_size, D, rngs=rngs, param_dtype=param_dtype, bias=False
+        )  # fmt: skip
+        tokens = (cfg.image_size // cfg.patch_size) ** 2 + 1
+        self.class_token = nnx.Param(_draw(rngs, (D,), param_dtype), axes=("embed",))
+        self.positions = nnx.Param(_draw(rngs, (tokens, D), param_dtype), axes=("patch", "embed"))
+        self.norm_pre = LayerNorm(D, tower.norm_eps, param_dtype)
+        self.blocks = stacked_blocks(tower, rngs, param_dtype)
+        self.norm = LayerNorm(D, tower.norm_eps, param_dtype)
+        self.projection = _projection(D, cfg, rngs, param_dtype)
+
+    def embed(self, pixels_BHWC: jax.Array) -> jax.Array:
+        """What the first block reads, (B,1+N,D): the class token, then N patches row by row."""
+        patches = self.patch(pixels_BHWC)
+        token = self.class_token[...].astype(patches.dtype)
+        first = jnp.broadcast_to(token, (patches.shape[0], 1, token.shape[0]))
+        x = jnp.concatenate([first, patches], axis=1)
+        return self.norm_pre(x + self.positions[...].astype(x.dtype))
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        """The last block's (B,1+N,D) -> (B,E)."""
+        return self.projection(self.norm(x[:, 0]))
+
+    def __call__(self, pixels_BHWC: jax.Array) -> jax.Array:
+        return self.pool(run_blocks(self.blocks, self.embed(pixels_BHWC)))
+
+
+class TextTower(nnx.Module):
+    """Caption ids (B,S), padded behind the end token, -> vectors (B,E), not of unit length."""
+
+    def __init__(self, cfg: ClipConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
+        tower, D = cfg.text, cfg.text.width
+        self.table = Embedding(
+            cfg.vocab_size, D, rngs=rngs, axes=("vocab", "embed"), param_dtype=param_dtype
+        )
+        self.positions = nnx.Param(
+            _draw(rngs, (cfg.context_length, D), param_dtype), axes=("patch", "embed")
+        )
+        self.blocks = stacked_blocks(tower, rngs, param_dtype)
+        self.norm = LayerNorm(D, tower.norm_eps, param_dtype)
+        self.projection = _projection(D, cfg, rngs, param_dtype)
+
+    def embed(self, ids_BS: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """What the first block reads, (B,S,D)."""
+        return self.table(ids_BS, dtype) + self.positions[: ids_BS.shape[1]].astype(dtype)
+
+    def pool(self, x: jax.Array, ids_BS: jax.Array) -> jax.Array:
+        """The last block's (B,S,D) -> (B,E): at the first end token, which is the largest id."""
+        end_B = jnp.argmax(ids_BS, axis=-1)
+        last_BD = jnp.take_along_axis(x, end_B[:, None, None], axis=1)[:, 0]
+        return self.projection(self.norm(last_BD))
+
+    def __call__(self, ids_BS: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        x = run_blocks(self.blocks, self.embed(ids_BS, dtype), causal=True)
+        return self.pool(x, ids_BS)
+
+
+class Clip(nnx.Module):
+    """Both towers; the cosine of a picture and a caption is the dot product of their vectors."""
+
+    def __init__(
+        self, cfg: ClipConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype = jnp.float32
+    ) -> None:
+        self.vision = VisionTower(cfg, rngs=rngs, param_dtype=param_dtype)
+        self.text = TextTower(cfg, rngs=rngs, param_dtype=param_dtype)
+
+    def encode_pictures(self, pixels_BHWC: jax.Array) -> jax.Array:
+        """Normalised pixels, in the dtype of the activations -> float32 unit vectors (B,E)."""
+        return _unit(self.vision(pixels_BHWC))
+
+    def encode_captions(self, ids_BS: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        """Caption ids int32, computed in `dtype` -> float32 unit vectors (B,E)."""
+        return _unit(self.text(ids_BS, dtype))
+
+
+def abstract_clip(cfg: ClipConfig, param_dtype: jnp.dtype = jnp.float32) -> Clip:
+    """The module with parameters as shapes only."""
+    return nnx.eval_shape(lambda: Clip(cfg, rngs=nnx.Rngs(0), param_dtype=param_dtype))
+
+
+def _draw(rngs: nnx.Rngs, shape: tuple[int, ...], param_dtype: jnp.dtype) -> jax.Array:
+    scale = jnp.asarray(shape[-1] ** -0.5, param_dtype)
+    return jax.random.normal(rngs.params(), shape, param_dtype) * scale
+
+
+def _projection(width: int, cfg: ClipConfig, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> Linear:
+    return Linear(
+        width, cfg.embedding_size, rngs=rngs, axes=("embed", "head_mlp"), param_dtype=param_dtype
+    )
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    return wide / jnp.linalg.norm(wide, axis=-1, keepdims=True)

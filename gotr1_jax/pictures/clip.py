@@ -1,0 +1,36 @@
+"""A picture as HPS v2.1 reads it: whole, on a black square, normalised as CLIP's.
+
+The longest side is brought to the tower's size, the rest of the square is black, values are
+scaled to [0, 1] and normalised (github.com/tgxs002/HPSv2, its `image_transform`). CLIP's own
+preprocessing crops instead; a preference score has to see the whole picture.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def clip_pixels(image: np.ndarray, size: int = 224) -> np.ndarray:
+    """The tower's input, float32 (size, size, 3), of a picture uint8 (H, W, 3) RGB.
+
+    The picture keeps its proportions and stands in the middle; bicubic with antialiasing. Black
+    is filled in before normalising. ValueError for an array of another kind.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+        raise ValueError(f"{image.dtype} {image.shape} is no picture: uint8 (H, W, 3) is needed")
+    height, width, _ = image.shape
+    factor = size / max(height, width)
+    # Python's rounding (halves to even) is the reference's, and so is the odd pixel's place.
+    rows, columns = (max(round(side * factor), 1) for side in (height, width))
+    if (rows, columns) != (height, width):
+        small = Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC)
+        image = np.asarray(small)
+    square = np.zeros((size, size, 3), np.uint8)
+    top, left = (size - rows) // 2, (size - columns) // 2
+    square[top : top + rows, left : left + columns] = image
+    values = square.astype(np.float32) / np.float32(255)
+    return (values - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
