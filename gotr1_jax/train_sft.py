@@ -17,6 +17,7 @@ from flax import nnx
 
 from gotr1_jax.config import to_yaml
 from gotr1_jax.convert.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gotr1_jax.convert.hub import find_checkpoint
 from gotr1_jax.convert.picture_tokenizer import PictureTokenizer, abstract_vq, load_vq
 from gotr1_jax.data.pipeline import TextLimits, sft_batches
 from gotr1_jax.data.shapes.tokenizer import train_tokenizer
@@ -61,7 +62,7 @@ def train_sft(config: SftConfig) -> Path:
     pictures = load_vq(config.vq)
     loaded = None
     if config.init is not None:
-        loaded = load_checkpoint(config.init, parts=("policy", "understanding"))
+        loaded = load_checkpoint(find_checkpoint(config.init), parts=("policy", "understanding"))
     # A new tokenizer is made apart: what it refuses leaves no run behind.
     scratch = TemporaryDirectory(prefix="gotr1_tokenizer_")
     start = _start(config, Path(scratch.name), pictures, loaded)

@@ -14,17 +14,18 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from gotr1_jax.convert import checkpoint as whole
 from gotr1_jax.convert.config_json import (
     IMAGE_SIZE,
     parse_config,
     vq_from_json,
     vq_to_json,
 )
+from gotr1_jax.convert.hub import CONFIG_FILE
 from gotr1_jax.convert.names import NAMING, Format, part_of_tensor
+from gotr1_jax.convert.opened import read_config
 from gotr1_jax.convert.reader import open_tensors
-from gotr1_jax.convert.tree import check_tensors, load_tree, tree_shapes
-from gotr1_jax.convert.writer import new_directory, write_safetensors
+from gotr1_jax.convert.tree import check_tensors, foreign_tensors, load_tree, tree_shapes
+from gotr1_jax.convert.writer import WEIGHTS_FILE, new_directory, write_safetensors
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.models.vq import VQModel
@@ -50,17 +51,17 @@ def load_vq(path: str | Path, dtype: Any = jnp.float32) -> PictureTokenizer:
     Raises InputError in one line for what is missing, unknown or misshapen.
     """
     path = Path(path)
-    data = whole.read_config(path)
+    data = read_config(path)
     form: Format = "original"
     if set(data) == {"model_type", "gen_vision_config"}:
         params = data["gen_vision_config"].get("params", {})
         try:
             config = vq_from_json(params)
         except (TypeError, ValueError) as error:
-            raise InputError(f"{path / whole.CONFIG_FILE}: {error}") from error
+            raise InputError(f"{path / CONFIG_FILE}: {error}") from error
         image_size = int(params.get("image_size", IMAGE_SIZE))
     else:
-        sizes, form = parse_config(data, str(path / whole.CONFIG_FILE))
+        sizes, form = parse_config(data, str(path / CONFIG_FILE))
         config, image_size = sizes.vq, sizes.image_size
     tensors = {
         name: tensor
@@ -82,9 +83,9 @@ def save_vq(
         "model_type": "multi_modality",
         "gen_vision_config": {**section, "params": vq_to_json(config, image_size)},
     }
-    with new_directory(Path(directory), whole.CONFIG_FILE) as temporary:
+    with new_directory(Path(directory), CONFIG_FILE) as temporary:
         text = json.dumps(data, indent=2) + "\n"
-        (temporary / whole.CONFIG_FILE).write_text(text, encoding="utf-8")
-        out = whole.out_tensors({"vq": state}, "original")
-        write_safetensors(temporary / whole.WEIGHTS_FILE, out, dtype)
+        (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
+        out = foreign_tensors({"vq": state}, NAMING["original"])
+        write_safetensors(temporary / WEIGHTS_FILE, out, dtype)
     return Path(directory)

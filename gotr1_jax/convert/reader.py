@@ -32,6 +32,16 @@ FLOATS: dict[str, Any] = {
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
 }
+# What a tensor that nothing uses may have too.
+STORED: dict[str, Any] = {
+    **FLOATS,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 _MAX_HEADER = 100_000_000
 
 
@@ -46,9 +56,9 @@ class Tensor:
     load: Callable[[], np.ndarray]
 
     def read(self) -> np.ndarray:
-        """The stored values, read-only, in the stored dtype; InputError if that is no float."""
-        if self.dtype not in FLOATS:
-            known = ", ".join(FLOATS)
+        """The stored values, read-only, in the stored dtype; InputError if that is unknown."""
+        if self.dtype not in STORED:
+            known = ", ".join(STORED)
             raise InputError(
                 f"{self.file}: tensor {self.name} has dtype {self.dtype}; known are {known}"
             )
@@ -122,7 +132,7 @@ def _read_safetensors(file: Path) -> Iterator[Tensor]:
             raise InputError(
                 f"{file} is truncated: tensor {name} ends at byte {start + end} of {size}"
             )
-        wanted = math.prod(shape) * np.dtype(FLOATS[dtype]).itemsize if dtype in FLOATS else None
+        wanted = math.prod(shape) * np.dtype(STORED[dtype]).itemsize if dtype in STORED else None
         if not 0 <= begin <= end or min(shape, default=0) < 0 or wanted not in (None, end - begin):
             raise InputError(f"{file} is corrupt: bad extent of tensor {name}")
         end_of_all = max(end_of_all, end)
@@ -134,7 +144,7 @@ def _read_safetensors(file: Path) -> Iterator[Tensor]:
 def _view(
     data: np.ndarray, begin: int, end: int, dtype: str, shape: tuple[int, ...]
 ) -> Callable[[], np.ndarray]:
-    return lambda: data[begin:end].view(FLOATS[dtype]).reshape(shape)
+    return lambda: data[begin:end].view(STORED[dtype]).reshape(shape)
 
 
 def _no_doubles(file: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
@@ -164,14 +174,10 @@ def _read_pickle(file: Path) -> Iterator[Tensor]:
         raise InputError(f"{file} is truncated or corrupt: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise InputError(f"{file} holds no state dictionary of tensors")
-    kinds = {
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-    }
+    torch_names = {np.dtype(kind).name: code for code, kind in STORED.items()}
     for name, tensor in state.items():
-        dtype = kinds.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+        kind = str(tensor.dtype).removeprefix("torch.")
+        dtype = torch_names.get(kind, kind)
         yield Tensor(name, tuple(tensor.shape), dtype, file, _from_torch(tensor))
 
 

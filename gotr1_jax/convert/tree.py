@@ -10,13 +10,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from gotr1_jax.convert.copying import copy_into, empty_aligned
 from gotr1_jax.convert.reader import FLOATS, Tensor
 from gotr1_jax.convert.rules import Naming, Shape, Source, expected_tensors, sources
 from gotr1_jax.convert.writer import OutTensor
@@ -103,32 +106,40 @@ def load_tree(
       shardings: pytree like `state`; each device then reads its own slices only. Without it
         arrays lie on the default device.
     """
-
-    def load(key_path: Any, leaf: Any, sharding: Any = None) -> jax.Array:
-        places = sources(dotted(tree, key_path), tuple(leaf.shape), naming)
-        return load_leaf(places, tuple(leaf.shape), tensors, dtype, sharding)
-
     others = () if shardings is None else (shardings,)
-    return jax.tree.map_with_path(load, state, *others)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "load") as pool:
+
+        def load(key_path: Any, leaf: Any, sharding: Any = None) -> jax.Array:
+            shape = tuple(leaf.shape)
+            places = sources(dotted(tree, key_path), shape, naming)
+            return _load_leaf(places, shape, tensors, dtype, sharding, pool)
+
+        return jax.tree.map_with_path(load, state, *others)
 
 
-def load_leaf(
+def _load_leaf(
     places: Sequence[Source],
     shape: Shape,
     tensors: Mapping[str, Tensor],
     dtype: Any,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.Sharding | None,
+    pool: Executor,
 ) -> jax.Array:
     """One of our arrays of `shape` from its sources, in `dtype`, on its shards."""
     stacked = places[0].layer is not None
 
     def fetch(index: tuple[slice, ...]) -> np.ndarray:
-        chosen = places[index[0]] if stacked else places
         size = [len(range(*cut.indices(length))) for cut, length in zip(index, shape)]
-        out = np.empty(size, dtype)
-        for row, source in enumerate(chosen):
-            target = out[row] if stacked else out
-            target[...] = our_view(source, tensors)[index[1:] if stacked else index]
+        out = empty_aligned(size, dtype)
+        if not stacked:
+            copy_into(out, our_view(places[0], tensors)[index])
+            return out
+
+        def copy_layer(row: int, source: Source) -> None:
+            copy_into(out[row], our_view(source, tensors)[index[1:]])
+
+        chosen = places[index[0]]
+        list(pool.map(copy_layer, range(len(chosen)), chosen))
         return out
 
     whole = (slice(None),) * len(shape)
@@ -136,7 +147,8 @@ def load_leaf(
         return jax.make_array_from_callback(
             shape, sharding, lambda index: fetch(whole if index is None else index)
         )
-    return jax.device_put(fetch(whole), may_alias=False)  # jnp.array would compile every shape
+    # Nobody else holds this memory, so a CPU device takes it as it is. jnp.array would compile.
+    return jax.device_put(fetch(whole), may_alias=True)
 
 
 def our_view(source: Source, tensors: Mapping[str, Tensor]) -> np.ndarray:

@@ -9,37 +9,74 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
-import ml_dtypes
 import numpy as np
 
+from gotr1_jax.convert.reader import STORED
 from gotr1_jax.errors import InputError, RunError
 
-DTYPES = {"float32": ("F32", np.dtype(np.float32)), "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16))}  # fmt: skip  # noqa: E501
+DTYPES = {"float32": "F32", "bfloat16": "BF16"}
+"""Dtypes that can be asked for -> their names in safetensors."""
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_CHUNK = 32 << 20  # bytes that are cast and written at a time
 
 
 @dataclass(frozen=True)
 class OutTensor:
-    """A tensor to be written: its name, its shape, and where its values come from when needed."""
+    """A tensor to be written.
+
+    Attributes:
+      name, shape: what the file says.
+      get: fetches the values when they are due.
+      dtype: how they are stored, as safetensors calls it.
+    """
 
     name: str
     shape: tuple[int, ...]
     get: Callable[[], np.ndarray]
+    dtype: str = "F32"
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * np.dtype(STORED[self.dtype]).itemsize
 
 
-def write_safetensors(path: Path, tensors: Sequence[OutTensor], dtype: str) -> None:
-    """Writes `tensors`, cast to `dtype` ("float32" or "bfloat16"), each fetched when it is due."""
+def dtype_code(dtype: str) -> str:
+    """The name in safetensors of a dtype that a user asks for; InputError if not writable."""
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} cannot be written; choose {' or '.join(DTYPES)}")
-    code, kind = DTYPES[dtype]
+    return DTYPES[dtype]
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Sequence[OutTensor],
+    dtype: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Writes one file; each tensor is fetched, cast and written in its turn.
+
+    Args:
+      path: the file.
+      tensors: in the order in which they are to lie.
+      dtype: "float32" or "bfloat16" for all of them; None keeps what each says.
+      progress: is told the bytes of each tensor when it is written.
+
+    Raises InputError for another dtype, OSError.
+    """
+    if dtype is not None:
+        tensors = [replace(tensor, dtype=dtype_code(dtype)) for tensor in tensors]
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
-        end = offset + math.prod(tensor.shape) * kind.itemsize
+        end = offset + tensor.size
         header[tensor.name] = {
-            "dtype": code,
+            "dtype": tensor.dtype,
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }
@@ -49,12 +86,62 @@ def write_safetensors(path: Path, tensors: Sequence[OutTensor], dtype: str) -> N
     with open(path, "wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            values = np.ascontiguousarray(tensor.get(), dtype=kind)
-            if values.shape != tensor.shape:
-                raise ValueError(f"{tensor.name}: {values.shape} is not {tensor.shape}")
-            stream.write(values.reshape(-1).view(np.uint8).data)
+            _write_values(stream, tensor)
+            if progress is not None:
+                progress(tensor.size)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def write_weights(
+    directory: Path,
+    tensors: Sequence[OutTensor],
+    shard_size: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Writes model.safetensors, or shards with an index where all exceed `shard_size` bytes.
+
+    A tensor larger than that has a shard of its own. Returns the number of files of weights.
+    """
+    shards = _shards(tensors, shard_size)
+    if len(shards) == 1:
+        write_safetensors(directory / WEIGHTS_FILE, tensors, progress=progress)
+        return 1
+    index: dict[str, str] = {}
+    for i, shard in enumerate(shards, start=1):
+        name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(directory / name, shard, progress=progress)
+        index |= {tensor.name: name for tensor in shard}
+    total = sum(tensor.size for tensor in tensors)
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
+    (directory / INDEX_FILE).write_text(text + "\n", encoding="utf-8")
+    return len(shards)
+
+
+def _shards(tensors: Sequence[OutTensor], shard_size: int | None) -> list[list[OutTensor]]:
+    shards: list[list[OutTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shard_size is not None and shards[-1] and filled + tensor.size > shard_size:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.size
+    return shards
+
+
+def _write_values(stream: BinaryIO, tensor: OutTensor) -> None:
+    """Casts and writes some rows at a time: a large tensor is never held twice."""
+    values, kind = tensor.get(), np.dtype(STORED[tensor.dtype])
+    if values.shape != tensor.shape:
+        raise ValueError(f"{tensor.name}: {values.shape} is not {tensor.shape}")
+    if not values.shape or not values.size:
+        stream.write(values.astype(kind).tobytes())
+        return
+    rows = max(1, _CHUNK * len(values) // max(1, values.size * kind.itemsize))
+    for start in range(0, len(values), rows):
+        part = np.ascontiguousarray(values[start : start + rows], dtype=kind)
+        stream.write(part.reshape(-1).view(np.uint8).data)
 
 
 @contextmanager

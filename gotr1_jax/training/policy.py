@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from gotr1_jax.convert.checkpoint import EMBEDDED, Checkpoint, load_checkpoint
+from gotr1_jax.convert.checkpoint import Checkpoint, load_checkpoint
+from gotr1_jax.convert.hub import EMBEDDED, find_checkpoint
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.lora import fold_lora, split_lora
 from gotr1_jax.parallel.sharding import state_shardings
@@ -43,8 +44,8 @@ class SplitPolicy:
 
 
 def checkpoint_path(init: str) -> Path:
-    """The folder that `policy.init` names."""
-    return EMBEDDED if init == "embedded" else Path(init)
+    """The folder that `policy.init` names: "embedded", a directory, a run or a hub id."""
+    return EMBEDDED if init == "embedded" else find_checkpoint(init)
 
 
 def load_policy(config: PolicyConfig, seed: int, mesh: Mesh) -> tuple[SplitPolicy, Checkpoint]:

@@ -1,0 +1,140 @@
+"""A checkpoint directory, opened and checked: sizes, naming, every name, shape and dtype.
+
+Nothing large is read: tensors are views of the files, fetched when somebody asks for them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from gotr1_jax.convert.config_json import parse_config
+from gotr1_jax.convert.hub import CONFIG_FILE
+from gotr1_jax.convert.names import NAMING, UNUSED, Format, part_of_tensor
+from gotr1_jax.convert.reader import Tensor, open_tensors
+from gotr1_jax.convert.rules import Naming, Shape
+from gotr1_jax.convert.tree import check_tensors, tree_shapes
+from gotr1_jax.errors import InputError
+from gotr1_jax.models.config import JanusConfig
+from gotr1_jax.models.janus import abstract_policy
+from gotr1_jax.models.siglip import Understanding
+from gotr1_jax.models.vq import VQModel
+from gotr1_jax.text import TextTokenizer
+
+PARTS = ("policy", "vq", "understanding")
+
+
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """What a directory holds.
+
+    Attributes:
+      path: the directory.
+      data: its config.json.
+      config: sizes.
+      form: naming scheme, "original" or "hf".
+      tensors: everything stored, by name.
+      parts: which of "policy", "vq", "understanding" it holds, in that order.
+      unused: names of the stored tensors that no part uses.
+    """
+
+    path: Path
+    data: Mapping[str, Any]
+    config: JanusConfig
+    form: Format
+    tensors: Mapping[str, Tensor]
+    parts: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    @property
+    def naming(self) -> Naming:
+        """Rules of its names."""
+        return NAMING[self.form]
+
+    @cached_property
+    def leaves(self) -> dict[str, Shape]:
+        """Shapes of our arrays that it holds, by dotted path."""
+        return part_shapes({part: abstract_state(part, self.config) for part in self.parts})
+
+
+def open_checkpoint(path: str | Path, parts: Sequence[str] = ("policy",)) -> OpenCheckpoint:
+    """Opens a checkpoint that must hold `parts` whole; what it holds of the others, too.
+
+    Raises InputError, in one line, for a directory that is no checkpoint, for a file that is
+    missing, truncated or corrupt, for a tokenizer that does not fit, and for unknown, missing,
+    doubled and misshapen tensors.
+    """
+    path = Path(path)
+    data = read_config(path)
+    config, form = parse_config(data, str(path / CONFIG_FILE))
+    if "policy" in parts:
+        check_vocabulary(TextTokenizer.from_dir(path), config, path)
+    tensors = open_tensors(path)
+    found = {part_of_tensor(name, form) for name in tensors if not UNUSED.match(name)}
+    present = tuple(part for part in PARTS if part in parts or part in found)
+    shapes = part_shapes({part: abstract_state(part, config) for part in present})
+    unused = check_tensors(tensors, shapes, NAMING[form], str(path))
+    return OpenCheckpoint(path, data, config, form, tensors, present, unused)
+
+
+def abstract_part(part: str, config: JanusConfig, dtype: Any = jnp.float32) -> Any:
+    """The module of "policy", "vq" or "understanding", parameters as shapes only."""
+    if part == "policy":
+        return abstract_policy(config, param_dtype=dtype)
+    if part == "vq":
+        return nnx.eval_shape(lambda: VQModel(config.vq, rngs=nnx.Rngs(0), dtype=dtype))
+    if part == "understanding":
+        return nnx.eval_shape(lambda: Understanding(config, rngs=nnx.Rngs(0), param_dtype=dtype))
+    raise ValueError(f"unknown part {part!r}; parts are {', '.join(PARTS)}")
+
+
+@cache
+def split_part(part: str, config: JanusConfig, dtype: Any) -> tuple[Any, Any]:
+    """(graphdef, abstract state) of a part; tracing a big module takes a second."""
+    return nnx.split(abstract_part(part, config, dtype))
+
+
+def abstract_state(part: str, config: JanusConfig) -> Any:
+    """Shapes of a part's parameters as a pure tree."""
+    return split_part(part, config, jnp.float32)[1]
+
+
+def part_shapes(states: Mapping[str, Any]) -> dict[str, Shape]:
+    """Shapes of all arrays of the given parts by dotted path."""
+    return {
+        path: shape
+        for part, state in states.items()
+        for path, shape in tree_shapes(part, state).items()
+    }
+
+
+def check_vocabulary(tokenizer: TextTokenizer, config: JanusConfig, path: Path) -> None:
+    """InputError for a tokenizer with more ids than the model has embedding rows."""
+    rows = config.decoder.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise InputError(
+            f"the tokenizer in {path} has ids up to {tokenizer.vocab_size - 1}, "
+            f"but the model has only {rows} embedding rows"
+        )
+
+
+def read_config(path: Path) -> Any:
+    """The parsed config.json of a checkpoint directory; InputError if it has none."""
+    file = path / CONFIG_FILE
+    if not path.is_dir():
+        raise InputError(f"no checkpoint at {path}: there is no such directory")
+    if not file.is_file():
+        raise InputError(f"no checkpoint at {path}: it holds no {CONFIG_FILE}")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON: {error}") from error
