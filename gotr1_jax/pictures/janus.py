@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,8 @@ def open_picture(path: str | Path) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise InputError(f"the picture {path} is an empty file")
-        with Image.open(path) as image:
+        # Pillow warns of odd palettes and of very large pictures: both are read all the same.
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except InputError:
         raise

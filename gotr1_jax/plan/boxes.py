@@ -32,6 +32,9 @@ class Box:
         An inverted side is not turned round: it becomes empty (x2 = x1), so an inverted box
         has no area and overlaps nothing. Turning it round would reward corners in the wrong
         order.
+
+        >>> Box(-5, 10, 1200, 20).clean()
+        Box(x1=0, y1=10, x2=999, y2=20)
         """
         x1, y1, x2, y2 = (min(max(v, 0), LAST) for v in (self.x1, self.y1, self.x2, self.y2))
         return Box(x1, y1, max(x1, x2), max(y1, y2))
@@ -47,6 +50,9 @@ def iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes after `Box.clean`, in [0, 1].
 
     0 when either box has no area (degenerate, inverted, or wholly outside the picture).
+
+    >>> iou(Box(0, 0, 100, 100), Box(0, 50, 100, 100))
+    0.5
     """
     a, b = a.clean(), b.clean()
     width = min(a.x2, b.x2) - max(a.x1, b.x1)
@@ -61,6 +67,9 @@ def box_from_pixels(x1: float, y1: float, x2: float, y2: float, width: int, heig
     """The box of a half-open pixel box (x2, y2 exclusive) in a (width, height) picture.
 
     Each value is min(999, round(1000 · pixel / side)), and at least 0.
+
+    >>> box_from_pixels(16, 8, 32, 48, 64, 64)
+    Box(x1=250, y1=125, x2=500, y2=750)
     """
 
     def thousandths(value: float, side: int) -> int:
@@ -78,6 +87,9 @@ def box_to_pixels(box: Box, width: int, height: int) -> tuple[float, float, floa
     """(x1, y1, x2, y2) of a box in pixels of a (width, height) picture: value · side / 1000.
 
     The box is taken as written; clean it first where it may be out of range.
+
+    >>> box_to_pixels(Box(250, 125, 500, 750), 64, 64)
+    (16.0, 8.0, 32.0, 48.0)
     """
     return (
         box.x1 * width / SCALE,

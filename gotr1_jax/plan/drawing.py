@@ -2,59 +2,31 @@
 
 from __future__ import annotations
 
-import colorsys
-import re
-import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from gotr1_jax.errors import InputError
 from gotr1_jax.plan.boxes import Box, box_to_pixels
-from gotr1_jax.plan.grammar import BOX_END, BOX_START, OBJ_END, OBJ_START
+from gotr1_jax.plan.colors import Color, distinct_color, ink_on
+from gotr1_jax.plan.labels import Rectangle, clean_label, fit_label, place_label, touches
 from gotr1_jax.plan.matching import match_objects
 
-Color = tuple[int, int, int]
-Rectangle = tuple[float, float, float, float]
-
 MIN_SIDE = 384
-MAX_LABEL = 32
-_MARKERS = re.compile("|".join(map(re.escape, (OBJ_START, OBJ_END, BOX_START, BOX_END))))
-_ACCENTS = range(0x300, 0x370)
 _HALO: Color = (20, 20, 20)
-# Bright and far apart; later colors step round the hues by the golden ratio.
-_PALETTE: tuple[Color, ...] = (
-    (255, 64, 64),
-    (64, 160, 255),
-    (80, 220, 80),
-    (255, 200, 0),
-    (240, 90, 255),
-    (0, 225, 225),
-    (255, 140, 40),
-    (175, 140, 255),
-    (190, 255, 60),
-    (255, 150, 190),
-)
+_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
-def _color(index: int) -> Color:
-    if index < len(_PALETTE):
-        return _PALETTE[index]
-    hue = (index * 0.61803398875) % 1.0
-    r, g, b = colorsys.hsv_to_rgb(hue, 0.65 if index % 2 else 0.9, 1.0)
-    return round(255 * r), round(255 * g), round(255 * b)
+@dataclass(frozen=True)
+class _Item:
+    """One box to draw: its outline, its color, and its label, empty for none."""
 
-
-def clean_label(name: str) -> str:
-    """A name as it is drawn: printable ASCII, at most MAX_LABEL characters.
-
-    Accents are dropped, a run of other letters (the built-in font has none) becomes "?";
-    plan markers, control and direction characters go.
-    """
-    name = _MARKERS.sub(" ", name)
-    kept = (" " if unicodedata.category(c)[0] in "CZ" else c for c in name)
-    letters = (c for c in unicodedata.normalize("NFKD", "".join(kept)) if ord(c) not in _ACCENTS)
-    label = " ".join(re.sub(r"[^ -~]+", "?", "".join(letters)).split())
-    return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 3] + "..."
+    rect: Rectangle
+    color: Color
+    label: str
+    located: bool
 
 
 def _fit_scale(width: int, height: int) -> int:
@@ -94,47 +66,77 @@ def _draw_box(
         draw.rectangle(bar, fill=color)
 
 
-def _overlap(a: Rectangle, b: Rectangle) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+def _size(draw: ImageDraw.ImageDraw, text: str, font: _Font) -> tuple[float, float]:
+    """Width and height of a label with its margins; all labels of one font are as high."""
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    _, high, _, low = draw.textbbox((0, 0), "Ag", font=font)
+    return right - left + 8, max(bottom - top, low - high) + 6
 
 
-def _place_label(
-    rect: Rectangle, size: tuple[float, float], canvas: tuple[int, int], taken: list[Rectangle]
-) -> Rectangle:
-    """Where a label of `size` goes: at a corner of its box, off the other labels if it can be."""
-    x1, y1, x2, y2 = rect
-    w, h = size
-    # Above the top-left corner, then inside it, then the other corners, then down the side.
-    spots = [(x1, y1 - h), (x1, y1), (x2 - w, y1 - h), (x1, y2), (x2 - w, y2), (x2 - w, y2 - h)]
-    spots += [(x1, y1 + i * h) for i in range(1, 1 + int(max(0.0, canvas[1] - y1) // h))]
-    best: tuple[float, Rectangle] | None = None
-    for x, y in spots:
-        x = min(max(x, 0.0), max(0.0, canvas[0] - w))
-        y = min(max(y, 0.0), max(0.0, canvas[1] - h))
-        place = (x, y, x + w, y + h)
-        hidden = sum(_overlap(place, other) for other in taken)
-        if hidden == 0:
-            return place
-        if best is None or hidden < best[0]:
-            best = (hidden, place)
-    assert best is not None
-    return best[1]
+def _lead(draw: ImageDraw.ImageDraw, item: _Item, place: Rectangle, line: int) -> None:
+    """A line from a label to its box."""
+    x, y = (place[0] + place[2]) / 2, (place[1] + place[3]) / 2
+    x1, y1, x2, y2 = item.rect
+    ends = (x, y, min(max(x, x1), x2), min(max(y, y1), y2))
+    draw.line(ends, fill=_HALO, width=line + 2)
+    draw.line(ends, fill=item.color, width=line)
 
 
-def _draw_label(
-    draw: ImageDraw.ImageDraw,
-    text: str,
-    place: Rectangle,
-    color: Color,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-    filled: bool,
-) -> None:
+def _draw_label(draw: ImageDraw.ImageDraw, item: _Item, place: Rectangle, font: _Font) -> None:
     x1, y1, x2, y2 = place
-    dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] < 140
-    paper = color if filled else _HALO
-    ink = ((255, 255, 255) if dark else (0, 0, 0)) if filled else color
+    paper = _HALO if item.located else item.color
+    ink = item.color if item.located else ink_on(item.color)
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=paper, outline=_HALO)
-    draw.text(((x1 + x2) / 2, (y1 + y2) / 2), text, fill=ink, font=font, anchor="mm")
+    draw.text(((x1 + x2) / 2, (y1 + y2) / 2), item.label, fill=ink, font=font, anchor="mm")
+
+
+def _draw_labels(
+    draw: ImageDraw.ImageDraw, items: Sequence[_Item], canvas: tuple[int, int], font: _Font
+) -> None:
+    sizes = [_size(draw, item.label, font) for item in items]
+    high = max((h for _, h in sizes), default=0.0)
+    sides = [(i.rect, max(i.rect[2] - i.rect[0], i.rect[3] - i.rect[1])) for i in items]
+    small = [rect for rect, side in sides if side < 3 * high]
+    placed: list[tuple[_Item, Rectangle]] = []
+    for item, size in zip(items, sizes, strict=True):
+        if item.label:
+            taken = [place for _, place in placed]
+            placed.append((item, place_label(item.rect, size, canvas, taken, small)))
+    for item, place in placed:
+        if not touches(place, item.rect):
+            _lead(draw, item, place, max(1, round(max(canvas) / 384)))
+    for item, place in placed:
+        _draw_label(draw, item, place, font)
+
+
+def _items(
+    planned: Sequence[tuple[str, Box]],
+    located: Sequence[tuple[str, Box]],
+    canvas: tuple[int, int],
+    ascii_only: bool,
+) -> list[_Item]:
+    """All boxes, the planned ones first; a located box that matches one shares its color."""
+    partner = {j: i for i, j, _ in match_objects(planned, located) if j is not None}
+    items = [
+        _Item(_rectangle(box, *canvas), distinct_color(i), clean_label(name, i, ascii_only), False)
+        for i, (name, box) in enumerate(planned)
+    ]
+    spare = len(planned)
+    for j, (name, box) in enumerate(located):
+        label, number = "", partner.get(j)
+        if number is None:
+            label, number, spare = clean_label(name, spare, ascii_only), spare, spare + 1
+        items.append(_Item(_rectangle(box, *canvas), distinct_color(number), label, True))
+    return items
+
+
+def _load_font(font: str | Path | None, size: int) -> _Font:
+    if font is None:
+        return ImageFont.load_default(size=size)
+    try:
+        return ImageFont.truetype(str(font), size)
+    except OSError as error:
+        raise InputError(f"the font {font} cannot be read: {error}") from error
 
 
 def draw_overlay(
@@ -142,11 +144,13 @@ def draw_overlay(
     planned: Sequence[tuple[str, Box]],
     located: Sequence[tuple[str, Box]] = (),
     scale: int | None = None,
+    font: str | Path | None = None,
 ) -> Image.Image:
     """Draw planned boxes (solid, named) and located boxes (dashed) over a picture.
 
     A located box has the color of the planned box it matches by name; only one that matches
-    none carries its own label, colored on dark. Boxes are drawn at their cleaned values.
+    none carries its own label, colored on dark. Boxes are drawn at their cleaned values. Labels
+    keep off one another; one that finds no place at its box is tied to it by a line.
 
     Args:
         image: the picture; left unchanged.
@@ -154,9 +158,19 @@ def draw_overlay(
         located: (name, box) of the objects found in the picture.
         scale: whole factor by which the picture is enlarged (pixels repeated); None takes the
             smallest that makes the longer side at least 384.
+        font: TrueType or OpenType file for the labels. The built-in font has Latin letters
+            without accents only: an object with a name in another script is labeled by its
+            number, "#0" being the first.
 
     Returns:
         A new RGB picture of `scale` times the size.
+
+    Raises:
+        InputError: the font cannot be read.
+
+    >>> picture = Image.new("RGB", (64, 64), "gray")
+    >>> draw_overlay(picture, [("cat", Box(100, 200, 500, 800))]).size
+    (384, 384)
     """
     factor = _fit_scale(*image.size) if scale is None else max(1, scale)
     canvas = image.convert("RGB").resize(
@@ -164,35 +178,17 @@ def draw_overlay(
     )
     draw = ImageDraw.Draw(canvas)
     side = max(canvas.size)
-    line = max(2, round(side / 192))
-    font = ImageFont.load_default(size=max(12, round(side / 29)))
-
-    colors = [_color(i) for i in range(len(planned))]
-    partner = {j: i for i, j, _ in match_objects(planned, located) if j is not None}
-    labels: list[tuple[str, Rectangle, Color, bool]] = []
-    for (name, box), color in zip(planned, colors):
-        rect = _rectangle(box, *canvas.size)
-        _draw_box(draw, rect, color, line, dashed=False)
-        labels.append((clean_label(name), rect, color, True))
-    spare = len(planned)
-    for j, (name, box) in enumerate(located):
-        rect = _rectangle(box, *canvas.size)
-        if j in partner:
-            color = colors[partner[j]]
-        else:
-            color, spare = _color(spare), spare + 1
-            labels.append((clean_label(name), rect, color, False))
-        _draw_box(draw, rect, color, line, dashed=True)
-
-    # Labels last, so that no line crosses a name; their places avoid one another.
-    taken: list[Rectangle] = []
-    for text, rect, color, filled in labels:
-        if not text:
-            continue
-        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-        ascent = draw.textbbox((0, 0), "Ag", font=font)
-        height = max(bottom - top, ascent[3] - ascent[1]) + 6
-        place = _place_label(rect, (right - left + 8, height), canvas.size, taken)
-        taken.append(place)
-        _draw_label(draw, text, place, color, font, filled)
+    letters = _load_font(font, max(9, round(side / 29)))
+    items = [
+        replace(
+            item,
+            label=fit_label(item.label, lambda t: _size(draw, t, letters)[0], canvas.width),
+        )
+        for item in _items(planned, located, canvas.size, ascii_only=font is None)
+    ]
+    line = max(1 if side < 192 else 2, round(side / 192))
+    for item in items:
+        _draw_box(draw, item.rect, item.color, line, dashed=item.located)
+    # Labels last, so that no line crosses a name.
+    _draw_labels(draw, items, canvas.size, letters)
     return canvas

@@ -37,6 +37,15 @@ _SECTION = re.compile(rf"{_POINT},{_POINT}")
 _MAX_DIGITS = 9
 
 
+def normalise_name(name: str) -> str:
+    """The form in which names are compared: case folded, runs of white space made one space.
+
+    >>> normalise_name(" Red  Circle")
+    'red circle'
+    """
+    return " ".join(name.casefold().split())
+
+
 @dataclass(frozen=True)
 class PlanObject:
     """One object of a plan.
@@ -78,6 +87,19 @@ class Plan:
         """(name, box as written) of the objects that have a readable box."""
         return tuple((o.name, o.box) for o in self.objects if o.box is not None)
 
+    def index(self, name: str) -> int:
+        """Number of the first object of that name, blanks and case apart.
+
+        Raises:
+            InputError: the plan has no such object.
+        """
+        wanted = normalise_name(name)
+        for number, item in enumerate(self.objects):
+            if normalise_name(item.name) == wanted:
+                return number
+        names = ", ".join(repr(item.name) for item in self.objects) or "no objects"
+        raise InputError(f"the plan has no object {name!r}; it has {names}")
+
 
 def _integer(digits: str) -> int:
     """int(digits), saturated at nine digits; Python's own refuses thousands of digits."""
@@ -97,6 +119,12 @@ def parse_plan(text: str, max_objects: int = MAX_OBJECTS) -> Plan:
     Args:
         text: any text.
         max_objects: objects to keep; the rest only count in `Plan.num_dropped`.
+
+    >>> plan = parse_plan("a <|obj_start|>cat<|obj_end|> <|box_start|>(1,2),(30,40)<|box_end|>!")
+    >>> plan.boxes
+    (('cat', Box(x1=1, y1=2, x2=30, y2=40)),)
+    >>> str(plan).endswith("!")
+    True
     """
     objects: list[PlanObject] = []
     dropped = markers = complete = 0
@@ -135,8 +163,19 @@ def parse_plan(text: str, max_objects: int = MAX_OBJECTS) -> Plan:
     return Plan(text, tuple(objects), dropped, markers - 4 * complete)
 
 
-def _format_box(box: Box) -> str:
+def format_box(box: Box) -> str:
+    """The box section of an object.
+
+    >>> format_box(Box(1, 2, 3, 4))
+    '<|box_start|>(1,2),(3,4)<|box_end|>'
+    """
     return f"{BOX_START}({box.x1},{box.y1}),({box.x2},{box.y2}){BOX_END}"
+
+
+def check_name(name: str) -> None:
+    """InputError for a name that holds one of the four markers."""
+    if _MARKER.search(name):
+        raise InputError(f"object name {name!r} holds a plan marker: take it out of the name")
 
 
 def format_object(name: str, box: Box) -> str:
@@ -144,28 +183,9 @@ def format_object(name: str, box: Box) -> str:
 
     Raises:
         InputError: the name holds one of the four markers.
+
+    >>> format_object("cat", Box(10, 20, 400, 500))
+    '<|obj_start|>cat<|obj_end|> <|box_start|>(10,20),(400,500)<|box_end|>'
     """
-    if _MARKER.search(name):
-        raise InputError(f"object name {name!r} holds a plan marker: take it out of the name")
-    return f"{OBJ_START}{name}{OBJ_END} {_format_box(box)}"
-
-
-def replace_box(plan: Plan, index: int, box: Box) -> Plan:
-    """A new plan in which object `index` has `box`; every other character stays as it is.
-
-    An object without a readable box gets one.
-
-    Raises:
-        InputError: there is no object of that index.
-    """
-    if not 0 <= index < len(plan.objects):
-        raise InputError(f"plan has no object {index}: it has {len(plan.objects)}, counted from 0")
-    item = plan.objects[index]
-    name_end = plan.text.index(OBJ_END, item.start) + len(OBJ_END)
-    section = plan.text.find(BOX_START, name_end, item.end)
-    if section < 0:
-        before, after = plan.text[:name_end] + " ", plan.text[name_end:]
-    else:
-        before, after = plan.text[:section], plan.text[item.end :]
-    # Parsed again, so that the spans of the later objects are right.
-    return parse_plan(before + _format_box(box) + after, max_objects=len(plan.objects))
+    check_name(name)
+    return f"{OBJ_START}{name}{OBJ_END} {format_box(box)}"

@@ -9,11 +9,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from gotr1_jax.plan.boxes import Box, iou
-
-
-def normalise_name(name: str) -> str:
-    """The form in which names are compared: case folded, runs of white space made one space."""
-    return " ".join(name.casefold().split())
+from gotr1_jax.plan.grammar import normalise_name
 
 
 def match_objects(
@@ -32,6 +28,10 @@ def match_objects(
         One (planned index, found index or None, IoU) for each planned object, in their order.
         None, with IoU 0, when no found object of that name was left. A pair of the same name
         may have IoU 0: found, but elsewhere.
+
+    >>> found = [("dog", Box(0, 0, 9, 9)), ("Cat", Box(0, 0, 100, 50))]
+    >>> match_objects([("cat", Box(0, 0, 100, 100)), ("bird", Box(0, 0, 9, 9))], found)
+    [(0, 1, 0.5), (1, None, 0.0)]
     """
     result: list[tuple[int, int | None, float]] = [(i, None, 0.0) for i in range(len(planned))]
     by_name: dict[str, list[int]] = defaultdict(list)
