@@ -33,13 +33,18 @@ VOCABULARY_FILES = (
 START, END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _WORD_END = "</w>"
-# What ftfy, which the reference cleans captions with, does to correct text: quotes are
-# straightened, ligatures and full-width characters become ordinary ones.
-_STRAIGHT = {
+# What ftfy, which the reference cleans captions with, does to correct text: quotes are straight,
+# ligatures and full-width characters ordinary, control characters dropped.
+_COMPOSED = [
+    *(0x132, 0x133, *range(0x1C4, 0x1CD), *range(0x1F1, 0x1F4), *range(0xFB00, 0xFB07), 0x3000),
+    *range(0xFF01, 0xFFF0),
+]
+_PLAIN: dict[int, str | None] = {
     **dict.fromkeys([0x02BC, *range(0x2018, 0x201C)], "'"),
     **dict.fromkeys(range(0x201C, 0x2020), '"'),
-    **{i: unicodedata.normalize("NFKC", chr(i)) for i in range(0xFB00, 0xFB07)},
-    **{i: unicodedata.normalize("NFKC", chr(i)) for i in [0x3000, *range(0xFF01, 0xFFF0)]},
+    **{i: unicodedata.normalize("NFKC", chr(i)) for i in _COMPOSED},
+    0xFB05: "ſt",
+    **dict.fromkeys([*range(9), 0x0B, *range(0x0E, 0x20), 0x7F, 0xFEFF]),
 }
 
 
@@ -133,7 +138,7 @@ def clean(caption: str) -> str:
 
     open_clip also repairs wrongly decoded text with ftfy; captions here are valid as they are.
     """
-    text = unicodedata.normalize("NFC", caption.translate(_STRAIGHT))
+    text = unicodedata.normalize("NFC", caption.translate(_PLAIN))
     return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 

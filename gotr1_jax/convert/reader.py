@@ -92,6 +92,14 @@ def open_tensors(directory: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def open_pickle(file: Path, section: str) -> dict[str, Tensor]:
+    """The tensors of one file that torch saved, those under its key `section`, by name.
+
+    Raises InputError if it is missing, truncated or corrupt, or has no such section.
+    """
+    return {tensor.name: tensor for tensor in _read_pickle(file, section)}
+
+
 def _read_index(path: Path) -> dict[str, str]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
@@ -160,7 +168,7 @@ def _no_doubles(file: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]
     return hook
 
 
-def _read_pickle(file: Path) -> Iterator[Tensor]:
+def _read_pickle(file: Path, section: str | None = None) -> Iterator[Tensor]:
     try:
         import torch
     except ImportError as error:
@@ -172,6 +180,10 @@ def _read_pickle(file: Path) -> Iterator[Tensor]:
     except Exception as error:  # zip, pickle and torch errors share no base class
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{file} is truncated or corrupt: {reason}") from error
+    if section is not None:
+        if not isinstance(state, dict) or section not in state:
+            raise InputError(f"{file} is another kind of file: it holds no {section}")
+        state = state[section]
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise InputError(f"{file} holds no state dictionary of tensors")
     torch_names = {np.dtype(kind).name: code for code, kind in STORED.items()}

@@ -49,12 +49,17 @@ def dotted(tree: str, key_path: Sequence[Any]) -> str:
 
 
 def check_tensors(
-    tensors: Mapping[str, Tensor], leaves: Mapping[str, Shape], naming: Naming, where: str
+    tensors: Mapping[str, Tensor],
+    leaves: Mapping[str, Shape],
+    naming: Naming,
+    where: str,
+    sizes: str = "its config.json",
 ) -> tuple[str, ...]:
     """Compares names, shapes and dtypes with what `leaves` need; returns the known unused names.
 
-    Nothing is read. `where` names the directory in messages. Raises InputError, one line, that
-    names unknown, missing and misshapen tensors, both shapes and the file.
+    Nothing is read. `where` names the directory in messages, `sizes` what the shapes come from.
+    Raises InputError, one line, that names unknown, missing and misshapen tensors, both shapes
+    and the file.
     """
     expected = expected_tensors(leaves, naming)
     skipped = tuple(sorted(name for name in tensors if naming.unused.match(name)))
@@ -77,7 +82,7 @@ def check_tensors(
         if names
     ]
     if faults:
-        raise InputError(f"the tensors in {where} do not fit its config.json: {'; '.join(faults)}")
+        raise InputError(f"the tensors in {where} do not fit {sizes}: {'; '.join(faults)}")
     for name in expected:
         if tensors[name].dtype not in FLOATS:
             raise InputError(

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "parallel", "pictures", "plan"),
-    ("text", "text_qwen"),
+    ("text", "text_clip", "text_qwen"),
     ("data",),
     ("models",),
     ("convert", "sampling", "schema"),

@@ -1,0 +1,322 @@
+"""Reading HPS v2.1, and CLIP checkpoints of its kind, and converting it.
+
+    checkpoint = load_clip("HPS_v2.1_compressed.pt", jnp.bfloat16)
+    clip = checkpoint.module()
+
+Two formats are read: the released file (github.com/tgxs002/HPSv2: a torch pickle with open_clip's
+names under `state_dict` and no sizes, which are ViT-H/14's), and a directory in the format of
+`transformers.CLIPModel`. `convert_hps` makes the second of the first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gotr1_jax.convert.reader import Tensor, open_pickle, open_tensors
+from gotr1_jax.convert.rules import CONV, LINEAR, SAME, Naming, Rule, Source, sources
+from gotr1_jax.convert.tree import check_tensors, load_tree, our_view, tree_shapes
+from gotr1_jax.convert.writer import OutTensor, new_directory, write_safetensors
+from gotr1_jax.errors import InputError
+from gotr1_jax.models.clip import VIT_H_14, Clip, ClipConfig, TowerConfig, abstract_clip
+from gotr1_jax.text_clip import ClipTokenizer
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+HPS_FILE = "HPS_v2.1_compressed.pt"
+_TREE, _SECTION = "clip", "state_dict"
+# Our size -> (key in a section of config.json, its value where the file leaves it out).
+_TOWER_KEYS = {
+    "width": "hidden_size",
+    "mlp_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+}
+_TEXT_SIZES = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8, "vocab_size": 49408, "max_position_embeddings": 77}  # fmt: skip  # noqa: E501
+_VISION_SIZES = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 32}  # fmt: skip  # noqa: E501
+
+
+def _linear(ours: str, theirs: str, third: int | None = None) -> Iterator[Rule]:
+    yield Rule(f"{ours}.kernel", f"{theirs}weight", LINEAR, third)
+    yield Rule(f"{ours}.bias", f"{theirs}bias", SAME, third)
+
+
+def _norm(ours: str, theirs: str) -> Iterator[Rule]:
+    yield Rule(f"{ours}.scale", f"{theirs}.weight")
+    yield Rule(f"{ours}.bias", f"{theirs}.bias")
+
+
+def _open_clip_rules() -> Iterator[Rule]:
+    vision, text = f"{_TREE}.vision.", f"{_TREE}.text."
+    yield Rule(f"{vision}patch.kernel", "visual.conv1.weight", CONV)
+    yield Rule(f"{vision}class_token", "visual.class_embedding")
+    yield Rule(f"{vision}positions", "visual.positional_embedding")
+    yield from _norm(f"{vision}norm_pre", "visual.ln_pre")
+    yield from _norm(f"{vision}norm", "visual.ln_post")
+    yield Rule(f"{vision}projection.kernel", "visual.proj")
+    yield Rule(f"{text}table.table", "token_embedding.weight")
+    yield Rule(f"{text}positions", "positional_embedding")
+    yield from _norm(f"{text}norm", "ln_final")
+    yield Rule(f"{text}projection.kernel", "text_projection")
+    for tower, prefix in ((vision, "visual."), (text, "")):
+        ours, theirs = f"{tower}blocks.", f"{prefix}transformer.resblocks.{{l}}."
+        yield from _norm(f"{ours}norm1", f"{theirs}ln_1")
+        yield from _norm(f"{ours}norm2", f"{theirs}ln_2")
+        for third, name in enumerate("qkv"):
+            yield from _linear(f"{ours}{name}", f"{theirs}attn.in_proj_", third)
+        yield from _linear(f"{ours}out", f"{theirs}attn.out_proj.")
+        yield from _linear(f"{ours}fc1", f"{theirs}mlp.c_fc.")
+        yield from _linear(f"{ours}fc2", f"{theirs}mlp.c_proj.")
+
+
+def _port_rules() -> Iterator[Rule]:
+    vision, text = f"{_TREE}.vision.", f"{_TREE}.text."
+    for tower, model in ((vision, "vision_model."), (text, "text_model.")):
+        yield Rule(f"{tower}positions", f"{model}embeddings.position_embedding.weight")
+        ours, theirs = f"{tower}blocks.", f"{model}encoder.layers.{{l}}."
+        yield from _norm(f"{ours}norm1", f"{theirs}layer_norm1")
+        yield from _norm(f"{ours}norm2", f"{theirs}layer_norm2")
+        for name in "qkv":
+            yield from _linear(f"{ours}{name}", f"{theirs}self_attn.{name}_proj.")
+        yield from _linear(f"{ours}out", f"{theirs}self_attn.out_proj.")
+        for name in ("fc1", "fc2"):
+            yield from _linear(f"{ours}{name}", f"{theirs}mlp.{name}.")
+    yield Rule(f"{vision}patch.kernel", "vision_model.embeddings.patch_embedding.weight", CONV)
+    yield Rule(f"{vision}class_token", "vision_model.embeddings.class_embedding")
+    yield from _norm(f"{vision}norm_pre", "vision_model.pre_layrnorm")  # spelled so there
+    yield from _norm(f"{vision}norm", "vision_model.post_layernorm")
+    yield Rule(f"{vision}projection.kernel", "visual_projection.weight", LINEAR)
+    yield Rule(f"{text}table.table", "text_model.embeddings.token_embedding.weight")
+    yield from _norm(f"{text}norm", "text_model.final_layer_norm")
+    yield Rule(f"{text}projection.kernel", "text_projection.weight", LINEAR)
+
+
+# The scale belongs to the contrastive loss; masks and positions follow from the sizes.
+OPEN_CLIP = Naming(tuple(_open_clip_rules()), re.compile(r"logit_scale$|attn_mask$"))
+PORT = Naming(tuple(_port_rules()), re.compile(r"logit_scale$|.*\.position_ids$"))
+
+
+@dataclass(frozen=True)
+class ClipCheckpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+      config: sizes.
+      state: parameters of a `Clip`, a pure `nnx.State`.
+      dtype: of those parameters.
+      source: the file or directory.
+    """
+
+    config: ClipConfig
+    state: Any
+    dtype: Any
+    source: Path
+
+    def module(self) -> Clip:
+        """The model as a module; it computes in the dtype of what it is given."""
+        return nnx.merge(nnx.split(abstract_clip(self.config, self.dtype))[0], self.state)
+
+    def tokenizer(self, vocabulary: str | Path | None = None) -> ClipTokenizer:
+        """The tokenizer that fits, read from `vocabulary` or from where the weights are.
+
+        Raises InputError if no vocabulary is there (see `ClipTokenizer.from_path`).
+        """
+        return read_vocabulary(self.source, self.config, vocabulary)
+
+
+@cache
+def abstract_state(config: ClipConfig, dtype: Any = jnp.float32) -> Any:
+    """The state of a `Clip` as shapes only; shardings are made of it."""
+    return nnx.split(abstract_clip(config, dtype))[1]
+
+
+def load_clip(
+    path: str | Path,
+    dtype: Any = jnp.float32,
+    shardings: Any = None,
+    hps_config: ClipConfig = VIT_H_14,
+) -> ClipCheckpoint:
+    """Reads `HPS_v2.1_compressed.pt`, or a directory in the format of `transformers.CLIPModel`.
+
+    Every name and shape is checked before anything is allocated; then one array after another
+    is read, cast to `dtype` and placed.
+
+    Args:
+      path: the file or directory.
+      dtype: of the parameters.
+      shardings: tree of shardings like `abstract_state`; each device then reads its own slices
+        only. Without it arrays lie on the default device.
+      hps_config: sizes of a file, which says none; a directory has a config.json.
+
+    Raises InputError, in one line, for what is neither, for a file that is missing, truncated or
+    corrupt, and for unknown, missing and misshapen tensors.
+    """
+    path = Path(path)
+    config, tensors, naming = _checked_tensors(path, hps_config)
+    state = load_tree(_TREE, abstract_state(config, dtype), naming, tensors, dtype, shardings)
+    return ClipCheckpoint(config, state, dtype, path)
+
+
+def read_clip_config(path: str | Path, hps_config: ClipConfig = VIT_H_14) -> ClipConfig:
+    """Sizes of what `load_clip` reads; InputError if there is nothing of the kind."""
+    path = Path(path)
+    if path.is_file():
+        return hps_config
+    file = path / CONFIG_FILE
+    if not file.is_file():
+        what = f"it holds no {CONFIG_FILE}" if path.is_dir() else "there is no such file"
+        raise InputError(f"no CLIP at {path}: {what}; give {HPS_FILE} or what it was converted to")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON: {error}") from error
+    return parse_clip_config(data, str(file))
+
+
+def read_vocabulary(
+    path: str | Path, config: ClipConfig, vocabulary: str | Path | None = None
+) -> ClipTokenizer:
+    """The tokenizer for the weights at `path`, from `vocabulary` or from beside them."""
+    path = Path(path)
+    place = vocabulary or (path.parent if path.is_file() else path)
+    return ClipTokenizer.from_path(place, config.vocab_size, config.context_length)
+
+
+def convert_hps(
+    source: str | Path,
+    target: str | Path,
+    vocabulary: str | Path | None = None,
+    dtype: str = "bfloat16",
+    hps_config: ClipConfig = VIT_H_14,
+) -> Path:
+    """Writes the weights at `source` as a directory in the format of `transformers.CLIPModel`.
+
+    Tensor after tensor is copied: no more than one is in memory. The vocabulary is written
+    beside the weights, so that the directory is all that a judge needs.
+
+    Args:
+      source: what `load_clip` reads.
+      target: the directory; it appears whole or not at all. One that was converted earlier is
+        replaced.
+      vocabulary: file or directory (see `ClipTokenizer.from_path`); None looks beside `source`.
+      dtype: "bfloat16" or "float32", of the stored weights.
+
+    Returns `target`. Raises InputError as `load_clip` does, and if there is no vocabulary or the
+    target is something else; RunError if it cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    config, tensors, naming = _checked_tensors(source, hps_config)
+    tokenizer = read_vocabulary(source, config, vocabulary)
+    out: list[OutTensor] = []
+    for path, shape in tree_shapes(_TREE, abstract_state(config)).items():
+        for new, old in zip(sources(path, shape, PORT), sources(path, shape, naming)):
+            out.append(OutTensor(new.name, new.shape, partial(_renamed, old, new, tensors)))
+    text = json.dumps(clip_config_to_json(config, dtype), indent=2)
+    with new_directory(target, CONFIG_FILE) as temporary:
+        (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        tokenizer.save(temporary)
+        out.sort(key=lambda tensor: tensor.name)
+        write_safetensors(temporary / WEIGHTS_FILE, out, dtype)
+    return target
+
+
+def parse_clip_config(data: Any, source: str) -> ClipConfig:
+    """Sizes from a parsed config.json of a CLIPModel; `source` names it in error messages.
+
+    What a file leaves out has the value that `transformers` gives it. Raises InputError for
+    another kind of model, and for arithmetic that is not HPS's.
+    """
+    if not isinstance(data, dict) or data.get("model_type") != "clip":
+        kind = data.get("model_type") if isinstance(data, dict) else None
+        raise InputError(f"{source} describes a model of type {kind!r}; CLIP ('clip') is needed")
+    try:
+        text, vision = (data.get(f"{part}_config") or {} for part in ("text", "vision"))
+        config = ClipConfig(
+            vision=_tower({**_VISION_SIZES, **vision}, "vision_config"),
+            text=_tower({**_TEXT_SIZES, **text}, "text_config"),
+            image_size=_size({**_VISION_SIZES, **vision}, "image_size", "vision_config"),
+            patch_size=_size({**_VISION_SIZES, **vision}, "patch_size", "vision_config"),
+            vocab_size=_size({**_TEXT_SIZES, **text}, "vocab_size", "text_config"),
+            context_length=_size({**_TEXT_SIZES, **text}, "max_position_embeddings", "text_config"),
+            embedding_size=_size({"projection_dim": 512, **data}, "projection_dim", "the file"),
+        )
+        # Older files say 2 and mean the largest id.
+        end = text.get("eos_token_id", 49407)
+        if end not in (2, None, config.vocab_size - 1):
+            raise ValueError(f"text_config.eos_token_id {end!r} is not the last of the vocabulary")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{source}: {error}") from error
+    return config
+
+
+def clip_config_to_json(config: ClipConfig, dtype: str) -> dict[str, Any]:
+    """The config.json of a CLIPModel of these sizes."""
+
+    def tower(sizes: TowerConfig) -> dict[str, Any]:
+        named = {theirs: getattr(sizes, ours) for ours, theirs in _TOWER_KEYS.items()}
+        extra = {"hidden_act": "gelu", "layer_norm_eps": sizes.norm_eps}
+        return {**named, **extra, "projection_dim": config.embedding_size}
+
+    text = {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context_length,
+        "bos_token_id": config.vocab_size - 2,
+        "eos_token_id": config.vocab_size - 1,
+        "pad_token_id": 0,
+    }
+    vision = {"image_size": config.image_size, "patch_size": config.patch_size}
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.embedding_size,
+        "text_config": {"model_type": "clip_text_model", **tower(config.text), **text},
+        "vision_config": {"model_type": "clip_vision_model", **tower(config.vision), **vision},
+        "torch_dtype": dtype,
+    }
+
+
+def _tower(section: Mapping[str, Any], where: str) -> TowerConfig:
+    if (act := section.get("hidden_act", "quick_gelu")) != "gelu":
+        raise ValueError(f"{where}.hidden_act {act!r} is not supported; HPS has 'gelu'")
+    eps = section.get("layer_norm_eps", 1e-5)
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
+        raise ValueError(f"{where}.layer_norm_eps {eps!r} is no small number above 0")
+    sizes = {ours: _size(section, theirs, where) for ours, theirs in _TOWER_KEYS.items()}
+    return TowerConfig(**sizes, norm_eps=float(eps))
+
+
+def _size(section: Mapping[str, Any], key: str, where: str) -> int:
+    value = section[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{where}.{key} {value!r} is not a whole number of 1 or more")
+    return value
+
+
+def _checked_tensors(
+    path: Path, hps_config: ClipConfig
+) -> tuple[ClipConfig, Mapping[str, Tensor], Naming]:
+    """Sizes, tensors and naming of a checkpoint whose names and shapes fit."""
+    config = read_clip_config(path, hps_config)
+    if path.is_file():
+        tensors, naming = open_pickle(path, _SECTION), OPEN_CLIP
+        fit = "HPS v2.1, a CLIP ViT-H/14"
+    else:
+        tensors, naming, fit = open_tensors(path), PORT, "its config.json"
+    check_tensors(tensors, tree_shapes(_TREE, abstract_state(config)), naming, str(path), fit)
+    return config, tensors, naming
+
+
+def _renamed(old: Source, new: Source, tensors: Mapping[str, Tensor]) -> np.ndarray:
+    """The values of `new`, which holds what `old` holds."""
+    ours = our_view(old, tensors)
+    return ours if new.axes is None else ours.transpose(np.argsort(new.axes))

@@ -1,0 +1,64 @@
+"""Tiny CLIP checkpoints for tests: sizes, a vocabulary, the vocabulary's file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gotr1_jax.models.clip import ClipConfig, TowerConfig
+
+# Merges that build on each other, in the order of their ranks.
+_LINES = """
+t h
+th e</w>
+r e
+re d</w>
+c u
+cu b
+cub e</w>
+b a
+ba l
+bal l</w>
+l e
+le f
+lef t</w>
+o f</w>
+t o</w>
+b l
+bl u
+blu e</w>
+n g</w>
+i ng</w>
+a n
+an d</w>
+Ã ©</w>
+' s</w>
+d o
+do n</w>
+' t</w>
+e r
+th er
+ther e</w>
+r e</w>
+' re</w>
+"""
+MERGES: tuple[tuple[str, str], ...] = tuple(
+    (left, right) for left, right in (line.split() for line in _LINES.strip().splitlines())
+)
+
+TINY = ClipConfig(
+    vision=TowerConfig(width=32, mlp_size=48, num_layers=3, num_heads=4),
+    text=TowerConfig(width=24, mlp_size=40, num_layers=2, num_heads=3),
+    image_size=42,
+    patch_size=14,
+    vocab_size=512 + len(MERGES) + 2,
+    context_length=48,
+    embedding_size=20,
+)
+
+
+def write_vocabulary(directory: Path) -> Path:
+    """merges.txt in `directory`; returns it."""
+    file = directory / "merges.txt"
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in MERGES), ""]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
