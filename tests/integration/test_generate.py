@@ -1,28 +1,38 @@
-"""`gotr1 generate`: the golden picture, files of captions, bad input, nothing half-written."""
+"""`gotr1 generate`: the golden picture, files of captions, batches, bad input."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import compiled_once
 from tiny_checkpoints import TINY, write_tiny
 
 from gotr1_jax import generate
 from gotr1_jax.convert.checkpoint import EMBEDDED, find_checkpoint
-from gotr1_jax.errors import InputError, RunError
-from gotr1_jax.generate import MAX_ROWS, GenerateConfig, Painter, Sample, batches, write_result
+from gotr1_jax.errors import InputError
+from gotr1_jax.generation.painter import Painter, sample_keys
+from gotr1_jax.generation.settings import GenerateConfig
+from gotr1_jax.generation.work import Survey
+from gotr1_jax.sampling.sampler import row_keys
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("tiny") / "ckpt")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def share_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with compiled_once(tmp_path_factory.mktemp("programs")):
+        yield
 
 
 def gotr1(*words: str | Path) -> None:
@@ -84,56 +94,78 @@ def test_one_caption(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(list(out.iterdir())) == 4
 
 
-def test_file_of_captions(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+CAPTIONS = ["a red circle", "Bjørn's 🟥", "مربع أحمر", "a <begin_of_image> b", "a cat"]
+LONG = "a blue square above a green star and a red circle left of a small yellow triangle"
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Content of all files by name."""
+    found = (f for f in out.rglob("*") if f.is_file())
+    return {f.relative_to(out).as_posix(): f.read_bytes() for f in found}
+
+
+def test_file_of_captions(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "captions.txt"
-    captions = ["a red circle", "Bjørn's 🟥", "مربع أحمر", "a <begin_of_image> b", "a cat"]
-    file.write_bytes(("\r\n\r\n".join(captions)).encode())
-    common = ("--ckpt", tiny, "--max-plan-tokens", "6", "--n", "2")
-    gotr1("--prompts", file, "--out", tmp_path / "whole", *common, "--json")
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["prompt"] for line in lines] == captions
-    folders = sorted((tmp_path / "whole").iterdir())
-    assert [f.name for f in folders] == [f"{i:05d}" for i in range(5)]
-    for folder, line in zip(folders, lines):
+    file.write_bytes(("\r\n\r\n".join(CAPTIONS)).encode())
+    out = tmp_path / "out"
+    common = ("--ckpt", tiny, "--prompts", file, "--max-plan-tokens", "6", "--n", "2", "--json")
+    gotr1("--out", out, *common)
+    printed = capsys.readouterr().out
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert [line["prompt"] for line in lines] == CAPTIONS
+    assert {f.name for f in out.iterdir()} == {
+        "generation.json", *(f"{i:05d}" for i in range(5))
+    }  # fmt: skip
+    for i, line in enumerate(lines):
+        folder = out / f"{i:05d}"
         assert json.loads((folder / "result.json").read_text()) == line
         assert len(list(folder.iterdir())) == 7
         assert line["prompt_ids"].count(line["prompt_ids"][0]) == 1
+        assert [s["image"] for s in line["samples"]] == ["image_00.png", "image_01.png"]
 
-    # The same file in batches of two captions, the last one filled up: the same draws.
-    monkeypatch.setattr(generate, "MAX_ROWS", 4)
-    gotr1("--prompts", file, "--out", tmp_path / "split", *common)
-    for folder, line in zip(sorted((tmp_path / "split").iterdir()), lines):
-        assert json.loads((folder / "result.json").read_text()) == line
-
-
-@pytest.mark.parametrize(("captions", "n"), [(1, 1), (5, 3), (40, 1), (3, MAX_ROWS), (2, 70)])
-def test_batches_cover_every_sample_once(captions: int, n: int) -> None:
-    seen, shapes = [], set()
-    for places, first, count in batches(captions, n):
-        assert len(places) * count <= MAX_ROWS
-        shapes.add((len(places), count))
-        for place in dict.fromkeys(places):
-            seen += [(place, first + i) for i in range(count)]
-    assert seen == [(p, s) for p in range(captions) for s in range(n)]
-    assert len(shapes) <= 2
+    # Given again: nothing is drawn, everything is shown.
+    before = {f: f.stat().st_mtime_ns for f in out.rglob("*")}
+    gotr1("--out", out, *common)
+    assert capsys.readouterr().out == printed
+    assert {f: f.stat().st_mtime_ns for f in out.rglob("*")} == before
 
 
-def test_keys_of_later_samples_do_not_depend_on_the_cut() -> None:
-    whole = jax.random.key_data(generate._keys(3, [1, 4], 0, 6)).reshape(2, 6, -1)
-    part = jax.random.key_data(generate._keys(3, [4], 4, 2))
-    np.testing.assert_array_equal(part, whole[1, 4:])
+def test_neither_batches_nor_devices_have_a_say(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "captions.txt"
+    file.write_text("\n".join([LONG, *CAPTIONS[:2], CAPTIONS[0]]))
+    common = ("--ckpt", tiny, "--prompts", file, "--max-plan-tokens", "6", "--n", "3", "--json")
+    outputs, every = [], jax.devices()
+    for devices, size in ((1, 8), (1, 1), (1, 3), (8, 8)):
+        monkeypatch.setattr(jax, "devices", lambda devices=devices: every[:devices])
+        out = tmp_path / f"{devices}_{size}"
+        gotr1("--out", out, *common, "--batch-size", size)
+        outputs.append((capsys.readouterr().out, files(out)))
+    # The same lines in the order of the captions, although the long one is drawn last.
+    assert all(output == outputs[0] for output in outputs[1:])
+    results = [json.loads(line) for line in outputs[0][0].splitlines()]
+    assert [result["prompt"] for result in results] == [LONG, *CAPTIONS[:2], CAPTIONS[0]]
+    draws = {tuple(s["image_ids"]) for result in results for s in result["samples"]}
+    assert len(draws) == 12
 
 
-def test_decoding_in_chunks(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    painter = Painter(GenerateConfig(("a",), tmp_path), tiny)
+def test_keys_are_those_of_the_sampler() -> None:
+    whole = jax.random.key_data(row_keys(3, 0, np.array([1, 4]), 6))
+    ours = sample_keys(3, np.repeat([1, 4], 6), np.tile(np.arange(6), 2))
+    np.testing.assert_array_equal(jax.random.key_data(ours), whole)
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_decoding_a_picture_at_a_time(tiny: Path, tmp_path: Path, devices: int) -> None:
+    config = GenerateConfig(tmp_path, prompt="a")
+    painter = Painter(config, tiny, Survey(5, 16, 601), "float32", jax.devices()[:devices])
     ids = np.random.default_rng(0).integers(0, 64, (5, TINY.num_image_tokens), np.int32)
-    whole = painter._decoder()(ids)
-    monkeypatch.setattr(generate, "_DECODED_PIXELS", 2 * TINY.image_size**2)
-    parts = painter._decoder()(ids)
-    assert whole.shape == parts.shape == (5, 16, 16, 3)
-    assert np.abs(whole.astype(int) - parts).max() <= 1
+    whole = painter.decode(ids)
+    assert whole.shape == (5, 16, 16, 3) and whole.dtype == np.uint8
+    for i in range(5):
+        np.testing.assert_array_equal(painter.decode(ids[i : i + 1])[0], whole[i])
+    assert len({picture.tobytes() for picture in whole}) == 5
 
 
 # Bad input ----------------------------------------------------------------------------------
@@ -148,6 +180,15 @@ def test_decoding_in_chunks(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (("--prompt", "a", "--max-plan-tokens", "0"), "max_plan_tokens is 0"),
         (("--prompt", "a", "--cfg", "nan"), "cfg is nan"),
         (("--prompt", "a", "--seed", "-1"), "seed is -1"),
+        (("--prompt", "a", "--batch-size", "0"), "batch_size is 0"),
+        (("--prompt", "a", "--temperature", "0"), "temperature is 0"),
+        (("--prompt", "a", "--top-p", "0"), "top_p is 0"),
+        (("--prompt", "a", "--template", "Paint"), "neither gotr1, janus nor a readable file"),
+        (("--prompt", "a", "--template", "{caption}{caption}"), "exactly once"),
+        (("--prompt", "a", "--plans", "p.jsonl"), "give one of them"),
+        (("--plans", "p.jsonl", "--plans-only"), "give one of them"),
+        (("--plans", "none.jsonl"), "cannot read plans from none.jsonl: No such file"),
+        ((), "nothing to generate"),
     ],
 )
 def test_bad_words(tiny: Path, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
@@ -164,7 +205,7 @@ def test_bad_files(tiny: Path, tmp_path: Path) -> None:
         gotr1("--ckpt", tiny, "--prompts", tmp_path / "none.txt", *out)
     long = tmp_path / "long.txt"
     long.write_text("a cat\n" + "red " * 3000)
-    with pytest.raises(InputError, match=r"caption 2 of the file: .* limit of 2048"):
+    with pytest.raises(InputError, match=r"long.txt, line 2: .* limit of 2048"):
         gotr1("--ckpt", tiny, "--prompts", long, *out)
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="long.txt is a file"):
@@ -181,27 +222,3 @@ def test_a_run_directory_stands_for_its_model(tiny: Path, tmp_path: Path) -> Non
     assert find_checkpoint(run) == run / "model"
     assert find_checkpoint(tiny) == tiny
     assert find_checkpoint(None) == EMBEDDED
-
-
-def result_of(*names: str) -> tuple[dict[str, Any], list[Sample]]:
-    sample = Sample([1], [2], np.zeros((16, 16, 3), np.uint8))
-    entries = [{"plan_text": "", "image": name} for name in names]
-    return {"samples": entries}, [sample] * len(names)
-
-
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "out"
-    write_result(out, *result_of("image_00.png"))
-    before = {f.name: f.read_bytes() for f in out.iterdir()}
-    assert set(before) == {"image_00.png", "overlay_00.png", "plan_00.txt", "result.json"}
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(RunError, match="disk full"):
-        write_result(out, *result_of("image_00.png", "image_01.png"))
-    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
-    with pytest.raises(RunError, match="disk full"):
-        write_result(tmp_path / "new", *result_of("image_00.png"))
-    assert not (tmp_path / "new").exists()

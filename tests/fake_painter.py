@@ -1,0 +1,79 @@
+"""A painter without a model, for tests of what `gotr1 generate` reads and writes.
+
+As a program it draws into a directory and is killed while the files of a caption are moved:
+
+    fake_painter.py KILL_AT OPTIONS_OF_GENERATE...
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from gotr1_jax import generate
+from gotr1_jax.generation import painter
+from gotr1_jax.generation.settings import GenerateConfig
+from gotr1_jax.generation.work import Batch, Survey
+from gotr1_jax.text import TextTokenizer
+
+SIDE = 4  # pixels of a picture
+
+
+class FakePainter:
+    """Ids and pixels are functions of (seed, caption's place, sample) and of a given plan."""
+
+    plan_bucket = 128
+
+    def __init__(self, config: GenerateConfig, source: Path, work: Survey, dtype: str) -> None:
+        self.batch_size = config.batch_size or 4
+        self._config, self._boi = config, TextTokenizer.from_dir(source).specials.boi
+
+    def draw(self, batch: Batch) -> Any:
+        """Rows as the sampler gives them."""
+        seed_B = np.full_like(batch.place_B, self._config.seed)
+        ids_BU = np.stack([seed_B, batch.place_B, batch.index_B], axis=1)
+        plans, lengths = batch.plan_ids_BT, batch.plan_len_B
+        if plans is None:
+            ends = np.full_like(batch.place_B, self._boi)
+            plans = np.stack([100 + batch.place_B % 300, 100 + batch.index_B % 300, ends], axis=1)
+            lengths = np.full_like(batch.place_B, 3)
+        return SimpleNamespace(plan_ids_BT=plans, plan_len_B=lengths, image_ids_BU=ids_BU)
+
+    def decode(self, ids_BU: np.ndarray) -> np.ndarray:
+        """Pictures of one color: seed, place and sample."""
+        color = (ids_BU * [50, 10, 40] % 256).astype(np.uint8)
+        return np.broadcast_to(color[:, None, None], (len(ids_BU), SIDE, SIDE, 3)).copy()
+
+
+def gotr1(*words: str | Path) -> None:
+    """`gotr1 generate` with these options."""
+    parser = argparse.ArgumentParser()
+    generate.add_arguments(parser)
+    generate.run(parser.parse_args([str(word) for word in words]))
+
+
+def _die_at(count: int) -> None:
+    """From now on the process is killed when it moves its file number `count`."""
+    replace, moved = Path.replace, 0
+
+    def counting(self: Path, target: Path) -> Path:
+        nonlocal moved
+        moved += 1
+        if moved == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(self, target)
+
+    Path.replace = counting  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    painter.Painter = FakePainter  # type: ignore[assignment, misc]
+    _die_at(int(sys.argv[1]))
+    gotr1(*sys.argv[2:])
