@@ -193,12 +193,12 @@ def _parse_vision(vision: Mapping[str, Any]) -> QwenVisionConfig:
     rope = vision.get("rope_parameters") or {}
     if set(rope) - {"rope_type", "rope_theta"} or rope.get("rope_type", "axial") != "axial":
         raise ValueError(f"rope_parameters {rope} of the vision tower are not supported")
-    theta = {"rope_theta": _number(rope, "rope_theta")} if "rope_theta" in rope else {}
+    theta = QwenVisionConfig.rope_theta
     return QwenVisionConfig(
         **{ours: _whole(vision, key) for ours, key in _VISION_SIZES.items()},
         full_attention=tuple(blocks),
         geometry=Geometry(**{ours: _whole(vision, key) for ours, key in _GEOMETRY_SIZES.items()}),
-        **theta,
+        rope_theta=_number(rope, "rope_theta") if "rope_theta" in rope else theta,
     )
 
 

@@ -1,0 +1,343 @@
+"""Qwen2.5-VL against `transformers` with the same weights, in float32: block by block, whole,
+and token by token. `transformers` uses positions in time, height and width only when it is
+given `mm_token_type_ids`, so they always are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from tiny_qwen import TINY_QWEN, write_tiny_qwen
+
+from gotr1_jax.convert.qwen2_5_vl import QwenCheckpoint, load_qwen
+from gotr1_jax.models.decoder import causal_attention
+from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL
+from gotr1_jax.models.qwen_vision import picture_attention, window_attention
+from gotr1_jax.pictures.qwen import Picture, read_picture
+from gotr1_jax.pictures.qwen_pack import (
+    PackedPictures,
+    mrope_positions,
+    pack_pictures,
+    row_shape,
+    unit_places,
+)
+from gotr1_jax.text_qwen import ImageTokens
+
+# (height, width). A window is 112 px: the first and third divide into whole ones, the others not.
+SIZES = ((112, 112), (168, 140), (224, 112), (28, 28), (140, 84))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tiny checkpoint, read by us and by `transformers`."""
+
+    checkpoint: QwenCheckpoint
+    theirs: Any
+
+    @cached_property
+    def ours(self) -> Qwen2_5_VL:
+        return self.checkpoint.module()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    torch = pytest.importorskip("torch")
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    torch.set_num_threads(1)
+    text = replace(TINY_QWEN.text, tie_embeddings=request.param)
+    directory = tmp_path_factory.mktemp("qwen") / "model"
+    write_tiny_qwen(directory, replace(TINY_QWEN, text=text))
+    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype="float32")
+    return Pair(load_qwen(directory, jnp.float32), theirs.eval())
+
+
+def pictures_of(pair: Pair, sizes: tuple[tuple[int, int], ...]) -> list[Picture]:
+    rng = np.random.default_rng(1)
+    images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for h, w in sizes]
+    return [read_picture(image, pair.checkpoint.preprocessing) for image in images]
+
+
+GEOMETRY = TINY_QWEN.vision.geometry
+SHAPE = row_shape([(h // 28, w // 28) for h, w in SIZES], GEOMETRY)
+ROWS = 4  # one more than the pictures need
+
+
+def pack(pictures: list[Picture]) -> PackedPictures:
+    return pack_pictures(pictures, GEOMETRY, SHAPE, ROWS)
+
+
+def for_transformers(pictures: list[Picture]) -> dict[str, Any]:
+    """The pictures as `transformers` wants them: both frames, patches of all joined."""
+    import torch
+
+    joined = np.concatenate([p.patches_NE for p in pictures])
+    doubled = np.repeat(joined.reshape(len(joined), 3, 1, 14 * 14), 2, axis=2)
+    grids = [[1, 2 * p.grid[0], 2 * p.grid[1]] for p in pictures]
+    return {
+        "pixel_values": torch.from_numpy(doubled.reshape(len(joined), -1)),
+        "image_grid_thw": torch.tensor(grids),
+    }
+
+
+def joined_like_theirs(x_RND: jax.Array, packed: PackedPictures, per_unit: int) -> np.ndarray:
+    """Pictures one after another out of our rows; `per_unit` entries a unit."""
+    flat = np.asarray(x_RND).reshape(-1, x_RND.shape[-1])
+    starts = packed.starts_P * per_unit
+    return np.concatenate(
+        [flat[s : s + h * w * per_unit] for s, (h, w) in zip(starts, packed.grids)]
+    )
+
+
+def test_every_vision_block_and_the_merger_equal_transformers(pair: Pair) -> None:
+    import torch
+
+    pictures = pictures_of(pair, SIZES)
+    packed = pack(pictures)
+    assert packed.batch.pictures_RN.max(1).tolist() == [3, 1, 1, 0]
+    visual = pair.theirs.model.visual
+    seen: list[np.ndarray] = []
+    hooks = [
+        m.register_forward_hook(lambda _m, _i, out: seen.append(out.numpy()))
+        for m in (visual.patch_embed, *visual.blocks)
+    ]
+    inputs = for_transformers(pictures)
+    with torch.no_grad():
+        out = visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+    for hook in hooks:
+        hook.remove()
+
+    tower, batch = pair.ours.vision, jax.tree.map(jnp.asarray, packed.batch)
+    in_order = jnp.asarray(np.concatenate([p.patches_NE for p in pictures]))
+    np.testing.assert_allclose(tower.patch(in_order), seen[0], atol=2e-5)
+    x, rope = tower.patch(batch.patches_RNE), tower.rope(batch.positions_RN2)
+    graphdef, stacked = nnx.split(tower.blocks)
+    for i in range(TINY_QWEN.vision.num_layers):
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, i: int = i) -> jax.Array:
+            if i in TINY_QWEN.vision.full_attention:
+                return picture_attention(q, k, v, batch.pictures_RN)
+            return window_attention(q, k, v, batch.windows_RWJ, batch.slots_RN)
+
+        block = nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], stacked))
+        x = block(x, rope, attend)
+        np.testing.assert_allclose(
+            joined_like_theirs(x, packed, 4), seen[i + 1], atol=2e-5, err_msg=f"block {i}"
+        )
+    units = jax.jit(lambda b: pair.ours.embed_pictures(b))(batch)
+    assert np.isfinite(units).all()
+    np.testing.assert_allclose(
+        joined_like_theirs(units, packed, 1), out.pooler_output.numpy(), atol=3e-5
+    )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Text rows about pictures, ready for our model."""
+
+    ids_BS: np.ndarray
+    lengths_B: np.ndarray
+    places_BS: np.ndarray
+    positions_3BS: np.ndarray
+    packed: PackedPictures
+
+
+# Rows of text and of numbers of pictures.
+MESSAGES: dict[str, list[list[str | int]]] = {
+    "text only": [["What is a cat?"], ["Hello."]],
+    "left and right": [["Look at ", 1, " and say what is left of the cat."]],
+    "many": [
+        [0, "Is this a cat?"],
+        ["Two of them: ", 1, " then ", 2, ". Which one is larger?"],
+        [3, 4, "?"],
+        ["No picture."],
+        ["The first once more ", 1],
+    ],
+}
+
+
+def make_rows(pair: Pair, messages: list[list[str | int]], room: int = 0) -> Rows:
+    """Rows padded on the right to one length and `room`."""
+    pictures = pictures_of(pair, SIZES)
+    packed, tokenizer = pack(pictures), pair.checkpoint.tokenizer
+    ids = [
+        tokenizer.encode_chat(
+            [ImageTokens(pictures[p].units) if isinstance(p, int) else p for p in message]
+        )
+        for message in messages
+    ]
+    numbers = [[p for p in message if isinstance(p, int)] for message in messages]
+    lengths = np.array([len(row) for row in ids])
+    padded = np.full((len(ids), lengths.max() + room), tokenizer.ids.text_end)
+    for b, row in enumerate(ids):
+        padded[b, : len(row)] = row
+    mask = padded == tokenizer.ids.image
+    return Rows(
+        padded,
+        lengths,
+        unit_places(mask, numbers, packed),
+        mrope_positions(mask, [[packed.grids[i] for i in row] for row in numbers]),
+        packed,
+    )
+
+
+def their_inputs(pair: Pair, rows: Rows, messages: list[list[str | int]], b: int) -> dict[str, Any]:
+    import torch
+
+    ids = torch.from_numpy(rows.ids_BS[b : b + 1, : rows.lengths_B[b]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if numbers := [p for p in messages[b] if isinstance(p, int)]:
+        pictures = pictures_of(pair, SIZES)
+        inputs |= for_transformers([pictures[i] for i in numbers])
+        inputs["mm_token_type_ids"] = (ids == pair.checkpoint.tokenizer.ids.image).int()
+    return inputs
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_every_decoder_layer_and_the_logits_equal_transformers(pair: Pair, name: str) -> None:
+    import torch
+
+    messages = MESSAGES[name]
+    rows, model = make_rows(pair, messages), pair.ours
+
+    @jax.jit
+    def layers(batch: Any) -> tuple[list[jax.Array], jax.Array]:
+        x = model.embed(
+            jnp.asarray(rows.ids_BS), jnp.asarray(rows.places_BS), model.embed_pictures(batch)
+        )
+        positions = jnp.asarray(rows.positions_3BS)
+        states, h = [x], x
+        graphdef, stacked = nnx.split(model.text.layers)
+        for i in range(TINY_QWEN.text.num_layers - 1):
+            block = nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], stacked))
+            h = block(h, model.text.rope(positions), causal_attention)
+            states.append(h)
+        hidden = model.hidden(x, positions)
+        return [*states, hidden], model.logits(hidden)
+
+    states, logits = layers(rows.packed.batch)
+    for b in range(len(messages)):
+        with torch.no_grad():
+            out = pair.theirs(**their_inputs(pair, rows, messages, b), output_hidden_states=True)
+        n = rows.lengths_B[b]
+        for i, (ours, theirs) in enumerate(zip(states, out.hidden_states, strict=True)):
+            np.testing.assert_allclose(ours[b, :n], theirs[0], atol=5e-5, err_msg=f"{b}: {i}")
+        np.testing.assert_allclose(logits[b, :n], out.logits[0], atol=2e-4)
+
+
+def greedy(model: Qwen2_5_VL, rows: Rows, count: int) -> np.ndarray:
+    """`count` tokens a row with cached keys and values: an attention with a cache is injected."""
+    B, S = rows.ids_BS.shape
+    cfg = model.text.cfg
+    graphdef, stacked = nnx.split(model.text.layers)
+
+    def run(x: jax.Array, positions: jax.Array, attend: Callable) -> jax.Array:
+        rope = model.text.rope(positions)
+        for i in range(cfg.num_layers):
+            block = nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], stacked))
+            x = block(x, rope, lambda q, k, v, i=i: attend(i, q, k, v))
+        return model.text.norm(x)
+
+    @jax.jit
+    def generate(batch: Any) -> jax.Array:
+        cache: dict[int, tuple[jax.Array, jax.Array]] = {}
+
+        def fill(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            cache[i] = (k, v)
+            return causal_attention(q, k, v)
+
+        x = model.embed(
+            jnp.asarray(rows.ids_BS), jnp.asarray(rows.places_BS), model.embed_pictures(batch)
+        )
+        positions = jnp.asarray(rows.positions_3BS)
+        lengths = jnp.asarray(rows.lengths_B)
+        hidden = run(x, positions, fill)
+        first = jnp.argmax(model.logits(hidden[jnp.arange(B), lengths - 1]), -1)
+
+        def step(carry: Any, n: jax.Array) -> tuple[Any, jax.Array]:
+            token, caches = carry
+            new = dict(caches)
+            index = lengths + n  # of the token that is read now
+
+            def attend(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+                here = (jnp.arange(S) == index[:, None])[..., None, None]
+                keys, values = (jnp.where(here, a, c) for a, c in zip((k, v), new[i]))
+                new[i] = (keys, values)
+                seen = (jnp.arange(S) <= index[:, None])[:, None, None]
+                return jax.nn.dot_product_attention(q, keys, values, mask=seen)
+
+            # An answer is text: its three positions are equal.
+            position = positions[0, jnp.arange(B), index]
+            hidden = run(model.embed(token[:, None]), position[:, None], attend)
+            return (jnp.argmax(model.logits(hidden[:, 0]), -1), new), token
+
+        _, tokens = jax.lax.scan(step, (first, cache), jnp.arange(count))
+        return tokens.T
+
+    return np.asarray(generate(rows.packed.batch))
+
+
+def test_greedy_decoding_equals_transformers_token_for_token(pair: Pair) -> None:
+    messages, count = MESSAGES["many"], 64
+    rows = make_rows(pair, messages, room=count)
+    ours = greedy(pair.ours, rows, count)
+    for b in range(len(messages)):
+        out = pair.theirs.generate(
+            **their_inputs(pair, rows, messages, b),
+            do_sample=False, max_new_tokens=count, min_new_tokens=count, eos_token_id=None,
+            pad_token_id=0,
+        )  # fmt: skip
+        np.testing.assert_array_equal(ours[b], out[0, rows.lengths_B[b] :].numpy())
+    assert len({tuple(row) for row in ours.tolist()}) == len(messages)
+    assert min(len(set(row)) for row in ours.tolist()) > 10, "rows that repeat a token test little"
+
+
+def test_positions_equal_transformers(pair: Pair) -> None:
+    import torch
+
+    rows = make_rows(pair, MESSAGES["many"])
+    ids = torch.from_numpy(rows.ids_BS)
+    kinds = (ids == pair.checkpoint.tokenizer.ids.image).int()
+    order = [p for message in MESSAGES["many"] for p in message if isinstance(p, int)]
+    grids = torch.tensor([[1, 2 * h, 2 * w] for h, w in (rows.packed.grids[i] for i in order)])
+    theirs, _ = pair.theirs.model.get_rope_index(ids, kinds, image_grid_thw=grids)
+    np.testing.assert_array_equal(rows.positions_3BS, theirs.numpy())
+
+
+def test_a_picture_costs_nothing_to_its_neighbors(pair: Pair) -> None:
+    """Alone in a row or packed with others, a picture gives the same vectors."""
+    pictures = pictures_of(pair, SIZES)
+    together = pack(pictures)
+    embed = jax.jit(pair.ours.embed_pictures)
+    joined = joined_like_theirs(embed(together.batch), together, 1)
+    alone = [pack([picture]) for picture in pictures]
+    separate = [joined_like_theirs(embed(one.batch), one, 1) for one in alone]
+    np.testing.assert_allclose(joined, np.concatenate(separate), atol=2e-5)
+
+
+def test_loads_what_transformers_saves(pair: Pair, tmp_path: Path) -> None:
+    """Its nested config.json, and its own names of tensors when they are asked for."""
+    source = pair.checkpoint.source
+    for original in (True, False):
+        directory = tmp_path / str(original)
+        pair.theirs.save_pretrained(
+            directory, save_original_format=original, max_shard_size="100KB"
+        )
+        index = json.loads((directory / "model.safetensors.index.json").read_text())
+        assert ("visual.merger.ln_q.weight" in index["weight_map"]) == original
+        assert "text_config" in json.loads((directory / "config.json").read_text())
+        for name in ("tokenizer.json", "preprocessor_config.json"):
+            (directory / name).write_bytes((source / name).read_bytes())
+        loaded = load_qwen(directory, jnp.float32)
+        assert loaded.config == pair.checkpoint.config
+        jax.tree.map(np.testing.assert_array_equal, loaded.state, pair.checkpoint.state)

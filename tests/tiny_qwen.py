@@ -1,0 +1,99 @@
+"""A small random Qwen2.5-VL for tests, written in the released format; needs no torch."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from gotr1_jax.convert.qwen2_5_vl import abstract_state, save_qwen
+from gotr1_jax.models.config import DecoderConfig
+from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig
+from gotr1_jax.pictures.qwen import Geometry
+
+SPECIALS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+    "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+
+TINY_QWEN = QwenConfig(
+    text=DecoderConfig(
+        vocab_size=272,
+        hidden_size=32,
+        mlp_size=48,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        rope_theta=1e4,
+        norm_eps=1e-5,
+        qkv_bias=True,
+        mrope_section=(1, 1, 2),
+    ),
+    vision=QwenVisionConfig(
+        width=32,
+        mlp_size=40,
+        num_layers=4,
+        num_heads=2,
+        out_size=32,
+        full_attention=(1, 3),
+        geometry=Geometry(),
+    ),
+)
+
+
+def tiny_qwen_state(config: QwenConfig = TINY_QWEN, seed: int = 0) -> nnx.State:
+    """Random parameters; norms near one, biases not zero, so that a mistake with them shows.
+
+    Kernels of the text model are large enough that greedy answers do not repeat one token.
+    """
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = jax.tree_util.keystr(path)
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        values = rng.standard_normal(leaf.shape, np.float32)
+        if "kernel" in name:
+            fan_in = np.prod(leaf.shape[:-1]) if "patch" in name else leaf.shape[-2]
+            return jnp.asarray((1.5 if "text" in name else 1.0) * values / fan_in**0.5)
+        return jnp.asarray(0.2 * values + 1 if "scale" in name else 0.5 * values)
+
+    return jax.tree.map_with_path(draw, abstract_state(config))
+
+
+def write_qwen_files(directory: Path, max_pixels: int = 392 * 392) -> Path:
+    """A byte-level tokenizer.json and a preprocessor_config.json; returns `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {letter: i for i, letter in enumerate([*letters, "ĊĊ"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("Ċ", "Ċ")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIALS))
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "min_pixels": 28 * 28,
+        "max_pixels": max_pixels,
+        "patch_size": 14,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    (directory / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return directory
+
+
+def write_tiny_qwen(
+    directory: Path, config: QwenConfig = TINY_QWEN, seed: int = 0, dtype: str = "float32"
+) -> Path:
+    """A tiny random checkpoint; returns `directory`."""
+    files = write_qwen_files(directory.with_name(directory.name + "_files"))
+    return save_qwen(directory, config, tiny_qwen_state(config, seed), files, dtype)
