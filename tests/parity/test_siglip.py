@@ -1,4 +1,4 @@
-"""The understanding side against the reference's arrays and against `transformers`."""
+"""The understanding side against the arrays that the reference implementation computed."""
 
 from __future__ import annotations
 
