@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gotr1_jax.rewards.combine import RULES, check_rule, combine, term_statistics
-from gotr1_jax.rewards.judges import JUDGE_KINDS, build_judge
+from gotr1_jax.rewards.judges import JUDGE_KINDS, JudgeConfig, build_judge, make_judge
 from gotr1_jax.rewards.types import TERMS, Judge, JudgeRequest, JudgeResult, stack_scores
 
 __all__ = [
@@ -11,11 +11,13 @@ __all__ = [
     "RULES",
     "TERMS",
     "Judge",
+    "JudgeConfig",
     "JudgeRequest",
     "JudgeResult",
     "build_judge",
     "check_rule",
     "combine",
+    "make_judge",
     "stack_scores",
     "term_statistics",
 ]

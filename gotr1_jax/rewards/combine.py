@@ -22,18 +22,19 @@ def check_rule(rule: str, terms: Sequence[str]) -> None:
         )
     if rule == "v1" and "hps" in terms:
         raise InputError("reward rule v1 has no hps term: use v2 or sum, or leave hps out")
+    if rule != "sum" and "verdict" in terms:
+        raise InputError(f"reward rule {rule} has no verdict term: use sum, or leave verdict out")
 
 
-def combine(
-    scores: Mapping[str, np.ndarray], rule: str, terms: Sequence[str] = TERMS
-) -> np.ndarray:
+def combine(scores: Mapping[str, np.ndarray], rule: str, terms: Sequence[str]) -> np.ndarray:
     """The total reward of each row.
 
     v1 = pi · (sem + spa) · ri and v2 = pi · (sem + spa)/2 · ri · hps are the two published
     versions of GoT-R1 (arXiv 2505.17022). With a subset of the terms a factor that is not
     chosen is 1. In the bracket v1 adds and v2 averages those of sem and spa that are chosen;
     with neither it is 1. `sum` is the mean of the chosen terms: a sum, scaled to one range
-    whatever the number of terms.
+    whatever the number of terms; of the verdict alone it is the reward of ReasonGen-R1 (arXiv
+    2505.24875).
 
     The total is in [0, 1]; only v1 with both sem and spa reaches 2.
 

@@ -197,6 +197,7 @@ class ShapesJudge:
     """Scores sem, spa, ri and pi of the shapes world; deterministic, without state."""
 
     terms: tuple[str, ...] = ("sem", "spa", "ri", "pi")
+    identity = "shapes"
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request; a few milliseconds each at most."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +12,8 @@ from gotr1_jax.plan import Box, Plan
 
 # sem: caption against plan text; spa: caption against planned boxes; ri: plan against picture;
 # pi: caption against picture; hps: human preference (GoT-R1, arXiv 2505.17022, section 3).
-TERMS = ("sem", "spa", "ri", "pi", "hps")
+# verdict: caption against picture, 0 or 1 (ReasonGen-R1, arXiv 2505.24875).
+TERMS = ("sem", "spa", "ri", "pi", "hps", "verdict")
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,28 @@ class JudgeResult:
     Attributes:
         scores: a value in [0, 1] for each of the judge's terms; NaN where it cannot tell.
         located: (name, box) of the objects it found in the picture.
-        words: its reasons, one line where the judge is a program.
+        words: its reasons, one line.
+        said: where the judge is a model, its own words for each term, as it wrote them.
     """
 
     scores: Mapping[str, float]
     located: tuple[tuple[str, Box], ...] = ()
     words: str = ""
+    said: Mapping[str, str] = field(default_factory=dict)
 
 
 class Judge(Protocol):
-    """Anything that scores samples; `terms` are the names it scores, out of `TERMS`."""
+    """Anything that scores samples.
+
+    `terms` are the names it scores, out of `TERMS`. `identity` is all that its scores depend on
+    besides the sample, as text: equal identities judge equally.
+    """
 
     @property
     def terms(self) -> tuple[str, ...]: ...
+
+    @property
+    def identity(self) -> str: ...
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request, in their order."""

@@ -22,8 +22,10 @@ SCORES = {
     "ri": np.array([0.5, 1.0, 0.5]),
     "pi": np.array([0.5, 1.0, 0.5]),
     "hps": np.array([0.3, 1.0, 0.0]),
+    "verdict": np.array([1.0, 1.0, 0.0]),
 }
 FOUR = ("sem", "spa", "ri", "pi")
+FIVE = (*FOUR, "hps")
 
 
 @pytest.mark.parametrize(
@@ -31,9 +33,11 @@ FOUR = ("sem", "spa", "ri", "pi")
     [
         ("v1", FOUR, 0.3),  # 0.5 (0.8 + 0.4) 0.5
         ("v2", FOUR, 0.15),
-        ("v2", TERMS, 0.045),  # 0.15 · 0.3
+        ("v2", FIVE, 0.045),  # 0.15 · 0.3
         ("sum", FOUR, 0.55),  # 2.2 / 4
-        ("sum", TERMS, 0.5),  # 2.5 / 5
+        ("sum", FIVE, 0.5),  # 2.5 / 5
+        ("sum", ("verdict",), 1.0),
+        ("sum", TERMS, 3.5 / 6),
         ("v1", ("sem",), 0.8),
         ("v2", ("sem",), 0.8),
         ("v1", ("sem", "spa"), 1.2),
@@ -61,7 +65,9 @@ def test_order_of_terms_does_not_matter() -> None:
     ("rule", "terms", "message"),
     [
         ("v3", FOUR, "v3"),
-        ("v1", TERMS, "hps"),
+        ("v1", FIVE, "hps"),
+        ("v1", ("pi", "verdict"), "v1 has no verdict"),
+        ("v2", TERMS, "v2 has no verdict"),
         ("sum", (), "one or more"),
         ("sum", ("sem", "beauty"), "beauty"),
         ("sum", ("sem", "sem"), "each once"),

@@ -1,0 +1,98 @@
+"""Answers kept on disk by the content of their questions, so that none is paid for twice.
+
+A cache is two files of JSON lines, `answers.jsonl` and, once that is full, `answers.old.jsonl`.
+Lines are only ever added to the first; when it has reached its limit it takes the place of the
+second, and what that held is forgotten. A line that a killed process left unfinished is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gotr1_jax.errors import InputError, RunError
+
+FILE_NAME = "answers.jsonl"
+OLD_NAME = "answers.old.jsonl"
+MAX_BYTES = 64 * 2**20
+
+
+class AnswerCache:
+    """Strings or numbers by key; safe to use from several threads.
+
+    Disk and memory are bounded by twice `max_bytes`. Several processes may share a folder: each
+    sees what was there when it began, and adds whole lines.
+    """
+
+    def __init__(self, folder: Path | str, max_bytes: int = MAX_BYTES) -> None:
+        """Opens the cache in `folder`, which is made; InputError where that cannot be."""
+        self._folder, self._max_bytes = Path(folder), max_bytes
+        self._lock = threading.Lock()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._old = _read(self._folder / OLD_NAME)
+            self._new = _read(self._folder / FILE_NAME)
+        except OSError as error:
+            raise InputError(
+                f"the cache of answers in {self._folder} cannot be opened: "
+                f"{error.strerror or error}; choose another folder"
+            ) from error
+
+    def get(self, key: str) -> Any | None:
+        """What is stored under `key`, else None."""
+        with self._lock:
+            return self._new.get(key, self._old.get(key))
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Stores values, none of them None, by key, in one write; RunError where that fails."""
+        if not values:
+            return
+        lines = (json.dumps({"key": k, "value": v}) + "\n" for k, v in values.items())
+        with self._lock:
+            self._new.update(values)
+            try:
+                self._append("".join(lines).encode())
+            except OSError as error:
+                raise RunError(
+                    f"answers cannot be written to {self._folder}: {error.strerror or error}; "
+                    "free some space or choose another folder for the cache"
+                ) from error
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._old.keys() | self._new.keys())
+
+    def _append(self, data: bytes) -> None:
+        path = self._folder / FILE_NAME
+        with open(path, "ab+", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(size - 1)
+                if file.read(1) != b"\n":  # a killed process's last line: close it off
+                    data = b"\n" + data
+            # One write in append mode: lines of two processes do not mix.
+            if file.write(data) != len(data):
+                raise OSError("the disk is full")
+        if size + len(data) >= self._max_bytes:
+            os.replace(path, self._folder / OLD_NAME)
+            self._old, self._new = self._new, {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if not path.exists():
+        return values
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                item = json.loads(line)
+                key, value = item["key"], item["value"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            if isinstance(key, str) and value is not None:
+                values[key] = value
+    return values

@@ -1,0 +1,230 @@
+"""The reward terms of a judge that reads pictures and text (GoT-R1, arXiv 2505.17022, section 3).
+
+sem      score 0..10 of caption and plan text, over 10. A plan without a letter is 0, unasked.
+spa      score 1..10 of caption and the sketch of the plan's boxes, (score - 1) / 9, so that the
+         scale's ends are 0 and 1. A plan without a readable box is 0, unasked.
+pi       score 0..10 of caption and picture, over 10.
+verdict  0 or 1 of caption and picture, with reasons (ReasonGen-R1, arXiv 2505.24875).
+ri       mean over all the plan's objects of the IoU of the planned box and the one located. Each
+         name is searched for once, and where it is planned more than once the instances are
+         assigned to the boxes for the largest sum. 0 for an object that is not found, that has no
+         name, no readable box or one without area, that lies past `max_objects` by size (ties:
+         the earlier in the plan), or past the plan parser's cap. A plan without objects is 0.
+
+A term is NaN where an answer that it needs could not be had or read after the second try; for ri
+that is the answer to any of its searches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.plan import Box, Plan, box_from_pixels, match_objects, normalise_name
+from gotr1_jax.rewards.multimodal import instructions as say
+from gotr1_jax.rewards.multimodal.asking import Asker, Reading
+from gotr1_jax.rewards.multimodal.cache import AnswerCache
+from gotr1_jax.rewards.multimodal.canvas import draw_canvas
+from gotr1_jax.rewards.multimodal.failures import AskingCounts
+from gotr1_jax.rewards.multimodal.questions import (
+    Engine,
+    Picture,
+    Question,
+    Scale,
+    make_picture,
+)
+from gotr1_jax.rewards.multimodal.settings import QuestionsConfig
+from gotr1_jax.rewards.types import JudgeRequest, JudgeResult
+
+MULTIMODAL_TERMS = ("sem", "spa", "ri", "pi", "verdict")
+_TEN = Scale(0, 10, say.SCORE_PREFIX)
+_FROM_ONE = Scale(1, 10, say.SCORE_PREFIX)
+_SHOWN_REASON = 200  # characters of a reason in the line that the report shows
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A term of one sample: its score, a line about it, the judge's own words, what it located."""
+
+    score: float
+    line: str
+    said: str = ""
+    located: tuple[tuple[str, Box], ...] = ()
+
+
+class MultimodalJudge:
+    """Scores any of `MULTIMODAL_TERMS` by asking an engine; all samples are asked about at once.
+
+    Attributes:
+        terms: those it scores.
+        identity: the engine's, and the version of the instructions and settings.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        terms: Sequence[str],
+        config: QuestionsConfig = QuestionsConfig(),  # noqa: B008 - frozen
+        cache: AnswerCache | None = None,
+    ) -> None:
+        """InputError for unknown terms, and for a way of reading that the engine lacks."""
+        unknown = [t for t in terms if t not in MULTIMODAL_TERMS]
+        if unknown or not terms:
+            raise InputError(
+                f"a multimodal judge scores {', '.join(MULTIMODAL_TERMS)}, not "
+                f"{', '.join(unknown) or 'nothing'}"
+            )
+        self.terms: tuple[str, ...] = tuple(terms)
+        self._engine, self._config = engine, config
+        self._asker = Asker(engine, config.reading == "expected", cache)
+        self.identity = f"{engine.identity} instructions={say.VERSION} {config}"
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
+        """One result for each request; see the module's text."""
+        asked = [self._questions(request) for request in requests]
+        flat = [q for by_term in asked for group in by_term.values() for q in group]
+        readings = iter(self._asker.ask(flat))
+        results = []
+        for request, by_term in zip(requests, asked):
+            answers = {term: [next(readings) for _ in group] for term, group in by_term.items()}
+            results.append(self._result(request, by_term, answers))
+        return results
+
+    def take_figures(self) -> dict[str, float]:
+        """Rates of failure since they were last taken; see `AskingCounts.figures`."""
+        counts, self._asker.counts = self._asker.counts, AskingCounts()
+        return counts.figures()
+
+    def _questions(self, request: JudgeRequest) -> dict[str, list[Question]]:
+        """What is asked about one sample, by term; nothing where the score is known without."""
+        picture = make_picture(request.image)
+        plan = request.plan
+        by_term: dict[str, list[Question]] = {}
+        for term in self.terms:
+            if term == "sem":
+                by_term[term] = [self._ask_sem(request)] if _says_anything(plan) else []
+            elif term == "spa":
+                by_term[term] = [self._ask_spa(request, picture)] if plan.boxes else []
+            elif term == "ri":
+                names = _different_names(self._searched(plan))
+                by_term[term] = [self._ask_where(name, picture) for name in names]
+            else:
+                by_term[term] = [self._ask_picture(term, request, picture)]
+        return by_term
+
+    def _ask_sem(self, request: JudgeRequest) -> Question:
+        return Question(
+            "score", (), say.SEM + say.show_caption(request.caption),
+            say.show_plan(request.plan.text) + say.ask_score(), self._config.score_tokens, _TEN,
+        )  # fmt: skip
+
+    def _ask_spa(self, request: JudgeRequest, picture: Picture) -> Question:
+        height, width = picture.size
+        sheet = make_picture(draw_canvas(request.plan, self._config.canvas, width / height))
+        return Question(
+            "score", (sheet,), say.SPA, say.show_caption(request.caption) + say.ask_score(),
+            self._config.score_tokens, _FROM_ONE,
+        )  # fmt: skip
+
+    def _ask_picture(self, term: str, request: JudgeRequest, picture: Picture) -> Question:
+        caption = say.show_caption(request.caption)
+        if term == "verdict":
+            limit = self._config.verdict_tokens
+            return Question("verdict", (picture,), caption, say.VERDICT, limit)
+        # The caption comes first, so that the verdict on the same picture can share it.
+        limit = self._config.score_tokens
+        return Question("score", (picture,), caption, say.PI + say.ask_score(), limit, _TEN)
+
+    def _ask_where(self, name: str, picture: Picture) -> Question:
+        limit = self._config.boxes_tokens
+        return Question("boxes", (picture,), say.LOCATE, say.show_name(name), limit)
+
+    def _searched(self, plan: Plan) -> list[tuple[str, Box]]:
+        """(name, box) of the planned objects that are looked for, largest first."""
+        wanted = [(n, b) for n, b in plan.boxes if say.show_name(n) != say.show_name("") and b.area]
+        wanted.sort(key=lambda item: -item[1].area)
+        return wanted[: self._config.max_objects]
+
+    def _result(
+        self,
+        request: JudgeRequest,
+        questions: Mapping[str, Sequence[Question]],
+        readings: Mapping[str, Sequence[Reading]],
+    ) -> JudgeResult:
+        scored: dict[str, _Scored] = {}
+        for term in self.terms:
+            if term == "ri":
+                scored[term] = self._score_ri(request, readings[term])
+            else:
+                scored[term] = _score_one(questions[term], readings[term])
+        return JudgeResult(
+            scores={term: s.score for term, s in scored.items()},
+            located=tuple(item for s in scored.values() for item in s.located),
+            words=" | ".join(f"{term} {s.line}" for term, s in scored.items()),
+            said={term: s.said for term, s in scored.items()},
+        )
+
+    def _score_ri(self, request: JudgeRequest, readings: Sequence[Reading]) -> _Scored:
+        plan = request.plan
+        number = len(plan.objects) + plan.num_dropped
+        if not number:
+            return _Scored(0.0, "0: no object is planned")
+        searched = self._searched(plan)
+        names = _different_names(searched)
+        said = "\n".join(f"{name}: {r.text}" for name, r in zip(names, readings))
+        located = tuple(
+            (name, box)
+            for name, reading in zip(names, readings)
+            for box in self._to_plan(reading, request)
+        )
+        failed = [f"{name}: {r.reason}" for name, r in zip(names, readings) if r.failed]
+        if failed:
+            return _Scored(math.nan, f"failed: {'; '.join(failed)}", said, located)
+        matches = match_objects(searched, located)
+        score = sum(overlap for _, _, overlap in matches) / number
+        parts = [
+            f"{searched[i][0]} {'not found' if j is None else f'{overlap:.2f}'}"
+            for i, j, overlap in matches
+        ]
+        if number > len(searched):
+            parts.append(f"{number - len(searched)} not searched for count 0")
+        return _Scored(score, f"{score:.2f}: {', '.join(parts)}", said, located)
+
+    def _to_plan(self, reading: Reading, request: JudgeRequest) -> list[Box]:
+        """Located boxes in thousandths, clipped to the picture."""
+        height, width = self._engine.picture_size(*request.image.shape[:2])
+        return [box_from_pixels(*box, width, height) for box in reading.boxes or ()]
+
+
+def _different_names(searched: Sequence[tuple[str, Box]]) -> list[str]:
+    """Names that are not the same to `match_objects`, each as it was first written."""
+    first: dict[str, str] = {}
+    for name, _ in searched:
+        first.setdefault(normalise_name(name), name)
+    return list(first.values())
+
+
+def _says_anything(plan: Plan) -> bool:
+    return any(c.isalpha() for c in say.show_plan(plan.text).removeprefix("Plan:"))
+
+
+def _score_one(questions: Sequence[Question], readings: Sequence[Reading]) -> _Scored:
+    """A term that one question decides; without a question it is 0."""
+    if not questions:
+        return _Scored(0.0, "0: the plan gives nothing to judge")
+    (question,), (reading,) = questions, readings
+    if reading.failed:
+        return _Scored(math.nan, f"failed: {reading.reason}", reading.text)
+    scale, score = question.scale, reading.score
+    shown = f"{score:g}" if scale is None else f"{score:.3g}/{scale.high}"
+    if scale is not None:
+        score = (score - scale.low) / (scale.high - scale.low)
+    line = f"{shown}: {_short(reading.reason)}" if reading.reason else shown
+    return _Scored(score, line, reading.text)
+
+
+def _short(reason: str) -> str:
+    """The end of a long reason: that is where it comes to a decision."""
+    return reason if len(reason) <= _SHOWN_REASON else "..." + reason[3 - _SHOWN_REASON :]
