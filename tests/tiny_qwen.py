@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from gotr1_jax.convert.qwen2_5_vl import abstract_state, save_qwen
 from gotr1_jax.models.config import DecoderConfig
@@ -73,7 +73,10 @@ def write_qwen_files(directory: Path, max_pixels: int = 392 * 392) -> Path:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {letter: i for i, letter in enumerate([*letters, "ĊĊ"])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("Ċ", "Ċ")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Ends of lines stay together, as in the released vocabulary.
+    words = pre_tokenizers.Split(Regex(r"\s*[\r\n]+|\s?\S+|\s+"), "isolated")
+    letters_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters_of])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIALS))
     tokenizer.save(str(directory / "tokenizer.json"))
