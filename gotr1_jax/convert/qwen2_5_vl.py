@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -28,14 +29,14 @@ from gotr1_jax.convert.qwen_json import parse_preprocessing, parse_qwen_config, 
 from gotr1_jax.convert.reader import Tensor, open_tensors
 from gotr1_jax.convert.rules import LINEAR, SAME, Naming, Rule, sources
 from gotr1_jax.convert.tree import check_tensors, foreign_tensors, load_tree, tree_shapes
-from gotr1_jax.convert.writer import OutTensor, new_directory, write_safetensors
+from gotr1_jax.convert.writer import OutTensor, dtype_code, new_directory, write_weights
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
 from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.pictures.qwen import Geometry, Preprocessing
 from gotr1_jax.text_qwen import QwenTokenizer
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE = "config.json"
 # Where the picture settings are: a file of their own, or a part of the processor's.
 PIXELS_FILE, PROCESSOR_FILE, PIXELS_PART = (
     "preprocessor_config.json", "processor_config.json", "image_processor",
@@ -181,23 +182,56 @@ def load_qwen(path: str | Path, dtype: Any = jnp.bfloat16, shardings: Any = None
     return QwenCheckpoint(config, state, dtype, tokenizer, preprocessing, path)
 
 
-def convert_qwen(source: str | Path, target: str | Path, dtype: str = "bfloat16") -> Path:
+def convert_qwen(
+    source: str | Path,
+    target: str | Path,
+    *,
+    dtype: str | None = None,
+    shard_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
     """Writes the checkpoint at `source` anew at `target`, under the released names.
 
-    Tensor after tensor is copied, cast to `dtype` ("bfloat16" or "float32"): no more than one is
-    in memory. The directory appears whole or not at all; returns it. Raises as `load_qwen` and
-    `save_qwen` do.
+    Tensor after tensor is viewed in its file, cast and written: nothing goes through a device
+    and no more than one is held. The directory appears whole or not at all. Returns the number
+    of files of weights.
+
+    Args:
+      source, target: directories.
+      dtype: "bfloat16" or "float32" for all weights; None keeps what each is stored in.
+      shard_size: bytes above which weights are split into shards; None keeps one file.
+      progress: is told (bytes written, bytes in all) after every tensor.
+
+    Raises InputError for a source that is no such checkpoint and for a target that holds
+    something else; RunError if it cannot be written.
     """
-    source, target = Path(source), Path(target)
+    source = Path(source)
     config = read_qwen_config(source)
-    tensors, naming = _checked_tensors(source, config)
+    _read_tokenizer(source, config)
     read_preprocessing(source, config.vision.geometry)
+    tensors, naming = _checked_tensors(source, config)
+    code = None if dtype is None else dtype_code(dtype)
     released: dict[str, OutTensor] = {}
     for path, shape in tree_shapes(_TREE, abstract_state(config)).items():
         for new, old in zip(sources(path, shape, RELEASED), sources(path, shape, naming)):
-            released[new.name] = OutTensor(new.name, new.shape, tensors[old.name].read)
-    _write(target, config, [released[name] for name in sorted(released)], source, dtype)
-    return target
+            stored = tensors[old.name]
+            kind = code or stored.dtype
+            released[new.name] = OutTensor(new.name, new.shape, stored.read, kind)
+    data = _read_json(source / CONFIG_FILE)
+    if dtype is not None:
+        for section in (data, *(part for part in data.values() if isinstance(part, dict))):
+            section |= {key: dtype for key in ("torch_dtype", "dtype") if key in section}
+    total, done = sum(tensor.size for tensor in released.values()), 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        if progress is not None:
+            progress(done, total)
+
+    ordered = [released[name] for name in sorted(released)]
+    with _new_checkpoint(Path(target), data, source) as temporary:
+        return write_weights(temporary, ordered, shard_size, count)
 
 
 def save_qwen(
@@ -223,28 +257,31 @@ def save_qwen(
     if wrong := sorted(set(given.items()) ^ set(needed.items())):
         raise InputError(f"the parameters do not fit the configuration: {wrong[0][0]}")
     read_preprocessing(files_dir, config.vision.geometry)
-    tensors = foreign_tensors({_TREE: state}, RELEASED)
-    _write(Path(directory), config, tensors, Path(files_dir), dtype)
-    return Path(directory)
-
-
-def _write(
-    directory: Path, config: QwenConfig, tensors: list[OutTensor], files: Path, dtype: str
-) -> None:
-    ids = _read_tokenizer(files, config).ids
+    ids = _read_tokenizer(Path(files_dir), config).ids
     named = {
         "image_token_id": ids.image,
         "vision_start_token_id": ids.vision_start,
         "vision_end_token_id": ids.vision_end,
         "eos_token_id": ids.message_end,
     }
-    text = json.dumps(qwen_config_to_json(config, named, dtype), indent=2)
-    with new_directory(directory, CONFIG_FILE) as temporary:
+    code = dtype_code(dtype)
+    tensors = [replace(t, dtype=code) for t in foreign_tensors({_TREE: state}, RELEASED)]
+    data = qwen_config_to_json(config, named, dtype)
+    with _new_checkpoint(Path(directory), data, Path(files_dir)) as temporary:
+        write_weights(temporary, tensors)
+    return Path(directory)
+
+
+@contextmanager
+def _new_checkpoint(target: Path, config: Any, files: Path) -> Iterator[Path]:
+    """A directory with everything but weights that takes the place of `target` in the end."""
+    with new_directory(target, CONFIG_FILE) as temporary:
         for name in CARRIED_FILES:
             if (files / name).is_file():
                 shutil.copyfile(files / name, temporary / name)
+        text = json.dumps(config, indent=2)
         (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-        write_safetensors(temporary / WEIGHTS_FILE, tensors, dtype)
+        yield temporary
 
 
 def _checked_tensors(path: Path, config: QwenConfig) -> tuple[Mapping[str, Tensor], Naming]:

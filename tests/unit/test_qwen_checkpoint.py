@@ -213,13 +213,31 @@ def test_loading_onto_a_mesh(checkpoint: Path) -> None:
 
 def test_conversion_copies_every_tensor_to_released_names(checkpoint: Path, tmp_path: Path) -> None:
     newer = rewritten(checkpoint, tmp_path / "newer", to_newer_names)
-    target = convert_qwen(newer, tmp_path / "out", "float32")
+    heard: list[tuple[int, int]] = []
+    target = tmp_path / "out"
+    assert convert_qwen(newer, target, progress=lambda *told: heard.append(told)) == 1
     stored = {n: load_file(d / "model.safetensors") for n, d in (("a", checkpoint), ("b", target))}
     assert stored["a"].keys() == stored["b"].keys()
     for name, values in stored["a"].items():
         np.testing.assert_array_equal(values, stored["b"][name])
+    total = sum(values.nbytes for values in stored["a"].values())
+    assert heard[-1] == (total, total) and len(heard) == len(stored["a"])
     assert load_qwen(target, jnp.float32).config == TINY_QWEN
     assert (target / "tokenizer.json").is_file()
+
+
+def test_conversion_into_shards_of_another_dtype(checkpoint: Path, tmp_path: Path) -> None:
+    files = convert_qwen(checkpoint, tmp_path / "out", dtype="bfloat16", shard_size=100_000)
+    assert files == len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_qwen(tmp_path / "out").state,
+        load_qwen(checkpoint).state,
+    )
+    with pytest.raises(InputError, match="float16' cannot be written"):
+        convert_qwen(checkpoint, tmp_path / "no", dtype="float16")
+    assert not (tmp_path / "no").exists()
 
 
 def rewritten(source: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
