@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gotr1_jax.convert.clip import abstract_state
 from gotr1_jax.models.clip import ClipConfig, TowerConfig
 
 # Merges that build on each other, in the order of their ranks.
@@ -54,6 +61,18 @@ TINY = ClipConfig(
     context_length=48,
     embedding_size=20,
 )
+
+
+def tiny_state(seed: int = 0) -> Any:
+    """Random parameters of a `Clip` of these sizes; norms are near one."""
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = jax.tree_util.keystr(path)
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        values = rng.standard_normal(leaf.shape, np.float32) / leaf.shape[-1] ** 0.5
+        return jnp.asarray(values + ("scale" in name))
+
+    return jax.tree.map_with_path(draw, abstract_state(TINY))
 
 
 def write_vocabulary(directory: Path) -> Path:
