@@ -30,6 +30,9 @@ JOBS = {
 COMMANDS = {
     "generate": ("gotr1_jax.generate", "captions in, plans and pictures out"),
     "describe": ("gotr1_jax.describe", "ask the model about pictures"),
+    "convert": ("gotr1_jax.convert_checkpoint", "any checkpoint into the released layout"),
+    "export": ("gotr1_jax.export_checkpoint", "a run or checkpoint for transformers or peft"),
+    "judge": ("gotr1_jax.judge", "score plans and pictures that were drawn before"),
     "bench": ("gotr1_jax.bench", "measure sampling and updates, also against torch"),
 }
 

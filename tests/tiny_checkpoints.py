@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from gotr1_jax.convert.checkpoint import PARTS, abstract_part, save_checkpoint
+from gotr1_jax.convert.config_json import parse_config
+from gotr1_jax.convert.names import unused_tensors
 from gotr1_jax.data.shapes.tokenizer import train_tokenizer
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, SiglipConfig, VQConfig
 
@@ -40,6 +44,47 @@ TINY = JanusConfig(
     ),
     image_size=16,
 )
+
+# Sizes that the Hugging Face port has words for: groups of 32, the tower's grid, one multiplier
+# list; the width of a head is not the hidden size divided by their number.
+PORTABLE = JanusConfig(
+    decoder=DecoderConfig(
+        vocab_size=1024,
+        hidden_size=32,
+        mlp_size=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        rope_theta=5e3,
+        norm_eps=1e-5,
+    ),
+    vq=VQConfig(
+        codebook_size=64,
+        code_dim=8,
+        base_channels=32,
+        z_channels=16,
+        encoder_multipliers=(1, 2),
+        decoder_multipliers=(1, 2),
+        num_res_blocks=1,
+    ),
+    siglip=SiglipConfig(
+        image_size=16, patch_size=2, width=16, mlp_size=40, num_layers=2, num_heads=2
+    ),
+    image_size=16,
+)
+
+
+def add_unused(directory: Path, seed: int = 1) -> None:
+    """Adds the tensors that released files hold and nothing uses, random ones, in their dtype."""
+    file = directory / "model.safetensors"
+    stored = load_file(file)
+    kind = stored["gen_embed.weight"].dtype
+    config = parse_config(json.loads((directory / "config.json").read_text()), "config.json")[0]
+    rng = np.random.default_rng(seed)
+    for name, shape in unused_tensors(config.siglip).items():
+        stored[name] = rng.standard_normal(shape, np.float32).astype(kind)
+    save_file(stored, file, metadata={"format": "pt"})
 
 
 def tiny_states(config: JanusConfig = TINY, seed: int = 0) -> dict[str, nnx.State]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gotr1_jax.convert.rules import CONV, LINEAR, SAME, Naming, Rule, Shape
+from gotr1_jax.models.config import SiglipConfig
 
 Format = Literal["original", "hf"]
 
@@ -135,6 +136,19 @@ NAMING: dict[Format, Naming] = {
     "original": Naming(tuple(pair.rule("original") for pair in _PAIRS), UNUSED),
     "hf": Naming(tuple(pair.rule("hf") for pair in _PAIRS), UNUSED, _HF_SEGMENTS),
 }
+
+
+def unused_tensors(siglip: SiglipConfig) -> dict[str, Shape]:
+    """Names and shapes of the tensors that released files hold and nothing uses."""
+    D, F, pool = siglip.width, siglip.mlp_size, "vision_model.vision_tower.attn_pool."
+    sizes: dict[str, Shape] = {
+        "q": (D, D), "kv": (2 * D, D), "proj": (D, D), "mlp.fc1": (F, D), "mlp.fc2": (D, F),
+    }  # fmt: skip
+    out: dict[str, Shape] = {f"{pool}latent": (1, 1, D)}
+    for name, shape in sizes.items():
+        out |= {f"{pool}{name}.weight": shape, f"{pool}{name}.bias": shape[:1]}
+    out |= {f"{pool}norm.weight": (D,), f"{pool}norm.bias": (D,)}
+    return out | {"gen_vision_model.quantize.codebook_used": (65536,)}
 
 
 def part_of_tensor(name: str, form: Format) -> str | None:

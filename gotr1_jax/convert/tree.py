@@ -186,13 +186,18 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def join_pieces(pieces: Sequence[tuple[Source, np.ndarray]]) -> np.ndarray:
+    """One whole foreign tensor from our arrays (of one layer each) that it is made of."""
+    arrays = [
+        array if source.axes is None else array.transpose(np.argsort(source.axes))
+        for source, array in sorted(pieces, key=lambda piece: piece[0].third or 0)
+    ]
+    whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=0)
+    return whole[None] if pieces[0][0].leading_one else whole
+
+
 def _foreign_values(group: list[tuple[Source, Any]]) -> np.ndarray:
     """The values of one foreign tensor from the pieces of ours that it is made of."""
-    arrays = []
-    for source, leaf in sorted(group, key=lambda piece: piece[0].third or 0):
-        array = np.asarray(leaf if source.layer is None else leaf[source.layer])
-        if source.axes is not None:
-            array = array.transpose(np.argsort(source.axes))
-        arrays.append(array)
-    whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=0)
-    return whole[None] if group[0][0].leading_one else whole
+    return join_pieces(
+        [(s, np.asarray(leaf if s.layer is None else leaf[s.layer])) for s, leaf in group]
+    )

@@ -25,8 +25,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rewards", "rl", "sft"),
     ("schema",),
     ("training",),
-    ("report", "generation"),
-    ("train_vq", "train_sft", "train_grpo", "generate", "describe", "bench"),
+    ("report", "generation", "convert_checkpoint"),
+    (
+        "train_vq",
+        "train_sft",
+        "train_grpo",
+        "generate",
+        "describe",
+        "judge",
+        "bench",
+        "export_checkpoint",
+    ),
     ("cli",),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}

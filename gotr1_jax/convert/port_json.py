@@ -1,0 +1,117 @@
+"""config.json and generation_config.json of the Hugging Face port, as `transformers` reads them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from gotr1_jax.convert.config_json import parse_config
+from gotr1_jax.errors import InputError
+from gotr1_jax.models.config import JanusConfig
+from gotr1_jax.text import SpecialIds
+
+GUIDANCE = 5  # the weight that released checkpoints paint with
+
+
+def config_to_port_json(
+    config: JanusConfig, specials: SpecialIds, max_positions: int, dtype: str
+) -> dict[str, Any]:
+    """config.json of the port.
+
+    What its class would fill in wrongly is spelt out: embeddings are not tied, and the
+    placeholder's id is this vocabulary's. Raises InputError for sizes that it has no words for.
+    """
+    decoder, vq, siglip = config.decoder, config.vq, config.siglip
+    D = decoder.hidden_size
+    data = {
+        "architectures": ["JanusForConditionalGeneration"],
+        "model_type": "janus",
+        "dtype": dtype,
+        "image_token_id": specials.image,
+        "tie_word_embeddings": False,
+        "text_config": {
+            "model_type": "llama",
+            "dtype": dtype,
+            "hidden_act": "silu",
+            "hidden_size": D,
+            "intermediate_size": decoder.mlp_size,
+            "num_hidden_layers": decoder.num_layers,
+            "num_attention_heads": decoder.num_heads,
+            "num_key_value_heads": decoder.num_kv_heads,
+            "head_dim": decoder.head_dim,
+            "vocab_size": decoder.vocab_size,
+            "max_position_embeddings": max_positions,
+            "rope_theta": decoder.rope_theta,
+            "rms_norm_eps": decoder.norm_eps,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": False,
+            "bos_token_id": specials.bos,
+            "eos_token_id": specials.eos,
+            "pad_token_id": specials.pad,
+        },
+        "vision_config": {
+            "model_type": "janus_vision_model",
+            "hidden_size": siglip.width,
+            "mlp_ratio": siglip.mlp_size / siglip.width,
+            "num_hidden_layers": siglip.num_layers,
+            "num_attention_heads": siglip.num_heads,
+            "image_size": siglip.image_size,
+            "patch_size": siglip.patch_size,
+            "layer_norm_eps": siglip.norm_eps,
+            "num_image_tokens": (siglip.image_size // siglip.patch_size) ** 2,
+            "hidden_act": "gelu",
+            "attention_bias": True,
+            "use_qk_norm": False,
+            "projection_dim": D,
+            "depth": 2,
+        },
+        "vq_config": {
+            "model_type": "janus_vqgan",
+            "num_embeddings": vq.codebook_size,
+            "embed_dim": vq.code_dim,
+            "base_channels": vq.base_channels,
+            "latent_channels": vq.z_channels,
+            "channel_multiplier": list(vq.encoder_multipliers),
+            "num_res_blocks": vq.num_res_blocks,
+            "double_latent": False,
+            "num_patches": config.grid,
+            "projection_dim": D,
+            "image_token_embed_dim": D,
+            "num_hidden_layers": 2,
+        },
+    }
+    _check_understood(config, data)
+    return data
+
+
+def generation_to_json(specials: SpecialIds) -> dict[str, Any]:
+    """generation_config.json of the port: it finds the special ids here."""
+    return {
+        "bos_token_id": specials.bos,
+        "eos_token_id": specials.eos,
+        "pad_token_id": specials.pad,
+        "generation_kwargs": {"boi_token_id": specials.boi},
+        "guidance_scale": GUIDANCE,
+    }
+
+
+def _check_understood(config: JanusConfig, data: dict[str, Any]) -> None:
+    """Reading back what would be written has to give the same sizes."""
+    if config.decoder.qkv_bias or config.decoder.tie_embeddings:
+        raise InputError("the Hugging Face port has neither q, k, v biases nor tied embeddings")
+    given, read = asdict(config), asdict(parse_config(data, "config.json")[0])
+    faults = []
+    for key, value in given.items():
+        if not isinstance(value, dict):
+            value, read[key] = {"": value}, {"": read[key]}
+        faults += [
+            f"{key}.{field}".rstrip(".") + f" {v} (it takes {read[key][field]})"
+            for field, v in value.items()
+            if read[key][field] != v
+        ]
+    if faults:
+        raise InputError(
+            f"the Hugging Face port has no words for this model's {', '.join(faults)}; "
+            "export it with --format original"
+        )

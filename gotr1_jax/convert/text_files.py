@@ -1,0 +1,142 @@
+"""Tokenizer and processor files of a checkpoint, in the words of the form that it is written in.
+
+tokenizer.json is copied as it is, always. The small files beside it name classes: the released
+ones those of Janus's own code, the port's those of `transformers`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gotr1_jax.convert.names import Format
+from gotr1_jax.convert.opened import OpenCheckpoint
+from gotr1_jax.convert.port_json import generation_to_json
+from gotr1_jax.errors import InputError
+from gotr1_jax.text import SPECIAL_STRINGS, TOKENIZER_FILE, TextTokenizer
+
+COPIED_FILES = (TOKENIZER_FILE, "special_tokens_map.json", "added_tokens.json")
+"""Mean the same in both forms."""
+SAME_FORM_FILES = (
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "generation_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+"""Copied where the form stays; made anew where it changes."""
+_TOKENIZER, _PROCESSOR, _PICTURES = SAME_FORM_FILES[:3]
+_PICTURE_KEYS = (
+    "min_size", "image_mean", "image_std", "rescale_factor", "do_normalize", "background_color",
+)  # fmt: skip
+_PORT_TOKENS = {"image_token": "image", "boi_token": "boi", "eoi_token": "eoi"}
+
+
+def write_text_files(opened: OpenCheckpoint, folder: Path, form: Format) -> None:
+    """Puts the files that go with the weights of `opened` into `folder`.
+
+    Raises InputError for a file that is no JSON object, OSError.
+    """
+    same = opened.form == form
+    for name in COPIED_FILES + (SAME_FORM_FILES if same else ()):
+        if (opened.path / name).is_file():
+            shutil.copyfile(opened.path / name, folder / name)
+    if same:
+        return
+    made = _port_files(opened) if form == "hf" else _released_files(opened)
+    for name, data in made.items():
+        text = json.dumps(data, indent=2, ensure_ascii=False)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _port_files(opened: OpenCheckpoint) -> dict[str, Any]:
+    old = _read(opened.path / _PICTURES)
+    size = int(old.get("image_size", opened.config.siglip.image_size))
+    tokens = (opened.config.siglip.image_size // opened.config.siglip.patch_size) ** 2
+    extra = {key: SPECIAL_STRINGS[name] for key, name in _PORT_TOKENS.items()}
+    return {
+        _TOKENIZER: {
+            **_read(opened.path / _TOKENIZER),
+            **_special_names(),
+            # The class that released files name drops the spaces of this vocabulary.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "processor_class": "JanusProcessor",
+            **extra,
+            "extra_special_tokens": extra,
+        },
+        _PROCESSOR: {"processor_class": "JanusProcessor", "num_image_tokens": tokens},
+        _PICTURES: {
+            "image_processor_type": "JanusImageProcessor",
+            "processor_class": "JanusProcessor",
+            "size": {"height": size, "width": size},
+            "do_resize": True,
+            "do_rescale": True,
+            "do_pad": True,
+            "resample": 3,
+            **_picture_values(old),
+        },
+        "generation_config.json": generation_to_json(TextTokenizer.from_dir(opened.path).specials),
+    }
+
+
+def _released_files(opened: OpenCheckpoint) -> dict[str, Any]:
+    old = _read(opened.path / _PICTURES)
+    stated = old.get("size")
+    stated = stated.get("height") if isinstance(stated, dict) else stated
+    size = int(stated or opened.config.siglip.image_size)
+    tokens = (opened.config.siglip.image_size // opened.config.siglip.patch_size) ** 2
+    tokenizer = _read(opened.path / _TOKENIZER)
+    for key in (*_PORT_TOKENS, "processor_class", "extra_special_tokens"):
+        tokenizer.pop(key, None)
+    return {
+        _TOKENIZER: {
+            **tokenizer, **_special_names(), "tokenizer_class": "LlamaTokenizerFast",
+        },
+        _PROCESSOR: {
+            "processor_class": "VLChatProcessor",
+            "add_special_token": False,
+            "ignore_id": -100,
+            "image_tag": SPECIAL_STRINGS["image"],
+            "mask_prompt": False,
+            "num_image_tokens": tokens,
+            "sft_format": "deepseek",
+        },
+        _PICTURES: {
+            "image_processor_type": "VLMImageProcessor",
+            "processor_class": "VLChatProcessor",
+            "image_size": size,
+            **_picture_values(old),
+        },
+    }  # fmt: skip
+
+
+def _picture_values(old: dict[str, Any]) -> dict[str, Any]:
+    """How pixels are prepared; what a file does not say is what released ones do."""
+    usual = {
+        "min_size": 14,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+    }
+    return usual | {key: old[key] for key in _PICTURE_KEYS if key in old}
+
+
+def _special_names() -> dict[str, str]:
+    return {f"{name}_token": SPECIAL_STRINGS[name] for name in ("bos", "eos", "pad")}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A small JSON file; nothing where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path} does not hold a JSON object")
+    return data
