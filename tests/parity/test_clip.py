@@ -12,9 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from flax import nnx
-from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from gotr1_jax.convert.clip import (
@@ -28,10 +26,11 @@ from gotr1_jax.convert.clip import (
 from gotr1_jax.convert.reader import open_tensors
 from gotr1_jax.convert.rules import expected_tensors
 from gotr1_jax.convert.tree import tree_shapes
-from gotr1_jax.models.clip import VIT_H_14, Clip, ClipConfig, TowerConfig
+from gotr1_jax.models.clip import VIT_H_14, Clip
 from gotr1_jax.models.siglip import run_blocks
 from gotr1_jax.text_clip import ClipTokenizer, byte_alphabet, clean
 from tests.tiny_clip import MERGES, TINY, write_vocabulary
+from tests.torch_clip import TorchClip, hps_file, shake, torch_pixels, unit
 
 CAPTIONS = (
     "a red cube to the left of the blue ball",
@@ -40,84 +39,6 @@ CAPTIONS = (
     "",
     "the " * 60,
 )
-
-
-class TorchBlock(nn.Module):
-    """One of open_clip's residual blocks, under its names."""
-
-    def __init__(self, sizes: TowerConfig) -> None:
-        super().__init__()
-        D, F_ = sizes.width, sizes.mlp_size
-        self.ln_1, self.ln_2 = nn.LayerNorm(D), nn.LayerNorm(D)
-        self.attn = nn.MultiheadAttention(D, sizes.num_heads, batch_first=True)
-        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(D, F_), "c_proj": nn.Linear(F_, D)})
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        h = self.ln_1(x)
-        x = x + self.attn(h, h, h, need_weights=False, attn_mask=mask)[0]
-        return x + self.mlp["c_proj"](F.gelu(self.mlp["c_fc"](self.ln_2(x))))
-
-
-class TorchTower(nn.Module):
-    def __init__(self, sizes: TowerConfig) -> None:
-        super().__init__()
-        self.resblocks = nn.ModuleList(TorchBlock(sizes) for _ in range(sizes.num_layers))
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        for block in self.resblocks:
-            x = block(x, mask)
-        return x
-
-
-class TorchVisual(nn.Module):
-    def __init__(self, cfg: ClipConfig) -> None:
-        super().__init__()
-        D, tokens = cfg.vision.width, (cfg.image_size // cfg.patch_size) ** 2 + 1
-        self.conv1 = nn.Conv2d(3, D, cfg.patch_size, cfg.patch_size, bias=False)
-        self.class_embedding = nn.Parameter(torch.randn(D))
-        self.positional_embedding = nn.Parameter(torch.randn(tokens, D))
-        self.ln_pre, self.ln_post = nn.LayerNorm(D), nn.LayerNorm(D)
-        self.transformer = TorchTower(cfg.vision)
-        self.proj = nn.Parameter(torch.randn(D, cfg.embedding_size))
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        x = self.conv1(pixels).flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)
-        x = self.transformer(self.ln_pre(x + self.positional_embedding))
-        return self.ln_post(x[:, 0]) @ self.proj
-
-
-class TorchClip(nn.Module):
-    """CLIP under open_clip's names, from torch's own attention: an oracle beside transformers."""
-
-    def __init__(self, cfg: ClipConfig) -> None:
-        super().__init__()
-        D = cfg.text.width
-        self.visual = TorchVisual(cfg)
-        self.transformer = TorchTower(cfg.text)
-        self.token_embedding = nn.Embedding(cfg.vocab_size, D)
-        self.positional_embedding = nn.Parameter(torch.randn(cfg.context_length, D))
-        self.ln_final = nn.LayerNorm(D)
-        self.text_projection = nn.Parameter(torch.randn(D, cfg.embedding_size))
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-
-    def encode_text(self, ids: torch.Tensor) -> torch.Tensor:
-        S = ids.shape[1]
-        mask = torch.full((S, S), -torch.inf).triu(1)
-        x = self.transformer(self.token_embedding(ids) + self.positional_embedding, mask)
-        return self.ln_final(x)[torch.arange(len(x)), ids.argmax(-1)] @ self.text_projection
-
-
-def shake(model: nn.Module, seed: int = 0) -> Any:
-    """Every parameter random, so that none is at a value which hides a mistake."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            scale = (p.shape[-1] if p.ndim > 1 else 10) ** -0.5
-            p.copy_(torch.randn(p.shape, generator=generator) * scale)
-            if name.endswith("weight") and p.ndim == 1:
-                p.add_(1)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -157,14 +78,6 @@ def pixels() -> np.ndarray:
 @pytest.fixture(scope="module")
 def ids() -> np.ndarray:
     return ClipTokenizer(MERGES, TINY.context_length).encode(CAPTIONS)
-
-
-def torch_pixels(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
-
-
-def unit(x: torch.Tensor) -> np.ndarray:
-    return F.normalize(x, dim=-1).numpy()
 
 
 def layers_of(blocks: Any, x: jax.Array, causal: bool) -> list[np.ndarray]:
@@ -234,11 +147,6 @@ def test_bfloat16_is_near(clip: Clip, pixels: np.ndarray, ids: np.ndarray) -> No
     np.testing.assert_allclose(half, clip.encode_pictures(jnp.asarray(pixels)), atol=0.05)
     half = clip.encode_captions(jnp.asarray(ids), jnp.bfloat16)
     np.testing.assert_allclose(half, clip.encode_captions(jnp.asarray(ids)), atol=0.05)
-
-
-def hps_file(path: Path, model: nn.Module) -> Path:
-    torch.save({"state_dict": model.state_dict()}, path)
-    return path
 
 
 def test_released_file(tmp_path: Path, pixels: np.ndarray, ids: np.ndarray) -> None:
