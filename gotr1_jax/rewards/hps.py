@@ -54,7 +54,7 @@ class HpsJudge:
         batch_rows: int = BATCH_ROWS,
         mesh: Mesh | None = None,
     ) -> None:
-        """A judge that computes in the checkpoint's dtype.
+        """A judge that computes in float32, whatever the dtype of the parameters.
 
         Args:
           checkpoint: the model.
@@ -70,13 +70,14 @@ class HpsJudge:
         self._mesh = mesh
         self._config, self._tokenizer = checkpoint.config, tokenizer
         graphdef = nnx.split(abstract_clip(checkpoint.config, checkpoint.dtype))[0]
-        dtype = checkpoint.dtype
 
+        # Scores of one caption's pictures differ in the second and third digit after the point;
+        # activations in bfloat16 would blur the third.
         def pictures(state: Any, pixels_RHWC: jax.Array) -> jax.Array:
-            return nnx.merge(graphdef, state).encode_pictures(pixels_RHWC.astype(dtype))
+            return nnx.merge(graphdef, state).encode_pictures(pixels_RHWC)
 
         def captions(state: Any, ids_RS: jax.Array) -> jax.Array:
-            return nnx.merge(graphdef, state).encode_captions(ids_RS, dtype)
+            return nnx.merge(graphdef, state).encode_captions(ids_RS, jnp.float32)
 
         self._encode_pictures = self._compiled(pictures, checkpoint.state)
         self._encode_captions = self._compiled(captions, checkpoint.state)
@@ -96,7 +97,7 @@ class HpsJudge:
         Args:
           path: the file or directory (see `convert.clip.load_clip`).
           vocabulary: file or directory of CLIP's vocabulary; None looks beside the weights.
-          dtype: of parameters and activations.
+          dtype: of the parameters.
           batch_rows, mesh: as for the class; with a mesh the parameters are split over it too.
 
         Raises InputError in one line for what cannot be read; the vocabulary, which is small, is

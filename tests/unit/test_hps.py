@@ -226,6 +226,19 @@ def test_pixels_that_are_not_finite_score_nan(checkpoint: ClipCheckpoint) -> Non
     np.testing.assert_array_equal(scores(judge, floats), good)
 
 
+def test_half_parameters_compute_in_float32(
+    directory: Path, checkpoint: ClipCheckpoint, golden: np.ndarray
+) -> None:
+    """The same as a float32 model whose parameters were rounded."""
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), checkpoint.state)
+    wide = ClipCheckpoint(checkpoint.config, rounded, checkpoint.dtype, checkpoint.source)
+    half = scores(HpsJudge.from_path(directory, batch_rows=4), requests())
+    np.testing.assert_allclose(
+        half, scores(HpsJudge(wide, checkpoint.tokenizer(), 4), requests()), atol=1e-6
+    )
+    assert 1e-5 < np.abs(half - golden.clip(min=0)).max() < 0.02
+
+
 def test_weights_that_overflow_score_nan(checkpoint: ClipCheckpoint) -> None:
     broken = jax.tree.map(lambda x: x * np.nan, checkpoint.state)
     bad = ClipCheckpoint(checkpoint.config, broken, checkpoint.dtype, checkpoint.source)
