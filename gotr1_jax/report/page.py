@@ -27,6 +27,7 @@ MEANINGS = {
     "ri": "the picture follows the plan (IoU)",
     "pi": "the caption is true of the picture",
     "hps": "people would prefer the picture",
+    "verdict": "the caption is true of the picture, yes or no",
 }
 
 
