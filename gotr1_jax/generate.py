@@ -17,6 +17,7 @@ from gotr1_jax.generation.prompts import Task, read_tasks
 from gotr1_jax.generation.results import ResultWriter, Sample, join_plans, new_files
 from gotr1_jax.generation.settings import (
     LAYOUTS,
+    NOTE,
     GenerateConfig,
     check_note,
     read_template,
@@ -194,11 +195,15 @@ def _survey_rows(config: GenerateConfig, layout: Layout, source: Path) -> Survey
 
 
 def _check_directory(layout: Layout, note: dict[str, Any]) -> None:
-    if layout.note.exists():
-        check_note(layout.note, note)
+    """Results must not be mixed with those of other settings."""
+    if layout.is_fresh():
+        return
+    noted = [path for path in (layout.note, layout.out / NOTE) if path.exists()]
+    if noted:
+        check_note(noted[0], note)
     elif layout.has_results():
         raise InputError(
-            f"{layout.out} holds results, but no {layout.note.name} that says of which settings; "
+            f"{layout.out} holds results, but no {NOTE} that says of which settings; "
             "choose another --out"
         )
 
@@ -206,7 +211,7 @@ def _check_directory(layout: Layout, note: dict[str, Any]) -> None:
 def _write_note(layout: Layout, note: dict[str, Any]) -> None:
     from gotr1_jax.training.run_dir import write_json_atomic
 
-    if not layout.note.exists():
+    if layout.is_fresh() or not layout.note.exists():
         write_json_atomic(layout.note, note)
 
 

@@ -69,8 +69,13 @@ class Layout:
         pictures = {self.picture(task, i) for i in indices}
         return self.result(task.place).is_file() and all(p.is_file() for p in pictures)
 
+    def is_fresh(self) -> bool:
+        """Whether there is nothing yet but perhaps the note of a run that has drawn nothing."""
+        entries = {p.name for f in (self.out, self.home) if f.is_dir() for p in f.iterdir()}
+        return entries <= {NOTE, UNFINISHED}
+
     def has_results(self) -> bool:
-        """Whether some run has left results here."""
+        """Whether some run has left results of this layout here."""
         return any(self.home.glob(f"[0-9]*/{RESULT}"))
 
     def complete(self, task: Task, staged: Path) -> None:
@@ -160,7 +165,7 @@ class DpgLayout(_BenchmarkLayout):
     def __init__(self, config: GenerateConfig) -> None:
         super().__init__(config)
         # The evaluator takes every entry of its folder for a picture.
-        out = config.out.absolute()
+        out = Path(os.path.abspath(config.out))
         self.home = out.with_name(out.name + "_plans")
 
     def picture(self, task: Task, index: int) -> Path:

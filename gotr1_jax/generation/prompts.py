@@ -126,10 +126,14 @@ def _captions(config: GenerateConfig) -> Iterator[_Caption] | None:
         raise InputError(
             f"--layout dpg needs the benchmark's directory of prompt files, not {path}"
         )
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is no regular file: prompts are read more than once")
+    _check_regular(path)
     lines = iter_captions(path, json_lines=True if config.layout == "geneval" else None)
     return (_Caption(e.text, f"{path}, line {e.number}", line=e.line) for e in lines)
+
+
+def _check_regular(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no regular file, and it has to be read more than once")
 
 
 def _prompt_files(folder: Path) -> Iterator[_Caption]:
@@ -175,7 +179,9 @@ def _plans(path: Path) -> Iterator[_Planned]:
     """Plans of a .jsonl file, of one result.json, or of a whole output directory."""
     if path.is_dir():
         yield from _plans_of_directory(path)
-    elif path.suffix == ".json":
+        return
+    _check_regular(path)
+    if path.suffix == ".json":
         yield _planned_file(path)
     else:
         found = False

@@ -221,6 +221,17 @@ def test_a_killed_process(tiny: Path, tmp_path: Path, layout: str) -> None:
     assert files(out) == files(tmp_path / "whole")
 
 
+def test_another_layout_in_the_same_directory(tiny: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    (prompts / "0.txt").write_text("a cat")
+    words = ("--ckpt", tiny, "--prompts", prompts, "--out", tmp_path / "out", "--n", "1")
+    gotr1(*words)
+    with pytest.raises(InputError, match="layout 'plain', not 'dpg'"):
+        gotr1(*words, "--layout", "dpg")
+    assert not (tmp_path / "out_plans").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -231,7 +242,7 @@ def test_a_killed_process(tiny: Path, tmp_path: Path, layout: str) -> None:
         (("--dtype", "bfloat16"), "dtype 'float32', not 'bfloat16'"),
         (("--greedy",), "greedy False, not True"),
         (("--plans-only",), "plans_only False, not True"),
-        (("--layout", "t2i_compbench", "--n", "1"), "layout 'plain', not 't2i_compbench'"),
+        (("--layout", "t2i_compbench"), "layout 'plain', not 't2i_compbench'"),
     ],
 )
 def test_other_settings_are_refused(
@@ -266,6 +277,40 @@ def test_other_captions_weights_and_unknown_results_are_refused(
     (out / "generation.json").unlink()
     with pytest.raises(InputError, match="holds results, but no generation.json"):
         gotr1("--ckpt", tiny, "--prompts", captions, "--out", out)
+
+
+def test_results_are_shown_in_order(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "captions.txt"
+    captions = ["a very long caption " * 10, *(f"caption {i}" for i in range(9))]
+    file.write_text("\n".join(captions))
+    words = ("--ckpt", tiny, "--prompts", file, "--out", tmp_path / "out", "--n", "2", "--json")
+    # Rows of one width go together: the long caption, of another width, is drawn last.
+    gotr1(*words, "--batch-size", "3")
+    printed = capsys.readouterr().out
+    prompts = [json.loads(line)["prompt"] for line in printed.splitlines()]
+    assert prompts == [caption.strip() for caption in captions]
+    for place in (0, 4):
+        (tmp_path / "out" / f"{place:05d}" / "result.json").unlink()
+    gotr1(*words)
+    assert capsys.readouterr().out == printed
+
+
+def test_a_run_that_drew_nothing_binds_nobody(
+    tiny: Path, tmp_path: Path, captions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--ckpt", tiny, "--prompts", captions, "--out", tmp_path / "out")
+
+    def fail(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakePainter, "draw", fail)
+        with pytest.raises(KeyboardInterrupt):
+            gotr1(*words)
+    gotr1(*words, "--seed", "1")
+    assert json.loads((tmp_path / "out" / "generation.json").read_text())["seed"] == 1
 
 
 def test_a_single_caption_on_a_full_disk(
