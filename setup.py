@@ -61,6 +61,7 @@ setup(
             "mypy>=2.4",
             "types-PyYAML>=6.0.12",
             "torch==2.13.0",
+            "peft>=0.21.2",
         ],
     },
 )

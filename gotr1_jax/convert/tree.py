@@ -25,6 +25,7 @@ from gotr1_jax.convert.rules import Naming, Shape, Source, expected_tensors, sou
 from gotr1_jax.convert.writer import OutTensor
 from gotr1_jax.errors import InputError
 
+_LARGE, _PIECES = 1 << 24, 8  # bytes of an array that several threads copy, and in how many pieces
 _SHOWN = 4  # names in an error message, per kind of fault
 
 
@@ -137,7 +138,10 @@ def _load_leaf(
         size = [len(range(*cut.indices(length))) for cut, length in zip(index, shape)]
         out = empty_aligned(size, dtype)
         if not stacked:
-            copy_into(out, our_view(places[0], tensors)[index])
+            view = our_view(places[0], tensors)[index]
+            rows = max(1, -(-len(view) // _PIECES)) if view.nbytes > _LARGE else max(1, len(view))
+            starts = range(0, len(view), rows)
+            list(pool.map(lambda i: copy_into(out[i : i + rows], view[i : i + rows]), starts))
             return out
 
         def copy_layer(row: int, source: Source) -> None:
