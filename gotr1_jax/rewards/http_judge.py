@@ -200,11 +200,12 @@ class HttpEngine:
         kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
         connection = kind(url.hostname or "", url.port, timeout=timeout)
         expired = threading.Event()
+        # Kept apart: the connection lets go of a socket that it expects the server to close.
+        sockets: list[socket.socket] = []
 
         def expire() -> None:
             expired.set()
-            sock: object = connection.sock  # None before it is connected
-            if isinstance(sock, socket.socket):
+            for sock in sockets:
                 _cut(sock)
 
         # The socket's own time-out begins anew with every byte; a slow drip would never end.
@@ -213,6 +214,9 @@ class HttpEngine:
         clock.start()
         try:
             connection.connect()
+            sockets.append(connection.sock)
+            if expired.is_set():
+                raise TimeoutError
             path = f"{url.path.rstrip('/')}/chat/completions"
             if url.query:
                 path += f"?{url.query}"
