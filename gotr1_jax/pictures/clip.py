@@ -1,8 +1,9 @@
 """A picture as HPS v2.1 reads it: whole, on a black square, normalised as CLIP's.
 
-The longest side is brought to the tower's size, the rest of the square is black, values are
-scaled to [0, 1] and normalised (github.com/tgxs002/HPSv2, its `image_transform`). CLIP's own
-preprocessing crops instead; a preference score has to see the whole picture.
+Values are scaled to [0, 1], the longest side is brought to the tower's size, the rest of the
+square is black, and all is normalised (github.com/tgxs002/HPSv2, its `image_transform`). Values
+are real numbers while the size changes, neither rounded nor clipped: bicubic overshoots at edges.
+CLIP's own preprocessing crops; a preference score has to see the whole picture.
 """
 
 from __future__ import annotations
@@ -26,11 +27,17 @@ def clip_pixels(image: np.ndarray, size: int = 224) -> np.ndarray:
     factor = size / max(height, width)
     # Python's rounding (halves to even) is the reference's, and so is the odd pixel's place.
     rows, columns = (max(round(side * factor), 1) for side in (height, width))
+    values = image.astype(np.float32) / np.float32(255)
     if (rows, columns) != (height, width):
-        small = Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC)
-        image = np.asarray(small)
-    square = np.zeros((size, size, 3), np.uint8)
+        values = np.stack([_resized(values[..., c], rows, columns) for c in range(3)], axis=-1)
+    square = np.zeros((size, size, 3), np.float32)
     top, left = (size - rows) // 2, (size - columns) // 2
-    square[top : top + rows, left : left + columns] = image
-    values = square.astype(np.float32) / np.float32(255)
-    return (values - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
+    square[top : top + rows, left : left + columns] = values
+    return (square - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
+
+
+def _resized(channel: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """A float32 channel (H, W) at another size, (rows, columns)."""
+    # Pillow resizes pictures of one float channel without rounding.
+    image = Image.fromarray(np.ascontiguousarray(channel))
+    return np.asarray(image.resize((columns, rows), Image.Resampling.BICUBIC))

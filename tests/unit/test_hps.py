@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
 
 from gotr1_jax.convert import clip as convert
 from gotr1_jax.convert.clip import PORT, ClipCheckpoint, clip_config_to_json, convert_hps, load_clip
@@ -85,18 +84,28 @@ def golden(checkpoint: ClipCheckpoint) -> np.ndarray:
     [(224, 224), (384, 384), (64, 64), (100, 300), (301, 200), (224, 101), (1, 500), (3, 2)],
 )
 def test_pixels_against_the_reference_steps(height: int, width: int) -> None:
-    """Resize, expand, to tensor, normalise, as HPSv2 does them with pillow and torch."""
+    """To tensor, antialiased bicubic, zeros around it, normalised, as HPSv2 does it in torch."""
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(image).permute(2, 0, 1).float().div(255)
     scale = 224 / float(max(height, width))
     h, w = (max(round(side * scale), 1) for side in (height, width))
-    small = Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC)
+    small = torch.nn.functional.interpolate(
+        tensor[None], (h, w), mode="bicubic", antialias=True, align_corners=False
+    )[0]
     left, top = (224 - w) // 2, (224 - h) // 2
-    square = ImageOps.expand(small, (left, top, 224 - w - left, 224 - h - top), fill=0)
-    tensor = torch.from_numpy(np.array(square)).permute(2, 0, 1).float().div(255)
-    golden = (tensor - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    square = torch.nn.functional.pad(small, (left, 224 - w - left, top, 224 - h - top))
+    golden = (square - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     ours = clip_pixels(image)
     assert ours.dtype == np.float32 and ours.shape == (224, 224, 3)
-    np.testing.assert_array_equal(ours, golden.permute(1, 2, 0).numpy())
+    np.testing.assert_allclose(ours, golden.permute(1, 2, 0).numpy(), atol=1e-4)
+
+
+def test_pixels_overshoot_at_edges() -> None:
+    """Neither rounded nor clipped: beside an edge, bicubic goes beyond black and white."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, 32:] = 255
+    values = clip_pixels(image) * STD + MEAN
+    assert values.min() < -0.05 and values.max() > 1.05
 
 
 def test_pixels_by_hand() -> None:
