@@ -72,7 +72,7 @@ def write(target: Path, opened: OpenCheckpoint, form: Any, **settings: Any) -> W
     def count(done: int, total: int) -> None:
         nonlocal progress
         if progress is None:
-            progress = Progress(target.name, max(1, total // _MB), unit="MB")
+            progress = Progress(target.name, max(1, total // _MB), unit="megabyte")
             progress.update(0)
         progress.update(done // _MB)
 
