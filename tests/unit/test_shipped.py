@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = {
     "shapes_vq": VqTrainConfig,
     "shapes_sft": SftConfig,
+    "shapes_sft_more": SftConfig,
     "shapes_grpo": GrpoConfig,
 }
 
