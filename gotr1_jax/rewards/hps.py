@@ -46,6 +46,7 @@ class HpsJudge:
     """
 
     terms: tuple[str, ...] = ("hps",)
+    identity = "hps"
 
     def __init__(
         self,
@@ -107,7 +108,9 @@ class HpsJudge:
         tokenizer = read_vocabulary(path, config, vocabulary)
         placed = None if mesh is None else state_shardings(abstract_state(config, dtype), mesh)
         checkpoint = load_clip(path, dtype, placed)
-        return cls(checkpoint, tokenizer, batch_rows, mesh)
+        judge = cls(checkpoint, tokenizer, batch_rows, mesh)
+        judge.identity = f"hps {path}"
+        return judge
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request; a negative cosine scores 0.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.rewards.http_judge import HttpConfig, HttpEngine
@@ -20,12 +20,15 @@ from gotr1_jax.rewards.several import CachedJudge, SeveralJudges
 from gotr1_jax.rewards.shapes_judge import ShapesJudge
 from gotr1_jax.rewards.types import TERMS, Judge
 
-JudgeKind = Literal["shapes", "qwen2_5_vl", "http", "python"]
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+JudgeKind = Literal["shapes", "qwen2_5_vl", "hps", "http", "python"]
 JUDGE_KINDS: tuple[str, ...] = get_args(JudgeKind)
-# What each kind scores where its `terms` are empty.
 _USUAL = ("sem", "spa", "ri", "pi")
 _CAN_SCORE = {
     "shapes": ShapesJudge.terms,
+    "hps": ("hps",),
     "qwen2_5_vl": MULTIMODAL_TERMS,
     "http": MULTIMODAL_TERMS,
     "python": TERMS,
@@ -38,6 +41,18 @@ class PythonConfig:
 
     # module:function; the working directory is looked in too.
     function: str
+
+
+@dataclass(frozen=True)
+class HpsConfig:
+    """HPS v2.1; see `rewards.hps`."""
+
+    # HPS_v2.1_compressed.pt, or the directory that it was converted to.
+    checkpoint: str
+    # File or directory of CLIP's vocabulary; null: beside the checkpoint.
+    vocabulary: str | None = None
+    # Pictures or captions of one call.
+    batch_rows: int = 32
 
 
 @dataclass(frozen=True)
@@ -58,16 +73,19 @@ class CacheConfig:
 class JudgeConfig:
     """Who judges; a section is read only by the kinds that it is for."""
 
-    # shapes: the shapes world's exact judge; http: a model behind an OpenAI-compatible server;
-    # python: a function of one's own; qwen2_5_vl: Qwen2.5-VL in this process.
+    # shapes: the shapes world's exact judge; qwen2_5_vl: Qwen2.5-VL in this process; hps: human
+    # preference; http: a model behind an OpenAI-compatible server; python: a function of one's
+    # own.
     kind: JudgeKind = "shapes"
-    # Terms that are taken from this judge; empty: for shapes, http and qwen2_5_vl sem, spa, ri
-    # and pi. python must name its own.
+    # Terms that are taken from this judge. Empty: hps from hps; from shapes, http and qwen2_5_vl
+    # sem, spa, ri and pi; python must name its own.
     terms: tuple[str, ...] = ()
     # For http and qwen2_5_vl.
     questions: QuestionsConfig = field(default_factory=QuestionsConfig)
     # For the kind http only.
     http: HttpConfig | None = None
+    # For the kind hps only.
+    hps: HpsConfig | None = None
     # For the kind python only.
     python: PythonConfig | None = None
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -85,6 +103,8 @@ class JudgeConfig:
             raise InputError("judge.kind is python; give judge.python.function and judge.terms")
         if self.kind == "http" and self.http is None:
             raise InputError("judge.kind is http; give judge.http.url and judge.http.model")
+        if self.kind == "hps" and self.hps is None:
+            raise InputError("judge.kind is hps; give judge.hps.checkpoint")
         if any(other.also or other.cache != CacheConfig() for other in self.also):
             raise InputError("judge.also holds judges without a cache or an also of their own")
         names = [name for part in (self, *self.also) for name in part.scored_terms]
@@ -98,7 +118,8 @@ class JudgeConfig:
     @property
     def scored_terms(self) -> tuple[str, ...]:
         """The terms that are taken from this judge, those of `also` apart."""
-        return self.terms or (() if self.kind == "python" else _USUAL)
+        usual = {"hps": ("hps",), "python": ()}
+        return self.terms or usual.get(self.kind, _USUAL)
 
 
 def build_judge(kind: str) -> Judge:
@@ -110,29 +131,42 @@ def build_judge(kind: str) -> Judge:
     return make_judge(config)
 
 
-def make_judge(config: JudgeConfig, cache_folder: Path | None = None) -> Judge:
+def make_judge(
+    config: JudgeConfig, cache_folder: Path | None = None, mesh: Mesh | None = None
+) -> Judge:
     """The judge that a configuration describes, with all of `config.also`.
 
     Args:
         config: checked.
         cache_folder: where answers are kept unless the configuration says; None: they are not.
-            The exact judge of the shapes world keeps none: it is faster than the cache.
+            shapes and hps keep none: they are quick, and always answer.
+        mesh: devices on which models of this process are laid out; None: the default device.
 
     Raises:
         InputError: what the configuration names is not there.
     """
     folder = Path(config.cache.folder) if config.cache.folder else cache_folder
     parts = (config, *config.also)
-    kept = folder is not None and any(part.kind != "shapes" for part in parts)
+    kept = folder is not None and any(part.kind not in ("shapes", "hps") for part in parts)
     cache = AnswerCache(folder, config.cache.max_bytes) if kept and folder is not None else None
-    judges = [(_make_one(part, cache), part.scored_terms) for part in parts]
+    judges = [(_make_one(part, cache, mesh), part.scored_terms) for part in parts]
     first, terms = judges[0]
     return first if len(judges) == 1 and terms == first.terms else SeveralJudges(judges)
 
 
-def _make_one(config: JudgeConfig, cache: AnswerCache | None) -> Judge:
+def _make_one(config: JudgeConfig, cache: AnswerCache | None, mesh: Mesh | None) -> Judge:
     if config.kind == "shapes":
         return ShapesJudge()
+    if config.kind == "hps":
+        from gotr1_jax.rewards.hps import HpsJudge
+
+        assert config.hps is not None
+        return HpsJudge.from_path(
+            config.hps.checkpoint,
+            config.hps.vocabulary,
+            batch_rows=config.hps.batch_rows,
+            mesh=mesh,
+        )
     if config.kind == "python":
         assert config.python is not None
         judge = PythonJudge(config.python.function, config.terms)

@@ -1,0 +1,268 @@
+"""Judges of one's own, judges together, kept results, and judges from a configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from lookup_engine import request
+
+from gotr1_jax.config import from_dict, to_yaml
+from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.plan import Box
+from gotr1_jax.rewards import JudgeConfig, JudgeRequest, JudgeResult, make_judge
+from gotr1_jax.rewards.multimodal import AnswerCache, MultimodalJudge
+from gotr1_jax.rewards.python_judge import PythonJudge
+from gotr1_jax.rewards.several import (
+    CachedJudge,
+    SeveralJudges,
+    request_key,
+    result_from_json,
+    result_to_json,
+)
+from gotr1_jax.rewards.shapes_judge import ShapesJudge
+
+FILE = """
+import numpy as np
+from gotr1_jax.plan import Box
+from gotr1_jax.rewards import JudgeResult
+
+def bright(requests):
+    return [{"pi": float(r.image.mean()) / 255, "other": 7} for r in requests]
+
+def full(requests):
+    return tuple(JudgeResult({"ri": np.float32(0.5), "pi": float("nan")},
+                             [("cat", Box(1, 2, 3, 4))], "why", {"ri": "why"}) for r in requests)
+
+def fails(requests):
+    raise KeyError("nothing there")
+
+number = 3
+def generator(requests): yield {"pi": 1.0}
+def short(requests): return []
+def no_mapping(requests): return [0.5 for _ in requests]
+def missing(requests): return [{"sem": 0.5} for _ in requests]
+def above(requests): return [{"pi": 1.5} for _ in requests]
+def below(requests): return [{"pi": -1e-9} for _ in requests]
+def infinite(requests): return [{"pi": float("inf")} for _ in requests]
+def text(requests): return [{"pi": "0.5"} for _ in requests]
+def nothing(requests): return [{"pi": None} for _ in requests]
+def truth(requests): return [{"pi": True} for _ in requests]
+def array(requests): return [{"pi": np.ones(1)} for _ in requests]
+def no_box(requests): return [JudgeResult({"pi": 1.0}, ((1, 2, 3, 4),)) for _ in requests]
+"""
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The functions above as a module of the working directory."""
+    name = f"my_judge_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+def test_a_function_of_ones_own(module: str) -> None:
+    judge = PythonJudge(f"{module}:bright", ["pi"])
+    assert judge.judge([]) == []
+    dark, light = judge.judge([request("a"), request("b", shade=51)])
+    assert (dark.scores, light.scores) == ({"pi": 0.0}, {"pi": 0.2})  # what else it gives is left
+    (result,) = PythonJudge(f"{module}:full", ["ri", "pi"]).judge([request("a")])
+    assert result.scores["ri"] == 0.5 and math.isnan(result.scores["pi"])
+    assert result.located == (("cat", Box(1, 2, 3, 4)),) and result.words == "why"
+
+
+def test_an_edited_function_is_another_judge(module: str, tmp_path: Path) -> None:
+    first = PythonJudge(f"{module}:bright", ["pi"]).identity
+    with open(tmp_path / f"{module}.py", "a") as file:
+        file.write("# changed\n")
+    assert PythonJudge(f"{module}:bright", ["pi"]).identity != first
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("generator", "returned generator; return a list"),
+        ("short", "returned 0 results for 1 samples"),
+        ("no_mapping", "returned float for sample 0"),
+        ("missing", "gave no pi for sample 0"),
+        ("above", "pi = 1.5 for sample 0; use 0 to 1"),
+        ("below", "pi = -1e-09 for sample 0"),
+        ("infinite", "pi = inf for sample 0"),
+        ("text", "pi = '0.5' .str. for sample 0; use a float"),
+        ("nothing", "pi = None .NoneType. for sample 0"),
+        ("truth", "pi = True .bool. for sample 0"),
+        ("array", "pi = array.* .ndarray. for sample 0"),
+        ("no_box", "located for sample 0"),
+    ],
+)
+def test_what_a_function_returns_is_checked(module: str, function: str, message: str) -> None:
+    judge = PythonJudge(f"{module}:{function}", ["pi"])
+    with pytest.raises(InputError, match=f"judge {module}:{function} .*{message}"):
+        judge.judge([request("a")])
+
+
+def test_a_function_that_raises(module: str, tmp_path: Path) -> None:
+    judge = PythonJudge(f"{module}:fails", ["pi"])
+    with pytest.raises(RunError, match=f"{module}:fails raised KeyError.*{module}.py, line 14"):
+        judge.judge([request("a")])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bright", "write it as module:function"),
+        (":bright", "write it as module:function"),
+        ("{}:", "write it as module:function"),
+        ("no_such_module_here:f", "cannot be imported: ModuleNotFoundError"),
+        ("{}:absent", "has no function absent"),
+        ("{}:number", "has no function number"),
+    ],
+)
+def test_functions_that_are_not_there(module: str, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PythonJudge(name.format(module), ["pi"])
+
+
+def test_a_module_with_an_error(tmp_path: Path) -> None:
+    (tmp_path / "broken_judge.py").write_text("def f(:\n")
+    with pytest.raises(InputError, match="broken_judge.*SyntaxError"):
+        PythonJudge("broken_judge:f", ["pi"])
+
+
+def test_terms_must_be_known(module: str) -> None:
+    for terms in ([], ["beauty"]):
+        with pytest.raises(InputError, match="name those that it scores"):
+            PythonJudge(f"{module}:bright", terms)
+
+
+class Fixed:
+    """Gives every sample the same; counts the samples."""
+
+    def __init__(self, **scores: float) -> None:
+        self.terms = tuple(scores)
+        self.identity = f"fixed {scores}"
+        self.seen: list[JudgeRequest] = []
+        self._scores = scores
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
+        self.seen += requests
+        located = (("cat", Box(0, 0, 9, 9)),) if "ri" in self.terms else (("dog", Box(0, 0, 5, 5)),)
+        said = {t: f"{t}!" for t in self.terms}
+        return [JudgeResult(self._scores, located, " ".join(self.terms), said) for _ in requests]
+
+
+def test_terms_from_several_judges() -> None:
+    judge = SeveralJudges(
+        [(Fixed(pi=0.1, sem=0.2), ["sem"]), (Fixed(ri=0.3, pi=0.4), ["pi", "ri"])]
+    )
+    assert judge.terms == ("sem", "pi", "ri")
+    first, second = judge.judge([request("a"), request("b")])
+    assert first == second and first.scores == {"sem": 0.2, "pi": 0.4, "ri": 0.3}
+    # Boxes of whoever scores ri; only the words of the terms that are taken.
+    assert first.located == (("cat", Box(0, 0, 9, 9)),) and first.words == "pi sem | ri pi"
+    assert first.said == {"sem": "sem!", "pi": "pi!", "ri": "ri!"}
+    assert judge.take_figures() == {}
+    assert judge.judge([]) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([], "at least one"),
+        ([(Fixed(pi=1), ["ri"])], "does not score ri; it scores pi"),
+        ([(Fixed(pi=1), ["pi"]), (Fixed(pi=0), ["pi"])], "two judges are to give pi"),
+    ],
+)
+def test_judges_that_do_not_go_together(parts, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SeveralJudges(parts)
+
+
+def test_results_are_kept_by_content(tmp_path: Path) -> None:
+    a, b = request("a"), request("b")
+    inner = Fixed(pi=0.25)
+    assert CachedJudge(inner, AnswerCache(tmp_path)).judge([a, b, a])[2].scores == {"pi": 0.25}
+    assert len(inner.seen) == 2
+    again = CachedJudge(later := Fixed(pi=0.25), AnswerCache(tmp_path))
+    assert again.judge([b, a]) == inner.judge([b, a]) and later.seen == []
+    changed = [request("a", "another"), request("c"), request("a", shade=1)]
+    again.judge(changed)
+    assert len(later.seen) == 3
+    other = Fixed(pi=0.5)
+    assert CachedJudge(other, AnswerCache(tmp_path)).judge([a])[0].scores == {"pi": 0.5}
+    # Who could not tell is asked again.
+    for _ in range(2):
+        unsure = Fixed(pi=math.nan)
+        CachedJudge(unsure, AnswerCache(tmp_path)).judge([a])
+        assert len(unsure.seen) == 1
+
+
+def test_keys_tell_samples_apart() -> None:
+    judge, one = Fixed(pi=1), request("a")
+    wide = JudgeRequest(one.caption, one.plan, one.image.reshape(200, 100, 3))
+    keys = {request_key(r, judge) for r in (one, request("a"), request("b"), wide)}
+    assert len(keys) == 3
+    assert request_key(one, Fixed(pi=0.5)) not in keys
+
+
+def test_results_as_json() -> None:
+    result = JudgeResult({"pi": math.nan, "ri": np.float32(0.5)}, (("a", Box(1, 2, 3, 4)),), "w", {"ri": "s"})  # fmt: skip  # noqa: E501
+    back = result_from_json(result_to_json(result))
+    assert math.isnan(back.scores["pi"]) and back.scores["ri"] == 0.5
+    assert (back.located, back.words, back.said) == (result.located, "w", {"ri": "s"})
+
+
+def configure(**values) -> JudgeConfig:
+    return from_dict(JudgeConfig, values, "judge.")
+
+
+HTTP = {"url": "http://127.0.0.1:1/v1", "model": "m"}
+
+
+def test_judges_from_a_configuration(module: str, tmp_path: Path) -> None:
+    assert isinstance(make_judge(configure()), ShapesJudge)
+    http = make_judge(configure(kind="http", http=HTTP, terms=["pi", "verdict"]))
+    assert isinstance(http, MultimodalJudge) and http.terms == ("pi", "verdict")
+    assert make_judge(configure(kind="http", http=HTTP)).terms == ("sem", "spa", "ri", "pi")
+    own = {"kind": "python", "python": {"function": f"{module}:bright"}, "terms": ["pi"]}
+    both = configure(terms=["sem", "spa", "ri"], also=[own], cache={"folder": str(tmp_path / "c")})
+    judge = make_judge(both)
+    assert judge.terms == ("sem", "spa", "ri", "pi")
+    caption = "a red circle"
+    (result,) = judge.judge([request("x", caption, 51)])
+    assert result.scores["pi"] == 0.2 and result.scores["sem"] == 0
+    assert len(AnswerCache(tmp_path / "c")) == 1
+    with pytest.raises(InputError, match="nowhere"):
+        make_judge(configure(kind="hps", hps={"checkpoint": "nowhere"}))
+    # The folder of a command is used where the configuration names none; shapes needs none.
+    make_judge(configure(**own), tmp_path / "d").judge([request("x")])
+    make_judge(configure(), tmp_path / "e")
+    assert len(AnswerCache(tmp_path / "d")) == 1 and not (tmp_path / "e").exists()
+    assert configure(**yaml.safe_load(to_yaml(both))) == both
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "oracle"}, "judge.kind is 'oracle'"),
+        ({"kind": "http"}, "give judge.http.url"),
+        ({"kind": "python", "terms": ["pi"]}, "give judge.python.function"),
+        ({"kind": "python", "python": {"function": "a:b"}}, "and judge.terms"),
+        ({"kind": "hps"}, "give judge.hps.checkpoint"),
+        ({"terms": ["hps"]}, "the kind shapes does not score"),
+        ({"http": {"url": "x", "model": "m"}}, "judge.http.url is 'x'"),
+        ({"also": [{"terms": ["pi"]}]}, "two judges are to give pi"),
+        ({"terms": ["pi"], "also": [{"terms": ["ri"], "cache": {"folder": "x"}}]}, "judge.also"),
+        ({"questions": {"canvas": 10}}, "canvas is 10"),
+        ({"questions": {"max_objects": 0}}, "max_objects is 0"),
+        ({"cache": {"max_bytes": 0}}, "max_bytes is 0"),
+    ],
+)
+def test_configurations_that_cannot_work(values, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        configure(**values)
