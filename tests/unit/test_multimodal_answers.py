@@ -176,6 +176,11 @@ def test_the_sketch_shows_every_box_and_name() -> None:
     assert (both != sheet(cat, ("hen", dog[1]))).any()
     assert (both[:20] == 255).all() and (both[250:380] == 255).all()
     assert draw_canvas(parse_plan(""), 448, 0.5).shape == (448, 224, 3)
+    # Three on one another: the outline of each is seen, far more than its label is worth.
+    whole = Box(0, 0, 999, 999)
+    three = sheet(("sky", whole), ("sea", whole), ("fog", Box(4, 4, 996, 996))).reshape(-1, 3)
+    colors, counts = np.unique(three, axis=0, return_counts=True)
+    assert sum(counts[colors.max(1) > colors.min(1)] > 2000) == 3
 
 
 def test_the_cache_survives_a_kill_in_the_middle_of_a_line(tmp_path) -> None:
