@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ckpt", metavar="CKPT",
         help="checkpoint directory, finished run or hub id (the embedded checkpoint)",
     )  # fmt: skip
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--prompt", metavar="TEXT", help="one caption; its files go into --out")
     what.add_argument(
@@ -121,10 +122,10 @@ def generate(config: GenerateConfig, show: Show | None = None) -> None:
     layout = make_layout(config)
     todo = _survey_tasks(config, layout)
     # Imported late: a wrong caption is answered without waiting for jax.
-    from gotr1_jax.convert.checkpoint import find_checkpoint
+    from gotr1_jax.convert.hub import find_checkpoint
     from gotr1_jax.generation.painter import Painter, default_dtype
 
-    source = find_checkpoint(config.ckpt)
+    source = find_checkpoint(config.ckpt, config.revision)
     dtype = config.dtype or default_dtype()
     note = settings_note(config, source, dtype, todo.digest)
     if config.numbered:

@@ -41,6 +41,7 @@ class GenerateConfig:
         the layout's benchmark asks for.
       batch_size: rows drawn at once; None goes by the free memory.
       ckpt: checkpoint directory, finished run or hub id; None is the embedded checkpoint.
+      revision: branch, tag or commit of a hub id.
       greedy: the most likely token everywhere.
       cfg: guidance weight of the picture, 1 is none.
       max_plan_tokens: longest plan; a longer one is cut, a longer given one refused.
@@ -61,6 +62,7 @@ class GenerateConfig:
     n: int | None = None
     batch_size: int | None = None
     ckpt: str | None = None
+    revision: str | None = None
     greedy: bool = False
     cfg: float = 5.0
     max_plan_tokens: int = 600
@@ -186,7 +188,7 @@ def check_note(path: Path, wanted: dict[str, Any]) -> None:
         if name == "checkpoint":
             continue
         if name == "weights":
-            what = f"the weights of {found['checkpoint']}, not those of {wanted['checkpoint']}"
+            what = f"the weights that were in {found['checkpoint']}, not those in {wanted['checkpoint']}"  # fmt: skip  # noqa: E501
         elif name == "captions":
             what = "other captions or plans than are given now"
         else:

@@ -16,7 +16,7 @@ from tiny import compiled_once
 from tiny_checkpoints import TINY, write_tiny
 
 from gotr1_jax import generate
-from gotr1_jax.convert.checkpoint import EMBEDDED, find_checkpoint
+from gotr1_jax.convert.hub import EMBEDDED, find_checkpoint
 from gotr1_jax.errors import InputError
 from gotr1_jax.generation.painter import Painter, sample_keys
 from gotr1_jax.generation.settings import GenerateConfig
