@@ -11,9 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from gotr1_jax.errors import InputError
@@ -45,6 +42,10 @@ class MetricsWriter:
         Lines of later steps are removed: the run writes them again, and its file becomes that of
         a run that was never interrupted.
         """
+        # Imported late: it imports torch where that is installed, seconds that only a run pays.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
         self._path = run.metrics
         try:
             run.tensorboard.mkdir(parents=True, exist_ok=True)
@@ -75,6 +76,8 @@ class MetricsWriter:
 
         Raises RunError when the disk is full.
         """
+        from tensorboardX.proto.summary_pb2 import Summary
+
         numbers = plain_json({"step": step, **values})
         line = (json.dumps(numbers, allow_nan=False) + "\n").encode()
         summary = Summary(
@@ -99,6 +102,8 @@ class MetricsWriter:
             raise write_failure(self._path, error) from error
 
     def _add_event(self, step: int, **what: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
         self._events.write_event(Event(wall_time=time.time(), step=step, **what))
         self._events.flush()
 
