@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from judge_server import Server, say, send
 from PIL import Image
 
 from gotr1_jax import cli
@@ -157,6 +158,39 @@ def test_what_generate_wrote(tmp_path) -> None:
     (line,) = lines()
     assert line["scores"] == {"sem": 1.0, "spa": 1.0, "ri": 0.0, "pi": 0.0}
     assert line["judge"] == "shapes" and "planned 1, 0 of them found" in line["words"]
+
+
+def test_a_server_is_asked_and_its_words_are_kept(run, capsys) -> None:
+    def behave(handler, number: int, body: Any) -> None:
+        text = body["messages"][0]["content"][-1]["text"]
+        if "written plan" in text:
+            say(handler, '{"score": 9, "reason": "short"}')
+        elif "sketch" in text:
+            say(handler, "lovely")
+        elif "every instance" in text:
+            # 28 by 28 is what is sent of 8 by 8.
+            say(handler, '```json\n[{"bbox_2d": [0, 0, 14, 28], "label": "circle"}]\n```')
+        else:
+            send(handler, 503, b"")
+
+    with Server(behave) as server:
+        words = ("--judge.kind", "http", "--judge.http.url", server.url, "--judge.http.model",
+                 "m", "--judge.http.retries", "0", "--judge.cache.folder", "cache")  # fmt: skip
+        assert judge(run, *words) == 0
+        asked = len(server.bodies)
+        Path("scores.jsonl").unlink()
+        assert judge(run, *words) == 0
+        again = len(server.bodies) - asked
+    (line, *_) = lines()
+    assert line["scores"]["sem"] == 0.9 and line["scores"]["spa"] is line["scores"]["pi"] is None
+    # (0,0)-(500,999) found, (100,200)-(500,600) planned: 160 of 499.5 thousand.
+    assert line["located"] == [{"name": "red circle", "box": [0, 0, 500, 999]}]
+    assert line["scores"]["ri"] == pytest.approx(160 / 499.5)
+    assert line["said"]["sem"] == '{"score": 9, "reason": "short"}'
+    assert line["said"]["spa"] == "lovely" and "pi failed: status 503" in line["words"]
+    # Four samples of two pictures and one plan. At first 4 sem, 4 + 4 spa (unreadable), 2 boxes
+    # and 4 pi; from the cache then all but spa and pi.
+    assert asked == 18 and again == 12
 
 
 def test_a_configuration_file(run, tmp_path) -> None:
