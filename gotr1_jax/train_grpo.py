@@ -22,7 +22,8 @@ from gotr1_jax.data.sources import read_captions, shapes_captions
 from gotr1_jax.errors import RunError
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.report import write_report
-from gotr1_jax.rewards import build_judge, check_rule, term_statistics
+from gotr1_jax.rewards import Judge, check_rule, make_judge, term_statistics
+from gotr1_jax.rewards.multimodal import FailureTracker, take_figures
 from gotr1_jax.rl import GroupAdvantages, PolicyLossConfig, group_advantages, keep_groups
 from gotr1_jax.sampling.replay import LogpSettings
 from gotr1_jax.sampling.sampler import Sampler, SamplerConfig
@@ -100,7 +101,9 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
     run = create_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
     print(to_yaml(config))
 
-    roller = _roller(config, policy, checkpoint, tokenizer, mesh)
+    # Answers stay with the run: a resumed step does not ask twice.
+    judge = make_judge(config.judge, run.root / "judge_cache", mesh)
+    roller = _roller(config, policy, checkpoint, tokenizer, judge, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
     learner = _learner(config, policy, tokenizer, optimizer)
     state = _new_state(config, policy, optimizer, mesh)
@@ -119,6 +122,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
         def params(state: TrainState) -> Any:
             return roller.sampler.prepare(policy.whole(state.params))
 
+        failures = FailureTracker(config.reward.failure_limit, config.reward.failure_steps)
         shown = config.evaluation.shown
         before = _saved_evaluation(run) if first else None
         if before is None:
@@ -132,6 +136,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
         ):
             for step in range(first + 1, config.steps + 1):
                 clock = time.perf_counter()
+                take_figures(judge)  # those of an evaluation are not this step's
                 current = params(state)
                 gathered, times = _gather(config, roller, current, prompts, batches, step)
                 after_rollout = time.perf_counter()
@@ -139,7 +144,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
                 times["time/update"] = time.perf_counter() - after_rollout
                 times["time/step"] = time.perf_counter() - clock
                 seconds += times["time/step"]
-                values = _metrics(config, gathered, results, state, times)
+                values = _metrics(config, gathered, results, state, times) | take_figures(judge)
                 metrics.write(step, values)
                 progress.update(step, reward=values["reward/total/mean"])
                 _stop_if_broken(config, state, step)
@@ -154,9 +159,13 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
                         roller, params(state), heldout, config.evaluation, name, run.root
                     )
                     progress.note(f"held-out total at step {step}: {now.means['total']:.3f}")
-                if step % config.checkpoint.every == 0 or step == config.steps:
+                failed = int(np.isnan(gathered.scored.total_B).sum())
+                broken = failures.add(failed, len(gathered.scored))
+                if broken or step % config.checkpoint.every == 0 or step == config.steps:
                     meta = {"seed": config.seed, "data": batches.get_state(), "seconds": seconds}
                     checkpoints.save(step, state, meta)
+                if broken:
+                    raise RunError(f"stopped at step {step}, which is saved: {broken}")
         after = evaluate(roller, params(state), heldout, config.evaluation, "eval_after", run.root)
     return _finish(config, run, policy, state, checkpoint.source, before, after, seconds)
 
@@ -168,8 +177,9 @@ def _captions(config: GrpoConfig) -> tuple[str, ...]:
 
 
 def _roller(
-    config: GrpoConfig, policy: SplitPolicy, checkpoint: Any, tokenizer: Any, mesh: Any
-) -> Roller:
+    config: GrpoConfig, policy: SplitPolicy, checkpoint: Any, tokenizer: Any, judge: Judge,
+    mesh: Any,
+) -> Roller:  # fmt: skip
     rollout = config.rollout
     sampling = SamplerConfig(
         max_plan_tokens=rollout.max_plan_tokens,
@@ -181,7 +191,7 @@ def _roller(
     graphdef = nnx.split(nnx.merge(policy.graphdef, policy.trained, policy.frozen))[0]
     sampler = Sampler(graphdef, checkpoint.config, tokenizer.specials, sampling, mesh)
     painter = Painter(checkpoint.vq_module(), checkpoint.config.grid, rollout.decode_batch, mesh)
-    return Roller(sampler, painter, build_judge(config.reward.judge), config.reward, tokenizer)
+    return Roller(sampler, painter, judge, config.reward, tokenizer)
 
 
 def _learner(config: GrpoConfig, policy: SplitPolicy, tokenizer: Any, optimizer: Any) -> Learner:

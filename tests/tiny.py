@@ -138,6 +138,16 @@ class Brightness:
         return results
 
 
+@dataclass(frozen=True)
+class Blind(Brightness):
+    """As `Brightness`, but of every second picture it cannot tell."""
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
+        results = super().judge(requests)
+        unknown = dict.fromkeys(self.terms, float("nan"))
+        return [JudgeResult(unknown) if i % 2 else r for i, r in enumerate(results)]
+
+
 def random_rows(count: int, seed: int = 0) -> Rows:
     """Numpy rows for `STEP_MODEL`: prompts of 2..5, plans of 2..5 with BOI, the longest forced."""
     rng = np.random.default_rng(seed)

@@ -7,6 +7,8 @@ from typing import Literal
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import LoraConfig
+from gotr1_jax.rewards.judges import JudgeConfig
+from gotr1_jax.rewards.types import TERMS
 from gotr1_jax.schema.shared import (
     CheckpointConfig,
     MeshConfig,
@@ -92,19 +94,24 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Which judge scores which terms, and how they become one number."""
+    """How the judge's terms become one number, and when a judge that fails ends the run."""
 
-    judge: Literal["shapes"] = "shapes"
     rule: Literal["v1", "v2", "sum"] = "v1"
     terms: tuple[str, ...] = ("sem", "spa", "ri", "pi")
+    # The run ends when the judge could not score more than this share of the samples of
+    # `failure_steps` steps; 1 never ends it.
+    failure_limit: float = 0.2
+    failure_steps: int = 10
 
     def check(self) -> None:
-        known = ("sem", "spa", "ri", "pi")
         for term in self.terms:
-            if term not in known:
-                raise InputError(f"reward.terms holds {term!r}; choose from {', '.join(known)}")
+            if term not in TERMS:
+                raise InputError(f"reward.terms holds {term!r}; choose from {', '.join(TERMS)}")
         if not self.terms:
             raise InputError("reward.terms is empty; name at least one term")
+        positive("reward", failure_steps=self.failure_steps)
+        if not 0 <= self.failure_limit <= 1:
+            raise InputError(f"reward.failure_limit is {self.failure_limit}; use 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -204,6 +211,7 @@ class GrpoConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     captions: CaptionsConfig = field(default_factory=CaptionsConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: GrpoLossConfig = field(default_factory=GrpoLossConfig)
     # Adaptive entropy term; null: none.
@@ -217,6 +225,13 @@ class GrpoConfig:
     def check(self) -> None:
         positive("grpo", steps=self.steps, samples_every=self.samples_every)
         check_seed(self.seed)
+        scored = [t for part in (self.judge, *self.judge.also) for t in part.scored_terms]
+        for term in self.reward.terms:
+            if term not in scored:
+                raise InputError(
+                    f"reward.terms holds {term!r}, but the judge gives {', '.join(scored)}; add a "
+                    "judge for it (judge.also) or leave the term out"
+                )
         captions, groups = self.rollout.captions_per_step, self.update.updates_per_rollout
         if captions % groups:
             raise InputError(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tiny import (
     SHAPES,
+    Blind,
     Brightness,
     assert_equal_trees,
     compiled_once,
@@ -55,7 +56,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def quiet_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """The devices of this process are set already; every picture earns something else."""
     monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
-    monkeypatch.setattr(train_grpo, "build_judge", lambda _: Brightness())
+    monkeypatch.setattr(train_grpo, "make_judge", lambda *_: Brightness())
 
 
 def run(values: dict[str, Any], *words: str) -> int:
@@ -71,7 +72,7 @@ def finished(
     root = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
-        patch.setattr(train_grpo, "build_judge", lambda _: Brightness())
+        patch.setattr(train_grpo, "make_judge", lambda *_: Brightness())
         saved = record_saves(patch)
         assert run(grpo_values(checkpoint, root)) == 0
     return root, saved
@@ -250,3 +251,16 @@ def test_broken_updates_end_the_run(checkpoint, tmp_path, monkeypatch, capsys):
 def _adapters(params: Any) -> list[tuple[str, np.ndarray]]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+
+
+def test_a_judge_that_fails_too_often_ends_the_run_with_a_checkpoint(
+    checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(train_grpo, "make_judge", lambda *_: Blind())
+    values = grpo_values(checkpoint, tmp_path / "run")
+    values["reward"] |= {"failure_steps": 3}
+    assert run(values) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "stopped at step 3, which is saved: the judge could not score 6 of 12 samples" in line
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if "3" in p.name]
+    assert not (tmp_path / "run" / "summary.json").exists()

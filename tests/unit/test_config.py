@@ -82,7 +82,10 @@ FAULTS = {
     "no such choice": ({"loss.kind": "ppo"}, "loss.kind is 'ppo'; choose one of grpo, dapo"),
     "value for a list": ({"reward.terms": "sem"}, "reward.terms is 'sem'; expected a list"),
     "value for a section": ({"policy": 3}, "policy is 3; expected a section with keys"),
-    "unknown term": ({"reward.terms": ["sem", "hps"]}, "reward.terms holds 'hps'; choose from sem"),
+    "unknown term": (
+        {"reward.terms": ["sem", "hps"]},
+        "reward.terms holds 'hps', but the judge gives sem, spa, ri, pi",
+    ),
     "no term": ({"reward.terms": []}, "reward.terms is empty"),
     "group of one": (
         {"rollout.samples_per_caption": 1},
