@@ -233,11 +233,12 @@ def test_the_verdict() -> None:
 
 def test_expected_scores() -> None:
     config = QuestionsConfig(reading="expected")
-    script = {"sem": ["7.25"], "spa": ["5.5"], "pi": ["nan"], "cat": [FULL]}
+    script = {"sem": ["7.25"], "spa": ["nan", "5.5"], "pi": ["nan", "11"], "cat": [FULL]}
     judge = MultimodalJudge(ScoringLookup(script), FOUR, config)
     (result,) = judge.judge([request(plan_text(CAT))])
     assert result.scores["sem"] == 0.725 and result.scores["spa"] == 0.5
     assert result.scores["ri"] == 1 and math.isnan(result.scores["pi"])
+    assert judge.take_figures()["judge/asked_twice_frac"] == 0.5
     with pytest.raises(InputError, match="'expected', which lookup cannot"):
         MultimodalJudge(LookupEngine({}), FOUR, config)
     with pytest.raises(InputError, match="not hps"):
@@ -258,7 +259,7 @@ def test_the_rates_of_failure() -> None:
 
 def test_answers_are_cached_and_failures_are_not(tmp_path) -> None:
     sample = request(plan_text(CAT))
-    script = {"sem": ["?", score(4)], "spa": ["?", "?"], "pi": [TEN], "cat": [FULL]}
+    script = {"sem": ["?", score(4)], "spa": ["?", CUT], "pi": [TEN], "cat": [FULL]}
     first = MultimodalJudge(LookupEngine(script), FOUR, cache=AnswerCache(tmp_path))
     (before,) = first.judge([sample])
     # A new process: only what failed is asked, once, and the words are there again.

@@ -89,19 +89,26 @@ class Asker:
         return readings
 
     def _ask_expected(self, questions: Sequence[Question]) -> dict[str, Reading]:
-        if not questions:
-            return {}
-        assert isinstance(self._engine, ScoringEngine)
-        values = self._engine.expected_scores(questions)
-        _same_number(self._engine, questions, values)
-        readings = {q.key: _read_expected(q, value) for q, value in zip(questions, values)}
+        readings = self._expect(questions, questions)
+        again = [q for q in questions if readings[q.key].failed]
+        readings |= self._expect(again, [q.with_reminder(REMINDERS[q.kind]) for q in again])
         failed = [q for q in questions if readings[q.key].failed]
-        # One pass without sampling: asked again it would say the same.
-        self.counts.note(questions, (), failed, set())
+        self.counts.note(questions, again, failed, set())
         if self._cache is not None:
             kept = (q for q in questions if not readings[q.key].failed)
             self._cache.add({self._place(q): readings[q.key].score for q in kept})
         return readings
+
+    def _expect(
+        self, questions: Sequence[Question], worded: Sequence[Question]
+    ) -> dict[str, Reading]:
+        """Expected scores of `questions`, put to the engine as `worded`."""
+        if not questions:
+            return {}
+        assert isinstance(self._engine, ScoringEngine)
+        values = self._engine.expected_scores(worded)
+        _same_number(self._engine, worded, values)
+        return {q.key: _read_expected(q, value) for q, value in zip(questions, values)}
 
     def _answer(self, questions: Sequence[Question]) -> list[Answer]:
         if not questions:
