@@ -1,7 +1,8 @@
 """`gotr1 convert`: any checkpoint that this project reads, as one of its own.
 
-Its own layout is the released one: config.json ("multi_modality"), safetensors, tokenizer and
-processor files.
+Its own layout is the released one: for a policy config.json ("multi_modality"), safetensors,
+tokenizer and processor files. Judges convert too: a Qwen2.5-VL keeps its layout, under its first
+released names; HPS v2.1's pickle becomes a directory of `transformers.CLIPModel`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from gotr1_jax.errors import InputError
 if TYPE_CHECKING:
     from gotr1_jax.convert.opened import OpenCheckpoint
     from gotr1_jax.convert.translate import Written
+    from gotr1_jax.training.metrics import Progress
 
 DTYPES = ("float32", "bfloat16")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Convert a checkpoint to this project's layout, the released one."
     parser.add_argument(
         "--from", dest="source", required=True, metavar="DIR_OR_ID",
-        help="directory, run directory or id of the Hugging Face hub",
+        help="directory, run directory or id of the Hugging Face hub; for HPS its .pt file",
     )  # fmt: skip
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
     add_target_arguments(parser)
@@ -50,37 +52,59 @@ def run(options: argparse.Namespace) -> None:
     check_dtype(options.dtype)
     shard_size = parse_size(options.shard_size)
     # Imported late: a wrong argument is answered without waiting for jax.
+    from gotr1_jax.convert.clip import convert_hps, is_clip
     from gotr1_jax.convert.hub import find_checkpoint
     from gotr1_jax.convert.opened import open_checkpoint
+    from gotr1_jax.convert.qwen2_5_vl import convert_qwen, is_qwen
 
     source = find_checkpoint(options.source, options.revision)
     check_target(options.to, source)
-    opened = open_checkpoint(source)
-    write(options.to, opened, "original", dtype=options.dtype, shard_size=shard_size)
+    if is_clip(source):
+        convert_hps(source, options.to, dtype=options.dtype or "bfloat16")
+        print(f"{options.to}: HPS in the format of transformers.CLIPModel")
+    elif is_qwen(source):
+        with _Megabytes(options.to.name) as count:
+            files = convert_qwen(
+                source, options.to, dtype=options.dtype, shard_size=shard_size, progress=count
+            )
+        print(f"{options.to}: Qwen2.5-VL in {files} file{'s' if files > 1 else ''}")
+    else:
+        opened = open_checkpoint(source)
+        write(options.to, opened, "original", dtype=options.dtype, shard_size=shard_size)
+
+
+class _Megabytes:
+    """A progress line that is told bytes done and bytes in all; there from the first call on."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> _Megabytes:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        from gotr1_jax.training.metrics import Progress
+
+        if self._progress is None:
+            self._progress = Progress(self._name, max(1, total // _MB), unit="megabyte")
+            self._progress.update(0)
+        self._progress.update(done // _MB)
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.close()
 
 
 def write(target: Path, opened: OpenCheckpoint, form: Any, **settings: Any) -> Written:
     """`write_checkpoint` with a progress line, the list of unused tensors and a last line."""
     from gotr1_jax.convert.translate import write_checkpoint
-    from gotr1_jax.training.metrics import Progress
 
     if opened.unused:
         print(f"stored but used by nothing: {', '.join(opened.unused)}")
     start = time.monotonic()
-    progress: Progress | None = None
-
-    def count(done: int, total: int) -> None:
-        nonlocal progress
-        if progress is None:
-            progress = Progress(target.name, max(1, total // _MB), unit="megabyte")
-            progress.update(0)
-        progress.update(done // _MB)
-
-    try:
+    with _Megabytes(target.name) as count:
         written = write_checkpoint(target, opened, form, progress=count, **settings)
-    finally:
-        if progress is not None:
-            progress.close()
     seconds = time.monotonic() - start
     notes = ""
     if written.dropped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gotr1_jax.convert.clip import abstract_state
+from gotr1_jax.convert.clip import PORT, abstract_state, clip_config_to_json
+from gotr1_jax.convert.tree import foreign_tensors
+from gotr1_jax.convert.writer import write_safetensors
 from gotr1_jax.models.clip import ClipConfig, TowerConfig
 
 # Merges that build on each other, in the order of their ranks.
@@ -81,3 +84,13 @@ def write_vocabulary(directory: Path) -> Path:
     lines = ["#version: 0.2", *(" ".join(pair) for pair in MERGES), ""]
     file.write_text("\n".join(lines), encoding="utf-8")
     return file
+
+
+def write_tiny_clip(directory: Path) -> Path:
+    """A tiny random CLIP as `convert_hps` writes it, float32; returns `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(clip_config_to_json(TINY, "float32")))
+    tensors = foreign_tensors({"clip": tiny_state()}, PORT)
+    write_safetensors(directory / "model.safetensors", tensors, "float32")
+    write_vocabulary(directory)
+    return directory

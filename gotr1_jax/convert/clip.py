@@ -192,6 +192,18 @@ def read_vocabulary(
     return ClipTokenizer.from_path(place, config.vocab_size, config.context_length)
 
 
+def is_clip(path: str | Path) -> bool:
+    """Whether `path` is HPS's pickle, or a directory whose config.json names a CLIP."""
+    path = Path(path)
+    if path.suffix == ".pt":
+        return True
+    try:
+        data = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and data.get("model_type") == "clip"
+
+
 def convert_hps(
     source: str | Path,
     target: str | Path,

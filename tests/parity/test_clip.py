@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from tiny_clip import MERGES, TINY, write_vocabulary
+from torch_clip import TorchClip, hps_file, shake, torch_pixels, unit
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from gotr1_jax.convert.clip import (
@@ -29,8 +31,6 @@ from gotr1_jax.convert.tree import tree_shapes
 from gotr1_jax.models.clip import VIT_H_14, Clip
 from gotr1_jax.models.siglip import run_blocks
 from gotr1_jax.text_clip import ClipTokenizer, byte_alphabet, clean
-from tests.tiny_clip import MERGES, TINY, write_vocabulary
-from tests.torch_clip import TorchClip, hps_file, shake, torch_pixels, unit
 
 CAPTIONS = (
     "a red cube to the left of the blue ball",

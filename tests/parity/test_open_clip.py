@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from tiny_clip import TINY
+from torch_clip import hps_file, shake, torch_pixels, unit
 
 from gotr1_jax.convert.clip import OPEN_CLIP, abstract_state, load_clip
 from gotr1_jax.convert.rules import expected_tensors
 from gotr1_jax.convert.tree import tree_shapes
 from gotr1_jax.models.clip import VIT_H_14, ClipConfig
 from gotr1_jax.text_clip import ClipTokenizer
-from tests.tiny_clip import TINY
-from tests.torch_clip import hps_file, shake, torch_pixels, unit
 
 STANDINS = (
     "ftfy",

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from tiny_clip import MERGES, TINY, write_tiny_clip, write_vocabulary
 
 from gotr1_jax.convert import clip as convert
-from gotr1_jax.convert.clip import PORT, ClipCheckpoint, clip_config_to_json, convert_hps, load_clip
-from gotr1_jax.convert.tree import foreign_tensors
-from gotr1_jax.convert.writer import write_safetensors
+from gotr1_jax.convert.clip import ClipCheckpoint, convert_hps, load_clip
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.clip import Clip
 from gotr1_jax.parallel.mesh import make_mesh
@@ -25,21 +24,13 @@ from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.hps import HpsJudge
 from gotr1_jax.rewards.types import JudgeRequest
 from gotr1_jax.text_clip import ClipTokenizer
-from tests.tiny_clip import MERGES, TINY, tiny_state, write_vocabulary
 
 CAPTIONS = ("a red cube", "the blue ball", "a red cube", "to the left of the ball", "a red cube")
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random CLIP as `convert_hps` writes it."""
-    out = tmp_path_factory.mktemp("clip")
-    (out / "config.json").write_text(json.dumps(clip_config_to_json(TINY, "float32")))
-    write_safetensors(
-        out / "model.safetensors", foreign_tensors({"clip": tiny_state()}, PORT), "float32"
-    )
-    write_vocabulary(out)
-    return out
+    return write_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")
