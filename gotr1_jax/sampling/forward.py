@@ -1,4 +1,4 @@
-"""The decoder on `SamplingParams`: whole stretches at once (prefill), or one token a row.
+"""The decoder on `TextParams`: whole stretches at once (prefill), or one token a row.
 
 The same mathematics as `models.decoder.Block`; a test holds the two together. Letters as in
 `sampling.state`.
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import rope_tables
 from gotr1_jax.sampling.guidance import guide
-from gotr1_jax.sampling.state import LayerWeights, SamplingParams, Segment
+from gotr1_jax.sampling.state import LayerWeights, SamplingParams, Segment, TextParams
 
 MASKED = -1e30
 """Score of a masked slot: finite, so that a fully masked segment yields no NaN."""
@@ -82,7 +82,7 @@ def _block(
 
 
 def run_layers(
-    params: SamplingParams, cfg: DecoderConfig, x: jax.Array,
+    params: TextParams, cfg: DecoderConfig, x: jax.Array,
     rope: tuple[jax.Array, jax.Array], attend: LayerAttend,
 ) -> jax.Array:  # fmt: skip
     """All blocks and the final norm; layers are unrolled, so no weight is ever sliced out."""
@@ -95,7 +95,7 @@ def run_layers(
     return _norm(x, params.norm_D, cfg.norm_eps)
 
 
-def text_logits(params: SamplingParams, hidden: jax.Array) -> jax.Array:
+def text_logits(params: TextParams, hidden: jax.Array) -> jax.Array:
     """(..., D) -> float32 (..., V)."""
     return project(hidden, params.text_head_VD).astype(jnp.float32)
 
@@ -137,19 +137,23 @@ def softmax_parts(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     return weights, 1.0 / weights.sum(axis=-1, keepdims=True)
 
 
-def prefill(
-    params: SamplingParams, cfg: DecoderConfig, ids_NS: jax.Array
-) -> tuple[jax.Array, Segment]:
+def prefill(params: TextParams, cfg: DecoderConfig, ids_NS: jax.Array) -> tuple[jax.Array, Segment]:
     """Text from position 0 on, causal: hidden (N,S,D) after the final norm, and the segment."""
     return prefill_embedded(params, cfg, params.text_embed_VD[ids_NS])
 
 
 def prefill_embedded(
-    params: SamplingParams, cfg: DecoderConfig, x_NSD: jax.Array
-) -> tuple[jax.Array, Segment]:
-    """As `prefill`, of embedded tokens: some of them may be a picture's."""
+    params: TextParams, cfg: DecoderConfig, x_NSD: jax.Array,
+    rope: tuple[jax.Array, jax.Array] | None = None,
+) -> tuple[jax.Array, Segment]:  # fmt: skip
+    """As `prefill`, of embedded tokens: some of them may be a picture's.
+
+    rope: rotary tables (N or 1, S, h // 2); None takes positions 0 .. S-1.
+    """
     S, keys, values = x_NSD.shape[1], [], []
-    cos, sin = rope_table(cfg, S)
+    if rope is None:
+        cos, sin = rope_table(cfg, S)
+        rope = cos[None], sin[None]
 
     def attend(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         keys.append(k.transpose(0, 2, 3, 1))
@@ -157,21 +161,34 @@ def prefill_embedded(
         flat = q.reshape(*q.shape[:2], -1, q.shape[-1])
         return jax.nn.dot_product_attention(flat, k, v, is_causal=True).reshape(q.shape)
 
-    hidden = run_layers(params, cfg, x_NSD, (cos[None], sin[None]), attend)
+    hidden = run_layers(params, cfg, x_NSD, rope, attend)
     return hidden, Segment(tuple(keys), tuple(values))
 
 
 def prefill_behind(
-    params: SamplingParams, cfg: DecoderConfig, ids_BS: jax.Array, captions: Segment,
+    params: TextParams, cfg: DecoderConfig, ids_BS: jax.Array, captions: Segment,
     caption_len_B: jax.Array,
 ) -> Segment:  # fmt: skip
     """Text behind captions, causal: the segment of ids (B,S), row b starting at caption_len_B[b].
 
     captions: segment of P captions, each shared by B / P rows.
     """
-    S, C = ids_BS.shape[1], captions.size
-    cos, sin = rope_table(cfg, C + S)
+    S = ids_BS.shape[1]
+    cos, sin = rope_table(cfg, captions.size + S)
     positions_BS = caption_len_B[:, None] + jnp.arange(S, dtype=jnp.int32)
+    x, rope = params.text_embed_VD[ids_BS], (cos[positions_BS], sin[positions_BS])
+    return prefill_embedded_behind(params, cfg, x, rope, captions, caption_len_B)[1]
+
+
+def prefill_embedded_behind(
+    params: TextParams, cfg: DecoderConfig, x_BSD: jax.Array, rope: tuple[jax.Array, jax.Array],
+    captions: Segment, caption_len_B: jax.Array,
+) -> tuple[jax.Array, Segment]:  # fmt: skip
+    """As `prefill_behind`, of embedded tokens: hidden (B,S,D) after the final norm, and segment.
+
+    rope: rotary tables (B, S, h // 2) of the tokens' own positions.
+    """
+    S, C = x_BSD.shape[1], captions.size
     keys, values = [], []
     in_caption = jnp.arange(C) < caption_len_B[:, None, None, None, None]
     causal = jnp.tril(jnp.ones((S, S), bool))
@@ -191,6 +208,5 @@ def prefill_behind(
         mixed = mixed + jnp.einsum("bkxs,bksh->bkxh", weights[..., C:], values[i])
         return mixed.reshape(B, K, g, S, h).transpose(0, 3, 1, 2, 4)
 
-    x = params.text_embed_VD[ids_BS]
-    run_layers(params, cfg, x, (cos[positions_BS], sin[positions_BS]), attend)
-    return Segment(tuple(keys), tuple(values))
+    hidden = run_layers(params, cfg, x_BSD, rope, attend)
+    return hidden, Segment(tuple(keys), tuple(values))

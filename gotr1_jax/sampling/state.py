@@ -6,7 +6,7 @@ segment (P captions, B rows, or 1 for the ramp), S its slots.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gotr1_jax.models.config import DecoderConfig
+from gotr1_jax.models.decoder import Decoder
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.models.layers import GeluMLP
 from gotr1_jax.models.lora import fold_lora
@@ -49,23 +50,33 @@ class LayerWeights:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class SamplingParams:
-    """A policy laid out for decoding: adapters folded in, layers apart, one dtype.
+class TextParams:
+    """A decoder laid out for decoding: adapters folded in, layers apart, one dtype.
 
     Attributes:
       text_embed_VD: text embedding.
-      image_embed_ID: picture embedding with the aligner applied to every code once.
       layers: one entry a layer.
       norm_D: scale of the final norm.
       text_head_VD: text head.
-      image_head: first kernel (D, D), first bias, second kernel (I, D), second bias.
     """
 
     text_embed_VD: jax.Array
-    image_embed_ID: jax.Array
     layers: tuple[LayerWeights, ...]
     norm_D: jax.Array
     text_head_VD: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SamplingParams(TextParams):
+    """A policy laid out for decoding.
+
+    Attributes, besides those of its decoder:
+      image_embed_ID: picture embedding with the aligner applied to every code once.
+      image_head: first kernel (D, D), first bias, second kernel (I, D), second bias.
+    """
+
+    image_embed_ID: jax.Array
     image_head: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
@@ -136,8 +147,8 @@ def write_slot(
     return Segment(tuple(keys), tuple(values))
 
 
-def _layer_weights(policy: JanusPolicy, i: int, dtype: jnp.dtype) -> LayerWeights:
-    cfg, block = policy.cfg.decoder, policy.decoder.layers
+def _layer_weights(decoder: Decoder, i: int, dtype: jnp.dtype) -> LayerWeights:
+    cfg, block = decoder.cfg, decoder.layers
     D, K, h = cfg.hidden_size, cfg.num_kv_heads, cfg.head_dim
     g = cfg.num_heads // K
 
@@ -163,21 +174,28 @@ def _layer_weights(policy: JanusPolicy, i: int, dtype: jnp.dtype) -> LayerWeight
     )
 
 
-def lay_out(policy: JanusPolicy, dtype: jnp.dtype) -> SamplingParams:
-    """Weights of a policy without adapters, in `dtype`, as the loops read them."""
-    decoder = policy.decoder
-    head: GeluMLP = policy.gen_head
-    assert head.first.bias is not None and head.second.bias is not None
-    codes = policy.gen_embed.table[...].astype(dtype)
+def lay_out_text(decoder: Decoder, dtype: jnp.dtype) -> TextParams:
+    """Weights of a decoder without adapters, in `dtype`, as the loops read them."""
     text_head = (
         decoder.embed.table[...] if decoder.lm_head is None else decoder.lm_head.kernel[...].T
     )
-    return SamplingParams(
+    return TextParams(
         text_embed_VD=decoder.embed.table[...].astype(dtype),
-        image_embed_ID=policy.gen_aligner(codes),
-        layers=tuple(_layer_weights(policy, i, dtype) for i in range(decoder.cfg.num_layers)),
+        layers=tuple(_layer_weights(decoder, i, dtype) for i in range(decoder.cfg.num_layers)),
         norm_D=decoder.norm.scale[...].astype(dtype),
         text_head_VD=text_head.astype(dtype),
+    )
+
+
+def lay_out(policy: JanusPolicy, dtype: jnp.dtype) -> SamplingParams:
+    """Weights of a policy without adapters, in `dtype`, as the loops read them."""
+    head: GeluMLP = policy.gen_head
+    assert head.first.bias is not None and head.second.bias is not None
+    codes = policy.gen_embed.table[...].astype(dtype)
+    text = lay_out_text(policy.decoder, dtype)
+    return SamplingParams(
+        **{field.name: getattr(text, field.name) for field in fields(text)},
+        image_embed_ID=policy.gen_aligner(codes),
         image_head=(
             head.first.kernel[...].T.astype(dtype),
             head.first.bias[...].astype(dtype),
@@ -199,8 +217,8 @@ def prepare_params(
     return lay_out(policy, policy.dtype if dtype is None else dtype)
 
 
-def params_shardings(params: SamplingParams, mesh: Mesh) -> SamplingParams:
-    """Shardings of (abstract) SamplingParams: heads and mlp over `tensor`, the rest whole.
+def text_shardings(params: TextParams, mesh: Mesh) -> TextParams:
+    """Shardings of (abstract) TextParams: heads and mlp over `tensor`, the rest whole.
 
     Nothing is split over `fsdp`: gathering weights at every token would cost more than decoding.
     """
@@ -219,17 +237,26 @@ def params_shardings(params: SamplingParams, mesh: Mesh) -> SamplingParams:
             down_DF=on(w.down_DF, None, "tensor"),
         )
 
-    first, bias, second, second_bias = params.image_head
-    return SamplingParams(
+    return TextParams(
         text_embed_VD=on(params.text_embed_VD),
-        image_embed_ID=on(params.image_embed_ID),
         layers=tuple(layer(w) for w in params.layers),
         norm_D=on(params.norm_D),
         text_head_VD=on(params.text_head_VD, "tensor"),
-        image_head=(
-            on(first), on(bias), on(second, "tensor"), on(second_bias, "tensor")
-        ),
-    )  # fmt: skip
+    )
+
+
+def params_shardings(params: SamplingParams, mesh: Mesh) -> SamplingParams:
+    """Shardings of (abstract) SamplingParams, as `text_shardings`."""
+
+    def on(*axes: str | None) -> Any:
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    text = text_shardings(params, mesh)
+    return SamplingParams(
+        **{field.name: getattr(text, field.name) for field in fields(text)},
+        image_embed_ID=on(),
+        image_head=(on(), on(), on("tensor"), on("tensor")),
+    )
 
 
 def segment_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,0 +1,276 @@
+"""Chunks of questions through the compiled programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gotr1_jax.models.config import DecoderConfig
+from gotr1_jax.models.decoder import Decoder
+from gotr1_jax.parallel.mesh import ROWS, row_multiple, rows
+from gotr1_jax.rewards.qwen_engine.packing import Chunk, Limits, TokenRow
+from gotr1_jax.rewards.qwen_engine.programs import (
+    AnswerState,
+    Context,
+    Stretch,
+    read_prefixes,
+    read_questions,
+    run_answer_bucket,
+    score_logps,
+    start_answers,
+)
+from gotr1_jax.sampling.state import (
+    Segment,
+    TextParams,
+    grow,
+    lay_out_text,
+    segment_sharding,
+    text_shardings,
+)
+
+_FIRST_BUCKET = 32  # slots of the answers' cache to begin with
+
+
+@dataclass(frozen=True)
+class Written:
+    """A decoded answer: its tokens with the end token, and how it ended."""
+
+    ids: tuple[int, ...]
+    ended: bool
+    finite: bool
+
+
+@dataclass
+class Counts:
+    """Work done, for tests and measurements.
+
+    Attributes:
+      pictures: that went through the vision tower.
+      prefix_tokens, question_tokens: read, without padding.
+      padded_tokens: of both, with padding.
+      decoded: steps of the answer loop times its rows.
+      most_tokens: the largest chunk: rows times prefix, question and answer.
+    """
+
+    pictures: int = 0
+    prefix_tokens: int = 0
+    question_tokens: int = 0
+    padded_tokens: int = 0
+    decoded: int = 0
+    most_tokens: int = 0
+
+
+class ChunkRunner:
+    """The text model's programs with its parameters.
+
+    Args:
+      text: graphdef and state of the split decoder.
+      cfg: its sizes.
+      dtype: of weights, activations and cache.
+      ends: tokens that end an answer.
+      pad: a token for padding.
+      limits: of one program.
+      mesh: rows are split over its axes `data` and `fsdp`, heads over `tensor`.
+    """
+
+    def __init__(
+        self, text: tuple[nnx.GraphDef, nnx.State], cfg: DecoderConfig, dtype: Any,
+        ends: tuple[int, ...], pad: int, limits: Limits, mesh: Mesh | None,
+    ) -> None:  # fmt: skip
+        self._cfg, self._pad, self._limits, self._mesh = cfg, pad, limits, mesh
+        self.counts = Counts()
+        self._params = _prepare(text, dtype, mesh)
+
+        def pinned(tree: Any) -> Any:
+            return _pin(tree, mesh)
+
+        def prefixes(params: TextParams, units: jax.Array, tokens: Stretch) -> Segment:
+            return pinned(read_prefixes(params, units, tokens, cfg))
+
+        def questions(
+            params: TextParams, units: jax.Array, tokens: Stretch, prefixes: Segment,
+            prefix_len: jax.Array, reads: int,
+        ) -> tuple[jax.Array, Context]:  # fmt: skip
+            return pinned(read_questions(params, units, tokens, prefixes, prefix_len, cfg, reads))
+
+        def start(
+            params: TextParams, hidden_BMD: jax.Array, limit: jax.Array, room: int, size: int
+        ) -> AnswerState:
+            return pinned(start_answers(params, hidden_BMD[:, -1], limit, cfg, ends, room, size))
+
+        self._read_prefixes = jax.jit(prefixes)
+        self._read_questions = jax.jit(questions, static_argnames="reads")
+        self._start = jax.jit(start, static_argnames=("room", "size"))
+        self._bucket = jax.jit(partial(run_answer_bucket, cfg=cfg, ends=ends), donate_argnums=2)
+        self._score = jax.jit(score_logps)
+        self._take = jax.jit(lambda tree, index: pinned(_take_rows(tree, index)))
+
+    def write(self, chunk: Chunk, asked: Sequence[TokenRow], units: jax.Array) -> list[Written]:
+        """Greedy answers to a chunk's members, in their order."""
+        hidden, context, B = self._read(chunk, asked, units, reads=1)
+        limits = _padded([asked[i].limit for i in chunk.members], B, 0)
+        size = min(_FIRST_BUCKET, chunk.answer)
+        state = self._start(
+            self._params, hidden, self._on_rows(limits), room=chunk.answer, size=size
+        )
+        del hidden
+        return self._decode(context, state, len(chunk.members), chunk.answer)
+
+    def score(
+        self, chunk: Chunk, asked: Sequence[TokenRow], units: jax.Array, reads: int,
+        wanted: Sequence[Sequence[Sequence[int]]],
+    ) -> list[tuple[np.ndarray, bool]]:  # fmt: skip
+        """Log-probabilities (M,K) behind a chunk's members, and whether logits were finite.
+
+        wanted: for each member the tokens asked for at each of its last M = `reads` places.
+        """
+        hidden, _, B = self._read(chunk, asked, units, reads)
+        most = max(len(ids) for places in wanted for ids in places)
+        asked_BMK = np.zeros((B, reads, -(-most // 16) * 16), np.int32)
+        for b, places in enumerate(wanted):
+            for m, ids in enumerate(places):
+                asked_BMK[b, m, : len(ids)] = ids
+        logps, finite = self._score(self._params, hidden, self._on_rows(asked_BMK))
+        both = zip(np.asarray(logps), np.asarray(finite))
+        return [(logp, bool(ok)) for logp, ok in both][: len(chunk.members)]
+
+    def _read(
+        self, chunk: Chunk, asked: Sequence[TokenRow], units: jax.Array, reads: int
+    ) -> tuple[jax.Array, Context, int]:
+        """Hidden states of the last `reads` tokens, the context, and the number of rows."""
+        members = chunk.members
+        P, B = self._limits.padded(len(chunk.groups)), self._limits.padded(len(members))
+        firsts = [asked[group.members[0]] for group in chunk.groups]
+        cuts = [group.prefix for group in chunk.groups]
+        prefix = self._stretch([(r, 0, n) for r, n in zip(firsts, cuts)], P, chunk.prefix)
+        of_row = [g for g, group in enumerate(chunk.groups) for _ in group.members]
+        parts = [(asked[i], cuts[g], asked[i].size) for i, g in zip(members, of_row)]
+        rest = self._stretch(parts, B, chunk.rest)
+        self._count(chunk, P, B, cuts, parts)
+        segment = self._read_prefixes(self._params, units, prefix)
+        index = self._on_rows(_padded(of_row, B, 0))
+        segment = self._take(segment, index)
+        lengths = self._on_rows(_padded([cuts[g] for g in of_row], B, 1))
+        hidden, context = self._read_questions(
+            self._params, units, rest, segment, lengths, reads=reads
+        )
+        return hidden, context, B
+
+    def _count(
+        self, chunk: Chunk, P: int, B: int, cuts: list[int],
+        parts: list[tuple[TokenRow, int, int]],
+    ) -> None:  # fmt: skip
+        counts = self.counts
+        counts.prefix_tokens += sum(cuts)
+        counts.question_tokens += sum(end - start for _, start, end in parts)
+        counts.padded_tokens += P * chunk.prefix + B * chunk.rest
+        whole = B * (chunk.prefix + chunk.rest + chunk.answer)
+        counts.most_tokens = max(counts.most_tokens, whole)
+
+    def _decode(
+        self, context: Context, state: AnswerState, count: int, longest: int
+    ) -> list[Written]:
+        """Buckets of the answer loop; between them rows that are done are dropped by halves."""
+        written: dict[int, Written] = {}
+        B = state.done_B.shape[0]
+        owner = np.where(np.arange(B) < count, np.arange(B), -1)
+        while True:
+            before = state.step
+            first = int(before)
+            state = self._bucket(self._params, context, state)
+            done = np.asarray(state.done_B)
+            self.counts.decoded += (int(state.step) - first) * len(done)
+            if done.all():
+                _collect(written, state, owner, done)
+                return [written[i] for i in range(count)]
+            left = np.flatnonzero(~done)
+            if (fewer := self._limits.padded(len(left))) < len(done):
+                _collect(written, state, owner, done)
+                index = _padded(left, fewer, 0)
+                alive = np.arange(fewer) < len(left)
+                owner = np.where(alive, owner[index], -1)
+                there = self._on_rows(index)
+                context, state = self._take((context, state), there)
+                state = replace(state, done_B=state.done_B | ~self._on_rows(alive))
+            size = min(2 * state.segment.size, longest)
+            state = replace(state, segment=grow(state.segment, size))
+
+    def _stretch(
+        self, parts: Sequence[tuple[TokenRow, int, int]], number: int, size: int
+    ) -> Stretch:
+        """Tokens start..end of rows in arrays of `number` rows; rows of padding hold one token."""
+        ids = np.full((number, size), self._pad, np.int32)
+        places = np.full((number, size), -1, np.int32)
+        positions = np.zeros((number, 3, size), np.int32)
+        lengths = _padded([end - start for _, start, end in parts], number, size)
+        for b, (row, start, end) in enumerate(parts):
+            ids[b, : end - start] = row.ids_S[start:end]
+            places[b, : end - start] = row.places_S[start:end]
+            positions[b, :, : end - start] = row.positions_3S[:, start:end]
+        return jax.tree.map(self._on_rows, Stretch(ids, places, positions, lengths))
+
+    def _on_rows(self, x: np.ndarray) -> jax.Array:
+        return jnp.asarray(x) if self._mesh is None else jax.device_put(x, rows(self._mesh))
+
+
+def _prepare(text: tuple[nnx.GraphDef, nnx.State], dtype: Any, mesh: Mesh | None) -> TextParams:
+    graphdef, state = text
+
+    def lay_out(state: nnx.State) -> TextParams:
+        decoder = nnx.merge(graphdef, state)
+        assert isinstance(decoder, Decoder)
+        return lay_out_text(decoder, dtype)
+
+    if mesh is None:
+        return jax.jit(lay_out)(state)
+    shardings = text_shardings(jax.eval_shape(lay_out, state), mesh)
+    return jax.jit(lay_out, out_shardings=shardings)(state)
+
+
+def _take_rows(tree: Any, index: jax.Array) -> Any:
+    """Rows of every array that has any; scalars as they are."""
+    return jax.tree.map(lambda x: x[index] if x.ndim else x, tree)
+
+
+def _pin(tree: Any, mesh: Mesh | None) -> Any:
+    """Rows over the mesh, and kv heads of a cache, which is what has four dimensions."""
+    if mesh is None:
+        return tree
+
+    def one(x: jax.Array) -> jax.Array:
+        over = segment_sharding(mesh) if x.ndim == 4 else NamedSharding(mesh, ROWS)
+        whole = NamedSharding(mesh, PartitionSpec())
+        return jax.lax.with_sharding_constraint(x, over if x.ndim else whole)
+
+    return jax.tree.map(one, tree)
+
+
+def _padded(values: Any, size: int, fill: int) -> np.ndarray:
+    """int32 (size,), `fill` behind the values."""
+    out = np.full((size,), fill, np.int32)
+    out[: len(values)] = values
+    return out
+
+
+def _collect(
+    written: dict[int, Written], state: AnswerState, owner: np.ndarray, done: np.ndarray
+) -> None:
+    """Takes over what rows that are done have written."""
+    ids, length = np.asarray(state.ids_BT), np.asarray(state.len_B)
+    ended, finite = np.asarray(state.ended_B), np.asarray(state.finite_B)
+    for b in np.flatnonzero(done & (owner >= 0)):
+        tokens = tuple(ids[b, : length[b]].tolist())
+        written[int(owner[b])] = Written(tokens, bool(ended[b]), bool(finite[b]))
+
+
+def row_shards(mesh: Mesh | None) -> int:
+    """Every number of rows is a multiple of this."""
+    return 1 if mesh is None else row_multiple(mesh)

@@ -1,0 +1,82 @@
+"""A score's distribution from the logits behind a fixed answer prefix.
+
+The numbers of a scale are strings of tokens: a tree. A number has the product of the
+probabilities along its branch; one that others go on from (1, where there is 10) has that times
+the probability that none of them does. With Qwen's single digits P(10) = P("1") P("0" | "1")
+and P(1) = P("1") (1 - P("0" | "1")). What is no number of the scale is left out: the rest is
+normalised to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gotr1_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class ScoreTokens:
+    """How a scale's numbers are tokens.
+
+    Attributes:
+      prompt: what stands behind the question: the answer prefix, then the tokens of the one
+        branch that goes on. The logits at its last `reads` tokens are needed.
+      reads: number of places at which tokens are predicted.
+      values: the scale's numbers.
+      tails: tokens of each number behind the answer prefix.
+    """
+
+    prompt: tuple[int, ...]
+    reads: int
+    values: tuple[int, ...]
+    tails: tuple[tuple[int, ...], ...]
+
+    def asked(self, place: int) -> list[int]:
+        """Tokens whose probability at a place is needed, ascending."""
+        branch = self.prompt[len(self.prompt) - self.reads + 1 :][:place]
+        return sorted({t[place] for t in self.tails if len(t) > place and t[:place] == branch})
+
+    def mean(self, logps: Sequence[Sequence[float]]) -> float:
+        """The probability-weighted mean; logps[place] belongs to `asked(place)`, in nats."""
+        known = [dict(zip(self.asked(i), map(float, row))) for i, row in enumerate(logps)]
+        branch = self.prompt[len(self.prompt) - self.reads + 1 :]
+        weights = []
+        for tail in self.tails:
+            logp = sum(known[i][token] for i, token in enumerate(tail))
+            end = len(tail)
+            if end < self.reads and branch[:end] == tail:
+                going_on = sum(math.exp(p) for p in known[end].values())
+                logp = logp + math.log1p(-going_on) if going_on < 1 else -math.inf
+            weights.append(logp)
+        top = max(weights)
+        if not math.isfinite(top):
+            return math.nan
+        shares = np.exp(np.array(weights) - top)
+        return float(shares @ np.array(self.values) / shares.sum())
+
+
+def score_tokens(
+    encode: Callable[[str], list[int]], prefix: str, low: int, high: int
+) -> ScoreTokens:
+    """How the numbers low..high behind the text `prefix` are tokens.
+
+    Raises InputError for a scale that one pass cannot tell apart: numbers go on from more than
+    one branch (with single digits: more than one of the scale's first digits has a second).
+    """
+    values = tuple(range(low, high + 1))
+    ids = [tuple(encode(f"{prefix}{value}")) for value in values]
+    shared = 0
+    while len({row[: shared + 1] for row in ids}) == 1 and shared < min(map(len, ids)) - 1:
+        shared += 1
+    tails = tuple(row[shared:] for row in ids)
+    longest = max(tails, key=len)
+    branch = longest[:-1]
+    if any(tail[:-1] != branch[: len(tail) - 1] for tail in tails):
+        raise InputError(
+            f"a score from {low} to {high} cannot be read in one pass; use the reading text"
+        )
+    return ScoreTokens((*ids[0][:shared], *branch), len(branch) + 1, values, tails)

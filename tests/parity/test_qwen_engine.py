@@ -1,0 +1,160 @@
+"""The judge's engine against `transformers` with the same weights, in float32.
+
+`transformers` answers one question at a time; the engine all at once, in whatever batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_qwen import write_tiny_qwen
+
+from gotr1_jax.convert.qwen2_5_vl import load_qwen
+from gotr1_jax.pictures.qwen import read_picture
+from gotr1_jax.rewards.multimodal import Question, Scale, make_picture
+from gotr1_jax.rewards.qwen_engine import QwenEngineConfig
+from gotr1_jax.rewards.qwen_engine.engine import QwenEngine
+from gotr1_jax.text_qwen import ImageTokens
+
+PREFIX = '{"score": '
+TEN, FROM_ONE = Scale(0, 10, PREFIX), Scale(1, 10, PREFIX)
+# (height, width): windows are 112 px, so that some divide into whole ones and some do not.
+SIZES = ((112, 112), (168, 140), (84, 224), (28, 56))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tiny checkpoint in the engine and in `transformers`."""
+
+    directory: Path
+    theirs: Any
+
+    def engine(self, **sizes: int) -> QwenEngine:
+        config = QwenEngineConfig(
+            str(self.directory), "float32", max_pixels=64 * 28 * 28, patches=256,
+            picture_tokens=128, **{"rows": 4, "tokens": 4096} | sizes,
+        )  # fmt: skip
+        return QwenEngine.from_config(config)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    torch = pytest.importorskip("torch")
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    torch.set_num_threads(1)
+    directory = tmp_path_factory.mktemp("judge") / "model"
+    write_tiny_qwen(directory)
+    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype="float32")
+    return Pair(directory, theirs.eval())
+
+
+def questions() -> list[Question]:
+    """Shared prefixes, pictures of several sizes, two at once, text only, some asked alone."""
+    rng = np.random.default_rng(2)
+    a, b, c, d = (make_picture(rng.integers(0, 256, (*s, 3), np.uint8)) for s in SIZES)
+    caption = "A cat left of a dog. "
+    return [
+        Question("score", (a,), caption, "Score it.", 40, TEN),
+        Question("score", (b,), caption, "Score it.", 24, TEN),
+        Question("boxes", (a,), "Find: ", "cat", 12),
+        Question("boxes", (a,), "Find: ", "a very small dog", 33),
+        Question("boxes", (a,), "Find: ", "dog", 40),
+        Question("score", (c,), caption, "Score it, this one.", 17, FROM_ONE),
+        Question("score", (), "Plan of it: ", "[cat] 1, 2, 3, 4", 40, TEN),
+        Question("score", (), "Plan of it: ", "[dog] and a longer plan than that", 9, TEN),
+        Question("verdict", (c, d), caption, "Which?", 26),
+        Question("verdict", (c, a), caption, "Which?", 26),
+        Question("score", (d,), "", "x", 1, FROM_ONE),
+    ]
+
+
+def their_inputs(pair: Pair, engine: QwenEngine, question: Question, ending: str) -> dict[str, Any]:
+    import torch
+
+    checkpoint = load_qwen(pair.directory)
+    pictures = [
+        read_picture(Image.fromarray(p.pixels), checkpoint.preprocessing) for p in question.pictures
+    ]
+    message = [*(ImageTokens(p.units) for p in pictures), question.text]
+    ids = checkpoint.tokenizer.encode_chat(message) + checkpoint.tokenizer.encode(ending)
+    rows = torch.tensor([ids])
+    inputs = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
+    if pictures:
+        joined = np.concatenate([p.patches_NE for p in pictures])
+        doubled = np.repeat(joined.reshape(len(joined), 3, 1, 196), 2, axis=2)
+        inputs["pixel_values"] = torch.from_numpy(doubled.reshape(len(joined), -1))
+        grids = [[1, 2 * p.grid[0], 2 * p.grid[1]] for p in pictures]
+        inputs["image_grid_thw"] = torch.tensor(grids)
+        inputs["mm_token_type_ids"] = (rows == checkpoint.tokenizer.ids.image).int()
+    return inputs
+
+
+def their_answers(pair: Pair, engine: QwenEngine, asked: list[Question]) -> list[str]:
+    ids = load_qwen(pair.directory).tokenizer.ids
+    answers = []
+    for question in asked:
+        inputs = their_inputs(pair, engine, question, "")
+        out = pair.theirs.generate(
+            **inputs, do_sample=False, max_new_tokens=question.max_answer_tokens,
+            eos_token_id=[ids.message_end, ids.text_end], pad_token_id=0,
+        )  # fmt: skip
+        answers.append(str(out[0, inputs["input_ids"].shape[1] :].tolist()))
+    return answers
+
+
+def show_ids(engine: QwenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers hold token ids: bytes that are no text would hide differences."""
+    monkeypatch.setattr(engine._tokenizer, "decode", lambda ids: str(list(ids)))
+
+
+def test_answers_equal_transformers_in_any_batch(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = questions()
+    engine = pair.engine()
+    show_ids(engine, monkeypatch)
+    theirs = their_answers(pair, engine, asked)
+    ours = engine.answer(asked)
+    assert [a.text for a in ours] == theirs
+    assert all(a.finite and not a.error for a in ours)
+    ends = [str(load_qwen(pair.directory).tokenizer.ids.message_end) + "]"]
+    assert [a.truncated for a in ours] == [not a.text.endswith(tuple(ends)) for a in ours]
+    assert engine.counts.pictures == 4
+    assert len(set(theirs)) == len(theirs), "answers that are the same test little"
+    alone = [engine.answer([q])[0] for q in asked[:3]]
+    assert alone == ours[:3]
+    small = pair.engine(rows=2, tokens=1024)
+    show_ids(small, monkeypatch)
+    backwards = small.answer(asked[::-1] + asked[:1])
+    assert backwards == ours[::-1] + ours[:1]
+
+
+def test_expected_scores_equal_a_computation_by_hand(pair: Pair) -> None:
+    import torch
+
+    engine = pair.engine()
+    asked = [q for q in questions() if q.kind == "score"]
+    tokenizer = load_qwen(pair.directory).tokenizer
+    digit = [tokenizer.encode(str(n))[0] for n in range(10)]
+    by_hand = []
+    for question in asked:
+        after = []
+        for ending in (PREFIX, PREFIX + "1"):
+            with torch.no_grad():
+                logits = pair.theirs(**their_inputs(pair, engine, question, ending)).logits
+            after.append(logits[0, -1].double().softmax(-1).numpy())
+        p = {n: float(after[0][digit[n]]) for n in range(10)}
+        p[10] = p[1] * float(after[1][digit[0]])
+        p[1] -= p[10]
+        assert question.scale is not None
+        scale = range(question.scale.low, 11)
+        by_hand.append(sum(n * p[n] for n in scale) / sum(p[n] for n in scale))
+    np.testing.assert_allclose(engine.expected_scores(asked), by_hand, atol=1e-4)
+    assert np.ptp(by_hand) > 0.5
+    assert engine.expected_scores(asked[:1]) == pytest.approx(by_hand[:1], abs=1e-4)
