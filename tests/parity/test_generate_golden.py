@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +17,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from golden_policy import golden_policy
+from PIL import Image
 
+from gotr1_jax.convert.checkpoint import load_checkpoint
+from gotr1_jax.convert.opened import open_checkpoint
+from gotr1_jax.convert.translate import write_checkpoint
 from gotr1_jax.sampling.replay import conditional_hidden, unconditional_hidden
 from gotr1_jax.sampling.rows import PromptBatch
 from gotr1_jax.sampling.sampler import Rollout, Sampler, SamplerConfig, row_keys
@@ -59,3 +68,43 @@ def test_a_whole_caption(golden_model, shared: Path) -> None:
     text = rows.plan_ids_BT[0, : rows.plan_len_B[0]].tolist()
     assert text == golden["text_ids"]
     assert rows.image_ids_BU[0].tolist() == golden["image_ids"]
+
+
+def convert(source: Path, target: Path, form: Literal["original", "hf"]) -> Path:
+    write_checkpoint(target, open_checkpoint(source), form, shard_size=200_000_000)
+    return target
+
+
+def chain(shared: Path, folder: Path) -> Iterator[Path]:
+    """Pickled in two shards, then ours, the port, and ours again; each replaces the one before."""
+    script = shared / "goldens" / "make_checkpoint.py"
+    before = folder / "bin"
+    subprocess.run([sys.executable, script, "janus_a", before, "--shards", "2"], check=True)
+    yield before
+    for name, form in (("ours", "original"), ("port", "hf"), ("back", "original")):
+        after = convert(before, folder / name, form)
+        shutil.rmtree(before)
+        yield after
+        before = after
+
+
+def test_a_whole_caption_from_every_form(golden_model, shared: Path, tmp_path: Path) -> None:
+    golden = json.loads((shared / "goldens" / "janus_a_generate.json").read_text())
+    wanted = nnx.split(golden_model[0])[1]
+    for path in chain(shared, tmp_path):
+        loaded = load_checkpoint(path, parts=("policy", "vq"))
+        jax.tree.map(np.testing.assert_array_equal, loaded.policy, wanted)
+        if path.name != "back":
+            continue  # equal arrays give equal ids
+        policy, specials = loaded.policy_module(), loaded.tokenizer.specials
+        prompt = loaded.tokenizer.encode_prompt(golden["caption"])
+        assert prompt == golden["prompt_ids"]
+        rollout = greedy(policy, specials, loaded.config, prompt, 32)
+        rows = jax.device_get(rollout.rows)
+        assert rows.plan_ids_BT[0, : rows.plan_len_B[0]].tolist() == golden["text_ids"]
+        assert rows.image_ids_BU[0].tolist() == golden["image_ids"]
+        ids = jnp.asarray(golden["image_ids"], jnp.int32)[None]
+        pixels = np.asarray(loaded.vq_module().decode_ids(ids, 24))[0]
+        painted = np.clip((pixels + 1) / 2 * 255, 0, 255).astype(np.uint8)
+        theirs = np.asarray(Image.open(shared / "goldens" / "janus_a_generate.png"))
+        assert np.abs(painted.astype(int) - theirs).max() <= 1
