@@ -16,6 +16,7 @@ from gotr1_jax.rewards.multimodal import (
     QuestionsConfig,
 )
 from gotr1_jax.rewards.python_judge import PythonJudge
+from gotr1_jax.rewards.qwen_engine import QwenEngineConfig
 from gotr1_jax.rewards.several import CachedJudge, SeveralJudges
 from gotr1_jax.rewards.shapes_judge import ShapesJudge
 from gotr1_jax.rewards.types import TERMS, Judge
@@ -84,6 +85,8 @@ class JudgeConfig:
     questions: QuestionsConfig = field(default_factory=QuestionsConfig)
     # For the kind http only.
     http: HttpConfig | None = None
+    # For the kind qwen2_5_vl only.
+    qwen2_5_vl: QwenEngineConfig | None = None
     # For the kind hps only.
     hps: HpsConfig | None = None
     # For the kind python only.
@@ -103,6 +106,8 @@ class JudgeConfig:
             raise InputError("judge.kind is python; give judge.python.function and judge.terms")
         if self.kind == "http" and self.http is None:
             raise InputError("judge.kind is http; give judge.http.url and judge.http.model")
+        if self.kind == "qwen2_5_vl" and self.qwen2_5_vl is None:
+            raise InputError("judge.kind is qwen2_5_vl; give judge.qwen2_5_vl.checkpoint")
         if self.kind == "hps" and self.hps is None:
             raise InputError("judge.kind is hps; give judge.hps.checkpoint")
         if any(other.also or other.cache != CacheConfig() for other in self.also):
@@ -171,12 +176,15 @@ def _make_one(config: JudgeConfig, cache: AnswerCache | None, mesh: Mesh | None)
         assert config.python is not None
         judge = PythonJudge(config.python.function, config.terms)
         return judge if cache is None else CachedJudge(judge, cache)
-    engine = _make_engine(config)
+    engine = _make_engine(config, mesh)
     return MultimodalJudge(engine, config.scored_terms, config.questions, cache)
 
 
-def _make_engine(config: JudgeConfig) -> Engine:
+def _make_engine(config: JudgeConfig, mesh: Mesh | None) -> Engine:
     if config.kind == "http":
         assert config.http is not None
         return HttpEngine(config.http)
-    raise InputError("judge.kind qwen2_5_vl is not available yet; use http with a served model")
+    from gotr1_jax.rewards.qwen_engine.engine import QwenEngine
+
+    assert config.qwen2_5_vl is not None
+    return QwenEngine.from_config(config.qwen2_5_vl, mesh)
