@@ -1,9 +1,10 @@
-"""`gotr1 bench sample|update`: speed of this machine, alone or against `transformers`.
+"""`gotr1 bench sample|update|judge`: speed of this machine, alone or against `transformers`.
 
 Both run the same random weights in float32, in one process, turn by turn, each warmed up (and so
 compiled) before the clock starts. The model: 8 layers, 512 wide, mlp 1408, 8 heads of 64, text
 vocabulary 1024, 16384 picture tokens, 576 of them a picture (about 35 M parameters in the decoder
-and the picture head together); 4 captions of 32 tokens, guidance 5.
+and the picture head together); 4 captions of 32 tokens, guidance 5. The
+judge's is in `bench.judge`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from gotr1_jax.bench.timing import AGAINST
 from gotr1_jax.errors import InputError
@@ -19,10 +21,13 @@ from gotr1_jax.errors import InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gotr1 bench`."""
-    parser.add_argument("what", choices=("sample", "update"), help="which speed to measure")
+    parser.add_argument(
+        "what", choices=("sample", "update", "judge"), help="which speed to measure"
+    )
     parser.add_argument("--against", choices=(AGAINST,), help="also time this, turn by turn")
     parser.add_argument("--repeats", type=int, default=3, help="timed turns of each (default 3)")
     parser.add_argument("--captions", type=int, default=4, help="rows at once (default 4)")
+    parser.add_argument("--pictures", type=int, default=32, help="judge: pictures (default 32)")
     parser.add_argument(
         "--decode", action="store_true", help="sample: report ids and VQ decoding together, too"
     )
@@ -31,14 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure and print; raises InputError for options that make no sense."""
-    if options.repeats < 1 or options.captions < 1:
-        raise InputError("--repeats and --captions must be 1 or more")
+    if min(options.repeats, options.captions, options.pictures) < 1:
+        raise InputError("--repeats, --captions and --pictures must be 1 or more")
     # Imported late: `--help` and bad input answer at once.
     from gotr1_jax.bench.sample import bench_sample
     from gotr1_jax.bench.update import bench_update
 
+    results: Sequence[Any]
     sizes = {"repeats": options.repeats, "captions": options.captions}
-    if options.what == "sample":
+    if options.what == "judge":
+        from gotr1_jax.bench.judge import bench_judge
+
+        sizes = {"repeats": options.repeats, "pictures": options.pictures}
+        results = [bench_judge(options.against, **sizes)]
+    elif options.what == "sample":
         results = bench_sample(options.against, decode=options.decode, **sizes)
     else:
         results = bench_update(options.against, **sizes)

@@ -34,6 +34,7 @@ from gotr1_jax.pictures.qwen import read_picture, resized_size
 from gotr1_jax.pictures.qwen_pack import Grid, mrope_positions
 from gotr1_jax.rewards.multimodal.questions import Answer, Picture, Question, Scale
 from gotr1_jax.rewards.qwen_engine.packing import (
+    Group,
     Limits,
     TokenRow,
     make_chunks,
@@ -129,7 +130,7 @@ class QwenEngine:
             fitting = [i for i, row in enumerate(rows) if self._fits(row, row.limit)]
             asked = [rows[i] for i in fitting]
             written: dict[int, Written] = {}
-            groups = share_prefixes(asked, self._head(asked))
+            groups = self.group(asked)
             for chunk in make_chunks(groups, asked, self._limits, decode=True):
                 done = self._runner.write(chunk, asked, units)
                 written |= dict(zip(chunk.members, done))
@@ -161,7 +162,7 @@ class QwenEngine:
         fitting = [i for i, row in enumerate(rows) if self._fits(row, 0)]
         asked = [rows[i] for i in fitting]
         means = [math.nan] * len(wave)
-        groups = share_prefixes(asked, self._head(asked), tail=reads)
+        groups = self.group(asked, tail=reads)
         for chunk in make_chunks(groups, asked, self._limits, decode=False):
             members = [fitting[n] for n in chunk.members]
             wanted = [[forms[i].asked(m) for m in range(reads)] for i in members]
@@ -224,7 +225,11 @@ class QwenEngine:
         positions = mrope_positions(mask[None], [grids])[:, 0]
         return TokenRow(ids, where, positions, question.max_answer_tokens)
 
-    def _head(self, rows: Sequence[TokenRow]) -> int:
+    def group(self, rows: Sequence[TokenRow], tail: int = 1) -> list[Group]:
+        """Which questions share a prefix; the last `tail` tokens of each are in none."""
+        return share_prefixes(rows, self.head(rows), tail)
+
+    def head(self, rows: Sequence[TokenRow]) -> int:
         """Tokens that every question begins with: the system's turn and the user's first token."""
         if not rows:
             return 0

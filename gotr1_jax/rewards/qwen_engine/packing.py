@@ -120,9 +120,9 @@ def _settle(node: _Node, rows: Sequence[TokenRow], final: bool) -> _Node:
     depth = node.depth
     everything = [*node.loose, *(i for group in node.groups for i in group.members)]
     together = depth + sum(rows[i].size - depth for i in everything)
-    apart = node.cost + sum(rows[i].size - depth for i in node.loose)
-    if len(node.loose) > 1:
-        apart += depth
+    # A single one may find no other further up: it counts whole.
+    apart = node.cost + depth * bool(node.loose)
+    apart += sum(rows[i].size - depth for i in node.loose)
     if node.groups and together <= apart:
         return _Node(depth, [Group(depth, tuple(sorted(everything)))], together)
     if len(node.loose) > 1 or (final and node.loose):
