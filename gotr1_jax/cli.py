@@ -1,6 +1,8 @@
 """`gotr1 <command>`: reads the command line, starts a job, turns errors into one line.
 
-Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted. Training that SIGTERM or SIGINT told
+to stop saves, then exits with 75: the same command goes on. A second signal ends it at once with
+128 + its number.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax import __version__
-from gotr1_jax.errors import GotR1Error, InputError
+from gotr1_jax.errors import GotR1Error, InputError, Stopped
 
 # Job -> module, schema class, function. Modules are imported when they are asked for: `--help`
 # and bad input answer at once.
@@ -71,6 +73,9 @@ def run(arguments: Sequence[str]) -> int:
     logging.getLogger("gotr1_jax").setLevel(logging.INFO)
     try:
         _dispatch(arguments)
+    except Stopped as stop:
+        print(f"gotr1: {stop}", file=sys.stderr)
+        return stop.exit_code
     except GotR1Error as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""The two errors that a person running a command meets, and their exit codes."""
+"""What ends a command with one line for the person who ran it, and the exit codes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ class RunError(GotR1Error):
     """Something failed while running: a full disk, a lost checkpoint, too many bad updates."""
 
     exit_code = 1
+
+
+class Stopped(GotR1Error):
+    """The run was told to stop and did; nothing is wrong. 75 is sysexits' "try again"."""
+
+    exit_code = 75
 
 
 class InputError(GotR1Error):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from gotr1_jax.data.sources import read_captions, shapes_captions
 from gotr1_jax.errors import RunError
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.report import write_report
-from gotr1_jax.rewards import Judge, check_rule, make_judge, term_statistics
+from gotr1_jax.rewards import Judge, check_rule, make_judge
 from gotr1_jax.rewards.multimodal import FailureTracker, take_figures
 from gotr1_jax.rl import GroupAdvantages, PolicyLossConfig, group_advantages, keep_groups
 from gotr1_jax.sampling.replay import LogpSettings
@@ -30,6 +29,8 @@ from gotr1_jax.sampling.sampler import Sampler, SamplerConfig
 from gotr1_jax.schema import GrpoConfig
 from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
 from gotr1_jax.training.evaluate import Evaluation, evaluate, gain_interval, print_table
+from gotr1_jax.training.grpo_metrics import Gathered, step_metrics
+from gotr1_jax.training.loop import Loop
 from gotr1_jax.training.metrics import MetricsWriter, Progress
 from gotr1_jax.training.placement import check_rows, mirror_shardings, put_rows
 from gotr1_jax.training.policy import SplitPolicy, folded, load_policy
@@ -51,13 +52,14 @@ from gotr1_jax.training.run_dir import (
     write_json_atomic,
     write_samples,
 )
-from gotr1_jax.training.state import TrainState, make_optimizer, make_schedule, new_state
+from gotr1_jax.training.state import TrainState, make_optimizer, new_state
 from gotr1_jax.training.steps import (
     PolicyBatch,
     PolicyMetrics,
     make_policy_step,
     make_replay,
 )
+from gotr1_jax.training.stopping import StopSignals
 
 
 @dataclass(frozen=True)
@@ -70,19 +72,13 @@ class Learner:
     reference: Any  # trained part of the reference policy; None without KL
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """The groups of one step: what was kept, and what the search for them cost."""
-
-    scored: Scored
-    advantages_B: np.ndarray
-    row_mask_B: np.ndarray
-    zero_variance_frac: float  # of all groups sampled, before any was replaced
-    rounds: int
-
-
 def train_grpo(config: GrpoConfig) -> dict[str, Any]:
     """Run the job; returns what summary.json holds."""
+    with StopSignals(config.checkpoint.grace_seconds) as signals:
+        return _train(config, signals)
+
+
+def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
     check_rule(config.reward.rule, config.reward.terms)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_rows(config.update.micro_batch, mesh, "update.micro_batch")
@@ -108,10 +104,13 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
     learner = _learner(config, policy, tokenizer, optimizer)
     state = _new_state(config, policy, optimizer, mesh)
     first, seconds = 0, 0.0
-    with Checkpoints(run.checkpoints, keep=config.checkpoint.keep) as checkpoints:
+    saving = config.checkpoint
+    with Checkpoints(run.checkpoints, saving.keep, saving.keep_best) as checkpoints:
+        loop = Loop(checkpoints, saving, config.steps, signals)
         if resume is not None:
             restored = restore_path(resume, state)
             state, first = restored.tree, restored.step
+            loop.resume(restored.meta)
             batches.set_state(restored.meta["data"])
             seconds = restored.meta["seconds"]
             checkpoints.drop_after(first)
@@ -131,10 +130,11 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
                 roller, params(start), heldout, config.evaluation, "eval_before", run.root
             )
         with (
+            signals.finishing_steps(),
             MetricsWriter(run, first) as metrics,
             Progress("grpo", config.steps, first) as progress,
         ):
-            for step in range(first + 1, config.steps + 1):
+            for step in loop.steps(first):
                 clock = time.perf_counter()
                 take_figures(judge)  # those of an evaluation are not this step's
                 current = params(state)
@@ -144,28 +144,27 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
                 times["time/update"] = time.perf_counter() - after_rollout
                 times["time/step"] = time.perf_counter() - clock
                 seconds += times["time/step"]
-                values = _metrics(config, gathered, results, state, times) | take_figures(judge)
-                metrics.write(step, values)
+                times["time/goodput"] = loop.goodput()
+                values = step_metrics(config, gathered, results, state, times)
+                metrics.write(step, values | take_figures(judge))
                 progress.update(step, reward=values["reward/total/mean"])
                 _stop_if_broken(config, state, step)
                 if step % config.samples_every == 0 or step in (1, config.steps):
                     G = config.rollout.samples_per_caption
                     kept = records(gathered.scored, G, gathered.advantages_B, shown)
                     write_samples(run.samples, step, kept)
-                every = config.evaluation.every
+                every, score = config.evaluation.every, None
                 if every and step % every == 0 and step < config.steps:
                     name = f"eval_step_{step:06d}"
                     now = evaluate(
                         roller, params(state), heldout, config.evaluation, name, run.root
                     )
-                    progress.note(f"held-out total at step {step}: {now.means['total']:.3f}")
+                    score = now.means["total"]
+                    progress.note(f"held-out total at step {step}: {score:.3f}")
                 failed = int(np.isnan(gathered.scored.total_B).sum())
                 broken = failures.add(failed, len(gathered.scored))
-                if broken or step % config.checkpoint.every == 0 or step == config.steps:
-                    meta = {"seed": config.seed, "data": batches.get_state(), "seconds": seconds}
-                    checkpoints.save(step, state, meta)
-                if broken:
-                    raise RunError(f"stopped at step {step}, which is saved: {broken}")
+                meta = {"seed": config.seed, "data": batches.get_state(), "seconds": seconds}
+                loop.end_step(step, state, meta, score=score, failure=broken)
         after = evaluate(roller, params(state), heldout, config.evaluation, "eval_after", run.root)
     return _finish(config, run, policy, state, checkpoint.source, before, after, seconds)
 
@@ -300,53 +299,6 @@ def _learn(
         state, result = learner.update(state, frozen, batch)
         results.append(result)
     return state, jax.device_get(results)
-
-
-def _metrics(
-    config: GrpoConfig,
-    gathered: Gathered,
-    results: list[PolicyMetrics],
-    state: TrainState,
-    times: Mapping[str, float],
-) -> dict[str, float]:
-    """Everything that a line of metrics.jsonl holds."""
-    scored = gathered.scored
-    rows = scored.rows
-    mask = np.asarray(rows.plan_mask_BT)
-    chosen = mask.sum(axis=1)
-    truncated = chosen == config.rollout.max_plan_tokens
-    truncated &= np.asarray(rows.plan_len_B) == config.rollout.max_plan_tokens + 1
-    values = dict(term_statistics({"total": scored.total_B, **scored.scores}))
-    values |= {
-        "reward/frac_zero_std": gathered.zero_variance_frac,
-        "rollout/rounds": float(gathered.rounds),
-        "plan/length": float(chosen.mean()),
-        "plan/truncated_frac": float(truncated.mean()),
-        "plan/parsed_frac": float(np.mean([bool(p.boxes) for p in scored.plans])),
-        "plan/boxes": float(np.mean([len(p.boxes) for p in scored.plans])),
-    }
-    for name in ("text", "image"):
-        stats = [getattr(r.stats, name) for r in results]
-        values[f"policy/ratio_max/{name}"] = float(max(s.ratio_max for s in stats))
-        values[f"policy/clip_frac/{name}"] = float(np.mean([s.clip_frac for s in stats]))
-        if stats[0].kl is not None:
-            values[f"policy/kl/{name}"] = float(np.mean([s.kl for s in stats]))
-        entropy = [getattr(r.entropy, name) for r in results]
-        values[f"policy/entropy/{name}"] = float(np.mean(entropy))
-        if (alpha := results[-1].alpha) is not None:
-            values[f"policy/entropy_coefficient/{name}"] = float(getattr(alpha, name))
-    values["policy/logp_diff/text"] = float(results[0].logp_diff.text)
-    # The sampler always draws under guidance: without it another distribution is scored.
-    if config.loss.logp_mode != "conditional" or config.rollout.guidance == 1:
-        values["policy/logp_diff/image"] = float(results[0].logp_diff.image)
-    schedule = make_schedule(config.optimizer, config.steps * config.update.updates_per_rollout)
-    values |= dict(times)
-    values["loss"] = float(np.mean([r.loss for r in results]))
-    values["grad_norm"] = float(np.mean([r.grad_norm for r in results]))
-    values["lr"] = float(schedule(max(int(state.updates) - 1, 0)))
-    values["updates/skipped"] = float(state.skipped)
-    values["samples_per_second"] = len(scored) * gathered.rounds / times["time/step"]
-    return values
 
 
 def _stop_if_broken(config: GrpoConfig, state: TrainState, step: int) -> None:

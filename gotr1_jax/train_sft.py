@@ -33,11 +33,13 @@ from gotr1_jax.schema import SftConfig
 from gotr1_jax.sft.losses import SftWeights
 from gotr1_jax.text import TextTokenizer
 from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
+from gotr1_jax.training.loop import Loop
 from gotr1_jax.training.metrics import MetricsWriter, Progress
 from gotr1_jax.training.placement import check_rows, mirror_shardings, to_rows
 from gotr1_jax.training.run_dir import create_run_dir, store_config
 from gotr1_jax.training.state import TrainState, make_optimizer, make_schedule, new_state
 from gotr1_jax.training.steps import make_sft_step
+from gotr1_jax.training.stopping import StopSignals
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +58,11 @@ class Start:
 
 def train_sft(config: SftConfig) -> Path:
     """Run the job; returns the folder of the finished model in the released format."""
+    with StopSignals(config.checkpoint.grace_seconds) as signals:
+        return _train(config, signals)
+
+
+def _train(config: SftConfig, signals: StopSignals) -> Path:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_rows(config.micro_batch, mesh, "micro_batch")
     resume = resolve_resume(config.resume, config.run_dir)
@@ -77,10 +84,13 @@ def train_sft(config: SftConfig) -> Path:
     optimizer = make_optimizer(config.optimizer, config.steps)
     state = _initial_state(config, start, abstract, optimizer, mesh)
     first = 0
-    with Checkpoints(run.checkpoints, keep=config.checkpoint.keep) as checkpoints:
+    saving = config.checkpoint
+    with Checkpoints(run.checkpoints, saving.keep, saving.keep_best) as checkpoints:
+        loop = Loop(checkpoints, saving, config.steps, signals)
         if resume is not None:
             restored = restore_path(resume, state)
             state, first = restored.tree, restored.step
+            loop.resume(restored.meta)
             batches.set_state(restored.meta["data"])
             checkpoints.drop_after(first)
         store_config(run, to_yaml(config))
@@ -92,8 +102,12 @@ def train_sft(config: SftConfig) -> Path:
         schedule = make_schedule(config.optimizer, config.steps)
         key = jax.random.key(config.seed)
         shown: dict[str, float] = {}
-        with MetricsWriter(run, first) as metrics, Progress("sft", config.steps, first) as progress:
-            for step in range(first + 1, config.steps + 1):
+        with (
+            signals.finishing_steps(),
+            MetricsWriter(run, first) as metrics,
+            Progress("sft", config.steps, first) as progress,
+        ):
+            for step in loop.steps(first):
                 rows = to_rows(next(batches), mesh)
                 state, result = step_fn(state, rows, jax.random.fold_in(key, step))
                 if step % config.log_every == 0 or step == config.steps:
@@ -111,12 +125,11 @@ def train_sft(config: SftConfig) -> Path:
                             f"loss or gradient was not finite for {int(state.skipped_in_a_row)} "
                             f"updates up to step {step}; lower optimizer.learning_rate"
                         )
-                    metrics.write(step, values)
+                    metrics.write(step, values | {"time/goodput": loop.goodput()})
                     shown = {"text": values["nats/text"], "image": values["nats/image"]}
                 progress.update(step, **shown)
-                if step % config.checkpoint.every == 0 or step == config.steps:
-                    meta = {"seed": config.seed, "data": batches.get_state()}
-                    checkpoints.save(step, state, meta)
+                meta = {"seed": config.seed, "data": batches.get_state()}
+                loop.end_step(step, state, meta)
     return _export(config, run.root, start, state)
 
 

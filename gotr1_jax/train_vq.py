@@ -27,10 +27,12 @@ from gotr1_jax.parallel.mesh import make_mesh, replicated
 from gotr1_jax.schema import VqTrainConfig
 from gotr1_jax.sft import vq_loss
 from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
+from gotr1_jax.training.loop import Loop
 from gotr1_jax.training.metrics import MetricsWriter, Progress
 from gotr1_jax.training.placement import check_rows, put_rows
 from gotr1_jax.training.run_dir import create_run_dir, store_config, write_json_atomic
 from gotr1_jax.training.state import make_optimizer
+from gotr1_jax.training.stopping import StopSignals
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +69,11 @@ StepFn = Callable[[VqState, jax.Array], tuple[VqState, VqMetrics]]
 
 def train_vq(config: VqTrainConfig) -> Path:
     """Run the job; returns the folder of the finished tokenizer in the released format."""
+    with StopSignals(config.checkpoint.grace_seconds) as signals:
+        return _train(config, signals)
+
+
+def _train(config: VqTrainConfig, signals: StopSignals) -> Path:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_rows(config.batch_size, mesh, "batch_size")
     check_rows(config.crop.batch_size, mesh, "crop.batch_size")
@@ -77,25 +84,31 @@ def train_vq(config: VqTrainConfig) -> Path:
     state = jax.jit(partial(init_state, config), out_shardings=replicated(mesh))()
     first = 0
     pictures = draw_pictures("train", config.seed, config.pictures)
-    with Checkpoints(run.checkpoints, keep=config.checkpoint.keep) as checkpoints:
+    saving = config.checkpoint
+    with Checkpoints(run.checkpoints, saving.keep, saving.keep_best) as checkpoints:
+        loop = Loop(checkpoints, saving, config.steps, signals)
         if resume is not None:
             restored = restore_path(resume, state)
             state, first = restored.tree, restored.step
+            loop.resume(restored.meta)
             checkpoints.drop_after(first)
         store_config(run, to_yaml(config))
         step_fn = make_step(config)
-        with MetricsWriter(run, first) as metrics, Progress("vq", config.steps, first) as progress:
+        with (
+            signals.finishing_steps(),
+            MetricsWriter(run, first) as metrics,
+            Progress("vq", config.steps, first) as progress,
+        ):
             shown: dict[str, float] = {}
-            for step in range(first + 1, config.steps + 1):
+            for step in loop.steps(first):
                 batch = put_rows(batch_of_step(pictures, config, step), mesh)
                 state, result = step_fn(state, batch)
                 if step % config.log_every == 0 or step == config.steps:
                     values = {name: float(value) for name, value in asdict(result).items()}
-                    metrics.write(step, values)
+                    metrics.write(step, values | {"time/goodput": loop.goodput()})
                     shown = {name: values[name] for name in ("psnr", "perplexity", "used_frac")}
                 progress.update(step, **shown)
-                if step % config.checkpoint.every == 0 or step == config.steps:
-                    checkpoints.save(step, state, {"seed": config.seed})
+                loop.end_step(step, state, {"seed": config.seed})
     params = jax.device_get(state.params)
     out = Path(config.export_dir) if config.export_dir is not None else run.root / "model"
     save_vq(out, config.model, IMAGE_SIZE, params, config.export_dtype)

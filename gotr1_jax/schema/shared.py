@@ -60,11 +60,22 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Training checkpoints in run_dir/checkpoints."""
+    """Training checkpoints in run_dir/checkpoints, and how a signal ends a run."""
 
+    # A checkpoint every so many steps, and after so many minutes without one (0: by steps alone).
     every: int = 100
-    # Newest checkpoints that are kept.
+    every_minutes: float = 0.0
+    # Newest checkpoints that are kept, and whether the one with the best held-out total is too:
+    # then every evaluated step is saved.
     keep: int = 2
+    keep_best: bool = True
+    # A run that is told to stop ends its step and saves it. When that takes longer than so many
+    # seconds, the step is given up and the last checkpoint stays; 0: as long as it takes. Less
+    # than the platform's own grace by the time of a save.
+    grace_seconds: float = 0.0
 
     def check(self) -> None:
         positive("checkpoint", every=self.every, keep=self.keep)
+        for name in ("every_minutes", "grace_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"checkpoint.{name} is {getattr(self, name)}; use 0 or more")

@@ -51,17 +51,19 @@ class Checkpoints:
     process of a run makes the same calls; process 0 writes manifests and deletes.
     """
 
-    def __init__(self, directory: Path | str, keep: int = 3) -> None:
+    def __init__(self, directory: Path | str, keep: int = 3, keep_best: bool = True) -> None:
         """Opens `directory`, which may not exist yet.
 
         Args:
             directory: where the steps lie.
-            keep: how many of the newest good steps stay; the one with the best score stays too.
+            keep: how many of the newest good steps stay.
+            keep_best: whether the one with the best score stays too.
         """
         if keep < 1:
             raise InputError(f"checkpoints: keep is {keep}, it must be at least 1")
         self.directory = Path(directory).absolute()
         self._keep = keep
+        self._keep_best = keep_best
         self._bad: set[int] = set()
         self._writer: ocp.AsyncCheckpointer | None = None
         self._thread: threading.Thread | None = None
@@ -90,7 +92,7 @@ class Checkpoints:
             step: the number of steps done.
             tree: any pytree whose leaves are arrays.
             meta: JSON values and bytes: seed, state of the data iterator, counters.
-            score: what `keep` compares to find the best step.
+            score: what `keep_best` compares to find the best step.
 
         Raises:
             RunError: this save cannot start, or the one before it failed.
@@ -120,12 +122,21 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when the last save counts; raises its RunError if it failed."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self.settle()
+        self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raises the RunError of a save that failed by now; waits for none."""
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+    def settle(self) -> None:
+        """Returns when no save is on its way, whatever became of it; any thread may call it."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()
 
     def close(self) -> None:
         """Waits, and lets go of the background threads."""
@@ -204,20 +215,31 @@ class Checkpoints:
             self._writer.wait_until_finished()
             if jax.process_index() == 0:
                 write_manifest(folder, step, score)
-                self._retain()
         except BaseException as error:
             self._abandon(step)
             self._error = _save_failure(folder, error)
+            return
+        if jax.process_index() == 0:
+            try:
+                self._retain(step)
+            except OSError as error:
+                _log.warning("checkpoints in %s were not cleared away: %s", self.directory, error)
 
-    def _retain(self) -> None:
-        good = [step for step in self.steps() if step not in self._bad]
+    def _retain(self, saved: int) -> None:
+        """Removes what is older than `saved`, which is good, save the newest and the best."""
+        scores: dict[int, float | None] = {}
+        for step in self.steps():
+            try:
+                scores[step] = read_manifest(self.folder(step))["score"]
+            except (ValueError, KeyError, TypeError):
+                self._bad.add(step)
+        good = [step for step in scores if step not in self._bad]
         kept = set(good[-self._keep :])
-        scores = {step: read_manifest(self.folder(step)).get("score") for step in good}
-        scored = [step for step in good if scores[step] is not None]
-        if scored:
-            kept.add(max(scored, key=lambda step: (scores[step], step)))
+        scored = [(score, step) for step in good if (score := scores[step]) is not None]
+        if scored and self._keep_best:
+            kept.add(max(scored)[1])
         for step in self._folders():
-            if step not in kept and step < good[-1]:
+            if step not in kept and step < saved:
                 self._remove(step)
 
     # Folders.

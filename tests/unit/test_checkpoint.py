@@ -299,3 +299,36 @@ def test_manifest_names_every_file(tmp_path):
     assert set(listed) == written - {manifest.MANIFEST_NAME}
     assert any(name.startswith("state/") for name in listed)
     assert any(name.startswith("meta/") for name in listed)
+
+
+def test_the_best_is_kept_only_when_asked_for(tmp_path):
+    with Checkpoints(tmp_path, keep=1, keep_best=False) as checkpoints:
+        for step, score in enumerate([0.9, 0.1], start=1):
+            checkpoints.save(step, make_tree(), META, score)
+    assert checkpoints.steps() == [2]
+
+
+def test_a_damaged_older_step_does_not_cost_the_one_just_saved(tmp_path):
+    checkpoints = save_steps(tmp_path, 1, 2)
+    (checkpoints.folder(1) / manifest.MANIFEST_NAME).write_text("{")
+    checkpoints.save(3, make_tree(3.0), META, 0.5)
+    checkpoints.close()
+    assert checkpoints.steps() == [2, 3]
+    assert same(checkpoints.restore(make_tree()).tree, make_tree(3.0))
+
+
+def test_a_failed_save_is_told_without_waiting_for_the_next(tmp_path, monkeypatch):
+    checkpoints = save_steps(tmp_path, 1)
+    checkpoints.check()
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    checkpoints.save(2, make_tree(2.0), META)
+    checkpoints.settle()
+    with pytest.raises(RunError, match="disk full: .*step_000002"):
+        checkpoints.check()
+    checkpoints.check()  # it is told once
+    checkpoints.close()
+    assert checkpoints.steps() == [1]

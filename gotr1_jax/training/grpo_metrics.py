@@ -1,0 +1,72 @@
+"""What a step of reinforcement learning writes into its line of metrics.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from gotr1_jax.rewards import term_statistics
+from gotr1_jax.schema import GrpoConfig
+from gotr1_jax.training.rollout import Scored
+from gotr1_jax.training.state import TrainState, make_schedule
+from gotr1_jax.training.steps import PolicyMetrics
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The groups of one step: what was kept, and what the search for them cost."""
+
+    scored: Scored
+    advantages_B: np.ndarray
+    row_mask_B: np.ndarray
+    zero_variance_frac: float  # of all groups sampled, before any was replaced
+    rounds: int
+
+
+def step_metrics(
+    config: GrpoConfig,
+    gathered: Gathered,
+    results: list[PolicyMetrics],
+    state: TrainState,
+    times: Mapping[str, float],
+) -> dict[str, float]:
+    """Everything that a line of metrics.jsonl holds."""
+    scored = gathered.scored
+    rows = scored.rows
+    mask = np.asarray(rows.plan_mask_BT)
+    chosen = mask.sum(axis=1)
+    truncated = chosen == config.rollout.max_plan_tokens
+    truncated &= np.asarray(rows.plan_len_B) == config.rollout.max_plan_tokens + 1
+    values = dict(term_statistics({"total": scored.total_B, **scored.scores}))
+    values |= {
+        "reward/frac_zero_std": gathered.zero_variance_frac,
+        "rollout/rounds": float(gathered.rounds),
+        "plan/length": float(chosen.mean()),
+        "plan/truncated_frac": float(truncated.mean()),
+        "plan/parsed_frac": float(np.mean([bool(p.boxes) for p in scored.plans])),
+        "plan/boxes": float(np.mean([len(p.boxes) for p in scored.plans])),
+    }
+    for name in ("text", "image"):
+        stats = [getattr(r.stats, name) for r in results]
+        values[f"policy/ratio_max/{name}"] = float(max(s.ratio_max for s in stats))
+        values[f"policy/clip_frac/{name}"] = float(np.mean([s.clip_frac for s in stats]))
+        if stats[0].kl is not None:
+            values[f"policy/kl/{name}"] = float(np.mean([s.kl for s in stats]))
+        entropy = [getattr(r.entropy, name) for r in results]
+        values[f"policy/entropy/{name}"] = float(np.mean(entropy))
+        if (alpha := results[-1].alpha) is not None:
+            values[f"policy/entropy_coefficient/{name}"] = float(getattr(alpha, name))
+    values["policy/logp_diff/text"] = float(results[0].logp_diff.text)
+    # The sampler always draws under guidance: without it another distribution is scored.
+    if config.loss.logp_mode != "conditional" or config.rollout.guidance == 1:
+        values["policy/logp_diff/image"] = float(results[0].logp_diff.image)
+    schedule = make_schedule(config.optimizer, config.steps * config.update.updates_per_rollout)
+    values |= dict(times)
+    values["loss"] = float(np.mean([r.loss for r in results]))
+    values["grad_norm"] = float(np.mean([r.grad_norm for r in results]))
+    values["lr"] = float(schedule(max(int(state.updates) - 1, 0)))
+    values["updates/skipped"] = float(state.skipped)
+    values["samples_per_second"] = len(scored) * gathered.rounds / times["time/step"]
+    return values

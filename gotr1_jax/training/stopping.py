@@ -1,0 +1,134 @@
+"""How a run is told to stop: SIGTERM, with which Slurm, GKE and TPU VMs announce that they will
+take the machine away, and SIGINT."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from gotr1_jax.errors import Stopped
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_log = logging.getLogger(__name__)
+
+
+class StopSignals:
+    """While entered, the first signal asks for an end and a second one is an end.
+
+    Outside of `finishing_steps` there is nothing to save, and a signal raises Stopped where the
+    program is. Inside it only sets `asked`: the step at work is finished, unless it takes longer
+    than the grace; then the process exits with Stopped's code and the last checkpoint stays. A
+    second signal ends the process at once with 128 + its number.
+
+    A thread watches: Python's own handlers wait while the main thread compiles or computes.
+    Signals that were ignored when the process began stay so. Outside of the main thread no
+    signal is taken. In a group of processes this takes the place of JAX's preemption service,
+    whose notice is SIGTERM too; `Loop` lets all of them stop at the same step.
+    """
+
+    def __init__(self, grace_seconds: float = 0.0) -> None:
+        """grace_seconds: how long a step may still take after the signal; 0: any time."""
+        self._grace = grace_seconds
+        self._asked: int | None = None
+        self._deferred = False
+        self._deadline: float | None = None
+        self._leaving = threading.Lock()
+        self._old: dict[int, Any] = {}
+        # Called before a step is abandoned, in the watching thread.
+        self.before_abandoning: Callable[[], None] = lambda: None
+
+    @property
+    def asked(self) -> bool:
+        """Whether the run was told to stop."""
+        return self._asked is not None
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._reader, self._writer = os.pipe()
+            os.set_blocking(self._writer, False)
+            self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+            self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+            self._thread.start()
+            for number in _SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_wakeup)
+        os.close(self._writer)
+        self._thread.join()
+        os.close(self._reader)
+
+    @contextmanager
+    def finishing_steps(self) -> Iterator[None]:
+        """Inside, a signal waits for the step; who runs the steps looks at `asked`."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        self.check()
+
+    def check(self) -> None:
+        """Raises Stopped if the run was told to stop."""
+        if self._asked is not None:
+            name = signal.Signals(self._asked).name
+            raise Stopped(f"stopped by {name}; the same command goes on from the last checkpoint")
+
+    def step_done(self) -> None:
+        """The step at work is not abandoned any more: what follows saves it."""
+        with self._leaving:
+            self._deadline = None
+            self._grace = 0.0
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self._asked is None:
+            self._asked = number
+        if not self._deferred:
+            self.check()
+
+    def _watch(self) -> None:
+        told = False
+        while True:
+            with self._leaving:
+                left = None if self._deadline is None else self._deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    self._abandon()
+            if not select.select([self._reader], [], [], left)[0]:
+                continue
+            numbers = os.read(self._reader, 64)
+            if not numbers:
+                return
+            for number in numbers:
+                if number not in self._old:
+                    continue
+                if told:
+                    os._exit(128 + number)
+                told = True
+                self._first(number)
+
+    def _first(self, number: int) -> None:
+        name = signal.Signals(number).name
+        _log.warning("%s: the run ends after this step; once more ends it at once", name)
+        self._asked = number
+        with self._leaving:
+            if self._grace > 0:
+                self._deadline = time.monotonic() + self._grace
+
+    def _abandon(self) -> None:
+        _log.warning("the step took longer than checkpoint.grace_seconds: it is abandoned")
+        self.before_abandoning()
+        os._exit(Stopped.exit_code)
