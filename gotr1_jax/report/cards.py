@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,16 @@ from PIL import Image
 
 from gotr1_jax.plan import Box, box_to_pixels, match_objects, parse_plan
 from gotr1_jax.report.charts import format_value
+from gotr1_jax.report.scores import Opinion, letter
 from gotr1_jax.training.run_dir import SampleRecord
 
 NUM_COLORS = 8  # classes c0..c7 of style.css
 MAX_SIDE = 256  # larger pictures are stored smaller, as JPEG
 MAX_PLAN = 4000  # characters of a plan that are shown
+MAX_SAID = 3000  # characters of a judge's own words on one term
+JUDGE_STYLES = 3  # classes j0..j2 of style.css
+
+NO_OPINIONS: Mapping[str, tuple[Opinion, ...]] = {}
 FULL_ADVANTAGE = 2.0  # deeper colors end here
 
 
@@ -45,12 +50,31 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Score:
-    """A reward term: its name, its value as text, and the share of a full bar (0..1)."""
+class Value:
+    """A number as text, and the share of a full bar (0..1); no text where there is none."""
 
-    name: str
     text: str
     share: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """A reward term: the run's value, then one for each of the card's opinions."""
+
+    name: str
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class CardOpinion:
+    """What a judge said after training; `style` is the number of its class."""
+
+    letter: str
+    judge: int
+    style: int
+    located: tuple[BoxMark, ...]
+    words: str
+    said: tuple[tuple[str, str], ...]  # term, its own words
 
 
 @dataclass(frozen=True)
@@ -65,12 +89,13 @@ class Card:
     located: tuple[BoxMark, ...]
     plan: tuple[Segment, ...]
     is_cut: bool  # the plan was longer than what is shown
-    scores: tuple[Score, ...]
-    total: str
-    total_value: float
+    is_text: bool  # the plan names no object
+    scores: tuple[Score, ...]  # total first
+    opinions: tuple[CardOpinion, ...]
     advantage: str
     advantage_share: float  # -1..1, for the color
     words: str
+    said: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -133,49 +158,83 @@ def _mark(name: str, box: Box, color: int | None, width: int, height: int) -> Bo
     return BoxMark(round(x1, 2), round(y1, 2), round(x2 - x1, 2), round(y2 - y1, 2), color, name)
 
 
-def _marks(record: SampleRecord) -> tuple[tuple[BoxMark, ...], tuple[BoxMark, ...]]:
-    """Planned and located rectangles; a located one has the color of the plan's it matches."""
+def _planned(record: SampleRecord) -> tuple[BoxMark, ...]:
     height, width = record.image.shape[:2]
-    partner = {j: i for i, j, _ in match_objects(record.planned, record.located) if j is not None}
-    planned = tuple(
+    return tuple(
         _mark(name, box, i % NUM_COLORS, width, height)
         for i, (name, box) in enumerate(record.planned)
     )
-    located = tuple(
+
+
+def _located(record: SampleRecord, found: Sequence[tuple[str, Box]]) -> tuple[BoxMark, ...]:
+    """Rectangles of what a judge found, each in the color of the planned one it matches."""
+    height, width = record.image.shape[:2]
+    partner = {j: i for i, j, _ in match_objects(record.planned, found) if j is not None}
+    return tuple(
         _mark(name, box, partner[j] % NUM_COLORS if j in partner else None, width, height)
-        for j, (name, box) in enumerate(record.located)
+        for j, (name, box) in enumerate(found)
     )
-    return planned, located
 
 
 def _share(value: float) -> float:
     return min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0
 
 
-def build_card(record: SampleRecord) -> Card:
-    """The card of a sample."""
-    planned, located = _marks(record)
+def _value(scores: Mapping[str, float], term: str) -> Value:
+    if term not in scores:
+        return Value("", 0.0)
+    return Value(_two_decimals(scores[term]), _share(scores[term]))
+
+
+def _scores(record: SampleRecord, opinions: Sequence[Opinion]) -> tuple[Score, ...]:
+    """The total and every term that the run or a judge scored, the run's own order first."""
+    columns = [{"total": record.total, **record.scores}, *(o.result.scores for o in opinions)]
+    terms = dict.fromkeys(term for column in columns for term in column)
+    return tuple(Score(t, tuple(_value(column, t) for column in columns)) for t in terms)
+
+
+def _said(said: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Terms with their words, cut where they are very long; empty ones are left out."""
+    texts = {term: str(text).strip() for term, text in said.items()}
+    return tuple(
+        (term, text if len(text) <= MAX_SAID else text[:MAX_SAID] + " …")
+        for term, text in texts.items()
+        if text
+    )
+
+
+def build_card(record: SampleRecord, opinions: Sequence[Opinion] = ()) -> Card:
+    """The card of a sample, with what judges said of it after training."""
     height, width = record.image.shape[:2]
     advantage = record.advantage
     share = max(-1.0, min(1.0, advantage / FULL_ADVANTAGE)) if math.isfinite(advantage) else 0.0
+    plan = plan_segments(record.plan_text[:MAX_PLAN])
     return Card(
         caption=record.caption,
         picture=picture_uri(record.image),
         width=width,
         height=height,
-        planned=planned,
-        located=located,
-        plan=plan_segments(record.plan_text[:MAX_PLAN]),
+        planned=_planned(record),
+        located=_located(record, record.located),
+        plan=plan,
         is_cut=len(record.plan_text) > MAX_PLAN,
-        scores=tuple(
-            Score(name, _two_decimals(value), _share(value))
-            for name, value in record.scores.items()
+        is_text=bool(plan) and not any(part.is_object for part in plan),
+        scores=_scores(record, opinions),
+        opinions=tuple(
+            CardOpinion(
+                letter=letter(opinion.judge),
+                judge=opinion.judge,
+                style=opinion.judge % JUDGE_STYLES,
+                located=_located(record, opinion.result.located),
+                words=opinion.result.words,
+                said=_said(opinion.result.said),
+            )
+            for opinion in opinions
         ),
-        total=_two_decimals(record.total),
-        total_value=record.total,
         advantage=f"{advantage:+.2f}".replace("-", "−") if math.isfinite(advantage) else "–",
         advantage_share=share,
         words=record.words,
+        said=_said(record.said),
     )
 
 
@@ -183,8 +242,13 @@ def _two_decimals(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else "–"
 
 
-def build_groups(records: Iterable[SampleRecord]) -> tuple[Group, ...]:
-    """The samples of a step by caption, each group ordered from the highest total down."""
+def build_groups(
+    records: Iterable[SampleRecord], opinions: Mapping[str, tuple[Opinion, ...]] = NO_OPINIONS
+) -> tuple[Group, ...]:
+    """The samples of a step by caption, each group ordered from the highest total down.
+
+    `opinions` are those on this step's samples, by image name.
+    """
     by_caption: dict[tuple[int, str], list[SampleRecord]] = defaultdict(list)
     for record in records:
         by_caption[record.caption_index, record.caption].append(record)
@@ -195,7 +259,7 @@ def build_groups(records: Iterable[SampleRecord]) -> tuple[Group, ...]:
         groups.append(
             Group(
                 caption=caption,
-                cards=tuple(build_card(r) for r in members),
+                cards=tuple(build_card(r, opinions.get(r.image_name, ())) for r in members),
                 mean=format_value(sum(totals) / len(totals)),
                 low=format_value(min(totals)),
                 high=format_value(max(totals)),
@@ -205,9 +269,16 @@ def build_groups(records: Iterable[SampleRecord]) -> tuple[Group, ...]:
 
 
 def build_pairs(
-    before: Sequence[SampleRecord], after: Sequence[SampleRecord], limit: int
+    before: Sequence[SampleRecord],
+    after: Sequence[SampleRecord],
+    limit: int,
+    opinions_before: Mapping[str, tuple[Opinion, ...]] = NO_OPINIONS,
+    opinions_after: Mapping[str, tuple[Opinion, ...]] = NO_OPINIONS,
 ) -> tuple[Pair, ...]:
-    """Samples of the same caption and number in both lists, in the order of `before`."""
+    """Samples of the same caption and number in both lists, in the order of `before`.
+
+    Opinions are by image name.
+    """
     waiting: dict[tuple[str, int], list[SampleRecord]] = defaultdict(list)
     for record in after:
         waiting[record.caption, record.sample_index].append(record)
@@ -218,5 +289,7 @@ def build_pairs(
             continue
         new = found.pop(0)
         gain = new.total - old.total
-        pairs.append(Pair(old.caption, build_card(old), build_card(new), gain))
+        old_card = build_card(old, opinions_before.get(old.image_name, ()))
+        new_card = build_card(new, opinions_after.get(new.image_name, ()))
+        pairs.append(Pair(old.caption, old_card, new_card, gain))
     return tuple(pairs)

@@ -21,14 +21,16 @@ class ChartSpec:
     Attributes:
         title: its heading.
         series: (label, metric name) of each line; an empty label where there is only one.
-        unit_range: True for values that live in [0, 1], so that such charts can be compared.
+        covers: a range that the chart shows whatever the values are, for charts to be compared.
         subtitle: what the title means, where it does not say it.
+        level: (label, value) of a horizontal line that the values are to be compared with.
     """
 
     title: str
     series: tuple[tuple[str, str], ...]
-    unit_range: bool = False
+    covers: tuple[float, float] | None = None
     subtitle: str = ""
+    level: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its lines; ticks are (position in SVG units, label)."""
+    """A chart with its lines; ticks and the level are (position in SVG units, label)."""
 
     title: str
     subtitle: str
     lines: tuple[Line, ...]
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
+    level: tuple[float, str] | None = None
 
 
 def format_value(value: float) -> str:
@@ -93,8 +96,7 @@ def bin_means(values: np.ndarray, bins: int) -> np.ndarray:
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers, about `count`, that cover [low, high]."""
     if not high > low:
-        margin = max(abs(low) * 0.5, 1e-6)
-        low, high = low - margin, high + margin
+        low, high = (low - abs(low) * 0.5, high + abs(high) * 0.5) if low else (0.0, 1.0)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
@@ -129,13 +131,20 @@ def build_chart(spec: ChartSpec, metrics: Metrics) -> Chart | None:
     raws = [bin_means(values, MAX_POINTS) for _, values in present]
     low = min(float(np.nanmin(v)) for v in raws)
     high = max(float(np.nanmax(v)) for v in raws)
-    if spec.unit_range:
-        low, high = min(0.0, low), max(1.0, high)
+    if spec.covers is not None:
+        low, high = min(spec.covers[0], low), max(spec.covers[1], high)
+    if spec.level is not None:
+        low, high = min(low, spec.level[1]), max(high, spec.level[1])
     ticks = nice_ticks(low, high)
     bottom, top = ticks[0], ticks[-1]
 
     def to_y(values: np.ndarray) -> np.ndarray:
         return HEIGHT * (1.0 - (values - bottom) / (top - bottom))
+
+    level = None
+    if spec.level is not None:
+        label, value = spec.level
+        level = float(to_y(np.array(value))), f"{label} {format_value(value)}"
 
     lines = []
     for (label, _), raw in zip(present, raws):
@@ -160,7 +169,7 @@ def build_chart(spec: ChartSpec, metrics: Metrics) -> Chart | None:
     )
     if x_high == x_low:
         x_ticks = x_ticks[:1]
-    return Chart(spec.title, spec.subtitle, tuple(lines), x_ticks, y_ticks)
+    return Chart(spec.title, spec.subtitle, tuple(lines), x_ticks, y_ticks, level)
 
 
 def _tick_label(value: float, ticks: Sequence[float]) -> str:

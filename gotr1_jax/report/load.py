@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.training.run_dir import RunDir, SampleRecord, read_samples, sample_steps
+from gotr1_jax.report.scores import (
+    Opinions,
+    ScoreLine,
+    check_scores,
+    join_opinions,
+    judge_names,
+    read_scores,
+)
+from gotr1_jax.training.run_dir import (
+    RunDir,
+    SampleRecord,
+    read_samples,
+    sample_steps,
+    step_folder,
+)
 
 EVAL_BEFORE = "eval_before"
 EVAL_AFTER = "eval_after"
+SCORES = "scores*.jsonl"  # of `gotr1 judge`, in the run directory
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,8 @@ class RunData:
         before, after: samples of the evaluation before and after training.
         steps: samples of the chosen training steps, ascending.
         num_sampled_steps: steps that have samples, chosen or not.
+        judges: the identities of judges that saw samples after training.
+        opinions: what they said.
         problems: a line for each thing that could not be read.
     """
 
@@ -51,19 +68,35 @@ class RunData:
     after: tuple[SampleRecord, ...]
     steps: Mapping[int, tuple[SampleRecord, ...]]
     num_sampled_steps: int
+    judges: tuple[str, ...]
+    opinions: Opinions
     problems: tuple[str, ...]
 
+    def records(self) -> dict[tuple[str, str], SampleRecord]:
+        """All samples of the page by folder and image name."""
+        folders = {EVAL_BEFORE: self.before, EVAL_AFTER: self.after}
+        folders |= {step_name(step): records for step, records in self.steps.items()}
+        return {(f, r.image_name): r for f, records in folders.items() for r in records}
 
-def load_run(root: Path, max_records: int) -> RunData:
+
+def step_name(step: int) -> str:
+    """The name of a step's folder of samples."""
+    return step_folder(Path(), step).name
+
+
+def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None) -> RunData:
     """Reads the run at `root`.
 
     Args:
         root: a run directory; every file in it may be missing or broken.
         max_records: about how many training samples to take; steps are left out beyond it,
-            evenly, but never the first and the last.
+            evenly, but never the first and the last. Of the steps with scores as many again.
+        scores: files that `gotr1 judge` wrote; None takes those in the run directory, and one
+            of them that cannot be used becomes a line of `problems`.
 
     Raises:
-        InputError: there is no such directory, or nothing of a run in it.
+        InputError: there is no such directory, or nothing of a run in it, or a file of `scores`
+            is broken or of another run.
     """
     run = RunDir(root)
     if not root.is_dir():
@@ -74,17 +107,50 @@ def load_run(root: Path, max_records: int) -> RunData:
         )
     problems: list[str] = []
     folders = sample_steps(run.samples)
-    return RunData(
+    files = _read_score_files(root, scores, problems)
+    judged = {line.folder for lines in files.values() for line in lines}
+    data = RunData(
         name=root.resolve().name,
         summary=_read_summary(run.summary, problems),
         config_text=_read_text(run.config, problems),
         metrics=read_metrics(run.metrics, problems),
         before=_read_folder(run.samples / EVAL_BEFORE, problems),
         after=_read_folder(run.samples / EVAL_AFTER, problems),
-        steps=_read_steps(folders, max_records, problems),
+        steps=_read_steps(folders, max_records, judged, problems),
         num_sampled_steps=len(folders),
-        problems=tuple(problems),
+        judges=(),
+        opinions={},
+        problems=(),
     )
+    names = [f.name for f in run.samples.iterdir()] if run.samples.is_dir() else []
+    records = data.records()
+    lines: list[ScoreLine] = []
+    for path, own in files.items():
+        try:
+            check_scores(path, own, names, records)
+        except InputError as error:
+            if scores is not None:
+                raise
+            problems.append(str(error))
+        else:
+            lines += own
+    judges = judge_names(lines)
+    opinions = join_opinions(lines, judges)
+    return replace(data, judges=judges, opinions=opinions, problems=tuple(problems))
+
+
+def _read_score_files(
+    root: Path, scores: Sequence[Path] | None, problems: list[str]
+) -> dict[Path, list[ScoreLine]]:
+    if scores is not None:
+        return {path: read_scores(path) for path in scores}
+    files: dict[Path, list[ScoreLine]] = {}
+    for path in sorted(root.glob(SCORES)):
+        try:
+            files[path] = read_scores(path)
+        except InputError as error:
+            problems.append(str(error))
+    return files
 
 
 def read_metrics(path: Path, problems: list[str]) -> Metrics:
@@ -160,13 +226,18 @@ def _read_folder(folder: Path, problems: list[str]) -> tuple[SampleRecord, ...]:
 
 
 def _read_steps(
-    folders: Mapping[int, Path], max_records: int, problems: list[str]
+    folders: Mapping[int, Path], max_records: int, judged: Set[str], problems: list[str]
 ) -> dict[int, tuple[SampleRecord, ...]]:
     if not folders:
         return {}
     order = list(folders)
     # One step tells how many samples a step has.
     first = _read_folder(folders[order[0]], problems)
-    chosen = [order[i] for i in choose_evenly(len(order), max_records // max(1, len(first)))]
-    read = {s: first if s == order[0] else _read_folder(folders[s], problems) for s in chosen}
+    keep = max_records // max(1, len(first))
+    chosen = {order[i] for i in choose_evenly(len(order), keep)}
+    scored = [step for step in order if folders[step].name in judged]
+    chosen |= {scored[i] for i in choose_evenly(len(scored), keep)}
+    read = {
+        s: first if s == order[0] else _read_folder(folders[s], problems) for s in sorted(chosen)
+    }
     return {step: records for step, records in read.items() if records}

@@ -11,60 +11,16 @@ from typing import Any
 import jinja2
 
 from gotr1_jax.report.cards import Group, Pair, build_groups, build_pairs
-from gotr1_jax.report.charts import HEIGHT, WIDTH, Chart, ChartSpec, build_chart
-from gotr1_jax.report.load import Metrics, RunData, load_run
+from gotr1_jax.report.charts import HEIGHT, WIDTH
+from gotr1_jax.report.load import EVAL_AFTER, EVAL_BEFORE, RunData, load_run, step_name
+from gotr1_jax.report.scores import JudgeTable, Opinion, judge_tables, letter
+from gotr1_jax.report.sections import MEANINGS, build_charts, entropy_targets
 from gotr1_jax.rewards.types import TERMS
 from gotr1_jax.training.run_dir import RunDir, SampleRecord, atomic_write
 
 MAX_RECORDS = 512  # training samples on the page; a sample takes about 8 KB
 MAX_PAIRS = 160
 FIRST_PAIRS = 6  # shown until the reader asks for all
-
-MEANINGS = {
-    "total": "all terms combined",
-    "sem": "the plan names what the caption names",
-    "spa": "the planned boxes obey the caption",
-    "ri": "the picture follows the plan (IoU)",
-    "pi": "the caption is true of the picture",
-    "hps": "people would prefer the picture",
-    "verdict": "the caption is true of the picture, yes or no",
-}
-
-
-def _modalities(title: str, name: str) -> ChartSpec:
-    return ChartSpec(title, (("plan", f"{name}/text"), ("image", f"{name}/image")))
-
-
-CHARTS: Mapping[str, tuple[ChartSpec, ...]] = {
-    "Rewards": tuple(
-        ChartSpec(name, (("", f"reward/{name}/mean"),), True, MEANINGS[name])
-        for name in ("total", *TERMS)
-    ),
-    "Policy, plan and judge": (
-        _modalities("entropy (nats)", "policy/entropy"),
-        _modalities("KL to the reference", "policy/kl"),
-        _modalities("clipped fraction", "policy/clip_frac"),
-        _modalities("largest ratio", "policy/ratio_max"),
-        _modalities("|Δ log-prob| sampler – replay", "policy/logp_diff"),
-        ChartSpec("gradient norm", (("", "grad_norm"),)),
-        ChartSpec("learning rate", (("", "lr"),)),
-        ChartSpec("spread of the total (std)", (("", "reward/total/std"),)),
-        ChartSpec("groups without spread", (("", "reward/frac_zero_std"),), unit_range=True),
-        ChartSpec("plan length (tokens)", (("", "plan/length"),)),
-        ChartSpec("boxes in a plan", (("", "plan/boxes"),)),
-        ChartSpec(
-            "plans",
-            (("parsed", "plan/parsed_frac"), ("truncated", "plan/truncated_frac")),
-            unit_range=True,
-        ),
-        ChartSpec("judge could not tell", (("", "judge/failed_frac"),), unit_range=True),
-        ChartSpec(
-            "seconds a step",
-            tuple((part, f"time/{part}") for part in ("step", "rollout", "update", "reward")),
-        ),
-        ChartSpec("samples per second", (("", "samples_per_second"),)),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -79,24 +35,6 @@ class TermRow:
     is_gain: bool
     before_at: float
     after_at: float
-
-
-def build_charts(metrics: Metrics) -> dict[str, list[Chart]]:
-    """Charts by section; a metric that no section names gets a chart of its own at the end."""
-    sections: dict[str, list[Chart]] = {}
-    known: set[str] = set()
-    for section, specs in CHARTS.items():
-        known.update(name for spec in specs for _, name in spec.series)
-        charts = (build_chart(spec, metrics) for spec in specs)
-        sections[section] = [chart for chart in charts if chart is not None]
-    rest = [n for n in metrics.values if n not in known and not _is_spread(n)]
-    charts = (build_chart(ChartSpec(name, (("", name),)), metrics) for name in rest)
-    sections["Other metrics"] = [chart for chart in charts if chart is not None]
-    return {section: found for section, found in sections.items() if found}
-
-
-def _is_spread(name: str) -> bool:
-    return name.startswith("reward/") and name.endswith("/std")
 
 
 def build_table(summary: Mapping[str, Any]) -> tuple[TermRow, ...]:
@@ -162,13 +100,41 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     return found
 
 
+def opinions_on(run: RunData, folder: str) -> dict[str, tuple[Opinion, ...]]:
+    """What judges said of the samples of one folder, by image name."""
+    return {name: found for (place, name), found in run.opinions.items() if place == folder}
+
+
+def tables_of_judges(run: RunData) -> tuple[JudgeTable, ...]:
+    """What each judge gave before training, while training and after it, beside the run's own."""
+    titles = {EVAL_BEFORE: "before", EVAL_AFTER: "after"}
+    parts: dict[str, dict[tuple[str, str], SampleRecord]] = {
+        title: {} for title in ("before", "after", "while training")
+    }
+    for key, record in run.records().items():
+        parts[titles.get(key[0], "while training")][key] = record
+    return judge_tables(run.judges, run.opinions, parts)
+
+
 def choose_pairs(run: RunData) -> tuple[str, tuple[Pair, ...]]:
     """What to show side by side, with its heading: the evaluations, else first and last step."""
-    pairs = build_pairs(run.before, run.after, MAX_PAIRS)
+    pairs = build_pairs(
+        run.before,
+        run.after,
+        MAX_PAIRS,
+        opinions_on(run, EVAL_BEFORE),
+        opinions_on(run, EVAL_AFTER),
+    )
     if pairs or len(run.steps) < 2:
         return "Held-out captions, before and after", pairs
     first, last = min(run.steps), max(run.steps)
-    pairs = build_pairs(_one_each(run.steps[first]), _one_each(run.steps[last]), MAX_PAIRS)
+    pairs = build_pairs(
+        _one_each(run.steps[first]),
+        _one_each(run.steps[last]),
+        MAX_PAIRS,
+        opinions_on(run, step_name(first)),
+        opinions_on(run, step_name(last)),
+    )
     return f"The same captions at step {first} and step {last}", pairs
 
 
@@ -193,7 +159,12 @@ def render_page(run: RunData) -> str:
         return environment.loader.get_source(environment, name)[0]
 
     pairs_title, pairs = choose_pairs(run)
-    groups: dict[int, tuple[Group, ...]] = {s: build_groups(r) for s, r in run.steps.items()}
+    groups: dict[int, tuple[Group, ...]] = {
+        step: build_groups(records, opinions_on(run, step_name(step)))
+        for step, records in run.steps.items()
+    }
+    cards = [card for pair in pairs for card in (pair.before, pair.after)]
+    cards += [card for members in groups.values() for group in members for card in group.cards]
     return environment.get_template("page.html.j2").render(
         run=run,
         style=own("style.css"),
@@ -204,25 +175,38 @@ def render_page(run: RunData) -> str:
         pairs_title=pairs_title,
         pairs=pairs,
         first_pairs=FIRST_PAIRS,
-        sections=build_charts(run.metrics),
+        sections=build_charts(run.metrics, entropy_targets(run.config_text)),
+        judges=tables_of_judges(run),
+        is_wide=any(card.is_text or card.opinions for card in cards),
+        has_planned=any(card.planned for card in cards),
+        has_located=any(card.located for card in cards),
+        locating=sorted({o.judge for card in cards for o in card.opinions if o.located}),
+        letter=letter,
+        decimals=_decimals,
         chart_width=WIDTH,
         chart_height=HEIGHT,
         groups=groups,
     )
 
 
-def write_report(run_dir: Path | str) -> Path:
+def write_report(run_dir: Path | str, scores: Sequence[Path] | None = None) -> Path:
     """Writes report.html into a run directory and returns its path.
 
     The page needs no other file and makes no request. A run that is still going or was cut off
     is shown as far as it can be read.
 
+    Args:
+        run_dir: the run directory.
+        scores: files that `gotr1 judge` wrote about the run; None takes those that lie in it as
+            scores*.jsonl, and names on the page what of them cannot be used.
+
     Raises:
-        InputError: `run_dir` is no run directory.
+        InputError: `run_dir` is no run directory, or a file of `scores` is broken or of another
+            run.
         RunError: the page cannot be written.
     """
     root = Path(run_dir)
-    page = render_page(load_run(root, MAX_RECORDS))
+    page = render_page(load_run(root, MAX_RECORDS, scores))
     path = RunDir(root).report
     # Half of a surrogate pair can come out of broken JSON; it has no UTF-8 form.
     atomic_write(path, page.encode("utf-8", errors="replace"))

@@ -238,6 +238,7 @@ def records(
                 advantage=float(advantages_B[row]),
                 image=scored.images_BHWC[row],
                 words=result.words,
+                said=result.said,
             )
         )
     return found

@@ -176,7 +176,8 @@ class SampleRecord:
     total: float
     advantage: float
     image: np.ndarray = field(repr=False)  # uint8 (H, W, 3)
-    words: str = ""  # what the judge said
+    words: str = ""  # the judge's reasons, one line
+    said: Mapping[str, str] = field(default_factory=dict)  # its own words for each term
 
     @property
     def image_name(self) -> str:
@@ -223,7 +224,7 @@ def read_samples(folder: Path | str) -> list[SampleRecord]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         return [_from_json(json.loads(line), folder) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"samples in {folder} cannot be read: {error}") from error
 
 
@@ -262,6 +263,7 @@ def _to_json(record: SampleRecord) -> dict[str, Any]:
             "total": record.total,
             "advantage": record.advantage,
             "words": record.words,
+            "said": record.said,
             "image": record.image_name,
         }
     )
@@ -282,6 +284,7 @@ def _from_json(line: Mapping[str, Any], folder: Path) -> SampleRecord:
         advantage=_number(line["advantage"]),
         image=image,
         words=line["words"],
+        said=dict(line.get("said", {})),  # runs before it was stored lack it
     )
 
 

@@ -27,7 +27,8 @@ from gotr1_jax.report.charts import (
     smooth,
 )
 from gotr1_jax.report.load import Metrics, choose_evenly, load_run, read_metrics
-from gotr1_jax.report.page import build_charts, build_table, choose_pairs, headline
+from gotr1_jax.report.page import build_table, choose_pairs, headline
+from gotr1_jax.report.sections import build_charts
 from gotr1_jax.training.run_dir import SampleRecord, create_run_dir, write_samples
 
 NAN = math.nan
@@ -56,7 +57,7 @@ class PageReader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag != "meta":
+        if tag not in ("meta", "input"):
             self._open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -263,6 +264,7 @@ def test_long_curves_become_means_of_bins() -> None:
         (-3.0, 4.0, [-4.0, -2.0, 0.0, 2.0, 4.0]),
         (1.02, 1.98, [1.0, 1.25, 1.5, 1.75, 2.0]),
         (2.0, 2.0, [1.0, 1.5, 2.0, 2.5, 3.0]),
+        (0.0, 0.0, [0.0, 0.25, 0.5, 0.75, 1.0]),
     ],
 )
 def test_ticks_are_round_and_cover_the_range(low: float, high: float, ticks: list[float]) -> None:
@@ -272,7 +274,7 @@ def test_ticks_are_round_and_cover_the_range(low: float, high: float, ticks: lis
 def test_chart_places_points_and_breaks_at_gaps() -> None:
     steps = np.arange(5)
     metrics = Metrics(steps, {"m": np.array([0.0, 1.0, NAN, 0.5, NAN]), "e": np.full(5, NAN)})
-    chart = build_chart(ChartSpec("t", (("a", "m"), ("b", "e")), unit_range=True), metrics)
+    chart = build_chart(ChartSpec("t", (("a", "m"), ("b", "e")), covers=(0.0, 1.0)), metrics)
     assert chart is not None
     assert [line.label for line in chart.lines] == ["a"]
     quarter = WIDTH / 4
@@ -285,13 +287,13 @@ def test_chart_places_points_and_breaks_at_gaps() -> None:
 
 def test_every_metric_is_shown_somewhere_once() -> None:
     names = ["reward/sem/mean", "reward/sem/std", "policy/kl/image", "loss/vq"]
-    sections = build_charts(Metrics(np.arange(2), {n: np.ones(2) for n in names}))
+    sections = build_charts(Metrics(np.arange(2), {n: np.ones(2) for n in names}), {})
     assert {s: [c.title for c in found] for s, found in sections.items()} == {
         "Rewards": ["sem"],
-        "Policy, plan and judge": ["KL to the reference"],
+        "Policy and plans": ["KL to the reference"],
         "Other metrics": ["loss/vq"],
     }
-    assert build_charts(Metrics(np.arange(0), {})) == {}
+    assert build_charts(Metrics(np.arange(0), {}), {}) == {}
 
 
 def test_numbers_are_short() -> None:
@@ -323,7 +325,8 @@ def test_card_draws_boxes_in_pixels_and_located_ones_in_their_partners_color() -
         ("dog", 18, None),
     ]
     assert (card.advantage, card.advantage_share) == ("−4.00", -1.0)
-    assert [(s.name, s.text, s.share) for s in card.scores] == [
+    assert [(s.name, s.values[0].text, s.values[0].share) for s in card.scores] == [
+        ("total", "0.50", 0.5),
         ("sem", "1.00", 1.0),
         ("spa", "0.25", 0.25),
         ("ri", "–", 0.0),
@@ -343,7 +346,7 @@ def test_groups_are_ordered_best_first_with_unknown_totals_last() -> None:
     records.append(record("another", caption_index=1))
     groups = build_groups(records)
     assert [g.caption for g in groups] == ["a red circle", "another"]
-    assert [c.total for c in groups[0].cards] == ["0.60", "0.20", "–"]
+    assert [c.scores[0].values[0].text for c in groups[0].cards] == ["0.60", "0.20", "–"]
     assert (groups[0].mean, groups[0].low, groups[0].high) == ("0.400", "0.200", "0.600")
 
 

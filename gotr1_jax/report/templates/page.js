@@ -30,6 +30,19 @@ if (pairs) {
   arrangePairs();
 }
 
+// Boxes on the pictures: each kind can be hidden, the same on the whole page.
+const boxKinds = [...document.querySelectorAll("input[data-boxes]")];
+const selectors = { planned: ".card .planned, .card .halo", own: ".card svg > .located, .card svg > .under" };
+for (const box of boxKinds) {
+  const kind = box.dataset.boxes;
+  box.hidden = false;
+  box.addEventListener("change", () => {
+    for (const twin of boxKinds) if (twin.dataset.boxes === kind) twin.checked = box.checked;
+    const marks = document.querySelectorAll(selectors[kind] ?? `g[data-judge="${kind}"]`);
+    for (const mark of marks) mark.style.display = box.checked ? "" : "none";
+  });
+}
+
 // Charts: the values of the step under the pointer.
 for (const figure of document.querySelectorAll(".chart")) {
   const { xs, steps, lines, labels } = JSON.parse(figure.dataset.lines);

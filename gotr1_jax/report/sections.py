@@ -1,0 +1,136 @@
+"""Which charts the page has, by section."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
+from gotr1_jax.report.load import Metrics
+from gotr1_jax.rewards.types import TERMS
+
+UNIT, A_TENTH = (0.0, 1.0), (0.0, 0.1)
+
+MEANINGS = {
+    "total": "all terms combined",
+    "sem": "the plan names what the caption names",
+    "spa": "the planned boxes obey the caption",
+    "ri": "the picture follows the plan (IoU)",
+    "pi": "the caption is true of the picture",
+    "hps": "people would prefer the picture",
+    "verdict": "the caption is true of the picture, yes or no",
+}
+
+
+def _modalities(title: str, name: str, subtitle: str = "") -> ChartSpec:
+    series = (("plan", f"{name}/text"), ("image", f"{name}/image"))
+    return ChartSpec(title, series, subtitle=subtitle)
+
+
+def _rare(title: str, name: str, subtitle: str = "") -> ChartSpec:
+    """A share that is small as a rule: its chart reaches to a tenth at least."""
+    return ChartSpec(title, (("", name),), A_TENTH, subtitle)
+
+
+def _full(title: str, name: str, subtitle: str = "") -> ChartSpec:
+    return ChartSpec(title, (("", name),), UNIT, subtitle)
+
+
+def _entropy(targets: Mapping[str, float]) -> tuple[ChartSpec, ...]:
+    """A chart for each modality, since their entropies differ by far, and the coefficients."""
+    curves = tuple(
+        ChartSpec(
+            f"entropy of the {title}",
+            (("", f"policy/entropy/{name}"),),
+            subtitle="nats a token",
+            level=("target", targets[name]) if name in targets else None,
+        )
+        for title, name in (("plan", "text"), ("image", "image"))
+    )
+    coefficients = _modalities(
+        "entropy coefficients α", "policy/entropy_coefficient", "above 0: entropy is rewarded"
+    )
+    return (*curves, coefficients)
+
+
+FIXED: Mapping[str, tuple[ChartSpec, ...]] = {
+    "Rewards": tuple(
+        _full(name, f"reward/{name}/mean", MEANINGS[name]) for name in ("total", *TERMS)
+    ),
+    "Policy and plans": (
+        _modalities("KL to the reference", "policy/kl"),
+        _modalities("clipped fraction", "policy/clip_frac"),
+        _modalities("largest ratio", "policy/ratio_max"),
+        _modalities("|Δ log-prob| sampler – replay", "policy/logp_diff"),
+        ChartSpec("gradient norm", (("", "grad_norm"),)),
+        ChartSpec("learning rate", (("", "lr"),)),
+        ChartSpec("spread of the total (std)", (("", "reward/total/std"),)),
+        _full("groups without spread", "reward/frac_zero_std"),
+        ChartSpec("plan length (tokens)", (("", "plan/length"),)),
+        ChartSpec("boxes in a plan", (("", "plan/boxes"),)),
+        ChartSpec(
+            "plans",
+            (("parsed", "plan/parsed_frac"), ("truncated", "plan/truncated_frac")),
+            covers=UNIT,
+        ),
+        ChartSpec(
+            "seconds a step",
+            tuple((part, f"time/{part}") for part in ("step", "rollout", "update", "reward")),
+        ),
+        ChartSpec("samples per second", (("", "samples_per_second"),)),
+    ),
+    "Judge": (
+        _rare("could not tell", "judge/failed_frac", "samples that lack a term"),
+        _rare("answers not read", "judge/unread_frac", "of the questions, asked twice in vain"),
+        ChartSpec(
+            "answers not read, by kind",
+            tuple((kind, f"judge/unread_frac/{kind}") for kind in ("score", "boxes", "verdict")),
+            covers=A_TENTH,
+        ),
+        _rare("asked twice", "judge/asked_twice_frac", "of the questions"),
+        _rare("no answer", "judge/no_answer_frac", "of the questions"),
+        ChartSpec("questions a step", (("", "judge/questions"),)),
+        _full("known already", "judge/cached_frac", "answers out of the cache"),
+        ChartSpec("seconds of the judge", (("", "judge/seconds"),), subtitle="a step"),
+    ),
+}
+
+
+def entropy_targets(config_text: str) -> dict[str, float]:
+    """The entropies that a run's configuration holds its policy at, by modality, in nats."""
+    try:
+        config: Any = yaml.safe_load(config_text)
+        section = config["entropy"]
+        found = {name: section[f"{name}_target"] for name in ("text", "image")}
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return {
+        name: float(value)
+        for name, value in found.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+def build_charts(metrics: Metrics, targets: Mapping[str, float]) -> dict[str, list[Chart]]:
+    """Charts by section; a metric that no section names gets a chart of its own at the end.
+
+    `targets` are the entropies to hold, by modality (text, image), where the run has any.
+    """
+    specs = {"Rewards": FIXED["Rewards"], "Entropy": _entropy(targets), **FIXED}
+    sections: dict[str, list[Chart]] = {}
+    known: set[str] = set()
+    for section, members in specs.items():
+        known.update(name for spec in members for _, name in spec.series)
+        charts = (build_chart(spec, metrics) for spec in members)
+        sections[section] = [chart for chart in charts if chart is not None]
+    rest = [n for n in metrics.values if n not in known and not _is_spread(n)]
+    charts = (build_chart(ChartSpec(name, (("", name),)), metrics) for name in rest)
+    sections["Other metrics"] = [chart for chart in charts if chart is not None]
+    return {section: found for section, found in sections.items() if found}
+
+
+def _is_spread(name: str) -> bool:
+    return name.startswith("reward/") and name.endswith("/std")
