@@ -59,6 +59,10 @@ def build_parser() -> argparse.ArgumentParser:
         importlib.import_module(module).add_arguments(commands.add_parser(name, help=summary))
     report = commands.add_parser("report", help="write report.html of a run")
     report.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    report.add_argument(
+        "--scores", type=Path, nargs="+", metavar="FILE",
+        help="what gotr1 judge wrote about the run (RUN/scores*.jsonl)",
+    )  # fmt: skip
     return parser
 
 
@@ -108,7 +112,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
 
         if not options.run.is_dir():
             raise InputError(f"no run at {options.run}: there is no such directory")
-        print(write_report(options.run))
+        print(write_report(options.run, options.scores))
     else:
         from gotr1_jax.parallel.startup import start_devices
 
