@@ -9,4 +9,7 @@ prepare_environment test
 
 cd "$project_root"
 export JAX_PLATFORMS=cpu
+# Many tests compile the same programs: a cache on disk saves most of that.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$project_root/.cache/jax}"
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
 exec "$venv/bin/python" -m pytest "$@"
