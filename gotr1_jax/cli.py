@@ -122,11 +122,20 @@ def _dispatch(arguments: Sequence[str]) -> None:
 
 def _train(job: str, path: Path, overrides: Sequence[str]) -> None:
     from gotr1_jax.config import load_config
-    from gotr1_jax.parallel.startup import start_devices
+    from gotr1_jax.parallel.startup import start_devices, start_processes
 
     module_name, schema, function = JOBS[job]
     module = importlib.import_module(module_name)
     config: Any = load_config(getattr(module, schema), path, overrides)
+    group = config.distributed
+    processes = start_processes(
+        group.coordinator, group.processes, group.process, group.heartbeat_seconds
+    )
+    if processes > 1:
+        raise InputError(
+            f"{processes} processes were started together, but training runs in one process so "
+            "far; start one, on one host, with all of its devices"
+        )
     start_devices(config.mesh.cpu_devices)
     getattr(module, function)(config)
 

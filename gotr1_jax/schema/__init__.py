@@ -21,6 +21,7 @@ from gotr1_jax.schema.sft import (
 )
 from gotr1_jax.schema.shared import (
     CheckpointConfig,
+    DistributedConfig,
     MeshConfig,
     OptimizerConfig,
     check_seed,
@@ -37,6 +38,7 @@ __all__ = [
     "CaptionsConfig",
     "CheckpointConfig",
     "CropConfig",
+    "DistributedConfig",
     "EntropyConfig",
     "EvaluationConfig",
     "GrpoConfig",

@@ -11,6 +11,7 @@ from gotr1_jax.rewards.judges import JudgeConfig
 from gotr1_jax.rewards.types import TERMS
 from gotr1_jax.schema.shared import (
     CheckpointConfig,
+    DistributedConfig,
     MeshConfig,
     OptimizerConfig,
     check_seed,
@@ -221,6 +222,7 @@ class GrpoConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def check(self) -> None:
         positive("grpo", steps=self.steps, samples_every=self.samples_every)

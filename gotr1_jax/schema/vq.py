@@ -9,6 +9,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.schema.shared import (
     CheckpointConfig,
+    DistributedConfig,
     MeshConfig,
     OptimizerConfig,
     check_seed,
@@ -84,6 +85,7 @@ class VqTrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def check(self) -> None:
         positive("vq", steps=self.steps, batch_size=self.batch_size, pictures=self.pictures)

@@ -1,0 +1,113 @@
+"""Whether this process is one of several: a Slurm step, or a slice of TPU hosts."""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+# Without these `jax.distributed` does not take the process for a task of a Slurm step.
+_SLURM = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_NODELIST",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+)
+_METADATA_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Processes that were started together; `jax.distributed` finds their addresses by itself."""
+
+    name: str
+    processes: int
+    # Whether the process has its host to itself, and so all of the host's devices.
+    alone_on_host: bool
+
+
+def find_cluster(environment: Mapping[str, str] | None = None) -> Cluster | None:
+    """The cluster of this process; None where it is alone.
+
+    environment: variables of the process; None: os.environ. Nothing but these is read, save on a
+    TPU VM outside Kubernetes, where the VM's metadata server is asked.
+    """
+    variables = os.environ if environment is None else environment
+    cluster = _slurm(variables) or _kubernetes_tpu(variables) or _tpu_vm(variables)
+    return cluster if cluster is not None and cluster.processes > 1 else None
+
+
+def _slurm(variables: Mapping[str, str]) -> Cluster | None:
+    """A task of `srun`; a batch script and an interactive shell are none."""
+    if not all(name in variables for name in _SLURM):
+        return None
+    # The allocation's SLURM_NTASKS lives on in the shell of `salloc`, which is a step of one task.
+    processes = int(variables.get("SLURM_STEP_NUM_TASKS") or variables["SLURM_NTASKS"])
+    counts = _tasks_per_node(variables.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    node = int(variables.get("SLURM_NODEID", "0"))
+    return Cluster("Slurm", processes, node < len(counts) and counts[node] == 1)
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Slurm's "8(x2),4" -> [8, 8, 4]."""
+    counts: list[int] = []
+    for tasks, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(tasks)] * int(nodes or 1)
+    return counts
+
+
+def _may_use_tpu(variables: Mapping[str, str]) -> bool:
+    platforms = variables.get("JAX_PLATFORMS", "")
+    return not platforms or "tpu" in platforms.split(",")
+
+
+def _kubernetes_tpu(variables: Mapping[str, str]) -> Cluster | None:
+    """A pod on GKE with TPUs: GKE names the hosts of its slice, and the slices of a JobSet."""
+    hosts = variables.get("TPU_PROCESS_ADDRESSES") or variables.get("TPU_WORKER_HOSTNAMES")
+    if not hosts or not _may_use_tpu(variables):
+        return None
+    slices = int(variables.get("MEGASCALE_NUM_SLICES") or 1)
+    return Cluster("GKE TPU", len(hosts.split(",")) * slices, True)
+
+
+def _tpu_vm(variables: Mapping[str, str]) -> Cluster | None:
+    """A worker of a Cloud TPU VM slice.
+
+    `import jax` sets TPU_SKIP_MDS_QUERY on a machine without TPU chips; so elsewhere no query is
+    made, and none where a person has set it.
+    """
+    if not _may_use_tpu(variables) or "TPU_SKIP_MDS_QUERY" in variables:
+        return None
+    if find_spec("libtpu") is None:
+        return None
+    endpoints = _metadata(variables, "worker-network-endpoints")
+    if not endpoints:
+        return None
+    slices = variables.get("MEGASCALE_NUM_SLICES")
+    if slices is None:
+        found = re.search(
+            r"MEGASCALE_NUM_SLICES\s*:\s*'?(\d+)", _metadata(variables, "tpu-env") or ""
+        )
+        slices = found.group(1) if found else "1"
+    return Cluster("Cloud TPU", len(endpoints.split(",")) * int(slices), True)
+
+
+def _metadata(variables: Mapping[str, str], key: str) -> str | None:
+    """An attribute of this VM from Google's metadata server; None where there is none."""
+    server = variables.get("GCE_METADATA_IP", "metadata.google.internal")
+    request = urllib.request.Request(
+        f"http://{server}/computeMetadata/v1/instance/attributes/{key}",
+        headers={"Metadata-Flavor": "Google"},
+    )
+    # The server is on the machine's own link: a proxy in the environment must not be asked.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=_METADATA_SECONDS) as answer:
+            return str(answer.read().decode())
+    except (urllib.error.URLError, TimeoutError):
+        return None
