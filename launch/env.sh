@@ -11,6 +11,42 @@ fail() {
   exit 1
 }
 
+# run COMMAND...: runs it; with dry_run=yes prints it, quoted for a shell, and does nothing.
+run() {
+  local word line=""
+  if [[ "${dry_run:-}" != yes ]]; then
+    "$@"
+    return
+  fi
+  for word in "$@"; do
+    if [[ -z "$word" || "$word" == *[!A-Za-z0-9_./:=,@+-]* ]]; then
+      word="'${word//\'/\'\\\'\'}'"
+    fi
+    line+=" $word"
+  done
+  printf '%s\n' "${line# }"
+}
+
+# run_to_end COMMAND...: runs it as process $child and returns its exit code. SIGTERM is handed on
+# to it, and its end waited for; another trap does the same by calling stop_child.
+run_to_end() {
+  local code
+  "$@" &
+  child=$!
+  trap stop_child TERM
+  while true; do
+    # A trap ends `wait` early, with a code that is not the child's.
+    interrupted=no code=0
+    wait "$child" || code=$?
+    [[ "$interrupted" == no ]] && return "$code"
+  done
+}
+
+stop_child() {
+  interrupted=yes
+  kill -TERM "$child" 2>/dev/null || true
+}
+
 is_new_enough() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
