@@ -114,18 +114,20 @@ def check_scores(
         records: the samples that were read, by folder and image name.
     """
     known = set(folders)
-    if not any(line.folder in known for line in lines):
-        first = f"{lines[0].folder}/{lines[0].image_name}"
-        raise InputError(f"{path} holds scores of another run: there is no {first} in this one")
+    read = {folder for folder, _ in records}
+    # Of a folder that was removed since, or that the page leaves out, nothing can be told.
+    strange = not any(line.folder in known for line in lines)
     for line in lines:
         record = records.get((line.folder, line.image_name))
-        if record is not None and (record.caption, _judged_plan(record)) != (
-            line.caption,
-            line.plan_text,
+        place = f"{line.folder}/{line.image_name}"
+        if strange or (record is None and line.folder in read):
+            raise InputError(f"{path} holds scores of another run: there is no {place} in this one")
+        if record is not None and (
+            (record.caption, _judged_plan(record)) != (line.caption, line.plan_text)
         ):
             raise InputError(
-                f"{path} holds scores of another run: {line.folder}/{line.image_name} has another "
-                "caption or plan here; judge this run again"
+                f"{path} holds scores of another run: {place} has another caption or plan here; "
+                "judge this run again"
             )
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from report_pages import NAN, PLAN, PageReader, record
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.plan import Box, format_object, parse_plan
+from gotr1_jax.plan import Box
 from gotr1_jax.report import write_report
 from gotr1_jax.report.cards import build_card, build_groups, build_pairs, plan_segments
 from gotr1_jax.report.charts import (
@@ -29,12 +27,8 @@ from gotr1_jax.report.charts import (
 from gotr1_jax.report.load import Metrics, choose_evenly, load_run, read_metrics
 from gotr1_jax.report.page import build_table, choose_pairs, headline
 from gotr1_jax.report.sections import build_charts
-from gotr1_jax.training.run_dir import SampleRecord, create_run_dir, write_samples
+from gotr1_jax.training.run_dir import create_run_dir, write_samples
 
-NAN = math.nan
-PLAN = f"{format_object('red circle', Box(0, 0, 500, 500))} left of " + format_object(
-    "blue square", Box(500, 250, 999, 750)
-)
 SUMMARY = {
     "before": {"total": 0.2, "sem": 0.5, "pi": 0.4},
     "after": {"total": 0.3, "sem": 0.75, "pi": 0.3},
@@ -42,52 +36,6 @@ SUMMARY = {
     "steps": 20,
     "seconds": 125.0,
 }
-
-
-class PageReader(HTMLParser):
-    """Tags with their attributes and all visible text; complains about tags that do not nest."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(page)
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "input"):
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] not in ("script", "style"):
-            self.text += data
-
-    def count(self, tag: str, css_class: str) -> int:
-        return sum(t == tag and css_class in (a.get("class") or "").split() for t, a in self.tags)
-
-
-def record(caption: str = "a red circle", **changes: Any) -> SampleRecord:
-    values: dict[str, Any] = {
-        "caption": caption,
-        "caption_index": 0,
-        "sample_index": 0,
-        "plan_text": PLAN,
-        "planned": parse_plan(PLAN).boxes,
-        "located": (("red circle", Box(0, 0, 400, 500)), ("dog", Box(9, 9, 99, 99))),
-        "scores": {"sem": 1.0, "spa": 0.25, "ri": NAN},
-        "total": 0.5,
-        "advantage": 1.0,
-        "image": np.full((8, 8, 3), 7, np.uint8),
-    }
-    return SampleRecord(**{**values, **changes})
 
 
 def metrics_text(steps: range) -> str:
