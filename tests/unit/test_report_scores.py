@@ -124,6 +124,8 @@ def test_judges_stand_side_by_side_and_a_later_line_counts(run: Path) -> None:
     sem = {key: [o.result.scores["sem"] for o in found] for key, found in data.opinions.items()}
     assert sem["eval_after", "00_01.png"] == [1.0, 0.5]
     assert sem["eval_before", "00_01.png"] == [0.25, 0.5]
+    after = [table.rows["sem"][1] for table in tables_of_judges(data)]
+    assert [means and means.judged for means in after] == [1.0, 0.5]
     assert load_run(run, 100).judges == ()  # none of the files is called scores*.jsonl
 
 
