@@ -27,13 +27,14 @@ run() {
   printf '%s\n' "${line# }"
 }
 
-# run_to_end COMMAND...: runs it as process $child and returns its exit code. SIGTERM is handed on
-# to it, and its end waited for; another trap does the same by calling stop_child.
+# run_to_end COMMAND...: runs it as process $child, waits for its end and returns its exit code.
+# SIGTERM does not end the wait, and is not handed on: who announces that a machine is taken away
+# tells every process, and a run that is told twice ends at once, without saving.
 run_to_end() {
   local code
   "$@" &
   child=$!
-  trap stop_child TERM
+  trap 'interrupted=yes' TERM
   while true; do
     # A trap ends `wait` early, with a code that is not the child's.
     interrupted=no code=0
@@ -42,6 +43,7 @@ run_to_end() {
   done
 }
 
+# For a trap on a signal that only this shell gets.
 stop_child() {
   interrupted=yes
   kill -TERM "$child" 2>/dev/null || true

@@ -32,7 +32,7 @@ start() {
   command="$(printf '%q ' "$@")"
   if runs; then
     [[ "$(cat "$job/command")" == "$command" ]] ||
-      fail "another command runs here: $(cat "$job/command")(stop it: kill $(cat "$job/pid"))"
+      fail "another command runs here: $(cat "$job/command")(stop it: kill -- -$(cat "$job/pid"))"
     return
   fi
   choose_python

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import shutil
 import signal
@@ -26,7 +27,9 @@ SRUN = (
     + """echo >>"$LOG"
 trap 'echo "srun was told to stop" >>"$LOG"; exit 75' TERM
 touch "$LOG.started"
-for _ in $(seq 400); do [[ -n "${SRUN_WAITS:-}" ]] || exit 3; sleep 0.05; done
+while [[ -n "${SRUN_WAITS:-}" && ! -e "$LOG.go" ]]; do sleep 0.05; done
+sleep 0.3
+exit 3
 """
 )
 # States of the slice are the lines of $LOG.states, the last one for good; a worker's command is
@@ -199,17 +202,23 @@ def test_slurm_runs_one_step_and_passes_on_its_exit_code(checkout: Path) -> None
     ]
 
 
-@pytest.mark.parametrize("received", [signal.SIGUSR1, signal.SIGTERM])
-def test_slurm_hands_on_the_end_and_queues_again_at_the_time_limit_only(
-    checkout: Path, received: signal.Signals
-) -> None:
+def test_slurm_stops_the_run_near_the_time_limit_and_queues_it_again(checkout: Path) -> None:
     job = slurm(checkout, SRUN_WAITS="yes")
     wait_for(checkout.parent / "log.started")
-    job.send_signal(received)
+    job.send_signal(signal.SIGUSR1)
     out, err = job.communicate(timeout=60)
     assert job.returncode == 75, out + err
-    at_limit = [["scontrol", "requeue", "7"]] if received == signal.SIGUSR1 else []
-    assert log(checkout)[1:] == [["srun was told to stop"], *at_limit]
+    assert log(checkout)[1:] == [["srun was told to stop"], ["scontrol", "requeue", "7"]]
+
+
+def test_slurm_leaves_preemption_to_slurm(checkout: Path) -> None:
+    job = slurm(checkout, SRUN_WAITS="yes")
+    wait_for(checkout.parent / "log.started")
+    job.send_signal(signal.SIGTERM)  # the tasks get their own from Slurm
+    (checkout.parent / "log.go").touch()
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 3, out + err
+    assert log(checkout)[1:] == []
 
 
 def test_slurm_refuses_what_cannot_work(checkout: Path) -> None:
@@ -320,6 +329,20 @@ def test_tpu_pod_follows_a_run_that_is_still_there(checkout: Path) -> None:
     follower.communicate(timeout=60)
     assert follower.returncode == 0
     assert verbs(checkout) == ["list", "running", "follow"]
+
+
+def test_a_worker_that_is_told_to_stop_says_how_its_run_ended(checkout: Path) -> None:
+    gotr1 = checkout / ".venv" / "bin" / "gotr1"
+    gotr1.write_text(
+        "#!/usr/bin/env bash\ntrap 'echo told; sleep 0.3; exit 75' TERM\n"
+        'touch "$LOG.started"\nwhile true; do sleep 0.05; done\n'
+    )
+    assert launch(checkout, "tpu_worker.sh", "start", *COMMAND).returncode == 0
+    wait_for(checkout.parent / "log.started")
+    pid = int((checkout.parent / "home" / "gotr1_job" / "pid").read_text())
+    os.killpg(pid, signal.SIGTERM)
+    ended = launch(checkout, "tpu_worker.sh", "follow")
+    assert (ended.returncode, ended.stdout.count("told")) == (75, 1), ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize(
