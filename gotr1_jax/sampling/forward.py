@@ -117,6 +117,8 @@ def image_logits(params: SamplingParams, hidden_ND: jax.Array, weight: float) ->
 def shared_scores(q_BKgh: jax.Array, k_PKhS: jax.Array) -> jax.Array:
     """Scores (B,K,g,S) of B = P·G rows against keys that G rows share; unscaled, float32."""
     P, (B, K, g, h) = k_PKhS.shape[0], q_BKgh.shape
+    if P == B:  # XLA's CPU backend cannot widen this product of bfloat16
+        return jnp.einsum("bkgh,bkhs->bkgs", q_BKgh, k_PKhS).astype(jnp.float32)
     q = q_BKgh.reshape(P, B // P, K, g, h)
     wide = {"preferred_element_type": jnp.float32}
     scores = jnp.einsum("pnkgh,pkhs->pnkgs", q, k_PKhS, **wide)

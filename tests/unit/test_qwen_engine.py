@@ -1,0 +1,172 @@
+"""The judge's engine by itself: bounded, sharing, on a mesh, and with numbers that are none."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from tiny_qwen import write_tiny_qwen
+
+from gotr1_jax.convert.qwen2_5_vl import load_qwen
+from gotr1_jax.errors import InputError
+from gotr1_jax.parallel.mesh import make_mesh
+from gotr1_jax.rewards.multimodal import Picture, Question, Scale, make_picture
+from gotr1_jax.rewards.qwen_engine import QwenEngineConfig
+from gotr1_jax.rewards.qwen_engine.engine import QwenEngine
+
+SCALE = Scale(0, 10, '{"score": ')
+POISON = "§"
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_qwen(tmp_path_factory.mktemp("engine") / "model")
+
+
+def make_engine(directory: Path, mesh: Mesh | None = None, **sizes: Any) -> QwenEngine:
+    usual: dict[str, Any] = {
+        "dtype": "float32", "rows": 4, "tokens": 2048, "max_pixels": 16 * 28 * 28, "patches": 128,
+        "picture_tokens": 64,
+    }  # fmt: skip
+    engine = QwenEngine.from_config(QwenEngineConfig(str(directory), **usual | sizes), mesh)
+    # Token ids instead of text: bytes that are no text would hide differences.
+    engine._tokenizer.decode = lambda ids: str(list(ids))  # type: ignore[method-assign]
+    return engine
+
+
+def picture(seed: int, size: tuple[int, int] = (84, 84)) -> Picture:
+    return make_picture(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8))
+
+
+def about(seed: int, rest: str, limit: int = 6, caption: str = "A cat. ") -> Question:
+    return Question("score", (picture(seed),), caption, rest, limit, SCALE)
+
+
+def test_memory_is_bounded_whatever_the_number_of_questions(directory: Path) -> None:
+    """Ten times the questions: the same programs, no larger chunk, pictures once each."""
+    engine = make_engine(directory)
+    programs: Any = engine._runner
+    few = [about(i // 2, f"Score {i % 2}.") for i in range(16)]
+    first = engine.answer(few)
+    largest, shapes = engine.counts.most_tokens, programs._read_questions._cache_size()
+    assert largest <= 2048
+    assert engine.counts.pictures == 8
+    many = [about(i // 2, f"Score {i % 2}.") for i in range(160)]
+    again = engine.answer(many)
+    assert again[:16] == first
+    assert engine.counts.most_tokens == largest
+    assert engine.counts.pictures == 8 + 80
+    assert programs._read_questions._cache_size() <= shapes + 2, "the last chunk may be smaller"
+    # Vectors of pictures: 9 tokens each take 16 places, a wave has no more than 64 of them.
+    waves = list(engine._waves(many))
+    assert max(len({p.key for q in wave for p in q.pictures}) for wave in waves) == 4
+    units, rows = engine._open(waves[0], [()] * len(waves[0]))
+    assert units.shape[0] <= 2 * 64 and len(rows) == 8
+
+
+def test_prefixes_are_read_once(directory: Path) -> None:
+    engine = make_engine(directory)
+    asked = [about(0, f"Is there a thing number {i}?") for i in range(4)]
+    engine.answer(asked)
+    prefix, own = engine.counts.prefix_tokens, engine.counts.question_tokens
+    sizes = [row.size for row in engine._open(asked, [()] * 4)[1]]
+    assert prefix + own < 0.55 * sum(sizes)
+    assert prefix + own / 4 == pytest.approx(np.mean(sizes))
+    assert own <= 4 * len(" 0?<|im_end|>assistant")
+
+
+def test_the_same_question_is_asked_once(directory: Path) -> None:
+    engine = make_engine(directory)
+    answers = engine.answer([about(0, "x"), about(1, "x"), about(0, "x")])
+    assert answers[0] == answers[2] != answers[1]
+    assert engine.counts.pictures == 2
+    assert engine.answer([]) == [] and engine.expected_scores([]) == []
+
+
+def test_rows_that_are_done_are_dropped(directory: Path) -> None:
+    """One long answer among short ones: it goes on alone and is the same."""
+    engine = make_engine(directory)
+    short = [about(0, f"{i}?", limit=3) for i in range(3)]
+    long = about(0, "9?", limit=90)
+    together = engine.answer([*short, long])
+    steps = len(eval(together[3].text)) - 1
+    assert steps > 32, "this test needs an answer that is longer than the first bucket"
+    assert engine.counts.decoded == 4 * 32 + (steps - 32)
+    assert [a.truncated for a in together[:3]] == [True] * 3
+    assert [len(eval(a.text)) for a in together[:3]] == [3] * 3
+    assert make_engine(directory).answer([long]) == [together[3]]
+
+
+def poisoned(directory: Path) -> QwenEngine:
+    """An engine whose embedding has no number for one letter."""
+    checkpoint = load_qwen(directory, jnp.float32)
+    letter = checkpoint.tokenizer.encode(POISON)[-1]
+    table = checkpoint.state["text"]["embed"]["table"]
+    table.set_value(table.get_value().at[letter].set(jnp.nan))
+    config = QwenEngineConfig(
+        "poisoned", "float32", rows=4, tokens=2048, max_pixels=12544, patches=128,
+        picture_tokens=64,
+    )  # fmt: skip
+    return QwenEngine(checkpoint, config)
+
+
+def test_numbers_that_are_none_spoil_their_row_only(directory: Path) -> None:
+    asked = [about(0, "a?"), about(0, f"{POISON}?"), about(1, "b?"), about(1, "c", caption=POISON)]
+    engine, healthy = poisoned(directory), make_engine(directory)
+    engine._tokenizer.decode = lambda ids: str(list(ids))  # type: ignore[method-assign]
+    answers = engine.answer(asked)
+    assert [a.finite for a in answers] == [True, False, True, False]
+    assert [a.truncated for a in answers] == [True, False, True, False]
+    assert [answers[i] for i in (0, 2)] == healthy.answer([asked[0], asked[2]])
+    scores = engine.expected_scores(asked)
+    assert [math.isnan(s) for s in scores] == [False, True, False, True]
+    kept = [scores[0], scores[2]]
+    assert kept == pytest.approx(healthy.expected_scores([asked[0], asked[2]]), abs=1e-4)
+
+
+def test_too_long_a_question_has_no_answer(directory: Path) -> None:
+    engine = make_engine(directory)
+    fine, long = about(0, "a?"), about(0, "word " * 500)
+    answers = engine.answer([long, fine])
+    assert "too many for judge.qwen2_5_vl.tokens 2048" in answers[0].error
+    assert not answers[1].error
+    scores = engine.expected_scores([long, fine])
+    assert math.isnan(scores[0]) and 0 < scores[1] < 10
+    with pytest.raises(InputError, match="without a scale"):
+        engine.expected_scores([replace(fine, scale=None)])
+
+
+def test_a_mesh_changes_nothing(directory: Path) -> None:
+    asked = [about(i // 3, f"Score {i}.", limit=4 + 9 * (i == 5)) for i in range(7)]
+    asked.append(Question("score", (), "Plan: ", "a cat", 5, SCALE))
+    alone = make_engine(directory)
+    mesh = make_mesh(2, 2, 2)
+    spread = make_engine(directory, mesh, rows=8, tokens=8192)
+    assert spread.answer(asked) == alone.answer(asked)
+    scores = spread.expected_scores(asked), alone.expected_scores(asked)
+    np.testing.assert_allclose(*scores, atol=1e-4)
+    weights = spread._runner._params.layers[0].qkv_KfhD
+    assert weights.sharding.shard_shape(weights.shape)[0] == weights.shape[0] // 2
+
+
+def test_bfloat16(directory: Path) -> None:
+    low, high = make_engine(directory, dtype="bfloat16"), make_engine(directory)
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(low._runner._params))
+    asked = [about(i, "Score.") for i in range(3)]
+    assert all(a.finite and a.text for a in low.answer(asked))
+    scores = low.expected_scores(asked), high.expected_scores(asked)
+    np.testing.assert_allclose(*scores, atol=0.5)
+
+
+def test_coordinates_refer_to_the_processed_picture(directory: Path) -> None:
+    engine = make_engine(directory)
+    assert engine.picture_size(100, 60) == (112, 56)
+    assert engine.picture_size(1000, 1000) == (112, 112)  # max_pixels
+    assert "float32" in engine.identity and str(directory) in engine.identity
