@@ -110,6 +110,14 @@ def test_like_lengths_go_together() -> None:
     assert chunks[0] == Chunk(tuple(groups[:3]), 16, 32, 0)
 
 
+def test_a_long_answer_and_a_long_question_need_not_fit_together() -> None:
+    limits = Limits(4, 1000)
+    rows = [row([1, 2, *range(10, 700)], limit=4), row([1, 2, 3], limit=512)]
+    assert all(limits.fits(r.size, power_of_two(r.limit)) for r in rows)
+    chunks = list(make_chunks([Group(2, (0, 1))], rows, limits, decode=True))
+    assert [(chunk.members, chunk.answer) for chunk in chunks] == [([0], 4), ([1], 512)]
+
+
 def single_digits(text: str) -> list[int]:
     return [ord(letter) for letter in text]
 

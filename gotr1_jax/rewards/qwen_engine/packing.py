@@ -223,12 +223,15 @@ def make_chunks(
 def _pieces(
     group: Group, rows: Sequence[TokenRow], limits: Limits, decode: bool
 ) -> Iterator[Chunk]:
-    """A group as chunks of its own; one with more rows than a program takes is cut."""
-    answer = power_of_two(max(rows[i].limit for i in group.members)) if decode else 0
+    """A group as chunks of its own, one for each length of answers; large ones are cut."""
+    by_answer: dict[int, list[int]] = {}
+    for i in sorted(group.members, key=lambda i: rows[i].size):
+        answer = power_of_two(rows[i].limit) if decode else 0
+        by_answer.setdefault(answer, []).append(i)
     prefix = rung(group.prefix)
-    members = sorted(group.members, key=lambda i: rows[i].size)
-    most = limits.most(prefix + rung(rows[members[-1]].size - group.prefix) + answer)
-    for start in range(0, len(members), most):
-        part = tuple(members[start : start + most])
-        rest = rung(rows[part[-1]].size - group.prefix)
-        yield Chunk((Group(group.prefix, part),), prefix, rest, answer)
+    for answer, members in by_answer.items():
+        most = limits.most(prefix + rung(rows[members[-1]].size - group.prefix) + answer)
+        for start in range(0, len(members), most):
+            part = tuple(members[start : start + most])
+            rest = rung(rows[part[-1]].size - group.prefix)
+            yield Chunk((Group(group.prefix, part),), prefix, rest, answer)

@@ -17,7 +17,15 @@ from tiny_qwen import TINY_QWEN, write_tiny_qwen
 from gotr1_jax.convert.qwen2_5_vl import load_qwen
 from gotr1_jax.errors import InputError
 from gotr1_jax.parallel.mesh import make_mesh
-from gotr1_jax.rewards.multimodal import Picture, Question, Scale, make_picture
+from gotr1_jax.plan import parse_plan
+from gotr1_jax.rewards import JudgeConfig, JudgeRequest, make_judge
+from gotr1_jax.rewards.multimodal import (
+    Picture,
+    Question,
+    QuestionsConfig,
+    Scale,
+    make_picture,
+)
 from gotr1_jax.rewards.qwen_engine import QwenEngineConfig
 from gotr1_jax.rewards.qwen_engine.engine import QwenEngine
 
@@ -174,3 +182,19 @@ def test_coordinates_refer_to_the_processed_picture(directory: Path) -> None:
     assert engine.picture_size(100, 60) == (112, 56)
     assert engine.picture_size(1000, 1000) == (112, 112)  # max_pixels
     assert "float32" in engine.identity and str(directory) in engine.identity
+
+
+def test_a_configuration_makes_the_judge(directory: Path) -> None:
+    with pytest.raises(InputError, match="give judge.qwen2_5_vl.checkpoint"):
+        JudgeConfig("qwen2_5_vl").check()
+    nowhere = QwenEngineConfig(str(directory / "nowhere"))
+    with pytest.raises(InputError, match="no checkpoint at"):
+        make_judge(JudgeConfig("qwen2_5_vl", qwen2_5_vl=nowhere))
+    sizes = QwenEngineConfig(str(directory), "float32", rows=1, tokens=4096)
+    expected = QuestionsConfig(reading="expected")
+    judge = make_judge(
+        JudgeConfig("qwen2_5_vl", terms=("pi",), questions=expected, qwen2_5_vl=sizes)
+    )
+    request = JudgeRequest("a cat", parse_plan(""), picture(0).pixels)
+    (result,) = judge.judge([request])
+    assert 0 < result.scores["pi"] < 1
