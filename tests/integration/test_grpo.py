@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,30 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
     assert run(values, "--policy.lora.rank", "3") == 2
     assert "does not fit this configuration" in capsys.readouterr().err
     assert (tmp_path / "run" / "config.yaml").read_text() == kept
+
+
+def test_told_to_stop_in_a_rollout_and_resumed_is_as_never_told(
+    finished, checkpoint, tmp_path, monkeypatch, capsys
+):
+    root, saved = finished
+    asked: list[int] = []
+
+    class Telling(Brightness):
+        def judge(self, requests: Any) -> Any:
+            asked.append(len(requests))
+            if len(asked) == 4:  # after the evaluation and two steps
+                signal.raise_signal(signal.SIGTERM)
+            return super().judge(requests)
+
+    monkeypatch.setattr(train_grpo, "make_judge", lambda *_: Telling())
+    again = record_saves(monkeypatch)
+    values = grpo_values(checkpoint, tmp_path / "run")
+    assert run(values) == 75
+    assert "gotr1: stopped at step 3, which is saved" in capsys.readouterr().err
+    assert run(values) == 0
+    assert sorted(again) == [2, 3, 4]
+    assert_equal_trees(again[4], saved[4])
+    assert steady_metrics(tmp_path / "run") == steady_metrics(root)
 
 
 def test_all_parameters_with_kl_refill_and_two_updates(checkpoint, tmp_path, monkeypatch):
