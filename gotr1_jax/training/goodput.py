@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 
 class Goodput:
-    """Seconds spent in steps, over seconds since the run was first started.
+    """Seconds spent in steps, over seconds since this was first made, with weights loaded.
 
     The wall time goes on while a run is down: compiling, evaluating, saving, waiting to be
     started again and steps that were lost all lower the share. The first step of a process
