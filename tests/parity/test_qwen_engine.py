@@ -81,7 +81,7 @@ def their_inputs(pair: Pair, engine: QwenEngine, question: Question, ending: str
     pictures = [
         read_picture(Image.fromarray(p.pixels), checkpoint.preprocessing) for p in question.pictures
     ]
-    message = [*(ImageTokens(p.units) for p in pictures), question.text]
+    message: list[str | ImageTokens] = [*(ImageTokens(p.units) for p in pictures), question.text]
     ids = checkpoint.tokenizer.encode_chat(message) + checkpoint.tokenizer.encode(ending)
     rows = torch.tensor([ids])
     inputs = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
