@@ -1,8 +1,7 @@
 """`gotr1 <command>`: reads the command line, starts a job, turns errors into one line.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted. Training that SIGTERM or SIGINT told
-to stop saves, then exits with 75: the same command goes on. A second signal ends it at once with
-128 + its number.
+to stop saves, then exits with 75: the same command goes on. A SIGINT after that ends it at once.
 """
 
 from __future__ import annotations

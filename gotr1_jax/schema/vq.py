@@ -90,6 +90,11 @@ class VqTrainConfig:
     def check(self) -> None:
         positive("vq", steps=self.steps, batch_size=self.batch_size, pictures=self.pictures)
         positive("vq", eval_pictures=self.eval_pictures, log_every=self.log_every)
+        if self.eval_pictures < 8:
+            raise InputError(
+                f"vq.eval_pictures is {self.eval_pictures}; use 8 or more, a row of the sheet that "
+                "shows them"
+            )
         check_seed(self.seed)
         down = self.model.downsampling
         for name, size in (("crop.size", self.crop.size), ("the picture size", IMAGE_SIZE)):

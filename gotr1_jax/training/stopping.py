@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class StopSignals:
-    """While entered, the first signal asks for an end and a second one is an end.
+    """While entered, the first signal asks for an end, and a SIGINT after it is an end.
 
     Outside of `finishing_steps` there is nothing to save, and a signal raises Stopped where the
     program is. Inside it only sets `asked`: the step at work is finished, unless it takes longer
@@ -116,13 +116,15 @@ class StopSignals:
                 if number not in self._old:
                     continue
                 if told:
-                    os._exit(128 + number)
+                    if number == signal.SIGINT:
+                        os._exit(128 + number)
+                    continue
                 told = True
                 self._first(number)
 
     def _first(self, number: int) -> None:
         name = signal.Signals(number).name
-        _log.warning("%s: the run ends after this step; once more ends it at once", name)
+        _log.warning("%s: the run ends after this step; Ctrl-C ends it at once", name)
         self._asked = number
         with self._leaving:
             if self._grace > 0:

@@ -62,6 +62,14 @@ class Recorder:
 STATE = {"a": jnp.zeros(2)}
 
 
+@pytest.fixture(autouse=True)
+def _signals_are_heard() -> Iterator[None]:
+    """A shell's background job ignores SIGINT, and children inherit that."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
 def run_loop(
     recorder: Recorder, config: CheckpointConfig, *, steps: int = 10, signals: Any = None,
     clock: Any = None, during: Any = lambda step: {},
@@ -229,9 +237,11 @@ def test_a_step_longer_than_the_grace_is_abandoned(child):
 
 
 @pytest.mark.parametrize("child", [0], indirect=True)
-def test_a_second_signal_ends_the_process_at_once(child):
+def test_ctrl_c_after_a_signal_ends_the_process_at_once(child):
     child.send_signal(signal.SIGTERM)
-    assert "once more ends it at once" in child.stderr.readline()
+    assert "Ctrl-C ends it at once" in child.stderr.readline()
+    # The same notice once more.
+    child.send_signal(signal.SIGTERM)
     assert child.poll() is None
     child.send_signal(signal.SIGINT)
     child.communicate()
