@@ -123,7 +123,7 @@ def test_report_of_what_is_no_run(tmp_path, capsys):
 
 def test_failures_and_a_full_disk_end_with_1(tmp_path, capsys, monkeypatch):
     def fail(error: BaseException) -> None:
-        def raising(_: Path) -> Path:
+        def raising(*_: object) -> Path:
             raise error
 
         monkeypatch.setattr(report, "write_report", raising)
