@@ -124,17 +124,17 @@ def describe(config: DescribeConfig) -> Answer:
     )
     pictures = [open_picture(path) for path in config.images]
     # Imported late: bad input is answered without waiting for jax.
-    import jax
     import jax.numpy as jnp
 
     from gotr1_jax.convert.checkpoint import find_checkpoint, load_checkpoint
+    from gotr1_jax.parallel.startup import default_dtype
     from gotr1_jax.sampling.answer import AnswerConfig, tokens_per_picture
     from gotr1_jax.text import TextTokenizer
 
     how = AnswerConfig(config.max_tokens, config.temperature)
     source = find_checkpoint(config.ckpt)
-    name = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    checkpoint = load_checkpoint(source, parts=("policy", "understanding"), dtype=jnp.dtype(name))
+    dtype = jnp.dtype(config.dtype or default_dtype())
+    checkpoint = load_checkpoint(source, parts=("policy", "understanding"), dtype=dtype)
     pixels = _pixels(pictures, source, checkpoint.config.siglip.image_size)
     tokenizer: TextTokenizer = checkpoint.tokenizer
     ids = tokenizer.encode_question(
@@ -157,15 +157,15 @@ def _answer(
     import jax.numpy as jnp
     from flax import nnx
 
+    from gotr1_jax.data.pipeline import pad_rows
     from gotr1_jax.sampling.answer import Answerer
     from gotr1_jax.sampling.rows import PromptBatch
     from gotr1_jax.sampling.sampler import row_keys
 
     size = -(-len(prompt_ids) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
     specials = checkpoint.tokenizer.specials
-    padded = np.full((1, size), specials.pad, np.int32)
-    padded[0, : len(prompt_ids)] = prompt_ids
-    prompts = PromptBatch(jnp.asarray(padded), jnp.asarray([len(prompt_ids)], jnp.int32))
+    padded, lengths = pad_rows([prompt_ids], size, specials.pad)
+    prompts = PromptBatch(jnp.asarray(padded), jnp.asarray(lengths))
     policy, policy_state = nnx.split(checkpoint.policy_module(checkpoint.dtype))
     tower, tower_state = nnx.split(checkpoint.understanding_module())
     answerer = Answerer(policy, tower, checkpoint.config, specials, how)

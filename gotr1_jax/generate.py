@@ -123,7 +123,8 @@ def generate(config: GenerateConfig, show: Show | None = None) -> None:
     todo = _survey_tasks(config, layout)
     # Imported late: a wrong caption is answered without waiting for jax.
     from gotr1_jax.convert.hub import find_checkpoint
-    from gotr1_jax.generation.painter import Painter, default_dtype
+    from gotr1_jax.generation.painter import Painter
+    from gotr1_jax.parallel.startup import default_dtype
 
     source = find_checkpoint(config.ckpt, config.revision)
     dtype = config.dtype or default_dtype()

@@ -18,7 +18,7 @@ from flax import nnx
 from gotr1_jax.config import to_yaml
 from gotr1_jax.convert.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gotr1_jax.convert.hub import find_checkpoint
-from gotr1_jax.convert.picture_tokenizer import PictureTokenizer, abstract_vq, load_vq
+from gotr1_jax.convert.picture_tokenizer import PictureTokenizer, load_vq
 from gotr1_jax.data.pipeline import TextLimits, sft_batches
 from gotr1_jax.data.shapes.tokenizer import train_tokenizer
 from gotr1_jax.data.sources import ShapesSource
@@ -27,6 +27,7 @@ from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.siglip import Understanding
+from gotr1_jax.models.vq import abstract_vq
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.schema import SftConfig

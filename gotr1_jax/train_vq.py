@@ -22,7 +22,7 @@ from gotr1_jax.data.shapes import IMAGE_SIZE
 from gotr1_jax.data.shapes.vocabulary import GRID_STEP
 from gotr1_jax.data.sources import ShapesSource
 from gotr1_jax.models.config import VQConfig
-from gotr1_jax.models.vq import VQModel
+from gotr1_jax.models.vq import VQModel, abstract_vq
 from gotr1_jax.parallel.mesh import make_mesh, replicated
 from gotr1_jax.schema import VqTrainConfig
 from gotr1_jax.sft import vq_loss
@@ -165,7 +165,7 @@ def init_state(config: VqTrainConfig) -> VqState:
 def make_step(config: VqTrainConfig) -> StepFn:
     """The compiled update on uint8 pictures (B, H, W, 3); its state is donated."""
     size, dim = config.model.codebook_size, config.model.code_dim
-    graphdef = nnx.split(nnx.eval_shape(lambda: VQModel(config.model, rngs=nnx.Rngs(0))))[0]
+    graphdef = nnx.split(abstract_vq(config.model))[0]
     optimizer = make_optimizer(config.optimizer, config.steps)
     weights = config.weights
 
@@ -228,7 +228,7 @@ def evaluate(
       `psnr` in dB of the 8-bit pictures, `codes_used` and `perplexity` of the codes; and the
       decoded pictures, uint8 (N, H, W, 3).
     """
-    graphdef = nnx.split(nnx.eval_shape(lambda: VQModel(model, rngs=nnx.Rngs(0))))[0]
+    graphdef = nnx.split(abstract_vq(model))[0]
     grid = pictures.shape[1] // model.downsampling, pictures.shape[2] // model.downsampling
 
     @jax.jit

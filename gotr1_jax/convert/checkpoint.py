@@ -168,7 +168,8 @@ def save_checkpoint(
         expected = nnx.split(abstract_part(part, config))[1]
         _check_state(part, tree_shapes(part, state), tree_shapes(part, expected))
     tokenizer_dir = Path(tokenizer_dir)
-    check_vocabulary(TextTokenizer.from_dir(tokenizer_dir), config, tokenizer_dir)
+    tokenizer = TextTokenizer.from_dir(tokenizer_dir)
+    check_vocabulary(tokenizer.vocab_size, config.decoder.vocab_size, tokenizer_dir)
     text = json.dumps(config_to_json(config, dtype), indent=2)
     with new_directory(Path(directory), CONFIG_FILE) as temporary:
         for name in CARRIED_FILES:

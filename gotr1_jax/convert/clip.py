@@ -22,7 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gotr1_jax.convert.reader import Tensor, open_pickle, open_tensors
+from gotr1_jax.convert.reader import (
+    Tensor,
+    has_model_type,
+    open_pickle,
+    open_tensors,
+    read_json,
+)
 from gotr1_jax.convert.rules import CONV, LINEAR, SAME, Naming, Rule, Source, sources
 from gotr1_jax.convert.tree import check_tensors, load_tree, our_view, tree_shapes
 from gotr1_jax.convert.writer import OutTensor, new_directory, write_safetensors
@@ -174,13 +180,7 @@ def read_clip_config(path: str | Path, hps_config: ClipConfig = VIT_H_14) -> Cli
     if not file.is_file():
         what = f"it holds no {CONFIG_FILE}" if path.is_dir() else "there is no such file"
         raise InputError(f"no CLIP at {path}: {what}; give {HPS_FILE} or what it was converted to")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON: {error}") from error
-    return parse_clip_config(data, str(file))
+    return parse_clip_config(read_json(file), str(file))
 
 
 def read_vocabulary(
@@ -195,13 +195,7 @@ def read_vocabulary(
 def is_clip(path: str | Path) -> bool:
     """Whether `path` is HPS's pickle, or a directory whose config.json names a CLIP."""
     path = Path(path)
-    if path.suffix == ".pt":
-        return True
-    try:
-        data = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(data, dict) and data.get("model_type") == "clip"
+    return path.suffix == ".pt" or has_model_type(path, "clip")
 
 
 def convert_hps(

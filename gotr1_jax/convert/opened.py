@@ -5,7 +5,6 @@ Nothing large is read: tensors are views of the files, fetched when somebody ask
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -18,14 +17,14 @@ from flax import nnx
 from gotr1_jax.convert.config_json import parse_config
 from gotr1_jax.convert.hub import CONFIG_FILE
 from gotr1_jax.convert.names import NAMING, UNUSED, Format, part_of_tensor
-from gotr1_jax.convert.reader import Tensor, open_tensors
+from gotr1_jax.convert.reader import Tensor, open_tensors, read_json
 from gotr1_jax.convert.rules import Naming, Shape
 from gotr1_jax.convert.tree import check_tensors, tree_shapes
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import abstract_policy
 from gotr1_jax.models.siglip import Understanding
-from gotr1_jax.models.vq import VQModel
+from gotr1_jax.models.vq import abstract_vq
 from gotr1_jax.text import TextTokenizer
 
 PARTS = ("policy", "vq", "understanding")
@@ -75,7 +74,7 @@ def open_checkpoint(path: str | Path, parts: Sequence[str] = ("policy",)) -> Ope
     data = read_config(path)
     config, form = parse_config(data, str(path / CONFIG_FILE))
     if "policy" in parts:
-        check_vocabulary(TextTokenizer.from_dir(path), config, path)
+        check_vocabulary(TextTokenizer.from_dir(path).vocab_size, config.decoder.vocab_size, path)
     tensors = open_tensors(path)
     found = {part_of_tensor(name, form) for name in tensors if not UNUSED.match(name)}
     present = tuple(part for part in PARTS if part in parts or part in found)
@@ -89,7 +88,7 @@ def abstract_part(part: str, config: JanusConfig, dtype: Any = jnp.float32) -> A
     if part == "policy":
         return abstract_policy(config, param_dtype=dtype)
     if part == "vq":
-        return nnx.eval_shape(lambda: VQModel(config.vq, rngs=nnx.Rngs(0), dtype=dtype))
+        return abstract_vq(config.vq, dtype)
     if part == "understanding":
         return nnx.eval_shape(lambda: Understanding(config, rngs=nnx.Rngs(0), param_dtype=dtype))
     raise ValueError(f"unknown part {part!r}; parts are {', '.join(PARTS)}")
@@ -115,12 +114,11 @@ def part_shapes(states: Mapping[str, Any]) -> dict[str, Shape]:
     }
 
 
-def check_vocabulary(tokenizer: TextTokenizer, config: JanusConfig, path: Path) -> None:
-    """InputError for a tokenizer with more ids than the model has embedding rows."""
-    rows = config.decoder.vocab_size
-    if tokenizer.vocab_size > rows:
+def check_vocabulary(size: int, rows: int, path: Path) -> None:
+    """InputError for a tokenizer of `size` ids on a model with fewer embedding rows."""
+    if size > rows:
         raise InputError(
-            f"the tokenizer in {path} has ids up to {tokenizer.vocab_size - 1}, "
+            f"the tokenizer in {path} has ids up to {size - 1}, "
             f"but the model has only {rows} embedding rows"
         )
 
@@ -132,9 +130,4 @@ def read_config(path: Path) -> Any:
         raise InputError(f"no checkpoint at {path}: there is no such directory")
     if not file.is_file():
         raise InputError(f"no checkpoint at {path}: it holds no {CONFIG_FILE}")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON: {error}") from error
+    return read_json(file)

@@ -28,7 +28,7 @@ from gotr1_jax.convert.tree import check_tensors, foreign_tensors, load_tree, tr
 from gotr1_jax.convert.writer import WEIGHTS_FILE, new_directory, write_safetensors
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import VQConfig
-from gotr1_jax.models.vq import VQModel
+from gotr1_jax.models.vq import abstract_vq
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,6 @@ class PictureTokenizer:
     config: VQConfig
     image_size: int
     state: Any
-
-
-def abstract_vq(config: VQConfig, dtype: Any = jnp.float32) -> VQModel:
-    """The module with parameters as shapes only."""
-    return nnx.eval_shape(lambda: VQModel(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 
 def load_vq(path: str | Path, dtype: Any = jnp.float32) -> PictureTokenizer:

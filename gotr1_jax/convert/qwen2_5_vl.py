@@ -25,8 +25,9 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from gotr1_jax.convert.opened import check_vocabulary
 from gotr1_jax.convert.qwen_json import parse_preprocessing, parse_qwen_config, qwen_config_to_json
-from gotr1_jax.convert.reader import Tensor, open_tensors
+from gotr1_jax.convert.reader import Tensor, has_model_type, open_tensors, read_json
 from gotr1_jax.convert.rules import LINEAR, SAME, Naming, Rule, sources
 from gotr1_jax.convert.tree import check_tensors, foreign_tensors, load_tree, tree_shapes
 from gotr1_jax.convert.writer import OutTensor, dtype_code, new_directory, write_weights
@@ -129,11 +130,7 @@ def abstract_state(config: QwenConfig, dtype: Any = jnp.float32) -> Any:
 
 def is_qwen(path: str | Path) -> bool:
     """Whether a directory's config.json says that it holds a Qwen2.5-VL."""
-    try:
-        data = json.loads((Path(path) / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(data, dict) and data.get("model_type") == "qwen2_5_vl"
+    return has_model_type(Path(path), "qwen2_5_vl")
 
 
 def read_qwen_config(path: str | Path) -> QwenConfig:
@@ -141,18 +138,18 @@ def read_qwen_config(path: str | Path) -> QwenConfig:
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"no checkpoint at {path}: there is no such directory")
-    return parse_qwen_config(_read_json(path / CONFIG_FILE), str(path / CONFIG_FILE))
+    return parse_qwen_config(read_json(path / CONFIG_FILE), str(path / CONFIG_FILE))
 
 
 def read_preprocessing(path: str | Path, geometry: Geometry) -> Preprocessing:
     """Picture settings of the checkpoint in a directory; InputError if they do not fit."""
     file = Path(path) / PIXELS_FILE
     if file.is_file():
-        return parse_preprocessing(_read_json(file), geometry, str(file))
+        return parse_preprocessing(read_json(file), geometry, str(file))
     other = Path(path) / PROCESSOR_FILE
     if not other.is_file():
         raise InputError(f"{path} holds neither {PIXELS_FILE} nor {PROCESSOR_FILE}")
-    data = _read_json(other)
+    data = read_json(other)
     part = data.get(PIXELS_PART) if isinstance(data, dict) else None
     return parse_preprocessing(part, geometry, str(other))
 
@@ -217,7 +214,7 @@ def convert_qwen(
             stored = tensors[old.name]
             kind = code or stored.dtype
             released[new.name] = OutTensor(new.name, new.shape, stored.read, kind)
-    data = _read_json(source / CONFIG_FILE)
+    data = read_json(source / CONFIG_FILE)
     if dtype is not None:
         for section in (data, *(part for part in data.values() if isinstance(part, dict))):
             section |= {key: dtype for key in ("torch_dtype", "dtype") if key in section}
@@ -300,18 +297,5 @@ def _checked_tensors(path: Path, config: QwenConfig) -> tuple[Mapping[str, Tenso
 def _read_tokenizer(path: Path, config: QwenConfig) -> QwenTokenizer:
     """The directory's tokenizer; InputError if the model has too few rows for it."""
     tokenizer = QwenTokenizer.from_dir(path)
-    if tokenizer.vocab_size > config.text.vocab_size:
-        raise InputError(
-            f"the tokenizer in {path} has ids up to {tokenizer.vocab_size - 1}, "
-            f"but the model has only {config.text.vocab_size} embedding rows"
-        )
+    check_vocabulary(tokenizer.vocab_size, config.text.vocab_size, path)
     return tokenizer
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON: {error}") from error

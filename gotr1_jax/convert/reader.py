@@ -65,6 +65,25 @@ class Tensor:
         return self.load()
 
 
+def read_json(file: Path) -> Any:
+    """The parsed content of a JSON file; InputError if it cannot be read or is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON: {error}") from error
+
+
+def has_model_type(directory: Path, model_type: str) -> bool:
+    """Whether the directory's config.json names this kind of model; False if there is none."""
+    try:
+        data = read_json(directory / "config.json")
+    except InputError:
+        return False
+    return isinstance(data, dict) and data.get("model_type") == model_type
+
+
 def open_tensors(directory: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint directory by name.
 

@@ -18,12 +18,7 @@ from gotr1_jax.models.janus import abstract_policy
 from gotr1_jax.parallel.mesh import make_mesh, replicated, row_multiple
 from gotr1_jax.parallel.mesh import rows as row_sharding
 from gotr1_jax.sampling.rows import PromptBatch, Rows
-from gotr1_jax.sampling.sampler import Sampler, SamplerConfig
-
-
-def default_dtype() -> str:
-    """bfloat16 on accelerators, float32 on a CPU."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+from gotr1_jax.sampling.sampler import Sampler, SamplerConfig, fold_keys
 
 
 def sampler_config(config: GenerateConfig) -> SamplerConfig:
@@ -80,7 +75,7 @@ class Painter:
         jax.block_until_ready(self._params)
         model = checkpoint.config
         del checkpoint  # the policy's weights as they were loaded are used up
-        self._keys = jax.jit(partial(sample_keys, config.seed))
+        self._keys = jax.jit(partial(fold_keys, config.seed, 0))
         parts = 1 if self._mesh is None else row_multiple(self._mesh)
         if config.batch_size is not None:
             self.batch_size = -(-config.batch_size // parts) * parts
@@ -138,16 +133,6 @@ class Painter:
             return nnx.merge(graphdef, state).decode_ids(ids, grid)
 
         self._decode = jax.jit(decode)
-
-
-def sample_keys(seed: int, place_B: jax.Array, index_B: jax.Array) -> jax.Array:
-    """Keys (B,) of samples `index_B` of the captions at `place_B`, as `row_keys` folds them."""
-    base = jax.random.fold_in(jax.random.key(seed), 0)
-
-    def one(place: jax.Array, index: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(base, place), index)
-
-    return jax.vmap(one)(place_B, index_B)
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:

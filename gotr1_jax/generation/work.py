@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gotr1_jax.data.pipeline import pad_rows
 from gotr1_jax.errors import InputError
 from gotr1_jax.generation.prompts import Task, plan_ids
 from gotr1_jax.models.config import JanusConfig
@@ -132,8 +133,8 @@ def batches(rows: Iterable[Row], size: int, longest_plan: int, bucket: int) -> I
 
 def _batch(rows: Sequence[Row], size: int, C: int, T: int) -> Batch:
     filled = [*rows, *[rows[-1]] * (size - len(rows))]
-    prompts, prompt_len = _padded([row.prompt_ids for row in filled], C)
-    plans, plan_len = _padded([row.plan_ids for row in filled], T) if T else (None, None)
+    prompts, prompt_len = pad_rows([row.prompt_ids for row in filled], C, 0)
+    plans, plan_len = pad_rows([row.plan_ids for row in filled], T, 0) if T else (None, None)
     return Batch(
         rows=tuple(rows),
         prompt_ids_BC=prompts,
@@ -143,14 +144,6 @@ def _batch(rows: Sequence[Row], size: int, C: int, T: int) -> Batch:
         place_B=np.asarray([row.task.place for row in filled], np.int32),
         index_B=np.asarray([row.index for row in filled], np.int32),
     )
-
-
-def _padded(ids: Sequence[list[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """int32 (B, width) with zeros behind each row, and the lengths int32 (B,)."""
-    out = np.zeros((len(ids), width), np.int32)
-    for row, values in zip(out, ids):
-        row[: len(values)] = values
-    return out, np.asarray([len(values) for values in ids], np.int32)
 
 
 def bytes_per_row(

@@ -172,3 +172,8 @@ class VQModel(nnx.Module):
         rows, columns = (grid, grid) if isinstance(grid, int) else grid
         codes_BUZ = self.quantize.lookup(ids_BU)
         return self.decode(codes_BUZ.reshape(ids_BU.shape[0], rows, columns, -1))
+
+
+def abstract_vq(config: VQConfig, dtype: jnp.dtype = jnp.float32) -> VQModel:
+    """The module with parameters as shapes only."""
+    return nnx.eval_shape(lambda: VQModel(config, rngs=nnx.Rngs(0), dtype=dtype))

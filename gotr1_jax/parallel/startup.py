@@ -104,3 +104,8 @@ def _has_accelerator() -> bool:
 
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "libtpu", "jax_rocm7_plugin")
     return any(find_spec(name) is not None for name in plugins)
+
+
+def default_dtype() -> str:
+    """What a model computes in unless told otherwise: bfloat16 on accelerators, float32 on CPUs."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"

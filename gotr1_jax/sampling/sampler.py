@@ -123,14 +123,20 @@ class Rollout:
 
 
 def row_keys(seed: int, step: int, caption_index_P: jax.Array, samples: int) -> jax.Array:
-    """A key for each row (P * samples,), folded from (seed, step, caption index, sample index)."""
+    """A key for each row (P * samples,), caption-major; see `fold_keys`."""
+    captions_P = jnp.asarray(caption_index_P)
+    caption_B = jnp.repeat(captions_P, samples)
+    return fold_keys(seed, step, caption_B, jnp.tile(jnp.arange(samples), len(captions_P)))
+
+
+def fold_keys(seed: int, step: int, caption_B: jax.Array, sample_B: jax.Array) -> jax.Array:
+    """Keys (B,), each folded from (seed, step, caption index, sample index) alone."""
     base = jax.random.fold_in(jax.random.key(seed), step)
 
-    def one(caption: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(base, caption)
-        return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(samples))
+    def one(caption: jax.Array, sample: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(base, caption), sample)
 
-    return jax.vmap(one)(jnp.asarray(caption_index_P)).reshape(-1)
+    return jax.vmap(one)(caption_B, sample_B)
 
 
 class Sampler:

@@ -18,10 +18,10 @@ from tiny_checkpoints import TINY, write_tiny
 from gotr1_jax import generate
 from gotr1_jax.convert.hub import EMBEDDED, find_checkpoint
 from gotr1_jax.errors import InputError
-from gotr1_jax.generation.painter import Painter, sample_keys
+from gotr1_jax.generation.painter import Painter
 from gotr1_jax.generation.settings import GenerateConfig
 from gotr1_jax.generation.work import Survey
-from gotr1_jax.sampling.sampler import row_keys
+from gotr1_jax.sampling.sampler import fold_keys, row_keys
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +147,16 @@ def test_neither_batches_nor_devices_have_a_say(
     assert len(draws) == 12
 
 
-def test_keys_are_those_of_the_sampler() -> None:
-    whole = jax.random.key_data(row_keys(3, 0, np.array([1, 4]), 6))
-    ours = sample_keys(3, np.repeat([1, 4], 6), np.tile(np.arange(6), 2))
-    np.testing.assert_array_equal(jax.random.key_data(ours), whole)
+def test_keys_are_folded_from_seed_step_caption_and_sample() -> None:
+    fold = jax.random.fold_in
+    by_hand = [
+        jax.random.key_data(fold(fold(fold(jax.random.key(3), 7), caption), sample))
+        for caption in (1, 4)
+        for sample in range(6)
+    ]
+    places, samples = np.repeat([1, 4], 6), np.tile(np.arange(6), 2)
+    for keys in (row_keys(3, 7, np.array([1, 4]), 6), fold_keys(3, 7, places, samples)):
+        np.testing.assert_array_equal(jax.random.key_data(keys), by_hand)
 
 
 @pytest.mark.parametrize("devices", [1, 3])
