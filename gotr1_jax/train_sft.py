@@ -170,7 +170,7 @@ def _start(
 def _data(config: SftConfig, start: Start) -> Any:
     """Batches of examples; their pictures go through the tokenizer once and stay on disk."""
     data = config.data
-    source = ShapesSource("train", data.examples, config.seed, data.unfaithful_fraction)
+    source = ShapesSource("train", data.examples, config.seed, data.unfaithful_fraction, data.plans)
     graphdef = nnx.split(abstract_vq(start.config.vq))[0]
 
     @jax.jit

@@ -8,11 +8,12 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from gotr1_jax.data.shapes.captions import SPLITS, sample_caption, write_caption
+from gotr1_jax.data.shapes.rationales import write_rationale
 from gotr1_jax.data.shapes.render import render
 from gotr1_jax.data.shapes.world import Example, sample_example
 from gotr1_jax.errors import InputError
@@ -45,12 +46,18 @@ class PlannedPictureSource(PictureSource, Protocol):
 class ShapesSource:
     """`length` examples of the shapes world; each is a function of (seed, split, index) alone.
 
-    `unfaithful_fraction` of the plans and pictures contradict their captions.
+    `unfaithful_fraction` of the plans and pictures contradict their captions. `plans` says how
+    these are written; the pictures, and so `key`, are the same either way.
     Raises InputError for an unknown split, or a fraction outside [0, 1].
     """
 
     def __init__(
-        self, split: str, length: int, seed: int = 0, unfaithful_fraction: float = 0.0
+        self,
+        split: str,
+        length: int,
+        seed: int = 0,
+        unfaithful_fraction: float = 0.0,
+        plans: Literal["boxes", "rationale"] = "boxes",
     ) -> None:
         if split not in SPLITS:
             raise InputError(f"shapes split {split!r} is unknown; use one of {', '.join(SPLITS)}")
@@ -62,6 +69,7 @@ class ShapesSource:
         self._length = length
         self._seed = seed
         self._unfaithful_fraction = unfaithful_fraction
+        self._plans = plans
 
     @property
     def key(self) -> str:
@@ -81,7 +89,8 @@ class ShapesSource:
     def text(self, index: int) -> tuple[str, str]:
         """(caption, plan)."""
         example = self[index]
-        return example.caption, example.plan
+        rationale = self._plans == "rationale"
+        return example.caption, write_rationale(example.scene) if rationale else example.plan
 
     def picture(self, index: int) -> np.ndarray:
         """uint8 (64, 64, 3)."""

@@ -34,6 +34,8 @@ class SftDataConfig:
     examples: int = 20000
     # Share of examples whose plan (and picture) contradicts the caption.
     unfaithful_fraction: float = 0.0
+    # Plans with boxes, or rationales: the same in plain words, without boxes.
+    plans: Literal["boxes", "rationale"] = "boxes"
     max_prompt_tokens: int = 48
     max_plan_tokens: int = 80
     # Where picture tokens are kept between runs.
