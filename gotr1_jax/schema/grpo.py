@@ -128,7 +128,7 @@ class GrpoLossConfig:
     kl: Literal["none", "k1", "k2", "k3"] = "none"
     kl_weight: float = 0.0
     # Which log-probabilities of picture tokens the ratio is made of; see `sampling.replay`.
-    logp_mode: Literal["guided", "guided_detach", "conditional"] = "guided"
+    logp_mode: Literal["guided", "guided_detach", "conditional"] = "conditional"
 
     def check(self) -> None:
         if not (0 < self.clip_low < 1 and self.clip_high > 0):
