@@ -76,6 +76,8 @@ def grpo_values(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
             "decode_batch": 4,
         },
         "reward": {"rule": "sum"},
+        # The hardest of the modes: replay runs both branches.
+        "loss": {"logp_mode": "guided"},
         "entropy": {"text_target": 1.0, "image_target": 20.0, "learning_rate": 1e-3},
         "update": {"micro_batch": 4, "max_bad_updates": 2},
         "optimizer": {"learning_rate": 1e-2},
