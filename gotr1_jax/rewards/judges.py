@@ -18,7 +18,7 @@ from gotr1_jax.rewards.multimodal import (
 from gotr1_jax.rewards.python_judge import PythonJudge
 from gotr1_jax.rewards.qwen_engine import QwenEngineConfig
 from gotr1_jax.rewards.several import CachedJudge, SeveralJudges
-from gotr1_jax.rewards.shapes_judge import ShapesJudge
+from gotr1_jax.rewards.shapes_judge import SHAPES_TERMS, ShapesJudge
 from gotr1_jax.rewards.types import TERMS, Judge
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ JudgeKind = Literal["shapes", "qwen2_5_vl", "hps", "http", "python"]
 JUDGE_KINDS: tuple[str, ...] = get_args(JudgeKind)
 _USUAL = ("sem", "spa", "ri", "pi")
 _CAN_SCORE = {
-    "shapes": ShapesJudge.terms,
+    "shapes": SHAPES_TERMS,
     "hps": ("hps",),
     "qwen2_5_vl": MULTIMODAL_TERMS,
     "http": MULTIMODAL_TERMS,
@@ -161,7 +161,7 @@ def make_judge(
 
 def _make_one(config: JudgeConfig, cache: AnswerCache | None, mesh: Mesh | None) -> Judge:
     if config.kind == "shapes":
-        return ShapesJudge()
+        return ShapesJudge(config.scored_terms)
     if config.kind == "hps":
         from gotr1_jax.rewards.hps import HpsJudge
 

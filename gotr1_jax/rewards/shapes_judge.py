@@ -1,6 +1,6 @@
 """The judge of the shapes world: exact, from the plan's text and the picture's pixels.
 
-How its four terms are graded (each in [0, 1], 1 only when everything is right):
+How its terms are graded (each in [0, 1], 1 only when everything is right):
 
 likeness of an object to a wanted one
     The square of: half for the color, half for the shape (in a picture, times how sure the shape
@@ -29,8 +29,13 @@ ri      mean IoU of the planned boxes and the boxes found of the same color and 
 pi      agreement of the found objects with the caption, times 1/4 + 3/4 `relation_score` of the
         first two objects' found boxes (relation 0 when one is missing).
 
+verdict 1 when everything in the caption is true of the picture, else 0: as many objects as it
+        names, no more, each of its color and shape, and of its size where that is said, and the
+        relation between the first two. Shape and relation, which come in degrees, are true from
+        TRUE_FROM on. The plan plays no part. Scored only where it is asked for.
+
 A plan without any object gets sem = spa = ri = 0. A caption that is not of this world cannot be
-judged: sem, spa and pi are NaN, and ri too unless a planned name is of this world.
+judged: sem, spa, pi and verdict are NaN, and ri too unless a planned name is of this world.
 """
 
 from __future__ import annotations
@@ -38,6 +43,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import permutations
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -53,6 +59,8 @@ from gotr1_jax.rewards.types import JudgeRequest, JudgeResult
 WRONG_SIZE = 1 / 2
 AGAINST_RELATION = 0.5
 PI_FLOOR = 0.25
+TRUE_FROM = 0.5
+SHAPES_TERMS = ("sem", "spa", "ri", "pi", "verdict")
 _MARKERS_EACH = 4
 
 
@@ -179,6 +187,25 @@ def _paint_score(caption: CaptionSpec, found: Sequence[Found]) -> tuple[float, f
     return match.agreement * (PI_FLOOR + (1 - PI_FLOOR) * relation), relation
 
 
+def _is_true(wanted: ObjectSpec, found: Found) -> bool:
+    """Whether an object in the picture is the wanted one, in full."""
+    kind = found.fit >= TRUE_FROM and found.kind == wanted.kind
+    return kind and wanted.size in (None, found.size)
+
+
+def verdict(caption: CaptionSpec, found: Sequence[Found]) -> bool:
+    """Whether a caption is true of the objects found in a picture; see the module's text."""
+    if len(found) != len(caption.objects):
+        return False
+
+    def holds(order: Sequence[Found]) -> bool:
+        first, second, *_ = [*(f.plan_box for f in order), None]
+        named = all(map(_is_true, caption.objects, order))
+        return named and _relation(caption, first, second) >= TRUE_FROM
+
+    return any(map(holds, permutations(found)))
+
+
 def _overlap_score(
     plan: Plan, specs: Sequence[ObjectSpec | None], found: Sequence[Found]
 ) -> tuple[float, int]:
@@ -194,10 +221,13 @@ def _overlap_score(
 
 
 class ShapesJudge:
-    """Scores sem, spa, ri and pi of the shapes world; deterministic, without state."""
+    """Scores the terms of the shapes world; deterministic, without state."""
 
-    terms: tuple[str, ...] = ("sem", "spa", "ri", "pi")
     identity = "shapes"
+
+    def __init__(self, terms: Sequence[str] = ("sem", "spa", "ri", "pi")) -> None:
+        """terms: those that are scored, out of SHAPES_TERMS."""
+        self.terms: tuple[str, ...] = tuple(terms)
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request; a few milliseconds each at most."""
@@ -208,13 +238,14 @@ class ShapesJudge:
         found = find_objects(request.image)
         located = tuple((f.name, f.plan_box) for f in found)
         specs = [parse_name(item.name) for item in plan.objects]
-        sem = spa = pi = plan_relation = relation = float("nan")
+        sem = spa = pi = told = plan_relation = relation = float("nan")
         ri, num_found = _overlap_score(plan, specs, found) if plan.objects else (0.0, 0)
         if caption is None:
             ri = ri if any(specs) else float("nan")
             words = "the caption is not of the shapes world"
         else:
             pi, relation = _paint_score(caption, found)
+            told = float(verdict(caption, found))
             sem, spa, plan_relation = (
                 _plan_scores(plan, caption, specs) if plan.objects else (0.0, 0.0, 0.0)
             )
@@ -223,4 +254,5 @@ class ShapesJudge:
         words += f"; in the picture: {', '.join(f.name for f in found) or 'nothing'}"
         if caption is not None and caption.relation is not None:
             words += f"; {caption.relation}: plan {plan_relation:.2f}, picture {relation:.2f}"
-        return JudgeResult({"sem": sem, "spa": spa, "ri": ri, "pi": pi}, located, words)
+        scores = dict(zip(SHAPES_TERMS, (sem, spa, ri, pi, told)))
+        return JudgeResult({term: scores[term] for term in self.terms}, located, words)
