@@ -34,6 +34,7 @@ COMMANDS = {
     "convert": ("gotr1_jax.convert_checkpoint", "any checkpoint into the released layout"),
     "export": ("gotr1_jax.export_checkpoint", "a run or checkpoint for transformers or peft"),
     "judge": ("gotr1_jax.judge", "score plans and pictures that were drawn before"),
+    "eval": ("gotr1_jax.evaluation.command", "benchmarks of papers, and what a model understands"),
     "bench": ("gotr1_jax.bench", "measure sampling and updates, also against torch"),
 }
 

@@ -1,0 +1,1 @@
+"""Benchmarks that papers report, and what a model still understands: `gotr1 eval`."""

@@ -1,0 +1,26 @@
+"""`gotr1 eval WHAT`: one sub-command for each benchmark, each in a module of its own."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+# What -> module with `add_arguments(parser)` and `run(options)`, one line of help. The modules
+# import jax, torch and models inside functions only.
+EVALUATIONS = {
+    "t2i_compbench": ("gotr1_jax.evaluation.t2i_compbench", "T2I-CompBench: six categories"),
+    "geneval": ("gotr1_jax.evaluation.geneval", "GenEval: objects, counts, colors, positions"),
+    "dpg": ("gotr1_jax.evaluation.dpg", "DPG-Bench: questions that depend on each other"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A sub-command for each row of the table."""
+    kinds = parser.add_subparsers(dest="evaluation", required=True, metavar="WHAT")
+    for name, (module, summary) in EVALUATIONS.items():
+        importlib.import_module(module).add_arguments(kinds.add_parser(name, help=summary))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the sub-command that was chosen."""
+    importlib.import_module(EVALUATIONS[options.evaluation][0]).run(options)
