@@ -23,7 +23,7 @@ from gotr1_jax.generation.settings import (
     read_template,
     settings_note,
 )
-from gotr1_jax.text import TextTokenizer, format_prompt
+from gotr1_jax.text import TEMPLATES, TextTokenizer, format_prompt
 
 if TYPE_CHECKING:
     from gotr1_jax.generation.painter import Painter
@@ -90,7 +90,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--template",
         default="gotr1",
-        help="prompt around the caption: gotr1, janus, a file, or a text with {caption} (gotr1)",
+        help=f"prompt around the caption: {', '.join(TEMPLATES)}, a file, or a text with "
+        "{caption} (gotr1)",
     )
 
 

@@ -27,7 +27,24 @@ GOTR1_TEMPLATE = (
 """GoT-R1's prompt; its role words are ordinary text."""
 
 JANUS_TEMPLATE = "<|User|>: {caption}\n\n<|Assistant|>:"
-"""Janus-Pro's plain text-to-image prompt; its role words are control tokens."""
+"""Janus-Pro's plain text-to-image prompt, without a plan; its role words are control tokens."""
+
+REASONGEN_SFT_TEMPLATE = JANUS_TEMPLATE.replace(
+    "{caption}", "{caption}. Output a richly detailed prompt:"
+)
+"""ReasonGen-R1's prompt for supervised training (its repository, examples/janus_sft.sh). The chat
+format drops the blank at the end of a message."""
+
+REASONGEN_RL_TEMPLATE = REASONGEN_SFT_TEMPLATE.replace("{caption}", "A photo of {caption}")
+"""ReasonGen-R1's prompt for reinforcement learning and generation (examples/janus_rl.sh)."""
+
+TEMPLATES = {
+    "gotr1": GOTR1_TEMPLATE,
+    "janus": JANUS_TEMPLATE,
+    "reasongen_sft": REASONGEN_SFT_TEMPLATE,
+    "reasongen_rl": REASONGEN_RL_TEMPLATE,
+}
+"""Names for the prompts of released models."""
 
 MAX_PROMPT_TOKENS = 2048
 """Longest prompt that `TextTokenizer.encode_prompt` accepts unless told otherwise."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.text import GOTR1_TEMPLATE, JANUS_TEMPLATE
+from gotr1_jax.text import GOTR1_TEMPLATE, TEMPLATES
 
 LAYOUTS = {"plain": 1, "t2i_compbench": 10, "geneval": 4, "dpg": 4}
 """Layout -> pictures of a caption unless told otherwise, as its benchmark asks for."""
@@ -19,7 +19,6 @@ LAYOUTS = {"plain": 1, "t2i_compbench": 10, "geneval": 4, "dpg": 4}
 NOTE = "generation.json"
 """Name of the file that says by which settings an output directory was filled."""
 
-_TEMPLATES = {"gotr1": GOTR1_TEMPLATE, "janus": JANUS_TEMPLATE}
 _WEIGHTS = ("config.json", "*.safetensors", "*.bin")
 _PIECES, _PIECE = 64, 4096  # of a weights file's bytes go into its fingerprint
 
@@ -129,17 +128,17 @@ class GenerateConfig:
 
 
 def read_template(text: str) -> str:
-    """The template that a user means: gotr1, janus, a file of it, or its text itself.
+    """The template that a user means: a name of `text.TEMPLATES`, a file of it, or its text itself.
 
     Raises InputError unless it holds {caption} exactly once.
     """
-    template = _TEMPLATES.get(text, text)
-    if text not in _TEMPLATES and "{caption}" not in text:
+    template = TEMPLATES.get(text, text)
+    if text not in TEMPLATES and "{caption}" not in text:
         try:
             template = Path(text).read_text(encoding="utf-8").removesuffix("\n")
         except (OSError, ValueError) as error:
             raise InputError(
-                f"template {text!r} is neither {', '.join(_TEMPLATES)} nor a readable file, and "
+                f"template {text!r} is neither {', '.join(TEMPLATES)} nor a readable file, and "
                 "as a text it lacks {caption}"
             ) from error
     if template.count("{caption}") != 1:

@@ -16,7 +16,7 @@ from gotr1_jax.generation.layouts import write_grid
 from gotr1_jax.generation.prompts import Task, read_tasks
 from gotr1_jax.generation.settings import GenerateConfig, fingerprint, read_template
 from gotr1_jax.generation.work import Row, Survey
-from gotr1_jax.text import GOTR1_TEMPLATE, JANUS_TEMPLATE
+from gotr1_jax.text import GOTR1_TEMPLATE, JANUS_TEMPLATE, REASONGEN_RL_TEMPLATE
 
 
 def row(place: int, index: int, prompt: int, plan: int = 0) -> Row:
@@ -123,6 +123,7 @@ def test_bytes_of_a_row() -> None:
 def test_templates(tmp_path: Path) -> None:
     assert read_template("gotr1") == GOTR1_TEMPLATE
     assert read_template("janus") == JANUS_TEMPLATE
+    assert read_template("reasongen_rl") == REASONGEN_RL_TEMPLATE
     assert read_template("Paint {caption}:") == "Paint {caption}:"
     file = tmp_path / "template.txt"
     file.write_text("Peins {caption} !\n")

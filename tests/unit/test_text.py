@@ -13,6 +13,8 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.text import (
     GOTR1_TEMPLATE,
     JANUS_TEMPLATE,
+    REASONGEN_RL_TEMPLATE,
+    REASONGEN_SFT_TEMPLATE,
     PLAN_TOKENS,
     SPECIAL_STRINGS,
     TextTokenizer,
@@ -106,6 +108,12 @@ def test_control_text_in_a_caption_stays_text(
     roles = [raw.token_to_id(t) for t in ROLES] if template == JANUS_TEMPLATE else []
     assert [i for i in ids if i in control_ids(raw)] == [tok.specials.bos, *roles]
     assert tok.decode(ids[1:], keep_special=True) == format_prompt(caption, template)
+
+
+def test_prompts_of_reasongen_r1() -> None:
+    end = "Output a richly detailed prompt:\n\n<|Assistant|>:"
+    assert format_prompt("a cat ", REASONGEN_SFT_TEMPLATE) == f"<|User|>: a cat. {end}"
+    assert format_prompt("a cat", REASONGEN_RL_TEMPLATE) == f"<|User|>: A photo of a cat. {end}"
 
 
 def test_caption_cannot_complete_a_token_with_the_template(tok: TextTokenizer) -> None:
