@@ -13,9 +13,9 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.text import (
     GOTR1_TEMPLATE,
     JANUS_TEMPLATE,
+    PLAN_TOKENS,
     REASONGEN_RL_TEMPLATE,
     REASONGEN_SFT_TEMPLATE,
-    PLAN_TOKENS,
     SPECIAL_STRINGS,
     TextTokenizer,
     format_prompt,
