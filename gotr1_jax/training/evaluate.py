@@ -16,6 +16,7 @@ from gotr1_jax.training.run_dir import write_json_atomic, write_samples
 # Evaluations draw from streams of their own, the same before and after.
 EVALUATION_SEED = 20_250_522
 RESAMPLES = 10_000
+_DRAWN_AT_ONCE = 2**22  # of a bootstrap's values, to bound its memory
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,30 @@ def evaluate(
     G = config.samples
     indices = list(range(len(prompts.captions)))
     scored = roller(params, prompts, indices, G, EVALUATION_SEED, 0)
-
-    def by_caption(values: np.ndarray) -> np.ndarray:
-        # A sample that could not be told leaves its caption's mean; all of them make it NaN.
-        told = np.isfinite(values.reshape(-1, G))
-        total = np.where(told, values.reshape(-1, G), 0.0).sum(axis=1)
-        count = told.sum(axis=1)
-        means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-        return means.astype(np.float32)  # as a resumed run reads them back
-
-    terms = {term: by_caption(values) for term, values in scored.scores.items()}
-    result = Evaluation(terms, by_caption(scored.total_B))
+    result = score_captions(scored.scores, scored.total_B, G)
     firsts = take_rows(scored, np.arange(0, len(scored), G))
     kept = records(firsts, 1, np.zeros(len(firsts)), config.shown)
     write_samples(root / "samples", 0, kept, name=name)
     write_json_atomic(root / f"{name}.json", result.to_json())
     return result
+
+
+def score_captions(
+    scores: Mapping[str, np.ndarray], total_B: np.ndarray, samples: int
+) -> Evaluation:
+    """The evaluation of B = P * `samples` scored rows, caption-major.
+
+    A sample that could not be told leaves its caption's mean; all of them make it NaN.
+    """
+
+    def by_caption(values_B: np.ndarray) -> np.ndarray:
+        values_PG = values_B.reshape(-1, samples)
+        told = np.isfinite(values_PG)
+        total, count = np.where(told, values_PG, 0.0).sum(axis=1), told.sum(axis=1)
+        means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        return means.astype(np.float32)  # as a resumed run reads them back
+
+    return Evaluation({term: by_caption(v) for term, v in scores.items()}, by_caption(total_B))
 
 
 def gain_interval(
@@ -81,10 +90,35 @@ def gain_interval(
     Captions that could not be told in either are left out.
     """
     gain = np.asarray(after, np.float64) - np.asarray(before, np.float64)
-    gain = gain[np.isfinite(gain)]
+    return mean_interval(gain, seed=seed, resamples=resamples)
+
+
+def mean_interval(
+    values: np.ndarray,
+    counts: np.ndarray | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float]:
+    """95 % interval of a mean by the bootstrap; (NaN, NaN) where there is no value.
+
+    Args:
+      values: float (N,), one a unit that is drawn whole; NaN (could not be told) is left out.
+      counts: None: each unit is one value. Else `values` are sums over so many values each, and
+        the mean is over all of those: units are then clusters, like the questions on one picture.
+    """
+    values = np.asarray(values, np.float64)
+    told = np.isfinite(values)
+    values = values[told]
+    if not len(values):
+        return float("nan"), float("nan")
+    sizes = np.ones(len(values)) if counts is None else np.asarray(counts, np.float64)[told]
     rng = np.random.default_rng(seed)
-    means = gain[rng.integers(0, len(gain), (resamples, len(gain)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    means = []
+    rows = max(1, _DRAWN_AT_ONCE // len(values))
+    for start in range(0, resamples, rows):
+        drawn = rng.integers(0, len(values), (min(rows, resamples - start), len(values)))
+        means.append(values[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
 
 

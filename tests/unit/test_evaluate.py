@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from gotr1_jax.training.evaluate import Evaluation, gain_interval, print_table
+from gotr1_jax.training import evaluate
+from gotr1_jax.training.evaluate import Evaluation, gain_interval, mean_interval, print_table
 from gotr1_jax.training.run_dir import plain_json
 
 
@@ -43,6 +44,24 @@ def test_interval_is_near_the_normal_one_and_pairs_captions():
     assert gain_interval(before, before + gains) == (low, high)
     negative = gain_interval(before, before - gains)
     assert negative[1] < 0
+
+
+def test_interval_of_clusters_draws_them_whole():
+    # Either cluster can be drawn twice: (0 of 1) or (3 of 3); both together are 3 of 4.
+    assert mean_interval(np.array([0.0, 3.0]), np.array([1, 3])) == (0.0, 1.0)
+    # A cluster of equal values has one mean, however large it is.
+    assert mean_interval(np.array([2.0, 6.0]), np.array([4, 12])) == (0.5, 0.5)
+
+
+def test_no_value_has_no_interval():
+    assert np.isnan(mean_interval(scores(math.nan))).all()
+
+
+def test_interval_does_not_depend_on_what_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch):
+    values = np.random.default_rng(3).normal(size=37)
+    whole = mean_interval(values)
+    monkeypatch.setattr(evaluate, "_DRAWN_AT_ONCE", 1001)
+    assert mean_interval(values) == whole
 
 
 def test_means_skip_what_could_not_be_told_and_files_keep_it():
