@@ -43,10 +43,10 @@ run_to_end() {
   done
 }
 
-# For a trap on a signal that only this shell gets.
-stop_child() {
+# hand_on SIGNAL: for a trap on a signal that only this shell gets.
+hand_on() {
   interrupted=yes
-  kill -TERM "$child" 2>/dev/null || true
+  kill -"$1" "$child" 2>/dev/null || true
 }
 
 is_new_enough() {

@@ -17,6 +17,10 @@
 # asks for the slice anew and starts from the last checkpoint, if the run directory was not on the
 # VMs' own disks (give --nfs). Interrupting it leaves the run alone. The slice costs until it is
 # deleted; the last line says how.
+#
+# A spot slice is told about 30 s before it is taken away. Where a step and its save take longer, set
+# --checkpoint.every_minutes to what may be lost, and --checkpoint.grace_seconds to 30 less the time
+# of a save.
 set -euo pipefail
 
 # shellcheck source=launch/env.sh

@@ -107,8 +107,10 @@ class CheckpointConfig:
     keep: int = 2
     keep_best: bool = True
     # A run that is told to stop ends its step and saves it. When that takes longer than so many
-    # seconds, the step is given up and the last checkpoint stays; 0: as long as it takes. Less
-    # than the platform's own grace by the time of a save.
+    # seconds, the step is given up and the last checkpoint stays; 0: as long as it takes. Set it to
+    # the platform's own grace less the time of a save: spot TPU VMs give about 30 s, Slurm
+    # GraceTime and KillWait, GKE terminationGracePeriodSeconds. What a given-up step costs is
+    # bounded by every_minutes.
     grace_seconds: float = 0.0
 
     def check(self) -> None:

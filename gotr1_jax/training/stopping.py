@@ -1,5 +1,6 @@
 """How a run is told to stop: SIGTERM, with which Slurm, GKE and TPU VMs announce that they will
-take the machine away, and SIGINT."""
+take the machine away, SIGUSR1, which `srun` hands on to its tasks where it would kill them for a
+SIGTERM, and SIGINT."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from typing import Any
 
 from gotr1_jax.errors import Stopped
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _log = logging.getLogger(__name__)
 
 

@@ -25,7 +25,8 @@ LOGGED = '#!/usr/bin/env bash\nprintf "%s" "${0##*/}" >>"$LOG"\nprintf "|%s" "$@
 SRUN = (
     LOGGED
     + """echo >>"$LOG"
-trap 'echo "srun was told to stop" >>"$LOG"; exit 75' TERM
+trap 'echo "srun killed its tasks" >>"$LOG"; exit 137' TERM
+trap 'echo "srun told its tasks" >>"$LOG"; exit 75' USR1
 touch "$LOG.started"
 while [[ -n "${SRUN_WAITS:-}" && ! -e "$LOG.go" ]]; do sleep 0.05; done
 sleep 0.3
@@ -208,7 +209,7 @@ def test_slurm_stops_the_run_near_the_time_limit_and_queues_it_again(checkout: P
     job.send_signal(signal.SIGUSR1)
     out, err = job.communicate(timeout=60)
     assert job.returncode == 75, out + err
-    assert log(checkout)[1:] == [["srun was told to stop"], ["scontrol", "requeue", "7"]]
+    assert log(checkout)[1:] == [["srun told its tasks"], ["scontrol", "requeue", "7"]]
 
 
 def test_slurm_leaves_preemption_to_slurm(checkout: Path) -> None:

@@ -150,9 +150,9 @@ def test_a_save_that_failed_is_said_at_the_next_step():
     assert seen == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_lets_the_step_end_and_saves_it(number):
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     recorder, finished = Recorder(), []
 
     def during(step: int) -> dict[str, Any]:
