@@ -43,6 +43,7 @@ setup(
         "numpy>=2.4",
         "scipy>=1.17",
         "pillow>=13.0",
+        "pyarrow>=26.0",
         "pyyaml>=6.0.3",
         "jinja2>=3.1.6",
         "tensorboardX>=2.6.5",

@@ -109,8 +109,11 @@ def _coerce(kind: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        (inner,) = [a for a in args if a is not type(None)]
-        return _coerce(inner, value, where)
+        kinds = [a for a in args if a is not type(None)]
+        if len(kinds) > 1:  # one value, or a list of such
+            many = isinstance(value, (list, tuple))
+            kinds = [kind for kind in kinds if (typing.get_origin(kind) is tuple) == many]
+        return _coerce(kinds[0], value, where)
     if origin is Literal:
         if value not in args or isinstance(value, bool):
             raise InputError(f"{where} is {value!r}; choose one of {', '.join(map(str, args))}")

@@ -23,13 +23,14 @@ from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.report import write_report
 from gotr1_jax.rewards import Judge, check_rule, make_judge
 from gotr1_jax.rewards.multimodal import FailureTracker, take_figures
-from gotr1_jax.rl import GroupAdvantages, PolicyLossConfig, group_advantages, keep_groups
+from gotr1_jax.rl import GroupAdvantages, PolicyLossConfig, group_advantages
 from gotr1_jax.sampling.replay import LogpSettings
 from gotr1_jax.sampling.sampler import Sampler, SamplerConfig
-from gotr1_jax.schema import GrpoConfig
+from gotr1_jax.schema import EvaluationConfig, GrpoConfig
 from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
 from gotr1_jax.training.evaluate import Evaluation, evaluate, gain_interval, print_table
-from gotr1_jax.training.grpo_metrics import Gathered, step_metrics
+from gotr1_jax.training.gather import Gathered, gather_groups
+from gotr1_jax.training.grpo_metrics import step_metrics
 from gotr1_jax.training.loop import Loop
 from gotr1_jax.training.metrics import MetricsWriter, Progress
 from gotr1_jax.training.placement import check_rows, mirror_shardings, put_rows
@@ -40,9 +41,7 @@ from gotr1_jax.training.rollout import (
     Roller,
     Scored,
     encode_captions,
-    join,
     records,
-    take_rows,
 )
 from gotr1_jax.training.run_dir import (
     RunDir,
@@ -91,7 +90,7 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
         limit=config.policy.max_prompt_tokens,
     )  # fmt: skip
     prompts = encode(_captions(config))
-    heldout = encode(shapes_captions("heldout", config.evaluation.captions))
+    heldout = encode(_heldout(config.evaluation))
     batches = iter(caption_batches(prompts.captions, config.rollout.captions_per_step, config.seed))
     # A run that ended before its first checkpoint is started again by the same command.
     run = create_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
@@ -172,7 +171,13 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
 def _captions(config: GrpoConfig) -> tuple[str, ...]:
     if config.captions.source == "shapes":
         return shapes_captions("train", config.captions.count, config.seed)
-    return read_captions(config.captions.source)
+    return read_captions(config.captions.source, config.captions.column)
+
+
+def _heldout(config: EvaluationConfig) -> tuple[str, ...]:
+    if config.source == "shapes":
+        return shapes_captions("heldout", config.captions)
+    return read_captions(config.source, config.column, config.captions)
 
 
 def _roller(
@@ -235,30 +240,17 @@ def _gather(
     config: GrpoConfig, roller: Roller, params: Any, prompts: Prompts, batches: Any, step: int
 ) -> tuple[Gathered, dict[str, float]]:
     """Sample and score groups; replace those without variance, a bounded number of times."""
-    P, G = config.rollout.captions_per_step, config.rollout.samples_per_caption
-    parts: list[Scored] = []
-    flat_P = np.zeros(0, bool)
+    G = config.rollout.samples_per_caption
+
+    def draw(number: int) -> Scored:
+        indices = next(batches).indices_P.tolist()
+        # A caption that comes up again in a later round gets other samples.
+        return roller(params, prompts, indices, G, config.seed, step, number * G)
+
     clock = time.perf_counter()
-    for _ in range(config.update.refill_rounds + 1):
-        batch = next(batches)
-        parts.append(roller(params, prompts, batch.indices_P.tolist(), G, config.seed, step))
-        rewards_PG = parts[-1].total_B.reshape(P, G)
-        groups = _advantages(config, rewards_PG)
-        flat_P = np.concatenate([flat_P, np.asarray(groups.zero_variance_P)])
-        if np.sum(~flat_P) >= P:
-            break
-    scored = join(parts)
-    keep_P = np.asarray(keep_groups(jnp.asarray(flat_P), P))
-    scored = take_rows(scored, (keep_P[:, None] * G + np.arange(G)).reshape(-1))
-    rewards_PG = scored.total_B.reshape(P, G)
-    groups = _advantages(config, rewards_PG)
-    gathered = Gathered(
-        scored,
-        np.asarray(groups.adv_PG).reshape(-1),
-        np.asarray(groups.mask_PG).reshape(-1),
-        float(np.mean(flat_P)),
-        len(parts),
-    )
+    advantages = partial(_advantages, config)
+    gathered = gather_groups(draw, advantages, G, config.update.refill_rounds, roller.mesh)
+    scored = gathered.scored
     seconds = time.perf_counter() - clock
     return gathered, {
         "time/rollout": seconds - scored.reward_seconds,

@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from gotr1_jax.data.files import Names, expand
+from gotr1_jax.data.parquet import open_parquet
 from gotr1_jax.data.shapes.captions import SPLITS, sample_caption, write_caption
 from gotr1_jax.data.shapes.rationales import write_rationale
 from gotr1_jax.data.shapes.render import render
@@ -22,6 +24,8 @@ from gotr1_jax.errors import InputError
 _WORLD_VERSION = 1
 # Draws before a request for distinct captions is given up.
 _TRIES_PER_CAPTION = 200
+# Where captions stand unless the user says so; the first that is there counts.
+_CAPTION_KEYS = ("prompt", "caption")
 
 
 class PictureSource(Protocol):
@@ -126,16 +130,29 @@ class CaptionLine:
     line: str
 
 
-def read_captions(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Captions of a file, in order; see `iter_captions`."""
-    return tuple(entry.text for entry in iter_captions(path))
+def read_captions(source: Names, column: str = "", count: int | None = None) -> tuple[str, ...]:
+    """Captions of one file or several, of names with wildcards too, one after the other.
+
+    Files end in .jsonl or .parquet, whose captions stand under `column` (empty: "prompt", else
+    "caption"), or are text with a caption a line; see `iter_captions`. `count` takes that many,
+    spread evenly over the whole. Raises InputError for what cannot be read, and for too few.
+    """
+    found: list[str] = []
+    for path in expand(source, "captions"):
+        read = _parquet_captions if path.suffix == ".parquet" else iter_captions
+        found += [entry.text for entry in read(path, column=column)]
+    if count is None:
+        return tuple(found)
+    if count > len(found):
+        raise InputError(f"{count} captions are wanted of {source}, which holds {len(found)}")
+    return tuple(found[i * len(found) // count] for i in range(count))
 
 
 def iter_captions(
-    path: str | os.PathLike[str], json_lines: bool | None = None
+    path: str | os.PathLike[str], json_lines: bool | None = None, column: str = ""
 ) -> Iterator[CaptionLine]:
     """Captions of a file in UTF-8, in order: one a line, or one JSON object a line with the key
-    "prompt" or "caption". The file is read as it is asked for, not held.
+    `column` (empty: "prompt", else "caption"). The file is read as it is asked for, not held.
 
     Any line ending, a byte order mark, blank lines and a missing final newline are taken.
     `json_lines` says which of the two it is; None goes by the ending .jsonl.
@@ -147,10 +164,32 @@ def iter_captions(
     found = False
     for number, line in read_lines(path, "captions"):
         found = True
-        text = _json_caption(path, number, line) if json_lines else line
+        text = _json_caption(path, number, line, column) if json_lines else line
         yield CaptionLine(text, number, line)
     if not found:
         raise InputError(f"{path} holds no caption; write one a line")
+
+
+def _parquet_captions(path: Path, column: str = "") -> Iterator[CaptionLine]:
+    """As `iter_captions`; numbers are those of rows, from 1."""
+    with open_parquet(path, "captions") as file:
+        present = file.schema_arrow.names
+        wanted = _CAPTION_KEYS if not column else (column,)
+        key = next((name for name in wanted if name in present), None)
+        if key is None:
+            raise InputError(
+                f"{path} has no column {' or '.join(map(repr, wanted))} for captions; it has "
+                f"{', '.join(present)}"
+            )
+        number = 0
+        for batch in file.iter_batches(columns=[key]):
+            for text in batch.column(0).to_pylist():
+                number += 1
+                if not isinstance(text, str) or not text.strip():
+                    raise InputError(f"{path}, row {number} has no text under {key!r}")
+                yield CaptionLine(text.strip(), number, text)
+        if not number:
+            raise InputError(f"{path} holds no caption: it has no row")
 
 
 def read_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
@@ -173,15 +212,17 @@ def read_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
         ) from error
 
 
-def _json_caption(path: Path, number: int, line: str) -> str:
+def _json_caption(path: Path, number: int, line: str, column: str) -> str:
     where = f"{path}, line {number}"
+    wanted = (column,) if column else _CAPTION_KEYS
+    keys = " or ".join(map(repr, wanted))
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{where} is not JSON: {error.msg}") from error
     if not isinstance(record, dict):
-        raise InputError(f"{where} is not an object with the key 'prompt' or 'caption'")
-    caption = record.get("prompt", record.get("caption"))
+        raise InputError(f"{where} is not an object with the key {keys}")
+    caption = next((record[key] for key in wanted if key in record), None)
     if not isinstance(caption, str) or not caption.strip():
-        raise InputError(f"{where} has no text under 'prompt' or 'caption'")
+        raise InputError(f"{where} has no text under {keys}; its keys: {', '.join(record)}")
     return caption.strip()

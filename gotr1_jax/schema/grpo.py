@@ -54,12 +54,21 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class CaptionsConfig:
-    """Captions of the shapes world, or of a text / JSONL file."""
+    """Captions of the shapes world, or of files."""
 
-    # "shapes", or the path of a .txt (a caption a line) or .jsonl file (key prompt or caption).
-    source: str = "shapes"
-    # Captions drawn from the shapes world's training split; a file is used whole.
+    # "shapes", or files, one or a list: text (a caption a line), .jsonl or .parquet. A name may
+    # hold the wildcards * and ?; what all files hold is put together, in this order.
+    source: str | tuple[str, ...] = "shapes"
+    # Key of .jsonl and column of .parquet files; empty: "prompt", else "caption".
+    column: str = ""
+    # Captions drawn from the shapes world's training split; files are used whole.
     count: int = 4096
+
+    def check(self) -> None:
+        if self.source == "shapes":
+            positive("captions", count=self.count)
+        elif not self.source:
+            raise InputError("captions.source is empty; name a file, or shapes")
 
 
 @dataclass(frozen=True)
@@ -184,8 +193,12 @@ class UpdateConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Held-out captions of the shapes world, before, during and after training."""
+    """Held-out captions, before, during and after training."""
 
+    # As captions.source: "shapes" is its held-out split; of files, captions spread evenly.
+    source: str | tuple[str, ...] = "shapes"
+    # As captions.column.
+    column: str = ""
     captions: int = 128
     # Samples of each caption; a caption's score is their mean.
     samples: int = 4

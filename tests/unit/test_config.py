@@ -14,9 +14,7 @@ from gotr1_jax import cli
 from gotr1_jax.config import from_dict, load_config, parse_overrides, to_yaml
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import LoraConfig
-from gotr1_jax.schema import GrpoConfig, OptimizerConfig, SftConfig, VqTrainConfig
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+from gotr1_jax.schema import GrpoConfig, OptimizerConfig, SftConfig
 
 
 def load(tmp_path: Path, values: dict[str, Any], *overrides: str) -> GrpoConfig:
@@ -41,6 +39,8 @@ def test_values_defaults_and_overrides(values, tmp_path):
     assert (config.mesh.data, config.mesh.tensor) == (1, 2)
     assert (config.captions.source, config.captions.count) == ("captions.txt", 8)
     assert load(tmp_path, values, "--policy.lora", "null").policy.lora is None
+    several = load(tmp_path, values, "--captions.source", "[a.txt, b.jsonl]")
+    assert several.captions.source == ("a.txt", "b.jsonl")
 
 
 def test_an_override_makes_the_section_it_needs(values, tmp_path):
@@ -57,16 +57,6 @@ def test_resolved_configuration_reads_back_equal(values, tmp_path):
     assert "\u00f8" in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_committed_configurations_are_valid(path: Path, tmp_path: Path):
-    kind = path.stem.split("_")[1]
-    schema = {"vq": VqTrainConfig, "sft": SftConfig, "grpo": GrpoConfig}[kind]
-    config = load_config(schema, path)
-    again = tmp_path / "again.yaml"
-    again.write_text(to_yaml(config), encoding="utf-8")
-    assert load_config(schema, again) == config
-
-
 FAULTS = {
     "unknown key": ({"stepz": 3}, "unknown configuration key 'stepz'; did you mean 'steps'?"),
     "unknown nested key": (
@@ -81,6 +71,8 @@ FAULTS = {
     "text for a rate": ({"optimizer.learning_rate": "fast"}, "learning_rate is 'fast'"),
     "no such choice": ({"loss.kind": "ppo"}, "loss.kind is 'ppo'; choose one of grpo, dapo"),
     "value for a list": ({"reward.terms": "sem"}, "reward.terms is 'sem'; expected a list"),
+    "neither one nor a list": ({"captions.source": 3}, "captions.source is 3; expected str"),
+    "no source": ({"captions.source": []}, "captions.source is empty; name a file"),
     "value for a section": ({"policy": 3}, "policy is 3; expected a section with keys"),
     "unknown term": (
         {"reward.terms": ["sem", "hps"]},

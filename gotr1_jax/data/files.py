@@ -1,0 +1,60 @@
+"""What a user names as data: files, names with wildcards, folders."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from gotr1_jax.errors import InputError
+
+Names = str | os.PathLike[str] | Sequence[str]
+"""One name, or several."""
+
+
+def as_names(source: Names) -> tuple[str, ...]:
+    """The names in `source`, which may be a single one."""
+    if isinstance(source, (str, os.PathLike)):
+        return (os.fspath(source),)
+    return tuple(source)
+
+
+def expand(source: Names, what: str, endings: Iterable[str] = ()) -> tuple[Path, ...]:
+    """The files that names mean, in the order of the names.
+
+    A name with wildcards (*, ?, [a-z]; ** for any folders) stands for all files that fit it, a
+    folder for all files under it with one of `endings`; both are sorted. A file that is there is
+    taken as it is, whatever its name. `what` says in an error what was looked for.
+    Raises InputError for a name that means no file, and for a file that two names mean.
+    """
+    endings = tuple(endings)
+    found: dict[Path, str] = {}
+    for name in as_names(source):
+        paths = _files_of(name, what, endings)
+        for path in paths:
+            if path in found:
+                raise InputError(
+                    f"{path} is named twice for {what}, by {found[path]!r} and {name!r}; name it "
+                    "once"
+                )
+            found[path] = name
+    if not found:
+        raise InputError(f"no file is named for {what}")
+    return tuple(found)
+
+
+def _files_of(name: str, what: str, endings: tuple[str, ...]) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        paths = [p for p in path.rglob("*") if p.name.endswith(endings) and p.is_file()]
+        if not endings or not paths:
+            wanted = f"; it holds no {', '.join(endings)}" if endings else ""
+            raise InputError(f"{what}: {name} is a folder{wanted}; name files")
+        return sorted(paths)
+    if path.exists() or not glob.has_magic(name):
+        return [path]
+    paths = [p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file()]
+    if not paths:
+        raise InputError(f"{what}: no file fits {name!r} (looked from {Path.cwd()})")
+    return sorted(paths)
