@@ -35,6 +35,7 @@ COMMANDS = {
     "export": ("gotr1_jax.export_checkpoint", "a run or checkpoint for transformers or peft"),
     "judge": ("gotr1_jax.judge", "score plans and pictures that were drawn before"),
     "eval": ("gotr1_jax.evaluation.command", "benchmarks of papers, and what a model understands"),
+    "ablate": ("gotr1_jax.ablate", "train variants in turn and compare them"),
     "bench": ("gotr1_jax.bench", "measure sampling and updates, also against torch"),
 }
 

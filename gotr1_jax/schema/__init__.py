@@ -3,6 +3,7 @@
 Each field is documented where it stands; `configs/` holds one complete YAML an experiment.
 """
 
+from gotr1_jax.schema.ablation import AblationConfig, VariantConfig
 from gotr1_jax.schema.grpo import (
     CaptionsConfig,
     EntropyConfig,
@@ -35,6 +36,7 @@ from gotr1_jax.schema.vq import (
 )
 
 __all__ = [
+    "AblationConfig",
     "CaptionsConfig",
     "CheckpointConfig",
     "CropConfig",
@@ -53,6 +55,7 @@ __all__ = [
     "SftConfig",
     "SftDataConfig",
     "UpdateConfig",
+    "VariantConfig",
     "VqLossWeights",
     "VqTrainConfig",
     "check_seed",

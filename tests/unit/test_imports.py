@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("report", "generation", "convert_checkpoint"),
     (
+        "ablate",
         "train_vq",
         "train_sft",
         "train_grpo",

@@ -1,0 +1,55 @@
+"""The configuration of `gotr1 ablate`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.schema.shared import check_seed
+
+
+@dataclass(frozen=True)
+class VariantConfig:
+    """One way to train: a configuration of `gotr1 train grpo` with some fields changed."""
+
+    # Of its folder: lower-case letters, digits, "_" and "-".
+    name: str
+    # What the table calls it; empty: its name.
+    title: str = ""
+    # The configuration file; null: that of the ablation.
+    base: str | None = None
+    # "key=value" each, as after `--` on the command line; they follow those of all variants.
+    overrides: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        if not re.fullmatch(r"[a-z0-9_-]+", self.name):
+            raise InputError(
+                f"the variant's name {self.name!r} becomes a folder; use a to z, 0 to 9, _ and -"
+            )
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """Variants trained one after the other and compared: `gotr1 ablate`."""
+
+    run_dir: str
+    # A configuration of `gotr1 train grpo` that variants change.
+    base: str
+    variants: tuple[VariantConfig, ...]
+    seeds: tuple[int, ...] = (0,)
+    # "key=value" each, for all variants.
+    overrides: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        if not self.variants or not self.seeds:
+            raise InputError("an ablation needs at least one of variants and one of seeds")
+        for what, values in (
+            ("variants", [variant.name for variant in self.variants]),
+            ("seeds", list(self.seeds)),
+        ):
+            double = next((value for value in values if values.count(value) > 1), None)
+            if double is not None:
+                raise InputError(f"{what} holds {double!r} twice; name each once")
+        for seed in self.seeds:
+            check_seed(seed)
