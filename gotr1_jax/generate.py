@@ -66,14 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, metavar="B",
         help="rows drawn at once, rounded up to a multiple of the devices (by free memory)",
     )  # fmt: skip
-    _add_sampling(parser)
+    add_sampling_arguments(parser)
     parser.add_argument(
         "--json", action="store_true",
         help="print result.json to standard output, for many captions one line each",
     )  # fmt: skip
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say how tokens are drawn; all are fields of `GenerateConfig`."""
     parser.add_argument("--greedy", action="store_true", help="take the most likely token always")
     parser.add_argument("--cfg", type=float, default=5.0, metavar="W", help="guidance weight (5)")
     parser.add_argument(

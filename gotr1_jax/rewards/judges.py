@@ -176,11 +176,16 @@ def _make_one(config: JudgeConfig, cache: AnswerCache | None, mesh: Mesh | None)
         assert config.python is not None
         judge = PythonJudge(config.python.function, config.terms)
         return judge if cache is None else CachedJudge(judge, cache)
-    engine = _make_engine(config, mesh)
+    engine = make_engine(config, mesh)
     return MultimodalJudge(engine, config.scored_terms, config.questions, cache)
 
 
-def _make_engine(config: JudgeConfig, mesh: Mesh | None) -> Engine:
+def make_engine(config: JudgeConfig, mesh: Mesh | None = None) -> Engine:
+    """The engine of a judge that answers questions; InputError for a kind that has none."""
+    if config.kind not in ("http", "qwen2_5_vl"):
+        raise InputError(
+            f"judge.kind is {config.kind}, which answers no questions; use http or qwen2_5_vl"
+        )
     if config.kind == "http":
         assert config.http is not None
         return HttpEngine(config.http)
