@@ -9,14 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from gotr1_jax.errors import InputError
-from gotr1_jax.pictures import open_picture, preprocess, read_settings
+from gotr1_jax.pictures import open_picture
 from gotr1_jax.text import chat_parts
 
-_PROMPT_MULTIPLE = 16  # prompts are padded to a multiple of this; every length compiles anew
 _log = logging.getLogger(__name__)
 
 
@@ -124,56 +120,17 @@ def describe(config: DescribeConfig) -> Answer:
     )
     pictures = [open_picture(path) for path in config.images]
     # Imported late: bad input is answered without waiting for jax.
-    import jax.numpy as jnp
-
-    from gotr1_jax.convert.checkpoint import find_checkpoint, load_checkpoint
+    from gotr1_jax.convert.hub import find_checkpoint
+    from gotr1_jax.generation.asking import Asker
     from gotr1_jax.parallel.startup import default_dtype
-    from gotr1_jax.sampling.answer import AnswerConfig, tokens_per_picture
-    from gotr1_jax.text import TextTokenizer
+    from gotr1_jax.sampling.answer import AnswerConfig
 
     how = AnswerConfig(config.max_tokens, config.temperature)
     source = find_checkpoint(config.ckpt)
-    dtype = jnp.dtype(config.dtype or default_dtype())
-    checkpoint = load_checkpoint(source, parts=("policy", "understanding"), dtype=dtype)
-    pixels = _pixels(pictures, source, checkpoint.config.siglip.image_size)
-    tokenizer: TextTokenizer = checkpoint.tokenizer
-    ids = tokenizer.encode_question(
-        config.question, len(pictures), tokens_per_picture(checkpoint.config), config.system
-    )
-    answer_ids, ended = _answer(checkpoint, how, ids, pixels, config.seed)
-    return Answer(tokenizer.decode(answer_ids).strip(), tuple(answer_ids), ended, prompt, len(ids))
-
-
-def _pixels(pictures: list[Image.Image], source: Path, size: int) -> np.ndarray:
-    """The tower's input, float32 (N, size, size, 3)."""
-    settings = read_settings(source, size)
-    return np.stack([preprocess(picture, settings) for picture in pictures])
-
-
-def _answer(
-    checkpoint: Any, how: Any, prompt_ids: list[int], pixels: np.ndarray, seed: int
-) -> tuple[list[int], bool]:
-    """Tokens of the answer, and whether it came to its end."""
-    import jax.numpy as jnp
-    from flax import nnx
-
-    from gotr1_jax.data.pipeline import pad_rows
-    from gotr1_jax.sampling.answer import Answerer
-    from gotr1_jax.sampling.rows import PromptBatch
-    from gotr1_jax.sampling.sampler import row_keys
-
-    size = -(-len(prompt_ids) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
-    specials = checkpoint.tokenizer.specials
-    padded, lengths = pad_rows([prompt_ids], size, specials.pad)
-    prompts = PromptBatch(jnp.asarray(padded), jnp.asarray(lengths))
-    policy, policy_state = nnx.split(checkpoint.policy_module(checkpoint.dtype))
-    tower, tower_state = nnx.split(checkpoint.understanding_module())
-    answerer = Answerer(policy, tower, checkpoint.config, specials, how)
-    params = answerer.prepare(policy_state)
-    keys = row_keys(seed, 0, jnp.zeros((1,), jnp.int32), 1)
-    answers = answerer(params, tower_state, prompts, jnp.asarray(pixels), keys)
-    length = int(answers.len_P[0])
-    return np.asarray(answers.ids_PT[0, :length]).tolist(), bool(answers.ended_P[0])
+    asker = Asker(source, how, config.dtype or default_dtype(), config.system)
+    ids = asker.prompt_ids(config.question, len(pictures))
+    said = asker([ids], pictures, seed=config.seed)[0]
+    return Answer(said.text, said.ids, said.ended, prompt, len(ids))
 
 
 def _result(config: DescribeConfig, answer: Answer) -> dict[str, Any]:
