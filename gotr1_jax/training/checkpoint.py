@@ -8,7 +8,7 @@ flipped byte, names a step that a full disk swallowed as the latest, and casts d
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import logging
 import shutil
 import threading
@@ -29,6 +29,7 @@ from gotr1_jax.training.manifest import (
     read_manifest,
     write_manifest,
 )
+from gotr1_jax.training.record import compare, decode, encode, flatten, specs
 from gotr1_jax.training.run_dir import CHECKPOINTS_NAME, write_failure
 
 _PREFIX = "step_"
@@ -51,19 +52,25 @@ class Checkpoints:
     process of a run makes the same calls; process 0 writes manifests and deletes.
     """
 
-    def __init__(self, directory: Path | str, keep: int = 3, keep_best: bool = True) -> None:
+    def __init__(
+        self, directory: Path | str, keep: int = 3, keep_best: bool = True, beside: Any = None
+    ) -> None:
         """Opens `directory`, which may not exist yet.
 
         Args:
             directory: where the steps lie.
             keep: how many of the newest good steps stay.
             keep_best: whether the one with the best score stays too.
+            beside: a pytree of what the run reads and does not save, such as the weights under its
+                adapters: steps are restored beside the same shapes and dtypes only. None asks for
+                nothing.
         """
         if keep < 1:
             raise InputError(f"checkpoints: keep is {keep}, it must be at least 1")
         self.directory = Path(directory).absolute()
         self._keep = keep
         self._keep_best = keep_best
+        self._beside = None if beside is None else specs(beside)
         self._bad: set[int] = set()
         self._writer: ocp.AsyncCheckpointer | None = None
         self._thread: threading.Thread | None = None
@@ -98,8 +105,8 @@ class Checkpoints:
             RunError: this save cannot start, or the one before it failed.
         """
         self.wait()
-        arrays = _flatten(tree)
-        record = {"meta": _encode(meta), "arrays": {k: _spec(v) for k, v in arrays.items()}}
+        arrays = flatten(tree)
+        record = {"meta": encode(meta), "arrays": specs(tree), "beside": self._beside}
         folder = self.folder(step)
         try:
             self._remove_unfinished()
@@ -174,7 +181,8 @@ class Checkpoints:
             step: which one; None takes the newest good one, and says which it passed over.
 
         Raises:
-            InputError: its arrays are not those of `target`; both are named.
+            InputError: its arrays are not those of `target`, or what was beside them is not what
+                is; a path and both values are named.
             RunError: it does not count or is damaged; or no step is good.
         """
         self.wait()
@@ -187,24 +195,34 @@ class Checkpoints:
             if problem:
                 raise RunError(f"checkpoint {self.folder(step)} cannot be used: {problem}")
         folder = self.folder(step)
-        wanted = _flatten(target)
+        wanted = flatten(target)
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
             record = reader.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
             record = record.meta
-            _compare(record["arrays"], {k: _spec(v) for k, v in wanted.items()}, folder)
+            compare(record["arrays"], specs(target), folder)
+            if self._beside is not None and record.get("beside") is not None:
+                compare(record["beside"], self._beside, folder)
             abstract = {path: _abstract(leaf) for path, leaf in wanted.items()}
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             arrays = reader.restore(folder, args=args).state
         treedef = jax.tree.structure(target)
         tree = jax.tree.unflatten(treedef, [arrays[path] for path in wanted])
-        return Restored(tree, _decode(record["meta"]), step)
+        return Restored(tree, decode(record["meta"]), step)
 
     def drop_after(self, step: int) -> None:
-        """Removes every later step than the one that a run goes on from."""
+        """Removes every later step than the one that a run goes on from; RunError if it cannot."""
         self.wait()
         for later in self._folders():
             if later > step:
-                self._remove(later)
+                try:
+                    self._remove(later)
+                except OSError as error:
+                    raise write_failure(self.folder(later), error) from error
+
+    def warn_unfinished(self) -> None:
+        """Names the folders of steps that do not count, the newest first."""
+        for step in sorted(set(self._folders()) - set(self.steps()), reverse=True):
+            _log.warning("checkpoint %s was never finished; it is ignored", self.folder(step))
 
     # The background part of a save.
 
@@ -216,8 +234,8 @@ class Checkpoints:
             if jax.process_index() == 0:
                 write_manifest(folder, step, score)
         except BaseException as error:
-            self._abandon(step)
             self._error = _save_failure(folder, error)
+            self._abandon(step)
             return
         if jax.process_index() == 0:
             try:
@@ -264,17 +282,17 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _abandon(self, step: int) -> None:
-        """Leaves nothing of a save that failed."""
-        self._remove(step)
-        for path in self.directory.glob(f"{self.folder(step).name}.*"):
-            if jax.process_index() == 0:
-                shutil.rmtree(path, ignore_errors=True)
+        """Leaves nothing of a save that failed, where the disk still lets it be removed."""
+        with contextlib.suppress(OSError):
+            self._remove(step)
+            for path in self.directory.glob(f"{self.folder(step).name}.*"):
+                if jax.process_index() == 0:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _newest_good(self) -> int:
         """The newest good step, -1 where none counts, -2 where none is good."""
         counted = self.steps()
-        for step in sorted(set(self._folders()) - set(counted), reverse=True):
-            _log.warning("checkpoint %s was never finished; it is ignored", self.folder(step))
+        self.warn_unfinished()
         for step in reversed(counted):
             problem = manifest_problem(self.folder(step), step)
             if problem is None:
@@ -289,7 +307,9 @@ def resolve_resume(mode: str, run_dir: Path | str) -> Path | None:
 
     Args:
         mode: `never`; `auto`: this run's own checkpoints, if there are any; or the path of a run
-            directory, its `checkpoints`, or one step's folder.
+            directory, its `checkpoints`, or one step's folder. Of another run it is where this one
+            begins: once this one has checkpoints of its own, the same command goes on from those.
+            A step of this run is gone back to every time.
         run_dir: the run's directory.
 
     Raises:
@@ -297,40 +317,29 @@ def resolve_resume(mode: str, run_dir: Path | str) -> Path | None:
     """
     if mode == "never":
         return None
+    own = Checkpoints(Path(run_dir) / CHECKPOINTS_NAME)
     if mode == "auto":
-        own = Path(run_dir) / CHECKPOINTS_NAME
-        return own if Checkpoints(own).steps() else None
+        if own.steps():
+            return own.directory
+        own.warn_unfinished()
+        return None
     path = Path(mode)
     for folder in (path / CHECKPOINTS_NAME, path):
         if Checkpoints(folder).steps() or (folder / MANIFEST_NAME).is_file():
-            return folder
+            inside = own.directory.resolve() in (folder.resolve(), folder.resolve().parent)
+            return folder if inside or not own.steps() else own.directory
     what = "holds no checkpoint" if path.exists() else "does not exist"
     raise InputError(
         f"--resume {mode} {what}; give auto, never, a run directory or one of its checkpoints"
     )
 
 
-def restore_path(path: Path, target: Any) -> Restored:
+def restore_path(path: Path, target: Any, beside: Any = None) -> Restored:
     """Restores from what `resolve_resume` found: the newest good step, or exactly the one named."""
     if (path / MANIFEST_NAME).is_file():
-        return Checkpoints(path.parent).restore(target, int(path.name.removeprefix(_PREFIX)))
-    return Checkpoints(path).restore(target)
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-    """Leaves by their paths, `params/decoder/embed`, in the order of the tree."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    flat = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
-    if len(flat) != len(leaves):
-        raise ValueError("two leaves of the tree have the same path")
-    for path, leaf in flat.items():
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            raise ValueError(f"{path} is a {type(leaf).__name__}, not an array; put it into meta")
-    return flat
-
-
-def _spec(leaf: Any) -> list[Any]:
-    return [list(leaf.shape), str(leaf.dtype)]
+        step = int(path.name.removeprefix(_PREFIX))
+        return Checkpoints(path.parent, beside=beside).restore(target, step)
+    return Checkpoints(path, beside=beside).restore(target)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -338,22 +347,6 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _compare(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    def show(spec: Any) -> str:
-        return "absent" if spec is None else f"{spec[1]} {tuple(spec[0])}"
-
-    paths = [*wanted, *(path for path in saved if path not in wanted)]
-    wrong = [path for path in paths if saved.get(path) != wanted.get(path)]
-    if wrong:
-        path = wrong[0]
-        more = f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
-        raise InputError(
-            f"checkpoint {folder} does not fit this configuration: {path} is"
-            f" {show(saved.get(path))} in the checkpoint but {show(wanted.get(path))} here{more};"
-            " use the configuration that wrote it, or --resume never"
-        )
 
 
 def _save_failure(folder: Path, error: BaseException) -> GotR1Error:
@@ -365,24 +358,3 @@ def _save_failure(folder: Path, error: BaseException) -> GotR1Error:
     if isinstance(error, OSError):
         return write_failure(folder, error)
     return RunError(f"checkpoint {folder} was not saved: {type(error).__name__}: {text[:300]}")
-
-
-def _encode(value: Any) -> Any:
-    """JSON values, with bytes as base64 under a name that nothing else has."""
-    if isinstance(value, bytes):
-        return {"__bytes__": base64.b64encode(value).decode()}
-    if isinstance(value, Mapping):
-        return {str(key): _encode(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_encode(item) for item in value]
-    return value
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, dict):
-        if set(value) == {"__bytes__"}:
-            return base64.b64decode(value["__bytes__"])
-        return {key: _decode(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_decode(item) for item in value]
-    return value

@@ -9,17 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import RunError
-from gotr1_jax.training.run_dir import atomic_write
+from gotr1_jax.training.run_dir import atomic_write, sync
 
 MANIFEST_NAME = "manifest.json"
 
 
 def write_manifest(folder: Path, step: int, score: float | None) -> None:
-    """Hashes all files under `folder` and writes its manifest, atomically and last."""
+    """Hashes all files under `folder` and writes its manifest, atomically and last.
+
+    The files are on disk before the manifest is: it outlives no power cut that they do not.
+    Raises OSError or RunError.
+    """
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     hashes = _hash_all(folder, names)
     if not names or None in hashes.values():
         raise RunError(f"checkpoint {folder} was not saved: its files cannot be read back")
+    for path in (*folder.rglob("*"), folder, folder.parent):
+        sync(path)
     manifest = {"step": step, "score": score, "files": hashes}
     atomic_write(folder / MANIFEST_NAME, json.dumps(manifest, indent=1) + "\n")
 

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.parallel.processes import is_first
 from gotr1_jax.training.run_dir import RunDir, atomic_write, plain_json, write_failure
 
 
@@ -34,7 +35,10 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
 
 
 class MetricsWriter:
-    """Writes one line a step to `metrics.jsonl`, and the same values as TensorBoard events."""
+    """Writes one line a step to `metrics.jsonl`, and the same values as TensorBoard events.
+
+    Of several processes only process 0 writes; in the others it does nothing.
+    """
 
     def __init__(self, run: RunDir, start_step: int = 0) -> None:
         """Opens both for a run that goes on from `start_step` (0: from the beginning).
@@ -42,11 +46,13 @@ class MetricsWriter:
         Lines of later steps are removed: the run writes them again, and its file becomes that of
         a run that was never interrupted.
         """
+        self._path, self._writes = run.metrics, is_first()
+        if not self._writes:
+            return
         # Imported late: it imports torch where that is installed, seconds that only a run pays.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
-        self._path = run.metrics
         try:
             run.tensorboard.mkdir(parents=True, exist_ok=True)
             kept = []
@@ -74,8 +80,11 @@ class MetricsWriter:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds the values of a step: numbers or arrays of one number; NaN is written as null.
 
-        Raises RunError when the disk is full.
+        The line is on disk then: a checkpoint that outlives a power cut has its metrics. Raises
+        RunError when the disk is full.
         """
+        if not self._writes:
+            return
         from tensorboardX.proto.summary_pb2 import Summary
 
         numbers = plain_json({"step": step, **values})
@@ -89,12 +98,15 @@ class MetricsWriter:
         )
         try:
             self._file.write(line)
+            os.fsync(self._file.fileno())
             self._add_event(step, summary=summary)
         except OSError as error:
             raise write_failure(self._path, error) from error
 
     def close(self) -> None:
         """Closes both files; RunError when the disk is too full for what is left to write."""
+        if not self._writes:
+            return
         self._file.close()
         try:
             self._events.close()
@@ -109,7 +121,10 @@ class MetricsWriter:
 
 
 class Progress:
-    """Steps done, rate, remaining time and a few values: a bar on a terminal, else plain lines."""
+    """Steps done, rate, remaining time and a few values: a bar on a terminal, else plain lines.
+
+    Of several processes only process 0 shows any.
+    """
 
     def __init__(
         self,
@@ -139,7 +154,8 @@ class Progress:
         # The first step compiles; the rate is that of the steps after it.
         self._first: tuple[float, int] | None = None
         self._bar: tqdm | None = None
-        if self._stream.isatty():
+        self._shows = is_first()
+        if self._shows and self._stream.isatty():
             self._bar = tqdm(
                 total=total, initial=start, desc=label, unit=f" {unit}s", file=self._stream,
                 dynamic_ncols=True,
@@ -175,7 +191,7 @@ class Progress:
         """Prints a line without breaking the bar."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
-        else:
+        elif self._shows:
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:

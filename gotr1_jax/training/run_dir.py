@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ TENSORBOARD_NAME = "tensorboard"
 REPORT_NAME = "report.html"
 SUMMARY_NAME = "summary.json"
 _RECORDS_NAME = "samples.jsonl"
+# What a killed process leaves of a file or folder that it did not get to rename.
+_LEFTOVER = re.compile(r"\..+\.(tmp|old)\d+")
 
 
 def write_failure(path: Path, error: OSError) -> RunError:
@@ -67,8 +70,25 @@ def atomic_write(path: Path | str, data: bytes | str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+            sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Returns when a file's bytes, or a directory's names, are on disk; OSError if they cannot be.
+
+    Without it a power cut can leave a new name over an empty file.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot flush a directory.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_json_atomic(path: Path | str, value: Any) -> None:
@@ -128,7 +148,8 @@ def create_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> Ru
     """Makes the directories of a run; a new one also gets its resolved configuration.
 
     A run that is there keeps the configuration that it has: the job calls `store_config` once
-    its checkpoint was restored under the new one.
+    its checkpoint was restored under the new one. What a killed process left half-written in it
+    is removed.
 
     Args:
         root: the run's directory; its parents are made.
@@ -147,6 +168,9 @@ def create_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> Ru
     with _clear_errors(run.root):
         for folder in (run.checkpoints, run.samples, run.tensorboard):
             folder.mkdir(parents=True, exist_ok=True)
+        for path in (*run.root.iterdir(), *run.samples.iterdir()):
+            if _LEFTOVER.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     if not run.config.exists():
         store_config(run, config_text)
     return run

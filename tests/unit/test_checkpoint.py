@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +94,7 @@ def test_restore_follows_the_target_sharding(tmp_path):
     checkpoints.close()
 
 
-@pytest.mark.parametrize("damage", ["flip", "gut", "missing", "manifest"])
+@pytest.mark.parametrize("damage", ["flip", "gut", "missing", "hollow", "manifest"])
 def test_damage_falls_back_to_the_newest_good_step_and_says_so(tmp_path, caplog, damage):
     checkpoints = save_steps(tmp_path, 1, 2, 3)
     folder = checkpoints.folder(3)
@@ -103,14 +105,19 @@ def test_damage_falls_back_to_the_newest_good_step_and_says_so(tmp_path, caplog,
         victim.write_bytes(b"")
     elif damage == "missing":
         victim.unlink()
+    elif damage == "hollow":
+        shutil.rmtree(folder / "meta")
+        shutil.rmtree(folder / "state")
+        victim = folder
     else:
         victim = folder / manifest.MANIFEST_NAME
         victim.write_text("{")
     restored = Checkpoints(tmp_path).restore(make_tree())
     assert restored.step == 2 and same(restored.tree, make_tree(2.0))
     warning = next(r.getMessage() for r in caplog.records if r.levelname == "WARNING")
-    reason = {"missing": "is missing", "manifest": "cannot be read"}.get(damage, "was damaged")
-    assert f"{victim} {reason}" in warning
+    reasons = {"missing": " is missing", "hollow": "/.* is missing", "manifest": " cannot be read"}
+    reason = reasons.get(damage, " was damaged")
+    assert re.search(re.escape(str(victim)) + reason, warning)
     with pytest.raises(RunError, match=victim.name):
         Checkpoints(tmp_path).restore(make_tree(), step=3)
 
@@ -136,11 +143,13 @@ def test_a_step_without_manifest_does_not_count(tmp_path, caplog):
     checkpoints.close()
 
 
-def test_a_run_killed_in_its_first_save_has_no_checkpoint(tmp_path):
+def test_a_run_killed_in_its_first_save_has_no_checkpoint_and_says_so(tmp_path, caplog):
     checkpoints = save_steps(tmp_path / "checkpoints", 1)
     (checkpoints.folder(1) / manifest.MANIFEST_NAME).unlink()
     assert checkpoints.latest_good() is None
+    caplog.clear()
     assert resolve_resume("auto", tmp_path) is None
+    assert "step_000001 was never finished" in caplog.text
 
 
 def test_what_a_killed_save_left_is_cleared(tmp_path):
@@ -163,6 +172,26 @@ def test_what_does_not_fit_is_named_with_both_values(tmp_path):
         checkpoints.restore({**tree, "params": {**tree["params"], "new": jnp.zeros(1)}})
     with pytest.raises(InputError, match=r"opt/0 is int32 \(\) .* but absent here .*1 more"):
         checkpoints.restore({"params": tree["params"]})
+
+
+def test_what_lies_beside_is_held_to_the_same_shapes_and_dtypes(tmp_path):
+    """Adapters say nothing of the vocabulary and the dtype of the weights under them."""
+
+    def frozen(words: int, dtype: Any = jnp.float32) -> Any:
+        return {"frozen": {"embed": jax.ShapeDtypeStruct((words, 2), dtype)}}
+
+    with Checkpoints(tmp_path, beside=frozen(5)) as checkpoints:
+        checkpoints.save(1, make_tree(), META)
+    assert same(checkpoints.restore(make_tree()).tree, make_tree())
+    assert restore_path(tmp_path, make_tree(), frozen(5)).step == 1
+    assert restore_path(tmp_path, make_tree()).step == 1  # who reads nothing beside
+    other = r"frozen/embed is float32 \(5, 2\) in the checkpoint but float32 \(6, 2\) here"
+    with pytest.raises(InputError, match=other):
+        restore_path(tmp_path / "step_000001", make_tree(), frozen(6))
+    with pytest.raises(InputError, match=r"frozen/embed is float32 .* but bfloat16 \(5, 2\)"):
+        restore_path(tmp_path, make_tree(), frozen(5, jnp.bfloat16))
+    with pytest.raises(InputError, match=r"frozen/embed is float32 \(5, 2\) .* but absent here"):
+        restore_path(tmp_path, make_tree(), {})
 
 
 def test_retention_keeps_the_newest_and_the_best(tmp_path):
@@ -190,6 +219,56 @@ def test_drop_after(tmp_path):
     checkpoints = save_steps(tmp_path, 1, 2, 3)
     checkpoints.drop_after(1)
     assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+
+
+def test_files_are_on_disk_before_their_manifest_has_its_name(tmp_path, monkeypatch):
+    events: list[tuple[int, int] | str] = []
+
+    def fsync(descriptor: int) -> None:
+        about = os.fstat(descriptor)
+        events.append((about.st_dev, about.st_ino))
+
+    def replace(source: Path, target: Path) -> None:
+        events.append(Path(target).name)
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    folder = save_steps(tmp_path / "checkpoints", 1).folder(1)
+
+    def flushed(path: Path) -> int:
+        about = path.stat()
+        return events.index((about.st_dev, about.st_ino))
+
+    renamed = events.index(manifest.MANIFEST_NAME)
+    paths = [folder.parent, folder, *folder.rglob("*")]
+    assert len(paths) > 8 and all(flushed(path) < renamed for path in paths)
+    # The manifest's own name is flushed too.
+    about = folder.stat()
+    assert (about.st_dev, about.st_ino) in events[renamed:]
+
+
+def test_a_disk_that_nothing_can_be_removed_from_does_not_hide_a_failed_save(tmp_path, monkeypatch):
+    checkpoints = save_steps(tmp_path, 1)
+
+    def readonly(*_args: object, **_kwargs: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+
+        def fsync(_: int) -> None:
+            patched.setattr("pathlib.Path.unlink", readonly)
+            readonly()
+
+        patched.setattr(os, "fsync", fsync)
+        checkpoints.save(2, make_tree(2.0), META)
+        with pytest.raises(RunError, match="cannot write .*step_000002.*: Read-only file system"):
+            checkpoints.wait()
+        (tmp_path / "step_000009").mkdir()
+        with pytest.raises(RunError, match="cannot write .*step_000009: Read-only file system"):
+            checkpoints.drop_after(8)
+    assert checkpoints.latest_good() == 1
+    checkpoints.close()
 
 
 @pytest.mark.parametrize("where", ["orbax", "manifest"])
@@ -288,6 +367,11 @@ def test_resolve_resume(tmp_path):
     assert restore_path(other / "checkpoints", make_tree()).step == 2
     with pytest.raises(InputError, match="does not exist"):
         resolve_resume(str(run), run)
+    # Begun from another run, and preempted: the same command goes on with what it has saved since.
+    save_steps(tmp_path / "mine" / "checkpoints", 3)
+    assert resolve_resume(str(step), tmp_path / "mine") == tmp_path / "mine" / "checkpoints"
+    # Back to an earlier step of its own.
+    assert resolve_resume(str(step), other) == step
     with pytest.raises(InputError, match="holds no checkpoint"):
         resolve_resume(str(tmp_path), run)
 

@@ -162,6 +162,28 @@ def test_run_dir_is_not_mixed_with_another(tmp_path):
         create_run_dir(run.config, "", may_exist=True)
 
 
+def test_what_a_killed_process_left_half_written_is_cleared(tmp_path):
+    run = create_run_dir(tmp_path, "steps: 3\n", may_exist=False)
+    write_samples(run.samples, 1, [make_record(0)])
+    for path in (run.samples / ".step_000002.tmp77", tmp_path / ".model.old7"):
+        path.mkdir()
+        (path / "file").touch()
+    for name in (".summary.json.tmp77", ".mine", "notes.tmp1"):
+        (tmp_path / name).touch()
+    before = {path for path in tmp_path.rglob("*") if "7" not in str(path.relative_to(tmp_path))}
+    create_run_dir(tmp_path, "steps: 3\n", may_exist=True)
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_line_is_on_disk_when_it_is_written(tmp_path, monkeypatch):
+    with MetricsWriter(RunDir(tmp_path)) as writer:
+        flushed: list[os.stat_result] = []
+        monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor)))
+        writer.write(1, {"lr": 1.0})
+    about = (tmp_path / "metrics.jsonl").stat()
+    assert (about.st_ino, about.st_size) in [(found.st_ino, found.st_size) for found in flushed]
+
+
 def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     atomic_write(path, "old")
