@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -85,40 +85,18 @@ class ChunkRunner:
         self, text: tuple[nnx.GraphDef, nnx.State], cfg: DecoderConfig, dtype: Any,
         ends: tuple[int, ...], pad: int, limits: Limits, mesh: Mesh | None,
     ) -> None:  # fmt: skip
-        self._cfg, self._pad, self._limits, self._mesh = cfg, pad, limits, mesh
+        self._pad, self._limits, self._mesh = pad, limits, mesh
         self.counts = Counts()
-        self._params = _prepare(text, dtype, mesh)
-
-        def pinned(tree: Any) -> Any:
-            return _pin(tree, mesh)
-
-        def prefixes(params: TextParams, units: jax.Array, tokens: Stretch) -> Segment:
-            return pinned(read_prefixes(params, units, tokens, cfg))
-
-        def questions(
-            params: TextParams, units: jax.Array, tokens: Stretch, prefixes: Segment,
-            prefix_len: jax.Array, reads: int,
-        ) -> tuple[jax.Array, Context]:  # fmt: skip
-            return pinned(read_questions(params, units, tokens, prefixes, prefix_len, cfg, reads))
-
-        def start(
-            params: TextParams, hidden_BMD: jax.Array, limit: jax.Array, room: int, size: int
-        ) -> AnswerState:
-            return pinned(start_answers(params, hidden_BMD[:, -1], limit, cfg, ends, room, size))
-
-        self._read_prefixes = jax.jit(prefixes)
-        self._read_questions = jax.jit(questions, static_argnames="reads")
-        self._start = jax.jit(start, static_argnames=("room", "size"))
-        self._bucket = jax.jit(partial(run_answer_bucket, cfg=cfg, ends=ends), donate_argnums=2)
-        self._score = jax.jit(score_logps)
-        self._take = jax.jit(lambda tree, index: pinned(_take_rows(tree, index)))
+        graphdef, state = text
+        self.programs = text_programs(graphdef, cfg, dtype, ends, mesh)
+        self._params = self.programs.lay_out(state)
 
     def write(self, chunk: Chunk, asked: Sequence[TokenRow], units: jax.Array) -> list[Written]:
         """Greedy answers to a chunk's members, in their order."""
         hidden, context, B = self._read(chunk, asked, units, reads=1)
         limits = _padded([asked[i].limit for i in chunk.members], B, 0)
         size = min(_FIRST_BUCKET, chunk.answer)
-        state = self._start(
+        state = self.programs.start(
             self._params, hidden, self._on_rows(limits), room=chunk.answer, size=size
         )
         del hidden
@@ -138,7 +116,7 @@ class ChunkRunner:
         for b, places in enumerate(wanted):
             for m, ids in enumerate(places):
                 asked_BMK[b, m, : len(ids)] = ids
-        logps, finite = self._score(self._params, hidden, self._on_rows(asked_BMK))
+        logps, finite = self.programs.score(self._params, hidden, self._on_rows(asked_BMK))
         both = zip(np.asarray(logps), np.asarray(finite))
         return [(logp, bool(ok)) for logp, ok in both][: len(chunk.members)]
 
@@ -155,11 +133,11 @@ class ChunkRunner:
         parts = [(asked[i], cuts[g], asked[i].size) for i, g in zip(members, of_row)]
         rest = self._stretch(parts, B, chunk.rest)
         self._count(chunk, P, B, cuts, parts)
-        segment = self._read_prefixes(self._params, units, prefix)
+        segment = self.programs.read_prefixes(self._params, units, prefix)
         index = self._on_rows(_padded(of_row, B, 0))
-        segment = self._take(segment, index)
+        segment = self.programs.take(segment, index)
         lengths = self._on_rows(_padded([cuts[g] for g in of_row], B, 1))
-        hidden, context = self._read_questions(
+        hidden, context = self.programs.read_questions(
             self._params, units, rest, segment, lengths, reads=reads
         )
         return hidden, context, B
@@ -185,7 +163,7 @@ class ChunkRunner:
         while True:
             before = state.step
             first = int(before)
-            state = self._bucket(self._params, context, state)
+            state = self.programs.bucket(self._params, context, state)
             done = np.asarray(state.done_B)
             self.counts.decoded += (int(state.step) - first) * len(done)
             if done.all():
@@ -198,7 +176,7 @@ class ChunkRunner:
                 alive = np.arange(fewer) < len(left)
                 owner = np.where(alive, owner[index], -1)
                 there = self._on_rows(index)
-                context, state = self._take((context, state), there)
+                context, state = self.programs.take((context, state), there)
                 state = replace(state, done_B=state.done_B | ~self._on_rows(alive))
             size = min(2 * state.segment.size, longest)
             state = replace(state, segment=grow(state.segment, size))
@@ -221,18 +199,66 @@ class ChunkRunner:
         return jnp.asarray(x) if self._mesh is None else jax.device_put(x, rows(self._mesh))
 
 
-def _prepare(text: tuple[nnx.GraphDef, nnx.State], dtype: Any, mesh: Mesh | None) -> TextParams:
-    graphdef, state = text
+@dataclass(frozen=True)
+class TextPrograms:
+    """The text model's jitted functions; the module `programs` has what they compute.
+
+    Attributes:
+      lay_out: the decoder's state -> TextParams over the mesh.
+      read_prefixes, read_questions, start, bucket, score: prefixes, questions behind them, the
+        first tokens, a stretch of the answers, probabilities of scores.
+      take: rows of a tree, by their index.
+    """
+
+    lay_out: Callable[[nnx.State], TextParams]
+    read_prefixes: Any
+    read_questions: Any
+    start: Any
+    bucket: Any
+    score: Any
+    take: Any
+
+
+def text_programs(
+    graphdef: nnx.GraphDef, cfg: DecoderConfig, dtype: Any, ends: tuple[int, ...],
+    mesh: Mesh | None,
+) -> TextPrograms:  # fmt: skip
+    """Jitted functions of a decoder; arguments as for `ChunkRunner`. Nothing is compiled yet."""
 
     def lay_out(state: nnx.State) -> TextParams:
         decoder = nnx.merge(graphdef, state)
         assert isinstance(decoder, Decoder)
-        return lay_out_text(decoder, dtype)
+        params = lay_out_text(decoder, dtype)
+        if mesh is None:
+            return params
+        return jax.lax.with_sharding_constraint(params, text_shardings(params, mesh))
 
-    if mesh is None:
-        return jax.jit(lay_out)(state)
-    shardings = text_shardings(jax.eval_shape(lay_out, state), mesh)
-    return jax.jit(lay_out, out_shardings=shardings)(state)
+    def pinned(tree: Any) -> Any:
+        return _pin(tree, mesh)
+
+    def prefixes(params: TextParams, units: jax.Array, tokens: Stretch) -> Segment:
+        return pinned(read_prefixes(params, units, tokens, cfg))
+
+    def questions(
+        params: TextParams, units: jax.Array, tokens: Stretch, prefixes: Segment,
+        prefix_len: jax.Array, reads: int,
+    ) -> tuple[jax.Array, Context]:  # fmt: skip
+        return pinned(read_questions(params, units, tokens, prefixes, prefix_len, cfg, reads))
+
+    def start(
+        params: TextParams, hidden_BMD: jax.Array, limit: jax.Array, room: int, size: int
+    ) -> AnswerState:
+        return pinned(start_answers(params, hidden_BMD[:, -1], limit, cfg, ends, room, size))
+
+    return TextPrograms(
+        lay_out=jax.jit(lay_out),
+        read_prefixes=jax.jit(prefixes),
+        read_questions=jax.jit(questions, static_argnames="reads"),
+        start=jax.jit(start, static_argnames=("room", "size")),
+        bucket=jax.jit(partial(run_answer_bucket, cfg=cfg, ends=ends), donate_argnums=2),
+        score=jax.jit(score_logps),
+        take=jax.jit(lambda tree, index: pinned(_take_rows(tree, index))),
+    )
 
 
 def _take_rows(tree: Any, index: jax.Array) -> Any:

@@ -61,7 +61,7 @@ class PictureReader:
             return module(batch, dtype).reshape(-1, width)
 
         whole = None if mesh is None else replicated(mesh)
-        self._encode = jax.jit(encode, out_shardings=whole)
+        self.encode = jax.jit(encode, out_shardings=whole)
         self._put = jax.jit(_put, donate_argnums=0, out_shardings=whole)
         self._empty = jax.jit(
             partial(jnp.zeros, dtype=dtype), static_argnums=0, out_shardings=whole
@@ -84,7 +84,7 @@ class PictureReader:
             pictures = [read(name) for name in batch.names]
             packed = pack_pictures(pictures, self._geometry, batch.shape, batch.rows)
             there = packed.batch if self._mesh is None else self._spread(packed.batch)
-            units = self._put(units, self._encode(state, there), jnp.int32(start))
+            units = self._put(units, self.encode(state, there), jnp.int32(start))
             places |= {n: start + int(s) for n, s in zip(batch.names, packed.starts_P)}
             start += size
         return units, places
