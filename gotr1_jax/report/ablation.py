@@ -95,9 +95,18 @@ def plot(results: Sequence[VariantResult]) -> str:
                 continue
             low, high = term.before + term.low, term.before + term.high
             tone = "better" if term.low > 0 else "worse" if term.high < 0 else "same"
-            xs = [_PANEL * min(max(v, 0.0), 1.0) for v in (term.before, term.after, low, high)]
             text = f"{result.title}: {name} {term.before:.3f} to {term.after:.3f}"
-            marks.append(_Mark(_TOP + _ROW * (j + 0.5), *xs, text, tone))
+            marks.append(
+                _Mark(
+                    y=_TOP + _ROW * (j + 0.5),
+                    before=_PANEL * term.before,
+                    after=_PANEL * term.after,
+                    low=_PANEL * max(low, 0.0),
+                    high=_PANEL * min(high, 1.0),
+                    text=text,
+                    tone=tone,
+                )
+            )
         panels.append((_LABELS + i * (_PANEL + _GAP), name, marks))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gotr1_jax.report"),

@@ -44,10 +44,9 @@ class AblationConfig:
     def check(self) -> None:
         if not self.variants or not self.seeds:
             raise InputError("an ablation needs at least one of variants and one of seeds")
-        for what, values in (
-            ("variants", [variant.name for variant in self.variants]),
-            ("seeds", list(self.seeds)),
-        ):
+        names: list[str | int] = [variant.name for variant in self.variants]
+        seeds: list[str | int] = list(self.seeds)
+        for what, values in (("variants", names), ("seeds", seeds)):
             double = next((value for value in values if values.count(value) > 1), None)
             if double is not None:
                 raise InputError(f"{what} holds {double!r} twice; name each once")
