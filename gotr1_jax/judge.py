@@ -17,9 +17,9 @@ import types
 import typing
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -29,7 +29,11 @@ from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards import Judge, JudgeConfig, JudgeRequest, make_judge
 from gotr1_jax.rewards.several import request_key, result_to_json
+from gotr1_jax.schema import MeshConfig
 from gotr1_jax.text import SPECIAL_STRINGS
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 BATCH = 64
 SAMPLES = "samples.jsonl"
@@ -40,9 +44,10 @@ PARTIAL = ".partial"
 
 @dataclass(frozen=True)
 class JudgeJob:
-    """The configuration of the command: whom to ask."""
+    """The configuration of the command: whom to ask, and on which devices a model judges."""
 
     judge: JudgeConfig
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
 @dataclass(frozen=True)
@@ -74,13 +79,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, metavar="FILE", help="scores, one JSON line a sample"
     )
     parser.add_argument("--batch", type=int, default=BATCH, help=f"samples at once ({BATCH})")
+    add_judge_options(parser)
+
+
+def add_judge_options(parser: argparse.ArgumentParser) -> None:
+    """--config, and an option for each field of `JudgeJob`."""
     parser.add_argument(
         "--config", type=Path, metavar="FILE",
-        help="YAML file with a section judge; the options below override it",
+        help="YAML file with sections judge and mesh; the options below override it",
     )  # fmt: skip
-    group = parser.add_argument_group("the judge, values read as YAML")
-    for name in judge_option_names():
+    group = parser.add_argument_group("the judge and its devices, values read as YAML")
+    for name in option_names():
         group.add_argument(f"--{name}", metavar="VALUE")
+
+
+def read_judge_options(options: argparse.Namespace) -> JudgeJob:
+    """What those options say; InputError for what cannot be."""
+    given = [(n, v) for n in option_names() if (v := getattr(options, n)) is not None]
+    words = [word for name, value in given for word in (f"--{name}", value)]
+    if options.config is not None:
+        return load_config(JudgeJob, options.config, words)
+    return from_dict(JudgeJob, {"judge": {}, **_nested(parse_overrides(words))})
 
 
 def run(options: argparse.Namespace) -> None:
@@ -89,14 +108,9 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--batch is {options.batch}; use 1 or more")
     if options.out.is_dir():
         raise InputError(f"--out {options.out} is a folder; name a file")
-    given = [(n, v) for n in judge_option_names() if (v := getattr(options, n)) is not None]
-    words = [word for name, value in given for word in (f"--{name}", value)]
-    if options.config is not None:
-        job = load_config(JudgeJob, options.config, words)
-    else:
-        job = from_dict(JudgeJob, {"judge": {}, **_nested(parse_overrides(words))})
+    job = read_judge_options(options)
     samples = find_samples(options.input)
-    judge = make_judge(job.judge)
+    judge = make_judge(job.judge, mesh=device_mesh(job))
     lines = judge_samples(judge, samples, options.out, options.batch)
     print(_summary(judge, lines))
     print(options.out)
@@ -104,6 +118,17 @@ def run(options: argparse.Namespace) -> None:
         raise RunError(
             f"the judge could not score any of {len(lines)} samples: see the words in {options.out}"
         )
+
+
+def device_mesh(job: JudgeJob) -> Mesh | None:
+    """All devices, as the configuration lays them out; None where no model judges here."""
+    if not any(part.kind in ("qwen2_5_vl", "hps") for part in (job.judge, *job.judge.also)):
+        return None
+    from gotr1_jax.parallel.mesh import make_mesh
+    from gotr1_jax.parallel.startup import start_devices
+
+    start_devices(job.mesh.cpu_devices)
+    return make_mesh(job.mesh.data, job.mesh.fsdp, job.mesh.tensor)
 
 
 def judge_samples(
@@ -315,15 +340,15 @@ def _summary(judge: Judge, lines: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def judge_option_names(schema: type = JudgeConfig, prefix: str = "judge") -> Iterator[str]:
+def option_names(schema: type = JudgeJob, prefix: str = "") -> Iterator[str]:
     """The dotted names of all single values of a schema, those of optional parts too."""
     for name, kind in typing.get_type_hints(schema).items():
         inner = [k for k in typing.get_args(kind) if k is not types.NoneType]
         part = inner[0] if typing.get_origin(kind) is types.UnionType else kind
         if dataclasses.is_dataclass(part) and isinstance(part, type):
-            yield from judge_option_names(part, f"{prefix}.{name}")
+            yield from option_names(part, f"{prefix}{name}.")
         elif not any(dataclasses.is_dataclass(k) for k in inner):
-            yield f"{prefix}.{name}"
+            yield f"{prefix}{name}"
 
 
 def _nested(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from judge_server import Server, say, send
 from PIL import Image
+from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
 from gotr1_jax import cli
-from gotr1_jax.judge import find_samples, judge_option_names
+from gotr1_jax.judge import JudgeJob, device_mesh, find_samples, option_names
 from gotr1_jax.plan import Box, format_object, parse_plan
+from gotr1_jax.rewards import JudgeConfig
 from gotr1_jax.text import SPECIAL_STRINGS
 from gotr1_jax.training.run_dir import SampleRecord, write_samples
 
@@ -193,6 +197,28 @@ def test_a_server_is_asked_and_its_words_are_kept(run, capsys) -> None:
     assert asked == 18 and again == 12
 
 
+def test_a_model_judges_on_all_devices(run, tmp_path, capsys) -> None:
+    text = dataclasses.replace(TINY_QWEN.text, num_layers=1)
+    vision = dataclasses.replace(TINY_QWEN.vision, num_layers=1, full_attention=(0,))
+    tiny = dataclasses.replace(TINY_QWEN, text=text, vision=vision)
+    checkpoint = write_tiny_qwen(tmp_path / "qwen", tiny)
+    words = ("--judge.kind", "qwen2_5_vl", "--judge.qwen2_5_vl.checkpoint", str(checkpoint),
+             "--judge.qwen2_5_vl.dtype", "float32", "--judge.qwen2_5_vl.rows", "4",
+             "--judge.questions.reading", "expected", "--judge.terms", "[pi]")  # fmt: skip
+    for out, devices in (("one.jsonl", "1"), ("two.jsonl", "2")):
+        assert judge(run, *words, "--mesh.data", devices, out=out) == 0
+    alone, spread = ([line["scores"]["pi"] for line in lines(f"{n}.jsonl")] for n in ("one", "two"))
+    np.testing.assert_allclose(spread, alone, atol=1e-4)
+    assert len(set(spread)) > 1
+    assert judge(run, *words, "--mesh.data", "3", "--mesh.fsdp", "5") == 2
+    assert "needs 15 devices" in error_line(capsys)
+    hps = JudgeConfig("hps")
+    for config in (hps, JudgeConfig(also=(hps,))):
+        mesh = device_mesh(JudgeJob(config))
+        assert mesh is not None and mesh.size == jax.device_count()
+    assert device_mesh(JudgeJob(JudgeConfig("http"))) is None
+
+
 def test_a_configuration_file(run, tmp_path) -> None:
     (tmp_path / "judge.yaml").write_text(
         "judge: {terms: [sem], also: [{kind: python, terms: [pi], "
@@ -248,8 +274,9 @@ def test_options_that_cannot_work(run, tmp_path, capsys) -> None:
         assert judge(run, *words) == 2, words
         assert message in error_line(capsys)
     assert judge(run, out=str(tmp_path)) == 2 and "is a folder" in error_line(capsys)
-    names = list(judge_option_names())
-    assert "judge.http.url" in names and "judge.also" not in names and "judge.http" not in names
+    names = list(option_names())
+    assert {"judge.http.url", "mesh.fsdp"} < set(names)
+    assert not {"judge.also", "judge.http", "judge", "mesh"} & set(names)
 
 
 def test_scores_of_others_are_not_overwritten(run, tmp_path, capsys) -> None:

@@ -64,10 +64,10 @@ def about(seed: int, rest: str, limit: int = 6, caption: str = "A cat. ") -> Que
 def test_memory_is_bounded_whatever_the_number_of_questions(directory: Path) -> None:
     """Ten times the questions: the same programs, no larger chunk, pictures once each."""
     engine = make_engine(directory)
-    programs: Any = engine._runner
+    programs: Any = engine._runner.programs
     few = [about(i // 2, f"Score {i % 2}.") for i in range(16)]
     first = engine.answer(few)
-    largest, shapes = engine.counts.most_tokens, programs._read_questions._cache_size()
+    largest, shapes = engine.counts.most_tokens, programs.read_questions._cache_size()
     assert largest <= 2048
     assert engine.counts.pictures == 8
     many = [about(i // 2, f"Score {i % 2}.") for i in range(160)]
@@ -75,7 +75,7 @@ def test_memory_is_bounded_whatever_the_number_of_questions(directory: Path) -> 
     assert again[:16] == first
     assert engine.counts.most_tokens == largest
     assert engine.counts.pictures == 8 + 80
-    assert programs._read_questions._cache_size() <= shapes + 2, "the last chunk may be smaller"
+    assert programs.read_questions._cache_size() <= shapes + 2, "the last chunk may be smaller"
     # Vectors of pictures: 9 tokens each take 16 places, a wave has no more than 64 of them.
     waves = list(engine._waves(many))
     assert max(len({p.key for q in wave for p in q.pictures}) for wave in waves) == 4
@@ -92,6 +92,22 @@ def test_prefixes_are_read_once(directory: Path) -> None:
     assert prefix + own < 0.55 * sum(sizes)
     assert prefix + own / 4 == pytest.approx(np.mean(sizes))
     assert own <= 4 * len(" 0?<|im_end|>assistant")
+
+
+def test_pictures_that_are_held_are_not_encoded_again(directory: Path) -> None:
+    engine = make_engine(directory)
+    asked = [about(i, "Score.") for i in range(4)]
+    first = engine.answer(asked)
+    scores = engine.expected_scores(asked)
+    reminded = [q.with_reminder("Once more.") for q in asked[1:3]]
+    again = engine.answer(reminded)
+    assert engine.counts.pictures == 4
+    # Others take their place, and there is room for one wave only.
+    engine.answer([about(9, "Score.")])
+    assert engine.answer(asked) == first and engine.counts.pictures == 4 + 1 + 4
+    fresh = make_engine(directory)
+    assert fresh.answer(reminded) == again
+    np.testing.assert_allclose(fresh.expected_scores(asked), scores, atol=1e-5)
 
 
 def test_the_same_question_is_asked_once(directory: Path) -> None:

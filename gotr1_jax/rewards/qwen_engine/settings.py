@@ -25,7 +25,8 @@ class QwenEngineConfig:
     tokens: int = 32768
     # Patches (14 by 14 pixels) of one program of the vision tower.
     patches: int = 4096
-    # Picture tokens whose vectors are kept at once.
+    # Picture tokens whose vectors are kept at once. With room for all pictures of a step (and for
+    # the sketches of spa) each goes through the vision tower once, in whatever way it is judged.
     picture_tokens: int = 8192
     # Height times width above which a picture is shrunk, where the checkpoint's own bound is
     # larger.
