@@ -129,14 +129,7 @@ def _train(job: str, path: Path, overrides: Sequence[str]) -> None:
     module = importlib.import_module(module_name)
     config: Any = load_config(getattr(module, schema), path, overrides)
     group = config.distributed
-    processes = start_processes(
-        group.coordinator, group.processes, group.process, group.heartbeat_seconds
-    )
-    if processes > 1:
-        raise InputError(
-            f"{processes} processes were started together, but training runs in one process so "
-            "far; start one, on one host, with all of its devices"
-        )
+    start_processes(group.coordinator, group.processes, group.process, group.heartbeat_seconds)
     start_devices(config.mesh.cpu_devices)
     getattr(module, function)(config)
 

@@ -19,7 +19,8 @@ from gotr1_jax.convert.checkpoint import load_checkpoint, save_checkpoint
 from gotr1_jax.data.pipeline import caption_batches
 from gotr1_jax.data.sources import read_captions, shapes_captions
 from gotr1_jax.errors import RunError
-from gotr1_jax.parallel.mesh import make_mesh
+from gotr1_jax.parallel.mesh import local_part, make_mesh
+from gotr1_jax.parallel.processes import check_alike, first_says, is_first, together
 from gotr1_jax.report import write_report
 from gotr1_jax.rewards import Judge, check_rule, make_judge
 from gotr1_jax.rewards.multimodal import FailureTracker, take_figures
@@ -27,13 +28,20 @@ from gotr1_jax.rl import GroupAdvantages, PolicyLossConfig, group_advantages
 from gotr1_jax.sampling.replay import LogpSettings
 from gotr1_jax.sampling.sampler import Sampler, SamplerConfig
 from gotr1_jax.schema import EvaluationConfig, GrpoConfig
+from gotr1_jax.training.alarm import ZeroRewardAlarm
 from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
 from gotr1_jax.training.evaluate import Evaluation, evaluate, gain_interval, print_table
 from gotr1_jax.training.gather import Gathered, gather_groups
 from gotr1_jax.training.grpo_metrics import step_metrics
 from gotr1_jax.training.loop import Loop
-from gotr1_jax.training.metrics import MetricsWriter, Progress
-from gotr1_jax.training.placement import check_rows, mirror_shardings, put_rows
+from gotr1_jax.training.metrics import Progress
+from gotr1_jax.training.placement import (
+    check_rows,
+    mirror_shardings,
+    put_rows,
+    take_on_mesh,
+    to_first_host,
+)
 from gotr1_jax.training.policy import SplitPolicy, folded, load_policy
 from gotr1_jax.training.rollout import (
     Painter,
@@ -43,14 +51,8 @@ from gotr1_jax.training.rollout import (
     encode_captions,
     records,
 )
-from gotr1_jax.training.run_dir import (
-    RunDir,
-    create_run_dir,
-    drop_samples_after,
-    store_config,
-    write_json_atomic,
-    write_samples,
-)
+from gotr1_jax.training.run_dir import RunDir, write_json_atomic, write_samples
+from gotr1_jax.training.start import check_same_run, open_run_dir, start_writing
 from gotr1_jax.training.state import TrainState, make_optimizer, new_state
 from gotr1_jax.training.steps import (
     PolicyBatch,
@@ -81,58 +83,61 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
     check_rule(config.reward.rule, config.reward.terms)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_rows(config.update.micro_batch, mesh, "update.micro_batch")
-    check_rows(config.rollout.decode_batch, mesh, "rollout.decode_batch")
-    resume = resolve_resume(config.resume, config.run_dir)
-    policy, checkpoint = load_policy(config.policy, config.seed, mesh)
-    tokenizer = checkpoint.tokenizer
-    encode = partial(
-        encode_captions, tokenizer=tokenizer, template=config.policy.template,
-        limit=config.policy.max_prompt_tokens,
-    )  # fmt: skip
-    prompts = encode(_captions(config))
-    heldout = encode(_heldout(config.evaluation))
+    check_rows(config.rollout.decode_batch, local_part(mesh), "rollout.decode_batch")
+    check_same_run(config)
+    with together():
+        resume = resolve_resume(config.resume, config.run_dir)
+    check_alike(str(resume), "checkpoint to go on from (is run_dir on storage that all share?)")
+    with together():
+        policy, checkpoint = load_policy(config.policy, config.seed, mesh)
+        tokenizer = checkpoint.tokenizer
+        encode = partial(
+            encode_captions, tokenizer=tokenizer, template=config.policy.template,
+            limit=config.policy.max_prompt_tokens,
+        )  # fmt: skip
+        prompts = encode(_captions(config))
+        heldout = encode(_heldout(config.evaluation))
+    check_alike(repr((prompts, heldout)), "set of captions, or tokenizer,")
     batches = iter(caption_batches(prompts.captions, config.rollout.captions_per_step, config.seed))
     # A run that ended before its first checkpoint is started again by the same command.
-    run = create_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
-    print(to_yaml(config))
-
-    # Answers stay with the run: a resumed step does not ask twice.
-    judge = make_judge(config.judge, run.root / "judge_cache", mesh)
+    run = open_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
+    with together():
+        # Answers stay with the run: a resumed step does not ask twice.
+        judge = make_judge(config.judge, run.root / "judge_cache", local_part(mesh))
     roller = _roller(config, policy, checkpoint, tokenizer, judge, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
     learner = _learner(config, policy, tokenizer, optimizer)
     state = _new_state(config, policy, optimizer, mesh)
     first, seconds = 0, 0.0
     saving = config.checkpoint
-    with Checkpoints(run.checkpoints, saving.keep, saving.keep_best) as checkpoints:
+    # Adapters say nothing of the vocabulary and the dtype of the weights under them.
+    beside = {"frozen": policy.frozen}
+    with Checkpoints(run.checkpoints, saving.keep, saving.keep_best, beside) as checkpoints:
         loop = Loop(checkpoints, saving, config.steps, signals)
         if resume is not None:
-            restored = restore_path(resume, state)
+            restored = restore_path(resume, state, beside)
             state, first = restored.tree, restored.step
             loop.resume(restored.meta)
             batches.set_state(restored.meta["data"])
             seconds = restored.meta["seconds"]
             checkpoints.drop_after(first)
-            drop_samples_after(run.samples, first)
+        metrics = start_writing(run, to_yaml(config), first)
+        if is_first() and resume is not None:
             print(f"resumed at step {first} from {resume}")
-        store_config(run, to_yaml(config))
 
         def params(state: TrainState) -> Any:
             return roller.sampler.prepare(policy.whole(state.params))
 
+        def score(name: str, state: TrainState) -> Evaluation:
+            return evaluate(roller, params(state), heldout, config.evaluation, name, run.root)
+
         failures = FailureTracker(config.reward.failure_limit, config.reward.failure_steps)
-        shown = config.evaluation.shown
+        alarm = ZeroRewardAlarm(config.reward.alarm_steps)
         before = _saved_evaluation(run) if first else None
-        if before is None:
+        if not first_says(before is not None):
             start = _new_state(config, policy, optimizer, mesh) if first else state
-            before = evaluate(
-                roller, params(start), heldout, config.evaluation, "eval_before", run.root
-            )
-        with (
-            signals.finishing_steps(),
-            MetricsWriter(run, first) as metrics,
-            Progress("grpo", config.steps, first) as progress,
-        ):
+            before = score("eval_before", start)
+        with signals.finishing_steps(), metrics, Progress("grpo", config.steps, first) as progress:
             for step in loop.steps(first):
                 clock = time.perf_counter()
                 take_figures(judge)  # those of an evaluation are not this step's
@@ -143,29 +148,31 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
                 times["time/update"] = time.perf_counter() - after_rollout
                 times["time/step"] = time.perf_counter() - clock
                 seconds += times["time/step"]
-                times["time/goodput"] = loop.goodput()
+                times |= loop.measures()
                 values = step_metrics(config, gathered, results, state, times)
-                metrics.write(step, values | take_figures(judge))
-                progress.update(step, reward=values["reward/total/mean"])
-                _stop_if_broken(config, state, step)
-                if step % config.samples_every == 0 or step in (1, config.steps):
-                    G = config.rollout.samples_per_caption
-                    kept = records(gathered.scored, G, gathered.advantages_B, shown)
-                    write_samples(run.samples, step, kept)
-                every, score = config.evaluation.every, None
+                with together():
+                    metrics.write(step, values | take_figures(judge))
+                    progress.update(step, reward=values["reward/total/mean"])
+                    if (line := alarm.add(values["reward/total/mean"])) is not None:
+                        progress.note(line)
+                    _stop_if_broken(config, state, step)
+                    if step % config.samples_every == 0 or step in (1, config.steps):
+                        _write_samples(config, run, step, gathered)
+                every, total = config.evaluation.every, None
                 if every and step % every == 0 and step < config.steps:
-                    name = f"eval_step_{step:06d}"
-                    now = evaluate(
-                        roller, params(state), heldout, config.evaluation, name, run.root
-                    )
-                    score = now.means["total"]
-                    progress.note(f"held-out total at step {step}: {score:.3f}")
+                    total = score(f"eval_step_{step:06d}", state).means["total"]
+                    progress.note(f"held-out total at step {step}: {total:.3f}")
                 failed = int(np.isnan(gathered.scored.total_B).sum())
                 broken = failures.add(failed, len(gathered.scored))
                 meta = {"seed": config.seed, "data": batches.get_state(), "seconds": seconds}
-                loop.end_step(step, state, meta, score=score, failure=broken)
-        after = evaluate(roller, params(state), heldout, config.evaluation, "eval_after", run.root)
-    return _finish(config, run, policy, state, checkpoint.source, before, after, seconds)
+                loop.end_step(step, state, meta, score=total, failure=broken)
+        after = score("eval_after", state)
+    model = to_first_host(folded(policy, state.params))
+    with together():
+        if not is_first():
+            return {}
+        assert before is not None
+        return _finish(config, run, model, checkpoint.source, before, after, seconds)
 
 
 def _captions(config: GrpoConfig) -> tuple[str, ...]:
@@ -194,8 +201,9 @@ def _roller(
     # The sampler reads one tree, adapters and all.
     graphdef = nnx.split(nnx.merge(policy.graphdef, policy.trained, policy.frozen))[0]
     sampler = Sampler(graphdef, checkpoint.config, tokenizer.specials, sampling, mesh)
-    painter = Painter(checkpoint.vq_module(), checkpoint.config.grid, rollout.decode_batch, mesh)
-    return Roller(sampler, painter, judge, config.reward, tokenizer)
+    grid, local = checkpoint.config.grid, local_part(mesh)
+    painter = Painter(checkpoint.vq_module(), grid, rollout.decode_batch, local)
+    return Roller(sampler, painter, judge, config.reward, tokenizer, mesh)
 
 
 def _learner(config: GrpoConfig, policy: SplitPolicy, tokenizer: Any, optimizer: Any) -> Learner:
@@ -249,7 +257,7 @@ def _gather(
 
     clock = time.perf_counter()
     advantages = partial(_advantages, config)
-    gathered = gather_groups(draw, advantages, G, config.update.refill_rounds, roller.mesh)
+    gathered = gather_groups(draw, advantages, G, config.update.refill_rounds)
     scored = gathered.scored
     seconds = time.perf_counter() - clock
     return gathered, {
@@ -272,13 +280,13 @@ def _learn(
     shares = np.split(np.arange(len(scored)), config.update.updates_per_rollout)
     batches = []
     for i, share in enumerate(shares):
-        rows = put_rows(jax.tree.map(lambda x, at=share: np.asarray(x)[at], scored.rows), mesh)
-        reference = learner.reference
+        rollout = scored.rollout if len(shares) == 1 else take_on_mesh(scored.rollout, share)
+        rows, reference = rollout.rows, learner.reference
         batches.append(
             PolicyBatch(
                 rows=rows,
-                sampled_text_BT=put_rows(scored.plan_logp_BT[share], mesh),
-                sampled_image_BU=put_rows(scored.image_logp_BU[share], mesh),
+                sampled_text_BT=rollout.plan_logp_BT,
+                sampled_image_BU=rollout.image_logp_BU,
                 # Later updates move away from the policy that sampled; the first starts at it.
                 old=learner.replay(state.params, frozen, rows) if i else None,
                 ref=None if reference is None else learner.replay(reference, frozen, rows),
@@ -302,6 +310,14 @@ def _stop_if_broken(config: GrpoConfig, state: TrainState, step: int) -> None:
         )
 
 
+def _write_samples(config: GrpoConfig, run: RunDir, step: int, gathered: Gathered) -> None:
+    """For the report: of several processes those that process 0 judged."""
+    if is_first():
+        G, shown = config.rollout.samples_per_caption, config.evaluation.shown
+        kept = records(gathered.scored, G, gathered.advantages_B, shown)
+        write_samples(run.samples, step, kept)
+
+
 def _saved_evaluation(run: RunDir) -> Evaluation | None:
     path = run.root / "eval_before.json"
     if not path.is_file():
@@ -312,8 +328,7 @@ def _saved_evaluation(run: RunDir) -> Evaluation | None:
 def _finish(
     config: GrpoConfig,
     run: RunDir,
-    policy: SplitPolicy,
-    state: TrainState,
+    model: Any,
     source: Path,
     before: Evaluation,
     after: Evaluation,
@@ -332,8 +347,8 @@ def _finish(
     write_json_atomic(run.summary, summary)
     rest = load_checkpoint(source, parts=("vq", "understanding"))
     save_checkpoint(
-        run.root / "model", rest.config, folded(policy, state.params), rest.vq,
-        rest.understanding, source, dtype="bfloat16",
+        run.root / "model", rest.config, model, rest.vq, rest.understanding, source,
+        dtype="bfloat16",
     )  # fmt: skip
     print(print_table(before, after, interval))
     print(f"report: {write_report(run.root)}")

@@ -27,7 +27,14 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     elif fixed > len(devices):
         raise InputError(f"mesh {sizes} needs {fixed} devices, there are {len(devices)}")
     count = int(np.prod(list(sizes.values())))
-    return Mesh(np.array(devices[:count]).reshape([sizes[a] for a in AXES]), AXES)
+    chosen = devices[:count]
+    idle = {d.process_index for d in devices} - {d.process_index for d in chosen}
+    if idle:
+        raise InputError(
+            f"mesh {sizes} takes {count} of {len(devices)} devices and leaves process {min(idle)} "
+            "without any; use all devices, or start fewer processes"
+        )
+    return Mesh(np.array(chosen).reshape([sizes[a] for a in AXES]), AXES)
 
 
 def rows(mesh: Mesh) -> NamedSharding:
@@ -40,6 +47,62 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def put(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """A host array that every process has whole onto devices of all of them; nothing is sent."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
 def row_multiple(mesh: Mesh) -> int:
     """A batch must hold a multiple of this many rows."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def local_part(mesh: Mesh) -> Mesh:
+    """The part of the mesh whose devices are this process's own: it computes there by itself.
+
+    Raises InputError where they form no block of the mesh.
+    """
+    try:
+        return mesh.local_mesh
+    except ValueError as error:
+        raise InputError(
+            f"the devices of process {jax.process_index()} form no block of the mesh "
+            f"{dict(mesh.shape)}; choose sizes so that each process has whole rows or columns"
+        ) from error
+
+
+def own_rows(count: int, mesh: Mesh) -> np.ndarray:
+    """Which of `count` rows on the mesh are this process's to look at, ascending, int64.
+
+    Each row is one process's. Rows that several processes hold (`tensor` spans them) are dealt
+    out among these.
+    """
+    holders: dict[tuple[int, int], set[int]] = {}
+    for device, (index,) in rows(mesh).devices_indices_map((count,)).items():
+        start, stop, _ = index.indices(count)
+        holders.setdefault((start, stop), set()).add(device.process_index)
+    own = [np.zeros(0, np.int64)]
+    for (start, stop), processes in sorted(holders.items()):
+        shares = np.array_split(np.arange(start, stop), len(processes))
+        own += [s for p, s in zip(sorted(processes), shares) if p == jax.process_index()]
+    return np.concatenate(own)
+
+
+def held_rows(count: int, mesh: Mesh) -> np.ndarray:
+    """Which of `count` rows on the mesh lie on devices of this process, ascending, int64."""
+    slices = rows(mesh).addressable_devices_indices_map((count,)).values()
+    places = [np.arange(*index.indices(count)) for (index,) in slices]
+    return np.unique(np.concatenate(places))
+
+
+def fetch_rows(x: jax.Array, wanted: np.ndarray) -> np.ndarray:
+    """Rows `wanted`, which this process holds, of an array (B, ...) over the rows of the mesh."""
+    out = np.empty((len(wanted), *x.shape[1:]), x.dtype)
+    for shard in x.addressable_shards:
+        start, stop, _ = shard.index[0].indices(x.shape[0])
+        here = (wanted >= start) & (wanted < stop)
+        if here.any():
+            out[here] = np.asarray(shard.data)[wanted[here] - start]
+    return out

@@ -12,12 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
-from gotr1_jax.parallel.mesh import row_multiple
+from gotr1_jax.parallel.mesh import put, replicated, row_multiple
 from gotr1_jax.parallel.mesh import rows as row_sharding
 from gotr1_jax.sampling.forward import prefill, prefill_behind
 from gotr1_jax.sampling.guidance import ChoiceConfig
@@ -122,11 +123,17 @@ class Rollout:
     settings: LogpSettings
 
 
-def row_keys(seed: int, step: int, caption_index_P: jax.Array, samples: int) -> jax.Array:
-    """A key for each row (P * samples,), caption-major; see `fold_keys`."""
+def row_keys(
+    seed: int, step: int, caption_index_P: jax.Array, samples: int, first: int = 0
+) -> jax.Array:
+    """A key for each row (P * samples,), caption-major; see `fold_keys`.
+
+    first: index of each caption's first sample.
+    """
     captions_P = jnp.asarray(caption_index_P)
     caption_B = jnp.repeat(captions_P, samples)
-    return fold_keys(seed, step, caption_B, jnp.tile(jnp.arange(samples), len(captions_P)))
+    sample_B = jnp.tile(jnp.arange(first, first + samples), len(captions_P))
+    return fold_keys(seed, step, caption_B, sample_B)
 
 
 def fold_keys(seed: int, step: int, caption_B: jax.Array, sample_B: jax.Array) -> jax.Array:
@@ -258,9 +265,16 @@ class Sampler:
             )
         over_rows = row_sharding(self._mesh)
         # Fewer captions than shards: every device reads them all, the rows are still split.
-        whole = NamedSharding(self._mesh, PartitionSpec())
-        prompts = jax.device_put(prompts, whole if P % parts else over_rows)
-        return prompts, jax.device_put(keys_B, over_rows)
+        by_caption = replicated(self._mesh) if P % parts else over_rows
+        prompts = jax.tree.map(lambda x: put(np.asarray(x), by_caption), prompts)
+        words = put(np.asarray(jax.random.key_data(keys_B)), over_rows)
+        return prompts, jax.random.wrap_key_data(words, impl=jax.random.key_impl(keys_B))
+
+    def _on_rows(self, rollout: Rollout) -> Rollout:
+        """A rollout whose arrays all lie over the rows of the mesh."""
+        if self._mesh is None:
+            return rollout
+        return jax.device_put(rollout, row_sharding(self._mesh))
 
     def _pinned(self, segment: Segment) -> Segment:
         """A segment of rows, laid over the mesh."""
@@ -340,4 +354,5 @@ class Sampler:
             size = min(size + bucket, tokens)
             state = replace(state, segment=grow(state.segment, size))
         rows = replace(rows, image_ids_BU=state.ids_BU)
-        return Rollout(rows, plan_logp_BT, state.logp_BU, self.config.logp_settings)
+        drawn = Rollout(rows, plan_logp_BT, state.logp_BU, self.config.logp_settings)
+        return self._on_rows(drawn)

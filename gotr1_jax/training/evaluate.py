@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from gotr1_jax.parallel.processes import is_first, together
 from gotr1_jax.schema import EvaluationConfig
-from gotr1_jax.training.rollout import Prompts, Roller, records, take_rows
+from gotr1_jax.training.rollout import Prompts, Roller, records
 from gotr1_jax.training.run_dir import write_json_atomic, write_samples
 
 # Evaluations draw from streams of their own, the same before and after.
@@ -50,17 +51,20 @@ def evaluate(
 ) -> Evaluation:
     """`config.samples` samples for each caption; a caption's score is their mean.
 
-    The first samples of `config.shown` captions go to samples/`name` for the report. The scores
-    are written to root/`name`.json, so that a resumed run has those from before.
+    The first samples of `config.shown` captions go to samples/`name` for the report (of several
+    processes: those of them that process 0 judged). The scores are written to root/`name`.json,
+    so that a resumed run has those from before.
     """
     G = config.samples
     indices = list(range(len(prompts.captions)))
     scored = roller(params, prompts, indices, G, EVALUATION_SEED, 0)
     result = score_captions(scored.scores, scored.total_B, G)
-    firsts = take_rows(scored, np.arange(0, len(scored), G))
-    kept = records(firsts, 1, np.zeros(len(firsts)), config.shown)
-    write_samples(root / "samples", 0, kept, name=name)
-    write_json_atomic(root / f"{name}.json", result.to_json())
+    found = records(scored, G, np.zeros(len(scored)), config.shown)
+    with together():
+        if is_first():
+            firsts = [record for record in found if record.sample_index == 0]
+            write_samples(root / "samples", 0, firsts, name=name)
+            write_json_atomic(root / f"{name}.json", result.to_json())
     return result
 
 

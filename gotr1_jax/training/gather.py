@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jax.sharding import Mesh
 
 from gotr1_jax.rl import GroupAdvantages, keep_groups
 from gotr1_jax.training.rollout import Scored, join, take_rows
@@ -44,7 +43,6 @@ def gather_groups(
     advantages: Callable[[np.ndarray], GroupAdvantages],
     samples: int,
     refills: int,
-    mesh: Mesh,
 ) -> Gathered:
     """Draw groups until all have variance, at most `refills` rounds more; then go on with those.
 
@@ -55,7 +53,6 @@ def gather_groups(
         advantages: of rewards (P, G).
         samples: rows of a group, G.
         refills: rounds after the first.
-        mesh: where the rows lie.
     """
     scored = draw(0)
     P, flat, rounds = len(scored) // samples, 0, 1
@@ -64,13 +61,13 @@ def gather_groups(
         flat += int(groups.zero_variance_P[-P:].sum())
         keep_P = np.asarray(keep_groups(groups.zero_variance_P, P))
         index = (keep_P[:, None] * samples + np.arange(samples)).reshape(-1)
-        scored = take_rows(scored, index, mesh)
+        scored = take_rows(scored, index)
         adv_PG, mask_PG, flat_P = (
             np.asarray(x)[keep_P] for x in (groups.adv_PG, groups.mask_PG, groups.zero_variance_P)
         )
         if rounds > refills or not flat_P.any():
             break
-        scored = join([scored, draw(rounds)], mesh)
+        scored = join([scored, draw(rounds)])
         rounds += 1
     return Gathered(
         scored=scored,

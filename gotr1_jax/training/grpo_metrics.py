@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from gotr1_jax.rewards import term_statistics
 from gotr1_jax.schema import GrpoConfig
-from gotr1_jax.training.rollout import Scored
+from gotr1_jax.training.gather import Gathered
 from gotr1_jax.training.state import TrainState, make_schedule
 from gotr1_jax.training.steps import PolicyMetrics
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """The groups of one step: what was kept, and what the search for them cost."""
-
-    scored: Scored
-    advantages_B: np.ndarray
-    row_mask_B: np.ndarray
-    zero_variance_frac: float  # of all groups sampled, before any was replaced
-    rounds: int
 
 
 def step_metrics(
@@ -34,19 +22,16 @@ def step_metrics(
 ) -> dict[str, float]:
     """Everything that a line of metrics.jsonl holds."""
     scored = gathered.scored
-    rows = scored.rows
-    mask = np.asarray(rows.plan_mask_BT)
-    chosen = mask.sum(axis=1)
-    truncated = chosen == config.rollout.max_plan_tokens
-    truncated &= np.asarray(rows.plan_len_B) == config.rollout.max_plan_tokens + 1
     values = dict(term_statistics({"total": scored.total_B, **scored.scores}))
     values |= {
         "reward/frac_zero_std": gathered.zero_variance_frac,
         "rollout/rounds": float(gathered.rounds),
-        "plan/length": float(chosen.mean()),
-        "plan/truncated_frac": float(truncated.mean()),
-        "plan/parsed_frac": float(np.mean([bool(p.boxes) for p in scored.plans])),
-        "plan/boxes": float(np.mean([len(p.boxes) for p in scored.plans])),
+        "rollout/missing_groups": float(gathered.flat_P.sum()),
+        "rollout/wasted_frac": gathered.wasted_frac,
+        "plan/length": float(scored.plan_tokens_B.mean()),
+        "plan/truncated_frac": float(scored.truncated_B.mean()),
+        "plan/parsed_frac": float((scored.boxes_B > 0).mean()),
+        "plan/boxes": float(scored.boxes_B.mean()),
     }
     for name in ("text", "image"):
         stats = [getattr(r.stats, name) for r in results]

@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from gotr1_jax.errors import RunError, Stopped
+from gotr1_jax.parallel.processes import gather, together
 from gotr1_jax.schema import CheckpointConfig
 from gotr1_jax.training.checkpoint import Checkpoints
 from gotr1_jax.training.goodput import Goodput
+from gotr1_jax.training.memory import memory_metrics
 from gotr1_jax.training.stopping import StopSignals
 
 _META = "goodput"
@@ -57,9 +58,12 @@ class Loop:
             self._goodput.begin()
             yield step
 
-    def goodput(self) -> float:
-        """Ends what counts of the step at work: evaluations and samples come after. 0..1."""
-        return self._goodput.end()
+    def measures(self) -> dict[str, float]:
+        """Metrics of the run itself: `time/goodput`, 0..1, and what is held in memory.
+
+        What counts of the step at work ends here: evaluations and samples come after.
+        """
+        return {"time/goodput": self._goodput.end(), **memory_metrics()}
 
     def end_step(
         self,
@@ -83,7 +87,8 @@ class Loop:
             Stopped: a signal asked for it, and the step is saved.
             RunError: a save failed, this one or one before; or `failure`, and the step is saved.
         """
-        self._checkpoints.check()
+        with together():
+            self._checkpoints.check()
         late = self._config.every_minutes * 60
         stop, due = _any_process(self._signals.asked, 0 < late <= self._clock() - self._saved_at)
         if score is not None and not (self._config.keep_best and math.isfinite(score)):
@@ -98,11 +103,15 @@ class Loop:
         if stop:
             self._signals.step_done()
         record = {**meta, _META: self._goodput.to_json()}
-        self._checkpoints.save(step, state, record, score)
+        with together():
+            self._checkpoints.wait()  # for the save before, which may have failed in one alone
+        with together():
+            self._checkpoints.save(step, state, record, score)
         self._saved_at = self._clock()
         if stop or failure is not None or step == self._last:
             # It counts from here on.
-            self._checkpoints.wait()
+            with together():
+                self._checkpoints.wait()
         if failure is not None:
             raise RunError(f"stopped at step {step}, which is saved: {failure}")
         if stop:
@@ -114,7 +123,4 @@ class Loop:
 
 def _any_process(*flags: bool) -> tuple[bool, ...]:
     """Each flag, true where it is in any process: all decide alike, whatever their clocks say."""
-    if jax.process_count() == 1:
-        return flags
-    votes = multihost_utils.process_allgather(np.asarray(flags, np.int32))
-    return tuple(bool(vote) for vote in votes.max(axis=0))
+    return tuple(bool(vote) for vote in gather(np.asarray(flags, np.int32)).max(axis=0))

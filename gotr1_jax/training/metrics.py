@@ -19,8 +19,9 @@ from gotr1_jax.training.run_dir import RunDir, atomic_write, plain_json, write_f
 
 
 def is_timing(name: str) -> bool:
-    """Whether a metric depends on the clock, so that a repeated run may differ in it."""
-    return name.startswith("time/") or name in ("judge/seconds", "samples_per_second")
+    """Whether a metric is of the machine and its clock, so that a repeated run may differ in it."""
+    machine = name.startswith(("time/", "memory/"))
+    return machine or name in ("judge/seconds", "samples_per_second")
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:

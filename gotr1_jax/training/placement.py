@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from gotr1_jax.data.pipeline import SftExampleBatch
 from gotr1_jax.errors import InputError
-from gotr1_jax.parallel.mesh import replicated, row_multiple, rows
+from gotr1_jax.parallel.mesh import put, replicated, row_multiple, rows
+from gotr1_jax.parallel.processes import is_first
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.sampling.rows import Rows
 
@@ -29,23 +30,49 @@ def check_rows(count: int, mesh: Mesh, what: str) -> None:
 
 
 def put_rows(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays (B, ...) onto the mesh, rows split over its row axes."""
-    return jax.tree.map(lambda x: jax.device_put(np.asarray(x), rows(mesh)), tree)
+    """Host arrays (B, ...) onto the mesh, rows split over its row axes.
+
+    Every process gives the whole arrays.
+    """
+    return jax.tree.map(lambda x: put(np.asarray(x), rows(mesh)), tree)
+
+
+def take_on_mesh(tree: Any, index: np.ndarray) -> Any:
+    """Rows `index` of arrays (B, ...), laid out as they are; devices pass on what has to move."""
+    return _laid_out_alike(_take, tree, index)
+
+
+def join_on_mesh(trees: Sequence[Any]) -> Any:
+    """The rows of all trees, one after the other, laid out as those of the first."""
+    return _laid_out_alike(_join, *trees)
+
+
+def _laid_out_alike(change: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    layout = jax.tree.map(lambda x: x.sharding, tree)
+    return jax.jit(change, out_shardings=layout)(tree, *rest)
+
+
+def _take(tree: Any, index: jax.Array) -> Any:
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def _join(*trees: Any) -> Any:
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *trees)
 
 
 def to_rows(batch: SftExampleBatch, mesh: Mesh) -> Rows:
     """A batch of examples as rows on the mesh; every token of the plan is to be learned."""
     T = batch.plan_ids_BT.shape[1]
     mask_BT = np.arange(T)[None, :] < batch.plan_len_B[:, None]
-    put = partial(put_rows, mesh=mesh)
-    return Rows(
-        prompt_ids_BC=put(batch.prompt_ids_BC),
-        prompt_len_B=put(batch.prompt_len_B),
-        plan_ids_BT=put(batch.plan_ids_BT),
-        plan_len_B=put(batch.plan_len_B),
-        plan_mask_BT=put(mask_BT),
-        image_ids_BU=put(batch.image_ids_BU),
+    rows_of = Rows(
+        prompt_ids_BC=batch.prompt_ids_BC,
+        prompt_len_B=batch.prompt_len_B,
+        plan_ids_BT=batch.plan_ids_BT,
+        plan_len_B=batch.plan_len_B,
+        plan_mask_BT=mask_BT,
+        image_ids_BU=batch.image_ids_BU,
     )
+    return put_rows(rows_of, mesh)
 
 
 def mirror_shardings(abstract: Any, params: Any, mesh: Mesh) -> Any:
@@ -69,9 +96,19 @@ def mirror_shardings(abstract: Any, params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, abstract)
 
 
-def put_state(state: nnx.State, mesh: Mesh) -> nnx.State:
-    """A parameter state onto the mesh by the sharding rules."""
-    return jax.device_put(state, state_shardings(state, mesh))
+def to_first_host(tree: Any) -> Any:
+    """The arrays of a tree as numpy arrays in process 0; None in the others.
+
+    Every process calls it. One array after another goes whole through the devices.
+    """
+
+    def fetch(x: jax.Array) -> np.ndarray | None:
+        if x.is_fully_addressable:
+            return np.asarray(x)
+        whole = multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(whole) if is_first() else None
+
+    return jax.tree.map(fetch, tree)
 
 
 def count_parameters(state: Any) -> int:

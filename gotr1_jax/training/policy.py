@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gotr1_jax.convert.checkpoint import Checkpoint, load_checkpoint
-from gotr1_jax.convert.hub import EMBEDDED, find_checkpoint
+from gotr1_jax.convert.config_json import parse_config
+from gotr1_jax.convert.hub import CONFIG_FILE, EMBEDDED, find_checkpoint
+from gotr1_jax.convert.opened import read_config
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.lora import fold_lora, split_lora
 from gotr1_jax.parallel.sharding import state_shardings
@@ -51,31 +53,36 @@ def checkpoint_path(init: str) -> Path:
 def load_policy(config: PolicyConfig, seed: int, mesh: Mesh) -> tuple[SplitPolicy, Checkpoint]:
     """Load `config.init` onto the mesh; adapters are new, drawn from `seed`.
 
-    Returns the split policy and the checkpoint with its VQ tokenizer. Raises InputError.
+    Each device gets its own slices only, read from the files by its own process.
+
+    Returns the split policy and the checkpoint with its VQ tokenizer alone. Raises InputError.
     """
     path = checkpoint_path(config.init)
-    checkpoint = load_checkpoint(path, parts=("policy", "vq"), dtype=jnp.dtype(config.param_dtype))
+    sizes = parse_config(read_config(path), str(path / CONFIG_FILE))[0]
     settings: dict[str, Any] = {
         "lora": config.lora,
         "dtype": jnp.dtype(config.dtype),
         "param_dtype": jnp.dtype(config.param_dtype),
         "remat": config.remat,
     }
-    abstract = abstract_policy(checkpoint.config, **settings)
-    if config.lora is None:
-        graphdef, shapes = nnx.split(abstract)
-        trained = jax.device_put(checkpoint.policy, state_shardings(shapes, mesh))
-        return SplitPolicy(graphdef, trained, nnx.State({}), False), checkpoint
+    abstract = abstract_policy(sizes, **settings)
     graphdef, adapters, rest = split_lora(abstract)
-    frozen = jax.device_put(checkpoint.policy, state_shardings(rest, mesh))
+    checkpoint = load_checkpoint(
+        path, parts=("policy", "vq"), dtype=jnp.dtype(config.param_dtype),
+        shardings={"policy": state_shardings(rest, mesh)},
+    )  # fmt: skip
+    loaded = checkpoint.policy
+    checkpoint = replace(checkpoint, policy=None)
+    if config.lora is None:
+        return SplitPolicy(nnx.split(abstract)[0], loaded, nnx.State({}), False), checkpoint
 
     def draw(key: jax.Array) -> nnx.State:
         # Only the adapters are returned, so the compiler drops the rest of the model.
-        return split_lora(JanusPolicy(checkpoint.config, rngs=nnx.Rngs(params=key), **settings))[1]
+        return split_lora(JanusPolicy(sizes, rngs=nnx.Rngs(params=key), **settings))[1]
 
     place = state_shardings(adapters, mesh)
     trained = jax.jit(draw, out_shardings=place)(jax.random.key(seed))
-    return SplitPolicy(graphdef, trained, frozen, True), checkpoint
+    return SplitPolicy(graphdef, trained, loaded, True), checkpoint
 
 
 def folded(policy: SplitPolicy, trained: Any) -> nnx.State:

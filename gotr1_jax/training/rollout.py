@@ -1,10 +1,15 @@
-"""Captions -> plans and pictures -> rewards, on the host side of a GRPO step."""
+"""Captions -> plans and pictures -> rewards: the sampling half of a GRPO step.
+
+Sampling is one computation on the whole mesh. Then each process looks at rows of its own: it
+reads their plans, decodes and judges them on its own devices, and tells the others a few numbers
+a row.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,16 +21,20 @@ from jax.sharding import Mesh
 from gotr1_jax.data.pipeline import pad_rows
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.vq import VQModel
+from gotr1_jax.parallel.mesh import fetch_rows, own_rows, replicated
+from gotr1_jax.parallel.processes import gather, together
 from gotr1_jax.plan import Plan, parse_plan
 from gotr1_jax.rewards import Judge, JudgeRequest, JudgeResult, combine, stack_scores
-from gotr1_jax.sampling.rows import PromptBatch, Rows
+from gotr1_jax.sampling.rows import PromptBatch
 from gotr1_jax.sampling.sampler import Rollout, Sampler, row_keys
 from gotr1_jax.schema import RewardConfig
 from gotr1_jax.text import TextTokenizer
-from gotr1_jax.training.placement import put_rows
+from gotr1_jax.training.placement import join_on_mesh, put_rows, take_on_mesh
 from gotr1_jax.training.run_dir import SampleRecord
 
 PROMPT_MULTIPLE = 16
+# Figures of a row besides its terms.
+_TOKENS, _TRUNCATED, _BOXES = "plan tokens", "plan truncated", "plan boxes"
 
 
 @dataclass(frozen=True)
@@ -54,10 +63,12 @@ def encode_captions(
 
 
 class Painter:
-    """Picture ids -> uint8 pictures, some rows at a time, rows split over the mesh."""
+    """Picture ids -> uint8 pictures, some rows at a time, split over this process's devices."""
 
     def __init__(self, vq: VQModel, grid: int, batch: int, mesh: Mesh) -> None:
-        graphdef, self._state = nnx.split(vq)
+        """mesh: devices of this process; `batch` divides over its rows."""
+        graphdef, state = nnx.split(vq)
+        self._state = jax.device_put(state, replicated(mesh))
         self._batch, self._mesh = batch, mesh
 
         def decode(state: Any, ids_BU: jax.Array) -> jax.Array:
@@ -67,41 +78,51 @@ class Painter:
 
         self._decode = jax.jit(decode)
 
-    def __call__(self, ids_BU: np.ndarray) -> np.ndarray:
-        """int32 (B,U) -> uint8 (B,H,W,3)."""
-        parts = []
+    def __call__(self, ids_BU: np.ndarray) -> list[np.ndarray]:
+        """int32 (B,U) -> B pictures, uint8 (H,W,3)."""
+        pictures: list[np.ndarray] = []
         for start in range(0, len(ids_BU), self._batch):
             part = ids_BU[start : start + self._batch]
             # The last batch is filled up: one shape, one compilation.
             full = np.concatenate([part, np.repeat(part[-1:], self._batch - len(part), axis=0)])
             pixels = self._decode(self._state, put_rows(full, self._mesh))
-            parts.append(np.asarray(pixels)[: len(part)])
-        return np.concatenate(parts)
+            pictures += list(np.asarray(pixels)[: len(part)])
+        return pictures
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a row came to, as the process that judged it knows: picture uint8 (H,W,3)."""
+
+    plan: Plan
+    image: np.ndarray
+    result: JudgeResult
 
 
 @dataclass(frozen=True)
 class Scored:
-    """B sampled rows with what the judge said of them; host arrays, caption-major.
+    """B sampled rows with what the judge said of them, caption-major.
 
     Attributes:
-      rows: sampled rows (numpy).
-      plan_logp_BT, image_logp_BU: the sampler's own log-probabilities.
+      rollout: the rows, over the rows of the mesh.
       captions: of each row; caption_indices_B: their places in the list of captions.
-      plans: parsed plans; images_BHWC uint8.
-      results: the judge's answers; scores: one float32 vector a term; total_B: combined.
-      judge_seconds: how long the judge took; reward_seconds: that, and decoding the pictures.
+      judged: by place, the rows that this process judged: all of them where it is alone.
+      scores: one float32 vector a term; total_B: combined; of all rows, in every process.
+      plan_tokens_B: plan tokens that the policy chose; truncated_B: whether it was cut off at the
+        limit; boxes_B: objects with a box. float32, of all rows, in every process.
+      judge_seconds: how long the judge took here; reward_seconds: that, decoding the pictures,
+        and waiting for the other processes.
     """
 
-    rows: Rows
-    plan_logp_BT: np.ndarray
-    image_logp_BU: np.ndarray
+    rollout: Rollout
     captions: tuple[str, ...]
     caption_indices_B: np.ndarray
-    plans: tuple[Plan, ...]
-    images_BHWC: np.ndarray
-    results: tuple[JudgeResult, ...]
+    judged: Mapping[int, Judged]
     scores: Mapping[str, np.ndarray]
     total_B: np.ndarray
+    plan_tokens_B: np.ndarray
+    truncated_B: np.ndarray
+    boxes_B: np.ndarray
     judge_seconds: float
     reward_seconds: float
 
@@ -111,81 +132,106 @@ class Scored:
 
 @dataclass(frozen=True)
 class Roller:
-    """Everything that turns captions into scored samples."""
+    """Everything that turns captions into scored samples; `mesh` is that of the sampler."""
 
     sampler: Sampler
     painter: Painter
     judge: Judge
     reward: RewardConfig
     tokenizer: TextTokenizer
+    mesh: Mesh
 
     def __call__(
         self, params: Any, prompts: Prompts, indices: Sequence[int], samples: int,
-        seed: int, step: int,
+        seed: int, step: int, first: int = 0,
     ) -> Scored:  # fmt: skip
         """Sample `samples` rows for each caption of `indices`, decode and judge them.
 
-        `params` is what `sampler.prepare` made.
+        `params` is what `sampler.prepare` made; `first` numbers a caption's first sample.
         """
-        keys_B = row_keys(seed, step, jnp.asarray(indices, jnp.int32), samples)
+        keys_B = row_keys(seed, step, jnp.asarray(indices, jnp.int32), samples, first)
         rollout = self.sampler(params, prompts.batch(indices), keys_B, samples)
-        rollout = jax.tree.map(np.asarray, rollout)
-        return self.score(rollout, [prompts.captions[i] for i in indices], indices, samples)
-
-    def score(
-        self, rollout: Rollout, captions: Sequence[str], indices: Sequence[int], samples: int
-    ) -> Scored:
-        """Decode and judge a rollout that lies on the host."""
+        jax.block_until_ready(rollout)
         start = time.perf_counter()
-        rows = rollout.rows
-        texts = [
-            self.tokenizer.decode(ids[: n - 1])
-            for ids, n in zip(np.asarray(rows.plan_ids_BT), np.asarray(rows.plan_len_B))
-        ]
-        plans = tuple(parse_plan(text) for text in texts)
-        images = self.painter(np.asarray(rows.image_ids_BU))
-        by_row = tuple(c for c in captions for _ in range(samples))
-        requests = [JudgeRequest(c, p, i) for c, p, i in zip(by_row, plans, images)]
-        asked = time.perf_counter()
-        results = tuple(self.judge.judge(requests))
-        answered = time.perf_counter()
-        scores = stack_scores(results, self.judge.terms)
-        total = combine(scores, self.reward.rule, self.reward.terms)
+        captions = tuple(prompts.captions[i] for i in indices for _ in range(samples))
+        own = own_rows(len(captions), self.mesh)
+        with together():
+            figures_NF, judged, judge_seconds = self._look(rollout, captions, own)
+        columns = dict(zip(self._figures, _exchange(figures_NF, own, len(captions)).T))
+        scores = {term: columns[term] for term in self.judge.terms}
         return Scored(
-            rows=rows,
-            plan_logp_BT=np.asarray(rollout.plan_logp_BT),
-            image_logp_BU=np.asarray(rollout.image_logp_BU),
-            captions=by_row,
+            rollout=rollout,
+            captions=captions,
             caption_indices_B=np.repeat(np.asarray(indices), samples),
-            plans=plans,
-            images_BHWC=images,
-            results=results,
+            judged=judged,
             scores=scores,
-            total_B=total,
-            judge_seconds=answered - asked,
+            total_B=combine(scores, self.reward.rule, self.reward.terms),
+            plan_tokens_B=columns[_TOKENS],
+            truncated_B=columns[_TRUNCATED],
+            boxes_B=columns[_BOXES],
+            judge_seconds=judge_seconds,
             reward_seconds=time.perf_counter() - start,
         )
 
+    @property
+    def _figures(self) -> tuple[str, ...]:
+        """Names of the numbers that processes tell each other of a row."""
+        return (*self.judge.terms, _TOKENS, _TRUNCATED, _BOXES)
+
+    def _look(
+        self, rollout: Rollout, captions: Sequence[str], own: np.ndarray
+    ) -> tuple[np.ndarray, dict[int, Judged], float]:
+        """Figures float32 (N, F) of the N rows `own`, what they came to, seconds of the judge."""
+        rows = rollout.rows
+        ids_NT, len_N = fetch_rows(rows.plan_ids_BT, own), fetch_rows(rows.plan_len_B, own)
+        mask_NT = fetch_rows(rows.plan_mask_BT, own)
+        texts = [self.tokenizer.decode(ids[: n - 1]) for ids, n in zip(ids_NT, len_N)]
+        plans = [parse_plan(text) for text in texts]
+        images = self.painter(fetch_rows(rows.image_ids_BU, own))
+        requests = [JudgeRequest(captions[b], p, i) for b, p, i in zip(own, plans, images)]
+        asked = time.perf_counter()
+        results = tuple(self.judge.judge(requests)) if requests else ()
+        seconds = time.perf_counter() - asked
+        scores = stack_scores(results, self.judge.terms)
+        tokens_N = mask_NT.sum(axis=1)
+        # A forced BOI stands behind the last token that was allowed.
+        truncated_N = (len_N == mask_NT.shape[1]) & (tokens_N == len_N - 1)
+        figures = {
+            **scores,
+            _TOKENS: tokens_N,
+            _TRUNCATED: truncated_N,
+            _BOXES: np.asarray([len(plan.boxes) for plan in plans]),
+        }
+        stacked = np.stack([figures[name] for name in self._figures], axis=1).astype(np.float32)
+        judged = {int(b): Judged(*parts) for b, *parts in zip(own, plans, images, results)}
+        return stacked, judged, seconds
+
+
+def _exchange(figures_NF: np.ndarray, own: np.ndarray, rows: int) -> np.ndarray:
+    """Figures float32 (B, F) of all rows, from those that each process has of its own."""
+    table = np.zeros((rows, figures_NF.shape[1] + 1), np.float32)
+    table[own, :-1], table[own, -1] = figures_NF, 1.0
+    tables = gather(table)
+    owner_B = tables[:, :, -1].argmax(axis=0)
+    return tables[owner_B, np.arange(rows), :-1]
+
 
 def take_rows(scored: Scored, index: np.ndarray) -> Scored:
-    """The rows at `index`, in its order."""
-
-    def pick(values: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(values[i] for i in index)
-
-    return Scored(
-        rows=jax.tree.map(lambda x: x[index], scored.rows),
-        plan_logp_BT=scored.plan_logp_BT[index],
-        image_logp_BU=scored.image_logp_BU[index],
-        captions=pick(scored.captions),
+    """The rows at `index`, in its order; on a mesh they must divide over it."""
+    if np.array_equal(index, np.arange(len(scored))):
+        return scored
+    places = {int(b): place for place, b in enumerate(index)}
+    return replace(
+        scored,
+        rollout=take_on_mesh(scored.rollout, index),
+        captions=tuple(scored.captions[b] for b in index),
         caption_indices_B=scored.caption_indices_B[index],
-        plans=pick(scored.plans),
-        images_BHWC=scored.images_BHWC[index],
-        results=pick(scored.results),
+        judged={places[b]: judged for b, judged in scored.judged.items() if b in places},
         scores={name: values[index] for name, values in scored.scores.items()},
         total_B=scored.total_B[index],
-        judge_seconds=scored.judge_seconds,
-        reward_seconds=scored.reward_seconds,
+        plan_tokens_B=scored.plan_tokens_B[index],
+        truncated_B=scored.truncated_B[index],
+        boxes_B=scored.boxes_B[index],
     )
 
 
@@ -196,23 +242,24 @@ def join(parts: Sequence[Scored]) -> Scored:
     if len(parts) == 1:
         return parts[0]
 
-    def chain(name: str) -> tuple[Any, ...]:
-        return tuple(x for part in parts for x in getattr(part, name))
-
     def stack(name: str) -> np.ndarray:
         return np.concatenate([getattr(part, name) for part in parts])
 
+    starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
     return Scored(
-        rows=jax.tree.map(lambda *x: np.concatenate(x), *[part.rows for part in parts]),
-        plan_logp_BT=stack("plan_logp_BT"),
-        image_logp_BU=stack("image_logp_BU"),
-        captions=chain("captions"),
+        rollout=join_on_mesh([part.rollout for part in parts]),
+        captions=tuple(caption for part in parts for caption in part.captions),
         caption_indices_B=stack("caption_indices_B"),
-        plans=chain("plans"),
-        images_BHWC=stack("images_BHWC"),
-        results=chain("results"),
+        judged={
+            start + b: judged
+            for start, part in zip(starts, parts)
+            for b, judged in part.judged.items()
+        },
         scores={k: np.concatenate([p.scores[k] for p in parts]) for k in parts[0].scores},
         total_B=stack("total_B"),
+        plan_tokens_B=stack("plan_tokens_B"),
+        truncated_B=stack("truncated_B"),
+        boxes_B=stack("boxes_B"),
         judge_seconds=sum(part.judge_seconds for part in parts),
         reward_seconds=sum(part.reward_seconds for part in parts),
     )
@@ -221,10 +268,13 @@ def join(parts: Sequence[Scored]) -> Scored:
 def records(
     scored: Scored, samples: int, advantages_B: np.ndarray, shown: int
 ) -> list[SampleRecord]:
-    """The first `shown` captions' samples for the report."""
+    """The first `shown` captions' samples for the report, as far as this process judged them."""
     found = []
     for row in range(min(shown * samples, len(scored))):
-        result, plan = scored.results[row], scored.plans[row]
+        if row not in scored.judged:
+            continue
+        judged = scored.judged[row]
+        plan, result = judged.plan, judged.result
         found.append(
             SampleRecord(
                 caption=scored.captions[row],
@@ -236,7 +286,7 @@ def records(
                 scores=dict(result.scores),
                 total=float(scored.total_B[row]),
                 advantage=float(advantages_B[row]),
-                image=scored.images_BHWC[row],
+                image=judged.image,
                 words=result.words,
                 said=result.said,
             )

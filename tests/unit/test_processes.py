@@ -205,18 +205,21 @@ def test_processes_that_do_not_meet_are_an_error(
         startup.start_processes("host:1", 3, 2)
 
 
-def test_training_joins_first_and_refuses_several_processes(
+def test_training_joins_before_it_touches_devices(
     joined: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(startup, "start_devices", lambda _: pytest.fail("devices were touched"))
+    def touch(_: int) -> None:
+        raise InputError(f"devices after {len(joined)} calls")
+
+    monkeypatch.setattr(startup, "start_devices", touch)
     given = ["coordinator=h:9", "processes=2", "process=1", "heartbeat_seconds=9"]
     arguments = ["train", "sft", "--config", str(ROOT / "configs" / "shapes_sft.yaml")]
     assert cli.run(arguments + [f"--distributed.{pair}" for pair in given]) == 2
     assert joined[0]["coordinator_address"] == "h:9"
     assert joined[0]["heartbeat_timeout_seconds"] == 9
-    assert "2 processes were started together" in capsys.readouterr().err
+    assert "devices after 1 calls" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,48 @@
+"""How a run begins in all of its processes: alike, and with process 0 alone writing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gotr1_jax.config import to_yaml
+from gotr1_jax.parallel.processes import check_alike, is_first, together
+from gotr1_jax.schema import DistributedConfig
+from gotr1_jax.training.metrics import MetricsWriter
+from gotr1_jax.training.run_dir import (
+    RunDir,
+    create_run_dir,
+    drop_samples_after,
+    store_config,
+)
+
+
+def check_same_run(config: Any) -> None:
+    """Raise RunError unless all processes have this configuration, their own place in it apart."""
+    check_alike(to_yaml(replace(config, distributed=DistributedConfig())), "configuration")
+
+
+def open_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> RunDir:
+    """The directory of a run, made by process 0, which prints the configuration.
+
+    See `create_run_dir`. It has to lie on storage that all processes share.
+    """
+    with together():
+        if is_first():
+            create_run_dir(root, config_text, may_exist=may_exist)
+            print(config_text)
+    return RunDir(Path(root))
+
+
+def start_writing(run: RunDir, config_text: str, first: int) -> MetricsWriter:
+    """Writes down what a run goes on with after step `first` (0: begins) and drops later samples.
+
+    Returns the writer of its metrics, which writes in process 0 only.
+    """
+    with together():
+        if is_first():
+            if first:
+                drop_samples_after(run.samples, first)
+            store_config(run, config_text)
+        return MetricsWriter(run, first)
