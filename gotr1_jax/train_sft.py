@@ -126,7 +126,7 @@ def _train(config: SftConfig, signals: StopSignals) -> Path:
                             f"loss or gradient was not finite for {int(state.skipped_in_a_row)} "
                             f"updates up to step {step}; lower optimizer.learning_rate"
                         )
-                    metrics.write(step, values | {"time/goodput": loop.goodput()})
+                    metrics.write(step, values | loop.measures())
                     shown = {"text": values["nats/text"], "image": values["nats/image"]}
                 progress.update(step, **shown)
                 meta = {"seed": config.seed, "data": batches.get_state()}

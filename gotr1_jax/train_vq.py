@@ -105,7 +105,7 @@ def _train(config: VqTrainConfig, signals: StopSignals) -> Path:
                 state, result = step_fn(state, batch)
                 if step % config.log_every == 0 or step == config.steps:
                     values = {name: float(value) for name, value in asdict(result).items()}
-                    metrics.write(step, values | {"time/goodput": loop.goodput()})
+                    metrics.write(step, values | loop.measures())
                     shown = {name: values[name] for name in ("psnr", "perplexity", "used_frac")}
                 progress.update(step, **shown)
                 loop.end_step(step, state, {"seed": config.seed})

@@ -112,6 +112,8 @@ class RewardConfig:
     # `failure_steps` steps; 1 never ends it.
     failure_limit: float = 0.2
     failure_steps: int = 10
+    # An alarm line when every reward of so many steps in a row was 0; 0: none.
+    alarm_steps: int = 10
 
     def check(self) -> None:
         for term in self.terms:
@@ -120,6 +122,8 @@ class RewardConfig:
         if not self.terms:
             raise InputError("reward.terms is empty; name at least one term")
         positive("reward", failure_steps=self.failure_steps)
+        if self.alarm_steps < 0:
+            raise InputError(f"reward.alarm_steps is {self.alarm_steps}; use 0 or more")
         if not 0 <= self.failure_limit <= 1:
             raise InputError(f"reward.failure_limit is {self.failure_limit}; use 0 to 1")
 

@@ -1,0 +1,24 @@
+"""What a run holds in memory, as metrics: a run that leaks shows it long before it is killed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+
+_STATM = Path("/proc/self/statm")
+
+
+def memory_metrics() -> dict[str, float]:
+    """`memory/host_bytes`, resident in this process; `memory/device_bytes`, live on the fullest of
+    its devices. Each where the system tells: Linux, and every backend but CPUs.
+    """
+    values = {}
+    if _STATM.exists():
+        resident_pages = int(_STATM.read_text().split()[1])
+        values["memory/host_bytes"] = float(resident_pages * os.sysconf("SC_PAGE_SIZE"))
+    told = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    if told:
+        values["memory/device_bytes"] = float(max(stats["bytes_in_use"] for stats in told))
+    return values
