@@ -1,13 +1,12 @@
 """Rationales of the shapes world: plans in plain words, without boxes.
 
-"a small red circle left of a large blue square: a small red circle above left, a large blue
-square right": what is drawn, every size said, then where on the canvas each object stands, in
-thirds of it. Only words that captions and plans have, but for "center".
+"a small red circle (above left) left of a large blue square (right)": what is drawn, every size
+said, and where on the canvas each object stands, in thirds of it. Only words that captions and
+plans have, but for "center".
 """
 
 from __future__ import annotations
 
-from gotr1_jax.data.shapes.captions import CaptionSpec, write_caption
 from gotr1_jax.data.shapes.relations import relation_score
 from gotr1_jax.data.shapes.vocabulary import IMAGE_SIZE, OPPOSITES
 from gotr1_jax.data.shapes.world import PixelBox, Scene
@@ -22,10 +21,11 @@ def write_rationale(scene: Scene) -> str:
 
     Where the picture contradicts the caption, so does the rationale: it is true of the picture.
     """
-    specs = tuple(obj.spec for obj in scene.objects)
-    whole = write_caption(CaptionSpec(specs, _true_relation(scene)))
-    places = (f"a {obj.spec.name} {place_in_words(obj.box)}" for obj in scene.objects)
-    return f"{whole}: {', '.join(places)}"
+    pieces = [f"a {obj.spec.name} ({place_in_words(obj.box)})" for obj in scene.objects]
+    relation = _true_relation(scene)
+    if relation is not None:
+        pieces[:2] = [f"{pieces[0]} {relation} {pieces[1]}"]
+    return " and ".join(pieces)
 
 
 def place_in_words(box: PixelBox) -> str:
