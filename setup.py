@@ -55,6 +55,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         # Reading pickled .bin checkpoints.
         "convert": ["torch>=2.13"],
+        # Scoring benchmarks by models of transformers; spaCy's en_core_web_sm is downloaded apart.
+        "eval": ["torch>=2.13", "spacy>=3.8"],
         # torch is the oracle of the parity tests; one exact version, so that they are comparable.
         "test": [
             "pytest>=9.2",

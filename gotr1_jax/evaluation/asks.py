@@ -41,6 +41,12 @@ class Found(NamedTuple):
     score: float
     runs: tuple[int, ...] = ()
 
+    @classmethod
+    def of(cls, box: Iterable[float], score: float, runs: Iterable[int] = ()) -> Found:
+        """The object with the box (x1, y1, x2, y2)."""
+        x1, y1, x2, y2 = map(float, box)
+        return cls(x1, y1, x2, y2, float(score), tuple(runs))
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -99,6 +105,11 @@ class AnswerBook:
         self._answerers = answerers
         self.asked = 0
 
+    @property
+    def pictures(self) -> int:
+        """How many pictures should be asked about together."""
+        return max(answerer.pictures for answerer in self._answerers.values())
+
     def ask(self, asks: Iterable[Ask]) -> dict[str, Any]:
         """Answers by the questions' keys; NaN where the model could not tell.
 
@@ -141,6 +152,11 @@ class AnswerBook:
     def _place(self, ask: Ask) -> str:
         text = f"{self._answerers[ask.kind].identity} {ask.key}"
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+
+
+def found_objects(answer: Sequence[Sequence[Any]]) -> list[Found]:
+    """The answer to a question of the kind "find"."""
+    return [Found.of(row[:4], row[4], row[5]) for row in answer]
 
 
 def is_missing(answer: Any) -> bool:

@@ -118,17 +118,8 @@ def position_score(place: str | None, a: Found, b: Found, size: tuple[int, int])
     return 1.0 if overlap < _OVERLAP else _OVERLAP / overlap
 
 
-def complex_score(parts: Parts, attributes: float, spatial: float, match: float) -> float:
-    """3-in-1: the mean of the parts that a caption has; attributes are always one."""
-    if parts == "spatial":
-        return (attributes + spatial) / 2
-    if parts == "action":
-        return (attributes + match) / 2
-    return (attributes + spatial + match) / 3
-
-
 def complex_parts(captions: Sequence[str], lists: Mapping[Parts, Sequence[str]]) -> list[Parts]:
-    """Which parts each caption has.
+    """Which parts each caption has; its score is their mean, attributes are always one (3-in-1).
 
     lists: the benchmark's complex_val_spatial.txt and complex_val_action.txt; without them a
     caption goes by its words: no place word is "action"; one behind a form of to be is "spatial",

@@ -84,7 +84,7 @@ class JudgeModel:
             scale = np.array([width / wide, height / high] * 2)
             limit = np.array([width, height] * 2, float)
             boxes = [np.clip(np.array(box) * scale, 0, limit) for box in reading.boxes or ()]
-            return [list(Found(*map(float, b), 1.0)) for b in boxes if b[2] > b[0] and b[3] > b[1]]
+            return [list(Found.of(b, 1.0)) for b in boxes if b[2] > b[0] and b[3] > b[1]]
         if ask.kind == "color":
             return ask.color if reading.score >= 0.5 else ""
         return reading.score / (10 if ask.kind == "match" else 1)

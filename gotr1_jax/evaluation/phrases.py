@@ -73,171 +73,26 @@ def make_reader(kind: str) -> Reader:
     return SpacyReader()
 
 
-_DETERMINERS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "his",
-        "her",
-        "its",
-        "their",
-        "my",
-        "your",
-        "our",
-        "some",
-        "any",
-        "each",
-        "every",
-        "no",
-        "another",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-    ]
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_DETERMINERS = _words(
+    "a an the this that these those his her its their my your our some any each every no "
+    "another one two three four five six seven eight nine ten"
 )
 # Words that end a noun phrase and begin none.
 _BREAKS = _words(
-    [
-        "of",
-        "in",
-        "on",
-        "at",
-        "by",
-        "for",
-        "with",
-        "from",
-        "to",
-        "into",
-        "onto",
-        "over",
-        "under",
-        "above",
-        "below",
-        "behind",
-        "beside",
-        "between",
-        "among",
-        "near",
-        "next",
-        "inside",
-        "outside",
-        "through",
-        "across",
-        "along",
-        "around",
-        "against",
-        "toward",
-        "towards",
-        "up",
-        "down",
-        "off",
-        "out",
-        "past",
-        "during",
-        "before",
-        "after",
-        "about",
-        "as",
-        "like",
-        "without",
-        "within",
-        "upon",
-        "beneath",
-        "atop",
-        "amid",
-        "and",
-        "or",
-        "but",
-        "nor",
-        "while",
-        "when",
-        "where",
-        "which",
-        "who",
-        "whose",
-        "because",
-        "if",
-        "than",
-        "then",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "being",
-        "am",
-        "has",
-        "have",
-        "had",
-        "do",
-        "does",
-        "did",
-        "can",
-        "could",
-        "will",
-        "would",
-        "may",
-        "might",
-        "must",
-        "should",
-        "it",
-        "they",
-        "them",
-        "he",
-        "she",
-        "him",
-        "we",
-        "us",
-        "i",
-        "you",
-        "itself",
-        "themselves",
-        "there",
-        "here",
-        "not",
-        "very",
-        "together",
-        "sat",
-        "stood",
-        "lay",
-        "hung",
-        "shone",
-        "fell",
-        "wrote",
-        "sped",
-        "swam",
-        "drove",
-        "slept",
-        "grew",
-        "rose",
-        "lit",
-        "cast",
-        "made",
-        "told",
-        "spun",
-        "kept",
-        "left",
-        "right",
-        "wore",
-        "held",
-    ]
+    "of in on at by for with from to into onto over under above below behind beside between "
+    "among near next inside outside through across along around against toward towards up down "
+    "off out past during before after about as like without within upon beneath atop amid and "
+    "or but nor while when where which who whose because if than then is are was were be been "
+    "being am has have had do does did can could will would may might must should it they them "
+    "he she him we us i you itself themselves there here not very together sat stood lay hung "
+    "shone fell wrote sped swam drove slept grew rose lit cast made told spun kept left right "
+    "wore held"
 )
-_NOT_ADVERBS = frozenset(
-    ["butterfly", "dragonfly", "firefly", "fly", "family", "jelly", "belly", "lily", "early"]
-)
+_NOT_ADVERBS = _words("butterfly dragonfly firefly fly family jelly belly lily early")
 _TOKEN = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 
 
@@ -276,7 +131,7 @@ def _runs(tokens: list[str]) -> list[tuple[int, int]]:
         if i < len(tokens) and not begins and not _breaks(tokens, i, start):
             continue
         if any(token.lower() not in _DETERMINERS for token in tokens[start:i]):
-            runs.append((start, i))
+            runs.append((start, i - (tokens[i - 1] == ",")))
         start = i if begins else i + 1
     return runs
 

@@ -255,7 +255,7 @@ class Mask2Former(_Model):
             rows, columns = np.nonzero(on.cpu().numpy())
             if score > _LEAST_SCORE:
                 box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-                found.append(Found(*map(float, box), score, mask_runs(on.cpu().numpy())))
+                found.append(Found.of(box, score, mask_runs(on.cpu().numpy())))
         return sorted(found, key=lambda f: -f.score)[:_MOST_FOUND]
 
     def _class(self, name: str) -> int:
@@ -298,10 +298,6 @@ class Owl(_Model):
         for column in scores.T:
             best = np.argsort(-column, kind="stable")[:_MOST_FOUND]
             answers.append(
-                [
-                    list(Found(*boxes[i].tolist(), float(column[i])))
-                    for i in best
-                    if column[i] > _LEAST_OWL_SCORE
-                ]
+                [list(Found.of(boxes[i], column[i])) for i in best if column[i] > _LEAST_OWL_SCORE]
             )
         return answers

@@ -180,12 +180,17 @@ def _make_one(config: JudgeConfig, cache: AnswerCache | None, mesh: Mesh | None)
     return MultimodalJudge(engine, config.scored_terms, config.questions, cache)
 
 
-def make_engine(config: JudgeConfig, mesh: Mesh | None = None) -> Engine:
-    """The engine of a judge that answers questions; InputError for a kind that has none."""
+def check_engine(config: JudgeConfig) -> None:
+    """InputError for a kind of judge that has no engine."""
     if config.kind not in ("http", "qwen2_5_vl"):
         raise InputError(
             f"judge.kind is {config.kind}, which answers no questions; use http or qwen2_5_vl"
         )
+
+
+def make_engine(config: JudgeConfig, mesh: Mesh | None = None) -> Engine:
+    """The engine of a judge that answers questions; InputError for a kind that has none."""
+    check_engine(config)
     if config.kind == "http":
         assert config.http is not None
         return HttpEngine(config.http)

@@ -1,0 +1,179 @@
+"""What the benchmarks have in common: options, drawing, asking, and who answers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.evaluation.asks import AnswerBook, Answerer, Ask, Kind, read_picture
+from gotr1_jax.evaluation.folders import Item
+from gotr1_jax.evaluation.summary import Row, write_result
+from gotr1_jax.generate import add_sampling_arguments, generate
+from gotr1_jax.generation.settings import LAYOUTS, GenerateConfig, read_template
+from gotr1_jax.judge import add_judge_options, device_mesh, read_judge_options
+from gotr1_jax.rewards.judges import check_engine, make_engine
+from gotr1_jax.rewards.multimodal import Picture
+
+PICTURES = "pictures"
+ANSWERS = "answers"
+JUDGE_REMARK = "the judge in the place of the benchmark's models"
+
+Answers = Mapping[str, Any]
+"""Answers by the questions' keys."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What came of a picture: values in [0, 1] by name, NaN where not to be told, and why."""
+
+    values: Mapping[str, float]
+    words: str = ""
+
+
+class Rules(Protocol):
+    """A benchmark's questions about a picture, and their score."""
+
+    def asks(self, item: Item, picture: Picture, answers: Answers) -> list[Ask]:
+        """The questions that are known so far; called anew with their answers until no more come.
+
+        A question may depend on the answers to earlier ones.
+        """
+        ...
+
+    def score(self, item: Item, picture: Picture, answers: Answers) -> Scored: ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of `transformers` for one kind of question.
+
+    Attributes:
+        option: of the command line that names another checkpoint.
+        name: of the model, for the table.
+        default: hub id.
+        make: its class in `torch_models`.
+    """
+
+    option: str
+    name: str
+    default: str
+    make: str
+
+
+Models = Mapping[Kind, Model]
+
+
+def add_arguments(parser: argparse.ArgumentParser, layout: str, models: Models) -> None:
+    """The options that all benchmarks have; add --prompts beside them."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--ckpt", metavar="CKPT", help="checkpoint directory, finished run or hub id: draws with it"
+    )
+    source.add_argument(
+        "--images", type=Path, metavar="DIR", help="pictures that are there, in gotr1's layout"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    parser.add_argument("--n", type=int, help=f"pictures of each caption ({LAYOUTS[layout]})")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="B", help="rows drawn at once (by free memory)"
+    )
+    add_sampling_arguments(parser)
+    parser.add_argument(
+        "--scorer", choices=("models", "judge"), default="models",
+        help="who scores: the benchmark's kind of models, by torch, or the judge alone (models)",
+    )  # fmt: skip
+    for model in models.values():
+        parser.add_argument(
+            f"--{model.option}", default=model.default, metavar="CKPT",
+            help=f"{model.name}: hub id or directory ({model.default})",
+        )  # fmt: skip
+    add_judge_options(parser)
+
+
+def check_scorer(options: argparse.Namespace) -> None:
+    """InputError for a scorer that cannot work, before anything is drawn."""
+    if options.n is not None and options.n < 1:
+        raise InputError(f"--n is {options.n}; use 1 or more")
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out} is a file; choose a directory")
+    if options.scorer == "judge":
+        check_engine(read_judge_options(options).judge)
+    else:
+        from gotr1_jax.evaluation.torch_models import need_torch
+
+        need_torch()
+
+
+def draw_pictures(options: argparse.Namespace, layout: str, prompts: Path, folder: Path) -> None:
+    """Draw what is missing in `folder`, as `gotr1 generate --layout` does."""
+    given = {f.name: getattr(options, f.name) for f in fields(GenerateConfig) if f.name in options}
+    changed = {"out": folder, "prompts": prompts, "layout": layout}
+    template = read_template(options.template)
+    generate(GenerateConfig(**{**given, **changed, "template": template}))
+
+
+def open_book(options: argparse.Namespace, models: Models) -> tuple[AnswerBook, dict[Kind, str]]:
+    """The store of answers with who gives them, and their names for the table."""
+    answerers: dict[Kind, Answerer] = {}
+    if options.scorer == "judge":
+        from gotr1_jax.evaluation.judge_models import JudgeModel
+
+        job = read_judge_options(options)
+        engine = make_engine(job.judge, device_mesh(job))
+        judge = JudgeModel(engine, job.judge.questions)
+        answerers = {kind: judge for kind in models}
+        names: dict[Kind, str] = {kind: f"judge {engine.identity}" for kind in models}
+    else:
+        from gotr1_jax.evaluation import torch_models
+
+        names = {}
+        for kind, model in models.items():
+            source = getattr(options, model.option.replace("-", "_"))
+            answerers[kind] = getattr(torch_models, model.make)(source)
+            names[kind] = f"{model.name} ({source})"
+    return AnswerBook(options.out / ANSWERS, answerers), names
+
+
+def score_items(items: Sequence[Item], rules: Rules, book: AnswerBook, label: str) -> list[Scored]:
+    """What came of each picture; only questions without a stored answer go to models.
+
+    InputError for a picture that cannot be read.
+    """
+    from gotr1_jax.training.metrics import Progress
+
+    scored: list[Scored] = []
+    together = book.pictures
+    with Progress(label, len(items), unit="picture") as progress:
+        for start in range(0, len(items), together):
+            group = [(item, read_picture(item.path)) for item in items[start : start + together]]
+            answers: dict[str, Any] = {}
+            while new := _new_asks(group, rules, answers):
+                answers |= book.ask(new)
+            scored += [rules.score(item, picture, answers) for item, picture in group]
+            progress.update(len(scored))
+    return scored
+
+
+def _new_asks(group: Sequence[tuple[Item, Picture]], rules: Rules, answers: Answers) -> list[Ask]:
+    asks = (ask for item, picture in group for ask in rules.asks(item, picture, answers))
+    return [ask for ask in asks if ask.key not in answers]
+
+
+def finish(
+    options: argparse.Namespace,
+    title: str,
+    head: Mapping[str, Any],
+    rows: Sequence[Row],
+    pictures: Sequence[Mapping[str, Any]],
+    notes: Sequence[str],
+) -> None:
+    """Write the result and print its table; RunError where nothing could be told at all."""
+    print(write_result(options.out, title, head, rows, pictures, notes))
+    print(options.out)
+    if all(row.failed == row.pictures for row in rows):
+        raise RunError(f"not one picture could be scored; see {options.out}")
