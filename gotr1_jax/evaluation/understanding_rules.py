@@ -6,8 +6,8 @@ short    The answer is right when it equals one of the accepted ones after norma
          from zero to twelve written as digits. Nothing is searched for inside a sentence.
 yes_no   The first word, normalised, is "yes" or "no"; anything else is unclear.
 choice   The letter of an option: alone in its line, in parentheses, followed by a mark or by the
-         option's own text ("B", "b", "(B)", "B. red", "B red"), or named ("the answer is B"); else the text of exactly
-         one option. Anything else is unclear.
+         option's own text ("B", "b", "(B)", "B. It is red.", "B red"), or named ("the answer is
+         B"); else the text of exactly one option. Anything else is unclear.
 
 An unclear answer is wrong, and counted.
 """
@@ -24,10 +24,8 @@ Form = Literal["short", "yes_no", "choice"]
 YES_NO_WORDS = ("yes", "no")
 LETTERS = string.ascii_uppercase
 _ARTICLES = {"a", "an", "the"}
-_NUMBERS = (
-    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-)  # fmt: skip
-_DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)}
+_NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve"
+_DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS.split(" "))}
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _MARKS = re.compile(r"(?<!\d)\.|\.(?!\d)|[^\w\s.]|_")
 _LETTER_ALONE = re.compile(r"\W*([A-Za-z])(?:\W*(?:\n.*)?|\s*[).:,]\s.*)", re.DOTALL)

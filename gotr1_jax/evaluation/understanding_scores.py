@@ -1,0 +1,167 @@
+"""Two checkpoints' answers to the same questions, counted side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from gotr1_jax.evaluation.understanding_questions import Question
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One checkpoint's answer to one question: what it said, whether that ended by itself, what
+    was read out of it ("" if unclear), and whether it is right."""
+
+    said: str
+    ended: bool
+    read: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures of a group of questions; shares are of its questions, 0 to 1.
+
+    Attributes:
+      questions, pictures: how many.
+      ckpt, baseline: share of right answers.
+      gain: ckpt - baseline; low, high: its 95 % interval by a paired bootstrap over pictures.
+      lost: questions that the baseline answered right and the checkpoint wrong; won: the reverse.
+      commonest: share that is right by always giving the commonest answer of each kind.
+      over_commonest: baseline - commonest; over_low, over_high: its interval, as above.
+      unclear_ckpt, unclear_baseline: answers out of which nothing could be read.
+      cut_ckpt, cut_baseline: answers that were cut at the longest length.
+    """
+
+    questions: int
+    pictures: int
+    ckpt: float
+    baseline: float
+    gain: float
+    low: float
+    high: float
+    lost: int
+    won: int
+    commonest: float
+    over_commonest: float
+    over_low: float
+    over_high: float
+    unclear_ckpt: int
+    unclear_baseline: int
+    cut_ckpt: int
+    cut_baseline: int
+
+
+def compare(
+    questions: Sequence[Question], ckpt: Sequence[Answered], baseline: Sequence[Answered]
+) -> dict[str, Comparison]:
+    """Figures of all questions, and of each kind in the order in which the kinds come first."""
+    guessed = _commonest_right(questions)
+    groups = {ALL: list(range(len(questions)))}
+    for place, question in enumerate(questions):
+        groups.setdefault(question.kind, []).append(place)
+    return {
+        name: _compare(
+            [questions[i] for i in group],
+            [ckpt[i] for i in group],
+            [baseline[i] for i in group],
+            [guessed[i] for i in group],
+        )
+        for name, group in groups.items()
+    }
+
+
+def _commonest_right(questions: Sequence[Question]) -> list[bool]:
+    """Whether each question is answered right by the commonest answer of its kind."""
+    counts: dict[str, Counter[str]] = {}
+    for question in questions:
+        counts.setdefault(question.kind, Counter()).update(question.accepted)
+    best = {kind: count.most_common(1)[0][0] for kind, count in counts.items()}
+    return [best[question.kind] in question.accepted for question in questions]
+
+
+def _compare(
+    questions: Sequence[Question],
+    ckpt: Sequence[Answered],
+    baseline: Sequence[Answered],
+    guessed: Sequence[bool],
+) -> Comparison:
+    new = np.asarray([answer.right for answer in ckpt], np.float64)
+    old = np.asarray([answer.right for answer in baseline], np.float64)
+    guess = np.asarray(guessed, np.float64)
+    pictures = [question.picture for question in questions]
+    low, high = _interval(new - old, pictures)
+    over_low, over_high = _interval(old - guess, pictures)
+    return Comparison(
+        questions=len(questions),
+        pictures=len(set(pictures)),
+        ckpt=float(new.mean()),
+        baseline=float(old.mean()),
+        gain=float((new - old).mean()),
+        low=low,
+        high=high,
+        lost=int((old > new).sum()),
+        won=int((new > old).sum()),
+        commonest=float(guess.mean()),
+        over_commonest=float((old - guess).mean()),
+        over_low=over_low,
+        over_high=over_high,
+        unclear_ckpt=sum(not answer.read for answer in ckpt),
+        unclear_baseline=sum(not answer.read for answer in baseline),
+        cut_ckpt=sum(not answer.ended for answer in ckpt),
+        cut_baseline=sum(not answer.ended for answer in baseline),
+    )
+
+
+def _interval(values: np.ndarray, pictures: Sequence[str]) -> tuple[float, float]:
+    """95 % interval of a mean; pictures are drawn with all of their questions."""
+    from gotr1_jax.training.evaluate import mean_interval
+
+    cluster = np.unique(np.asarray(pictures), return_inverse=True)[1]
+    return mean_interval(np.bincount(cluster, values), np.bincount(cluster))
+
+
+def to_json(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
+    """Plain values by group."""
+    return {name: asdict(comparison) for name, comparison in comparisons.items()}
+
+
+def verdict(all_questions: Comparison) -> str:
+    """One sentence: whether the baseline's answers are better than guessing at all."""
+    c = all_questions
+    figures = (
+        f"{c.baseline:.3f} against {c.commonest:.3f}, difference {c.over_commonest:+.3f}, "
+        f"95 % interval [{c.over_low:+.3f}, {c.over_high:+.3f}]"
+    )
+    if c.over_low > 0:
+        return f"The baseline answers better than the commonest answer of each kind ({figures})."
+    return (
+        f"The baseline does not answer better than the commonest answer of each kind ({figures}): "
+        "it cannot answer these questions, so a difference to it says nothing about what training "
+        "did to understanding."
+    )
+
+
+def table(comparisons: Mapping[str, Comparison], notes: Sequence[str]) -> str:
+    """The Markdown table, one row a group, and the notes below it."""
+    head = (
+        "kind", "questions", "checkpoint", "baseline", "gain", "95 % interval", "right to wrong",
+        "wrong to right", "commonest answer", "unclear",
+    )  # fmt: skip
+    lines = ["# Understanding: the same questions, two checkpoints", ""]
+    lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name, c in comparisons.items():
+        cells = (
+            name, str(c.questions), f"{c.ckpt:.3f}", f"{c.baseline:.3f}", f"{c.gain:+.3f}",
+            f"{c.low:+.3f} to {c.high:+.3f}", str(c.lost), str(c.won), f"{c.commonest:.3f}",
+            f"{c.unclear_ckpt} / {c.unclear_baseline}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *notes]) + "\n"
