@@ -27,6 +27,7 @@ class VariantConfig:
             raise InputError(
                 f"the variant's name {self.name!r} becomes a folder; use a to z, 0 to 9, _ and -"
             )
+        _check_overrides(f"overrides of the variant {self.name!r}", self.overrides)
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,10 @@ class AblationConfig:
                 raise InputError(f"{what} holds {double!r} twice; name each once")
         for seed in self.seeds:
             check_seed(seed)
+        _check_overrides("overrides", self.overrides)
+
+
+def _check_overrides(where: str, overrides: tuple[str, ...]) -> None:
+    for text in overrides:
+        if not re.match(r"[\w.]+=", text):
+            raise InputError(f"{where} holds {text!r}; write key=value")

@@ -1,0 +1,220 @@
+"""`gotr1 ablate` without training: which runs there are, resuming, the table and its plot."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from gotr1_jax import ablate, cli
+from gotr1_jax.config import load_config, to_yaml
+from gotr1_jax.errors import InputError
+from gotr1_jax.report.ablation import TermResult, VariantResult, plot, table
+from gotr1_jax.schema import AblationConfig
+
+BASE = {"run_dir": "unused", "steps": 3, "reward": {"rule": "sum"}}
+VALUES: dict[str, Any] = {
+    "run_dir": "unused",
+    "seeds": [0, 5],
+    "overrides": ["steps=4"],
+    "variants": [
+        {"name": "one", "title": "pi only", "overrides": ["reward.terms=[pi]"]},
+        {"name": "two", "overrides": ["reward.rule=v2", "steps=2"]},
+    ],
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    base = tmp_path / "base.yaml"
+    base.write_text(yaml.safe_dump(BASE))
+    return _write(tmp_path, {**VALUES, "base": str(base)})
+
+
+def _write(folder: Path, values: dict[str, Any]) -> Path:
+    path = folder / "ablation.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+class Trainer:
+    """In the place of training: notes what it was asked for and leaves what a run leaves."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.codes: dict[tuple[str, int], int] = {}
+
+    def __call__(self, planned: ablate.Run, cache: Path) -> int:
+        key = planned.variant, planned.seed
+        self.asked.append(key)
+        planned.root.mkdir(parents=True, exist_ok=True)
+        (planned.root / "config.yaml").write_text(to_yaml(planned.config))
+        if code := self.codes.get(key, 0):
+            return code
+        gain = 0.25 if planned.variant == "one" else 0.0
+        before = {"total": [0.0, 0.0], "pi": [0.0, 0.5]}
+        after = {"total": [0.0, 0.0], "pi": [gain, 0.5 + gain + planned.seed / 10]}
+        for name, values in (("eval_before", before), ("eval_after", after)):
+            (planned.root / f"{name}.json").write_text(json.dumps(values))
+        (planned.root / "summary.json").write_text(json.dumps({"seconds": 90.0}))
+        return 0
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    fake = Trainer()
+    monkeypatch.setattr(ablate, "train", fake)
+    return fake
+
+
+def _run(config: Path, *words: str) -> int:
+    return cli.run(["ablate", "--config", str(config), "--out", str(config.parent / "o"), *words])
+
+
+ALL = [("one", 0), ("one", 5), ("two", 0), ("two", 5)]
+
+
+def test_runs_are_the_base_with_overrides(config: Path) -> None:
+    runs = ablate.plan_runs(load_config(AblationConfig, config), Path("out"))
+    assert [(r.variant, r.seed) for r in runs] == ALL
+    one, two = runs[1].config, runs[2].config
+    assert (one.steps, one.seed, one.reward.terms, one.reward.rule) == (4, 5, ("pi",), "sum")
+    assert (two.steps, two.seed, two.reward.rule) == (2, 0, "v2")
+    assert Path(one.run_dir) == runs[1].root == Path("out/one/seed_5")
+    assert runs[1].words[:3] == ("train", "grpo", "--config")
+
+
+def test_all_variants_are_trained_and_compared(config: Path, trainer: Trainer) -> None:
+    assert _run(config) == 0
+    assert trainer.asked == ALL
+    out = config.parent / "o"
+    one, two = json.loads((out / "ablation.json").read_text())["variants"]
+    # Seeds 0 and 5: gains of the two captions are .25, .25 and .25, .75; their means .25, .5.
+    assert one["terms"] == {
+        "pi": pytest.approx({"before": 0.25, "after": 0.625} | _gain(0.25, 0.5))
+    }
+    assert two["terms"] == {"pi": pytest.approx({"before": 0.25, "after": 0.375} | _gain(0, 0.25))}
+    assert (one["title"], two["title"], one["seeds"], one["minutes"]) == (
+        "pi only",
+        "two",
+        [0, 5],
+        1.5,
+    )
+    assert "| pi only | 0.625 [+0.250, +0.500] |" in (out / "ablation.md").read_text()
+
+
+def _gain(low: float, high: float) -> dict[str, float]:
+    return {"low": low, "high": high}
+
+
+def test_finished_runs_are_kept_and_others_go_on(
+    config: Path, trainer: Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer.codes = {("one", 5): 1}
+    assert _run(config) == 1
+    assert trainer.asked == ALL  # one that fails does not keep the others
+    assert "1 of 4 runs failed: one, seed 5" in capsys.readouterr().err
+    kept = (config.parent / "o/one/seed_0/eval_after.json").stat().st_mtime_ns
+    trainer.asked, trainer.codes = [], {("one", 5): 75}
+    assert _run(config) == 75  # told to stop
+    assert trainer.asked == [("one", 5)]
+    trainer.asked, trainer.codes = [], {}
+    assert _run(config) == 0
+    assert trainer.asked == [("one", 5)]
+    assert (config.parent / "o/one/seed_0/eval_after.json").stat().st_mtime_ns == kept
+
+
+def test_a_table_is_there_while_runs_are_missing(config: Path, trainer: Trainer) -> None:
+    trainer.codes = {("two", 0): 75}
+    assert _run(config) == 75
+    (one,) = json.loads((config.parent / "o/ablation.json").read_text())["variants"]
+    assert one["seeds"] == [0, 5]
+
+
+def test_runs_of_another_configuration_are_refused(
+    config: Path, trainer: Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(config) == 0
+    values = yaml.safe_load(config.read_text())
+    trainer.asked = []
+    assert _run(_write(config.parent, {**values, "overrides": ["steps=5"]})) == 2
+    error = capsys.readouterr().err
+    assert "seed_0 holds a run of another configuration" in error and error.count("\n") == 1
+    assert trainer.asked == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variants": []}, "at least one of variants"),
+        ({"seeds": []}, "at least one of variants and one of seeds"),
+        ({"seeds": [1, 1]}, "seeds holds 1 twice"),
+        ({"seeds": [-1]}, "seed is -1"),
+        ({"variants": [{"name": "a"}, {"name": "a"}]}, "variants holds 'a' twice"),
+        ({"variants": [{"name": "A b"}]}, "'A b' becomes a folder"),
+        ({"variants": [{"name": "a", "overrides": ["reward.rul=v2"]}]}, "variant 'a'.*reward.rule"),
+        (
+            {"variants": [{"name": "a", "overrides": ["steps"]}]},
+            "variant 'a' holds 'steps'; write",
+        ),
+        ({"variants": [{"name": "a", "base": "no.yaml"}]}, "variant 'a'.*no.yaml"),
+        ({"overrides": ["steps 3"]}, "overrides holds 'steps 3'; write key=value"),
+        ({"variant": []}, "did you mean 'variants'"),
+    ],
+)
+def test_bad_configurations(config: Path, change: dict[str, Any], message: str) -> None:
+    path = _write(config.parent, yaml.safe_load(config.read_text()) | change)
+    with pytest.raises(InputError, match=message):
+        ablate.plan_runs(load_config(AblationConfig, path), Path("out"))
+
+
+def test_a_run_is_a_process_with_its_words_in_a_file(tmp_path: Path) -> None:
+    for words, code, said in ((("--version",), 0, "gotr1"), (("no",), 2, "invalid choice")):
+        planned = ablate.Run("a", "a", 0, tmp_path / words[0], words, None)
+        assert ablate.train(planned, tmp_path / "cache") == code
+        assert said in (planned.root / "train.log").read_text()
+
+
+def _result(title: str, **terms: tuple[float, float, float, float]) -> VariantResult:
+    results = {name: TermResult(*values) for name, values in terms.items()}
+    return VariantResult(title, title, (0,), 30, 128, 4, 2.0, results)
+
+
+RESULTS = [
+    _result("up & down", sem=(0.5, 0.75, 0.1, 0.4), pi=(0.5, 0.25, -0.3, -0.2)),
+    _result("level", sem=(0.5, 0.5, -0.1, 0.1), pi=(0.5, 0.5, -0.1, 0.1)),
+    _result("elsewhere", pi=(0.25, 0.5, 0.1, 0.9)),
+]
+
+
+def test_the_table_has_a_row_for_each_start() -> None:
+    rows = [line.split(" | ") for line in table(RESULTS).splitlines() if line.startswith("|")]
+    assert [row[0].strip("| ") for row in rows] == [
+        "trained on", "-", "*start*", "up & down", "level", "*start*", "elsewhere",
+    ]  # fmt: skip
+    assert rows[2][1:3] == ["0.500", "0.500"] and rows[5][1:3] == ["–", "0.250"]
+    assert rows[3][2] == "0.250 [-0.300, -0.200]" and rows[6][1] == "–"
+    assert len({len(row) for row in rows}) == 1
+
+
+def test_the_plot_by_hand() -> None:
+    tree = ElementTree.fromstring(plot(RESULTS))
+    name = "{http://www.w3.org/2000/svg}"
+    texts = [node.text for node in tree.iter(f"{name}text")]
+    assert {"up & down", "level", "elsewhere", "sem", "pi"} <= set(texts)
+    panels = [g for g in tree.findall(f"{name}g") if g.findall(f"{name}g")]
+    marks = [[mark for mark in panel.findall(f"{name}g")] for panel in panels]
+    assert [len(panel) for panel in marks] == [2, 3]  # one was not scored by sem
+    tones = [mark.findall(f"{name}circle")[1].get("class") for panel in marks for mark in panel]
+    assert tones == ["better", "same", "worse", "same", "better"]
+    # A panel is 128 wide: .25 and .5 are at 32 and 64; the interval ends at the edge.
+    last = marks[1][2]
+    assert [float(c.get("cx", "")) for c in last.findall(f"{name}circle")] == [32.0, 64.0]
+    line = last.find(f"{name}line")
+    assert line is not None and line.get("x2") == "128.0"
+    assert np.isclose(float(line.get("x1", "")), 128 * 0.35, atol=0.05)
