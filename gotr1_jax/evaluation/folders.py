@@ -53,6 +53,7 @@ def compbench_items(folder: Path, captions: Sequence[str], count: int | None) ->
                 f"{samples} lacks picture {index:06d}, of {caption!r}: it holds {len(found)} of "
                 f"{len(wanted)} ({count} a caption)"
             )
+    for index, caption in wanted.items():
         if found[index].name.split("_")[0] != caption:
             raise InputError(
                 f"{found[index]} is at the place of {caption!r}; are these other captions?"

@@ -1,0 +1,107 @@
+"""Benchmark folders with pictures missing, extra, misnamed, or of something else."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.evaluation.folders import compbench_items, dpg_items, geneval_items
+from gotr1_jax.evaluation.geneval_rules import parse_metadata
+
+
+def touch(*files: Path) -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+
+
+def refuses(message: str, call: Any, *args: Any) -> None:
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        call(*args)
+    assert "\n" not in str(error.value)
+
+
+CAPTIONS = ["a cat.", "a dog", "a cat."]
+
+
+@pytest.fixture
+def compbench(tmp_path: Path) -> Path:
+    names = [f"{c}_{p * 2 + i:06d}.png" for p, c in enumerate(CAPTIONS) for i in range(2)]
+    touch(*(tmp_path / "samples" / name for name in names), tmp_path / "samples" / ".hidden")
+    return tmp_path
+
+
+@pytest.mark.parametrize("count", [None, 2])
+def test_compbench_pictures_in_the_order_of_their_numbers(
+    compbench: Path, count: int | None
+) -> None:
+    items = compbench_items(compbench, CAPTIONS, count)
+    assert [item.place for item in items] == [0, 0, 1, 1, 2, 2]
+    assert items[3].name == "samples/a dog_000003.png" and items[3].path.is_file()
+
+
+def test_compbench_pictures_that_are_not_as_they_should(compbench: Path) -> None:
+    samples = compbench / "samples"
+    refuses("'a bird'", compbench_items, compbench, ["a cat.", "a bird", "a cat."], 2)
+    refuses("lacks picture 000006", compbench_items, compbench, [*CAPTIONS, "x"], 2)
+    refuses("lacks picture 000006", compbench_items, compbench, CAPTIONS, 3)
+    refuses("does not belong there: 4 are wanted", compbench_items, compbench, CAPTIONS[:2], 2)
+    touch(samples / "notes.txt")
+    refuses("notes.txt is no picture", compbench_items, compbench, CAPTIONS, 2)
+    (samples / "notes.txt").unlink()
+    touch(samples / "a dog_0002.jpg")
+    refuses("have the same number", compbench_items, compbench, CAPTIONS, 2)
+    (samples / "a dog_0002.jpg").unlink()
+    (samples / "a dog_000003.png").unlink()
+    refuses("lacks picture 000003, of 'a dog'", compbench_items, compbench, CAPTIONS, None)
+    refuses("is no folder", compbench_items, compbench / "none", CAPTIONS, 2)
+
+
+LINES = [
+    json.dumps({"tag": "single_object", "include": [{"class": c, "count": 1}], "prompt": f"a {c}"})
+    for c in ("cat", "dog")
+]
+WANTED = [parse_metadata(line, "x") for line in LINES]
+
+
+@pytest.fixture
+def geneval(tmp_path: Path) -> Path:
+    for place, line in enumerate(LINES):
+        folder = tmp_path / f"{place:05d}"
+        touch(*(folder / "samples" / f"{i:05d}.png" for i in range(3)), folder / "grid.png")
+        (folder / "metadata.jsonl").write_text(line + "\n")
+    touch(tmp_path / "generation.json", tmp_path / "plans" / "00000.json")
+    return tmp_path
+
+
+@pytest.mark.parametrize("count", [None, 3])
+def test_geneval_pictures_lie_beside_their_metadata(geneval: Path, count: int | None) -> None:
+    items = geneval_items(geneval, WANTED, count)
+    assert [item.place for item in items] == [0, 0, 0, 1, 1, 1]
+    assert items[4].name == "00001/samples/00001.png" and items[4].path.is_file()
+
+
+def test_geneval_folders_that_are_not_as_they_should(geneval: Path) -> None:
+    refuses("00001 does not belong there: 1 are wanted", geneval_items, geneval, WANTED[:1], 3)
+    refuses("has no folder 00002, of 'a cat'", geneval_items, geneval, [*WANTED, WANTED[0]], 3)
+    refuses("is about 'a cat', but the line", geneval_items, geneval, WANTED[::-1], 3)
+    refuses("holds 3 of 4 pictures", geneval_items, geneval, WANTED, 4)
+    refuses("00002.png does not belong", geneval_items, geneval, WANTED, 2)
+    (geneval / "00001" / "samples" / "00001.png").unlink()
+    refuses("00001/samples holds 2 of 3 pictures", geneval_items, geneval, WANTED, None)
+    (geneval / "00001" / "metadata.jsonl").write_text('{"prompt": "a dog"}\n')
+    refuses("no line of GenEval's metadata", geneval_items, geneval, WANTED, None)
+    (geneval / "00001" / "metadata.jsonl").unlink()
+    refuses("metadata.jsonl is missing", geneval_items, geneval, WANTED, None)
+
+
+def test_dpg_pictures_have_the_names_of_the_prompts(tmp_path: Path) -> None:
+    touch(*(tmp_path / f"{stem}.png" for stem in ("12", "a_b")))
+    assert [item.name for item in dpg_items(tmp_path, ["a_b", "12"])] == ["a_b.png", "12.png"]
+    refuses("has no picture 7.png", dpg_items, tmp_path, ["12", "7"])
+    refuses("a_b.png does not belong there", dpg_items, tmp_path, ["12"])
