@@ -12,6 +12,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ COMMANDS = {
     "describe": ("gotr1_jax.describe", "ask the model about pictures"),
     "convert": ("gotr1_jax.convert_checkpoint", "any checkpoint into the released layout"),
     "export": ("gotr1_jax.export_checkpoint", "a run or checkpoint for transformers or peft"),
+    "tokenize-images": ("gotr1_jax.tokenize_images", "pictures of records into token ids, once"),
     "judge": ("gotr1_jax.judge", "score plans and pictures that were drawn before"),
     "eval": ("gotr1_jax.evaluation.command", "benchmarks of papers, and what a model understands"),
     "ablate": ("gotr1_jax.ablate", "train variants in turn and compare them"),
@@ -69,7 +71,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; exits with a code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = run(given)
+    except Exception:
+        if "train" not in given:
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and "train" in given:
+        from gotr1_jax.parallel.processes import leave
+
+        leave(code)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -93,6 +107,12 @@ def run(arguments: Sequence[str]) -> int:
         raise
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except RuntimeError as error:
+        from gotr1_jax.parallel.processes import lost_others
+
+        if (line := lost_others(error)) is None:
+            raise
+        return _fail(line, 1)
     return 0
 
 
@@ -104,7 +124,9 @@ def _fail(message: str, code: int) -> int:
 def _dispatch(arguments: Sequence[str]) -> None:
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "train":
+    if hasattr(options, "overrides"):  # the command takes keys of a configuration
+        options.overrides = rest
+    elif rest and options.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if options.command == "train":
         _train(options.job, options.config, rest)

@@ -12,31 +12,41 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from gotr1_jax.config import to_yaml
 from gotr1_jax.convert.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gotr1_jax.convert.hub import find_checkpoint
 from gotr1_jax.convert.picture_tokenizer import PictureTokenizer, load_vq
-from gotr1_jax.data.pipeline import TextLimits, sft_batches
+from gotr1_jax.data.lengths import Lengths, Spelling
+from gotr1_jax.data.pipeline import TextLimits, record_batches, sft_batches
 from gotr1_jax.data.shapes.tokenizer import train_tokenizer
+from gotr1_jax.data.shards import TokenizedRecords
 from gotr1_jax.data.sources import ShapesSource
 from gotr1_jax.data.token_cache import PictureTokens
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.siglip import Understanding
-from gotr1_jax.models.vq import abstract_vq
 from gotr1_jax.parallel.mesh import make_mesh
+from gotr1_jax.parallel.processes import check_alike, together
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.schema import SftConfig
 from gotr1_jax.sft.losses import SftWeights
-from gotr1_jax.text import TextTokenizer
+from gotr1_jax.text import TOKENIZER_FILE, TextTokenizer
 from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
 from gotr1_jax.training.loop import Loop
 from gotr1_jax.training.metrics import MetricsWriter, Progress
+from gotr1_jax.training.picture_encoder import PictureEncoder, state_digest
 from gotr1_jax.training.placement import check_rows, mirror_shardings, to_rows
+from gotr1_jax.training.record_tokens import (
+    Host,
+    TokensProgress,
+    check_tokenizer,
+    check_usable,
+    given_shards,
+    tokenize_records,
+)
 from gotr1_jax.training.run_dir import create_run_dir, store_config
 from gotr1_jax.training.state import TrainState, make_optimizer, make_schedule, new_state
 from gotr1_jax.training.steps import make_sft_step
@@ -67,7 +77,7 @@ def _train(config: SftConfig, signals: StopSignals) -> Path:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_rows(config.micro_batch, mesh, "micro_batch")
     resume = resolve_resume(config.resume, config.run_dir)
-    pictures = load_vq(config.vq)
+    pictures = load_vq(find_checkpoint(config.vq))
     loaded = None
     if config.init is not None:
         loaded = load_checkpoint(find_checkpoint(config.init), parts=("policy", "understanding"))
@@ -170,16 +180,11 @@ def _start(
 def _data(config: SftConfig, start: Start) -> Any:
     """Batches of examples; their pictures go through the tokenizer once and stay on disk."""
     data = config.data
+    if data.source != "shapes":
+        return _record_data(config, start)
     source = ShapesSource("train", data.examples, config.seed, data.unfaithful_fraction, data.plans)
-    graphdef = nnx.split(abstract_vq(start.config.vq))[0]
-
-    @jax.jit
-    def encode(state: nnx.State, pixels: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, state).encode_ids(pixels.astype(jnp.float32) / 127.5 - 1.0)
-
-    cache = PictureTokens(
-        Path(data.cache_dir), state_digest(start.vq), lambda x: np.asarray(encode(start.vq, x))
-    )
+    encode = PictureEncoder(start.config.vq, start.vq, jax.local_devices()[:1])
+    cache = PictureTokens(Path(data.cache_dir), state_digest(start.vq), encode)
     with Progress("picture tokens", data.examples, 0) as progress:
         ids_NU = cache.ids(source, lambda done, _: progress.update(done))
     limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
@@ -188,13 +193,42 @@ def _data(config: SftConfig, start: Start) -> Any:
     )
 
 
-def state_digest(state: nnx.State) -> str:
-    """SHA-256 over the arrays of a state, by path: names a set of weights."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf, np.float32).tobytes())
-    return digest.hexdigest()
+def _record_data(config: SftConfig, start: Start) -> Any:
+    """Batches of records; every process makes its share of what is not on the disk yet."""
+    data, host = config.data, Host(jax.process_index(), jax.process_count())
+    pictures = PictureTokenizer(start.config.vq, start.config.image_size, start.vq)
+    folder = given_shards(data)
+    if folder is not None:
+        check_tokenizer(folder, pictures)
+    else:
+        with together(), TokensProgress() as progress:
+            folder = tokenize_records(data, pictures, host, progress)
+    records = TokenizedRecords(folder, data.records.prompts)
+    results = [shard.result for shard in records.shards]
+    total = records.manifest.records
+    unusable = check_usable(results, total, data.records.unusable_limit)
+    check_alike(records.manifest.key, "set of records")
+
+    tokenizer = (start.tokenizer_dir / TOKENIZER_FILE).read_bytes()
+    spelling = Spelling(start.tokenizer, config.template, hashlib.sha256(tokenizer).hexdigest())
+    lengths = Lengths.beside(Path(data.cache_dir), records, spelling)
+    with together():
+        for shard in host.shards(records.manifest):
+            lengths.count(shard, records.shards[shard])
+    limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
+    fits = lengths.fitting(records, limits)
+    records.keep(fits)
+    too_long = total - unusable - len(records)
+    if too_long > data.records.too_long_limit * total:
+        raise InputError(
+            f"{too_long} of {total} records are longer than data.max_prompt_tokens "
+            f"{limits.max_prompt_tokens} or data.max_plan_tokens {limits.max_plan_tokens}, more "
+            f"than the share {data.records.too_long_limit} (data.records.too_long_limit)"
+        )
+    _log.info("%d records; left out: %d unusable, %d too long", len(records), unusable, too_long)
+    return record_batches(
+        records, start.tokenizer, config.template, limits, config.batch_size, config.seed
+    )
 
 
 def _initial_state(

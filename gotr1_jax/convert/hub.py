@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.errors import InputError
+from gotr1_jax.hub import fetch_snapshot, is_hub_id
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "shapes"
 """The checkpoint that the package brings along."""
@@ -18,7 +18,6 @@ NEEDED_FILES = (
     "model*.safetensors",
     "pytorch_model*.bin",
 )
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def find_checkpoint(path: str | Path | None, revision: str | None = None) -> Path:
@@ -37,7 +36,7 @@ def find_checkpoint(path: str | Path | None, revision: str | None = None) -> Pat
     if path is None:
         return EMBEDDED
     folder = Path(path)
-    if not folder.exists() and _HUB_ID.fullmatch(str(path)):
+    if not folder.exists() and is_hub_id(str(path)):
         return _fetched(str(path), revision)
     if revision is not None:
         raise InputError(f"a revision belongs to an id of the hub; {path} is a directory")
@@ -49,39 +48,8 @@ def find_checkpoint(path: str | Path | None, revision: str | None = None) -> Pat
 
 
 def _fetched(hub_id: str, revision: str | None) -> Path:
-    # Imported late: a local checkpoint needs no network library.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    what = f"{hub_id}" if revision is None else f"{hub_id} at revision {revision}"
-    try:
-        found = snapshot_download(hub_id, revision=revision, allow_patterns=list(NEEDED_FILES))
-    except GatedRepoError as error:
-        raise InputError(
-            f"{hub_id} asks for its terms to be accepted on the hub; do so, then set HF_TOKEN"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"no checkpoint at {hub_id}: there is no such directory, and the hub has no such "
-            "model (a private one needs HF_TOKEN)"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise InputError(f"{hub_id} has no revision {revision}") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError) as error:
-        raise InputError(
-            f"no checkpoint at {what}: there is no such directory, it is not in the hub's cache, "
-            "and the hub cannot be reached (is HF_HUB_OFFLINE set?)"
-        ) from error
-    except OSError as error:
-        raise RunError(f"{what} cannot be fetched: {error.strerror or error}") from error
-    folder = Path(found)
+    folder = fetch_snapshot(hub_id, revision, NEEDED_FILES, "model")
+    what = hub_id if revision is None else f"{hub_id} at revision {revision}"
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"{what} is no checkpoint: it holds no {CONFIG_FILE}")
     return folder

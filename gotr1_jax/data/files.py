@@ -26,19 +26,10 @@ def expand(source: Names, what: str, endings: Iterable[str] = ()) -> tuple[Path,
     A name with wildcards (*, ?, [a-z]; ** for any folders) stands for all files that fit it, a
     folder for all files under it with one of `endings`; both are sorted. A file that is there is
     taken as it is, whatever its name. `what` says in an error what was looked for.
-    Raises InputError for a name that means no file, and for a file that two names mean.
+    Raises InputError for a name that means no file.
     """
     endings = tuple(endings)
-    found: dict[Path, str] = {}
-    for name in as_names(source):
-        paths = _files_of(name, what, endings)
-        for path in paths:
-            if path in found:
-                raise InputError(
-                    f"{path} is named twice for {what}, by {found[path]!r} and {name!r}; name it "
-                    "once"
-                )
-            found[path] = name
+    found = [path for name in as_names(source) for path in _files_of(name, what, endings)]
     if not found:
         raise InputError(f"no file is named for {what}")
     return tuple(found)

@@ -8,12 +8,14 @@ is dropped, so no batch ever holds one example twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import grain
 import numpy as np
 
+from gotr1_jax.data.shards import TokenizedRecords
 from gotr1_jax.data.sources import PictureSource, PlannedPictureSource
 from gotr1_jax.errors import InputError
 from gotr1_jax.text import TextTokenizer
@@ -112,18 +114,59 @@ def sft_batches(
             )
         return index, codec.encode_prompt(caption, template, limits.max_prompt_tokens), plan_ids
 
+    def image_ids(places: np.ndarray) -> np.ndarray:
+        return image_ids_NU[places].astype(np.int32)
+
+    collect = _collector(image_ids, limits, codec.specials.pad)
+    return _epochs(len(source), batch_size, seed, "examples", read, collect)
+
+
+def record_batches(
+    records: TokenizedRecords,
+    codec: TextTokenizer,
+    template: str,
+    limits: TextLimits,
+    batch_size: int,
+    seed: int,
+) -> grain.IterDataset:
+    """Endless `SftExampleBatch`es of records that are known to fit the limits.
+
+    Where records have prompts, one is drawn by seed, epoch and place in it; the caption stands in
+    for one that a record lacks or that is over the limit.
+    Raises InputError when there are fewer records than a batch.
+    """
+
+    def prompt_ids(text: str) -> list[int]:
+        return codec.encode_prompt(text, template, limits.max_prompt_tokens)
+
+    def read(index: int, rng: np.random.Generator) -> tuple[int, list[int], list[int]]:
+        caption, plan = records.text(index)
+        plan_ids = [*codec.encode_plan(plan), codec.specials.boi]
+        drawn = records.draw_prompt(index, rng)
+        if drawn is not None:
+            with suppress(InputError):  # too long
+                return index, prompt_ids(drawn), plan_ids
+        return index, prompt_ids(caption), plan_ids
+
+    collect = _collector(records.image_ids, limits, codec.specials.pad)
+    return _epochs(len(records), batch_size, seed, "records", read, collect, drawing=True)
+
+
+def _collector(
+    image_ids: Callable[[np.ndarray], np.ndarray], limits: TextLimits, pad: int
+) -> Callable[[Sequence[tuple[int, list[int], list[int]]]], SftExampleBatch]:
+    """Rows (index, prompt ids, plan ids) -> a batch; `image_ids` gives int32 (B, U) by index."""
+
     def collect(rows: Sequence[tuple[int, list[int], list[int]]]) -> SftExampleBatch:
         indices, prompts, plans = zip(*rows)
-        pad = codec.specials.pad
         prompt_ids_BC, prompt_len_B = pad_rows(prompts, limits.max_prompt_tokens, pad)
         plan_ids_BT, plan_len_B = pad_rows(plans, limits.max_plan_tokens, pad)
         places = np.asarray(indices, np.int64)
-        image_ids_BU = image_ids_NU[places].astype(np.int32)
         return SftExampleBatch(
-            places, prompt_ids_BC, prompt_len_B, plan_ids_BT, plan_len_B, image_ids_BU
+            places, prompt_ids_BC, prompt_len_B, plan_ids_BT, plan_len_B, image_ids(places)
         )
 
-    return _epochs(len(source), batch_size, seed, "examples", read, collect)
+    return collect
 
 
 def pad_rows(rows: Sequence[Sequence[int]], width: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
@@ -139,12 +182,15 @@ def _epochs(
     batch_size: int,
     seed: int,
     what: str,
-    read: Callable[[int], Any],
+    read: Callable[..., Any],
     collect: Callable[[Sequence[Any]], Any],
+    drawing: bool = False,
 ) -> grain.IterDataset:
+    """`drawing`: `read(index, rng)` gets a generator of its own for each place of each epoch."""
     if batch_size > length:
         raise InputError(f"a batch of {batch_size} {what} cannot be drawn from {length}")
-    dataset = grain.MapDataset.range(length).seed(seed).shuffle().map(read)
+    dataset = grain.MapDataset.range(length).seed(seed).shuffle()
+    dataset = dataset.random_map(read) if drawing else dataset.map(read)
     dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=collect)
     return dataset.repeat().to_iter_dataset(_READ)
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from gotr1_jax.pictures.janus import PictureSettings, open_picture, preprocess, read_settings
+from gotr1_jax.pictures.janus import (
+    PictureSettings,
+    decode_picture,
+    open_picture,
+    preprocess,
+    read_settings,
+)
 
-__all__ = ["PictureSettings", "open_picture", "preprocess", "read_settings"]
+__all__ = ["PictureSettings", "decode_picture", "open_picture", "preprocess", "read_settings"]

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -123,18 +123,24 @@ def open_picture(path: str | Path) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise InputError(f"the picture {path} is an empty file")
+    except OSError as error:
+        raise InputError(f"the picture {path} cannot be read: {error.strerror}") from error
+    return decode_picture(path, str(path))
+
+
+def decode_picture(source: Path | BinaryIO, name: str) -> Image.Image:
+    """As `open_picture`, of a file or of its bytes; `name` says in an error which picture it is."""
+    try:
         # Pillow warns of odd palettes and of very large pictures: both are read all the same.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(source) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except InputError:
-        raise
     except Image.UnidentifiedImageError as error:
-        raise InputError(f"{path} is no picture in a known format") from error
+        raise InputError(f"{name} is no picture in a known format") from error
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        raise InputError(f"the picture {path} cannot be read: {reason}") from error
+        raise InputError(f"the picture {name} cannot be read: {reason}") from error
     except Exception as error:  # the readers of the formats raise whatever they meet
-        raise InputError(f"the picture {path} cannot be read: {error}") from error
+        raise InputError(f"the picture {name} cannot be read: {error}") from error
 
 
 def preprocess(image: Image.Image, settings: PictureSettings) -> np.ndarray:

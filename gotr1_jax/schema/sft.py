@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gotr1_jax.data.settings import RecordsConfig
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import DecoderConfig, SiglipConfig
 from gotr1_jax.schema.shared import (
@@ -28,21 +29,32 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class SftDataConfig:
-    """Examples of the shapes world: caption, plan, picture."""
+    """Examples: caption, plan, picture; of the shapes world, or records of one's own."""
 
-    # Training examples; drawn and tokenised once, then shuffled every epoch.
+    # "shapes", or records, one name or a list: .jsonl, .parquet and .tar (WebDataset) files, with
+    # wildcards, folders of such, ids "org/name" of hub data sets, or a folder that
+    # `gotr1 tokenize-images` wrote. Their pictures are tokenised once, here if not before.
+    source: str | tuple[str, ...] = "shapes"
+    # What the records look like; not for shapes.
+    records: RecordsConfig = field(default_factory=RecordsConfig)
+    # For shapes: examples; drawn and tokenised once, then shuffled every epoch.
     examples: int = 20000
-    # Share of examples whose plan (and picture) contradicts the caption.
+    # For shapes: share of examples whose plan (and picture) contradicts the caption.
     unfaithful_fraction: float = 0.0
-    # Plans with boxes, or rationales: the same in plain words, without boxes.
+    # For shapes: plans with boxes, or rationales: the same in plain words, without boxes.
     plans: Literal["boxes", "rationale"] = "boxes"
+    # Rows are padded to these. Longer examples of the shapes world are refused, longer records are
+    # left out.
     max_prompt_tokens: int = 48
     max_plan_tokens: int = 80
-    # Where picture tokens are kept between runs.
+    # Where picture tokens and lengths of texts are kept between runs.
     cache_dir: str = ".cache/picture_tokens"
 
     def check(self) -> None:
         positive("data", examples=self.examples, max_plan_tokens=self.max_plan_tokens)
+        positive("data", max_prompt_tokens=self.max_prompt_tokens)
+        if not self.source:
+            raise InputError("data.source is empty; name records, or shapes")
         if not 0 <= self.unfaithful_fraction <= 1:
             raise InputError(f"data.unfaithful_fraction is {self.unfaithful_fraction}; use 0 to 1")
 
@@ -52,7 +64,7 @@ class SftConfig:
     """Plan and picture learned from examples: `gotr1 train sft`."""
 
     run_dir: str
-    # Checkpoint folder that holds the VQ tokenizer (`gotr1 train vq` writes one).
+    # Checkpoint that holds the VQ tokenizer: a folder (`gotr1 train vq` writes one) or a hub id.
     vq: str
     seed: int = 0
     steps: int = 1000
@@ -92,7 +104,7 @@ class SftConfig:
             raise InputError(
                 f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}"
             )
-        if self.batch_size > self.data.examples:
+        if self.data.source == "shapes" and self.batch_size > self.data.examples:
             raise InputError(
                 f"batch_size is {self.batch_size}, data.examples is {self.data.examples}; a batch "
                 "holds each example once, so use more examples"

@@ -78,7 +78,12 @@ def test_only_needed_files_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert find_checkpoint("some/model", "main") == tmp_path
-    assert asked == {"name": "some/model", "revision": "main", "allow_patterns": [*NEEDED_FILES]}
+    assert asked == {
+        "name": "some/model",
+        "revision": "main",
+        "allow_patterns": [*NEEDED_FILES],
+        "repo_type": "model",
+    }
 
 
 def test_failures_of_a_download(monkeypatch: pytest.MonkeyPatch) -> None:

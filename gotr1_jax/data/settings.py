@@ -1,0 +1,75 @@
+"""What a record of somebody's data set looks like: columns, prompts, crop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gotr1_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class PromptsConfig:
+    """One kind of prompts that records have, under a key of theirs."""
+
+    # Column; a dot goes down into an object: augmented_prompts.tags. The value is text, a list of
+    # texts, or either as JSON in a text.
+    key: str
+    # Of a list: one of its texts; all of them joined; or its first ones joined, how many is drawn.
+    take: Literal["one", "all", "some"] = "one"
+    joined_by: str = ", "
+
+
+@dataclass(frozen=True)
+class RecordsConfig:
+    """Columns of records and what is made of their pictures.
+
+    Columns of .jsonl files are the keys of a line, those of .parquet files their columns. In .tar
+    shards (WebDataset) they are the keys of a sample's .json, the endings of its files (txt, jpg),
+    and image, which is its file with the ending of a picture. A dot goes down into an object, also
+    where that stands as JSON in a text.
+    """
+
+    caption: str = "caption"
+    plan: str = "plan"
+    # Bytes of a file, an object with bytes or path (as the `datasets` library writes it), a data
+    # URL, or a path.
+    image: str = "image"
+    # What relative paths of pictures begin at; empty: the folder of the file that names them.
+    image_root: str = ""
+    # Prompts to draw from, a kind and then one of it, anew in every epoch; empty: the caption. The
+    # caption also stands in for a prompt that a record lacks or that is too long.
+    prompts: tuple[PromptsConfig, ...] = ()
+    # Files of a folder or a hub data set that are read, among .jsonl, .parquet and .tar files.
+    files: tuple[str, ...] = ("*.jsonl", "*.parquet", "*.tar")
+    # Branch, tag or commit of a hub data set; null: main.
+    revision: str | None = None
+    # The square of a picture that is kept: its middle, or a place drawn once for each record.
+    crop: Literal["center", "random"] = "center"
+    crop_seed: int = 0
+    # Records without text or a readable picture are left out, and those too long for the limits of
+    # `data`; more than these shares of them are an error.
+    unusable_limit: float = 0.01
+    too_long_limit: float = 0.1
+    # Records of one file of picture tokens: the unit of restarts, and of hosts.
+    shard_records: int = 4096
+
+    def check(self) -> None:
+        for name in ("caption", "plan", "image"):
+            if not getattr(self, name):
+                raise InputError(f"data.records.{name} is empty; name a column")
+        for name in ("unusable_limit", "too_long_limit"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"data.records.{name} is {getattr(self, name)}; use 0 to 1")
+        if self.shard_records < 1:
+            raise InputError(f"data.records.shard_records is {self.shard_records}; use 1 or more")
+        if not self.files:
+            raise InputError("data.records.files is empty; give patterns, like *.parquet")
+        keys = [prompts.key for prompts in self.prompts]
+        if len(set(keys)) < len(keys) or not all(keys):
+            raise InputError(f"data.records.prompts has the keys {keys}; give each once")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns that records must have; prompts are not always there."""
+        return (self.caption, self.plan, self.image)

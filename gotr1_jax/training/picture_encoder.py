@@ -1,0 +1,52 @@
+"""Pictures through the tokenizer, on the devices of this process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gotr1_jax.models.config import VQConfig
+from gotr1_jax.models.vq import abstract_vq
+from gotr1_jax.parallel.mesh import make_mesh, replicated, rows
+
+
+class PictureEncoder:
+    """Pixels -> picture tokens with one tokenizer's weights, rows split over devices."""
+
+    def __init__(
+        self, config: VQConfig, state: nnx.State, devices: Sequence[jax.Device] | None = None
+    ) -> None:
+        """devices: of this process; None: all that it has. Other processes take no part."""
+        devices = list(jax.local_devices() if devices is None else devices)
+        self.devices = len(devices)
+        mesh = make_mesh(devices=devices)
+        self._rows = rows(mesh)
+        self._state = jax.device_put(state, replicated(mesh))
+        self._encode = jax.jit(partial(_encode, nnx.split(abstract_vq(config))[0]))
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (B, H, W, 3) -> int32 (B, U); every new B compiles anew."""
+        fill = -len(pixels) % self.devices
+        full = np.concatenate([pixels, np.repeat(pixels[-1:], fill, axis=0)])
+        ids = self._encode(self._state, jax.device_put(full, self._rows))
+        return np.asarray(ids, np.int32)[: len(pixels)]
+
+
+def _encode(graphdef: Any, state: nnx.State, pixels: jax.Array) -> jax.Array:
+    return nnx.merge(graphdef, state).encode_ids(pixels.astype(jnp.float32) / 127.5 - 1.0)
+
+
+def state_digest(state: nnx.State) -> str:
+    """SHA-256 over the arrays of a state, by path: names a set of weights."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(leaf, np.float32).tobytes())
+    return digest.hexdigest()
