@@ -11,6 +11,11 @@ EVALUATIONS = {
     "t2i_compbench": ("gotr1_jax.evaluation.t2i_compbench", "T2I-CompBench: six categories"),
     "geneval": ("gotr1_jax.evaluation.geneval", "GenEval: objects, counts, colors, positions"),
     "dpg": ("gotr1_jax.evaluation.dpg", "DPG-Bench: questions that depend on each other"),
+    "shapes": ("gotr1_jax.evaluation.shapes", "the shapes world, by its exact judge"),
+    "understanding": (
+        "gotr1_jax.evaluation.understanding",
+        "the same questions about pictures to two checkpoints",
+    ),
 }
 
 

@@ -1,0 +1,297 @@
+"""The shapes world's own benchmark: `gotr1 eval shapes`.
+
+Draws plans and pictures for held-out captions, or takes pictures that are there, and scores them
+by the exact judge. For the same weights, captions and seed the scores are those that a GRPO run
+finds before and after its training. OUT/samples/00000 holds what was drawn of caption 0, as a run
+keeps its samples; the folder appears whole, so a command that was stopped goes on behind it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from gotr1_jax.config import load_config
+from gotr1_jax.convert.hub import RUN_CONFIG
+from gotr1_jax.data.sources import shapes_captions
+from gotr1_jax.errors import InputError
+from gotr1_jax.evaluation.job import finish
+from gotr1_jax.evaluation.summary import PICTURES, Row
+from gotr1_jax.generation.settings import check_note, fingerprint, read_template
+from gotr1_jax.judge import find_samples, judge_samples
+from gotr1_jax.rewards import combine
+from gotr1_jax.rewards.shapes_judge import SHAPES_TERMS, ShapesJudge
+from gotr1_jax.schema import GrpoConfig, RewardConfig, RolloutConfig, check_seed
+
+if TYPE_CHECKING:
+    from gotr1_jax.training.evaluate import Evaluation
+    from gotr1_jax.training.run_dir import SampleRecord
+
+NOTE = "evaluation.json"
+# Of the recipes that are shipped for this world.
+_ROLLOUT = RolloutConfig(max_plan_tokens=60, guidance=3.0)
+_REWARD = RewardConfig(rule="v2")
+
+
+@dataclass(frozen=True)
+class ShapesConfig:
+    """What to draw and score.
+
+    Attributes:
+      out: directory of the results.
+      ckpt: checkpoint directory, finished run, hub id, or "embedded"; None with `images`.
+      images: what `gotr1 generate` or a run drew; None with `ckpt`.
+      job: how is drawn, and how terms become a total; of a GRPO run.
+      captions, samples: held-out captions, and pictures of each.
+      seed: of the draws.
+      batch_size: rows drawn at once.
+    """
+
+    out: Path
+    ckpt: str | None
+    images: Path | None
+    job: GrpoConfig
+    captions: int
+    samples: int
+    seed: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("captions", "samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
+        check_seed(self.seed)
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"--out {self.out} is a file; choose a directory")
+        foreign = [term for term in self.job.reward.terms if term not in SHAPES_TERMS]
+        if foreign:
+            raise InputError(
+                f"reward.terms holds {foreign[0]!r}, which the exact judge does not score; choose "
+                f"from {', '.join(SHAPES_TERMS)}"
+            )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `gotr1 eval shapes`."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--ckpt", metavar="CKPT",
+        help="checkpoint directory, finished run, hub id, or embedded: draws with it",
+    )  # fmt: skip
+    source.add_argument(
+        "--images", type=Path, metavar="DIR", help="what gotr1 generate or a run drew"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE",
+        help="configuration of a GRPO run: drawing, template, reward and numbers are taken from it "
+        "(that of the run that --ckpt names)",
+    )  # fmt: skip
+    parser.add_argument("--captions", type=int, metavar="N", help="held-out captions (128)")
+    parser.add_argument("--samples", type=int, metavar="N", help="pictures of each caption (4)")
+    parser.add_argument(
+        "--seed", type=int, help="of the draws (that of the evaluations of gotr1 train grpo)"
+    )
+    parser.add_argument(
+        "--cfg", type=float, metavar="W", help=f"guidance weight ({_ROLLOUT.guidance:g})"
+    )
+    parser.add_argument(
+        "--max-plan-tokens", type=int, metavar="T",
+        help=f"longest plan ({_ROLLOUT.max_plan_tokens})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--template", help="prompt around the caption, as for gotr1 generate (gotr1)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=64, metavar="B", help="rows drawn at once (64)"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Does what the parsed command line says."""
+    config = read_options(options)
+    if config.images is None:
+        _draw(config)
+    lines = judge_samples(
+        ShapesJudge(SHAPES_TERMS), find_samples(config.images or config.out), config.out / PICTURES
+    )
+    reward = config.job.reward
+    scored, failed = score(lines, reward)
+    rows = [
+        Row(name, (values,), len(lines), failed[name], "exact judge")
+        for name, values in {"total": scored.total, **scored.terms}.items()
+    ]
+    head = {
+        "evaluation": "shapes",
+        "ckpt": config.ckpt,
+        "images": None if config.images is None else str(config.images),
+        "by_caption": scored.to_json(),
+    }
+    note = f"total: reward rule {reward.rule} of {', '.join(reward.terms)}."
+    finish(options, "The shapes world: held-out captions", head, rows, lines, [note])
+
+
+def read_options(options: argparse.Namespace) -> ShapesConfig:
+    """The settings: what was given, else the configuration's, else those of the shipped recipes."""
+    from gotr1_jax.training.evaluate import EVALUATION_SEED
+
+    job = _job(options.config, options.ckpt)
+    given = {"guidance": options.cfg, "max_plan_tokens": options.max_plan_tokens}
+    rollout = replace(job.rollout, **{k: v for k, v in given.items() if v is not None})
+    rollout.check()
+    policy = job.policy
+    if options.template is not None:
+        policy = replace(policy, template=read_template(options.template))
+    return ShapesConfig(
+        out=options.out,
+        ckpt=options.ckpt,
+        images=options.images,
+        job=replace(job, rollout=rollout, policy=policy),
+        captions=job.evaluation.captions if options.captions is None else options.captions,
+        samples=job.evaluation.samples if options.samples is None else options.samples,
+        seed=EVALUATION_SEED if options.seed is None else options.seed,
+        batch_size=options.batch_size,
+    )
+
+
+def _job(path: Path | None, ckpt: str | None) -> GrpoConfig:
+    """The configuration in a file, else of the GRPO run that is evaluated, else the recipes'."""
+    if path is None and ckpt is not None:
+        own = Path(ckpt) / RUN_CONFIG
+        path = own if own.is_file() and _is_grpo(own) else None
+    if path is None:
+        return GrpoConfig(run_dir="", rollout=_ROLLOUT, reward=_REWARD)
+    return load_config(GrpoConfig, path)
+
+
+def _is_grpo(path: Path) -> bool:
+    """Whether a run's configuration is of reinforcement learning: others draw nothing."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return isinstance(values, dict) and "rollout" in values
+
+
+def score(
+    lines: Sequence[Mapping[str, Any]], reward: RewardConfig
+) -> tuple[Evaluation, dict[str, int]]:
+    """Scores by caption, and how many pictures each of them could not be told of.
+
+    lines: of `judge_samples`, with all of the exact judge's terms. A caption with fewer pictures
+    than another has the mean of those that it has.
+    """
+    from gotr1_jax.training.evaluate import score_captions
+
+    places: dict[str, list[int]] = {}
+    for place, line in enumerate(lines):
+        places.setdefault(line["caption"], []).append(place)
+    most = max(map(len, places.values()))
+    # One value more, NaN, stands for the pictures that a caption does not have.
+    index_B = np.concatenate([row + [len(lines)] * (most - len(row)) for row in places.values()])
+    scores = {
+        term: np.asarray([line["scores"][term] for line in lines], np.float32)  # null is NaN
+        for term in SHAPES_TERMS
+    }
+    total = combine(scores, reward.rule, reward.terms)
+    failed = {n: int(np.isnan(v).sum()) for n, v in {"total": total, **scores}.items()}
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        return np.append(values, np.float32("nan"))[index_B]
+
+    by_term = {term: spread(values) for term, values in scores.items()}
+    return score_captions(by_term, spread(total), most), failed
+
+
+def _draw(config: ShapesConfig) -> None:
+    """Draws and writes the captions that are not there yet."""
+    from gotr1_jax.training.metrics import Progress
+    from gotr1_jax.training.policy import checkpoint_path
+    from gotr1_jax.training.run_dir import SAMPLES_NAME, write_json_atomic, write_samples
+
+    assert config.ckpt is not None
+    captions = shapes_captions("heldout", config.captions)
+    source, folder = checkpoint_path(config.ckpt), config.out / SAMPLES_NAME
+    note = _note(config, source)
+    if (config.out / NOTE).exists():
+        check_note(config.out / NOTE, note)
+    left = [i for i in range(len(captions)) if not (folder / _name(i)).is_dir()]
+    if not left:
+        return
+    roll = _load(config, source, captions)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(config.out / NOTE, note)
+    for unfinished in folder.glob(".*"):
+        shutil.rmtree(unfinished)
+    done = len(captions) - len(left)
+    with Progress("captions", len(captions), start=done, unit="caption") as progress:
+        together = max(1, min(len(captions), config.batch_size // config.samples))
+        for start in range(0, len(left), together):
+            group = left[start : start + together]
+            # The last group is filled up: one shape, one compilation.
+            found = roll(group + group[-1:] * (together - len(group)))
+            for place, index in enumerate(group):
+                own = found[place * config.samples : (place + 1) * config.samples]
+                write_samples(folder, 0, own, name=_name(index))
+            done += len(group)
+            progress.update(done)
+
+
+def _name(index: int) -> str:
+    return f"{index:05d}"
+
+
+def _note(config: ShapesConfig, source: Path) -> dict[str, Any]:
+    """All that the pictures depend on."""
+    policy, rollout = config.job.policy, config.job.rollout
+    return {
+        "checkpoint": str(source),
+        "weights": fingerprint(source),
+        "dtype": [policy.param_dtype, policy.dtype],
+        "template": policy.template,
+        "max_plan_tokens": rollout.max_plan_tokens,
+        "guidance": rollout.guidance,
+        "temperatures": [rollout.text_temperature, rollout.image_temperature],
+        "number of captions": config.captions,
+        "samples": config.samples,
+        "seed": config.seed,
+    }
+
+
+def _load(
+    config: ShapesConfig, source: Path, captions: Sequence[str]
+) -> Callable[[list[int]], list[SampleRecord]]:
+    """A function that draws and judges the samples of captions, given by their places."""
+    import jax
+
+    from gotr1_jax.parallel.mesh import make_mesh
+    from gotr1_jax.train_grpo import make_sampler
+    from gotr1_jax.training.policy import load_policy
+    from gotr1_jax.training.rollout import Painter, Roller, encode_captions, records
+
+    job, G = config.job, config.samples
+    rows = max(1, min(len(captions), config.batch_size // G)) * G
+    devices = max(n for n in range(1, len(jax.devices()) + 1) if rows % n == 0)
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    init = replace(job.policy, init=str(source), lora=None)
+    policy, checkpoint = load_policy(init, 0, mesh)
+    tokenizer = checkpoint.tokenizer
+    sampler = make_sampler(job, policy, checkpoint.config, tokenizer.specials, mesh)
+    painter = Painter(checkpoint.vq_module(), checkpoint.config.grid, rows, mesh)
+    roller = Roller(sampler, painter, ShapesJudge(SHAPES_TERMS), job.reward, tokenizer, mesh)
+    prompts = encode_captions(
+        captions, tokenizer, job.policy.template, job.policy.max_prompt_tokens
+    )
+    params = sampler.prepare(policy.whole(policy.trained))
+
+    def roll(indices: list[int]) -> list[SampleRecord]:
+        scored = roller(params, prompts, indices, G, config.seed, 0)
+        found = records(scored, G, np.zeros(len(scored)), len(indices))
+        # Each caption has a folder of its own.
+        return [replace(record, caption_index=0) for record in found]
+
+    return roll

@@ -1,0 +1,195 @@
+"""`gotr1 eval shapes` and `gotr1 eval understanding` as commands, on models of the shapes world."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import compiled_once, grpo_values, write_config, write_shapes
+
+from gotr1_jax import train_grpo
+from gotr1_jax.cli import run
+from gotr1_jax.config import load_config
+from gotr1_jax.data.sources import shapes_captions
+from gotr1_jax.parallel.mesh import make_mesh
+from gotr1_jax.rewards import make_judge
+from gotr1_jax.schema import GrpoConfig
+from gotr1_jax.training import run_dir
+from gotr1_jax.training.evaluate import Evaluation, evaluate
+from gotr1_jax.training.policy import load_policy
+from gotr1_jax.training.rollout import encode_captions
+
+CAPTIONS, SAMPLES = 4, 2
+
+
+@pytest.fixture(autouse=True)
+def devices_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command would split the CPU, which a process can do only once."""
+    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of a run of the embedded policy."""
+    folder = tmp_path_factory.mktemp("job")
+    values = grpo_values(Path("embedded"), folder / "run")
+    values["rollout"] |= {"max_plan_tokens": 60, "guidance": 3.0}
+    values["reward"] = {"rule": "v2"}
+    values["evaluation"] |= {"captions": CAPTIONS, "samples": SAMPLES}
+    return write_config(folder / "config.yaml", values)
+
+
+@pytest.fixture(scope="module")
+def own(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    """What the run itself finds before its training."""
+    config = load_config(GrpoConfig, job)
+    mesh = make_mesh(data=1)
+    policy, checkpoint = load_policy(config.policy, config.seed, mesh)
+    roller = train_grpo._roller(
+        config, policy, checkpoint, checkpoint.tokenizer, make_judge(config.judge), mesh
+    )
+    heldout = encode_captions(
+        shapes_captions("heldout", CAPTIONS), checkpoint.tokenizer, config.policy.template,
+        config.policy.max_prompt_tokens,
+    )  # fmt: skip
+    root = tmp_path_factory.mktemp("own")
+    params = roller.sampler.prepare(policy.whole(policy.trained))
+    return evaluate(roller, params, heldout, config.evaluation, "eval_before", root)
+
+
+def command(job: Path, out: Path, *more: str) -> list[str]:
+    words = ["eval", "shapes", "--ckpt", "embedded", "--config", str(job), "--out", str(out)]
+    return [*words, "--batch-size", str(2 * SAMPLES), *more]
+
+
+def scores_of(out: Path) -> dict[str, Any]:
+    return json.loads((out / "scores.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a command that was not stopped."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+        assert run(command(job, out)) == 0
+    return out
+
+
+def test_the_figures_of_a_run(own: Evaluation, whole: Path) -> None:
+    found = scores_of(whole)
+    again = Evaluation.from_json(found["by_caption"])
+    np.testing.assert_array_equal(again.total, own.total)
+    for term, values in own.terms.items():
+        np.testing.assert_array_equal(again.terms[term], values)
+    # Not an agreement of nothing with nothing.
+    assert own.terms["sem"].mean() > 0.5 and 0 < own.total.mean() < 1
+    assert set(again.terms) - set(own.terms) == {"verdict"}
+    row = found["scores"]["total"]
+    assert (row["captions"], row["pictures"], row["failed"]) == (CAPTIONS, CAPTIONS * SAMPLES, 0)
+    assert row["value"] == pytest.approx(own.means["total"])
+    assert row["low"] <= row["value"] <= row["high"]
+    assert len((whole / "pictures.jsonl").read_text().splitlines()) == CAPTIONS * SAMPLES
+    assert "| total |" in (whole / "scores.md").read_text()
+
+
+def test_a_command_that_was_stopped_goes_on(
+    job: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write = tmp_path / "out", run_dir.write_samples
+    written: list[str] = []
+
+    def counting(folder: Path, step: int, records: Any, *, name: str) -> Path:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(name)
+        return write(folder, step, records, name=name)
+
+    monkeypatch.setattr(run_dir, "write_samples", counting)
+    assert run(command(job, out)) == 130
+    assert not (out / "scores.json").exists()
+    (out / "samples" / ".00003.tmp1").mkdir()  # what a killed process leaves
+    monkeypatch.setattr(run_dir, "write_samples", write)
+    assert run(command(job, out)) == 0
+    for name in ("scores.json", "scores.md"):
+        assert (out / name).read_text() == (whole / name).read_text()
+    assert sorted(p.name for p in (out / "samples").iterdir()) == [f"{i:05d}" for i in range(4)]
+
+
+def test_pictures_that_are_there(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(["eval", "shapes", "--images", str(whole), "--out", str(out)]) == 0
+    assert scores_of(out)["by_caption"] == scores_of(whole)["by_caption"]
+
+
+def test_other_settings_are_refused(
+    job: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command(job, whole, "--cfg", "2")) == 2
+    error = capsys.readouterr().err
+    assert "guidance 3.0, not 2.0" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--captions", "0"], "captions is 0"),
+        (["--samples", "-1"], "samples is -1"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--cfg", "0.5"], "guidance is 0.5"),
+        (["--max-plan-tokens", "0"], "max_plan_tokens is 0"),
+        (["--template", "nothing"], "nothing"),
+    ],
+)
+def test_bad_settings(
+    job: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command(job, tmp_path / "out", *words)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reward_that_the_exact_judge_lacks(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = job.read_text() + "\n"
+    other = tmp_path / "other.yaml"
+    other.write_text(text.replace("rule: v2", "rule: sum\n  terms: [hps]") + "judge: {kind: hps, hps: {checkpoint: x}}\n")  # fmt: skip  # noqa: E501
+    assert run(command(other, tmp_path / "out")) == 2
+    assert "'hps'" in capsys.readouterr().err
+
+
+def test_understanding_of_two_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two random models; batches that do not divide the questions, then everything again."""
+    tiny = write_shapes(tmp_path / "tiny")
+    out = tmp_path / "out"
+    words = [
+        "eval", "understanding", "--ckpt", str(tiny), "--baseline", "embedded", "--out", str(out),
+        "--questions", "5", "--batch", "3", "--max-tokens", "4",
+    ]  # fmt: skip
+    assert run(words) == 0
+    assert "| all |" in capsys.readouterr().out
+    before = [(out / name).read_bytes() for name in ("scores.json", "scores.md", "answers.jsonl")]
+    lines = [json.loads(line) for line in before[2].splitlines()]
+    assert len(lines) == 5 and all(len(line["ckpt"]["said"]) for line in lines)
+    assert [(tmp_path / line["image"]).is_file() for line in lines] == [True] * 5
+    # One question asked alone says the same: batches and fillers change nothing.
+    asked = out / "asked" / "answers.jsonl"
+    kept = asked.read_text().splitlines(keepends=True)
+    assert len(kept) == 10
+    asked.write_text("".join(kept[1:]))
+    assert run(words) == 0
+    after = [(out / name).read_bytes() for name in ("scores.json", "scores.md", "answers.jsonl")]
+    assert after == before
