@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from gotr1_jax.config import to_yaml
 from gotr1_jax.convert.checkpoint import load_checkpoint, save_checkpoint
 from gotr1_jax.data.pipeline import caption_batches
 from gotr1_jax.data.sources import read_captions, shapes_captions
 from gotr1_jax.errors import RunError
+from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.parallel.mesh import local_part, make_mesh
 from gotr1_jax.parallel.processes import check_alike, first_says, is_first, together
+from gotr1_jax.parallel.sharding import placed_shapes, shardings_of
 from gotr1_jax.report import write_report
 from gotr1_jax.rewards import Judge, check_rule, make_judge
 from gotr1_jax.rewards.multimodal import FailureTracker, take_figures
@@ -28,8 +31,9 @@ from gotr1_jax.rl import GroupAdvantages, PolicyLossConfig, group_advantages
 from gotr1_jax.sampling.replay import LogpSettings
 from gotr1_jax.sampling.sampler import Sampler, SamplerConfig
 from gotr1_jax.schema import EvaluationConfig, GrpoConfig
+from gotr1_jax.text import SpecialIds
 from gotr1_jax.training.alarm import ZeroRewardAlarm
-from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
+from gotr1_jax.training.checkpoint import Checkpoints, restore_path
 from gotr1_jax.training.evaluate import Evaluation, evaluate, gain_interval, print_table
 from gotr1_jax.training.gather import Gathered, gather_groups
 from gotr1_jax.training.grpo_metrics import step_metrics
@@ -52,7 +56,7 @@ from gotr1_jax.training.rollout import (
     records,
 )
 from gotr1_jax.training.run_dir import RunDir, write_json_atomic, write_samples
-from gotr1_jax.training.start import check_same_run, open_run_dir, start_writing
+from gotr1_jax.training.start import check_same_run, find_resume, open_run_dir, start_writing
 from gotr1_jax.training.state import TrainState, make_optimizer, new_state
 from gotr1_jax.training.steps import (
     PolicyBatch,
@@ -67,7 +71,7 @@ from gotr1_jax.training.stopping import StopSignals
 class Learner:
     """The compiled device side of a step: replay and update."""
 
-    policy: SplitPolicy
+    frozen: Any  # of the policy
     replay: Any
     update: Any
     reference: Any  # trained part of the reference policy; None without KL
@@ -85,9 +89,7 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
     check_rows(config.update.micro_batch, mesh, "update.micro_batch")
     check_rows(config.rollout.decode_batch, local_part(mesh), "rollout.decode_batch")
     check_same_run(config)
-    with together():
-        resume = resolve_resume(config.resume, config.run_dir)
-    check_alike(str(resume), "checkpoint to go on from (is run_dir on storage that all share?)")
+    resume = find_resume(config.resume, config.run_dir)
     with together():
         policy, checkpoint = load_policy(config.policy, config.seed, mesh)
         tokenizer = checkpoint.tokenizer
@@ -106,7 +108,8 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
         judge = make_judge(config.judge, run.root / "judge_cache", local_part(mesh))
     roller = _roller(config, policy, checkpoint, tokenizer, judge, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
-    learner = _learner(config, policy, tokenizer, optimizer)
+    reference = policy.reference() if config.loss.kl != "none" else None
+    learner = make_learner(config, policy, tokenizer.specials, optimizer, reference)
     state = _new_state(config, policy, optimizer, mesh)
     first, seconds = 0, 0.0
     saving = config.checkpoint
@@ -137,12 +140,15 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
         if not first_says(before is not None):
             start = _new_state(config, policy, optimizer, mesh) if first else state
             before = score("eval_before", start)
+            del start
+        # The state has what is trained: one copy is enough.
+        policy = replace(policy, trained=None)
         with signals.finishing_steps(), metrics, Progress("grpo", config.steps, first) as progress:
             for step in loop.steps(first):
                 clock = time.perf_counter()
                 take_figures(judge)  # those of an evaluation are not this step's
-                current = params(state)
-                gathered, times = _gather(config, roller, current, prompts, batches, step)
+                # Weights laid out for sampling live no longer than the sampling.
+                gathered, times = _gather(config, roller, params(state), prompts, batches, step)
                 after_rollout = time.perf_counter()
                 state, results = _learn(config, learner, state, gathered, mesh)
                 times["time/update"] = time.perf_counter() - after_rollout
@@ -191,6 +197,16 @@ def _roller(
     config: GrpoConfig, policy: SplitPolicy, checkpoint: Any, tokenizer: Any, judge: Judge,
     mesh: Any,
 ) -> Roller:  # fmt: skip
+    sampler = make_sampler(config, policy, checkpoint.config, tokenizer.specials, mesh)
+    grid, local = checkpoint.config.grid, local_part(mesh)
+    painter = Painter(checkpoint.vq_module(), grid, config.rollout.decode_batch, local)
+    return Roller(sampler, painter, judge, config.reward, tokenizer, mesh)
+
+
+def make_sampler(
+    config: GrpoConfig, policy: SplitPolicy, sizes: JanusConfig, specials: SpecialIds, mesh: Mesh
+) -> Sampler:
+    """The sampler of a job; `policy` may be shapes."""
     rollout = config.rollout
     sampling = SamplerConfig(
         max_plan_tokens=rollout.max_plan_tokens,
@@ -200,13 +216,13 @@ def _roller(
     )
     # The sampler reads one tree, adapters and all.
     graphdef = nnx.split(nnx.merge(policy.graphdef, policy.trained, policy.frozen))[0]
-    sampler = Sampler(graphdef, checkpoint.config, tokenizer.specials, sampling, mesh)
-    grid, local = checkpoint.config.grid, local_part(mesh)
-    painter = Painter(checkpoint.vq_module(), grid, rollout.decode_batch, local)
-    return Roller(sampler, painter, judge, config.reward, tokenizer, mesh)
+    return Sampler(graphdef, sizes, specials, sampling, mesh)
 
 
-def _learner(config: GrpoConfig, policy: SplitPolicy, tokenizer: Any, optimizer: Any) -> Learner:
+def make_learner(
+    config: GrpoConfig, policy: SplitPolicy, specials: SpecialIds, optimizer: Any, reference: Any
+) -> Learner:
+    """The jitted functions of a job's updates; `policy` may be shapes."""
     rollout, loss = config.rollout, config.loss
     settings = LogpSettings(
         loss.logp_mode, rollout.guidance, rollout.text_temperature, rollout.image_temperature
@@ -221,27 +237,32 @@ def _learner(config: GrpoConfig, policy: SplitPolicy, tokenizer: Any, optimizer:
         kl_weight=loss.kl_weight,
         max_tokens=rollout.max_plan_tokens + 1,
     )
-    graphdef, specials, micro = policy.graphdef, tokenizer.specials, config.update.micro_batch
+    graphdef, micro = policy.graphdef, config.update.micro_batch
     return Learner(
-        policy=policy,
+        frozen=policy.frozen,
         replay=make_replay(graphdef, specials, settings, micro),
         update=make_policy_step(
             graphdef, optimizer, specials, settings, loss_config, micro, config.entropy
         ),
-        reference=policy.reference() if loss.kl != "none" else None,
+        reference=reference,
     )
 
 
 def _new_state(config: GrpoConfig, policy: SplitPolicy, optimizer: Any, mesh: Any) -> TrainState:
     """A state before the first update, laid out like the parameters; it owns its arrays."""
-    init = partial(new_state, optimizer=optimizer, entropy=config.entropy)
-    abstract = jax.eval_shape(init, policy.trained)
-    shardings = mirror_shardings(abstract, policy.trained, mesh)
+    shardings = shardings_of(state_shapes(config, policy, optimizer, mesh))
 
     def copy(params: Any) -> TrainState:
-        return init(jax.tree.map(jnp.copy, params))
+        return new_state(jax.tree.map(jnp.copy, params), optimizer, config.entropy)
 
     return jax.jit(copy, out_shardings=shardings)(policy.trained)
+
+
+def state_shapes(config: GrpoConfig, policy: SplitPolicy, optimizer: Any, mesh: Mesh) -> TrainState:
+    """The state of a job as shapes that know their places; `policy` may be shapes."""
+    init = partial(new_state, optimizer=optimizer, entropy=config.entropy)
+    abstract = jax.eval_shape(init, policy.trained)
+    return placed_shapes(abstract, mirror_shardings(abstract, policy.trained, mesh))
 
 
 def _gather(
@@ -276,7 +297,7 @@ def _learn(
     config: GrpoConfig, learner: Learner, state: TrainState, gathered: Gathered, mesh: Any
 ) -> tuple[TrainState, list[PolicyMetrics]]:
     """One optimizer step for each share of the captions, all against the policy that sampled."""
-    scored, frozen = gathered.scored, learner.policy.frozen
+    scored, frozen = gathered.scored, learner.frozen
     shares = np.split(np.arange(len(scored)), config.update.updates_per_rollout)
     batches = []
     for i, share in enumerate(shares):

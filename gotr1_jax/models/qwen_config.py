@@ -65,3 +65,27 @@ class QwenConfig:
                 f"the vision tower gives vectors of {self.vision.out_size}, the text model reads "
                 f"{self.text.hidden_size}"
             )
+
+
+def _qwen(hidden: int, mlp: int, layers: int, heads: tuple[int, int], vocab: int) -> QwenConfig:
+    """Sizes as the released config.json files state them."""
+    text = DecoderConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        mlp_size=mlp,
+        num_layers=layers,
+        num_heads=heads[0],
+        num_kv_heads=heads[1],
+        head_dim=128,
+        rope_theta=1e6,
+        qkv_bias=True,
+        tie_embeddings=vocab == 151936,
+        mrope_section=(16, 24, 24),
+    )
+    return QwenConfig(
+        text, QwenVisionConfig(1280, 3420, 32, 16, hidden, (7, 15, 23, 31), Geometry())
+    )
+
+
+QWEN2_5_VL_3B = _qwen(2048, 11008, 36, (16, 2), 151936)
+QWEN2_5_VL_7B = _qwen(3584, 18944, 28, (28, 4), 152064)

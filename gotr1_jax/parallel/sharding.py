@@ -70,3 +70,15 @@ def state_shardings(
         return variable.replace(NamedSharding(mesh, spec))
 
     return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def placed_shapes(shapes: Any, shardings: Any) -> Any:
+    """A tree of shapes and dtypes that says where its arrays lie; both trees are alike."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings
+    )
+
+
+def shardings_of(tree: Any) -> Any:
+    """Where the arrays of a tree lie."""
+    return jax.tree.map(lambda x: x.sharding, tree)

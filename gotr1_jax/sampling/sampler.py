@@ -20,6 +20,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.parallel.mesh import put, replicated, row_multiple
 from gotr1_jax.parallel.mesh import rows as row_sharding
+from gotr1_jax.parallel.sharding import placed_shapes
 from gotr1_jax.sampling.forward import prefill, prefill_behind
 from gotr1_jax.sampling.guidance import ChoiceConfig
 from gotr1_jax.sampling.image_phase import (
@@ -146,6 +147,28 @@ def fold_keys(seed: int, step: int, caption_B: jax.Array, sample_B: jax.Array) -
     return jax.vmap(one)(caption_B, sample_B)
 
 
+@dataclass(frozen=True)
+class SamplerPrograms:
+    """The jitted functions of a `Sampler`, in the order of their use.
+
+    Attributes:
+      read: prompts -> captions' cache and the hidden state of their last tokens.
+      start_plans, plan_bucket, finish_plans: the loop over plan tokens.
+      given_plans: plans that were not drawn, read at once.
+      ramp: the cache that all null contexts share.
+      start_images, image_bucket: the loop over picture tokens.
+    """
+
+    read: Any
+    start_plans: Any
+    plan_bucket: Any
+    finish_plans: Any
+    given_plans: Any
+    ramp: Any
+    start_images: Any
+    image_bucket: Any
+
+
 class Sampler:
     """Compiled sampling of one policy; build it once and keep it.
 
@@ -168,17 +191,18 @@ class Sampler:
         decoder = model_config.decoder
         plan_rules = PlanRules(decoder, config.choice, config.text_temperature, special_ids.boi)
         image_rules = ImageRules(decoder, config.choice, config.image_temperature, config.guidance)
-        lay_out = partial(prepare_params, graphdef, dtype=dtype)
-        self._lay_out = lay_out
-        self._prepare: Any = jax.jit(lay_out) if mesh is None else None
-        self._read = jax.jit(self._read_prompts)
-        self._start_plans = jax.jit(self._begin_plans, static_argnames=("rows", "size"))
-        self._plan_bucket = jax.jit(partial(run_plan_bucket, rules=plan_rules), donate_argnums=3)
-        self._finish_plans = jax.jit(partial(finish_plans, boi=special_ids.boi))
-        self._given_plans = jax.jit(partial(prefill_behind, cfg=decoder))
-        self._ramp = jax.jit(self._read_ramp, static_argnames="size")
-        self._start_images = jax.jit(self._begin_images, static_argnames=("rows", "size"))
-        self._image_bucket = jax.jit(partial(run_image_bucket, rules=image_rules), donate_argnums=3)
+        self._lay_out = partial(prepare_params, graphdef, dtype=dtype)
+        self._prepare: Any = None
+        self.programs = SamplerPrograms(
+            read=jax.jit(self._read_prompts),
+            start_plans=jax.jit(self._begin_plans, static_argnames=("rows", "size")),
+            plan_bucket=jax.jit(partial(run_plan_bucket, rules=plan_rules), donate_argnums=3),
+            finish_plans=jax.jit(partial(finish_plans, boi=special_ids.boi)),
+            given_plans=jax.jit(partial(prefill_behind, cfg=decoder)),
+            ramp=jax.jit(self._read_ramp, static_argnames="size"),
+            start_images=jax.jit(self._begin_images, static_argnames=("rows", "size")),
+            image_bucket=jax.jit(partial(run_image_bucket, rules=image_rules), donate_argnums=3),
+        )
 
     @property
     def branches(self) -> int:
@@ -188,11 +212,20 @@ class Sampler:
     def prepare(self, state: nnx.State) -> SamplingParams:
         """The policy's state (adapters and all) as the loops read it; call after each update."""
         if self._prepare is None:
-            assert self._mesh is not None
-            shapes = jax.eval_shape(self._lay_out, state)
-            shardings = params_shardings(shapes, self._mesh)
-            self._prepare = jax.jit(self._lay_out, out_shardings=shardings)
+            self._prepare = self.layout(state)[0]
         return self._prepare(state)
+
+    def layout(self, state: nnx.State) -> tuple[Any, SamplingParams]:
+        """The jitted function behind `prepare`, and the shapes of what it makes.
+
+        state: arrays, or their shapes.
+        """
+        shapes = jax.eval_shape(self._lay_out, state)
+        if self._mesh is None:
+            return jax.jit(self._lay_out), shapes
+        shardings = params_shardings(shapes, self._mesh)
+        program = jax.jit(self._lay_out, out_shardings=shardings)
+        return program, placed_shapes(shapes, shardings)
 
     def __call__(
         self, params: SamplingParams, prompts: PromptBatch, keys_B: jax.Array,
@@ -209,9 +242,9 @@ class Sampler:
         Raises InputError when B does not divide over the mesh.
         """
         prompts, keys_B = self._place(prompts, keys_B, samples_per_caption)
-        captions, last_PD = self._read(params, prompts)
+        captions, last_PD = self.programs.read(params, prompts)
         plans = self._plan(params, captions, last_PD, keys_B)
-        plans, mask_BT = self._finish_plans(plans)
+        plans, mask_BT = self.programs.finish_plans(plans)
         context = self._context(params, captions, plans.segment, plans.len_B)
         rows = self._rows(prompts, plans.ids_BT, plans.len_B, mask_BT)
         return self._paint(params, context, keys_B, rows, plans.logp_BT)
@@ -222,8 +255,8 @@ class Sampler:
     ) -> Rollout:  # fmt: skip
         """Draw a plan for every row as `__call__` does, and no picture: U = 0."""
         prompts, keys_B = self._place(prompts, keys_B, samples_per_caption)
-        captions, last_PD = self._read(params, prompts)
-        plans, mask_BT = self._finish_plans(self._plan(params, captions, last_PD, keys_B))
+        captions, last_PD = self.programs.read(params, prompts)
+        plans, mask_BT = self.programs.finish_plans(self._plan(params, captions, last_PD, keys_B))
         rows = self._rows(prompts, plans.ids_BT, plans.len_B, mask_BT)
         no_picture = jnp.zeros((keys_B.shape[0], 0))
         return Rollout(rows, plans.logp_BT, no_picture, self.config.logp_settings)
@@ -238,9 +271,9 @@ class Sampler:
         """
         samples = plan_ids_BT.shape[0] // prompts.ids_PC.shape[0]
         prompts, keys_B = self._place(prompts, keys_B, samples)
-        captions, _ = self._read(params, prompts)
+        captions, _ = self.programs.read(params, prompts)
         B = keys_B.shape[0]
-        segment = self._given_plans(
+        segment = self.programs.given_plans(
             params, ids_BS=plan_ids_BT[:, :-1], captions=captions.segment,
             caption_len_B=captions.per_row(B),
         )  # fmt: skip
@@ -311,9 +344,9 @@ class Sampler:
     ) -> PlanState:
         limit, bucket = self.config.max_plan_tokens, self.config.plan_bucket
         size = min(bucket, limit)
-        state = self._start_plans(params, last_PD, rows=keys_B.shape[0], size=size)
+        state = self.programs.start_plans(params, last_PD, rows=keys_B.shape[0], size=size)
         while True:
-            state = self._plan_bucket(params, captions, keys_B, state)
+            state = self.programs.plan_bucket(params, captions, keys_B, state)
             if size == limit or not bool(jnp.any(state.len_B == 0)):
                 return state
             size = min(size + bucket, limit)
@@ -323,7 +356,9 @@ class Sampler:
         self, params: SamplingParams, captions: Captions, plans: Segment, plan_len_B: jax.Array
     ) -> Context:
         guided = self.branches == 2
-        ramp = self._ramp(params, size=captions.segment.size + plans.size) if guided else None
+        ramp = (
+            self.programs.ramp(params, size=captions.segment.size + plans.size) if guided else None
+        )
         return Context(captions, plans, plan_len_B, ramp)
 
     def _rows(
@@ -346,9 +381,9 @@ class Sampler:
     ) -> Rollout:  # fmt: skip
         tokens, bucket = self.model_config.num_image_tokens, self.config.image_bucket
         size = min(bucket, tokens)
-        state = self._start_images(params, rows=keys_B.shape[0], size=size)
+        state = self.programs.start_images(params, rows=keys_B.shape[0], size=size)
         while True:
-            state = self._image_bucket(params, context, keys_B, state)
+            state = self.programs.image_bucket(params, context, keys_B, state)
             if size == tokens:
                 break
             size = min(size + bucket, tokens)

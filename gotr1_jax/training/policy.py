@@ -15,9 +15,10 @@ from gotr1_jax.convert.checkpoint import Checkpoint, load_checkpoint
 from gotr1_jax.convert.config_json import parse_config
 from gotr1_jax.convert.hub import CONFIG_FILE, EMBEDDED, find_checkpoint
 from gotr1_jax.convert.opened import read_config
+from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.lora import fold_lora, split_lora
-from gotr1_jax.parallel.sharding import state_shardings
+from gotr1_jax.parallel.sharding import placed_shapes, shardings_of, state_shardings
 from gotr1_jax.schema import PolicyConfig
 
 
@@ -59,30 +60,46 @@ def load_policy(config: PolicyConfig, seed: int, mesh: Mesh) -> tuple[SplitPolic
     """
     path = checkpoint_path(config.init)
     sizes = parse_config(read_config(path), str(path / CONFIG_FILE))[0]
-    settings: dict[str, Any] = {
+    shapes = policy_shapes(config, sizes, mesh)
+    stored = shapes.frozen if shapes.has_adapters else shapes.trained
+    checkpoint = load_checkpoint(
+        path, parts=("policy", "vq"), dtype=jnp.dtype(config.param_dtype),
+        shardings={"policy": shardings_of(stored)},
+    )  # fmt: skip
+    loaded = checkpoint.policy
+    checkpoint = replace(checkpoint, policy=None)
+    if not shapes.has_adapters:
+        return replace(shapes, trained=loaded), checkpoint
+
+    def draw(key: jax.Array) -> nnx.State:
+        # Only the adapters are returned, so the compiler drops the rest of the model.
+        policy = JanusPolicy(sizes, rngs=nnx.Rngs(params=key), **_settings(config))
+        return split_lora(policy)[1]
+
+    trained = jax.jit(draw, out_shardings=shardings_of(shapes.trained))(jax.random.key(seed))
+    return replace(shapes, trained=trained, frozen=loaded), checkpoint
+
+
+def policy_shapes(config: PolicyConfig, sizes: JanusConfig, mesh: Mesh) -> SplitPolicy:
+    """What `load_policy` loads as shapes that know their places; nothing is allocated."""
+    abstract = abstract_policy(sizes, **_settings(config))
+    if config.lora is None:
+        graphdef, rest = nnx.split(abstract)
+        trained = placed_shapes(rest, state_shardings(rest, mesh))
+        return SplitPolicy(graphdef, trained, nnx.State({}), False)
+    graphdef, adapters, rest = split_lora(abstract)
+    trained, frozen = (placed_shapes(x, state_shardings(x, mesh)) for x in (adapters, rest))
+    return SplitPolicy(graphdef, trained, frozen, True)
+
+
+def _settings(config: PolicyConfig) -> dict[str, Any]:
+    """How the module is built."""
+    return {
         "lora": config.lora,
         "dtype": jnp.dtype(config.dtype),
         "param_dtype": jnp.dtype(config.param_dtype),
         "remat": config.remat,
     }
-    abstract = abstract_policy(sizes, **settings)
-    graphdef, adapters, rest = split_lora(abstract)
-    checkpoint = load_checkpoint(
-        path, parts=("policy", "vq"), dtype=jnp.dtype(config.param_dtype),
-        shardings={"policy": state_shardings(rest, mesh)},
-    )  # fmt: skip
-    loaded = checkpoint.policy
-    checkpoint = replace(checkpoint, policy=None)
-    if config.lora is None:
-        return SplitPolicy(nnx.split(abstract)[0], loaded, nnx.State({}), False), checkpoint
-
-    def draw(key: jax.Array) -> nnx.State:
-        # Only the adapters are returned, so the compiler drops the rest of the model.
-        return split_lora(JanusPolicy(sizes, rngs=nnx.Rngs(params=key), **settings))[1]
-
-    place = state_shardings(adapters, mesh)
-    trained = jax.jit(draw, out_shardings=place)(jax.random.key(seed))
-    return SplitPolicy(graphdef, trained, loaded, True), checkpoint
 
 
 def folded(policy: SplitPolicy, trained: Any) -> nnx.State:

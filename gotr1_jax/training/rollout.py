@@ -62,6 +62,17 @@ def encode_captions(
     return Prompts(tuple(captions), ids, width, tokenizer.specials.pad)
 
 
+def picture_decoder(graphdef: nnx.GraphDef, grid: int) -> Any:
+    """decode(state, ids_BU): pictures uint8 (B,H,W,3) of a split `VQModel`, jitted."""
+
+    def decode(state: Any, ids_BU: jax.Array) -> jax.Array:
+        pixels = nnx.merge(graphdef, state).decode_ids(ids_BU, grid)
+        # Cut off, not rounded, as the reference does.
+        return jnp.clip((pixels + 1.0) / 2 * 255, 0, 255).astype(jnp.uint8)
+
+    return jax.jit(decode)
+
+
 class Painter:
     """Picture ids -> uint8 pictures, some rows at a time, split over this process's devices."""
 
@@ -70,13 +81,7 @@ class Painter:
         graphdef, state = nnx.split(vq)
         self._state = jax.device_put(state, replicated(mesh))
         self._batch, self._mesh = batch, mesh
-
-        def decode(state: Any, ids_BU: jax.Array) -> jax.Array:
-            pixels = nnx.merge(graphdef, state).decode_ids(ids_BU, grid)
-            # Cut off, not rounded, as the reference does.
-            return jnp.clip((pixels + 1.0) / 2 * 255, 0, 255).astype(jnp.uint8)
-
-        self._decode = jax.jit(decode)
+        self._decode = picture_decoder(graphdef, grid)
 
     def __call__(self, ids_BU: np.ndarray) -> list[np.ndarray]:
         """int32 (B,U) -> B pictures, uint8 (H,W,3)."""
@@ -203,7 +208,8 @@ class Roller:
             _BOXES: np.asarray([len(plan.boxes) for plan in plans]),
         }
         stacked = np.stack([figures[name] for name in self._figures], axis=1).astype(np.float32)
-        judged = {int(b): Judged(*parts) for b, *parts in zip(own, plans, images, results)}
+        parts = zip(own.tolist(), plans, images, results)
+        judged = {b: Judged(plan, image, result) for b, plan, image, result in parts}
         return stacked, judged, seconds
 
 

@@ -53,6 +53,13 @@ _WAVE = 2048
 """Questions of a wave at most: it bounds the integers that the host holds."""
 
 
+def limits_of(config: QwenEngineConfig, mesh: Mesh | None) -> Limits:
+    """Of one program on a mesh: rows are a power of two times its row shards."""
+    shards = row_shards(mesh)
+    rows = max(shards, (1 << (config.rows // shards).bit_length() - 1) * shards)
+    return Limits(rows, config.tokens, shards)
+
+
 class QwenEngine:
     """Answers questions (greedy), or reads the distribution of their scores.
 
@@ -75,9 +82,7 @@ class QwenEngine:
         config.check()
         self.identity = f"qwen2_5_vl {config.checkpoint} {config.dtype} {config.max_pixels}"
         dtype = jnp.dtype(config.dtype)
-        shards = row_shards(mesh)
-        rows = max(shards, (1 << (config.rows // shards).bit_length() - 1) * shards)
-        self._limits = Limits(rows, config.tokens, shards)
+        self._limits = limits_of(config, mesh)
         self._tokenizer, self._capacity = checkpoint.tokenizer, config.picture_tokens
         most = max(
             checkpoint.preprocessing.min_pixels,
