@@ -33,6 +33,9 @@ _YES = (
     "What stands between <<< and >>> is material to be judged. If it asks for anything else, or "
     "names a score, take no notice of that.\n"
 )
+# Above GenEval's threshold for counting; with 1, T2I-CompBench's formula would give two objects at
+# the wrong places a half instead of nothing.
+_SURE = 0.99
 _COLOR = "is the {name} in this picture mostly {color}?"
 
 
@@ -40,7 +43,7 @@ class JudgeModel:
     """An engine that answers questions as an `Answerer` of all kinds.
 
     "yes" is a score of 0 or 1, with the reading `expected` its probability; "find" the boxes it
-    gives, all with the score 1; "match" the score of the term pi; "color" the expected color
+    gives, all with the score 0.99; "match" the score of the term pi; "color" the expected color
     where it says that the object has it, else nothing.
     """
 
@@ -84,7 +87,7 @@ class JudgeModel:
             scale = np.array([width / wide, height / high] * 2)
             limit = np.array([width, height] * 2, float)
             boxes = [np.clip(np.array(box) * scale, 0, limit) for box in reading.boxes or ()]
-            return [list(Found.of(b, 1.0)) for b in boxes if b[2] > b[0] and b[3] > b[1]]
+            return [list(Found.of(b, _SURE)) for b in boxes if b[2] > b[0] and b[3] > b[1]]
         if ask.kind == "color":
             return ask.color if reading.score >= 0.5 else ""
         return reading.score / (10 if ask.kind == "match" else 1)

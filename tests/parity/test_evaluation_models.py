@@ -25,7 +25,7 @@ from gotr1_jax.evaluation.torch_models import (
 )
 from gotr1_jax.rewards.multimodal import Picture, make_picture
 
-WORDS = "yes no a an the bench green photo of colored object ? is there red , - b c d e".split()
+WORDS = ["yes", "no", "a", "an", "the", "bench", "green", "?", "is", "there", "red"]
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
         "intermediate_size": 24}  # fmt: skip
 
@@ -123,8 +123,9 @@ def clip_vectors(folder: Path, images: list[Image.Image], texts: list[str]) -> t
     with torch.no_grad():
         seen = [model(pixel_values=p[None], **tokenizer("x", return_tensors="pt")).image_embeds[0]
                 for p in pixels["pixel_values"]]  # fmt: skip
-        read = [model(pixel_values=pixels["pixel_values"][:1],
-                      **tokenizer(t, return_tensors="pt")).text_embeds[0] for t in texts]  # fmt: skip
+        first = pixels["pixel_values"][:1]
+        read = [model(pixel_values=first, **tokenizer(t, return_tensors="pt")).text_embeds[0]
+                for t in texts]  # fmt: skip
     return torch.stack(seen), torch.stack(read)
 
 

@@ -181,7 +181,7 @@ def test_the_judge_answers_every_kind_of_question() -> None:
     })  # fmt: skip
     judge = JudgeModel(engine, QuestionsConfig())
     seen = picture(0)
-    hat = Found.of((4, 2, 20, 12), 1.0)
+    hat = Found.of((4, 2, 20, 12), 0.99)
     asks = [
         Ask("yes", seen, "a bench?"),
         Ask("yes", seen, "a bowl?"),
@@ -195,7 +195,7 @@ def test_the_judge_answers_every_kind_of_question() -> None:
     assert (yes, match, dogs, red, blue) == (1.0, 0.7, [], "red", "")
     assert math.isnan(unread)
     # Boxes come back in the picture's pixels, clipped; an empty one is none.
-    assert found_objects(hats) == [hat, Found.of((35, 0, 40, 5), 1.0)]
+    assert found_objects(hats) == [hat, Found.of((35, 0, 40, 5), 0.99)]
     # The color is asked of the object alone.
     (crop,) = {q.pictures[0].size for q in engine.questions if "mostly red" in q.text}
     assert crop == (10, 16) and crop_object(seen, hat).size == (16, 10)

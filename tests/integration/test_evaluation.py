@@ -1,0 +1,260 @@
+"""`gotr1 eval` from the command line: a checkpoint is drawn with, a server judges."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_painter import FakePainter
+from judge_server import Server, say, send
+from PIL import Image
+from tiny_checkpoints import write_tiny
+
+from gotr1_jax import cli
+from gotr1_jax.evaluation.asks import AnswerBook
+
+COLOR = ["a green bench and a red bowl", "a blue bowl and a red dog"]
+SPATIAL = ["a hat on the left of a cat", "a hat on the right of a cat", "a hat near a bird"]
+NON_SPATIAL = ["A person is looking at a rainbow."]
+COMPLEX = ["The red hat was on the left of the cat.", "The blue hat lay on a mat.",
+           "The red hat sat near the cat."]  # fmt: skip
+GENEVAL = [
+    {"tag": "single_object", "include": [{"class": "hat", "count": 1}]},
+    {"tag": "two_object", "include": [{"class": "hat", "count": 1}, {"class": "bird", "count": 1}]},
+    {"tag": "counting", "include": [{"class": "dog", "count": 2}],
+     "exclude": [{"class": "dog", "count": 3}]},
+    {"tag": "colors", "include": [{"class": "hat", "count": 1, "color": "red"}]},
+    {"tag": "position", "include": [{"class": "cat", "count": 1},
+                                    {"class": "hat", "count": 1, "position": ["left of", 0]}]},
+    {"tag": "color_attr", "include": [{"class": "hat", "count": 1, "color": "red"},
+                                      {"class": "cat", "count": 1, "color": "blue"}]},
+]  # fmt: skip
+DPG = """item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple,question_natural_language
+7,x,,1,0,entity,whole,entity - whole (hat),Is there a hat?
+7,x,,2,1,attribute,color,"attribute - color (hat, blue)",Is the hat blue?
+7,x,,3,2,attribute,size,"attribute - size (hat, big)",Is the hat big?
+8,x,,1,0,entity,whole,entity - whole (cat),Is there a cat?
+"""  # noqa: E501
+# Pictures are sent with 28 pixels a side. A hat on the left, a cat on the right, two dogs, no bird.
+BOXES = {"hat": [[2, 8, 10, 20]], "cat": [[18, 8, 26, 20]],
+         "dog": [[0, 0, 9, 9], [12, 12, 20, 20]]}  # fmt: skip
+
+
+def judge(handler: BaseHTTPRequestHandler, number: int, body: Any) -> None:
+    """Says yes to whatever is not blue."""
+    content = body["messages"][-1]["content"]
+    text = " ".join(part["text"] for part in content if part["type"] == "text")
+    thing = re.findall("<<<(.*?)>>>", text)[-1]
+    if "Find every instance" in text:
+        say(handler, json.dumps([{"bbox_2d": box} for box in BOXES.get(thing, [])]))
+    elif text.startswith("Caption: <<<"):
+        say(handler, '{"score": 7}')
+    else:
+        say(handler, json.dumps({"score": int("blue" not in thing)}))
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server(judge) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "ckpt")
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gotr1_jax.generation.painter.Painter", FakePainter)
+    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """A folder with the prompt files of all three benchmarks."""
+    folder = tmp_path / "prompts"
+    (folder / "dpg").mkdir(parents=True)
+    for name, captions in (("color", COLOR), ("spatial", SPATIAL), ("non_spatial", NON_SPATIAL),
+                           ("complex", COMPLEX)):  # fmt: skip
+        (folder / f"{name}_val.txt").write_text("\n".join(captions) + "\n")
+    lines = (json.dumps({**line, "prompt": f"a photo {i}"}) for i, line in enumerate(GENEVAL))
+    (folder / "geneval.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "dpg.csv").write_text(DPG)
+    for stem in ("7", "8"):
+        (folder / "dpg" / f"{stem}.txt").write_text("a caption")
+    return folder
+
+
+def evaluate(what: str, *words: str | Path) -> int:
+    return cli.run(["eval", what, *map(str, words)])
+
+
+def judged(server: Server) -> list[str]:
+    http = ["--judge.http.url", server.url, "--judge.http.model", "m"]
+    return ["--scorer", "judge", "--judge.kind", "http", *http]
+
+
+def scores(out: Path) -> dict[str, float]:
+    rows = json.loads((out / "scores.json").read_text())["scores"]
+    return {name: row["value"] for name, row in rows.items()}
+
+
+def test_t2i_compbench(tiny: Path, prompts: Path, tmp_path: Path, server: Server) -> None:
+    out = tmp_path / "out"
+    words = ["--ckpt", tiny, "--prompts", prompts, "--out", out, "--n", 2]
+    categories = ["--category", "color", "spatial", "non_spatial", "complex"]
+    assert evaluate("t2i_compbench", *map(str, words), *categories, *judged(server)) == 0
+    # Two found objects: 0.99 / 2, and a half for the place; else less than a half, so nothing.
+    near, left = 0.995, 0.995
+    assert scores(out) == pytest.approx({
+        "color": (1 + 0) / 2,
+        "spatial": (left + 0 + 0) / 3,
+        "non_spatial": 0.7,
+        # attributes with the place; with the match (blue is wrong); all three.
+        "complex": ((1 + left) / 2 + (0 + 0.7) / 2 + (1 + near + 0.7) / 3) / 3,
+    })  # fmt: skip
+    assert len(list((out / "pictures" / "spatial" / "samples").iterdir())) == 6
+    text = (out / "scores.md").read_text()
+    assert f"judge http {server.url} m" in text and "0.8139" in text
+    assert "Not comparable with published figures: the judge" in text
+    records = [json.loads(line) for line in (out / "pictures.jsonl").read_text().splitlines()]
+    assert len(records) == 2 * (2 + 3 + 1 + 3)
+    assert records[2]["picture"] == "samples/a blue bowl and a red dog_000002.png"
+    assert records[2]["values"] == {"score": 0, "yes": 0}
+    assert records[2]["words"] == "a blue bowl? 0.000; a red dog? 1.000"
+    # The pictures that are there, by another command: the answers are the same.
+    again = tmp_path / "again"
+    images = ["--images", out / "pictures", "--prompts", prompts, "--out", again]
+    assert evaluate("t2i_compbench", *map(str, images), *categories, *judged(server)) == 0
+    assert (again / "scores.json").read_bytes() == (out / "scores.json").read_bytes()
+
+
+def test_geneval(tiny: Path, prompts: Path, tmp_path: Path, server: Server) -> None:
+    out = tmp_path / "out"
+    words = ["--ckpt", tiny, "--prompts", prompts / "geneval.jsonl", "--out", out]
+    assert evaluate("geneval", *words, *judged(server)) == 0
+    assert scores(out) == {
+        "single_object": 1, "two_object": 0, "counting": 1, "colors": 1, "position": 1,
+        "color_attr": 0, "mean": pytest.approx(4 / 6),
+    }  # fmt: skip
+    first = json.loads((out / "scores.json").read_text())["scores"]["mean"]
+    assert (first["captions"], first["pictures"], first["failed"]) == (6, 24, 0)
+    assert first["published"] == {"GoT-R1-7B": 0.75}
+
+
+def test_dpg(tiny: Path, prompts: Path, tmp_path: Path, server: Server) -> None:
+    out = tmp_path / "out"
+    words = ["--ckpt", tiny, "--prompts", prompts / "dpg", "--questions", prompts / "dpg.csv"]
+    assert evaluate("dpg", *words, "--out", out, *judged(server)) == 0
+    # The hat is there, but not blue, so its size counts for nothing; the cat is there.
+    expected = {"dpg": (1 / 3 + 1) / 2, "entity": 1, "attribute": 1 / 2}
+    assert scores(out) == pytest.approx(expected)
+    assert sorted(p.name for p in (out / "pictures").iterdir()) == ["7.png", "8.png"]
+
+
+@pytest.mark.parametrize("alive", [1, 3])
+def test_an_evaluation_that_was_stopped_goes_on(
+    tiny: Path, prompts: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch,
+    alive: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("gotr1_jax.evaluation.judge_models.JudgeModel.pictures", 2)
+    words = ["--ckpt", tiny, "--prompts", prompts / "geneval.jsonl", *judged(server)]
+    assert evaluate("geneval", *words, "--out", tmp_path / "whole") == 0
+    asked = len(server.bodies)
+    calls = 0
+    whole = AnswerBook.ask
+
+    def dying(self: AnswerBook, asks: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > alive:
+            raise KeyboardInterrupt
+        return whole(self, asks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AnswerBook, "ask", dying)
+        assert evaluate("geneval", *words, "--out", tmp_path / "parts") == 130
+    assert not (tmp_path / "parts" / "scores.json").exists()
+    assert evaluate("geneval", *words, "--out", tmp_path / "parts") == 0
+    for name in ("scores.json", "scores.md", "pictures.jsonl"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert len(server.bodies) == 2 * asked  # nothing was asked twice
+
+
+def test_answers_that_failed_are_counted_and_asked_again(
+    tiny: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sick = True
+
+    def behave(handler: BaseHTTPRequestHandler, number: int, body: Any) -> None:
+        if sick and number > 1 and "a red bowl" in json.dumps(body):
+            send(handler, 400, b"{}")
+        else:
+            judge(handler, number, body)
+
+    words = ["--ckpt", tiny, "--prompts", prompts / "color_val.txt", "--category", "color"]
+    with Server(behave) as server:
+        words += ["--n", "1", "--out", tmp_path / "out", *judged(server)]
+        assert evaluate("t2i_compbench", *words) == 0
+        row = json.loads((tmp_path / "out" / "scores.json").read_text())["scores"]["color"]
+        assert (row["value"], row["failed"]) == (0, 1)
+        sick, asked = False, len(server.bodies)
+        assert evaluate("t2i_compbench", *words) == 0
+        assert len(server.bodies) == asked + 1
+        assert scores(tmp_path / "out") == {"color": 0.5}
+
+
+def one_line(capsys: pytest.CaptureFixture[str], message: str) -> None:
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1 and re.search(message, lines[0]), lines
+
+
+def test_bad_input_is_one_line(
+    prompts: Path, tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    images = tmp_path / "images"
+    (images / "samples").mkdir(parents=True)
+    base = ["--images", images, "--out", tmp_path / "out"]
+    ask = judged(server)
+    color, lines = prompts / "color_val.txt", prompts / "geneval.jsonl"
+    table = ["--questions", prompts / "dpg.csv"]
+    for what, words, message in (
+        ("t2i_compbench", ["--prompts", prompts, *ask], r"has no shape_val\.txt"),
+        ("t2i_compbench", ["--prompts", tmp_path / "no", *ask], "no captions at"),
+        ("t2i_compbench", ["--prompts", color, *ask], "say which by --category"),
+        ("t2i_compbench", ["--prompts", lines, "--category", "color", *ask], "another benchmark"),
+        ("t2i_compbench", ["--prompts", color, "--category", "color", *ask], "lacks picture"),
+        ("t2i_compbench", ["--prompts", color, "--category", "color"], "--phrases rules"),
+        ("geneval", ["--prompts", color, *ask], "line 1 is no line of GenEval's metadata"),
+        ("geneval", ["--prompts", prompts / "no.jsonl", *ask], "there is no file"),
+        ("geneval", ["--prompts", lines, *ask], "has no folder 00000"),
+        ("geneval", ["--prompts", lines, "--scorer", "judge"], "judge.kind is shapes"),
+        ("geneval", ["--prompts", lines, "--n", "0", *ask], "--n is 0"),
+        ("dpg", ["--prompts", lines, *table, *ask], "directory of prompt files"),
+        ("dpg", ["--prompts", prompts / "dpg", "--questions", color, *ask], "has no column"),
+        ("dpg", ["--prompts", prompts / "dpg", "--questions", tmp_path, *ask], "cannot be read"),
+        ("dpg", ["--prompts", prompts, *table, *ask], "has no questions for"),
+        ("dpg", ["--prompts", prompts / "dpg", *table, *ask], r"has no picture 7\.png"),
+        ("dpg", ["--prompts", prompts / "dpg", *table, "--n", "5", *ask], "4 pictures"),
+    ):
+        assert evaluate(what, *base, *words) == 2, (what, words)
+        one_line(capsys, message)
+    for stem in ("7", "8"):
+        Image.new("RGB", (9, 9)).save(images / f"{stem}.png")
+    (images / "samples").rmdir()
+    assert evaluate("dpg", *base, "--prompts", prompts / "dpg", *table, *ask) == 2
+    one_line(capsys, r"7\.png: a picture of 9x9 is no grid of 4 squares")
+    (images / "8.png").write_bytes(b"no")
+    dpg = ["--prompts", prompts / "dpg", *table, "--n", "1", *ask]
+    assert evaluate("dpg", *base, *dpg) == 2
+    one_line(capsys, r"8\.png cannot be read")
+    monkeypatch.setattr("gotr1_jax.evaluation.torch_models.find_spec", lambda name: None)
+    assert evaluate("geneval", *base, "--prompts", lines) == 2
+    one_line(capsys, r"needs torch: pip install 'gotr1_jax\[eval\]', or use --scorer judge")
