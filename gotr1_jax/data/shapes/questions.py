@@ -92,25 +92,30 @@ def _count(rng: np.random.Generator, scene: Scene, truth: bool | None) -> tuple[
 
 
 def _color(rng: np.random.Generator, scene: Scene, truth: bool | None) -> tuple[str, str] | None:
-    known = [o.spec for o in _once(scene, "shape")]
-    if not known:
-        return None
-    spec = _pick(rng, known)
-    if truth is None:
-        return f"What color is the {spec.shape}?", spec.color
-    said = spec.color if truth else _other(rng, COLORS, spec.color)
-    return f"Is the {spec.shape} {said}?", ""
+    known = _once(scene, "shape")
+    return _attribute(rng, known, truth, "color", "{0.shape}", tuple(COLORS)) if known else None
 
 
 def _shape(rng: np.random.Generator, scene: Scene, truth: bool | None) -> tuple[str, str] | None:
-    known = [o.spec for o in _once(scene, "color")]
-    if not known:
-        return None
-    spec = _pick(rng, known)
+    known = _once(scene, "color")
+    return _attribute(rng, known, truth, "shape", "{0.color} object", SHAPES) if known else None
+
+
+def _attribute(
+    rng: np.random.Generator,
+    known: Sequence[SceneObject],
+    truth: bool | None,
+    attribute: str,
+    name: str,
+    values: Sequence[str],
+) -> tuple[str, str]:
+    """About one attribute of one of the objects `known`, which `name` names by another."""
+    spec = _pick(rng, known).spec
+    named, value = name.format(spec), getattr(spec, attribute)
     if truth is None:
-        return f"What shape is the {spec.color} object?", spec.shape
-    said = spec.shape if truth else _other(rng, SHAPES, spec.shape)
-    return f"Is the {spec.color} object a {said}?", ""
+        return f"What {attribute} is the {named}?", value
+    said = value if truth else _other(rng, values, value)
+    return f"Is the {named} {'a ' if attribute == 'shape' else ''}{said}?", ""
 
 
 def _relation(rng: np.random.Generator, scene: Scene, truth: bool | None) -> tuple[str, str] | None:
