@@ -39,6 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "tokenize_images",
     ),
     ("evaluation",),
+    ("ahead",),
     ("cli",),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}

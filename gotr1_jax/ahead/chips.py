@@ -1,0 +1,66 @@
+"""The accelerators that programs are compiled for: peak numbers of one JAX device.
+
+Sources: the vendors' pages, read in November 2026: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,
+v6e,tpu7x} and NVIDIA's data sheets of the H100 and H200 (SXM, dense). `hbm_bytes` is what programs
+may use: of a TPU what its compiler allows (it keeps a part for itself), of a GPU all that the
+driver reports.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from gotr1_jax.errors import InputError
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One device.
+
+    Attributes:
+      platform: of JAX: tpu, cuda or cpu.
+      hbm_bytes: memory that programs may use.
+      flops: bfloat16 FLOP/s of matrix products; None: not known.
+      bandwidth: of its memory, bytes/s; None: not known.
+    """
+
+    platform: str
+    hbm_bytes: int
+    flops: float | None = None
+    bandwidth: float | None = None
+
+
+# The compiler sees two devices in a chip of v4 and of tpu7x: each has half of the chip's numbers.
+CHIPS = {
+    "v4": Chip("tpu", int(15.25 * _GIB), 275e12 / 2, 1200e9 / 2),
+    "v5e": Chip("tpu", int(15.75 * _GIB), 197e12, 819e9),
+    "v5p": Chip("tpu", int(95.74 * _GIB), 459e12, 2765e9),
+    "v6e": Chip("tpu", int(31.25 * _GIB), 918e12, 1638e9),
+    "tpu7x": Chip("tpu", int(94.75 * _GIB), 2307e12 / 2, 7380e9 / 2),
+    "h100": Chip("cuda", 85_017_755_648, 989.4e12, 3350e9),
+    "h200": Chip("cuda", 150_110_011_392, 989.4e12, 4800e9),
+}
+_SHAPES = {"tpu": r"\d+x\d+(x\d+)?", "cuda": r"[1-8]", "cpu": r"[1-8]"}
+_EXAMPLES = "v5e:4x4, v5p:4x4x4, v6e:8x8, h200:1 to h200:8, h100:8, cpu:1 to cpu:8"
+
+
+def parse_topology(name: str) -> tuple[Chip, str]:
+    """A topology's chip and the shape behind the colon; InputError for any that is not known."""
+    kind, _, shape = name.partition(":")
+    chip = _host(shape) if kind == "cpu" else CHIPS.get(kind)
+    if chip is None or not re.fullmatch(_SHAPES[chip.platform], shape):
+        raise InputError(
+            f"unknown topology {name!r}; chips are {', '.join(CHIPS)} and cpu, written like "
+            f"{_EXAMPLES}"
+        )
+    return chip, shape
+
+
+def _host(count: str) -> Chip:
+    """A share of this machine's memory; how fast it is is not known."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Chip("cpu", memory // max(1, int(count) if count.isdecimal() else 1))

@@ -1,0 +1,181 @@
+"""What a compiled program sends between devices, read from its HLO text.
+
+Bytes are those of a collective's result on one device. A loop's body counts as often as the loop
+turns, where the text says so: `known_trip_count`, or a condition that compares a counter with a
+constant. Otherwise it counts once, unless the caller knows better.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+KINDS = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
+    "collective-broadcast", "ragged-all-to-all",
+)  # fmt: skip
+_BYTES = {
+    "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4,
+    "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "f8e4m3fn": 1, "f8e5m2": 1,
+}  # fmt: skip
+_SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_CALLED = re.compile(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """How often a kind of collective runs, and the bytes of all its results on one device."""
+
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Operation:
+    name: str
+    shape: str
+    opcode: str
+    rest: str
+    is_root: bool
+
+
+@dataclass
+class _Module:
+    entry: str = ""
+    computations: dict[str, list[_Operation]] = field(default_factory=dict)
+
+
+def shape_bytes(shape: str) -> int:
+    """Bytes of an HLO shape, tuples summed: 'bf16[2,3]{1,0}' -> 12."""
+    total = 0
+    for kind, sizes in _SHAPE.findall(shape):
+        if kind not in _BYTES:
+            continue
+        count = 1
+        for size in filter(None, sizes.split(",")):
+            count *= int(size)
+        total += count * _BYTES[kind]
+    return total
+
+
+def collectives(text: str, turns: int | None = None) -> dict[str, Traffic]:
+    """Traffic by kind of the module in `text`.
+
+    turns: how often the loops right in the entry computation turn, where the caller knows; None
+    leaves that to the text.
+    """
+    module = _parse(text)
+    found: dict[str, list[int]] = {}
+    seen: set[str] = set()
+
+    def note(kind: str, size: int, times: int) -> None:
+        entry = found.setdefault(kind, [0, 0])
+        entry[0] += times
+        entry[1] += size * times
+
+    def walk(name: str, times: int) -> None:
+        for op in module.computations.get(name, ()):
+            kind = op.opcode.removesuffix("-done")
+            channel = _CHANNEL.search(op.rest)
+            # One operation that runs in pieces stands in several places, under one channel.
+            if kind in KINDS and not (channel and channel.group(1) in seen):
+                seen.update(channel.groups() if channel else ())
+                note(kind, shape_bytes(op.shape), times)
+            if op.opcode == "while":
+                known = turns if name == module.entry and turns is not None else _turns(module, op)
+                inner = times * known
+            else:
+                inner = times
+            for called in _called(op):
+                if called.startswith("all-reduce-scatter"):
+                    # A TPU's reduce-scatter: an all-reduce of which each device keeps a part.
+                    seen.update(_channels(module, called))
+                    note("reduce-scatter", shape_bytes(op.shape), inner)
+                else:
+                    walk(called, inner)
+
+    walk(module.entry, 1)
+    return {kind: Traffic(*found[kind]) for kind in KINDS if kind in found}
+
+
+def as_json(traffic: Mapping[str, Traffic]) -> dict[str, dict[str, int]]:
+    """Plain values."""
+    return {kind: {"count": t.count, "bytes": t.bytes} for kind, t in traffic.items()}
+
+
+def _parse(text: str) -> _Module:
+    module, current = _Module(), ""
+    for line in text.splitlines():
+        head = _HEAD.match(line)
+        if head:
+            current = head.group(2)
+            module.computations[current] = []
+            if head.group(1):
+                module.entry = current
+            continue
+        body = _LINE.match(line)
+        if body and current:
+            op = _operation(body.group(2), body.group(3), bool(body.group(1)))
+            if op is not None:
+                module.computations[current].append(op)
+    return module
+
+
+def _operation(name: str, text: str, is_root: bool) -> _Operation | None:
+    """'bf16[2]{0} all-gather(%x), ...' -> its parts; a shape may be a tuple."""
+    end = _tuple_end(text) if text.startswith("(") else text.find(" ")
+    found = re.match(r"\s*([\w\-]+)\(", text[end:])
+    if found is None:
+        return None
+    return _Operation(name, text[:end], found.group(1), text[end:], is_root)
+
+
+def _tuple_end(text: str) -> int:
+    """Where the parenthesis that a text begins with is closed."""
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return place + 1
+    return len(text)
+
+
+def _called(op: _Operation) -> list[str]:
+    """Computations that an operation runs; those of a reduction are arithmetic alone."""
+    if op.opcode in KINDS or op.opcode.endswith(("-done", "-update")):
+        return []
+    names = []
+    for one, several in _CALLED.findall(op.rest):
+        names += [one] if one else [n.strip().lstrip("%") for n in several.split(",")]
+    return names
+
+
+def _channels(module: _Module, name: str) -> set[str]:
+    lines = (op.rest for op in module.computations.get(name, ()))
+    return {found.group(1) for found in map(_CHANNEL.search, lines) if found}
+
+
+def _turns(module: _Module, op: _Operation) -> int:
+    known = _TRIPS.search(op.rest)
+    if known:
+        return int(known.group(1))
+    condition = _CONDITION.search(op.rest)
+    body = module.computations.get(condition.group(1), []) if condition else []
+    constants = {
+        o.name: int(found.group(1))
+        for o in body
+        if o.opcode == "constant" and (found := re.match(r"\s*constant\((\d+)\)", o.rest))
+    }
+    for o in body:
+        if o.is_root and o.opcode == "compare" and "direction=LT" in o.rest:
+            operands = re.findall(r"%([\w.\-]+)", o.rest.partition("(")[2].partition(")")[0])
+            limits = [constants[name] for name in operands if name in constants]
+            if limits:
+                return limits[0]
+    return 1
