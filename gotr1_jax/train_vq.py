@@ -23,14 +23,16 @@ from gotr1_jax.data.shapes.vocabulary import GRID_STEP
 from gotr1_jax.data.sources import ShapesSource
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.models.vq import VQModel, abstract_vq
-from gotr1_jax.parallel.mesh import make_mesh, replicated
+from gotr1_jax.parallel.mesh import held_rows, make_mesh, replicated
+from gotr1_jax.parallel.processes import is_first, together
 from gotr1_jax.schema import VqTrainConfig
 from gotr1_jax.sft import vq_loss
-from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
+from gotr1_jax.training.checkpoint import Checkpoints, restore_path
 from gotr1_jax.training.loop import Loop
-from gotr1_jax.training.metrics import MetricsWriter, Progress
-from gotr1_jax.training.placement import check_rows, put_rows
-from gotr1_jax.training.run_dir import create_run_dir, store_config, write_json_atomic
+from gotr1_jax.training.metrics import Progress
+from gotr1_jax.training.placement import check_rows, put_held_rows
+from gotr1_jax.training.run_dir import RunDir, write_json_atomic
+from gotr1_jax.training.start import check_same_run, find_resume, open_run_dir, start_writing
 from gotr1_jax.training.state import make_optimizer
 from gotr1_jax.training.stopping import StopSignals
 
@@ -77,9 +79,10 @@ def _train(config: VqTrainConfig, signals: StopSignals) -> Path:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_rows(config.batch_size, mesh, "batch_size")
     check_rows(config.crop.batch_size, mesh, "crop.batch_size")
-    resume = resolve_resume(config.resume, config.run_dir)
+    check_same_run(config)
+    resume = find_resume(config.resume, config.run_dir)
     # A run that ended before its first checkpoint is started again by the same command.
-    run = create_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
+    run = open_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
     # The tokenizer is small next to its activations: every device holds it whole.
     state = jax.jit(partial(init_state, config), out_shardings=replicated(mesh))()
     first = 0
@@ -92,25 +95,35 @@ def _train(config: VqTrainConfig, signals: StopSignals) -> Path:
             state, first = restored.tree, restored.step
             loop.resume(restored.meta)
             checkpoints.drop_after(first)
-        store_config(run, to_yaml(config))
+        metrics = start_writing(run, to_yaml(config), first)
         step_fn = make_step(config)
-        with (
-            signals.finishing_steps(),
-            MetricsWriter(run, first) as metrics,
-            Progress("vq", config.steps, first) as progress,
-        ):
+        with signals.finishing_steps(), metrics, Progress("vq", config.steps, first) as progress:
             shown: dict[str, float] = {}
             for step in loop.steps(first):
-                batch = put_rows(batch_of_step(pictures, config, step), mesh)
-                state, result = step_fn(state, batch)
+                count = batch_rows(config, step)
+                held = held_rows(count, mesh)
+                part = batch_of_step(pictures, config, step, held)
+                state, result = step_fn(state, put_held_rows(part, held, count, mesh))
                 if step % config.log_every == 0 or step == config.steps:
                     values = {name: float(value) for name, value in asdict(result).items()}
-                    metrics.write(step, values | loop.measures())
+                    with together():
+                        metrics.write(step, values | loop.measures())
                     shown = {name: values[name] for name in ("psnr", "perplexity", "used_frac")}
                 progress.update(step, **shown)
                 loop.end_step(step, state, {"seed": config.seed})
-    params = jax.device_get(state.params)
-    out = Path(config.export_dir) if config.export_dir is not None else run.root / "model"
+    with together():
+        if is_first():
+            _finish(config, run, jax.device_get(state.params))
+    return _export_dir(config, run)
+
+
+def _export_dir(config: VqTrainConfig, run: RunDir) -> Path:
+    return Path(config.export_dir) if config.export_dir is not None else run.root / "model"
+
+
+def _finish(config: VqTrainConfig, run: RunDir, params: Any) -> None:
+    """The tokenizer's folder, and what it makes of held-out pictures."""
+    out = _export_dir(config, run)
     save_vq(out, config.model, IMAGE_SIZE, params, config.export_dtype)
     _log.info("tokenizer written to %s", out)
     rounded = jax.tree.map(lambda x: x.astype(config.export_dtype).astype(np.float32), params)
@@ -118,7 +131,6 @@ def _train(config: VqTrainConfig, signals: StopSignals) -> Path:
     summary, decoded = evaluate(config.model, rounded, held_out)
     write_json_atomic(run.summary, summary)
     contact_sheet(held_out, decoded).save(run.root / "reconstructions.png")
-    return out
 
 
 def draw_pictures(split: str, seed: int, count: int) -> np.ndarray:
@@ -132,20 +144,29 @@ def draw_pictures(split: str, seed: int, count: int) -> np.ndarray:
     return pictures
 
 
-def batch_of_step(pictures: np.ndarray, config: VqTrainConfig, step: int) -> np.ndarray:
-    """The pictures of step 1, 2, …: windows first, then whole ones; uint8 (B, H, W, 3).
+def batch_rows(config: VqTrainConfig, step: int) -> int:
+    """Pictures of step 1, 2, …: windows first, then whole ones."""
+    return config.crop.batch_size if step <= config.crop.steps else config.batch_size
+
+
+def batch_of_step(
+    pictures: np.ndarray, config: VqTrainConfig, step: int, held: np.ndarray | None = None
+) -> np.ndarray:
+    """The pictures of a step, uint8 (B, H, W, 3); of `held` rows alone, where it is given.
 
     A function of seed and step alone, so a resumed run sees what an uninterrupted one would.
     """
-    rng = np.random.default_rng((config.seed, step))
+    rng, B = np.random.default_rng((config.seed, step)), batch_rows(config, step)
+    rows = np.arange(B) if held is None else held
+    index = rng.integers(0, len(pictures), B)
     if step > config.crop.steps:
-        return pictures[rng.integers(0, len(pictures), config.batch_size)]
+        return pictures[index[rows]]
     size = config.crop.size
-    index = rng.integers(0, len(pictures), config.crop.batch_size)
     # Windows move by the grid that objects stand on: edges fall where whole pictures have them.
     places = (IMAGE_SIZE - size) // GRID_STEP + 1
-    corner = GRID_STEP * rng.integers(0, places, (config.crop.batch_size, 2))
-    return np.stack([pictures[i, y : y + size, x : x + size] for i, (y, x) in zip(index, corner)])
+    corner = GRID_STEP * rng.integers(0, places, (B, 2))
+    windows = [pictures[index[b]][y : y + size, x : x + size] for b in rows for y, x in [corner[b]]]
+    return np.stack(windows)
 
 
 def to_pixels(pictures: jax.Array) -> jax.Array:

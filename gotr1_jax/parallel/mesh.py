@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -12,7 +15,9 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
     """A mesh over `devices` (default: all); one axis may be -1, for the devices that are left."""
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -80,8 +85,9 @@ def own_rows(count: int, mesh: Mesh) -> np.ndarray:
     out among these.
     """
     holders: dict[tuple[int, int], set[int]] = {}
-    for device, (index,) in rows(mesh).devices_indices_map((count,)).items():
-        start, stop, _ = index.indices(count)
+    places: Mapping[Any, Any] = rows(mesh).devices_indices_map((count,))
+    for device, index in places.items():
+        start, stop = _stretch(index, count)
         holders.setdefault((start, stop), set()).add(device.process_index)
     own = [np.zeros(0, np.int64)]
     for (start, stop), processes in sorted(holders.items()):
@@ -92,17 +98,22 @@ def own_rows(count: int, mesh: Mesh) -> np.ndarray:
 
 def held_rows(count: int, mesh: Mesh) -> np.ndarray:
     """Which of `count` rows on the mesh lie on devices of this process, ascending, int64."""
-    slices = rows(mesh).addressable_devices_indices_map((count,)).values()
-    places = [np.arange(*index.indices(count)) for (index,) in slices]
-    return np.unique(np.concatenate(places))
+    places = rows(mesh).addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([np.arange(*_stretch(index, count)) for index in places]))
 
 
 def fetch_rows(x: jax.Array, wanted: np.ndarray) -> np.ndarray:
     """Rows `wanted`, which this process holds, of an array (B, ...) over the rows of the mesh."""
     out = np.empty((len(wanted), *x.shape[1:]), x.dtype)
     for shard in x.addressable_shards:
-        start, stop, _ = shard.index[0].indices(x.shape[0])
+        start, stop = _stretch(shard.index, x.shape[0])
         here = (wanted >= start) & (wanted < stop)
         if here.any():
             out[here] = np.asarray(shard.data)[wanted[here] - start]
     return out
+
+
+def _stretch(index: Any, count: int) -> tuple[int, int]:
+    """First row and the one behind the last of a device's part of `count` rows."""
+    start, stop, _ = index[0].indices(count)
+    return start, stop

@@ -7,6 +7,9 @@ row travel outside of compiled programs.
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +22,7 @@ from gotr1_jax.errors import GotR1Error, InputError, RunError, Stopped
 # Bytes of an error's text that the other processes get to see, behind one for its kind.
 _TEXT = 600
 _OTHER = 1
+_LAST_WORDS = 2.0  # seconds
 _KINDS: dict[int, type[GotR1Error]] = {2: InputError, 3: Stopped, 4: RunError}
 
 
@@ -75,6 +79,32 @@ def check_alike(text: str, what: str) -> None:
             f"process {other[0]} has another {what} than process 0; start all processes with the "
             "same command, on files that are the same"
         )
+
+
+def lost_others(error: Exception) -> str | None:
+    """What to say of an error that is no mistake of ours: another process ended. Else None."""
+    if not (isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1):
+        return None
+    first_line = str(error).strip().splitlines()[0][:200]
+    return (
+        f"process {jax.process_index()} cannot go on with the others: one of them has ended, see "
+        f"what it said ({first_line}); the same command everywhere goes on from the last checkpoint"
+    )
+
+
+def leave(code: int) -> None:
+    """End this process where it is one of several, without waiting for the others; else nothing.
+
+    The others, if they have not met the same error, are ended by the runtime within the heartbeat.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    if is_first():
+        # With process 0 the runtime of all ends: let the others say what they have to say.
+        time.sleep(_LAST_WORDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _to_note(error: Exception | None) -> np.ndarray:

@@ -104,7 +104,9 @@ class Loop:
             self._signals.step_done()
         record = {**meta, _META: self._goodput.to_json()}
         with together():
-            self._checkpoints.wait()  # for the save before, which may have failed in one alone
+            # Or the save before may have failed in one alone, which would not take part in this.
+            self._checkpoints.settle()
+            self._checkpoints.check()
         with together():
             self._checkpoints.save(step, state, record, score)
         self._saved_at = self._clock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -37,6 +38,21 @@ def put_rows(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: put(np.asarray(x), rows(mesh)), tree)
 
 
+def put_held_rows(tree: Any, held: np.ndarray, count: int, mesh: Mesh) -> Any:
+    """As `put_rows`, of arrays that have only the rows `held` (see `held_rows`) of `count`."""
+    layout = rows(mesh)
+
+    def one(x: np.ndarray) -> jax.Array:
+        def slice_of(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(count)
+            first = int(np.searchsorted(held, start))
+            return x[first : first + stop - start]
+
+        return jax.make_array_from_callback((count, *x.shape[1:]), layout, slice_of)
+
+    return jax.tree.map(one, tree)
+
+
 def take_on_mesh(tree: Any, index: np.ndarray) -> Any:
     """Rows `index` of arrays (B, ...), laid out as they are; devices pass on what has to move."""
     return _laid_out_alike(_take, tree, index)
@@ -64,15 +80,15 @@ def to_rows(batch: SftExampleBatch, mesh: Mesh) -> Rows:
     """A batch of examples as rows on the mesh; every token of the plan is to be learned."""
     T = batch.plan_ids_BT.shape[1]
     mask_BT = np.arange(T)[None, :] < batch.plan_len_B[:, None]
-    rows_of = Rows(
-        prompt_ids_BC=batch.prompt_ids_BC,
-        prompt_len_B=batch.prompt_len_B,
-        plan_ids_BT=batch.plan_ids_BT,
-        plan_len_B=batch.plan_len_B,
-        plan_mask_BT=mask_BT,
-        image_ids_BU=batch.image_ids_BU,
+    put = partial(put_rows, mesh=mesh)
+    return Rows(
+        prompt_ids_BC=put(batch.prompt_ids_BC),
+        prompt_len_B=put(batch.prompt_len_B),
+        plan_ids_BT=put(batch.plan_ids_BT),
+        plan_len_B=put(batch.plan_len_B),
+        plan_mask_BT=put(mask_BT),
+        image_ids_BU=put(batch.image_ids_BU),
     )
-    return put_rows(rows_of, mesh)
 
 
 def mirror_shardings(abstract: Any, params: Any, mesh: Mesh) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from gotr1_jax.config import to_yaml
 from gotr1_jax.parallel.processes import check_alike, is_first, together
 from gotr1_jax.schema import DistributedConfig
+from gotr1_jax.training.checkpoint import resolve_resume
 from gotr1_jax.training.metrics import MetricsWriter
 from gotr1_jax.training.run_dir import (
     RunDir,
@@ -21,6 +22,14 @@ from gotr1_jax.training.run_dir import (
 def check_same_run(config: Any) -> None:
     """Raise RunError unless all processes have this configuration, their own place in it apart."""
     check_alike(to_yaml(replace(config, distributed=DistributedConfig())), "configuration")
+
+
+def find_resume(mode: str, run_dir: Path | str) -> Path | None:
+    """As `resolve_resume`, and RunError unless all processes find the same."""
+    with together():
+        found = resolve_resume(mode, run_dir)
+    check_alike(str(found), "checkpoint to go on from (do all share the run directory's storage?)")
+    return found
 
 
 def open_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> RunDir:
