@@ -102,7 +102,9 @@ def check_scorer(options: argparse.Namespace) -> None:
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file; choose a directory")
     if options.scorer == "judge":
-        check_engine(read_judge_options(options).judge)
+        judge = read_judge_options(options)
+        check_engine(judge.judge)
+        device_mesh(judge)  # before drawing starts the devices
     else:
         from gotr1_jax.evaluation.torch_models import need_torch
 

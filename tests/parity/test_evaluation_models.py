@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image
+from tiny_evaluators import WORDS, write_blip, write_clip, write_mask2former, write_owl
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.asks import Ask, Found, found_objects, mask_from_runs, mask_runs
@@ -25,47 +26,15 @@ from gotr1_jax.evaluation.torch_models import (
 )
 from gotr1_jax.rewards.multimodal import Picture, make_picture
 
-WORDS = ["yes", "no", "a", "an", "the", "bench", "green", "?", "is", "there", "red"]
-TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 24}  # fmt: skip
-
 
 def picture(seed: int, height: int = 48, width: int = 48) -> Picture:
     rng = np.random.default_rng(seed)
     return make_picture(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def write_bert_vocabulary(folder: Path, words: list[str]) -> None:
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-    hf.BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
-
-
-def write_clip_tokenizer(folder: Path) -> int:
-    """CLIP's byte-level letters without merges; returns the vocabulary's size."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    letters = list(bytes_to_unicode().values())
-    words = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = hf.CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[])
-    tokenizer.save_pretrained(folder)
-    return len(words)
-
-
 @pytest.fixture(scope="module")
 def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("blip")
-    write_bert_vocabulary(folder, WORDS)
-    bos = 5 + len(WORDS)
-    text = {**TINY, "vocab_size": bos + 2, "bos_token_id": bos, "encoder_hidden_size": 16,
-            "pad_token_id": 0, "sep_token_id": 3, "eos_token_id": 3}  # fmt: skip
-    config = hf.BlipConfig(
-        text_config=text, vision_config={**TINY, "image_size": 32, "patch_size": 8}
-    )
-    torch.manual_seed(0)
-    hf.BlipForQuestionAnswering(config).save_pretrained(folder)
-    hf.BlipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
+    return write_blip(tmp_path_factory.mktemp("blip"))
 
 
 def test_blip_takes_the_first_step_yes_against_no(blip: Path) -> None:
@@ -100,20 +69,7 @@ def test_questions_are_cleaned_as_blip_was_trained() -> None:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    size = write_clip_tokenizer(folder)
-    text = {**TINY, "vocab_size": size, "max_position_embeddings": 77, "bos_token_id": size - 2,
-            "eos_token_id": size - 1}  # fmt: skip
-    config = hf.CLIPConfig(
-        text_config=text,
-        vision_config={**TINY, "image_size": 32, "patch_size": 8},
-        projection_dim=12,
-    )
-    torch.manual_seed(1)
-    hf.CLIPModel(config).save_pretrained(folder)
-    sizes: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": 32}
-    hf.CLIPImageProcessorPil(**sizes).save_pretrained(folder)
-    return folder
+    return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 def clip_vectors(folder: Path, images: list[Image.Image], texts: list[str]) -> tuple[Any, Any]:
@@ -166,27 +122,7 @@ def test_masks_survive_their_runs() -> None:
 
 @pytest.fixture(scope="module")
 def mask2former(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mask2former")
-    swin = hf.SwinConfig(image_size=64, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1],
-                         num_heads=[1, 1, 1, 1], window_size=4,
-                         out_features=["stage1", "stage2", "stage3", "stage4"])  # fmt: skip
-    names = ["bench", "keyboard", "dog"]
-    config = hf.Mask2FormerConfig(
-        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32,
-        encoder_feedforward_dim=16, dim_feedforward=16, encoder_layers=1, decoder_layers=2,
-        num_attention_heads=2, num_queries=5, id2label=dict(enumerate(names)),
-        label2id={n: i for i, n in enumerate(names)},
-    )  # fmt: skip
-    torch.manual_seed(6)
-    model = hf.Mask2FormerForUniversalSegmentation(config)
-    with torch.no_grad():  # sure of itself, so that detections pass the threshold
-        model.class_predictor.weight *= 40
-    model.save_pretrained(folder)
-    processor = hf.Mask2FormerImageProcessorPil(
-        size={"shortest_edge": 64, "longest_edge": 96}, size_divisor=32
-    )
-    processor.save_pretrained(folder)
-    return folder
+    return write_mask2former(tmp_path_factory.mktemp("mask2former"), ["bench", "keyboard", "dog"])
 
 
 @pytest.mark.parametrize("size", [(48, 48), (40, 64)])
@@ -229,18 +165,7 @@ def test_a_class_that_a_detector_does_not_know(mask2former: Path) -> None:
 
 @pytest.fixture(scope="module")
 def owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("owl")
-    size = write_clip_tokenizer(folder)
-    text = {**TINY, "vocab_size": size, "max_position_embeddings": 16}
-    config = hf.Owlv2Config(
-        text_config=text,
-        vision_config={**TINY, "image_size": 32, "patch_size": 8},
-        projection_dim=16,
-    )
-    torch.manual_seed(8)
-    hf.Owlv2ForObjectDetection(config).save_pretrained(folder)
-    hf.Owlv2ImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
+    return write_owl(tmp_path_factory.mktemp("owl"))
 
 
 def test_owl_finds_each_name_in_a_picture_padded_to_a_square(owl: Path) -> None:
