@@ -56,7 +56,7 @@ _WAVE = 2048
 def limits_of(config: QwenEngineConfig, mesh: Mesh | None) -> Limits:
     """Of one program on a mesh: rows are a power of two times its row shards."""
     shards = row_shards(mesh)
-    rows = max(shards, (1 << (config.rows // shards).bit_length() - 1) * shards)
+    rows = (1 << max(1, config.rows // shards).bit_length() - 1) * shards
     return Limits(rows, config.tokens, shards)
 
 
