@@ -9,8 +9,6 @@ abstract policy with them and give it the loaded tree for everything else:
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +19,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.convert.config_json import config_to_json
-from gotr1_jax.convert.hub import CONFIG_FILE
 from gotr1_jax.convert.hub import EMBEDDED as EMBEDDED  # for those who import it from here
 from gotr1_jax.convert.hub import find_checkpoint as find_checkpoint
 from gotr1_jax.convert.names import NAMING, Format
@@ -34,7 +31,13 @@ from gotr1_jax.convert.opened import (
 )
 from gotr1_jax.convert.rules import Shape
 from gotr1_jax.convert.tree import foreign_tensors, load_tree, some, tree_shapes
-from gotr1_jax.convert.writer import WEIGHTS_FILE, OutTensor, new_directory, write_safetensors
+from gotr1_jax.convert.writer import (
+    WEIGHTS_FILE,
+    OutTensor,
+    copy_files,
+    new_checkpoint,
+    write_safetensors,
+)
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
@@ -170,12 +173,8 @@ def save_checkpoint(
     tokenizer_dir = Path(tokenizer_dir)
     tokenizer = TextTokenizer.from_dir(tokenizer_dir)
     check_vocabulary(tokenizer.vocab_size, config.decoder.vocab_size, tokenizer_dir)
-    text = json.dumps(config_to_json(config, dtype), indent=2)
-    with new_directory(Path(directory), CONFIG_FILE) as temporary:
-        for name in CARRIED_FILES:
-            if (tokenizer_dir / name).is_file():
-                shutil.copyfile(tokenizer_dir / name, temporary / name)
-        (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    with new_checkpoint(Path(directory), config_to_json(config, dtype)) as temporary:
+        copy_files(tokenizer_dir, CARRIED_FILES, temporary)
         write_safetensors(temporary / WEIGHTS_FILE, out_tensors(states, "original"), dtype)
     return Path(directory)
 

@@ -10,7 +10,6 @@ names under `state_dict` and no sizes, which are ViT-H/14's), and a directory in
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gotr1_jax.convert.hub import CONFIG_FILE
 from gotr1_jax.convert.reader import (
     Tensor,
     has_model_type,
@@ -31,12 +31,16 @@ from gotr1_jax.convert.reader import (
 )
 from gotr1_jax.convert.rules import CONV, LINEAR, SAME, Naming, Rule, Source, sources
 from gotr1_jax.convert.tree import check_tensors, load_tree, our_view, tree_shapes
-from gotr1_jax.convert.writer import OutTensor, new_directory, write_safetensors
+from gotr1_jax.convert.writer import (
+    WEIGHTS_FILE,
+    OutTensor,
+    new_checkpoint,
+    write_safetensors,
+)
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.clip import VIT_H_14, Clip, ClipConfig, TowerConfig, abstract_clip
 from gotr1_jax.text_clip import ClipTokenizer
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 HPS_FILE = "HPS_v2.1_compressed.pt"
 _TREE, _SECTION = "clip", "state_dict"
 # Our size -> (key in a section of config.json, its value where the file leaves it out).
@@ -227,9 +231,7 @@ def convert_hps(
     for path, shape in tree_shapes(_TREE, abstract_state(config)).items():
         for new, old in zip(sources(path, shape, PORT), sources(path, shape, naming)):
             out.append(OutTensor(new.name, new.shape, partial(_renamed, old, new, tensors)))
-    text = json.dumps(clip_config_to_json(config, dtype), indent=2)
-    with new_directory(target, CONFIG_FILE) as temporary:
-        (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    with new_checkpoint(target, clip_config_to_json(config, dtype)) as temporary:
         tokenizer.save(temporary)
         out.sort(key=lambda tensor: tensor.name)
         write_safetensors(temporary / WEIGHTS_FILE, out, dtype)

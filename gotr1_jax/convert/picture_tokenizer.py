@@ -6,7 +6,6 @@ The folder is a released-format checkpoint that holds the `gen_vision_model.*` t
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from gotr1_jax.convert.names import NAMING, Format, part_of_tensor
 from gotr1_jax.convert.opened import read_config
 from gotr1_jax.convert.reader import open_tensors
 from gotr1_jax.convert.tree import check_tensors, foreign_tensors, load_tree, tree_shapes
-from gotr1_jax.convert.writer import WEIGHTS_FILE, new_directory, write_safetensors
+from gotr1_jax.convert.writer import WEIGHTS_FILE, new_checkpoint, write_safetensors
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.models.vq import abstract_vq
@@ -78,9 +77,7 @@ def save_vq(
         "model_type": "multi_modality",
         "gen_vision_config": {**section, "params": vq_to_json(config, image_size)},
     }
-    with new_directory(Path(directory), CONFIG_FILE) as temporary:
-        text = json.dumps(data, indent=2) + "\n"
-        (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
+    with new_checkpoint(Path(directory), data) as temporary:
         out = foreign_tensors({"vq": state}, NAMING["original"])
         write_safetensors(temporary / WEIGHTS_FILE, out, dtype)
     return Path(directory)

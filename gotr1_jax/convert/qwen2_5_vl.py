@@ -12,11 +12,8 @@ For a mesh, shardings come from the abstract state first:
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,19 +22,25 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from gotr1_jax.convert.hub import CONFIG_FILE
 from gotr1_jax.convert.opened import check_vocabulary
 from gotr1_jax.convert.qwen_json import parse_preprocessing, parse_qwen_config, qwen_config_to_json
 from gotr1_jax.convert.reader import Tensor, has_model_type, open_tensors, read_json
 from gotr1_jax.convert.rules import LINEAR, SAME, Naming, Rule, sources
 from gotr1_jax.convert.tree import check_tensors, foreign_tensors, load_tree, tree_shapes
-from gotr1_jax.convert.writer import OutTensor, dtype_code, new_directory, write_weights
+from gotr1_jax.convert.writer import (
+    OutTensor,
+    copy_files,
+    dtype_code,
+    new_checkpoint,
+    write_weights,
+)
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
 from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.pictures.qwen import Geometry, Preprocessing
 from gotr1_jax.text_qwen import QwenTokenizer
 
-CONFIG_FILE = "config.json"
 # Where the picture settings are: a file of their own, or a part of the processor's.
 PIXELS_FILE, PROCESSOR_FILE, PIXELS_PART = (
     "preprocessor_config.json", "processor_config.json", "image_processor",
@@ -227,7 +230,8 @@ def convert_qwen(
             progress(done, total)
 
     ordered = [released[name] for name in sorted(released)]
-    with _new_checkpoint(Path(target), data, source) as temporary:
+    with new_checkpoint(Path(target), data) as temporary:
+        copy_files(source, CARRIED_FILES, temporary)
         return write_weights(temporary, ordered, shard_size, count)
 
 
@@ -264,21 +268,10 @@ def save_qwen(
     code = dtype_code(dtype)
     tensors = [replace(t, dtype=code) for t in foreign_tensors({_TREE: state}, RELEASED)]
     data = qwen_config_to_json(config, named, dtype)
-    with _new_checkpoint(Path(directory), data, Path(files_dir)) as temporary:
+    with new_checkpoint(Path(directory), data) as temporary:
+        copy_files(Path(files_dir), CARRIED_FILES, temporary)
         write_weights(temporary, tensors)
     return Path(directory)
-
-
-@contextmanager
-def _new_checkpoint(target: Path, config: Any, files: Path) -> Iterator[Path]:
-    """A directory with everything but weights that takes the place of `target` in the end."""
-    with new_directory(target, CONFIG_FILE) as temporary:
-        for name in CARRIED_FILES:
-            if (files / name).is_file():
-                shutil.copyfile(files / name, temporary / name)
-        text = json.dumps(config, indent=2)
-        (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-        yield temporary
 
 
 def _checked_tensors(path: Path, config: QwenConfig) -> tuple[Mapping[str, Tensor], Naming]:

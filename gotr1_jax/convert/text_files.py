@@ -7,13 +7,13 @@ ones those of Janus's own code, the port's those of `transformers`.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from gotr1_jax.convert.names import Format
 from gotr1_jax.convert.opened import OpenCheckpoint
 from gotr1_jax.convert.port_json import generation_to_json
+from gotr1_jax.convert.writer import copy_files
 from gotr1_jax.errors import InputError
 from gotr1_jax.text import SPECIAL_STRINGS, TOKENIZER_FILE, TextTokenizer
 
@@ -41,9 +41,7 @@ def write_text_files(opened: OpenCheckpoint, folder: Path, form: Format) -> None
     Raises InputError for a file that is no JSON object, OSError.
     """
     same = opened.form == form
-    for name in COPIED_FILES + (SAME_FORM_FILES if same else ()):
-        if (opened.path / name).is_file():
-            shutil.copyfile(opened.path / name, folder / name)
+    copy_files(opened.path, COPIED_FILES + (SAME_FORM_FILES if same else ()), folder)
     if same:
         return
     made = _port_files(opened) if form == "hf" else _released_files(opened)

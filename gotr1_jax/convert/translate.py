@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from gotr1_jax.convert.config_json import config_to_json
-from gotr1_jax.convert.hub import CONFIG_FILE
 from gotr1_jax.convert.names import NAMING, Format, unused_tensors
 from gotr1_jax.convert.opened import PARTS, OpenCheckpoint
 from gotr1_jax.convert.port_json import config_to_port_json
@@ -25,7 +24,7 @@ from gotr1_jax.convert.reader import STORED, Tensor
 from gotr1_jax.convert.rules import Source, sources
 from gotr1_jax.convert.text_files import write_text_files
 from gotr1_jax.convert.tree import join_pieces, our_view
-from gotr1_jax.convert.writer import OutTensor, dtype_code, new_directory, write_weights
+from gotr1_jax.convert.writer import OutTensor, dtype_code, new_checkpoint, write_weights
 from gotr1_jax.errors import InputError
 from gotr1_jax.text import TextTokenizer
 
@@ -78,7 +77,7 @@ def write_checkpoint(
     code = None if dtype is None else dtype_code(dtype)
     tensors = translated(opened, form, code, changes or {})
     tensors, dropped, added = _with_unused(tensors, opened, form, code, whole)
-    text = json.dumps(_config_json(opened, form, _stored_name(tensors)), indent=2)
+    config = _config_json(opened, form, _stored_name(tensors))
     total, done = sum(tensor.size for tensor in tensors), 0
 
     def count(size: int) -> None:
@@ -87,8 +86,7 @@ def write_checkpoint(
         if progress is not None:
             progress(done, total)
 
-    with new_directory(Path(target), CONFIG_FILE) as temporary:
-        (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    with new_checkpoint(Path(target), config) as temporary:
         write_text_files(opened, temporary, form)
         files = write_weights(temporary, tensors, shard_size, count)
     return Written(Path(target), len(tensors), total, files, dropped, added)

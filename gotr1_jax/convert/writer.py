@@ -7,14 +7,15 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from gotr1_jax.convert.hub import CONFIG_FILE
 from gotr1_jax.convert.reader import STORED
 from gotr1_jax.errors import InputError, RunError
 
@@ -142,6 +143,22 @@ def _write_values(stream: BinaryIO, tensor: OutTensor) -> None:
     for start in range(0, len(values), rows):
         part = np.ascontiguousarray(values[start : start + rows], dtype=kind)
         stream.write(part.reshape(-1).view(np.uint8).data)
+
+
+def copy_files(source: Path, names: Iterable[str], target: Path) -> None:
+    """Copies those of the files `names` that the directory `source` has; OSError."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+@contextmanager
+def new_checkpoint(target: Path, config: Mapping[str, Any]) -> Iterator[Path]:
+    """A `new_directory` for a checkpoint, with `config` as its config.json; its mark is that."""
+    text = json.dumps(config, indent=2)
+    with new_directory(target, CONFIG_FILE) as temporary:
+        (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        yield temporary
 
 
 @contextmanager
