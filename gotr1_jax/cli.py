@@ -41,8 +41,6 @@ COMMANDS = {
     "compile": ("gotr1_jax.ahead", "memory, work and traffic of a job on chips that are not here"),
     "bench": ("gotr1_jax.bench", "measure sampling and updates, also against torch"),
 }
-# Commands that take --section.key VALUE for a configuration: what the parser leaves is theirs.
-CONFIGURED = ("train", "compile")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -143,7 +141,6 @@ def _dispatch(arguments: Sequence[str]) -> None:
         from gotr1_jax.parallel.startup import start_devices
 
         start_devices()
-        options.overrides = rest
         importlib.import_module(COMMANDS[options.command][0]).run(options)
 
 

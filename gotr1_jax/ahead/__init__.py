@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "devices and without any weights, and prints what each needs: memory, work, traffic. "
         "Every key of the configuration can be given as --section.key VALUE."
     )
+    parser.set_defaults(overrides=[])
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file")
     parser.add_argument(
         "--topology", required=True, metavar="NAME",
