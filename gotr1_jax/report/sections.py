@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import yaml
 
 from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
@@ -13,6 +15,7 @@ from gotr1_jax.report.load import Metrics
 from gotr1_jax.rewards.types import TERMS
 
 UNIT, A_TENTH = (0.0, 1.0), (0.0, 0.1)
+_OF_BOXES = ("plan/boxes", "plan/parsed_frac")
 
 MEANINGS = {
     "total": "all terms combined",
@@ -69,6 +72,12 @@ FIXED: Mapping[str, tuple[ChartSpec, ...]] = {
         ChartSpec("learning rate", (("", "lr"),)),
         ChartSpec("spread of the total (std)", (("", "reward/total/std"),)),
         _full("groups without spread", "reward/frac_zero_std"),
+        _full("sampled in vain", "rollout/wasted_frac", "rows that nothing is learned from"),
+        ChartSpec(
+            "search for groups with spread",
+            (("rounds", "rollout/rounds"), ("missing", "rollout/missing_groups")),
+            subtitle="rounds of sampling; groups missing at their end",
+        ),
         ChartSpec("plan length (tokens)", (("", "plan/length"),)),
         ChartSpec("boxes in a plan", (("", "plan/boxes"),)),
         ChartSpec(
@@ -117,8 +126,12 @@ def entropy_targets(config_text: str) -> dict[str, float]:
 def build_charts(metrics: Metrics, targets: Mapping[str, float]) -> dict[str, list[Chart]]:
     """Charts by section; a metric that no section names gets a chart of its own at the end.
 
-    `targets` are the entropies to hold, by modality (text, image), where the run has any.
+    `targets` are the entropies to hold, by modality (text, image), where the run has any. Where no
+    plan ever had a box, there are no charts of boxes.
     """
+    if not np.any(metrics.values.get("plan/boxes", 1.0)):
+        boxless = {n: v for n, v in metrics.values.items() if n not in _OF_BOXES}
+        metrics = replace(metrics, values=boxless)
     specs = {"Rewards": FIXED["Rewards"], "Entropy": _entropy(targets), **FIXED}
     sections: dict[str, list[Chart]] = {}
     known: set[str] = set()

@@ -244,6 +244,18 @@ def test_every_metric_is_shown_somewhere_once() -> None:
     assert build_charts(Metrics(np.arange(0), {}), {}) == {}
 
 
+def test_boxes_have_charts_where_any_were_planned() -> None:
+    def titles(boxes: list[float]) -> list[str]:
+        names = {"plan/boxes": boxes, "plan/parsed_frac": boxes, "plan/truncated_frac": [0, 1]}
+        found = build_charts(
+            Metrics(np.arange(2), {n: np.asarray(v, float) for n, v in names.items()}), {}
+        )
+        return [f"{c.title} {[line.label for line in c.lines]}" for c in found["Policy and plans"]]
+
+    assert titles([0, 1]) == ["boxes in a plan ['']", "plans ['parsed', 'truncated']"]
+    assert titles([0, 0]) == ["plans ['truncated']"]
+
+
 def test_numbers_are_short() -> None:
     values = (0.12345, 12.345, 1234.5, 0.0, 2.5e-6, 3e7, NAN)
     texts = [format_value(v) for v in values]
