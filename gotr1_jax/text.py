@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import BOX_END, BOX_START, OBJ_END, OBJ_START
@@ -111,6 +111,11 @@ class TextTokenizer:
         self._plan_tokens = {text: known[text] for text in PLAN_TOKENS if text in known}
         special = {known[t["content"]] for t in spec["added_tokens"] if t["special"]}
         self._invisible = frozenset(special - set(self._plan_tokens.values()))
+
+    @property
+    def marks_plans(self) -> bool:
+        """Whether it has all control tokens of a plan."""
+        return len(self._plan_tokens) == len(PLAN_TOKENS)
 
     @classmethod
     def from_dir(cls, path: str | Path) -> TextTokenizer:
@@ -217,6 +222,17 @@ class TextTokenizer:
                 ids.append(tokens[text[a:b]])
             start = b
         return ids
+
+
+def add_plan_tokens(data: str) -> str:
+    """The text of a tokenizer.json with the control tokens of a plan, behind all that it has.
+
+    A Janus-Pro tokenizer becomes GoT-R1's so; the ids fall on spare rows of the embedding.
+    """
+    tokenizer = Tokenizer.from_str(data)
+    # Not special to the tokenizer: whoever decodes a plan wants to see them.
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in PLAN_TOKENS])
+    return tokenizer.to_str(pretty=True)
 
 
 def format_prompt(caption: str, template: str = GOTR1_TEMPLATE) -> str:

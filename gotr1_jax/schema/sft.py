@@ -77,6 +77,9 @@ class SftConfig:
     # A checkpoint to start from; null: a new model of size `model`.
     init: str | None = None
     model: ModelSize | None = None
+    # Give init's tokenizer the control tokens of plans with boxes, where it lacks them, as in a
+    # Janus-Pro; they take spare rows of the vocabulary. The finished model keeps them.
+    add_plan_tokens: bool = False
     # Where the finished model is written in the released format; null: run_dir/model.
     export_dir: str | None = None
     remat: Literal["none", "dots", "full"] = "none"
@@ -100,6 +103,8 @@ class SftConfig:
             raise InputError(
                 "set exactly one of init (a checkpoint) and model (sizes of a new one)"
             )
+        if self.add_plan_tokens and self.init is None:
+            raise InputError("add_plan_tokens is for init; the tokenizer of a new model has them")
         if self.batch_size % self.micro_batch:
             raise InputError(
                 f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}"

@@ -13,10 +13,16 @@ from gotr1_jax.config import load_config, to_yaml
 from gotr1_jax.convert.checkpoint import EMBEDDED, load_checkpoint
 from gotr1_jax.data.sources import ShapesSource
 from gotr1_jax.schema import GrpoConfig, SftConfig, VqTrainConfig
+from gotr1_jax.schema.ablation import AblationConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-SCHEMAS = {"vq": VqTrainConfig, "sft": SftConfig, "grpo": GrpoConfig}
+SCHEMAS = {
+    "vq": VqTrainConfig,
+    "sft": SftConfig,
+    "grpo": GrpoConfig,
+    "ablation": AblationConfig,
+}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
