@@ -231,6 +231,23 @@ def test_the_verdict() -> None:
     assert first.words == "verdict 1: A cat: yes. \\boxed{1}"
 
 
+def test_a_rationale_without_boxes() -> None:
+    """Words alone: what asks for words or the picture is asked, what needs boxes is 0."""
+    text = "The cat [left of it (12,40)] sits.\n\n1. It is **red**; 2 < 3 and 5/7 of it shows."
+    engine = LookupEngine({"sem": [score(8)], "pi": [score(4)], "verdict": ["\\boxed{1}"]})
+    judge = judge_of(engine, (*FOUR, "verdict"))
+    (result,) = judge.judge([request(text, "a red cat")])
+    assert result.scores == {"sem": 0.8, "spa": 0, "ri": 0, "pi": 0.4, "verdict": 1}
+    assert engine.asked == [["sem", "pi", "verdict"]] and result.located == ()
+    assert f"Plan: <<<{text}>>>" in engine.questions[0].text
+    # The verdict hangs on caption and picture, not on what was planned.
+    assert text not in engine.questions[2].text and "a red cat" in engine.questions[2].text
+    assert "ri 0: no object is planned" in result.words and result.said["spa"] == ""
+    scores = stack_scores([result], judge.terms)
+    assert combine(scores, "sum", ("sem", "pi", "verdict"))[0] == pytest.approx(2.2 / 3)
+    assert combine(scores, "v2", ("sem", "pi"))[0] == pytest.approx(0.32)
+
+
 def test_expected_scores() -> None:
     config = QuestionsConfig(reading="expected")
     script = {"sem": ["7.25"], "spa": ["nan", "5.5"], "pi": ["nan", "11"], "cat": [FULL]}
