@@ -12,7 +12,7 @@ from gotr1_jax.rewards.types import TERMS
 from gotr1_jax.training.run_dir import atomic_write, write_json_atomic
 
 # Of the plot, in SVG units.
-_LABELS, _PANEL, _GAP, _ROW, _TOP = 200, 128, 22, 24, 46
+_LABELS, _PANEL, _GAP, _ROW, _TOP = 200, 128, 34, 24, 46
 
 
 @dataclass(frozen=True)

@@ -250,9 +250,11 @@ class ShapesJudge:
                 _plan_scores(plan, caption, specs) if plan.objects else (0.0, 0.0, 0.0)
             )
             words = f"wanted {len(caption.objects)}"
-        words += f"; planned {len(plan.objects) + plan.num_dropped}, {num_found} of them found"
+        if plan.objects:
+            words += f"; planned {len(plan.objects) + plan.num_dropped}, {num_found} of them found"
         words += f"; in the picture: {', '.join(f.name for f in found) or 'nothing'}"
         if caption is not None and caption.relation is not None:
-            words += f"; {caption.relation}: plan {plan_relation:.2f}, picture {relation:.2f}"
+            planned = f"plan {plan_relation:.2f}, " if plan.objects else ""
+            words += f"; {caption.relation}: {planned}picture {relation:.2f}"
         scores = dict(zip(SHAPES_TERMS, (sem, spa, ri, pi, told)))
         return JudgeResult({term: scores[term] for term in self.terms}, located, words)

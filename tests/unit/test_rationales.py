@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 
 from gotr1_jax.convert.hub import EMBEDDED
@@ -61,8 +60,8 @@ def test_every_rationale_is_true_of_its_picture(start: int) -> None:
         assert found == drawn
         between = [text[a.end() : b.start()].strip() for a, b in zip(parts, parts[1:])]
         for words in between[:1]:
-            boxes = [np.asarray(o.box) / 64 for o in objects[:2]]
-            assert words == "and" or relation_score(words, *boxes) == 1.0
+            boxes = [[v / 64 for v in o.box] for o in objects[:2]]
+            assert words == "and" or relation_score(words, boxes[0], boxes[1]) == 1.0
         assert set(between[1:]) <= {"and"}
         assert not parse_plan(text).boxes
 
