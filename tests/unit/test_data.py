@@ -7,6 +7,8 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gotr1_jax.data.pipeline import (
@@ -97,7 +99,11 @@ def test_caption_files(
         ("a.txt", b" \r\n\n", "holds no caption"),
         ("a.txt", b"one\n\xff\xfe", "not UTF-8"),
         ("a.jsonl", b'{"prompt": "x"}\n{oops', "line 2 is not JSON"),
-        ("a.jsonl", b'{"text": "x"}', "line 1 has no text under 'prompt' or 'caption'"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}',
+            "line 1 has no text under 'prompt' or 'caption'; its keys: t",
+        ),
         ("a.jsonl", b'{"prompt": "  "}', "line 1 has no text"),
         ("a.jsonl", b'["x"]', "line 1 is not an object"),
     ],
@@ -113,9 +119,83 @@ def test_missing_caption_file(tmp_path: Path) -> None:
         read_captions(tmp_path / "none.txt")
 
 
+# Captions of every file, counted apart from our reader: characters that some would take for line
+# ends, blank lines and a missing last line end are in them.
+REAL = {
+    **{
+        f"t2i_compbench/{name}_{split}.txt": count
+        for name in (
+            "color", "shape", "texture", "spatial", "3d_spatial", "non_spatial", "numeracy",
+            "complex",
+        )
+        for split, count in (("train", 700), ("val", 300))
+    },
+    "geneval_metadata.jsonl": 553,
+    "reasongen_r1/geneval_val.txt": 553,
+    "reasongen_r1/dpg_val.txt": 1065,
+    "reasongen_r1/t2i_val.txt": 2395,
+}  # fmt: skip
+
+
 def test_real_caption_files(shared: Path) -> None:
-    assert len(read_captions(shared / "prompts" / "geneval_metadata.jsonl")) == 553
-    assert len(read_captions(shared / "prompts" / "t2i_compbench" / "color_val.txt")) == 300
+    root = shared / "prompts"
+    files = [p for p in root.rglob("*") if p.suffix in (".txt", ".jsonl")]
+    assert {p.relative_to(root).as_posix() for p in files} == set(REAL)
+    for name, count in REAL.items():
+        captions = read_captions(root / name)
+        assert (name, len(captions)) == (name, count)
+        text = (root / name).read_bytes().decode("utf-8-sig")
+        for caption in captions:
+            assert caption == caption.strip() != "" and "\r" not in caption
+            assert caption in text or name.endswith(".jsonl")
+    whole = read_captions([str(root / "t2i_compbench" / "*_train.txt")])
+    assert len(whole) == 8 * 700
+    assert any(not caption.isascii() for caption in read_captions(root / "**" / "*.txt"))
+
+
+def test_several_files_are_one_list(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("two\nthree")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "one", "TEXT": "uno"}\n')
+    pq.write_table(
+        pa.table({"TEXT": ["four", " five "], "caption": ["vier", "fünf"]}),
+        tmp_path / "c.parquet",
+        row_group_size=1,
+    )
+    a, b, c = (str(tmp_path / name) for name in ("a.jsonl", "b.txt", "c.parquet"))
+    assert read_captions([c, a]) == ("vier", "fünf", "one")
+    # Text has no columns; files in the order of their names, a wildcard's sorted.
+    assert read_captions([c, b, a], "TEXT") == ("four", "five", "two", "three", "uno")
+    assert read_captions(str(tmp_path / "[ab].*")) == ("one", "two", "three")
+    assert read_captions([b, b]) == ("two", "three") * 2
+    # Spread evenly: the 1st and the 3rd of 5, then all.
+    whole = read_captions([a, b, c])
+    assert read_captions([a, b, c], count=2) == (whole[0], whole[2])
+    assert read_captions([a, b, c], count=5) == whole
+    with pytest.raises(InputError, match="6 captions are wanted of .*, which holds 5"):
+        read_captions([a, b, c], count=6)
+
+
+def test_unusable_captions_of_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+
+    def fails(table: pa.Table, message: str, column: str = "") -> None:
+        pq.write_table(table, path)
+        with pytest.raises(InputError, match=message) as error:
+            read_captions(path, column)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+    fails(pa.table({"x": ["a"], "y": [1]}), "no column 'prompt' or 'caption' .* it has x, y")
+    fails(pa.table({"caption": ["a"], "y": [1]}), "no column 'z' .* it has caption, y", "z")
+    fails(pa.table({"caption": ["a", None]}), "row 2 has no text under 'caption'")
+    fails(pa.table({"caption": ["a", "b"], "y": [1, 2]}), "row 1 has no text under 'y'", "y")
+    fails(pa.table({"caption": pa.array([], pa.string())}), "holds no caption")
+    path.write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="cannot read captions from .*c.parquet"):
+        read_captions(path)
+    with pytest.raises(InputError, match="no file fits"):
+        read_captions(str(tmp_path / "*.txt"))
+    with pytest.raises(InputError, match="is a folder; name files"):
+        read_captions(tmp_path)
 
 
 # --- pipelines

@@ -18,6 +18,7 @@ from gotr1_jax.text import (
     REASONGEN_SFT_TEMPLATE,
     SPECIAL_STRINGS,
     TextTokenizer,
+    add_plan_tokens,
     format_prompt,
 )
 
@@ -186,3 +187,21 @@ def test_unreadable_files(tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_bytes(content)
         with pytest.raises(InputError, match="not a readable tokenizer"):
             TextTokenizer.from_dir(tmp_path)
+
+
+def test_the_marks_of_plans_come_behind_all_other_tokens() -> None:
+    released = make((*SPECIAL_STRINGS.values(),) + ROLES, ("ø",))
+    before, after = (
+        TextTokenizer(t) for t in (released.to_str(), add_plan_tokens(released.to_str()))
+    )
+    assert not before.marks_plans and after.marks_plans
+    size = before.vocab_size
+    assert after.vocab_size == size + 4 and after.specials == before.specials
+    plan = "<|obj_start|>a circle<|obj_end|> <|box_start|>(1,2),(3,4)<|box_end|> red"
+    ids = after.encode_plan(plan)
+    # In GoT-R1's order: box_start, box_end, obj_start, obj_end.
+    assert [i - size for i in ids if i >= size] == [2, 3, 0, 1]
+    assert after.decode(ids) == plan
+    assert max(before.encode_plan(plan)) < size
+    assert after.encode_prompt("a red circle") == before.encode_prompt("a red circle")
+    assert add_plan_tokens(add_plan_tokens(released.to_str())) == add_plan_tokens(released.to_str())
