@@ -139,9 +139,10 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
         before = _saved_evaluation(run) if first else None
         if not first_says(before is not None):
             start = _new_state(config, policy, optimizer, mesh) if first else state
+            # A state has what is trained: one copy is enough.
+            policy = replace(policy, trained=None)
             before = score("eval_before", start)
             del start
-        # The state has what is trained: one copy is enough.
         policy = replace(policy, trained=None)
         with signals.finishing_steps(), metrics, Progress("grpo", config.steps, first) as progress:
             for step in loop.steps(first):

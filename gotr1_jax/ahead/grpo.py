@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from gotr1_jax.ahead.judging import judge_shapes, judging
+from gotr1_jax.ahead.judging import judge_shapes, judging, load_judge
 from gotr1_jax.ahead.measure import Program, device_bytes
-from gotr1_jax.ahead.sampling import Run, on_rows, prompt_shapes, rollout, weights
+from gotr1_jax.ahead.sampling import Run, on_rows, prompt_shapes, rollout, shape, weights
 from gotr1_jax.ahead.sizes import judge_sizes, policy_sizes
 from gotr1_jax.ahead.target import Target
 from gotr1_jax.models.vq import abstract_vq
@@ -46,12 +46,14 @@ class Job:
 
     Attributes:
       mesh: of the policy.
-      lasting: bytes on one device of what stays in memory, by name.
+      lasting: bytes on one device of trees that outlive the programs that use them, by name.
+      always: which of them lie in memory all the time.
       remarks: what the numbers leave out.
     """
 
     mesh: Mesh
     lasting: dict[str, int]
+    always: tuple[str, ...]
     remarks: tuple[str, ...] = ()
 
 
@@ -61,6 +63,10 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
     local = local_part(mesh)
     check_rows(config.update.micro_batch, mesh, "update.micro_batch")
     check_rows(config.rollout.decode_batch, local, "rollout.decode_batch")
+    for captions, samples in _rollouts(config):
+        check_rows(
+            captions * samples, mesh, f"{captions} captions of {samples} samples: their rows"
+        )
     sizes, specials = policy_sizes(config.policy.init, models.policy)
     policy = policy_shapes(config.policy, sizes, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
@@ -81,10 +87,12 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
         "pictures": device_bytes(vq),
         "judge": sum(part.bytes for part in judge_parts),
         "sampler": device_bytes(params),
+        # The train state makes a copy; until then it is as it was loaded.
+        "what is trained": device_bytes(policy.trained),
     }
-    yield Job(mesh, lasting, _remarks(config))
-
     always = ("policy", "train state", "reference", "pictures", "judge")
+    yield Job(mesh, lasting, always, _remarks(config))
+
     sampling = (*always, "sampler")
     tokens, C = sizes.num_image_tokens, _prompt_width(config)
     _learning(run, config, learner, state, reference, mesh, (C, tokens), always)
@@ -93,7 +101,7 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
     prompts = prompt_shapes(captions, C, mesh)
     rollout(run, sampler, params, prompts, samples, mesh, sampling)
     batch = config.rollout.decode_batch
-    ids = on_rows(jax.ShapeDtypeStruct((batch, tokens), jnp.int32), local)
+    ids = on_rows(shape((batch, tokens), jnp.int32), local)
     own = math.ceil(_rows(config) * local.size / mesh.size)
     decode = picture_decoder(vq_graph, sizes.grid)
     run(
@@ -104,6 +112,7 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
     )  # fmt: skip
     for part in judge_parts:
         side = max(sizes.image_size, part.config.questions.canvas)
+        load_judge(run, part, ("policy", "what is trained"))
         judging(run, part, side, own, sampling)
 
 
@@ -116,11 +125,14 @@ def _rows(config: GrpoConfig) -> int:
     return config.rollout.captions_per_step * config.rollout.samples_per_caption
 
 
-def _largest_rollout(config: GrpoConfig) -> tuple[int, int]:
-    """Captions and samples of a step's rollout, or of an evaluation's, which is drawn at once."""
+def _rollouts(config: GrpoConfig) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Captions and samples of a step's rollout, and of an evaluation's, which is drawn at once."""
     step = (config.rollout.captions_per_step, config.rollout.samples_per_caption)
-    held_out = (config.evaluation.captions, config.evaluation.samples)
-    return max(step, held_out, key=math.prod)
+    return step, (config.evaluation.captions, config.evaluation.samples)
+
+
+def _largest_rollout(config: GrpoConfig) -> tuple[int, int]:
+    return max(_rollouts(config), key=math.prod)
 
 
 def _prompt_width(config: GrpoConfig) -> int:
@@ -175,8 +187,8 @@ def row_shapes(B: int, C: int, T: int, U: int) -> Rows:
     )
 
 
-def _of(rows: int, width: int | None, dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((rows,) if width is None else (rows, width), dtype)
+def _of(rows: int, width: int | None, dtype: Any) -> Any:
+    return shape((rows,) if width is None else (rows, width), dtype)
 
 
 def _remarks(config: GrpoConfig) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gotr1_jax.ahead.measure import Program, device_bytes
-from gotr1_jax.ahead.sampling import Run, on_rows
+from gotr1_jax.ahead.sampling import Run, on_rows, shape
 from gotr1_jax.models.qwen2_5_vl import abstract_qwen
 from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.parallel.mesh import replicated
@@ -81,6 +81,11 @@ def judge_shapes(config: JudgeConfig, sizes: QwenConfig, mesh: Mesh) -> JudgeSha
     return JudgeShapes(config, sizes, mesh, programs, reader, state, text, units)
 
 
+def load_judge(run: Run, judge: JudgeShapes, beside: tuple[str, ...]) -> None:
+    """Its text model laid out: parameters as loaded lie beside those that are made of them."""
+    run(Program("judge: weights", judge.programs.lay_out, (judge.state["text"],), beside=beside))
+
+
 def judging(
     run: Run, judge: JudgeShapes, picture: int, pictures: int, beside: tuple[str, ...]
 ) -> None:
@@ -94,8 +99,6 @@ def judging(
         return run(program)
 
     geometry = judge.sizes.vision.geometry
-    # Its loader holds the parameters beside those that are laid out.
-    run(Program("judge: weights", judge.programs.lay_out, (judge.state["text"],), beside=beside))
     side = max(1, round(picture / geometry.unit_size))
     grids = {str(i): (side, side) for i in range(pictures)}
     batch = next(judge.reader.batches(grids))
@@ -121,10 +124,10 @@ def _questions(measure: Any, judge: JudgeShapes) -> None:
     rest = max(16, (length - answer - _PREFIX) // 16 * 16)
     stretch = on_rows(
         Stretch(
-            jax.ShapeDtypeStruct((B, rest), jnp.int32),
-            jax.ShapeDtypeStruct((B, rest), jnp.int32),
-            jax.ShapeDtypeStruct((B, 3, rest), jnp.int32),
-            jax.ShapeDtypeStruct((B,), jnp.int32),
+            shape((B, rest), jnp.int32),
+            shape((B, rest), jnp.int32),
+            shape((B, 3, rest), jnp.int32),
+            shape((B,), jnp.int32),
         ),
         mesh,
         heads=False,
@@ -132,7 +135,7 @@ def _questions(measure: Any, judge: JudgeShapes) -> None:
     dtype = jnp.dtype(engine.dtype)
     prefixes = jax.eval_shape(lambda: empty_segment(cfg, B, _PREFIX, dtype))
     prefixes = jax.tree.map(lambda x: _on(x, segment_sharding(mesh)), prefixes)
-    lengths = on_rows(jax.ShapeDtypeStruct((B,), jnp.int32), mesh)
+    lengths = on_rows(shape((B,), jnp.int32), mesh)
     programs = judge.programs
     hidden, context = measure(
         "judge: questions", programs.read_questions, judge.text, judge.units, stretch, prefixes,

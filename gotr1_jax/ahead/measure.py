@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from gotr1_jax.ahead.hlo import Traffic, collectives
 from gotr1_jax.ahead.target import Target
 from gotr1_jax.parallel.sharding import placed_shapes
 
+_LOG = logging.getLogger(__name__)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)\b")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -97,7 +99,6 @@ class Compiler:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.compiled = 0
         self._known: dict[str, tuple[Measured, Any]] = {}
 
     def __call__(self, program: Program) -> tuple[Measured, Any]:
@@ -118,7 +119,7 @@ class Compiler:
         return replace(measured, program=bare), outputs
 
     def _compile(self, program: Program, traced: Any, lowered: Any) -> tuple[Measured, Any]:
-        self.compiled += 1
+        _LOG.info("compiling %s for %s", program.name, self.target.name)
         devices = _devices(program.args)
         flops = count_flops(traced.jaxpr, program.turns) / devices
         moved = program.turns * device_bytes(program.reads)
@@ -147,7 +148,8 @@ class Compiler:
     def _refused(self, program: Program, message: str, flops: float, moved: int) -> Measured:
         """Bytes from what the compiler says of a program that is too large for it."""
         arguments = device_bytes(program.args)
-        temporaries = max(0, *(_sizes(message) or [0]))
+        _LOG.info("the compiler refuses %s: %s", program.name, message.splitlines()[0])
+        temporaries = max(_sizes(message), default=0)
         if "HLO temporaries" not in message:
             # The sum of everything is what such a message gives.
             temporaries = max(0, temporaries - arguments)

@@ -21,6 +21,11 @@ from gotr1_jax.sampling.state import SamplingParams
 Run = Callable[[Program], Any]
 
 
+def shape(sizes: tuple[int, ...], dtype: Any) -> Any:
+    """An array of sizes and dtype that is nowhere; it stands where the job has arrays."""
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
 def on_rows(tree: Any, mesh: Mesh, heads: bool = True) -> Any:
     """Shapes with their rows over the mesh, and kv heads of a cache, which has four dimensions.
 
@@ -38,8 +43,7 @@ def on_rows(tree: Any, mesh: Mesh, heads: bool = True) -> Any:
 
 def prompt_shapes(captions: int, width: int, mesh: Mesh) -> PromptBatch:
     """Prompts of `captions` captions, padded to `width`."""
-    ids = jax.ShapeDtypeStruct((captions, width), jnp.int32)
-    lengths = jax.ShapeDtypeStruct((captions,), jnp.int32)
+    ids, lengths = shape((captions, width), jnp.int32), shape((captions,), jnp.int32)
     return on_rows(PromptBatch(ids, lengths), mesh)
 
 

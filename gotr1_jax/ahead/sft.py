@@ -37,7 +37,8 @@ def sft(config: SftConfig, models: Models, target: Target, run: Run) -> Iterator
     optimizer = make_optimizer(config.optimizer, config.steps)
     shapes = jax.eval_shape(partial(new_state, optimizer=optimizer), params)
     state = placed_shapes(shapes, mirror_shardings(shapes, params, mesh))
-    yield Job(mesh, {"train state": device_bytes(state)})
+    lasting = ("train state",)
+    yield Job(mesh, {"train state": device_bytes(state)}, lasting)
 
     weights = SftWeights(config.text_weight, config.image_weight, config.boi_weight)
     step = make_sft_step(
@@ -47,5 +48,4 @@ def sft(config: SftConfig, models: Models, target: Target, run: Run) -> Iterator
     rows = on_rows(row_shapes(config.batch_size, *limits, sizes.num_image_tokens), mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-    lasting = ("train state",)
     run(Program("sft step", step, (state, rows, key), holds=lasting, beside=lasting))

@@ -103,7 +103,7 @@ def passes(config: Config, rows: int) -> Iterator[tuple[str, int]]:
     yield from (("full", size) for size in sizes[1:])
 
 
-def with_settings(config: Config, mesh: MeshConfig, remat: str, micro: int) -> Any:
+def with_settings(config: Config, mesh: MeshConfig, remat: Any, micro: int) -> Any:
     """The configuration with another layout; batches of decoding divide over the mesh too."""
     mesh = replace(mesh, cpu_devices=config.mesh.cpu_devices)
     if isinstance(config, SftConfig):

@@ -1,0 +1,155 @@
+"""What a compiled program's text and trace say: bytes and FLOPs worked out by hand."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gotr1_jax.ahead.chips import CHIPS, parse_topology
+from gotr1_jax.ahead.flops import count_flops
+from gotr1_jax.ahead.hlo import Traffic, collectives, shape_bytes
+from gotr1_jax.errors import InputError
+
+# A loop of 24 turns with an all-gather of bf16[64,128] (16384 bytes), and behind it an all-reduce
+# of a tuple: f32[10] and bf16[3] are 46 bytes.
+LOOP = """HloModule jit_f, num_partitions=4
+
+%body (p: (s32[], bf16[16,128])) -> (s32[], bf16[16,128]) {
+  %p = (s32[], bf16[16,128]{1,0}) parameter(0)
+  %all-gather.1 = bf16[64,128]{1,0:T(8,128)(2,1)} all-gather(%x), channel_id=1, dimensions={0}
+  ROOT %t = (s32[], bf16[16,128]{1,0}) tuple(%i, %y)
+}
+
+%condition (p: (s32[], bf16[16,128])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(24)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (a: bf16[16,128]) -> f32[10] {
+  %while.1 = (s32[], bf16[16,128]{1,0}) while(%start), condition=%condition, body=%body
+  ROOT %all-reduce.1 = (f32[10]{0}, bf16[3]{0}) all-reduce(%b, %c), channel_id=2, to_apply=%add
+}
+"""
+# As a GPU's compiler writes it: a start, a done, and the number of turns.
+STARTED = """HloModule jit_f
+
+%body (p: (s32[])) -> (s32[]) {
+  %s = (f32[8]{0}, f32[2]{0}) reduce-scatter-start(%x), channel_id=3, dimensions={0}
+  ROOT %d = f32[2]{0} reduce-scatter-done(%s)
+}
+
+ENTRY %main (a: f32[8]) -> f32[2] {
+  %w = (s32[]) while(%s), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %p = f32[4]{0} collective-permute(%a), channel_id=4
+}
+"""
+# As a TPU's compiler writes it: one all-gather in the pieces of an asynchronous one, and an
+# all-reduce of which each device keeps a part.
+PIECES = """HloModule jit_f
+
+%start (p: f32[4]) -> f32[16] {
+  %all-gather.1 = f32[16]{0} all-gather(%p), channel_id=5, dimensions={0}
+  ROOT %s = f32[16]{0} custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%done (p: f32[4]) -> f32[16] {
+  %all-gather.2 = f32[16]{0} all-gather(%p), channel_id=5, dimensions={0}
+  ROOT %d = f32[16]{0} custom-call(%all-gather.2), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter.1 (p: f32[16]) -> f32[4] {
+  %all-reduce.1 = f32[16]{0} all-reduce(%p), channel_id=6, to_apply=%add
+  ROOT %slice = f32[4]{0} dynamic-slice(%all-reduce.1, %i), dynamic_slice_sizes={4}
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %f1 = f32[16]{0} fusion(%a), kind=kCustom, calls=%start
+  %f2 = f32[16]{0} fusion(%f1), kind=kCustom, calls=%done
+  ROOT %f3 = f32[4]{0} fusion(%f2), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_shape_bytes() -> None:
+    assert shape_bytes("bf16[2,3]{1,0:T(8,128)(2,1)}") == 12
+    assert shape_bytes("(f32[10]{0}, pred[], u32[2]{0:S(4)})") == 40 + 1 + 8
+    assert shape_bytes("token[]") == 0
+
+
+def test_loops_turn_as_their_condition_says() -> None:
+    found = collectives(LOOP)
+    assert found == {"all-gather": Traffic(24, 24 * 16384), "all-reduce": Traffic(1, 46)}
+    # Who knows that the loop begins late says so.
+    assert collectives(LOOP, turns=3)["all-gather"] == Traffic(3, 3 * 16384)
+
+
+def test_started_and_done_is_one() -> None:
+    found = collectives(STARTED)
+    assert found == {"reduce-scatter": Traffic(5, 40), "collective-permute": Traffic(1, 16)}
+
+
+def test_pieces_of_one_collective_count_once() -> None:
+    found = collectives(PIECES)
+    assert found == {"all-gather": Traffic(1, 64), "reduce-scatter": Traffic(1, 16)}
+
+
+def test_flops_count_loops_branches_and_recomputation() -> None:
+    w, x = jnp.zeros((8, 16)), jnp.zeros((4, 8))
+    one = 2 * 4 * 8 * 16
+
+    def twice(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda c, _: (x @ w, None), x @ w, None, length=6)[0]
+
+    assert count_flops(jax.jit(twice).trace(w, x).jaxpr) == 7 * one
+
+    def loss(w: jax.Array, x: jax.Array) -> jax.Array:
+        inner = jax.checkpoint(lambda w: jnp.sin(jnp.sin(x @ w) @ w.T))
+        return inner(w).sum()
+
+    # Forward 2, again 2 (the second of them only for its own gradient: not made), backward 3.
+    kept = count_flops(jax.jit(jax.grad(lambda w, x: jnp.sin(jnp.sin(x @ w) @ w.T).sum())).trace(
+        w, x).jaxpr)  # fmt: skip
+    assert kept == 5 * one
+    assert count_flops(jax.jit(jax.grad(loss)).trace(w, x).jaxpr) == kept + 2 * one
+
+    def branches(flag: jax.Array, w: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.cond(flag, lambda: x @ w, lambda: (x @ w) @ w.T @ w)
+
+    assert count_flops(jax.jit(branches).trace(True, w, x).jaxpr) == 3 * one
+
+    def open_ended(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.while_loop(lambda y: y.sum() < 1, lambda y: (y @ w) @ w.T, x)
+
+    assert count_flops(jax.jit(open_ended).trace(w, x).jaxpr, turns=10) == 20 * one
+
+
+def test_flops_of_a_convolution() -> None:
+    # 5 x 5 outputs, 7 channels, each a sum over 3 x 3 x 2.
+    picture, kernel = jnp.zeros((1, 5, 5, 2)), jnp.zeros((3, 3, 2, 7))
+
+    def convolve(x: jax.Array, k: jax.Array) -> jax.Array:
+        names = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=names)
+
+    traced = jax.jit(convolve).trace(picture, kernel)
+    assert count_flops(traced.jaxpr) == 2 * 25 * 7 * 18
+
+
+def test_chips() -> None:
+    for name, chip in CHIPS.items():
+        assert chip.flops is not None and chip.bandwidth is not None, name
+        # Every one of them needs 100 to 700 FLOPs a byte to be busy.
+        assert 100 < chip.flops / chip.bandwidth < 700, name
+        assert 15e9 < chip.hbm_bytes < 200e9, name
+    assert parse_topology("v5e:16x16") == (CHIPS["v5e"], "16x16")
+    assert parse_topology("h200:8") == (CHIPS["h200"], "8")
+    two, eight = parse_topology("cpu:2")[0], parse_topology("cpu:8")[0]
+    assert two.hbm_bytes // 4 == eight.hbm_bytes
+
+
+@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "h200:9", "h200:2x4", "v5p:4", "cpu:0", "cpu:9"])
+def test_topologies_that_are_not_known(name: str) -> None:
+    with pytest.raises(InputError, match=f"unknown topology '{name}'; chips are v4, v5e"):
+        parse_topology(name)
