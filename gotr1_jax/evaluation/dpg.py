@@ -26,8 +26,8 @@ MODELS: job.Models = {
 }
 _REMARK = "BLIP-VQA in the place of mPLUG"
 _NOTE = (
-    "Rows of categories: share of questions answered with yes, whatever their parents; their "
-    "intervals draw questions, not captions."
+    "Rows of categories: share of questions answered with yes, whatever their parents. What counts "
+    "as captions there are questions, and the intervals draw questions."
 )
 
 

@@ -54,7 +54,9 @@ def run(options: argparse.Namespace) -> None:
     scored = job.score_items(items, GenevalRules(wanted), book, NAME)
     values = [s.values["correct"] for s in scored]
     scorer = " + ".join(dict.fromkeys(names.values()))
-    remark = job.JUDGE_REMARK if options.scorer == "judge" else _REMARK
+    fewer = published.fewer(len(wanted), published.GENEVAL_CAPTIONS)
+    who = job.JUDGE_REMARK if options.scorer == "judge" else _REMARK
+    remark = " and ".join([who, *fewer])
     pictures = [
         {"task": wanted[item.place].tag, "picture": item.name,
          "caption": wanted[item.place].prompt, "values": s.values, "words": s.words}

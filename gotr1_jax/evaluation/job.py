@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser, layout: str, models: Models) 
         "--ckpt", metavar="CKPT", help="checkpoint directory, finished run or hub id: draws with it"
     )
     source.add_argument(
-        "--images", type=Path, metavar="DIR", help="pictures that are there, in gotr1's layout"
+        "--images", type=Path, metavar="DIR", help="pictures that exist, in the benchmark's layout"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")

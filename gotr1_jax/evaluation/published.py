@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+# Captions that the figures are of: of each category of T2I-CompBench, and of GenEval.
+T2I_COMPBENCH_CAPTIONS = 300
+GENEVAL_CAPTIONS = 553
+
 # arXiv 2505.17022v2 (GoT-R1), table of T2I-CompBench; SFT: GoT-R1-1B before reinforcement.
 T2I_COMPBENCH = {
     "color": (0.3411, 0.6336, 0.7632, 0.8139),
@@ -25,3 +29,8 @@ REASONGEN = (
 def t2i_compbench(category: str) -> dict[str, float]:
     """The papers' figures of a category, by model."""
     return dict(zip(T2I_COMPBENCH_MODELS, T2I_COMPBENCH[category]))
+
+
+def fewer(captions: int, whole: int) -> list[str]:
+    """A remark on a number that is not of the benchmark's `whole` captions, if so."""
+    return [] if captions == whole else [f"{captions} captions in the place of {whole}"]

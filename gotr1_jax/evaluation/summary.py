@@ -99,8 +99,8 @@ def table(title: str, rows: Mapping[str, Mapping[str, Any]], notes: Sequence[str
         shown[1] += mark
         lines.append(_line([*shown, str(row["captions"]), pictures, row["scorer"], *figures]))
     remarks = dict.fromkeys(row["remark"] for row in rows.values() if row["remark"])
-    lines += ["", *(f"\\* Not comparable with published figures: {r}." for r in remarks), *notes]
-    return "\n".join(lines).rstrip() + "\n"
+    below = [*(f"\\* Not comparable with published figures: {r}." for r in remarks), *notes]
+    return "\n\n".join(["\n".join(lines), *below]) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:

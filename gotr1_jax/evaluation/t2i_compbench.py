@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
         means = caption_means(values, [item.place for item in items[name]])
         failed = sum(value != value for value in values)
         scorer = " + ".join(dict.fromkeys(names[kind] for kind in rules.kinds))
-        remark = _remark(options.scorer, how, rules.kinds)
+        remark = _remark(options.scorer, how, rules.kinds, len(captions[name]))
         figures = published.t2i_compbench(name)
         rows.append(Row(name, (means,), len(values), failed, scorer, remark, figures))
         pictures += [
@@ -218,11 +218,13 @@ def _items(
     return compbench_items(folder, captions, options.n)
 
 
-def _remark(scorer: str, how: str, kinds: Sequence[str]) -> str:
+def _remark(scorer: str, how: str, kinds: Sequence[Kind], captions: int) -> str:
     """Why a category's number is not comparable with published ones, if so."""
+    remarks = published.fewer(captions, published.T2I_COMPBENCH_CAPTIONS)
     if scorer == "judge":
-        return job.JUDGE_REMARK
-    remarks = [_DETECTOR_REMARK] if "find" in kinds else []
-    return " and ".join(
-        remarks + ([_RULES_REMARK] if how == "rules" and kinds != ["match"] else [])
-    )
+        return " and ".join([job.JUDGE_REMARK, *remarks])
+    if how == "rules" and kinds != ["match"]:
+        remarks.insert(0, _RULES_REMARK)
+    if "find" in kinds:
+        remarks.insert(0, _DETECTOR_REMARK)
+    return " and ".join(remarks)

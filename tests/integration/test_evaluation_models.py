@@ -71,7 +71,8 @@ def test_the_three_benchmarks_by_models_without_torchvision(
     row = result(complex_out)["complex"]
     assert row["failed"] == 0 and 0 < float(str(row["value"])) < 1
     assert row["remark"] == (
-        "OWLv2 in the place of UniDet and noun phrases by rules in the place of spaCy's"
+        "OWLv2 in the place of UniDet and noun phrases by rules in the place of spaCy's and "
+        "2 captions in the place of 300"
     )
     # All answers are there: models are not even loaded.
     before = (complex_out / "scores.json").read_bytes()

@@ -198,6 +198,7 @@ def test_setup_installs_every_library(imports: list[Import]) -> None:
         ("gotr1_jax.plan.boxes", "import jax.numpy as jnp", "plan imports jax"),
         ("gotr1_jax.models.vq", "def f():\n    import torch", "models imports torch"),
         ("gotr1_jax.bench", "import torch", "bench imports torch"),
+        ("gotr1_jax.evaluation.job", "def f():\n    import torch", "evaluation imports torch"),
         ("gotr1_jax.rl.losses", "import numpy as np", "rl imports numpy"),
         (
             "gotr1_jax.data.shapes.render",
