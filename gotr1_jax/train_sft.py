@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from gotr1_jax.config import to_yaml
-from gotr1_jax.convert.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gotr1_jax.convert.checkpoint import (
+    CARRIED_FILES,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from gotr1_jax.convert.hub import find_checkpoint
+from gotr1_jax.convert.opened import check_vocabulary
 from gotr1_jax.convert.picture_tokenizer import PictureTokenizer, load_vq
 from gotr1_jax.data.lengths import Lengths, Spelling
 from gotr1_jax.data.pipeline import TextLimits, record_batches, sft_batches
@@ -28,17 +37,19 @@ from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.siglip import Understanding
-from gotr1_jax.parallel.mesh import make_mesh
-from gotr1_jax.parallel.processes import check_alike, together
+from gotr1_jax.parallel.mesh import held_rows, make_mesh
+from gotr1_jax.parallel.processes import check_alike, is_first, together
 from gotr1_jax.parallel.sharding import state_shardings
+from gotr1_jax.plan import BOX_START
 from gotr1_jax.schema import SftConfig
 from gotr1_jax.sft.losses import SftWeights
-from gotr1_jax.text import TOKENIZER_FILE, TextTokenizer
-from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
+from gotr1_jax.text import TOKENIZER_FILE, TextTokenizer, add_plan_tokens
+from gotr1_jax.training.checkpoint import Checkpoints, restore_path
 from gotr1_jax.training.loop import Loop
-from gotr1_jax.training.metrics import MetricsWriter, Progress
+from gotr1_jax.training.metrics import Progress
 from gotr1_jax.training.picture_encoder import PictureEncoder, state_digest
-from gotr1_jax.training.placement import check_rows, mirror_shardings, to_rows
+from gotr1_jax.training.placement import check_rows, mirror_shardings, to_first_host, to_rows
+from gotr1_jax.training.policy import read_sizes
 from gotr1_jax.training.record_tokens import (
     Host,
     TokensProgress,
@@ -47,7 +58,7 @@ from gotr1_jax.training.record_tokens import (
     given_shards,
     tokenize_records,
 )
-from gotr1_jax.training.run_dir import create_run_dir, store_config
+from gotr1_jax.training.start import check_same_run, find_resume, open_run_dir, start_writing
 from gotr1_jax.training.state import TrainState, make_optimizer, make_schedule, new_state
 from gotr1_jax.training.steps import make_sft_step
 from gotr1_jax.training.stopping import StopSignals
@@ -76,17 +87,18 @@ def train_sft(config: SftConfig) -> Path:
 def _train(config: SftConfig, signals: StopSignals) -> Path:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_rows(config.micro_batch, mesh, "micro_batch")
-    resume = resolve_resume(config.resume, config.run_dir)
-    pictures = load_vq(find_checkpoint(config.vq))
-    loaded = None
-    if config.init is not None:
-        loaded = load_checkpoint(find_checkpoint(config.init), parts=("policy", "understanding"))
+    check_same_run(config)
+    resume = find_resume(config.resume, config.run_dir)
     # A new tokenizer is made apart: what it refuses leaves no run behind.
     scratch = TemporaryDirectory(prefix="gotr1_tokenizer_")
-    start = _start(config, Path(scratch.name), pictures, loaded)
+    with together():
+        pictures = load_vq(find_checkpoint(config.vq))
+        loaded = None if config.init is None else _load(config, mesh)
+        start = _start(config, Path(scratch.name), pictures, loaded)
+    check_alike((start.tokenizer_dir / TOKENIZER_FILE).read_text("utf-8"), "tokenizer")
     # A run that ended before its first checkpoint is started again by the same command.
-    run = create_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
-    data = _data(config, start)
+    run = open_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
+    data = _data(config, start, held_rows(config.batch_size, mesh))
     batches = iter(data)
 
     graphdef, abstract = nnx.split(
@@ -104,7 +116,7 @@ def _train(config: SftConfig, signals: StopSignals) -> Path:
             loop.resume(restored.meta)
             batches.set_state(restored.meta["data"])
             checkpoints.drop_after(first)
-        store_config(run, to_yaml(config))
+        metrics = start_writing(run, to_yaml(config), first)
         weights = SftWeights(config.text_weight, config.image_weight, config.boi_weight)
         step_fn = make_sft_step(
             graphdef, optimizer, start.tokenizer.specials, weights, config.caption_dropout,
@@ -113,13 +125,11 @@ def _train(config: SftConfig, signals: StopSignals) -> Path:
         schedule = make_schedule(config.optimizer, config.steps)
         key = jax.random.key(config.seed)
         shown: dict[str, float] = {}
-        with (
-            signals.finishing_steps(),
-            MetricsWriter(run, first) as metrics,
-            Progress("sft", config.steps, first) as progress,
-        ):
+        with signals.finishing_steps(), metrics, Progress("sft", config.steps, first) as progress:
             for step in loop.steps(first):
-                rows = to_rows(next(batches), mesh)
+                with together():
+                    batch = next(batches)
+                rows = to_rows(batch, config.batch_size, mesh)
                 state, result = step_fn(state, rows, jax.random.fold_in(key, step))
                 if step % config.log_every == 0 or step == config.steps:
                     values = {
@@ -136,12 +146,24 @@ def _train(config: SftConfig, signals: StopSignals) -> Path:
                             f"loss or gradient was not finite for {int(state.skipped_in_a_row)} "
                             f"updates up to step {step}; lower optimizer.learning_rate"
                         )
-                    metrics.write(step, values | loop.measures())
+                    with together():
+                        metrics.write(step, values | loop.measures())
                     shown = {"text": values["nats/text"], "image": values["nats/image"]}
                 progress.update(step, **shown)
                 meta = {"seed": config.seed, "data": batches.get_state()}
                 loop.end_step(step, state, meta)
-    return _export(config, run.root, start, state)
+    policy = to_first_host(state.params)
+    with together():
+        return _export(config, run.root, start, policy)
+
+
+def _load(config: SftConfig, mesh: Mesh) -> Checkpoint:
+    """The checkpoint to start from; each device gets its own slices of the policy only."""
+    assert config.init is not None
+    path = find_checkpoint(config.init)
+    abstract = nnx.split(abstract_policy(read_sizes(path)))[1]
+    placed = {"policy": state_shardings(abstract, mesh)}
+    return load_checkpoint(path, parts=("policy", "understanding"), shardings=placed)
 
 
 def _start(
@@ -153,13 +175,11 @@ def _start(
             raise InputError(
                 f"the picture tokenizers of init {config.init} and of vq {config.vq} differ in size"
             )
+        tokenizer, source = loaded.tokenizer, loaded.source
+        if config.add_plan_tokens and not tokenizer.marks_plans:
+            tokenizer, source = _marking(loaded, tokenizer_dir), tokenizer_dir
         return Start(
-            loaded.config,
-            loaded.tokenizer,
-            loaded.source,
-            pictures.state,
-            loaded.understanding,
-            loaded.policy,
+            loaded.config, tokenizer, source, pictures.state, loaded.understanding, loaded.policy
         )
     assert config.model is not None
     sizes = JanusConfig(
@@ -177,23 +197,42 @@ def _start(
     return Start(sizes, tokenizer, tokenizer_dir, pictures.state, understanding, None)
 
 
-def _data(config: SftConfig, start: Start) -> Any:
-    """Batches of examples; their pictures go through the tokenizer once and stay on disk."""
+def _marking(loaded: Checkpoint, folder: Path) -> TextTokenizer:
+    """The tokenizer of a checkpoint with the control tokens of plans; its files go to `folder`."""
+    for name in CARRIED_FILES:
+        if (loaded.source / name).is_file():
+            shutil.copyfile(loaded.source / name, folder / name)
+    file = folder / TOKENIZER_FILE
+    file.write_text(add_plan_tokens(file.read_text(encoding="utf-8")), encoding="utf-8")
+    tokenizer = TextTokenizer.from_dir(folder)
+    check_vocabulary(tokenizer.vocab_size, loaded.config.decoder.vocab_size, folder)
+    return tokenizer
+
+
+def _data(config: SftConfig, start: Start, held: np.ndarray) -> Any:
+    """Batches of examples, the rows `held` of each; their pictures go through the tokenizer once
+    and stay on disk."""
     data = config.data
     if data.source != "shapes":
-        return _record_data(config, start)
+        return _record_data(config, start, held)
     source = ShapesSource("train", data.examples, config.seed, data.unfaithful_fraction, data.plans)
     encode = PictureEncoder(start.config.vq, start.vq, jax.local_devices()[:1])
     cache = PictureTokens(Path(data.cache_dir), state_digest(start.vq), encode)
     with Progress("picture tokens", data.examples, 0) as progress:
-        ids_NU = cache.ids(source, lambda done, _: progress.update(done))
+        # Others of a run find what process 0 wrote, if they share its storage.
+        for turn in (is_first(), True):
+            with together():
+                if turn:
+                    ids_NU = cache.ids(source, lambda done, _: progress.update(done))
+    check_alike(hashlib.sha256(ids_NU.tobytes()).hexdigest(), "set of picture tokens")
     limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
     return sft_batches(
-        source, ids_NU, start.tokenizer, config.template, limits, config.batch_size, config.seed
-    )
+        source, ids_NU, start.tokenizer, config.template, limits, config.batch_size, config.seed,
+        held,
+    )  # fmt: skip
 
 
-def _record_data(config: SftConfig, start: Start) -> Any:
+def _record_data(config: SftConfig, start: Start, held: np.ndarray) -> Any:
     """Batches of records; every process makes its share of what is not on the disk yet."""
     data, host = config.data, Host(jax.process_index(), jax.process_count())
     pictures = PictureTokenizer(start.config.vq, start.config.image_size, start.vq)
@@ -204,6 +243,11 @@ def _record_data(config: SftConfig, start: Start) -> Any:
         with together(), TokensProgress() as progress:
             folder = tokenize_records(data, pictures, host, progress)
     records = TokenizedRecords(folder, data.records.prompts)
+    if BOX_START in records.text(0)[1] and not start.tokenizer.marks_plans:
+        raise InputError(
+            f"the plans of the records hold {BOX_START}, which the tokenizer of init {config.init} "
+            "would spell letter by letter; set add_plan_tokens: true"
+        )
     results = [shard.result for shard in records.shards]
     total = records.manifest.records
     unusable = check_usable(results, total, data.records.unusable_limit)
@@ -227,7 +271,7 @@ def _record_data(config: SftConfig, start: Start) -> Any:
         )
     _log.info("%d records; left out: %d unusable, %d too long", len(records), unusable, too_long)
     return record_batches(
-        records, start.tokenizer, config.template, limits, config.batch_size, config.seed
+        records, start.tokenizer, config.template, limits, config.batch_size, config.seed, held
     )
 
 
@@ -239,8 +283,8 @@ def _initial_state(
         jax.eval_shape(partial(new_state, optimizer=optimizer), abstract), abstract, mesh
     )
     if start.policy is not None:
-        placed = jax.device_put(start.policy, state_shardings(abstract, mesh))
-        return jax.jit(partial(new_state, optimizer=optimizer), out_shardings=shardings)(placed)
+        own = jax.jit(partial(new_state, optimizer=optimizer), out_shardings=shardings)
+        return own(start.policy)
 
     def draw(key: jax.Array) -> TrainState:
         policy = JanusPolicy(start.config, rngs=nnx.Rngs(params=key))
@@ -249,10 +293,11 @@ def _initial_state(
     return jax.jit(draw, out_shardings=shardings)(jax.random.key(config.seed))
 
 
-def _export(config: SftConfig, root: Path, start: Start, state: TrainState) -> Path:
+def _export(config: SftConfig, root: Path, start: Start, policy: Any) -> Path:
     out = Path(config.export_dir) if config.export_dir is not None else root / "model"
-    save_checkpoint(
-        out, start.config, state.params, start.vq, start.understanding, start.tokenizer_dir
-    )
-    _log.info("model written to %s", out)
+    if is_first():
+        save_checkpoint(
+            out, start.config, policy, start.vq, start.understanding, start.tokenizer_dir
+        )
+        _log.info("model written to %s", out)
     return out

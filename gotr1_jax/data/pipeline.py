@@ -95,9 +95,11 @@ def sft_batches(
     limits: TextLimits,
     batch_size: int,
     seed: int,
+    places: np.ndarray | None = None,
 ) -> grain.IterDataset:
     """Endless `SftExampleBatch`es; `image_ids_NU` are the pictures' ids, by index.
 
+    With `places` only the rows at those places of every batch are read and returned.
     Raises InputError when the source is smaller than a batch or has another number of pictures,
     and, while iterating, for a caption or plan over its limit.
     """
@@ -118,7 +120,7 @@ def sft_batches(
         return image_ids_NU[places].astype(np.int32)
 
     collect = _collector(image_ids, limits, codec.specials.pad)
-    return _epochs(len(source), batch_size, seed, "examples", read, collect)
+    return _epochs(len(source), batch_size, seed, "examples", read, collect, places=places)
 
 
 def record_batches(
@@ -128,11 +130,12 @@ def record_batches(
     limits: TextLimits,
     batch_size: int,
     seed: int,
+    places: np.ndarray | None = None,
 ) -> grain.IterDataset:
     """Endless `SftExampleBatch`es of records that are known to fit the limits.
 
     Where records have prompts, one is drawn by seed, epoch and place in it; the caption stands in
-    for one that a record lacks or that is over the limit.
+    for one that a record lacks or that is over the limit. `places` as in `sft_batches`.
     Raises InputError when there are fewer records than a batch.
     """
 
@@ -149,7 +152,9 @@ def record_batches(
         return index, prompt_ids(caption), plan_ids
 
     collect = _collector(records.image_ids, limits, codec.specials.pad)
-    return _epochs(len(records), batch_size, seed, "records", read, collect, drawing=True)
+    return _epochs(
+        len(records), batch_size, seed, "records", read, collect, drawing=True, places=places
+    )
 
 
 def _collector(
@@ -185,14 +190,35 @@ def _epochs(
     read: Callable[..., Any],
     collect: Callable[[Sequence[Any]], Any],
     drawing: bool = False,
+    places: np.ndarray | None = None,
 ) -> grain.IterDataset:
     """`drawing`: `read(index, rng)` gets a generator of its own for each place of each epoch."""
     if batch_size > length:
         raise InputError(f"a batch of {batch_size} {what} cannot be drawn from {length}")
     dataset = grain.MapDataset.range(length).seed(seed).shuffle()
     dataset = dataset.random_map(read) if drawing else dataset.map(read)
+    if places is not None:
+        dataset = _Places(dataset, batch_size, places)
+        batch_size = len(places)
     dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=collect)
     return dataset.repeat().to_iter_dataset(_READ)
+
+
+class _Places(grain.MapDataset[Any]):
+    """What stands at some places of every batch, one after the other; the rest is never read."""
+
+    def __init__(self, whole: grain.MapDataset[Any], batch_size: int, places: np.ndarray) -> None:
+        super().__init__(whole)
+        self._whole, self._batch_size, self._places = whole, batch_size, places.tolist()
+
+    def __len__(self) -> int:
+        return len(self._whole) // self._batch_size * len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        epoch, rest = divmod(index, len(self))
+        batch, place = divmod(rest, len(self._places))
+        start = epoch * len(self._whole) + batch * self._batch_size
+        return self._whole[start + self._places[place]]
 
 
 def _short(caption: str) -> str:

@@ -29,14 +29,23 @@ PARAMETER_RULES: dict[str, str | None] = {
     "code": None,
 }
 
+# Weights laid out for decoding: heads, mlp and vocabularies as in training, nothing over `fsdp`,
+# for a gathering of weights at every token would cost more than the token. So laying out gathers
+# over `fsdp` once a rollout, and sends nothing at all where that axis is 1.
+SAMPLING_RULES: dict[str, str | None] = PARAMETER_RULES | {"embed": None}
+
 
 def partition_spec(
-    axes: tuple[str, ...], shape: tuple[int, ...], rules: Mapping[str, str | None], mesh: Mesh
+    axes: tuple[str | None, ...],
+    shape: tuple[int, ...],
+    rules: Mapping[str, str | None],
+    mesh: Mesh,
 ) -> PartitionSpec:
     """The PartitionSpec of one array.
 
-    A leading dimension without a name is the stack of layers. Raises InputError for an unknown
-    name, for one mesh axis asked for twice, and for a size that does not divide.
+    A leading dimension without a name is the stack of layers; one named None is not split.
+    Raises InputError for an unknown name, for one mesh axis asked for twice, and for a size that
+    does not divide.
     """
     if len(shape) == len(axes) + 1:
         axes = ("layers", *axes)
@@ -44,6 +53,9 @@ def partition_spec(
         raise InputError(f"axes {axes} do not fit the shape {shape}")
     spec: list[str | None] = []
     for name, size in zip(axes, shape):
+        if name is None:
+            spec.append(None)
+            continue
         if name not in rules:
             raise InputError(f"no sharding rule for the axis {name!r}; rules: {sorted(rules)}")
         target = rules[name]

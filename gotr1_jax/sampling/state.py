@@ -20,6 +20,7 @@ from gotr1_jax.models.decoder import Decoder
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.models.layers import GeluMLP
 from gotr1_jax.models.lora import fold_lora
+from gotr1_jax.parallel.sharding import SAMPLING_RULES, partition_spec
 
 
 @jax.tree_util.register_dataclass
@@ -218,44 +219,51 @@ def prepare_params(
 
 
 def text_shardings(params: TextParams, mesh: Mesh) -> TextParams:
-    """Shardings of (abstract) TextParams: heads and mlp over `tensor`, the rest whole.
+    """Shardings of (abstract) TextParams by SAMPLING_RULES; embeddings are whole, to be looked up.
 
-    Nothing is split over `fsdp`: gathering weights at every token would cost more than decoding.
+    Raises InputError for a size that does not divide.
     """
 
     def on(x: jax.Array | None, *axes: str | None) -> Any:
-        return None if x is None else NamedSharding(mesh, PartitionSpec(*axes))
+        return None if x is None else _placed(x, axes, mesh)
 
     def layer(w: LayerWeights) -> LayerWeights:
         return LayerWeights(
-            attention_norm_D=on(w.attention_norm_D),
-            qkv_KfhD=on(w.qkv_KfhD, "tensor"),
-            qkv_bias_Kfh=on(w.qkv_bias_Kfh, "tensor"),
-            out_DKgh=on(w.out_DKgh, None, "tensor"),
-            mlp_norm_D=on(w.mlp_norm_D),
-            gate_up_2FD=on(w.gate_up_2FD, None, "tensor"),
-            down_DF=on(w.down_DF, None, "tensor"),
+            attention_norm_D=on(w.attention_norm_D, "embed"),
+            qkv_KfhD=on(w.qkv_KfhD, "kv_heads", None, None, "embed"),
+            qkv_bias_Kfh=on(w.qkv_bias_Kfh, "kv_heads", None, None),
+            out_DKgh=on(w.out_DKgh, "embed", "kv_heads", None, None),
+            mlp_norm_D=on(w.mlp_norm_D, "embed"),
+            gate_up_2FD=on(w.gate_up_2FD, None, "mlp", "embed"),
+            down_DF=on(w.down_DF, "embed", "mlp"),
         )
 
     return TextParams(
-        text_embed_VD=on(params.text_embed_VD),
+        text_embed_VD=on(params.text_embed_VD, None, "embed"),
         layers=tuple(layer(w) for w in params.layers),
-        norm_D=on(params.norm_D),
-        text_head_VD=on(params.text_head_VD, "tensor"),
+        norm_D=on(params.norm_D, "embed"),
+        text_head_VD=on(params.text_head_VD, "vocab", "embed"),
     )
+
+
+def _placed(x: jax.Array, axes: tuple[str | None, ...], mesh: Mesh) -> Any:
+    return NamedSharding(mesh, partition_spec(axes, x.shape, SAMPLING_RULES, mesh))
 
 
 def params_shardings(params: SamplingParams, mesh: Mesh) -> SamplingParams:
     """Shardings of (abstract) SamplingParams, as `text_shardings`."""
 
-    def on(*axes: str | None) -> Any:
-        return NamedSharding(mesh, PartitionSpec(*axes))
-
+    first, first_bias, second, second_bias = params.image_head
     text = text_shardings(params, mesh)
     return SamplingParams(
         **{field.name: getattr(text, field.name) for field in fields(text)},
-        image_embed_ID=on(),
-        image_head=(on(), on(), on("tensor"), on("tensor")),
+        image_embed_ID=_placed(params.image_embed_ID, (None, "embed"), mesh),
+        image_head=(
+            _placed(first, ("head_mlp", "embed"), mesh),
+            _placed(first_bias, ("head_mlp",), mesh),
+            _placed(second, ("image_vocab", "head_mlp"), mesh),
+            _placed(second_bias, ("image_vocab",), mesh),
+        ),
     )
 
 

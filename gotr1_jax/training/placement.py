@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from gotr1_jax.data.pipeline import SftExampleBatch
 from gotr1_jax.errors import InputError
-from gotr1_jax.parallel.mesh import put, replicated, row_multiple, rows
+from gotr1_jax.parallel.mesh import held_rows, put, replicated, row_multiple, rows
 from gotr1_jax.parallel.processes import is_first
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.sampling.rows import Rows
@@ -76,11 +76,14 @@ def _join(*trees: Any) -> Any:
     return jax.tree.map(lambda *x: jnp.concatenate(x), *trees)
 
 
-def to_rows(batch: SftExampleBatch, mesh: Mesh) -> Rows:
-    """A batch of examples as rows on the mesh; every token of the plan is to be learned."""
+def to_rows(batch: SftExampleBatch, count: int, mesh: Mesh) -> Rows:
+    """A batch of examples as rows on the mesh; every token of the plan is to be learned.
+
+    The batch has `count` rows, of which `batch` holds those that `held_rows` names.
+    """
     T = batch.plan_ids_BT.shape[1]
     mask_BT = np.arange(T)[None, :] < batch.plan_len_B[:, None]
-    put = partial(put_rows, mesh=mesh)
+    put = partial(put_held_rows, held=held_rows(count, mesh), count=count, mesh=mesh)
     return Rows(
         prompt_ids_BC=put(batch.prompt_ids_BC),
         prompt_len_B=put(batch.prompt_len_B),

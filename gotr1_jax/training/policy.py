@@ -51,6 +51,11 @@ def checkpoint_path(init: str) -> Path:
     return EMBEDDED if init == "embedded" else find_checkpoint(init)
 
 
+def read_sizes(path: Path) -> JanusConfig:
+    """The sizes of a checkpoint folder, from its config.json alone."""
+    return parse_config(read_config(path), str(path / CONFIG_FILE))[0]
+
+
 def load_policy(config: PolicyConfig, seed: int, mesh: Mesh) -> tuple[SplitPolicy, Checkpoint]:
     """Load `config.init` onto the mesh; adapters are new, drawn from `seed`.
 
@@ -59,7 +64,7 @@ def load_policy(config: PolicyConfig, seed: int, mesh: Mesh) -> tuple[SplitPolic
     Returns the split policy and the checkpoint with its VQ tokenizer alone. Raises InputError.
     """
     path = checkpoint_path(config.init)
-    sizes = parse_config(read_config(path), str(path / CONFIG_FILE))[0]
+    sizes = read_sizes(path)
     shapes = policy_shapes(config, sizes, mesh)
     stored = shapes.frozen if shapes.has_adapters else shapes.trained
     checkpoint = load_checkpoint(

@@ -51,7 +51,6 @@ def start_writing(run: RunDir, config_text: str, first: int) -> MetricsWriter:
     """
     with together():
         if is_first():
-            if first:
-                drop_samples_after(run.samples, first)
+            drop_samples_after(run.samples, first)
             store_config(run, config_text)
         return MetricsWriter(run, first)

@@ -1,0 +1,83 @@
+"""Two processes of `gotr1 train sft`: what becomes of the other when one fails or is killed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from several import Group, saved_arrays
+from tiny import compiled_once, sft_values, steady_metrics, write_config, write_shapes
+
+STEPS = 4
+HEARTBEAT = 8
+
+
+def values(folder: Path, run: Path) -> dict[str, Any]:
+    """Plain values of the job: every step is saved, rows and parameters are split."""
+    given = sft_values(folder / "checkpoint", run)
+    given |= {"steps": STEPS, "batch_size": 8, "micro_batch": 4}
+    given["checkpoint"] = {"every": 1, "keep": 2}
+    given["mesh"] = {"data": 2, "fsdp": 2, "tensor": 1, "cpu_devices": 2}
+    given["distributed"] = {"heartbeat_seconds": HEARTBEAT}
+    return given
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("lost")
+    with compiled_once(folder / "programs"):
+        write_shapes(folder / "checkpoint")
+        yield folder
+
+
+def start(folder: Path, run: Path, *own: list[str]) -> Group:
+    config = write_config(run.with_suffix(".yaml"), values(folder, run))
+    return Group(["train", "sft", "--config", str(config)], folder, own=own or ((), ()))
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """A run that nothing happened to."""
+    with start(folder, folder / "whole") as group:
+        assert group.end() == [0, 0], group.said(0) + group.said(1)
+    return folder / "whole"
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+def test_the_other_ends_and_the_run_goes_on(folder: Path, whole: Path, victim: int) -> None:
+    run = folder / f"killed_{victim}"
+    with start(folder, run) as group:
+        group.wait_for(run / "metrics.jsonl", lines=2)
+        group.children[victim].kill()
+        # No more than the heartbeat, and the time that the machine takes to notice.
+        code = group.children[1 - victim].wait(HEARTBEAT + 60)
+        assert code not in (0, None)
+        said = group.said(1 - victim)
+        assert "one of them has ended" in said or "another task died" in said
+    assert not (run / "model").exists()
+
+    with start(folder, run) as group:
+        assert group.end() == [0, 0], group.said(0) + group.said(1)
+    assert steady_metrics(run) == steady_metrics(whole)
+    arrays, wanted = saved_arrays(run, STEPS), saved_arrays(whole, STEPS)
+    assert arrays.keys() == wanted.keys()
+    for path in wanted:
+        np.testing.assert_array_equal(arrays[path], wanted[path], err_msg=path)
+
+
+def test_other_settings_in_one_process_end_both(folder: Path) -> None:
+    with start(folder, folder / "unlike", [], ["--seed=1"]) as group:
+        assert group.end() == [1, 1]
+        for index in range(2):
+            line = group.said(index).splitlines()[-1]
+            assert line.startswith("gotr1: error: process 1 has another configuration than")
+    assert not (folder / "unlike").exists()
+
+
+def test_a_file_that_one_process_lacks_ends_both(folder: Path) -> None:
+    with start(folder, folder / "lacking", ["--vq=absent"], ["--vq=absent"]) as group:
+        assert group.end() == [2, 2]
+        assert "gotr1: error: no checkpoint" in group.said(0)

@@ -1,0 +1,122 @@
+"""GRPO on one device, on a mesh of eight, and in two processes of four devices: the same run.
+
+Exact: captions, plans, picture tokens, and with them rewards. To rounding: losses, gradients and
+parameters, whose sums are made in another order.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from several import Group, saved_arrays
+from tiny import compiled_once, grpo_values, steady_metrics, write_config, write_shapes
+
+from gotr1_jax import cli
+from gotr1_jax.training.run_dir import read_samples
+
+STEPS = 3
+MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def values(checkpoint: Path, run: Path, mesh: dict[str, int]) -> dict[str, Any]:
+    """Plain values of the job: 4 captions x 2 samples, adapters, the shapes world's judge."""
+    given = grpo_values(checkpoint, run)
+    given |= {"steps": STEPS, "samples_every": 1, "mesh": {"cpu_devices": 4, **mesh}}
+    given["rollout"] |= {"captions_per_step": 4, "samples_per_caption": 2, "decode_batch": 8}
+    given["update"] |= {"micro_batch": 8}
+    given["evaluation"] |= {"captions": 4, "samples": 2, "shown": 4}
+    return given
+
+
+def train(checkpoint: Path, run: Path, mesh: dict[str, int]) -> int:
+    """The job in this process, which has eight devices already."""
+    config = write_config(run.with_suffix(".yaml"), values(checkpoint, run, mesh))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+        return cli.run(["train", "grpo", "--config", str(config)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("meshes")
+    with compiled_once(folder / "programs"):
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> Path:
+    return write_shapes(folder / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path, checkpoint: Path) -> Path:
+    run = folder / "one"
+    assert train(checkpoint, run, {"data": 1}) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path, checkpoint: Path) -> Path:
+    run = folder / "two"
+    config = write_config(folder / "two.yaml", values(checkpoint, run, MESH))
+    with Group(["train", "grpo", "--config", str(config)], folder) as group:
+        assert group.end() == [0, 0], group.said(0) + group.said(1)
+    return run
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    lines, others = steady_metrics(run), steady_metrics(other)
+    assert [line["step"] for line in others] == [1, 2, 3] and len(lines) == 3
+    assert max(line["reward/total/std"] for line in others) > 0, "nothing was learned from"
+    for line, wanted in zip(lines, others):
+        for name in wanted:
+            if not name.startswith("memory"):
+                np.testing.assert_allclose(line[name], wanted[name], atol=1e-4, err_msg=name)
+    arrays, wanted = saved_arrays(run, STEPS), saved_arrays(other, STEPS)
+    assert arrays.keys() == wanted.keys()
+    for path in wanted:
+        np.testing.assert_allclose(arrays[path], wanted[path], atol=1e-4, err_msg=path)
+    assert any(np.any(x) for path, x in wanted.items() if "params" in path and "lora_b" in path)
+
+
+def assert_same_samples(run: Path, other: Path, rows: int) -> None:
+    """Of every step the first `rows` rows."""
+    for step in range(1, STEPS + 1):
+        folder = f"step_{step:06d}"
+        found = read_samples(run / "samples" / folder)
+        wanted = read_samples(other / "samples" / folder)
+        assert len(found) == rows <= len(wanted) == 8
+        for a, b in zip(found, wanted):
+            assert (a.caption, a.plan_text, a.scores) == (b.caption, b.plan_text, b.scores)
+            # Another token would paint another patch; a rounded one is off by one level.
+            assert np.abs(a.image.astype(int) - b.image).max() <= 1
+
+
+def test_eight_devices_are_as_one(folder: Path, checkpoint: Path, one: Path) -> None:
+    run = folder / "eight"
+    assert train(checkpoint, run, MESH) == 0
+    assert_same_run(run, one)
+    assert_same_samples(run, one, rows=8)
+
+
+def test_two_processes_are_as_one(one: Path, two: Path) -> None:
+    assert_same_run(two, one)
+    # Process 0 writes what it judged: the first half.
+    assert_same_samples(two, one, rows=4)
+    assert not [path.name for path in two.rglob("*") if "tmp" in path.name]
+    assert (two / "report.html").is_file() and (two / "model" / "config.json").is_file()
+
+
+def test_another_mesh_goes_on_from_a_checkpoint(
+    folder: Path, checkpoint: Path, one: Path, two: Path
+) -> None:
+    run = folder / "moved"
+    shutil.copytree(two, run)
+    shutil.rmtree(run / "checkpoints" / f"step_{STEPS:06d}")
+    assert train(checkpoint, run, {"data": 1, "fsdp": 4, "tensor": 1}) == 0
+    assert_same_run(run, one)

@@ -1,0 +1,156 @@
+"""What compiled programs of a mesh of eight devices hold and send, read from their text."""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh
+from tiny import SPECIALS, STEP_MODEL, random_rows
+
+from gotr1_jax.ahead.hlo import collectives
+from gotr1_jax.models.config import LoraConfig
+from gotr1_jax.models.janus import JanusPolicy
+from gotr1_jax.models.lora import split_lora
+from gotr1_jax.parallel.mesh import make_mesh
+from gotr1_jax.parallel.sharding import placed_shapes, state_shardings
+from gotr1_jax.rl import PolicyLossConfig
+from gotr1_jax.sampling.replay import LogpSettings
+from gotr1_jax.sampling.sampler import Sampler, SamplerConfig
+from gotr1_jax.schema import OptimizerConfig
+from gotr1_jax.training.placement import mirror_shardings, put_rows
+from gotr1_jax.training.state import TrainState, make_optimizer, new_state
+from gotr1_jax.training.steps import PolicyBatch, make_policy_step
+
+B = 8
+LORA = LoraConfig(4, 4.0, ("q", "v", "down"))
+SETTINGS = LogpSettings("guided", 2.0)
+OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=0.05, schedule="constant"), 10)
+
+
+@cache
+def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
+    return make_mesh(data, fsdp, tensor)
+
+
+def split(lora: bool, dtype: str = "float32", remat: str = "none") -> tuple[Any, Any, Any]:
+    """graphdef, what is trained, and the rest, of a policy with random parameters."""
+    policy = JanusPolicy(
+        STEP_MODEL, rngs=nnx.Rngs(0), lora=LORA if lora else None, dtype=jnp.dtype(dtype),
+        remat=remat,
+    )  # fmt: skip
+    if lora:
+        return split_lora(policy)
+    return (*nnx.split(policy), nnx.State({}))
+
+
+def state_of(params: Any, mesh: Mesh) -> tuple[TrainState, Any]:
+    """A state on the mesh, and where its arrays lie."""
+    init = partial(new_state, optimizer=OPTIMIZER)
+    places = mirror_shardings(jax.eval_shape(init, params), params, mesh)
+    return jax.jit(init, out_shardings=places)(params), places
+
+
+def batch_on(mesh: Mesh) -> PolicyBatch:
+    rows = random_rows(B)
+    return PolicyBatch(
+        rows=put_rows(rows, mesh),
+        sampled_text_BT=put_rows(np.zeros(rows.plan_ids_BT.shape, np.float32), mesh),
+        sampled_image_BU=put_rows(np.zeros(rows.image_ids_BU.shape, np.float32), mesh),
+        old=None,
+        ref=None,
+        advantages_B=put_rows(np.random.default_rng(0).standard_normal(B, np.float32), mesh),
+        row_mask_B=put_rows(np.ones(B, bool), mesh),
+    )
+
+
+def step_of(graphdef: Any, micro: int = 4) -> Any:
+    loss = PolicyLossConfig(max_tokens=5)
+    return make_policy_step(graphdef, OPTIMIZER, SPECIALS, SETTINGS, loss, micro)
+
+
+def gathered(text: str) -> list[tuple[int, ...]]:
+    """Shapes of what all-gathers of a program make, on one device."""
+    found = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
+    shapes = [s for line in found for s in re.findall(r"\[([\d,]+)\]", line)]
+    return [tuple(map(int, shape.split(","))) for shape in shapes]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_an_update_gathers_no_stack_and_replicates_no_optimizer(lora: bool) -> None:
+    mesh = mesh_of(2, 2, 2)
+    graphdef, params, rest = split(lora)
+    state, places = state_of(params, mesh)
+    frozen = jax.device_put(rest, state_shardings(rest, mesh))
+    compiled = step_of(graphdef).lower(state, frozen, batch_on(mesh)).compile()
+
+    stacks = {
+        tuple(x.shape)
+        for tree in (params, rest)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        if "layers" in jax.tree_util.keystr(path) and x.ndim == 3
+    }
+    assert stacks
+    shapes = gathered(compiled.as_text())
+    assert shapes, "parameters over `fsdp` have to be gathered, layer by layer"
+    assert not stacks & set(shapes)
+
+    # Moments lie as their parameters do, before and after.
+    after = compiled.output_shardings[0]
+    for found in (places, after):
+        leaves = jax.tree.leaves(found.opt_state)
+        moments = [
+            (x, place)
+            for x, place in zip(jax.tree.leaves(state.opt_state), leaves, strict=True)
+            if x.ndim >= 2
+        ]
+        assert len(moments) == 2 * len([x for x in jax.tree.leaves(params) if x.ndim >= 2])
+        for x, place in moments:
+            assert not place.is_fully_replicated, x.shape
+    held = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state.opt_state))
+    whole = sum(x.size for x in jax.tree.leaves(state.opt_state))
+    assert held < 0.55 * whole
+
+
+def test_laying_out_for_sampling_sends_nothing_without_fsdp() -> None:
+    mesh = mesh_of(4, 1, 2)
+    assert collectives(layout_text(mesh)) == {}
+    with_fsdp = collectives(layout_text(mesh_of(2, 2, 2)))
+    assert set(with_fsdp) == {"all-gather"}
+
+
+def layout_text(mesh: Mesh) -> str:
+    graphdef, adapters, rest = split(lora=True)
+    whole = nnx.merge_state(adapters, rest)
+    merged = nnx.split(nnx.merge(graphdef, adapters, rest))[0]
+    sampler = Sampler(merged, STEP_MODEL, SPECIALS, SamplerConfig(max_plan_tokens=4), mesh)
+    shapes = placed_shapes(whole, state_shardings(whole, mesh))
+    return sampler.layout(shapes)[0].lower(shapes).compile().as_text()
+
+
+def test_master_weights_are_float32_under_bfloat16_activations() -> None:
+    mesh = mesh_of(1, 4, 2)
+    graphdef, params, rest = split(lora=False, dtype="bfloat16", remat="full")
+    state, _ = state_of(params, mesh)
+    before = jax.tree.map(np.array, state.params)
+    step = step_of(graphdef, micro=8)
+    lowered = step.lower(state, rest, batch_on(mesh))
+    # The layers' products read bfloat16: no weight of one is multiplied as it is stored.
+    products = re.findall(r"dot_general .*-> tensor<.*x(\w+)>", lowered.as_text())
+    assert products.count("bf16") > len(products) / 2
+    state, metrics = lowered.compile()(state, rest, batch_on(mesh))
+    assert int(state.updates) == 1 and np.isfinite(float(metrics.loss))
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - np.asarray(b)).max()), before, state.params)
+    for path, x in jax.tree_util.tree_leaves_with_path(state.params):
+        assert x.dtype == jnp.float32, path
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim >= 1]
+    assert all(x.dtype == jnp.float32 for x in moments)
+    # Adam's step of 0.05 is far finer than bfloat16 holds of weights of about 1.
+    assert 0 < max(jax.tree.leaves(moved)) < 0.051
