@@ -6,10 +6,13 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_painter import FakePainter, gotr1
+from PIL import Image
 from tiny_checkpoints import write_tiny
 
+from gotr1_jax import cli
 from gotr1_jax.errors import InputError
 from gotr1_jax.text import JANUS_TEMPLATE, TextTokenizer
 
@@ -75,6 +78,29 @@ def test_plans_by_hand(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     edited = [*tokenizer.encode_plan("another"), boi]
     assert drawn[5] == [edited, edited, [7, 9, boi], [7, 9, boi]]
     assert results[0]["sft_prompt"] == JANUS_TEMPLATE.format(caption="a cat")
+
+
+def test_a_rationale_is_painted_and_judged(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text without boxes: nothing is drawn over the picture, nothing listed, all of it kept."""
+    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+    text = "The circle [left, (12,40)] is red.\n\n1. It is **red**; 2 < 3.\n"
+    file, out = tmp_path / "plans.jsonl", tmp_path / "out"
+    file.write_text(json.dumps({"prompt": "a red circle left of a blue square", "plan": text}))
+    gotr1("--ckpt", tiny, "--plans", file, "--out", out)
+    assert (out / "00000" / "plan_00.txt").read_text(encoding="utf-8").startswith(text)
+    result = json.loads((out / "00000" / "result.json").read_text())
+    assert result["samples"][0]["objects"] == []
+    picture, overlay = (
+        Image.open(out / "00000" / f"{name}_00.png").convert("RGB") for name in ("image", "overlay")
+    )
+    np.testing.assert_array_equal(
+        np.asarray(overlay), np.asarray(picture.resize(overlay.size, Image.Resampling.NEAREST))
+    )
+    assert cli.run(["judge", "--input", str(out), "--out", str(tmp_path / "scores.jsonl")]) == 0
+    line = json.loads((tmp_path / "scores.jsonl").read_text())
+    assert line["plan_text"] == text and line["planned"] == [] and line["scores"]["ri"] == 0
 
 
 @pytest.mark.parametrize(
