@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +102,19 @@ def plan_runs(config: Any, root: Path) -> list[Run]:
     from gotr1_jax.schema import GrpoConfig
 
     runs = []
-    for variant in config.variants:
+    # Every variant once before the next seed: an early table compares all of them.
+    for seed, variant in product(config.seeds, config.variants):
         base = config.base if variant.base is None else variant.base
-        for seed in config.seeds:
-            folder = root / variant.name / f"seed_{seed}"
-            own = (f"seed={seed}", f"run_dir={json.dumps(str(folder))}")
-            overrides = [f"--{text}" for text in (*config.overrides, *variant.overrides, *own)]
-            try:
-                resolved = load_config(GrpoConfig, base, overrides)
-            except InputError as error:
-                raise InputError(f"variant {variant.name!r}: {error}") from error
-            words = ("train", "grpo", "--config", base, *overrides)
-            title = variant.title or variant.name
-            runs.append(Run(variant.name, title, seed, folder, words, resolved))
+        folder = root / variant.name / f"seed_{seed}"
+        own = (f"seed={seed}", f"run_dir={json.dumps(str(folder))}")
+        overrides = [f"--{text}" for text in (*config.overrides, *variant.overrides, *own)]
+        try:
+            resolved = load_config(GrpoConfig, base, overrides)
+        except InputError as error:
+            raise InputError(f"variant {variant.name!r}: {error}") from error
+        words = ("train", "grpo", "--config", base, *overrides)
+        title = variant.title or variant.name
+        runs.append(Run(variant.name, title, seed, folder, words, resolved))
     return runs
 
 
