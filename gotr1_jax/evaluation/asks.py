@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.pictures import open_picture
 from gotr1_jax.rewards.multimodal import AnswerCache, Picture, make_picture
 
 Kind = Literal["yes", "find", "match", "color"]
@@ -176,12 +176,7 @@ def by_pictures(asks: Iterable[Ask], pictures: int) -> Iterator[list[Ask]]:
 
 def read_picture(path: Path) -> Picture:
     """The picture in a file; InputError where it cannot be decoded."""
-    try:
-        with Image.open(path) as stored:
-            pixels = np.asarray(stored.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"the picture {path} cannot be read: {error}") from error
-    return make_picture(pixels)
+    return make_picture(np.array(open_picture(path)))
 
 
 def mask_runs(mask_HW: np.ndarray) -> tuple[int, ...]:

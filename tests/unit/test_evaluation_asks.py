@@ -87,7 +87,7 @@ def test_found_objects_survive_the_store(tmp_path: Path) -> None:
 
 def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG no")
-    with pytest.raises(InputError, match=r"a\.png cannot be read") as error:
+    with pytest.raises(InputError, match=r"a\.png is no picture") as error:
         read_picture(tmp_path / "a.png")
     assert "\n" not in str(error.value)
 
