@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -52,6 +53,10 @@ def same(a, b) -> bool:
 
 def data_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob("state/**/d/*")) if path.is_file()]
+
+
+def no_space(*_arguments: object, **_named: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def flip_byte(path: Path) -> None:
@@ -213,6 +218,42 @@ def test_a_known_bad_step_takes_no_place_among_those_kept(tmp_path):
     checkpoints.save(3, make_tree(), META)
     checkpoints.close()
     assert checkpoints.steps() == [1, 3]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_last_good_step_is_never_deleted(tmp_path, monkeypatch, seed):
+    """Saves that work and that fail, steps that rot, runs that start again, in any order."""
+    rng = random.Random(seed)
+    checkpoints, step, good, unseen = Checkpoints(tmp_path, keep=2), 0, set[int](), False
+    for _ in range(20):
+        action = rng.choice(["save", "save", "fail", "rot", "again"])
+        if action == "rot" and len(good) > 1:
+            rotten, unseen = max(good), True
+            good.remove(rotten)
+            flip_byte(data_files(checkpoints.folder(rotten))[0])
+        elif action == "again":
+            checkpoints.close()
+            checkpoints, unseen = Checkpoints(tmp_path, keep=2), False
+            step = checkpoints.latest_good() or 0
+            checkpoints.drop_after(step)
+        elif action in ("save", "fail"):
+            step += 1
+            with monkeypatch.context() as patched:
+                if action == "fail":
+                    patched.setattr(os, "fsync", no_space)
+                checkpoints.save(step, make_tree(float(step)), META, score=rng.random())
+                checkpoints.settle()
+            if action == "save":
+                checkpoints.check()
+                before, good = good, {s for s in good if checkpoints.folder(s).exists()} | {step}
+                # A step that rotted unseen takes a place; else two good ones stay.
+                assert len(good) >= 2 or unseen or not before
+            else:
+                with pytest.raises(RunError, match="disk full"):
+                    checkpoints.check()
+        assert Checkpoints(tmp_path).latest_good() == max(good, default=None), action
+    checkpoints.close()
+    assert same(checkpoints.restore(make_tree()).tree, make_tree(float(max(good))))
 
 
 def test_drop_after(tmp_path):
