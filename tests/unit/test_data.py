@@ -273,6 +273,30 @@ def test_sft_rows_spell_caption_and_plan(codec: TextTokenizer) -> None:
     assert batch.image_ids_BU.dtype == batch.plan_ids_BT.dtype == np.int32
 
 
+def test_places_of_a_batch_are_those_rows_of_the_whole_batch(codec: TextTokenizer) -> None:
+    source, read = ShapesSource("train", 10, seed=2), []
+
+    class Watched(ShapesSource):
+        def text(self, index: int) -> tuple[str, str]:
+            read.append(index)
+            return source.text(index)
+
+    ids_NU, limits = np.arange(20).reshape(10, 2), TextLimits(40, 60)
+    rest = (ids_NU, codec, GOTR1_TEMPLATE, limits, 4, 7)
+    whole = iter(sft_batches(source, *rest))
+    part = iter(sft_batches(Watched("train", 10, seed=2), *rest, np.array([1, 2])))
+    wanted: set[int] = set()
+    for _ in range(5):  # two batches an epoch
+        batch, rows = next(whole), next(part)
+        wanted |= set(rows.indices_B.tolist())
+        for name in vars(batch):
+            np.testing.assert_array_equal(getattr(rows, name), getattr(batch, name)[[1, 2]])
+    assert part.get_state() == whole.get_state()
+    assert len(read) >= 10 and wanted <= set(read)
+    # What is read ahead apart: two rows of a batch, not four.
+    assert len(read) <= 2 * (5 + 8)
+
+
 def test_sft_refuses_what_does_not_fit(codec: TextTokenizer) -> None:
     source = ShapesSource("train", 4)
     ids_NU = np.zeros((4, 2), np.int32)

@@ -256,7 +256,50 @@ time.sleep(600)
 """
 
 
-def start_two(slurm: bool) -> list[subprocess.Popen[str]]:
+AGREE = """
+import sys
+from gotr1_jax.parallel.startup import start_devices, start_processes
+start_processes(sys.argv[1], 2, int(sys.argv[3]), heartbeat_seconds=5)
+start_devices(2)
+import jax
+import numpy as np
+from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.parallel import mesh
+from gotr1_jax.parallel.processes import check_alike, first_says, gather, leave, together
+from gotr1_jax.training.placement import put_held_rows, take_on_mesh, to_first_host
+index = jax.process_index()
+def say(*what): print("seen", *what, flush=True)
+by_rows, by_tensor = mesh.make_mesh(1, 2, 2), mesh.make_mesh(1, 1, 4)
+for there in (by_rows, by_tensor):
+    say(mesh.own_rows(4, there).tolist(), mesh.held_rows(4, there).tolist())
+say(dict(mesh.local_part(by_rows).shape))
+own = mesh.own_rows(4, by_rows)
+x = put_held_rows(10 * own[:, None], own, 4, by_rows)
+turned = take_on_mesh(x, np.array([3, 2, 1, 0]))
+say(mesh.fetch_rows(turned, own).tolist())
+whole = to_first_host(x)
+say(None if whole is None else whole.tolist())
+say(gather(np.float32([index])).tolist(), first_says(index == 0))
+for kind in (RunError, InputError):
+    try:
+        with together():
+            if index == 1:
+                raise kind("the disk is full")
+    except kind as error:
+        say(error)
+try:
+    check_alike(str(index), "configuration")
+except RunError as error:
+    say(error)
+try:
+    mesh.make_mesh(2, 1, 1)
+except InputError as error:
+    say(error)
+leave(3 + index)
+"""
+
+
+def start_two(slurm: bool, program: str = CHILD) -> list[subprocess.Popen[str]]:
     """Processes 0 and 1 of a pair that finds itself by explicit values, or by Slurm's variables."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -269,7 +312,7 @@ def start_two(slurm: bool) -> list[subprocess.Popen[str]]:
             variables |= changed(STEP, SLURM_STEP_TASKS_PER_NODE="2", SLURM_NODEID="0") | place
             variables |= {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
             arguments = []
-        command = [sys.executable, "-c", CHILD, *arguments]
+        command = [sys.executable, "-c", program, *arguments]
         pipe = subprocess.PIPE
         pair.append(subprocess.Popen(command, env=variables, stdout=pipe, stderr=pipe, text=True))
     return pair
@@ -290,6 +333,36 @@ def test_two_processes_see_each_other_and_do_not_outlive_each_other(
         _, said = pair[1 - victim].communicate(timeout=60)
         assert pair[1 - victim].returncode not in (0, None)
         assert "another task died" in said
+    finally:
+        for child in pair:
+            child.kill()
+            child.communicate()
+
+
+def test_two_processes_agree() -> None:
+    pair = start_two(False, AGREE)
+    try:
+        for index, child in enumerate(pair):
+            said, errors = child.communicate(timeout=240)
+            assert child.returncode == 3 + index, errors
+            lines = [line[5:] for line in said.splitlines() if line.startswith("seen")]
+            own = [[0, 1], [2, 3]][index]
+            disk = "the disk is full" if index else "process 1: the disk is full"
+            assert lines == [
+                f"{own} {own}",
+                # All devices hold all rows: they are dealt out.
+                f"{own} [0, 1, 2, 3]",
+                "{'data': 1, 'fsdp': 1, 'tensor': 2}",
+                str([[[30], [20]], [[10], [0]]][index]),
+                "None" if index else "[[0], [10], [20], [30]]",
+                "[[0.0], [1.0]] True",
+                disk,
+                disk,
+                "process 1 has another configuration than process 0; start all processes with the "
+                "same command, on files that are the same",
+                "mesh {'data': 2, 'fsdp': 1, 'tensor': 1} takes 2 of 4 devices and leaves process 1"
+                " without any; use all devices, or start fewer processes",
+            ]
     finally:
         for child in pair:
             child.kill()
