@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.generation.settings import GenerateConfig
 from gotr1_jax.generation.work import Batch, Survey, batch_rows, bytes_per_row, default_rows
 from gotr1_jax.models.janus import abstract_policy
+from gotr1_jax.models.vq import picture_decoder
 from gotr1_jax.parallel.mesh import make_mesh, replicated, row_multiple
 from gotr1_jax.parallel.mesh import rows as row_sharding
 from gotr1_jax.sampling.rows import PromptBatch, Rows
@@ -119,7 +119,7 @@ class Painter:
             filled = np.concatenate([part, np.repeat(part[:1], parts - len(part), axis=0)])
             if self._mesh is not None:
                 filled = jax.device_put(filled, row_sharding(self._mesh))
-            out.append(to_uint8(np.asarray(self._decode(self._vq, filled)))[: len(part)])
+            out.append(np.asarray(self._decode(self._vq, filled))[: len(part)])
         return np.concatenate(out)
 
     def _load_decoder(self, source: Path) -> None:
@@ -127,14 +127,4 @@ class Painter:
         graphdef, self._vq = nnx.split(checkpoint.vq_module())
         if self._mesh is not None:
             self._vq = jax.device_put(self._vq, replicated(self._mesh))
-        grid = checkpoint.config.grid
-
-        def decode(state: Any, ids: jax.Array) -> jax.Array:
-            return nnx.merge(graphdef, state).decode_ids(ids, grid)
-
-        self._decode = jax.jit(decode)
-
-
-def to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """Decoded pixels, about [-1, 1] -> uint8; cut off, not rounded, as the reference does."""
-    return np.clip((pixels.astype(np.float32) + 1) / 2 * 255, 0, 255).astype(np.uint8)
+        self._decode = picture_decoder(graphdef, checkpoint.config.grid)

@@ -8,6 +8,7 @@ encodings are both L2-normalised before they are compared, so nearest means larg
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -177,3 +178,14 @@ class VQModel(nnx.Module):
 def abstract_vq(config: VQConfig, dtype: jnp.dtype = jnp.float32) -> VQModel:
     """The module with parameters as shapes only."""
     return nnx.eval_shape(lambda: VQModel(config, rngs=nnx.Rngs(0), dtype=dtype))
+
+
+def picture_decoder(graphdef: nnx.GraphDef, grid: int) -> Any:
+    """decode(state, ids_BU): pictures uint8 (B,H,W,3) of a split `VQModel`, jitted."""
+
+    def decode(state: Any, ids_BU: jax.Array) -> jax.Array:
+        pixels = nnx.merge(graphdef, state).decode_ids(ids_BU, grid)
+        # Cut off, not rounded, as the reference does.
+        return jnp.clip((pixels + 1.0) / 2 * 255, 0, 255).astype(jnp.uint8)
+
+    return jax.jit(decode)

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from gotr1_jax.data.pipeline import pad_rows
 from gotr1_jax.errors import InputError
-from gotr1_jax.models.vq import VQModel
+from gotr1_jax.models.vq import VQModel, picture_decoder
 from gotr1_jax.parallel.mesh import fetch_rows, own_rows, replicated
 from gotr1_jax.parallel.processes import gather, together
 from gotr1_jax.plan import Plan, parse_plan
@@ -60,17 +60,6 @@ def encode_captions(
     longest = max(len(row) for row in ids)
     width = -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
     return Prompts(tuple(captions), ids, width, tokenizer.specials.pad)
-
-
-def picture_decoder(graphdef: nnx.GraphDef, grid: int) -> Any:
-    """decode(state, ids_BU): pictures uint8 (B,H,W,3) of a split `VQModel`, jitted."""
-
-    def decode(state: Any, ids_BU: jax.Array) -> jax.Array:
-        pixels = nnx.merge(graphdef, state).decode_ids(ids_BU, grid)
-        # Cut off, not rounded, as the reference does.
-        return jnp.clip((pixels + 1.0) / 2 * 255, 0, 255).astype(jnp.uint8)
-
-    return jax.jit(decode)
 
 
 class Painter:
