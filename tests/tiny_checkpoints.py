@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,32 +48,15 @@ TINY = JanusConfig(
 
 # Sizes that the Hugging Face port has words for: groups of 32, the tower's grid, one multiplier
 # list; the width of a head is not the hidden size divided by their number.
-PORTABLE = JanusConfig(
-    decoder=DecoderConfig(
-        vocab_size=1024,
-        hidden_size=32,
-        mlp_size=48,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        rope_theta=5e3,
-        norm_eps=1e-5,
+PORTABLE = replace(
+    TINY,
+    decoder=replace(TINY.decoder, head_dim=16, rope_theta=5e3, norm_eps=1e-5),
+    vq=replace(
+        TINY.vq, base_channels=32, encoder_multipliers=(1, 2), decoder_multipliers=(1, 2),
+        norm_groups=VQConfig().norm_groups,
     ),
-    vq=VQConfig(
-        codebook_size=64,
-        code_dim=8,
-        base_channels=32,
-        z_channels=16,
-        encoder_multipliers=(1, 2),
-        decoder_multipliers=(1, 2),
-        num_res_blocks=1,
-    ),
-    siglip=SiglipConfig(
-        image_size=16, patch_size=2, width=16, mlp_size=40, num_layers=2, num_heads=2
-    ),
-    image_size=16,
-)
+    siglip=replace(TINY.siglip, patch_size=2, mlp_size=40),
+)  # fmt: skip
 
 
 def add_unused(directory: Path, seed: int = 1) -> None:
