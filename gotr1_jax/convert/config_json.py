@@ -122,16 +122,23 @@ def config_to_json(config: JanusConfig, dtype: str) -> dict[str, Any]:
             "model_type": "llama",
             "torch_dtype": dtype,
             "max_position_embeddings": 16384,
-            "hidden_size": D,
-            "intermediate_size": decoder.mlp_size,
-            "num_hidden_layers": decoder.num_layers,
-            "num_attention_heads": decoder.num_heads,
-            "num_key_value_heads": decoder.num_kv_heads,
-            "head_dim": decoder.head_dim,
-            "vocab_size": decoder.vocab_size,
-            "rope_theta": decoder.rope_theta,
-            "rms_norm_eps": decoder.norm_eps,
+            **llama_to_json(decoder),
         },
+    }
+
+
+def llama_to_json(decoder: DecoderConfig) -> dict[str, Any]:
+    """The decoder's sizes in the words of a Llama configuration, which both forms use."""
+    return {
+        "hidden_size": decoder.hidden_size,
+        "intermediate_size": decoder.mlp_size,
+        "num_hidden_layers": decoder.num_layers,
+        "num_attention_heads": decoder.num_heads,
+        "num_key_value_heads": decoder.num_kv_heads,
+        "head_dim": decoder.head_dim,
+        "vocab_size": decoder.vocab_size,
+        "rope_theta": decoder.rope_theta,
+        "rms_norm_eps": decoder.norm_eps,
     }
 
 

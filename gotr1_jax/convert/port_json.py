@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from gotr1_jax.convert.config_json import parse_config
+from gotr1_jax.convert.config_json import llama_to_json, parse_config
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.text import SpecialIds
@@ -33,16 +33,8 @@ def config_to_port_json(
             "model_type": "llama",
             "dtype": dtype,
             "hidden_act": "silu",
-            "hidden_size": D,
-            "intermediate_size": decoder.mlp_size,
-            "num_hidden_layers": decoder.num_layers,
-            "num_attention_heads": decoder.num_heads,
-            "num_key_value_heads": decoder.num_kv_heads,
-            "head_dim": decoder.head_dim,
-            "vocab_size": decoder.vocab_size,
+            **llama_to_json(decoder),
             "max_position_embeddings": max_positions,
-            "rope_theta": decoder.rope_theta,
-            "rms_norm_eps": decoder.norm_eps,
             "attention_bias": False,
             "mlp_bias": False,
             "tie_word_embeddings": False,
