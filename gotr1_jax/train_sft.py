@@ -41,7 +41,7 @@ from gotr1_jax.parallel.mesh import held_rows, make_mesh
 from gotr1_jax.parallel.processes import check_alike, is_first, together
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.plan import BOX_START
-from gotr1_jax.schema import SftConfig
+from gotr1_jax.schema import SftConfig, SftDataConfig
 from gotr1_jax.sft.losses import SftWeights
 from gotr1_jax.text import TOKENIZER_FILE, TextTokenizer, add_plan_tokens
 from gotr1_jax.training.checkpoint import Checkpoints, restore_path
@@ -236,32 +236,45 @@ def _record_data(config: SftConfig, start: Start, held: np.ndarray) -> Any:
     """Batches of records; every process makes its share of what is not on the disk yet."""
     data, host = config.data, Host(jax.process_index(), jax.process_count())
     pictures = PictureTokenizer(start.config.vq, start.config.image_size, start.vq)
-    folder = given_shards(data)
-    if folder is not None:
-        check_tokenizer(folder, pictures)
-    else:
-        with together(), TokensProgress() as progress:
+    with together(), TokensProgress() as progress:
+        folder = given_shards(data)
+        if folder is None:
             folder = tokenize_records(data, pictures, host, progress)
-    records = TokenizedRecords(folder, data.records.prompts)
-    if BOX_START in records.text(0)[1] and not start.tokenizer.marks_plans:
+        else:
+            check_tokenizer(folder, pictures)
+    tokenizer = (start.tokenizer_dir / TOKENIZER_FILE).read_bytes()
+    spelling = Spelling(start.tokenizer, config.template, hashlib.sha256(tokenizer).hexdigest())
+    with together():
+        records = TokenizedRecords(folder, data.records.prompts)
+        _check_marks(config, start, records)
+        lengths = Lengths.beside(Path(data.cache_dir), records, spelling)
+        for shard in host.shards(records.manifest):
+            lengths.count(shard, records.shards[shard])
+    check_alike(records.manifest.key, "set of records")
+    with together():
+        _leave_out(data, records, lengths)
+    limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
+    return record_batches(
+        records, start.tokenizer, config.template, limits, config.batch_size, config.seed, held
+    )
+
+
+def _check_marks(config: SftConfig, start: Start, records: TokenizedRecords) -> None:
+    """Raise InputError where plans have boxes and the tokenizer knows no marks of them."""
+    if len(records) and BOX_START in records.text(0)[1] and not start.tokenizer.marks_plans:
         raise InputError(
             f"the plans of the records hold {BOX_START}, which the tokenizer of init {config.init} "
             "would spell letter by letter; set add_plan_tokens: true"
         )
-    results = [shard.result for shard in records.shards]
-    total = records.manifest.records
-    unusable = check_usable(results, total, data.records.unusable_limit)
-    check_alike(records.manifest.key, "set of records")
 
-    tokenizer = (start.tokenizer_dir / TOKENIZER_FILE).read_bytes()
-    spelling = Spelling(start.tokenizer, config.template, hashlib.sha256(tokenizer).hexdigest())
-    lengths = Lengths.beside(Path(data.cache_dir), records, spelling)
-    with together():
-        for shard in host.shards(records.manifest):
-            lengths.count(shard, records.shards[shard])
+
+def _leave_out(data: SftDataConfig, records: TokenizedRecords, lengths: Lengths) -> None:
+    """Leave out the records that are too long; InputError where too many are no use."""
+    total = records.manifest.records
+    results = [shard.result for shard in records.shards]
+    unusable = check_usable(results, total, data.records.unusable_limit)
     limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
-    fits = lengths.fitting(records, limits)
-    records.keep(fits)
+    records.keep(lengths.fitting(records, limits))
     too_long = total - unusable - len(records)
     if too_long > data.records.too_long_limit * total:
         raise InputError(
@@ -270,9 +283,6 @@ def _record_data(config: SftConfig, start: Start, held: np.ndarray) -> Any:
             f"than the share {data.records.too_long_limit} (data.records.too_long_limit)"
         )
     _log.info("%d records; left out: %d unusable, %d too long", len(records), unusable, too_long)
-    return record_batches(
-        records, start.tokenizer, config.template, limits, config.batch_size, config.seed, held
-    )
 
 
 def _initial_state(

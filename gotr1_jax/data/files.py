@@ -1,10 +1,10 @@
-"""What a user names as data: files, names with wildcards, folders."""
+"""What a user names as data: files, and names with wildcards."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from gotr1_jax.errors import InputError
@@ -20,29 +20,23 @@ def as_names(source: Names) -> tuple[str, ...]:
     return tuple(source)
 
 
-def expand(source: Names, what: str, endings: Iterable[str] = ()) -> tuple[Path, ...]:
-    """The files that names mean, in the order of the names.
+def expand(source: Names, what: str) -> tuple[Path, ...]:
+    """The files that names mean, in the order of the names; one may be meant twice.
 
-    A name with wildcards (*, ?, [a-z]; ** for any folders) stands for all files that fit it, a
-    folder for all files under it with one of `endings`; both are sorted. A file that is there is
-    taken as it is, whatever its name. `what` says in an error what was looked for.
-    Raises InputError for a name that means no file.
+    A name with wildcards (*, ?, [a-z]; ** for any folders) stands for all files that fit it,
+    sorted. A file that is there is taken as it is, whatever its name. `what` says in an error what
+    was looked for. Raises InputError for a name that means no file.
     """
-    endings = tuple(endings)
-    found = [path for name in as_names(source) for path in _files_of(name, what, endings)]
+    found = [path for name in as_names(source) for path in _files_of(name, what)]
     if not found:
         raise InputError(f"no file is named for {what}")
     return tuple(found)
 
 
-def _files_of(name: str, what: str, endings: tuple[str, ...]) -> list[Path]:
+def _files_of(name: str, what: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
-        paths = [p for p in path.rglob("*") if p.name.endswith(endings) and p.is_file()]
-        if not endings or not paths:
-            wanted = f"; it holds no {', '.join(endings)}" if endings else ""
-            raise InputError(f"{what}: {name} is a folder{wanted}; name files")
-        return sorted(paths)
+        raise InputError(f"{what}: {name} is a folder; name files")
     if path.exists() or not glob.has_magic(name):
         return [path]
     paths = [p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file()]

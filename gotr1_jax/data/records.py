@@ -52,7 +52,7 @@ class Record:
     def picture(self) -> Image.Image:
         """The picture as RGB, upright. Raises InputError where there is no readable one."""
         if isinstance(self.image, bytes):
-            return decode_picture(io.BytesIO(self.image), f"of {self.where}")
+            return decode_picture(io.BytesIO(self.image), self.where)
         return open_picture(self.image)
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from record_files import WRITERS, Made, made, write_jsonl, write_parquet
+from record_files import made, write_jsonl, write_parquet
 from tiny import (
     SHAPES,
     assert_equal_trees,
@@ -33,6 +36,7 @@ from gotr1_jax.data.crop import square_pixels
 from gotr1_jax.data.records import Record, Records
 from gotr1_jax.data.settings import RecordsConfig
 from gotr1_jax.data.shards import TokenizedRecords, read_manifest
+from gotr1_jax.text import PLAN_TOKENS, TextTokenizer
 from gotr1_jax.training.metrics import read_metrics
 from gotr1_jax.training.picture_encoder import PictureEncoder
 
@@ -192,16 +196,6 @@ def test_other_settings_and_other_files_are_refused(whole, vq, tmp_path, capsys)
     assert "lacks 3 of 3 shards" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-def test_two_steps_on_records_of_each_kind(kind: str, vq: Path, tmp_path: Path) -> None:
-    values = values_of(vq, tmp_path, WRITERS[kind](tmp_path / "data", made(COUNT)))
-    assert command(values) == 0
-    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [1, 2]
-    assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)
-    assert (tmp_path / "run" / "model" / "config.json").is_file()
-
-
 def test_from_shards_alone_and_resumed_within_an_epoch(
     whole, vq: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,38 +232,42 @@ def test_from_shards_alone_and_resumed_within_an_epoch(
     )
 
 
-def bad_pictures(records: list[Made], count: int) -> list[Made]:
-    """The first `count` records with pictures that do not decode."""
-    return [
-        Made(r.caption, r.plan, r.png[:50], r.extra) if i < count else r
-        for i, r in enumerate(records)
-    ]
-
-
-def test_what_cannot_be_used_is_left_out_up_to_a_share(vq, tmp_path, capsys, caplog) -> None:
-    path = write_parquet(tmp_path / "data", bad_pictures(made(COUNT), 2))
-    values = values_of(vq, tmp_path, path)
-    assert command(values) == 2
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert "2 of 11 records cannot be used, more than the share 0.01" in message
-    assert f"{path}, row 1 cannot be read" in message
-    # Told again at once, from the shards; then allowed.
-    assert command(values) == 2
-    with caplog.at_level("INFO", logger="gotr1_jax"):
-        assert command(values, "--data.records.unusable_limit", "0.2") == 0
-    assert "9 records; left out: 2 unusable, 0 too long" in caplog.text
-
-
-def test_records_too_long_are_left_out_up_to_a_share(vq, tmp_path, capsys, caplog) -> None:
+def test_two_steps_on_parquet_without_what_cannot_be_used(vq, tmp_path, capsys, caplog) -> None:
     records = made(COUNT)
-    long = Made(records[5].caption, records[5].plan * 5, records[5].png, records[5].extra)
-    path = write_parquet(tmp_path / "data", [*records[:5], long, *records[6:]])
+    for i in (0, 3):
+        records[i] = replace(records[i], png=records[i].png[:50])
+    records[5] = replace(records[5], plan=records[5].plan * 5)
+    path = write_parquet(tmp_path / "data", records)
     values = values_of(vq, tmp_path, path)
-    assert command(values, "--data.records.too_long_limit", "0.05") == 2
+    # Told while the pictures are tokenised, and again from the shards.
+    for _ in range(2):
+        assert command(values) == 2
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert "2 of 11 records cannot be used, more than the share 0.01" in message
+        assert f"the picture {path}, row 1 cannot be read" in message
+    allowed = ("--data.records.unusable_limit", "0.2")
+    assert command(values, *allowed, "--data.records.too_long_limit", "0.05") == 2
     assert "1 of 11 records are longer than data.max_prompt_tokens 48 or" in capsys.readouterr().err
     with caplog.at_level("INFO", logger="gotr1_jax"):
-        assert command(values) == 0
-    assert "10 records; left out: 0 unusable, 1 too long" in caplog.text
+        assert command(values, *allowed) == 0
+    assert "8 records; left out: 2 unusable, 1 too long" in caplog.text
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)
+
+
+def test_a_tokenizer_learns_the_marks_of_plans(whole, vq: Path, tmp_path: Path, capsys) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(vq, start)
+    spec = json.loads((start / "tokenizer.json").read_text("utf-8"))
+    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] not in PLAN_TOKENS]
+    (start / "tokenizer.json").write_text(json.dumps(spec), "utf-8")
+    values = values_of(vq, tmp_path, whole[1]) | {"init": str(start), "model": None}
+    assert command(values) == 2
+    assert "would spell letter by letter; set add_plan_tokens: true" in capsys.readouterr().err
+    values |= {"add_plan_tokens": True, "steps": 1}
+    assert command(values) == 0
+    assert TextTokenizer.from_dir(tmp_path / "run" / "model").marks_plans
 
 
 def test_bad_words_of_the_command(whole, tmp_path, capsys) -> None:
