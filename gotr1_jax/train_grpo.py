@@ -99,7 +99,8 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
         )  # fmt: skip
         prompts = encode(_captions(config))
         heldout = encode(_heldout(config.evaluation))
-    check_alike(repr((prompts, heldout)), "set of captions, or tokenizer,")
+    check_alike(prompts.texts(), "set of captions, or tokenizer,")
+    check_alike(heldout.texts(), "set of held-out captions")
     batches = iter(caption_batches(prompts.captions, config.rollout.captions_per_step, config.seed))
     # A run that ended before its first checkpoint is started again by the same command.
     run = open_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")

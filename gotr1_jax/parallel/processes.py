@@ -10,7 +10,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import jax
@@ -28,7 +28,8 @@ _KINDS: dict[int, type[GotR1Error]] = {2: InputError, 3: Stopped, 4: RunError}
 
 def is_first() -> bool:
     """Whether this is process 0, which alone writes what is not a checkpoint's arrays."""
-    return jax.process_index() == 0
+    # A process alone may have touched no device yet, and need not here.
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def gather(values: np.ndarray) -> np.ndarray:
@@ -69,10 +70,15 @@ def together() -> Iterator[None]:
         raise _from_note(int(failed[0]), notes[failed[0]])
 
 
-def check_alike(text: str, what: str) -> None:
-    """Raise RunError, in every process, unless all give the same text; `what` it stands for."""
-    digest = np.frombuffer(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), np.uint8)
-    digests = gather(digest)
+def check_alike(text: str | Iterable[str], what: str) -> None:
+    """Raise RunError, in every process, unless all give the same text, or the same texts in the
+    same order; `what` they stand for."""
+    if jax.process_count() == 1:
+        return
+    digest = hashlib.sha256()
+    for part in (text,) if isinstance(text, str) else text:
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    digests = gather(np.frombuffer(digest.digest(), np.uint8))
     other = np.flatnonzero((digests != digests[0]).any(axis=1))
     if len(other):
         raise RunError(

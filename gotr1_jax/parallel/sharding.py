@@ -29,9 +29,9 @@ PARAMETER_RULES: dict[str, str | None] = {
     "code": None,
 }
 
-# Weights laid out for decoding: heads, mlp and vocabularies as in training, nothing over `fsdp`,
-# for a gathering of weights at every token would cost more than the token. So laying out gathers
-# over `fsdp` once a rollout, and sends nothing at all where that axis is 1.
+# Weights laid out for decoding: as in training, but nothing over `fsdp`: to gather weights at
+# every token would cost more than the token. So they are gathered over `fsdp` once a rollout, and
+# nothing of the layers is sent where that axis is 1.
 SAMPLING_RULES: dict[str, str | None] = PARAMETER_RULES | {"embed": None}
 
 

@@ -8,7 +8,7 @@ a row.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +45,10 @@ class Prompts:
     ids: tuple[list[int], ...]
     width: int
     pad: int
+
+    def texts(self) -> Iterator[str]:
+        """All that the prompts are, one after the other."""
+        return (f"{caption}\0{ids}" for caption, ids in zip(self.captions, self.ids))
 
     def batch(self, indices: Sequence[int]) -> PromptBatch:
         """The prompts of some captions, padded to the common width."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import Mesh
-from tiny import SPECIALS, STEP_MODEL, random_rows
+from tiny import SHAPES, SPECIALS, STEP_MODEL, random_rows, write_shapes
 
 from gotr1_jax.ahead.hlo import collectives
+from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.models.lora import split_lora
@@ -24,8 +26,9 @@ from gotr1_jax.parallel.sharding import placed_shapes, state_shardings
 from gotr1_jax.rl import PolicyLossConfig
 from gotr1_jax.sampling.replay import LogpSettings
 from gotr1_jax.sampling.sampler import Sampler, SamplerConfig
-from gotr1_jax.schema import OptimizerConfig
+from gotr1_jax.schema import OptimizerConfig, PolicyConfig
 from gotr1_jax.training.placement import mirror_shardings, put_rows
+from gotr1_jax.training.policy import load_policy
 from gotr1_jax.training.state import TrainState, make_optimizer, new_state
 from gotr1_jax.training.steps import PolicyBatch, make_policy_step
 
@@ -119,20 +122,29 @@ def test_an_update_gathers_no_stack_and_replicates_no_optimizer(lora: bool) -> N
     assert held < 0.55 * whole
 
 
-def test_laying_out_for_sampling_sends_nothing_without_fsdp() -> None:
-    mesh = mesh_of(4, 1, 2)
-    assert collectives(layout_text(mesh)) == {}
-    with_fsdp = collectives(layout_text(mesh_of(2, 2, 2)))
-    assert set(with_fsdp) == {"all-gather"}
+def test_laying_out_for_sampling_sends_only_what_lies_elsewhere() -> None:
+    # Without `fsdp` both tables of rules place the layers alike: only the tables of text and
+    # picture embeddings, which sampling holds whole, are sent, and what the latter are made of.
+    text, layers = layout(mesh_of(4, 1, 2))
+    sent = collectives(text)
+    D, V, I = STEP_MODEL.decoder.hidden_size, STEP_MODEL.decoder.vocab_size, STEP_MODEL.image_vocab
+    assert 0 < sum(traffic.bytes for traffic in sent.values()) <= 4 * D * (V + 2 * I)
+    assert layers and not layers & set(gathered(text))
+    # With it each layer's weights are gathered once.
+    text, layers = layout(mesh_of(2, 2, 2))
+    assert sum(traffic.bytes for traffic in collectives(text).values()) > 4 * D * (V + 2 * I)
 
 
-def layout_text(mesh: Mesh) -> str:
+def layout(mesh: Mesh) -> tuple[str, set[tuple[int, ...]]]:
+    """The program that lays out weights, and the shapes of layers' weights that it makes."""
     graphdef, adapters, rest = split(lora=True)
     whole = nnx.merge_state(adapters, rest)
     merged = nnx.split(nnx.merge(graphdef, adapters, rest))[0]
     sampler = Sampler(merged, STEP_MODEL, SPECIALS, SamplerConfig(max_plan_tokens=4), mesh)
     shapes = placed_shapes(whole, state_shardings(whole, mesh))
-    return sampler.layout(shapes)[0].lower(shapes).compile().as_text()
+    program, made = sampler.layout(shapes)
+    layers = {x.shape for x in jax.tree.leaves(made.layers) if x.ndim > 1}
+    return program.lower(shapes).compile().as_text(), layers
 
 
 def test_master_weights_are_float32_under_bfloat16_activations() -> None:
@@ -154,3 +166,18 @@ def test_master_weights_are_float32_under_bfloat16_activations() -> None:
     assert all(x.dtype == jnp.float32 for x in moments)
     # Adam's step of 0.05 is far finer than bfloat16 holds of weights of about 1.
     assert 0 < max(jax.tree.leaves(moved)) < 0.051
+
+
+def test_a_policy_is_loaded_into_its_shards(tmp_path: Path) -> None:
+    config = PolicyConfig(init=str(write_shapes(tmp_path / "checkpoint")), lora=LORA)
+    before = {id(x) for x in jax.live_arrays()}
+    policy, checkpoint = load_policy(config, 0, mesh_of(1, 4, 2))
+    assert checkpoint.policy is None
+    table = (SHAPES.decoder.vocab_size, SHAPES.decoder.hidden_size)
+    for x in jax.live_arrays():
+        assert id(x) in before or x.shape != table or len(x.devices()) == 8
+    held = [math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(policy.frozen)]
+    # Picture embeddings and the head are split over one of the two axes.
+    assert sum(held) < 0.16 * sum(x.size for x in jax.tree.leaves(policy.frozen))
+    alone = load_checkpoint(config.init, parts=("policy",)).policy
+    jax.tree.map(np.testing.assert_array_equal, policy.frozen, alone)
