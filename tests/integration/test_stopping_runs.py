@@ -6,6 +6,7 @@ Run as a program, this file is the job, with something that happens to it:
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -104,6 +105,16 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+def no_space() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def wait_for_save() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join()
+
+
 def job(config: str, what: str, other: str | None = None) -> int:
     train_vq.init_state = light_state
     train_vq.make_step, train_vq.evaluate = light_step, light_evaluation
@@ -117,6 +128,9 @@ def job(config: str, what: str, other: str | None = None) -> int:
 
         in_save(2, told.wait)
         in_step(3, tell)
+    elif what == "with a disk that is full in the save of step 4":
+        in_save(4, no_space)
+        in_step(5, wait_for_save)
     elif what == "killed in step 5":
         in_step(5, lambda: send(signal.SIGKILL))
     elif what == "killed in the save of step 6":
@@ -188,6 +202,14 @@ def test_stopped_and_killed_and_resumed_is_as_never_interrupted(tmp_path, progra
     assert "gotr1: stopped at step 3, which is saved; the same command" in done.stderr
     assert saved() == [2, 3] and not (broken / "model").exists()
     assert [line["step"] for line in read_metrics(broken / "metrics.jsonl")] == [1, 2, 3]
+
+    done = child("with a disk that is full in the save of step 4")
+    assert done.returncode == 1, done.stderr
+    # Said at the end of the step after it, whose metrics are there; what was saved before stays.
+    step_4 = broken / "checkpoints" / "step_000004"
+    assert f"gotr1: error: disk full: {step_4} was not written; free some" in done.stderr
+    assert [line["step"] for line in read_metrics(broken / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert saved() == [2, 3] and not step_4.exists()
 
     done = child("killed in step 5")
     assert done.returncode == -signal.SIGKILL, done.stderr
