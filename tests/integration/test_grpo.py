@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import yaml
 from tiny import (
     SHAPES,
     Blind,
@@ -26,9 +28,13 @@ from tiny import (
     write_config,
     write_shapes,
 )
+from tiny_checkpoints import write_tiny
 
 from gotr1_jax import cli, train_grpo
 from gotr1_jax.convert.checkpoint import load_checkpoint
+from gotr1_jax.rewards import JudgeResult
+from gotr1_jax.schema import EntropyConfig
+from gotr1_jax.training.entropy import new_entropy_state
 from gotr1_jax.training.metrics import read_metrics
 from gotr1_jax.training.run_dir import read_samples
 
@@ -195,13 +201,60 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
         np.testing.assert_array_equal(one.image, two.image)
         assert one.plan_text == two.plan_text
 
-    # A finished run is not run over, and its checkpoint fits no other configuration.
+    # A finished run is not run over.
     assert run(values, "--resume", "never") == 2
     assert "already holds a run" in capsys.readouterr().err
-    kept = (tmp_path / "run" / "config.yaml").read_text()
-    assert run(values, "--policy.lora.rank", "3") == 2
-    assert "does not fit this configuration" in capsys.readouterr().err
-    assert (tmp_path / "run" / "config.yaml").read_text() == kept
+
+
+def test_a_checkpoint_of_another_rank_vocabulary_or_dtype_is_refused(
+    finished, tmp_path, monkeypatch, capsys
+):
+    """Where adapters are trained, the weights under them are held to as well."""
+    root, _ = finished
+    values = yaml.safe_load((root / "config.yaml").read_text())
+    kept = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    decoder = replace(SHAPES.decoder, vocab_size=520)
+    larger = write_tiny(tmp_path / "larger", replace(SHAPES, decoder=decoder))
+    for words, said in {
+        ("--policy.lora.rank", "3"): (
+            r"params/.*lora_a.* is float32 \((.*), 2\) in the checkpoint but float32 \(\1, 3\) "
+            r"here \(and \d+ more"
+        ),
+        ("--policy.init", str(larger)): (
+            r"frozen/.* is float32 \((512, 32|32, 512)\) in the checkpoint but "
+            r"float32 \((520, 32|32, 520)\) here"
+        ),
+        ("--policy.param_dtype", "bfloat16"): (
+            r"frozen/.* is float32 (\(.*\)) in the checkpoint but bfloat16 \1 here"
+        ),
+    }.items():
+        assert run(values, *words) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert f"checkpoint {root}/checkpoints/step_000004 does not fit" in line
+        assert re.search(said, line), line
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == kept
+
+
+def test_rewards_of_nothing_but_zeros_raise_an_alarm_and_no_nan(
+    checkpoint, tmp_path, monkeypatch, capsys
+):
+    class Unmoved(Brightness):
+        def judge(self, requests: Any) -> Any:
+            return [JudgeResult(dict.fromkeys(self.terms, 0.0)) for _ in requests]
+
+    monkeypatch.setattr(train_grpo, "make_judge", lambda *_: Unmoved())
+    saved = record_saves(monkeypatch)
+    values = grpo_values(checkpoint, tmp_path / "run")
+    values["reward"] |= {"alarm_steps": 2}
+    assert run(values) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines if "alarm" in line] == [
+        f"alarm: every reward of the last {steps} steps was 0" for steps in (2, 4)
+    ]
+    for line in read_metrics(tmp_path / "run" / "metrics.jsonl"):
+        assert line["reward/frac_zero_std"] == 1 and line["updates/skipped"] == 0
+        assert all(np.isfinite(value) for value in line.values()), line
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved[4]))
 
 
 def test_told_to_stop_in_a_rollout_and_resumed_is_as_never_told(
@@ -268,9 +321,12 @@ def test_broken_updates_end_the_run(checkpoint, tmp_path, monkeypatch, capsys):
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [line["updates/skipped"] for line in lines] == [1, 2]
     assert not (tmp_path / "run" / "summary.json").exists()
-    # The step before was saved with everything as it was.
+    # The step before was saved with everything as it was, and the one that ended the run was not.
     assert list(saved) == [1] and int(saved[1].skipped) == 1
     assert all(not b.any() for p, b in _adapters(saved[1].params) if "lora_b" in p)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(saved[1].opt_state))
+    entropy = EntropyConfig(**values["entropy"])
+    assert_equal_trees(saved[1].entropy, host(new_entropy_state(entropy)))
 
 
 def _adapters(params: Any) -> list[tuple[str, np.ndarray]]:
