@@ -166,7 +166,7 @@ def sides(ckpt: Scripted, baseline: Scripted) -> dict[str, Side]:
 # Eight questions, two kinds; what is right by line: colors 1-4, yes or no 5-8.
 RIGHT = {1: "red", 2: "red", 3: "red", 4: "blue", 5: "yes", 6: "yes", 7: "no", 8: "no"}
 OLD = {1: "red", 2: "red", 3: "green", 4: "red", 5: "yes", 6: "hm", 7: "no", 8: "cut"}
-NEW = {1: "red", 2: "A blue", 3: "red", 4: "blue", 5: "no", 6: "yes", 7: "No.", 8: "no!"}
+NEW = {1: "red", 2: "A blue", 3: "red", 4: "blue", 5: "perhaps", 6: "yes", 7: "No.", 8: "no!"}
 
 
 def make_data(folder: Path, on_first_picture: Sequence[int]) -> Path:
@@ -210,8 +210,8 @@ def test_side_by_side_by_hand(data: Path, tmp_path: Path) -> None:
     # The commonest color is red (3 of 4); yes and no are as common.
     assert (scores["color"]["commonest"], scores["yes or no"]["commonest"]) == (3 / 4, 2 / 4)
     assert whole["commonest"] == 5 / 8 and whole["over_commonest"] == pytest.approx(-1 / 8)
-    # "hm" and "cut" say neither yes nor no; "A blue" is an answer, a wrong one.
-    assert (whole["unclear_baseline"], whole["unclear_ckpt"]) == (2, 0)
+    # "hm", "cut" and "perhaps" say neither yes nor no; "A blue" is an answer, a wrong one.
+    assert (whole["unclear_baseline"], whole["unclear_ckpt"]) == (2, 1)
     assert (whole["cut_baseline"], whole["cut_ckpt"]) == (1, 0)
     color = scores["color"]
     assert (color["baseline"], color["ckpt"], color["lost"], color["won"]) == (2 / 4, 3 / 4, 1, 2)
