@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,8 @@ class SplitPolicy:
 
     def reference(self) -> Any:
         """What stands for `trained` in the reference policy: adapters off, or a copy."""
-        if not self.has_adapters:
-            return jax.tree.map(jnp.copy, self.trained)
-        return jax.tree.map(jnp.zeros_like, self.trained)
+        make = partial(jax.tree.map, jnp.zeros_like if self.has_adapters else jnp.copy)
+        return jax.jit(make, out_shardings=shardings_of(self.trained))(self.trained)
 
 
 def checkpoint_path(init: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import jax
 import pytest
@@ -32,6 +33,25 @@ def test_mesh_takes_what_is_left():
     small = make_mesh(1, 2, 1)
     assert list(small.devices.flat) == jax.devices()[:2]
     assert row_multiple(make_mesh(2, 2, 2)) == 4
+
+
+@dataclass(frozen=True)
+class Chip:
+    """As much of a device as a mesh asks for."""
+
+    id: int
+    process_index: int
+
+
+def test_devices_of_a_process_stand_together():
+    # Four hosts of 2 x 2 chips in a slice of 4 x 4, numbered row by row.
+    chips = [Chip(4 * y + x, 2 * (y // 2) + x // 2) for y in range(4) for x in range(4)]
+    grid = make_mesh(2, 2, 4, devices=chips).devices
+    assert [[{chip.process_index for chip in host} for host in half] for half in grid] == [
+        [{0}, {1}],
+        [{2}, {3}],
+    ]
+    assert [chip.id for chip in grid[0, 0]] == [0, 1, 4, 5]
 
 
 @pytest.mark.parametrize(
