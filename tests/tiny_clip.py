@@ -86,11 +86,11 @@ def write_vocabulary(directory: Path) -> Path:
     return file
 
 
-def write_tiny_clip(directory: Path) -> Path:
+def write_tiny_clip(directory: Path, seed: int = 0) -> Path:
     """A tiny random CLIP as `convert_hps` writes it, float32; returns `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(clip_config_to_json(TINY, "float32")))
-    tensors = foreign_tensors({"clip": tiny_state()}, PORT)
+    tensors = foreign_tensors({"clip": tiny_state(seed)}, PORT)
     write_safetensors(directory / "model.safetensors", tensors, "float32")
     write_vocabulary(directory)
     return directory

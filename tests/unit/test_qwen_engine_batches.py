@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,50 @@ def test_memory_is_bounded_whatever_the_number_of_questions(directory: Path) -> 
     assert max(len({p.key for q in wave for p in q.pictures}) for wave in waves) == 4
     units, rows = engine._open(waves[0], [()] * len(waves[0]))
     assert units.shape[0] <= 2 * 64 and len(rows) == 8
+
+
+def test_neither_programs_nor_arrays_grow_with_the_questions(directory: Path) -> None:
+    """A mixture of picture sizes and lengths, 5 times and 15 times: compiled once, held once."""
+    engine = make_engine(directory)
+    held: list[int] = []
+    bucket = engine._runner.programs.bucket
+
+    def measured(*arguments: Any) -> Any:
+        state = bucket(*arguments)
+        held.append(sum(x.nbytes for x in jax.live_arrays()))
+        return state
+
+    engine._runner.programs = replace(engine._runner.programs, bucket=measured)
+
+    def mixture(number: int) -> list[Question]:
+        pictures = [picture(number, size) for size in ((56, 56), (84, 112), (112, 84))]
+        shown = [(p,) for p in pictures] + [(), (pictures[0], pictures[1])]
+        return [
+            Question("score", p, "A cat. ", f"{'word ' * n}{number:03}?", 4 + 8 * (n % 2), SCALE)
+            for p in shown
+            for n in (1, 6)
+        ]
+
+    def compiled() -> dict[str, int]:
+        tower, text = vars(engine._read_pictures), vars(engine._runner.programs)
+        found = {**tower, **text, "bucket": bucket}.items()
+        return {name: f._cache_size() for name, f in found if hasattr(f, "_cache_size")}
+
+    sizes = []
+    for numbers in (range(5), range(100, 115)):
+        asked = [question for number in numbers for question in mixture(number)]
+        gc.collect()
+        held.clear()
+        engine.answer(asked)
+        engine.expected_scores(asked)
+        sizes.append((max(held), compiled()))
+    (few_bytes, few), (many_bytes, many) = sizes
+    assert many_bytes <= few_bytes
+    assert engine.counts.most_tokens <= 2048
+    # The last chunk and the last pictures of a call may be fewer, each in its own way.
+    more = {name: many[name] - number for name, number in few.items()}
+    assert {"encode", "read_questions", "bucket", "score"} <= set(more)
+    assert all(number <= 2 for number in more.values()), more
 
 
 def test_prefixes_are_read_once(directory: Path) -> None:

@@ -1,0 +1,125 @@
+"""GRPO with a model for a judge, in one process: every term, words, the cache, unread answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lookup_engine import plan_text
+from taught_qwen import FOUND, judge_values
+from tiny import (
+    compiled_once,
+    grpo_values,
+    interrupt_after,
+    steady_metrics,
+    write_config,
+    write_shapes,
+)
+from tiny_qwen import TINY_QWEN, write_tiny_qwen
+
+from gotr1_jax import cli
+from gotr1_jax.plan import iou, parse_plan
+from gotr1_jax.plan.boxes import box_from_pixels
+from gotr1_jax.training import rollout
+from gotr1_jax.training.metrics import read_metrics
+from gotr1_jax.training.run_dir import read_samples
+
+TERMS = ("sem", "spa", "ri", "pi", "hps")
+CAPTIONS = ("a cat on the left of a desk", "two wooden chairs and a green apple", "a blue bus")
+PLANNED = plan_text(("cat", (50, 50, 700, 900)), ("dog", (500, 400, 999, 999)))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with compiled_once(tmp_path_factory.mktemp("programs")):
+        yield write_shapes(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture
+def values(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Three steps of 2 captions x 2 samples; a random policy's plans, with boxes behind them."""
+    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+    monkeypatch.setattr(rollout, "parse_plan", lambda text: parse_plan(f"{text} {PLANNED}"))
+    file = tmp_path / "captions.txt"
+    file.write_text("\n".join(CAPTIONS))
+    values = grpo_values(checkpoint, tmp_path / "run")
+    values |= {"steps": 3, "samples_every": 1, "checkpoint": {"every": 1}}
+    values["captions"] = {"source": str(file)}
+    values["evaluation"] = {"source": str(file), "captions": 2, "samples": 1, "shown": 2}
+    return values
+
+
+def run(values: dict[str, Any]) -> int:
+    path = Path(values["run_dir"]).parent / "grpo.yaml"
+    return cli.run(["train", "grpo", "--config", str(write_config(path, values))])
+
+
+def test_every_term_is_earned_kept_and_never_asked_for_twice(values, tmp_path):
+    root = tmp_path / "run"
+    values["judge"] = judge_values(tmp_path)
+    values["reward"] = {"rule": "v2", "terms": list(TERMS)}
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 2)
+        assert run(values) == 130
+    stopped = steady_metrics(root)
+    assert run(values) == 0
+
+    lines = read_metrics(root / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        for term in TERMS:
+            assert 0 < line[f"reward/{term}/mean"] < 1, term
+        assert line["reward/total/std"] > 0 and line["grad_norm"] > 0
+        assert line["judge/failed_frac"] == 0 and line["rollout/missing_groups"] == 0
+    # Of each of four samples sem, pi and where two things are; of each caption spa, as its plans
+    # have the same boxes. The second step was not saved, so it was done again; its answers lay
+    # with the run.
+    asked = [line["judge/questions"] for line in lines]
+    assert asked[1] == 0 and all(16 <= asked[i] <= 18 for i in (0, 2))
+    assert lines[1]["judge/cached_frac"] == 1
+    again = {k: v for k, v in steady_metrics(root)[1].items() if not k.startswith("judge/")}
+    assert again == {k: stopped[1][k] for k in again}
+
+    page = (root / "report.html").read_text(encoding="utf-8")
+    found = box_from_pixels(*json.loads(FOUND), 56, 56)  # 64 pixels are judged as 56
+    for record in read_samples(root / "samples" / "step_000003"):
+        wanted = np.mean([iou(found, box) for _, box in record.planned])
+        assert record.scores["ri"] == pytest.approx(wanted, abs=1e-6)
+        assert record.located == (("cat", found), ("dog", found))
+        assert record.said["ri"] == f"cat: {FOUND}\ndog: {FOUND}"
+        assert record.caption in page and "expected score" in record.words
+    summary = json.loads((root / "summary.json").read_text())
+    assert set(summary["after"]) == {"total", *TERMS}
+
+
+def test_a_judge_that_cannot_be_read_teaches_nothing_and_says_so(values, tmp_path, capsys):
+    """A random model: no answer is JSON, so every sample lacks its terms."""
+    text = dataclasses.replace(TINY_QWEN.text, num_layers=1)
+    qwen = write_tiny_qwen(tmp_path / "qwen", dataclasses.replace(TINY_QWEN, text=text))
+    values["judge"] = {
+        "kind": "qwen2_5_vl",
+        "questions": {"score_tokens": 4, "boxes_tokens": 4, "canvas": 112},
+        "qwen2_5_vl": {"checkpoint": str(qwen), "dtype": "float32", "rows": 8},
+    }
+    values["reward"] = {"rule": "v1", "failure_limit": 1.0}
+    values["update"] |= {"refill_rounds": 1}
+    values |= {"steps": 2, "entropy": None}
+    assert run(values) == 0
+    assert "nan" in capsys.readouterr().out
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    for line in lines:
+        assert line["judge/failed_frac"] == line["judge/unread_frac"] == 1
+        assert line["judge/asked_twice_frac"] == 1 and np.isnan(line["reward/total/mean"])
+        # Both groups lack rewards, so did those that were to replace them.
+        assert (line["rollout/rounds"], line["rollout/missing_groups"]) == (2, 2)
+        assert line["rollout/wasted_frac"] == line["reward/frac_zero_std"] == 1
+        assert line["loss"] == line["grad_norm"] == 0 and line["updates/skipped"] == 0
+    (record, *_) = read_samples(tmp_path / "run" / "samples" / "step_000002")
+    assert "unreadable answer" in record.words or "cut off" in record.words
+    assert np.isnan(record.total) and record.advantage == 0
+    assert "could not tell" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

@@ -1,0 +1,138 @@
+"""Refill in a whole run, ended in the middle of it: resumed as never ended, to the bit.
+
+Run as a program this file is the job, `FILE CONFIG CALL`, which kills itself when its judge is
+asked for the CALL-th time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import (
+    assert_equal_trees,
+    compiled_once,
+    grpo_values,
+    record_saves,
+    steady_metrics,
+    write_config,
+    write_shapes,
+)
+
+from gotr1_jax import cli, train_grpo
+from gotr1_jax.rewards import JudgeRequest, JudgeResult
+from gotr1_jax.training.metrics import read_metrics
+
+REFILLS = 2
+
+
+@dataclass
+class Coin:
+    """A verdict that pictures get as if by a coin, every third of them a 1.
+
+    When it is asked for the `call`-th time, the process is killed.
+    """
+
+    call: int = 0
+    terms: tuple[str, ...] = ("verdict",)
+    identity: str = "coin"
+    asked: int = 0
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
+        self.asked += 1
+        if self.asked == self.call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        values = [int(request.image.sum()) + len(request.plan.text) for request in requests]
+        return [JudgeResult({"verdict": float(value % 3 == 0)}) for value in values]
+
+
+def values_of(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
+    values = grpo_values(checkpoint, run_dir)
+    values["reward"] = {"rule": "sum", "terms": ["verdict"]}
+    values["judge"] = {"terms": ["verdict"]}
+    values["update"] |= {"refill_rounds": REFILLS, "updates_per_rollout": 2, "micro_batch": 2}
+    values["checkpoint"] = {"every": 1}
+    return values
+
+
+def run(values: dict[str, Any]) -> int:
+    path = Path(values["run_dir"]).parent / "grpo.yaml"
+    return cli.run(["train", "grpo", "--config", str(write_config(path, values))])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("refill")
+    with compiled_once(folder / "programs"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+        write_shapes(folder / "checkpoint")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> tuple[list[dict[str, Any]], dict[int, Any]]:
+    """Metrics and saved states of a run that nobody ended."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_grpo, "make_judge", lambda *_: Coin())
+        saved = record_saves(patch)
+        assert run(values_of(folder / "checkpoint", folder / "whole" / "run")) == 0
+    return steady_metrics(folder / "whole" / "run"), saved
+
+
+@pytest.fixture
+def middle(whole: tuple[list[dict[str, Any]], dict[int, Any]]) -> int:
+    """Which call of the judge is the second round of a step that is not the first."""
+    rounds = [int(line["rollout/rounds"]) for line in whole[0]]
+    step = next(i for i in range(1, len(rounds)) if rounds[i] > 1)
+    return 1 + sum(rounds[:step]) + 2  # one for the evaluation
+
+
+def test_what_a_step_says_of_its_search(whole):
+    for line in whole[0]:
+        rounds, missing = line["rollout/rounds"], line["rollout/missing_groups"]
+        assert rounds == REFILLS + 1 or missing == 0
+        assert line["rollout/wasted_frac"] == pytest.approx(1 - (2 - missing) / (2 * rounds))
+        flat = line["reward/frac_zero_std"] * 2 * rounds
+        assert flat >= 2 * (rounds - 1) - 1 and flat >= missing
+        assert np.isfinite(line["loss"]) and np.isfinite(line["grad_norm"])
+        # Half the rewards of a group of two that differ are 1.
+        if not missing:
+            assert line["reward/verdict/mean"] == 0.5
+    assert {line["rollout/rounds"] for line in whole[0]} - {1.0}, "no step needed a refill"
+
+
+def test_killed_in_a_refill_and_resumed(folder, whole, middle, tmp_path, monkeypatch):
+    values = values_of(folder / "checkpoint", tmp_path / "run")
+    config = write_config(tmp_path / "killed.yaml", values)
+    root = Path(__file__).resolve().parents[2]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")]),
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, __file__, str(config), str(middle), str(folder / "programs")]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = len(read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    assert 1 <= done < 4
+
+    monkeypatch.setattr(train_grpo, "make_judge", lambda *_: Coin())
+    saved = record_saves(monkeypatch)
+    assert run(values) == 0
+    assert sorted(saved) == list(range(done + 1, 5))
+    assert_equal_trees(saved[4], whole[1][4])
+    assert steady_metrics(tmp_path / "run") == whole[0]
+
+
+if __name__ == "__main__":
+    train_grpo.make_judge = lambda *_: Coin(int(sys.argv[2]))
+    with compiled_once(Path(sys.argv[3])):
+        sys.exit(cli.run(["train", "grpo", "--config", sys.argv[1]]))
