@@ -26,8 +26,12 @@ def write_blip(folder: Path) -> Path:
     text = {**_SIZES, "vocab_size": bos + 2, "bos_token_id": bos, "encoder_hidden_size": 16,
             "pad_token_id": 0, "sep_token_id": 3, "eos_token_id": 3}  # fmt: skip
     torch.manual_seed(0)
-    config = hf.BlipConfig(text_config=text, vision_config=_VISION)
-    hf.BlipForQuestionAnswering(config).save_pretrained(folder)
+    model = hf.BlipForQuestionAnswering(hf.BlipConfig(text_config=text, vision_config=_VISION))
+    with torch.no_grad():  # so that answers hang on pictures and on questions
+        for values in model.parameters():
+            if values.ndim > 1:
+                values.normal_(0, 0.3)
+    model.save_pretrained(folder)
     hf.BlipImageProcessorPil(**_SQUARE).save_pretrained(folder)
     return folder
 

@@ -119,30 +119,33 @@ class BlipVqa(_Model):
         return ids
 
     def _answer(self, picture: Picture, asks: Sequence[Ask]) -> list[float]:
-        import torch
-
         model, processor, tokenizer = self._parts
         image = self._pixels(processor, [Image.fromarray(picture.pixels)])
         seen = model.vision_model(pixel_values=image).last_hidden_state
-        words = tokenizer(
-            [clean_question(ask.text) for ask in asks], padding=True, truncation=True,
-            max_length=_LONGEST_QUESTION, return_tensors="pt",
-        ).to(self._device)  # fmt: skip
-        ids, mask = words["input_ids"], words["attention_mask"]
+        texts = [clean_question(ask.text) for ask in asks]
+        rows = tokenizer(texts, truncation=True, max_length=_LONGEST_QUESTION)["input_ids"]
+        shares = [0.0] * len(asks)
+        # Of one length at a time: the port lets padding change the answer.
+        for length in sorted({len(row) for row in rows}):
+            places = [i for i, row in enumerate(rows) if len(row) == length]
+            for i, share in zip(places, self._first_step(seen, [rows[i] for i in places])):
+                shares[i] = share
+        return shares
+
+    def _first_step(self, seen: Any, rows: Sequence[Sequence[int]]) -> list[float]:
+        """Yes against no for questions (token ids) of one length about one picture."""
+        import torch
+
+        model = self._parts[0]
         bos = model.config.text_config.bos_token_id
+        ids = torch.tensor(rows, device=self._device)
         ids[:, 0] = bos + 1  # [ENC], as BLIP was trained; [DEC] is the id before it
         question = model.text_encoder(
-            input_ids=ids,
-            attention_mask=mask,
-            encoder_hidden_states=seen.expand(len(asks), -1, -1),
-            encoder_attention_mask=torch.ones(
-                (len(asks), seen.shape[1]), dtype=torch.long, device=self._device
-            ),
+            input_ids=ids, encoder_hidden_states=seen.expand(len(rows), -1, -1)
         ).last_hidden_state
         first = model.text_decoder(
-            input_ids=torch.full((len(asks), 1), bos, device=self._device),
+            input_ids=torch.full((len(rows), 1), bos, device=self._device),
             encoder_hidden_states=question,
-            encoder_attention_mask=mask,
         ).logits[:, 0]
         return torch.softmax(first[:, self._yes_no].float(), dim=-1)[:, 0].tolist()
 
