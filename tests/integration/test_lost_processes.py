@@ -11,6 +11,8 @@ import pytest
 from several import Group, saved_arrays
 from tiny import compiled_once, sft_values, steady_metrics, write_config, write_shapes
 
+from gotr1_jax import cli
+
 STEPS = 4
 HEARTBEAT = 8
 
@@ -46,6 +48,22 @@ def whole(folder: Path) -> Path:
     return folder / "whole"
 
 
+def test_two_processes_train_as_one(folder: Path, whole: Path) -> None:
+    run = folder / "one"
+    given = values(folder, run) | {"mesh": {"data": 1}}
+    with pytest.MonkeyPatch.context() as patch:
+        # The devices of this process are set already.
+        patch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+        config = write_config(run.with_suffix(".yaml"), given)
+        assert cli.run(["train", "sft", "--config", str(config)]) == 0
+    for line, wanted in zip(steady_metrics(whole), steady_metrics(run), strict=True):
+        for name in wanted:
+            np.testing.assert_allclose(line[name], wanted[name], atol=1e-4, err_msg=name)
+    arrays, wanted = saved_arrays(whole, STEPS), saved_arrays(run, STEPS)
+    for path in wanted:
+        np.testing.assert_allclose(arrays[path], wanted[path], atol=1e-4, err_msg=path)
+
+
 @pytest.mark.parametrize("victim", [1, 0])
 def test_the_other_ends_and_the_run_goes_on(folder: Path, whole: Path, victim: int) -> None:
     run = folder / f"killed_{victim}"
@@ -75,9 +93,3 @@ def test_other_settings_in_one_process_end_both(folder: Path) -> None:
             line = group.said(index).splitlines()[-1]
             assert line.startswith("gotr1: error: process 1 has another configuration than")
     assert not (folder / "unlike").exists()
-
-
-def test_a_file_that_one_process_lacks_ends_both(folder: Path) -> None:
-    with start(folder, folder / "lacking", ["--vq=absent"], ["--vq=absent"]) as group:
-        assert group.end() == [2, 2]
-        assert "gotr1: error: no checkpoint" in group.said(0)
