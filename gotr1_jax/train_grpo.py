@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gotr1_jax.config import to_yaml
-from gotr1_jax.convert.checkpoint import load_checkpoint, save_checkpoint
+from gotr1_jax.convert.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gotr1_jax.data.pipeline import caption_batches
 from gotr1_jax.data.sources import read_captions, shapes_captions
 from gotr1_jax.errors import RunError
@@ -107,7 +107,7 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
     with together():
         # Answers stay with the run: a resumed step does not ask twice.
         judge = make_judge(config.judge, run.root / "judge_cache", local_part(mesh))
-    roller = _roller(config, policy, checkpoint, tokenizer, judge, mesh)
+    roller = make_roller(config, policy, checkpoint, judge, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
     reference = policy.reference() if config.loss.kl != "none" else None
     learner = make_learner(config, policy, tokenizer.specials, optimizer, reference)
@@ -195,10 +195,11 @@ def _heldout(config: EvaluationConfig) -> tuple[str, ...]:
     return read_captions(config.source, config.column, config.captions)
 
 
-def _roller(
-    config: GrpoConfig, policy: SplitPolicy, checkpoint: Any, tokenizer: Any, judge: Judge,
-    mesh: Any,
-) -> Roller:  # fmt: skip
+def make_roller(
+    config: GrpoConfig, policy: SplitPolicy, checkpoint: Checkpoint, judge: Judge, mesh: Mesh
+) -> Roller:
+    """What samples and scores in a job; the checkpoint has its tokenizers of text and pictures."""
+    tokenizer = checkpoint.tokenizer
     sampler = make_sampler(config, policy, checkpoint.config, tokenizer.specials, mesh)
     grid, local = checkpoint.config.grid, local_part(mesh)
     painter = Painter(checkpoint.vq_module(), grid, config.rollout.decode_batch, local)

@@ -269,24 +269,22 @@ def _load(
     import jax
 
     from gotr1_jax.parallel.mesh import make_mesh
-    from gotr1_jax.train_grpo import make_sampler
+    from gotr1_jax.train_grpo import make_roller
     from gotr1_jax.training.policy import load_policy
-    from gotr1_jax.training.rollout import Painter, Roller, encode_captions, records
+    from gotr1_jax.training.rollout import encode_captions, records
 
-    job, G = config.job, config.samples
+    G = config.samples
     rows = max(1, min(len(captions), config.batch_size // G)) * G
+    job = replace(config.job, rollout=replace(config.job.rollout, decode_batch=rows))
     devices = max(n for n in range(1, len(jax.devices()) + 1) if rows % n == 0)
     mesh = make_mesh(devices=jax.devices()[:devices])
     init = replace(job.policy, init=str(source), lora=None)
     policy, checkpoint = load_policy(init, 0, mesh)
-    tokenizer = checkpoint.tokenizer
-    sampler = make_sampler(job, policy, checkpoint.config, tokenizer.specials, mesh)
-    painter = Painter(checkpoint.vq_module(), checkpoint.config.grid, rows, mesh)
-    roller = Roller(sampler, painter, ShapesJudge(SHAPES_TERMS), job.reward, tokenizer, mesh)
+    roller = make_roller(job, policy, checkpoint, ShapesJudge(SHAPES_TERMS), mesh)
     prompts = encode_captions(
-        captions, tokenizer, job.policy.template, job.policy.max_prompt_tokens
+        captions, checkpoint.tokenizer, job.policy.template, job.policy.max_prompt_tokens
     )
-    params = sampler.prepare(policy.whole(policy.trained))
+    params = roller.sampler.prepare(policy.whole(policy.trained))
 
     def roll(indices: list[int]) -> list[SampleRecord]:
         scored = roller(params, prompts, indices, G, config.seed, 0)

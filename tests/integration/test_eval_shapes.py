@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from tiny import compiled_once, grpo_values, write_config, write_shapes
 
-from gotr1_jax import train_grpo
 from gotr1_jax.cli import run
 from gotr1_jax.config import load_config
 from gotr1_jax.data.sources import shapes_captions
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.rewards import make_judge
 from gotr1_jax.schema import GrpoConfig
+from gotr1_jax.train_grpo import make_roller
 from gotr1_jax.training import run_dir
 from gotr1_jax.training.evaluate import Evaluation, evaluate
 from gotr1_jax.training.policy import load_policy
@@ -55,9 +55,7 @@ def own(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     config = load_config(GrpoConfig, job)
     mesh = make_mesh(data=1)
     policy, checkpoint = load_policy(config.policy, config.seed, mesh)
-    roller = train_grpo._roller(
-        config, policy, checkpoint, checkpoint.tokenizer, make_judge(config.judge), mesh
-    )
+    roller = make_roller(config, policy, checkpoint, make_judge(config.judge), mesh)
     heldout = encode_captions(
         shapes_captions("heldout", CAPTIONS), checkpoint.tokenizer, config.policy.template,
         config.policy.max_prompt_tokens,
