@@ -136,9 +136,14 @@ def test_faults_of_the_supervised_job(tmp_path):
         ({"caption_dropout": 1.0}, "caption_dropout is 1.0"),
         ({"batch_size": 16}, "batch_size is 16, data.examples is 8"),
         ({"seed": -1}, "seed is -1"),
+        ({"add_plan_tokens": True}, "add_plan_tokens is for init"),
     ):
         with pytest.raises(InputError, match=message):
             replace(config, **changes).check()
+    with pytest.raises(InputError, match="data.source is empty"):
+        replace(config.data, source=()).check()
+    # Records are counted when they are read.
+    replace(config, batch_size=16, micro_batch=4, data=replace(config.data, source="a")).check()
     # Sizes that no model can have come as the same kind of error.
     good["model"]["decoder"]["head_dim"] = 15
     with pytest.raises(InputError, match="model.decoder: head_dim 15 is odd"):

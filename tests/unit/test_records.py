@@ -15,11 +15,14 @@ from huggingface_hub import constants
 from PIL import Image
 from record_files import WRITERS, made, picture, write_jsonl, write_parquet, write_tar
 
+from gotr1_jax.config import load_config
 from gotr1_jax.data.crop import square_box, square_pixels
 from gotr1_jax.data.records import Record, Records, Unusable, files_key, parsed, pick, record_files
 from gotr1_jax.data.settings import PromptsConfig, RecordsConfig
 from gotr1_jax.errors import InputError
+from gotr1_jax.schema import SftConfig
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PROMPTS = (PromptsConfig("tags"), PromptsConfig("other.deep"), PromptsConfig("caption"))
 CONFIG = RecordsConfig(prompts=PROMPTS)
 
@@ -83,6 +86,35 @@ def test_what_a_value_may_be() -> None:
     assert pick({"a": "text"}, "a.b") is None and pick({}, "a") is None
     assert parsed("['it''s', \"b\"]") == ["its", "b"]
     assert parsed("[not a list") == "[not a list" and parsed("[photo] of a cat") != []
+
+
+def test_the_fields_of_reasongen_r1(tmp_path: Path) -> None:
+    config = load_config(SftConfig, CONFIGS / "reasongen_r1_sft.yaml").data.records
+    lists = {"paraphrases": ["p1", "p2"], "varied_captions": ["v"], "tags": ["t1", "t2"]}
+    spelled = {"paraphrases": "['p1', \"p2\"]", "varied_captions": '["v"]', "tags": '["t1", "t2"]'}
+    expected = (("short",), ("p1", "p2"), ("v",), ("t1", "t2"), ("o1", "o2"))
+    for i, (nested, found) in enumerate(
+        (
+            ({"short_caption": "short", **lists, "object_prompts": ["o1", "o2"]}, expected),
+            ({"short_caption": "short", **spelled, "object_prompts": '["o1", "o2"]'}, expected),
+            ({"short_caption": None, **lists, "object_prompts": []}, ((), *expected[1:4], ())),
+        )
+    ):
+        for spell in (lambda x: x, json.dumps):  # a struct, or JSON in a text
+            table = pa.table(
+                {
+                    "brief_caption": ["brief"],
+                    "detailed_caption": ["A long text."],
+                    "image": [{"bytes": picture(0), "path": None}],
+                    "augmented_prompts": [spell(nested)],
+                }
+            )
+            path = tmp_path / f"{i}.parquet"
+            pq.write_table(table, path)
+            (record,) = Records([path], config).read(0, 1)
+            assert isinstance(record, Record)
+            assert (record.caption, record.plan) == ("brief", "A long text.")
+            assert record.prompts == found
 
 
 def test_records_that_cannot_be_used_are_told_apart(tmp_path: Path) -> None:
