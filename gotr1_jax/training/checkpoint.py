@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from gotr1_jax.errors import GotR1Error, InputError, RunError
+from gotr1_jax.parallel.processes import together
 from gotr1_jax.training.manifest import (
     MANIFEST_NAME,
     manifest_problem,
@@ -104,7 +105,9 @@ class Checkpoints:
         Raises:
             RunError: this save cannot start, or the one before it failed.
         """
-        self.wait()
+        # Where the save before failed in one process alone, that one takes no part in this one.
+        with together():
+            self.wait()
         arrays = flatten(tree)
         record = {"meta": encode(meta), "arrays": specs(tree), "beside": self._beside}
         folder = self.folder(step)

@@ -104,10 +104,6 @@ class Loop:
             self._signals.step_done()
         record = {**meta, _META: self._goodput.to_json()}
         with together():
-            # Or the save before may have failed in one alone, which would not take part in this.
-            self._checkpoints.settle()
-            self._checkpoints.check()
-        with together():
             self._checkpoints.save(step, state, record, score)
         self._saved_at = self._clock()
         if stop or failure is not None or step == self._last:
