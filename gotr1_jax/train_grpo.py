@@ -21,7 +21,7 @@ from gotr1_jax.data.pipeline import caption_batches
 from gotr1_jax.data.sources import read_captions, shapes_captions
 from gotr1_jax.errors import RunError
 from gotr1_jax.models.config import JanusConfig
-from gotr1_jax.parallel.mesh import local_part, make_mesh
+from gotr1_jax.parallel.mesh import connect, local_part, make_mesh
 from gotr1_jax.parallel.processes import check_alike, first_says, is_first, together
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of
 from gotr1_jax.report import write_report
@@ -88,6 +88,7 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_rows(config.update.micro_batch, mesh, "update.micro_batch")
     check_rows(config.rollout.decode_batch, local_part(mesh), "rollout.decode_batch")
+    connect(mesh)
     check_same_run(config)
     resume = find_resume(config.resume, config.run_dir)
     with together():

@@ -37,7 +37,7 @@ from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.siglip import Understanding
-from gotr1_jax.parallel.mesh import held_rows, make_mesh
+from gotr1_jax.parallel.mesh import connect, held_rows, make_mesh
 from gotr1_jax.parallel.processes import check_alike, is_first, together
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.plan import BOX_START
@@ -87,6 +87,7 @@ def train_sft(config: SftConfig) -> Path:
 def _train(config: SftConfig, signals: StopSignals) -> Path:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_rows(config.micro_batch, mesh, "micro_batch")
+    connect(mesh)
     check_same_run(config)
     resume = find_resume(config.resume, config.run_dir)
     # A new tokenizer is made apart: what it refuses leaves no run behind.

@@ -23,7 +23,7 @@ from gotr1_jax.data.shapes.vocabulary import GRID_STEP
 from gotr1_jax.data.sources import ShapesSource
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.models.vq import VQModel, abstract_vq
-from gotr1_jax.parallel.mesh import held_rows, make_mesh, replicated
+from gotr1_jax.parallel.mesh import connect, held_rows, make_mesh, replicated
 from gotr1_jax.parallel.processes import is_first, together
 from gotr1_jax.schema import VqTrainConfig
 from gotr1_jax.sft import vq_loss
@@ -79,6 +79,7 @@ def _train(config: VqTrainConfig, signals: StopSignals) -> Path:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_rows(config.batch_size, mesh, "batch_size")
     check_rows(config.crop.batch_size, mesh, "crop.batch_size")
+    connect(mesh)
     check_same_run(config)
     resume = find_resume(config.resume, config.run_dir)
     # A run that ended before its first checkpoint is started again by the same command.

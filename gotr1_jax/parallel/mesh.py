@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import jax
@@ -68,6 +69,24 @@ def put(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
 def row_multiple(mesh: Mesh) -> int:
     """A batch must hold a multiple of this many rows."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def connect(mesh: Mesh) -> None:
+    """Let the groups of CPU devices that programs reduce over find each other now.
+
+    Every process calls it. Gloo gives up where one process uses a group for the first time half a
+    minute after the other, as when one of them takes longer to compile.
+    """
+    if jax.process_count() == 1 or jax.default_backend() != "cpu":
+        return
+    groups = [axes for n in range(1, len(AXES) + 1) for axes in combinations(AXES, n)]
+
+    def reduce(x: jax.Array) -> list[jax.Array]:
+        return [jax.lax.psum(x, axes) for axes in groups]
+
+    whole = PartitionSpec()
+    program = jax.shard_map(reduce, mesh=mesh, in_specs=whole, out_specs=whole)
+    jax.block_until_ready(jax.jit(program)(np.ones(1, np.float32)))
 
 
 def local_part(mesh: Mesh) -> Mesh:
