@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -60,7 +61,7 @@ class Job:
 def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterator[Job]:
     """Compiles the job's programs, the update first; yields once, before the first of them."""
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, target.devices)
-    local = local_part(mesh)
+    local = _host_mesh(mesh, target)
     check_rows(config.update.micro_batch, mesh, "update.micro_batch")
     check_rows(config.rollout.decode_batch, local, "rollout.decode_batch")
     for captions, samples in _rollouts(config):
@@ -114,6 +115,12 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
         side = max(sizes.image_size, part.config.questions.canvas)
         load_judge(run, part, ("policy", "what is trained"))
         judging(run, part, side, own, sampling)
+
+
+def _host_mesh(mesh: Mesh, target: Target) -> Mesh:
+    """The part of the mesh that one process decodes and judges on."""
+    part = local_part(mesh)
+    return Mesh(np.array(target.host[: part.size]).reshape(part.devices.shape), part.axis_names)
 
 
 def _sizes_of(part: JudgeConfig, models: Models) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,10 +15,12 @@ from jax.errors import JaxRuntimeError
 from gotr1_jax.ahead.flops import count_flops
 from gotr1_jax.ahead.hlo import Traffic, collectives
 from gotr1_jax.ahead.target import Target
-from gotr1_jax.parallel.sharding import placed_shapes
+from gotr1_jax.errors import RunError
 
 _LOG = logging.getLogger(__name__)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)\b")
+# Tiles of Triton's products are chosen by trying them out, and here is no GPU to try them on.
+_OPTIONS = {"cuda": {"xla_gpu_enable_triton_gemm": False}}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -97,53 +99,50 @@ def device_bytes(tree: Any) -> int:
 class Compiler:
     """Compiles for a target; equal programs are compiled once."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, known: MutableMapping[str, Measured] | None = None) -> None:
+        """known: what was measured before, by program; gets what is measured now."""
         self.target = target
-        self._known: dict[str, tuple[Measured, Any]] = {}
+        self._known = {} if known is None else known
 
     def __call__(self, program: Program) -> tuple[Measured, Any]:
-        """What the program needs, and its outputs as placed shapes.
-
-        Where the compiler refused it, outputs have no places.
-        """
+        """What the program needs, and its outputs as shapes."""
         traced = program.function.trace(*program.args, **program.static)
         lowered = traced.lower()
-        key = hashlib.sha256(lowered.as_text().encode()).hexdigest()
-        if key not in self._known:
-            self._known[key] = self._compile(program, traced, lowered)
-        measured, shardings = self._known[key]
+        text = f"{self.target.name} {program.turns} {lowered.as_text()}"
+        key = hashlib.sha256(text.encode()).hexdigest()
         bare = replace(program, args=(), reads=(), function=None)
-        outputs = traced.out_info
-        if shardings is not None:
-            outputs = placed_shapes(outputs, shardings)
-        return replace(measured, program=bare), outputs
+        if key not in self._known:
+            measured = self._compile(program, traced, lowered)
+            self._known[key] = replace(measured, program=bare)
+        return replace(self._known[key], program=bare), traced.out_info
 
-    def _compile(self, program: Program, traced: Any, lowered: Any) -> tuple[Measured, Any]:
+    def _compile(self, program: Program, traced: Any, lowered: Any) -> Measured:
         _LOG.info("compiling %s for %s", program.name, self.target.name)
-        devices = _devices(program.args)
-        flops = count_flops(traced.jaxpr, program.turns) / devices
+        flops = count_flops(traced.jaxpr, program.turns) / _devices(program.args)
         moved = program.turns * device_bytes(program.reads)
         try:
-            compiled = lowered.compile()
+            options = _OPTIONS.get(self.target.chip.platform)
+            compiled = lowered.compile(compiler_options=options)
         except JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return self._refused(program, str(error), flops, moved), None
+                first = str(error).partition("\n")[0]
+                raise RunError(f"the compiler fails on {program.name}: {first}") from error
+            return self._refused(program, str(error), flops, moved)
         memory = compiled.memory_analysis()
         arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
         aliased, temporaries = memory.alias_size_in_bytes, memory.temp_size_in_bytes
         turns = program.turns if program.turns > 1 else None
         return Measured(
-            program,
-            arguments,
-            outputs,
-            aliased,
-            temporaries,
-            arguments + temporaries + outputs - aliased,
-            flops,
-            collectives(compiled.as_text(), turns),
-            max(moved, arguments + outputs - aliased),
-        ), compiled.output_shardings
+            program=program,
+            argument_bytes=arguments,
+            output_bytes=outputs,
+            alias_bytes=aliased,
+            temp_bytes=temporaries,
+            peak_bytes=arguments + temporaries + outputs - aliased,
+            flops=flops,
+            traffic=collectives(compiled.as_text(), turns),
+            moved_bytes=max(moved, arguments + outputs - aliased),
+        )
 
     def _refused(self, program: Program, message: str, flops: float, moved: int) -> Measured:
         """Bytes from what the compiler says of a program that is too large for it."""

@@ -17,7 +17,7 @@ from gotr1_jax.sampling.rows import PromptBatch
 from gotr1_jax.sampling.sampler import Sampler
 from gotr1_jax.sampling.state import SamplingParams
 
-# Runs a program, and gives its outputs as placed shapes.
+# Compiles a program, and gives its outputs as shapes.
 Run = Callable[[Program], Any]
 
 
@@ -72,7 +72,7 @@ def rollout(
 
     def measure(name: str, function: Any, *args: Any, **more: Any) -> Any:
         program = Program(name, function, args, holds=("sampler",), beside=beside, **more)
-        return _placed(run(program), mesh)
+        return on_rows(run(program), mesh)
 
     captions, last = measure("prefill", programs.read, params, prompts)
     limit = config.max_plan_tokens
@@ -115,11 +115,3 @@ def _buckets(total: int, bucket: int, reads: Any, segment: Any) -> dict[str, Any
 def _shapes(mesh: Mesh, function: Any, *args: Any, **static: Any) -> Any:
     """Outputs of a program that is not worth a line, laid as the sampler lays rows."""
     return on_rows(jax.eval_shape(function, *args, **static), mesh)
-
-
-def _placed(outputs: Any, mesh: Mesh) -> Any:
-    """Outputs of a program; where the compiler refused it, laid as the sampler lays rows."""
-    leaves = jax.tree.leaves(outputs)
-    if all(x.sharding is not None for x in leaves):
-        return outputs
-    return on_rows(outputs, mesh)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -25,11 +26,19 @@ _TPU_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Target:
-    """A topology: its name, its chip, and one JAX device a chip."""
+    """A topology.
+
+    Attributes:
+      name, chip: as given.
+      devices: of all hosts.
+      host: those that one process has; a topology of its own where there are several, because a
+        TPU's compiler takes no part of one.
+    """
 
     name: str
     chip: Chip
     devices: tuple[Any, ...]
+    host: tuple[Any, ...]
 
 
 def find_target(name: str) -> Target:
@@ -39,7 +48,8 @@ def find_target(name: str) -> Target:
     """
     chip, shape = parse_topology(name)
     if chip.platform == "cpu":
-        return Target(name, chip, _cpu_devices(int(shape)))
+        cpus = _cpu_devices(int(shape))
+        return Target(name, chip, cpus, cpus)
     from jax.experimental import topologies
 
     try:
@@ -48,6 +58,12 @@ def find_target(name: str) -> Target:
             for key, value in _TPU_ENVIRONMENT.items():
                 os.environ.setdefault(key, value)
             found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+            devices: tuple[Any, ...] = tuple(found.devices)
+            if len({device.process_index for device in devices}) > 1:
+                # Hosts of slices have four chips.
+                of_host = re.sub(r":.*", ":2x2x1" if shape.count("x") == 2 else ":2x2", name)
+                alone = topologies.get_topology_desc(platform="tpu", topology_name=of_host)
+                return Target(name, chip, devices, tuple(alone.devices))
         else:
             plugins = ("jax_cuda13_plugin", "jax_cuda12_plugin")
             _need(plugins, name, _cuda_command(), "JAX's CUDA plugin")
@@ -60,7 +76,7 @@ def find_target(name: str) -> Target:
             )  # fmt: skip
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise InputError(f"topology {name} cannot be described: {error}") from error
-    return Target(name, chip, tuple(found.devices))
+    return Target(name, chip, tuple(found.devices), tuple(found.devices))
 
 
 def _cpu_devices(count: int) -> tuple[Any, ...]:

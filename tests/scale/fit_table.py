@@ -3,13 +3,15 @@
     python tests/scale/fit_table.py measure RESULTS.jsonl [PATTERN]   # hours on a few cores
     python tests/scale/fit_table.py show RESULTS.jsonl                # Markdown
 
-`measure` goes on where it was stopped. PATTERN is part of a setting's name ("7b lora v5e:4x4").
+`measure` goes on where it was stopped; programs that it has compiled lie beside RESULTS.
+PATTERN is part of a setting's name ("7b lora v5e:4x4").
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shelve
 import sys
 import time
 from dataclasses import dataclass
@@ -82,32 +84,34 @@ SETTINGS = [
 
 def measure(out: Path, pattern: str) -> None:
     """Append a line for every setting that has none yet."""
+    done = {line["name"] for line in _lines(out)} if out.exists() else set()
+    with shelve.open(str(out.with_suffix(".programs"))) as known:
+        for setting in SETTINGS:
+            if setting.name in done or pattern not in f"{setting.name} ":
+                continue
+            line = {"name": setting.name, "overrides": setting.overrides} | _measured(
+                setting, known
+            )
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            print(setting.name, line.get("error") or line["whole_job"]["peak_bytes"], flush=True)
+
+
+def _measured(setting: Setting, known: Any) -> dict[str, Any]:
     from gotr1_jax.ahead import read_job
     from gotr1_jax.ahead.grpo import Models
     from gotr1_jax.ahead.measure import Compiler
     from gotr1_jax.ahead.report import compile_job, to_json
     from gotr1_jax.ahead.target import find_target
-    from gotr1_jax.errors import InputError
+    from gotr1_jax.errors import GotR1Error
 
-    done = {line["name"] for line in _lines(out)} if out.exists() else set()
-    compilers: dict[str, Compiler] = {}
-    for setting in SETTINGS:
-        if setting.name in done or pattern not in f"{setting.name} ":
-            continue
-        if setting.topology not in compilers:
-            compilers = {setting.topology: Compiler(find_target(setting.topology))}
-        compiler, start = compilers[setting.topology], time.perf_counter()
-        config = read_job(CONFIGS / f"gotr1_{setting.size}_grpo.yaml", setting.overrides.split())
-        line: dict[str, Any] = {"name": setting.name, "overrides": setting.overrides}
-        try:
-            models = Models(setting.size, "7b")
-            line |= to_json(compile_job(config, compiler.target, models, compiler))
-        except InputError as error:
-            line["error"] = str(error)
-        line["seconds"] = time.perf_counter() - start
-        with out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        print(setting.name, line.get("error") or line["whole_job"]["peak_bytes"], flush=True)
+    config = read_job(CONFIGS / f"gotr1_{setting.size}_grpo.yaml", setting.overrides.split())
+    target, start = find_target(setting.topology), time.perf_counter()
+    try:
+        report = compile_job(config, target, Models(setting.size, "7b"), Compiler(target, known))
+    except GotR1Error as error:
+        return {"error": str(error)}
+    return to_json(report) | {"seconds": time.perf_counter() - start}
 
 
 def show(out: Path) -> str:
