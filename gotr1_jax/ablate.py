@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -168,42 +168,54 @@ def write_comparison(root: Path, runs: Sequence[Run]) -> None:
     for planned in runs:
         if is_finished(planned):
             by_variant.setdefault(planned.variant, []).append(planned)
-    write_ablation(root, [compare(group) for group in by_variant.values()])
+    groups = list(by_variant.values())
+    write_ablation(root, [compare(group, groups[0]) for group in groups])
 
 
-def compare(group: Sequence[Run]) -> Any:
-    """The `VariantResult` of the finished runs of one variant, one a seed."""
-    from gotr1_jax.report.ablation import TermResult, VariantResult
-    from gotr1_jax.rewards.types import TERMS
+def compare(group: Sequence[Run], first: Sequence[Run]) -> Any:
+    """The `VariantResult` of one variant's finished runs, one a seed, beside the first variant's.
+
+    Seeds see the same captions: a caption's score is the mean of theirs.
+    """
+    from gotr1_jax.convert.reader import read_json
+    from gotr1_jax.report.ablation import Change, TermResult, VariantResult
     from gotr1_jax.training.evaluate import gain_interval
+    from gotr1_jax.training.run_dir import RunDir
 
-    before = [_scores(planned, "eval_before") for planned in group]
-    after = [_scores(planned, "eval_after") for planned in group]
-    terms = {}
-    for term in TERMS:
-        if term not in after[0]:
-            continue
-        # Seeds see the same captions: a caption's score is the mean of theirs.
-        old, new = (np.mean([one[term] for one in runs], axis=0) for runs in (before, after))
-        low, high = gain_interval(old, new)
-        terms[term] = TermResult(float(np.nanmean(old)), float(np.nanmean(new)), low, high)
-    summaries = [
-        json.loads((planned.root / "summary.json").read_text(encoding="utf-8")) for planned in group
-    ]
+    evaluation = group[0].config.evaluation
+
+    def change(old: np.ndarray, new: np.ndarray) -> Change:
+        return Change(float(np.nanmean(new - old)), *gain_interval(old, new))
+
+    before, after = _scores(group, "eval_before"), _scores(group, "eval_after")
+    beside = group is not first and evaluation == first[0].config.evaluation
+    others = _scores(first, "eval_after") if beside else {}
+    terms = {
+        term: TermResult(
+            before=float(np.nanmean(before[term])),
+            after=float(np.nanmean(after[term])),
+            gain=change(before[term], after[term]),
+            over_first=change(others[term], after[term]) if term in others else None,
+        )
+        for term in after
+    }
+    seconds = [read_json(RunDir(planned.root).summary)["seconds"] for planned in group]
     return VariantResult(
         name=group[0].variant,
         title=group[0].title,
         seeds=tuple(planned.seed for planned in group),
         steps=group[0].config.steps,
-        captions=group[0].config.evaluation.captions,
-        samples=group[0].config.evaluation.samples,
-        minutes=float(np.mean([summary["seconds"] for summary in summaries])) / 60,
+        captions=evaluation.captions,
+        samples=evaluation.samples,
+        minutes=float(np.mean(seconds)) / 60,
         terms=terms,
     )
 
 
-def _scores(planned: Run, name: str) -> Mapping[str, np.ndarray]:
+def _scores(group: Sequence[Run], name: str) -> dict[str, np.ndarray]:
+    """Scores by caption of each term, the mean over the runs of a variant."""
+    from gotr1_jax.convert.reader import read_json
     from gotr1_jax.training.evaluate import Evaluation
 
-    path = planned.root / f"{name}.json"
-    return Evaluation.from_json(json.loads(path.read_text(encoding="utf-8"))).terms
+    found = [Evaluation.from_json(read_json(run.root / f"{name}.json")).terms for run in group]
+    return {term: np.mean([terms[term] for terms in found], axis=0) for term in found[0]}

@@ -16,13 +16,28 @@ _LABELS, _PANEL, _GAP, _ROW, _TOP = 200, 128, 34, 24, 46
 
 
 @dataclass(frozen=True)
+class Change:
+    """A mean difference, and its 95 % interval by a paired bootstrap over captions."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class TermResult:
-    """Held-out means of a term before and after training; low, high: 95 % of the gain."""
+    """Held-out means of a term before and after training.
+
+    Attributes:
+      gain: after against before.
+      over_first: after against the first variant's after; None for itself, and where that was
+        evaluated otherwise.
+    """
 
     before: float
     after: float
-    low: float
-    high: float
+    gain: Change
+    over_first: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -60,27 +75,33 @@ def write_ablation(root: Path, results: Sequence[VariantResult]) -> None:
 
 
 def table(results: Sequence[VariantResult]) -> str:
-    """Markdown: a row a variant, a row for each state that training started from."""
+    """Markdown: a row a variant, a row for each state that training started from; then what the
+    variants are better or worse than the first by."""
     names = _terms(results)
-    head = ["trained on", *names, "seeds", "min a run"]
-    lines = [_row(head), _row(["-"] * len(head))]
+    lines = _head(["trained on", *names, "seeds", "min a run"])
     last: list[str] = []
     for result in results:
-        start = [_number(result, name, "before") for name in names]
+        start = [_number(result.terms.get(name)) for name in names]
         if start != last:
             lines.append(_row(["*start*", *start, "", ""]))
         last = start
         cells = [_cell(result.terms.get(name)) for name in names]
         seeds = ", ".join(map(str, result.seeds))
         lines.append(_row([result.title, *cells, seeds, f"{result.minutes:.1f}"]))
-    sizes = sorted({(r.steps, r.captions, r.samples) for r in results})
     lines.append("")
-    for steps, captions, samples in sizes:
+    for steps, captions, samples in sorted({(r.steps, r.captions, r.samples) for r in results}):
         lines.append(
             f"After {steps} steps: means over {captions} held-out captions, {samples} samples "
             "each, the same random streams before and after. In brackets the 95 % interval of the "
             "gain over the start (paired bootstrap over captions)."
         )
+    others = [r for r in results if any(term.over_first for term in r.terms.values())]
+    if others:
+        lines += ["", f"The same, less those of: {results[0].title}.", ""]
+        lines += _head(["trained on", *names])
+        for result in others:
+            cells = [_difference(result.terms.get(name)) for name in names]
+            lines.append(_row([result.title, *cells]))
     return "\n".join(lines) + "\n"
 
 
@@ -93,16 +114,16 @@ def plot(results: Sequence[VariantResult]) -> str:
         for j, result in enumerate(results):
             if (term := result.terms.get(name)) is None:
                 continue
-            low, high = term.before + term.low, term.before + term.high
-            tone = "better" if term.low > 0 else "worse" if term.high < 0 else "same"
+            gain = term.gain
+            tone = "better" if gain.low > 0 else "worse" if gain.high < 0 else "same"
             text = f"{result.title}: {name} {term.before:.3f} to {term.after:.3f}"
             marks.append(
                 _Mark(
                     y=_TOP + _ROW * (j + 0.5),
                     before=_PANEL * term.before,
                     after=_PANEL * term.after,
-                    low=_PANEL * max(low, 0.0),
-                    high=_PANEL * min(high, 1.0),
+                    low=_PANEL * max(term.before + gain.low, 0.0),
+                    high=_PANEL * min(term.before + gain.high, 1.0),
                     text=text,
                     tone=tone,
                 )
@@ -134,10 +155,22 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _number(result: VariantResult, name: str, which: str) -> str:
-    term = result.terms.get(name)
-    return "–" if term is None else f"{getattr(term, which):.3f}"
+def _head(cells: Sequence[str]) -> list[str]:
+    return [_row(cells), _row(["-"] * len(cells))]
+
+
+def _number(term: TermResult | None) -> str:
+    return "–" if term is None else f"{term.before:.3f}"
 
 
 def _cell(term: TermResult | None) -> str:
-    return "–" if term is None else f"{term.after:.3f} [{term.low:+.3f}, {term.high:+.3f}]"
+    if term is None:
+        return "–"
+    return f"{term.after:.3f} [{term.gain.low:+.3f}, {term.gain.high:+.3f}]"
+
+
+def _difference(term: TermResult | None) -> str:
+    if term is None or term.over_first is None:
+        return "–"
+    change = term.over_first
+    return f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"

@@ -14,7 +14,7 @@ import yaml
 from gotr1_jax import ablate, cli
 from gotr1_jax.config import load_config, to_yaml
 from gotr1_jax.errors import InputError
-from gotr1_jax.report.ablation import TermResult, VariantResult, plot, table
+from gotr1_jax.report.ablation import Change, TermResult, VariantResult, plot, table
 from gotr1_jax.schema import AblationConfig
 
 BASE = {"run_dir": "unused", "steps": 3, "reward": {"rule": "sum"}}
@@ -95,21 +95,21 @@ def test_all_variants_are_trained_and_compared(config: Path, trainer: Trainer) -
     out = config.parent / "o"
     one, two = json.loads((out / "ablation.json").read_text())["variants"]
     # Seeds 0 and 5: gains of the two captions are .25, .25 and .25, .75; their means .25, .5.
-    assert one["terms"] == {
-        "pi": pytest.approx({"before": 0.25, "after": 0.625} | _gain(0.25, 0.5))
-    }
-    assert two["terms"] == {"pi": pytest.approx({"before": 0.25, "after": 0.375} | _gain(0, 0.25))}
-    assert (one["title"], two["title"], one["seeds"], one["minutes"]) == (
-        "pi only",
-        "two",
-        [0, 5],
-        1.5,
-    )
-    assert "| pi only | 0.625 [+0.250, +0.500] |" in (out / "ablation.md").read_text()
+    _is(one["terms"]["pi"], 0.25, 0.625, (0.375, 0.25, 0.5), None)
+    # Against the first, by caption: -.25 and -.25.
+    _is(two["terms"]["pi"], 0.25, 0.375, (0.125, 0.0, 0.25), (-0.25, -0.25, -0.25))
+    shown = (one["title"], two["title"], one["seeds"], one["minutes"])
+    assert shown == ("pi only", "two", [0, 5], 1.5)
+    text = (out / "ablation.md").read_text()
+    assert "| pi only | 0.625 [+0.250, +0.500] |" in text
+    assert "| two | -0.250 [-0.250, -0.250] |\n" in text
 
 
-def _gain(low: float, high: float) -> dict[str, float]:
-    return {"low": low, "high": high}
+def _is(term: Any, before: float, after: float, gain: Any, over_first: Any) -> None:
+    assert (term["before"], term["after"]) == pytest.approx((before, after))
+    for found, wanted in ((term["gain"], gain), (term["over_first"], over_first)):
+        values = None if found is None else (found["mean"], found["low"], found["high"])
+        assert values == (None if wanted is None else pytest.approx(wanted))
 
 
 def test_finished_runs_are_kept_and_others_go_on(
@@ -181,7 +181,10 @@ def test_a_run_is_a_process_with_its_words_in_a_file(tmp_path: Path) -> None:
 
 
 def _result(title: str, **terms: tuple[float, float, float, float]) -> VariantResult:
-    results = {name: TermResult(*values) for name, values in terms.items()}
+    results = {
+        name: TermResult(before, after, Change(after - before, low, high))
+        for name, (before, after, low, high) in terms.items()
+    }
     return VariantResult(title, title, (0,), 30, 128, 4, 2.0, results)
 
 
