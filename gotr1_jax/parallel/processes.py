@@ -92,8 +92,10 @@ def lost_others(error: Exception) -> str | None:
     if not (isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1):
         return None
     first_line = str(error).strip().splitlines()[0][:200]
+    if "RESOURCE_EXHAUSTED" in first_line:  # our own memory
+        return None
     return (
-        f"process {jax.process_index()} cannot go on with the others: one of them has ended, see "
+        f"process {jax.process_index()} cannot go on with the others: one has probably ended, see "
         f"what it said ({first_line}); the same command everywhere goes on from the last checkpoint"
     )
 
