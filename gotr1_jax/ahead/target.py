@@ -15,8 +15,10 @@ import jax
 from gotr1_jax.ahead.chips import Chip, parse_topology
 from gotr1_jax.errors import InputError
 
-# libtpu looks for the TPU that it runs on; here it is a compiler only.
+# libtpu looks for the TPU that it runs on, and lets one process alone have it; here it is a
+# compiler only.
 _TPU_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
