@@ -20,19 +20,13 @@ from typing import TYPE_CHECKING
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.asks import UNBOUNDED
 from gotr1_jax.evaluation.understanding_questions import (
+    ALL,
     Question,
     read_questions,
     write_shapes_questions,
 )
 from gotr1_jax.evaluation.understanding_rules import read_answer
-from gotr1_jax.evaluation.understanding_scores import (
-    ALL,
-    Answered,
-    compare,
-    table,
-    to_json,
-    verdict,
-)
+from gotr1_jax.evaluation.understanding_scores import Answered, compare, table, to_json, verdict
 
 if TYPE_CHECKING:
     from gotr1_jax.generation.asking import Said

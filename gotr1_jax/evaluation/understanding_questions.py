@@ -9,7 +9,7 @@ A file holds one JSON object a line:
 
 `image` is a path, relative to the file's own folder. `answer` is a text or a number, or a list of
 those, any of which is right; of options it is a letter or an option's text. `kind` names the group
-that the question is counted in; without it that is the form of its answer.
+that the question is counted in, any but "all"; without it that is the form of its answer.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from gotr1_jax.evaluation.understanding_rules import (
 )
 from gotr1_jax.pictures import open_picture
 
+ALL = "all"
+"""The name under which all questions are counted together."""
 _HINTS: dict[Form, str] = {
     "short": "Answer with one word or a short phrase.",
     "yes_no": "Answer yes or no.",
@@ -148,6 +150,8 @@ def _question(
     text = _text(record, "question", where)
     image = folder / _text(record, "image", where)
     kind = _text(record, "kind", where) if "kind" in record else ""
+    if kind == ALL:
+        raise InputError(f"{where} has the kind {ALL!r}, which stands for all of them")
     choices = tuple(_texts(record, "choices", where)) if "choices" in record else ()
     if choices and not 2 <= len(choices) <= len(LETTERS):
         raise InputError(f"{where} has {len(choices)} choices; give 2 to {len(LETTERS)}")
@@ -184,7 +188,7 @@ def _text(record: dict[str, Any], key: str, where: str) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where} has no text under {key!r}")
-    return value.strip()
+    return _checked(value.strip(), key, where)
 
 
 def _texts(record: dict[str, Any], key: str, where: str) -> Iterator[str]:
@@ -196,4 +200,12 @@ def _texts(record: dict[str, Any], key: str, where: str) -> Iterator[str]:
     for item in values:
         if isinstance(item, bool) or not isinstance(item, str | int | float):
             raise InputError(f"{where} has no text under {key!r}")
-        yield str(item)
+        yield _checked(str(item), key, where)
+
+
+def _checked(text: str, key: str, where: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} has no valid Unicode under {key!r}: {error.reason}") from error
+    return text

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gotr1_jax.evaluation.understanding_questions import Question
-
-ALL = "all"
+from gotr1_jax.evaluation.understanding_questions import ALL, Question
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,8 @@ def table(comparisons: Mapping[str, Comparison], notes: Sequence[str]) -> str:
     lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name, c in comparisons.items():
         cells = (
-            name, str(c.questions), f"{c.ckpt:.3f}", f"{c.baseline:.3f}", f"{c.gain:+.3f}",
+            " ".join(name.replace("|", "\\|").split()),
+            str(c.questions), f"{c.ckpt:.3f}", f"{c.baseline:.3f}", f"{c.gain:+.3f}",
             f"{c.low:+.3f} to {c.high:+.3f}", str(c.lost), str(c.won), f"{c.commonest:.3f}",
             f"{c.unclear_ckpt} / {c.unclear_baseline}",
         )  # fmt: skip

@@ -13,9 +13,8 @@ from PIL import Image
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.understanding import Side, UnderstandingConfig, evaluate_understanding
-from gotr1_jax.evaluation.understanding_questions import Question, read_questions
+from gotr1_jax.evaluation.understanding_questions import ALL, Question, read_questions
 from gotr1_jax.evaluation.understanding_rules import normalise, read_answer
-from gotr1_jax.evaluation.understanding_scores import ALL
 from gotr1_jax.generation.asking import Said
 
 CHOICES = ("red", "a blue one", "A")
@@ -117,6 +116,9 @@ BAD = [
     (ask_about("one.png", "the"), "line 2 has an answer that no answer can equal"),
     (ask_about("one.png", "green", choices=["blue", "red"]), "no answer can equal"),
     (ask_about("one.png", "A", choices=["blue"]), "line 2 has 1 choices"),
+    (ask_about("one.png", "x", kind="all"), "line 2 has the kind 'all'"),
+    (ask_about("one.png", "\ud800"), "no valid Unicode under 'answer'"),
+    (ask_about("one.png", "x") | {"question": "\ud800"}, "no valid Unicode under 'question'"),
     (ask_about("none.png", "x"), "none.png"),
     (ask_about("broken.png", "x"), "broken.png"),
 ]
