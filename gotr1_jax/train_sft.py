@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from gotr1_jax.convert.checkpoint import (
 from gotr1_jax.convert.hub import find_checkpoint
 from gotr1_jax.convert.opened import check_vocabulary
 from gotr1_jax.convert.picture_tokenizer import PictureTokenizer, load_vq
+from gotr1_jax.convert.writer import copy_files
 from gotr1_jax.data.lengths import Lengths, Spelling
 from gotr1_jax.data.pipeline import TextLimits, record_batches, sft_batches
 from gotr1_jax.data.shapes.tokenizer import train_tokenizer
@@ -200,9 +200,7 @@ def _start(
 
 def _marking(loaded: Checkpoint, folder: Path) -> TextTokenizer:
     """The tokenizer of a checkpoint with the control tokens of plans; its files go to `folder`."""
-    for name in CARRIED_FILES:
-        if (loaded.source / name).is_file():
-            shutil.copyfile(loaded.source / name, folder / name)
+    copy_files(loaded.source, CARRIED_FILES, folder)
     file = folder / TOKENIZER_FILE
     file.write_text(add_plan_tokens(file.read_text(encoding="utf-8")), encoding="utf-8")
     tokenizer = TextTokenizer.from_dir(folder)
