@@ -144,6 +144,7 @@ class QwenEngine:
             answers |= {wave[i].key: self._read_answer(written[n]) for n, i in enumerate(fitting)}
             for question, row in zip(wave, rows):
                 answers.setdefault(question.key, Answer(error=self._too_long(row)))
+            del units  # makes room for the next wave's
         return [answers[q.key] for q in questions]
 
     def expected_scores(self, questions: Sequence[Question]) -> list[float]:
