@@ -20,7 +20,7 @@ HEARTBEAT = 8
 def values(folder: Path, run: Path) -> dict[str, Any]:
     """Plain values of the job: every step is saved, rows and parameters are split."""
     given = sft_values(folder / "checkpoint", run)
-    given |= {"steps": STEPS, "batch_size": 8, "micro_batch": 4}
+    given |= {"steps": STEPS, "batch_size": 8, "micro_batch": 8}
     given["checkpoint"] = {"every": 1, "keep": 2}
     given["mesh"] = {"data": 2, "fsdp": 2, "tensor": 1, "cpu_devices": 2}
     given["distributed"] = {"heartbeat_seconds": HEARTBEAT}
