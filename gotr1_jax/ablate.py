@@ -147,7 +147,12 @@ def train(planned: Run, cache: Path) -> int:
     A process of its own, since what one run leaves behind (memory, signals, a crash) must not
     reach the next. When this one is told to stop, the other is too, and has saved on return.
     """
-    planned.root.mkdir(parents=True, exist_ok=True)
+    from gotr1_jax.training.run_dir import write_failure
+
+    try:
+        planned.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_failure(planned.root, error) from error
     environment = {_CACHE_VARIABLE: str(cache.absolute()), **os.environ}
     command = [sys.executable, "-m", "gotr1_jax.cli", *planned.words]
     with open(planned.root / _LOG_NAME, "ab") as log:

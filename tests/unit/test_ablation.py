@@ -180,6 +180,14 @@ def test_a_run_is_a_process_with_its_words_in_a_file(tmp_path: Path) -> None:
         assert said in (planned.root / "train.log").read_text()
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (config.parent / "o").write_text("in the way")
+    assert _run(config) == 1
+    assert "cannot write" in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
 def _result(title: str, **terms: tuple[float, float, float, float]) -> VariantResult:
     results = {
         name: TermResult(before, after, Change(after - before, low, high))
