@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.parallel.mesh import ROWS
 
 # Parameters are split over `fsdp` along the model width and over `tensor` along the rest.
 PARAMETER_RULES: dict[str, str | None] = {
@@ -82,6 +83,21 @@ def state_shardings(
         return variable.replace(NamedSharding(mesh, spec))
 
     return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def pin_rows(x: jax.Array) -> jax.Array:
+    """x (B, ...) inside a jit: rows over the mesh's row axes, the rest whole; its values stay.
+
+    Left to itself the compiler splits activations like the parameters that they meet, and then
+    sums them over the mesh at every product instead of fetching a layer's weights. Nothing happens
+    outside of a jit, without a mesh, and where the rows do not divide.
+    """
+    mesh = jax.typeof(x).sharding.mesh if isinstance(x, jax.core.Tracer) else None
+    if mesh is None or not {"data", "fsdp"} <= set(mesh.axis_names):
+        return x
+    if x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, ROWS))
 
 
 def placed_shapes(shapes: Any, shardings: Any) -> Any:

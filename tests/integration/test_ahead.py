@@ -103,7 +103,9 @@ def test_bytes_are_those_of_the_jobs_arrays(shapes_json: dict[str, Any]) -> None
 
 def test_gradients_cross_the_mesh(shapes_json: dict[str, Any]) -> None:
     update, replay = shapes_json["programs"][:2]
-    assert update["collectives"]["all-reduce"]["bytes"] > 0
+    # Adapters' gradients and some scalars, but no activations: each of those has 8 rows of 172
+    # positions on a device, 128 wide, and there are dozens of products in a pass.
+    assert 0 < update["collectives"]["all-reduce"]["bytes"] < 10 * 8 * 172 * 128 * 4
     assert "all-gather" in replay["collectives"], "parameters are split over fsdp"
 
 
