@@ -76,6 +76,8 @@ class StopSignals:
     @contextmanager
     def finishing_steps(self) -> Iterator[None]:
         """Inside, a signal waits for the step; who runs the steps looks at `asked`."""
+        # What a handler raises inside of a destructor or of garbage collection, Python drops.
+        self.check()
         self._deferred = True
         try:
             yield
