@@ -29,8 +29,9 @@ class Evaluation:
 
     @property
     def means(self) -> dict[str, float]:
-        """Mean of the total and of each term over the captions that could be told."""
-        return {k: float(np.nanmean(v)) for k, v in {"total": self.total, **self.terms}.items()}
+        """Mean of the total and of each term over the captions that could be told; else NaN."""
+        told = {k: v[~np.isnan(v)] for k, v in {"total": self.total, **self.terms}.items()}
+        return {k: float(v.mean()) if v.size else float("nan") for k, v in told.items()}
 
     def to_json(self) -> dict[str, list[float]]:
         """Plain lists, for a file."""

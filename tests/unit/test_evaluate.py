@@ -74,6 +74,11 @@ def test_means_skip_what_could_not_be_told_and_files_keep_it():
     assert again.total.dtype == np.float32
 
 
+def test_means_of_nothing_told():
+    lost = Evaluation({"sem": scores(math.nan, 1.0)}, scores(math.nan, math.nan))
+    assert math.isnan(lost.means["total"]) and lost.means["sem"] == 1.0
+
+
 def test_table():
     before = Evaluation({"sem": scores(0.5, 0.5)}, scores(0.25, 0.25))
     after = Evaluation({"sem": scores(0.5, 0.25)}, scores(0.5, 0.5))
