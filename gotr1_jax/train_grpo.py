@@ -19,9 +19,8 @@ from gotr1_jax.config import to_yaml
 from gotr1_jax.convert.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gotr1_jax.data.pipeline import caption_batches
 from gotr1_jax.data.sources import read_captions, shapes_captions
-from gotr1_jax.errors import RunError
 from gotr1_jax.models.config import JanusConfig
-from gotr1_jax.parallel.mesh import connect, local_part, make_mesh
+from gotr1_jax.parallel.mesh import connect, local_part, make_mesh, row_multiple
 from gotr1_jax.parallel.processes import check_alike, first_says, is_first, together
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of
 from gotr1_jax.report import write_report
@@ -57,7 +56,7 @@ from gotr1_jax.training.rollout import (
 )
 from gotr1_jax.training.run_dir import RunDir, write_json_atomic, write_samples
 from gotr1_jax.training.start import check_same_run, find_resume, open_run_dir, start_writing
-from gotr1_jax.training.state import TrainState, make_optimizer, new_state
+from gotr1_jax.training.state import TrainState, make_optimizer, new_state, stop_if_skipped
 from gotr1_jax.training.steps import (
     PolicyBatch,
     PolicyMetrics,
@@ -87,6 +86,8 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
     check_rule(config.reward.rule, config.reward.terms)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_rows(config.update.micro_batch, mesh, "update.micro_batch")
+    held_out = config.evaluation.captions * config.evaluation.samples
+    check_rows(held_out, mesh, "evaluation.captions x evaluation.samples")
     check_rows(config.rollout.decode_batch, local_part(mesh), "rollout.decode_batch")
     connect(mesh)
     check_same_run(config)
@@ -134,7 +135,10 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
             return roller.sampler.prepare(policy.whole(state.params))
 
         def score(name: str, state: TrainState) -> Evaluation:
-            return evaluate(roller, params(state), heldout, config.evaluation, name, run.root)
+            return evaluate(
+                roller, params(state), heldout, config.evaluation, name, run.root,
+                rows=config.rollout.rows, multiple=row_multiple(mesh),
+            )  # fmt: skip
 
         failures = FailureTracker(config.reward.failure_limit, config.reward.failure_steps)
         alarm = ZeroRewardAlarm(config.reward.alarm_steps)
@@ -164,7 +168,8 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
                     progress.update(step, reward=values["reward/total/mean"])
                     if (line := alarm.add(values["reward/total/mean"])) is not None:
                         progress.note(line)
-                    _stop_if_broken(config, state, step)
+                    limit = config.update.max_bad_updates
+                    stop_if_skipped(state.skipped_in_a_row, limit, step)
                     if step % config.samples_every == 0 or step in (1, config.steps):
                         _write_samples(config, run, step, gathered)
                 every, total = config.evaluation.every, None
@@ -324,15 +329,6 @@ def _learn(
         state, result = learner.update(state, frozen, batch)
         results.append(result)
     return state, jax.device_get(results)
-
-
-def _stop_if_broken(config: GrpoConfig, state: TrainState, step: int) -> None:
-    bad = int(state.skipped_in_a_row)
-    if bad >= config.update.max_bad_updates:
-        raise RunError(
-            f"the last {bad} updates up to step {step} were not finite and were skipped; "
-            "lower optimizer.learning_rate or look at the rewards"
-        )
 
 
 def _write_samples(config: GrpoConfig, run: RunDir, step: int, gathered: Gathered) -> None:

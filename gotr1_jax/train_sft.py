@@ -33,7 +33,7 @@ from gotr1_jax.data.shapes.tokenizer import train_tokenizer
 from gotr1_jax.data.shards import TokenizedRecords
 from gotr1_jax.data.sources import ShapesSource
 from gotr1_jax.data.token_cache import PictureTokens
-from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.siglip import Understanding
@@ -59,7 +59,13 @@ from gotr1_jax.training.record_tokens import (
     tokenize_records,
 )
 from gotr1_jax.training.start import check_same_run, find_resume, open_run_dir, start_writing
-from gotr1_jax.training.state import TrainState, make_optimizer, make_schedule, new_state
+from gotr1_jax.training.state import (
+    TrainState,
+    make_optimizer,
+    make_schedule,
+    new_state,
+    stop_if_skipped,
+)
 from gotr1_jax.training.steps import make_sft_step
 from gotr1_jax.training.stopping import StopSignals
 
@@ -142,11 +148,7 @@ def _train(config: SftConfig, signals: StopSignals) -> Path:
                         "lr": float(schedule(state.updates - 1)),
                         "updates/skipped": int(state.skipped),
                     }
-                    if int(state.skipped_in_a_row) > config.log_every:
-                        raise RunError(
-                            f"loss or gradient was not finite for {int(state.skipped_in_a_row)} "
-                            f"updates up to step {step}; lower optimizer.learning_rate"
-                        )
+                    stop_if_skipped(state.skipped_in_a_row, config.log_every + 1, step)
                     with together():
                         metrics.write(step, values | loop.measures())
                     shown = {"text": values["nats/text"], "image": values["nats/image"]}

@@ -33,7 +33,7 @@ from gotr1_jax.training.metrics import Progress
 from gotr1_jax.training.placement import check_rows, put_held_rows
 from gotr1_jax.training.run_dir import RunDir, write_json_atomic
 from gotr1_jax.training.start import check_same_run, find_resume, open_run_dir, start_writing
-from gotr1_jax.training.state import make_optimizer
+from gotr1_jax.training.state import make_optimizer, stop_if_skipped
 from gotr1_jax.training.stopping import StopSignals
 
 _log = logging.getLogger(__name__)
@@ -42,12 +42,14 @@ _log = logging.getLogger(__name__)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class VqState:
-    """Everything a step changes: weights, optimizer, each code's running share of use, step."""
+    """Everything a step changes: weights, optimizer, each code's running share of use, step, and
+    how many updates in a row were not finite and changed nothing."""
 
     params: nnx.State
     opt_state: optax.OptState
     usage_I: jax.Array
     step: jax.Array
+    skipped_in_a_row: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -106,6 +108,7 @@ def _train(config: VqTrainConfig, signals: StopSignals) -> Path:
                 part = batch_of_step(pictures, config, step, held)
                 state, result = step_fn(state, put_held_rows(part, held, count, mesh))
                 if step % config.log_every == 0 or step == config.steps:
+                    stop_if_skipped(state.skipped_in_a_row, config.log_every + 1, step)
                     values = {name: float(value) for name, value in asdict(result).items()}
                     with together():
                         metrics.write(step, values | loop.measures())
@@ -181,7 +184,8 @@ def init_state(config: VqTrainConfig) -> VqState:
     size = config.model.codebook_size
     usage_I = jnp.full((size,), 1.0 / size, jnp.float32)
     opt_state = make_optimizer(config.optimizer, config.steps).init(params)
-    return VqState(params, opt_state, usage_I, jnp.zeros((), jnp.int32))
+    zero = jnp.zeros((), jnp.int32)
+    return VqState(params, opt_state, usage_I, zero, zero)
 
 
 def make_step(config: VqTrainConfig) -> StepFn:
@@ -235,8 +239,14 @@ def make_step(config: VqTrainConfig) -> StepFn:
             used_frac=(usage_I >= restart.below / size).mean(),
             grad_norm=optax.tree.norm(grads),
         )
-        usage_I = jnp.where(moving, moved_usage_I, usage_I)
-        return VqState(params, opt_state, usage_I, state.step + 1), metrics
+        good = jnp.isfinite(loss) & jnp.isfinite(metrics.grad_norm)
+        params, opt_state, usage_I = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (params, opt_state, jnp.where(moving, moved_usage_I, usage_I)),
+            (state.params, state.opt_state, state.usage_I),
+        )
+        skipped = jnp.where(good, 0, state.skipped_in_a_row + 1)
+        return VqState(params, opt_state, usage_I, state.step + 1, skipped), metrics
 
     return step_fn
 

@@ -19,13 +19,14 @@ from gotr1_jax.ahead.sampling import Run, on_rows, prompt_shapes, rollout, shape
 from gotr1_jax.ahead.sizes import judge_sizes, policy_sizes
 from gotr1_jax.ahead.target import Target
 from gotr1_jax.models.vq import abstract_vq
-from gotr1_jax.parallel.mesh import local_part, make_mesh, replicated
+from gotr1_jax.parallel.mesh import local_part, make_mesh, replicated, row_multiple
 from gotr1_jax.parallel.sharding import placed_shapes
 from gotr1_jax.rewards.judges import JudgeConfig
 from gotr1_jax.sampling.replay import RowLogps
 from gotr1_jax.sampling.rows import Rows
 from gotr1_jax.schema import GrpoConfig
 from gotr1_jax.train_grpo import make_learner, make_sampler, state_shapes
+from gotr1_jax.training.evaluate import captions_at_once
 from gotr1_jax.training.placement import check_rows
 from gotr1_jax.training.policy import policy_shapes
 from gotr1_jax.training.rollout import PROMPT_MULTIPLE, picture_decoder
@@ -64,7 +65,7 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
     local = _host_mesh(mesh, target)
     check_rows(config.update.micro_batch, mesh, "update.micro_batch")
     check_rows(config.rollout.decode_batch, local, "rollout.decode_batch")
-    for captions, samples in _rollouts(config):
+    for captions, samples in _rollouts(config, mesh):
         check_rows(
             captions * samples, mesh, f"{captions} captions of {samples} samples: their rows"
         )
@@ -92,18 +93,18 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
         "what is trained": device_bytes(policy.trained),
     }
     always = ("policy", "train state", "reference", "pictures", "judge")
-    yield Job(mesh, lasting, always, _remarks(config))
+    yield Job(mesh, lasting, always, _remarks(config, mesh))
 
     sampling = (*always, "sampler")
     tokens, C = sizes.num_image_tokens, _prompt_width(config)
     _learning(run, config, learner, state, reference, mesh, (C, tokens), always)
     weights(run, sampler, policy.whole(policy.trained), always)
-    captions, samples = _largest_rollout(config)
+    captions, samples = max(_rollouts(config, mesh), key=math.prod)
     prompts = prompt_shapes(captions, C, mesh)
     rollout(run, sampler, params, prompts, samples, mesh, sampling)
     batch = config.rollout.decode_batch
     ids = on_rows(shape((batch, tokens), jnp.int32), local)
-    own = math.ceil(_rows(config) * local.size / mesh.size)
+    own = math.ceil(config.rollout.rows * local.size / mesh.size)
     decode = picture_decoder(vq_graph, sizes.grid)
     run(
         Program(
@@ -128,18 +129,12 @@ def _sizes_of(part: JudgeConfig, models: Models) -> Any:
     return judge_sizes(part.qwen2_5_vl.checkpoint, models.judge)
 
 
-def _rows(config: GrpoConfig) -> int:
-    return config.rollout.captions_per_step * config.rollout.samples_per_caption
-
-
-def _rollouts(config: GrpoConfig) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Captions and samples of a step's rollout, and of an evaluation's, which is drawn at once."""
+def _rollouts(config: GrpoConfig, mesh: Mesh) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Captions and samples of a step's rollout, and of one of an evaluation's."""
     step = (config.rollout.captions_per_step, config.rollout.samples_per_caption)
-    return step, (config.evaluation.captions, config.evaluation.samples)
-
-
-def _largest_rollout(config: GrpoConfig) -> tuple[int, int]:
-    return max(_rollouts(config), key=math.prod)
+    held_out, samples = config.evaluation.captions, config.evaluation.samples
+    at_once = captions_at_once(held_out, samples, config.rollout.rows, row_multiple(mesh))
+    return step, (at_once, samples)
 
 
 def _prompt_width(config: GrpoConfig) -> int:
@@ -152,7 +147,7 @@ def _learning(
 ) -> None:  # fmt: skip
     """Old log-probabilities and the update, of one share of a rollout."""
     updates = config.update.updates_per_rollout
-    B, T = _rows(config) // updates, config.rollout.max_plan_tokens + 1
+    B, T = config.rollout.rows // updates, config.rollout.max_plan_tokens + 1
     rows = row_shapes(B, widths[0], T, widths[1])
     floats = {"text": _of(B, T, jnp.float32), "image": _of(B, widths[1], jnp.float32)}
     logps = RowLogps(floats["text"], floats["image"], floats["text"], floats["image"])
@@ -198,14 +193,14 @@ def _of(rows: int, width: int | None, dtype: Any) -> Any:
     return shape((rows,) if width is None else (rows, width), dtype)
 
 
-def _remarks(config: GrpoConfig) -> tuple[str, ...]:
+def _remarks(config: GrpoConfig, mesh: Mesh) -> tuple[str, ...]:
     remarks = []
     if any(part.kind == "hps" for part in (config.judge, *config.judge.also)):
         remarks.append("the judge hps is not counted (a ViT-H/14: about 2 GB, split like the rest)")
-    if math.prod(_largest_rollout(config)) > _rows(config):
-        rows = math.prod(_largest_rollout(config))
+    step, held_out = map(math.prod, _rollouts(config, mesh))
+    if held_out > step:
         remarks.append(
-            f"an evaluation draws {rows} rows at once, a step {_rows(config)}: the loops are those "
-            "of the evaluation; evaluation.captions makes them smaller"
+            f"an evaluation draws {held_out} rows at once, a step {step}: the loops are those of "
+            "the evaluation; another number of evaluation.captions makes them smaller"
         )
     return tuple(remarks)

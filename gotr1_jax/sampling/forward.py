@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import rope_tables
-from gotr1_jax.sampling.guidance import guide
+from gotr1_jax.sampling.guidance import guide, split_branches
 from gotr1_jax.sampling.state import LayerWeights, SamplingParams, Segment, TextParams
 
 MASKED = -1e30
@@ -101,7 +101,7 @@ def text_logits(params: TextParams, hidden: jax.Array) -> jax.Array:
 
 
 def image_logits(params: SamplingParams, hidden_ND: jax.Array, weight: float) -> jax.Array:
-    """Guided logits, float32 (B,I), of N = 2 B hidden states, conditional ones first.
+    """Guided logits, float32 (B,I), of N = 2 B hidden states, a row's two side by side.
 
     weight 1: N = B, there is one branch. The last layer is affine, so guiding what it reads is
     guiding what it makes, at half of the work.
@@ -109,7 +109,7 @@ def image_logits(params: SamplingParams, hidden_ND: jax.Array, weight: float) ->
     first, first_bias, second, second_bias = params.image_head
     inner = jax.nn.gelu(project(hidden_ND, first) + first_bias, approximate=False)
     if weight != 1.0:
-        cond, uncond = jnp.split(inner.astype(jnp.float32), 2)
+        cond, uncond = split_branches(inner.astype(jnp.float32), inner.shape[0] // 2)
         inner = guide(cond, uncond, weight).astype(hidden_ND.dtype)
     return (project(inner, second) + second_bias).astype(jnp.float32)
 

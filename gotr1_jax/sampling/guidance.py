@@ -13,6 +13,20 @@ def guide(cond: jax.Array, uncond: jax.Array, weight: float) -> jax.Array:
     return uncond + weight * (cond - uncond)
 
 
+def split_branches(x: jax.Array, rows: int) -> tuple[jax.Array, ...]:
+    """(N, ...) with N = `rows` times the branches -> an array (rows, ...) for each branch.
+
+    Where rows are split over a mesh, the branches of a row lie on its device.
+    """
+    by_row = x.reshape(rows, -1, *x.shape[1:])
+    return tuple(by_row[:, i] for i in range(by_row.shape[1]))
+
+
+def join_branches(cond: jax.Array, uncond: jax.Array) -> jax.Array:
+    """(B, ...) of each branch -> (2 B, ...), a row's two side by side; undoes `split_branches`."""
+    return jnp.stack([cond, uncond], axis=1).reshape(-1, *cond.shape[1:])
+
+
 @dataclass(frozen=True)
 class ChoiceConfig:
     """How a token is drawn.

@@ -1,8 +1,9 @@
 """The picture: U tokens under guidance behind given plans, one loop a bucket of cache slots.
 
-Both branches run stacked, N = 2 B rows, the conditional ones first (N = B without guidance).
-The conditional ones read caption and plan, the others the one ramp of BOS and pads; behind it
-each has its own segment of BOI and picture tokens. Letters as in `sampling.state`.
+Both branches of a row run side by side, N = 2 B rows: 2 b is the conditional one of row b, 2 b + 1
+the other (N = B without guidance). So they lie on one device, and guidance moves nothing over the
+mesh. The conditional ones read caption and plan, the others the one ramp of BOS and pads; behind
+it each has its own segment of BOI and picture tokens. Letters as in `sampling.state`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ from gotr1_jax.sampling.forward import (
     shared_values,
     softmax_parts,
 )
-from gotr1_jax.sampling.guidance import ChoiceConfig, choose
+from gotr1_jax.sampling.guidance import (
+    ChoiceConfig,
+    choose,
+    join_branches,
+    split_branches,
+)
 from gotr1_jax.sampling.plan_phase import Captions
 from gotr1_jax.sampling.state import SamplingParams, Segment, write_slot
 
@@ -97,32 +103,32 @@ def _prefix_bias(context: Context, rows: int) -> jax.Array:
     reads = jnp.concatenate([reads_caption, reads_plan], axis=1)
     if context.ramp is not None:
         reads_ramp = jnp.arange(C + T) < (caption_len + context.plan_len_B - 1)[:, None]
-        reads = jnp.concatenate([reads, reads_ramp], axis=0)
+        reads = join_branches(reads, reads_ramp)
     return jnp.where(reads, 0.0, MASKED)[:, None, None]
 
 
 def _prefix_scores(context: Context, layer: int, q_NKgh: jax.Array) -> jax.Array:
-    """Scores (N,K,g,C+T) against captions and plans, and of the second half against the ramp."""
-    B = context.plan_len_B.shape[0]
-    cond = q_NKgh[:B]
+    """Scores (N,K,g,C+T): conditional rows against captions and plans, others against the ramp."""
+    cond, *uncond = split_branches(q_NKgh, context.plan_len_B.shape[0])
     caption = shared_scores(cond, context.captions.segment.k_NKhS[layer])
     plan = jnp.einsum("bkgh,bkhs->bkgs", cond, context.plans.k_NKhS[layer]).astype(jnp.float32)
     scores = jnp.concatenate([caption, plan], axis=-1)
     if context.ramp is not None:
-        ramp = shared_scores(q_NKgh[B:], context.ramp.k_NKhS[layer])
-        scores = jnp.concatenate([scores, ramp], axis=0)
+        ramp = shared_scores(uncond[0], context.ramp.k_NKhS[layer])
+        scores = join_branches(scores, ramp)
     return scores
 
 
 def _prefix_values(context: Context, layer: int, weights: jax.Array) -> jax.Array:
     """Values (N,K,g,h) of captions, plans and ramp under weights (N,K,g,C+T)."""
     B, C = context.plan_len_B.shape[0], context.captions.segment.size
-    mixed = shared_values(weights[:B, ..., :C], context.captions.segment.v_NKSh[layer])
+    cond, *uncond = split_branches(weights, B)
+    mixed = shared_values(cond[..., :C], context.captions.segment.v_NKSh[layer])
     plans = context.plans.v_NKSh[layer]
-    mixed = mixed + jnp.einsum("bkgs,bksh->bkgh", weights[:B, ..., C:], plans)
+    mixed = mixed + jnp.einsum("bkgs,bksh->bkgh", cond[..., C:], plans)
     if context.ramp is not None:
-        ramp = shared_values(weights[B:], context.ramp.v_NKSh[layer])
-        mixed = jnp.concatenate([mixed, ramp], axis=0)
+        ramp = shared_values(uncond[0], context.ramp.v_NKSh[layer])
+        mixed = join_branches(mixed, ramp)
     return mixed
 
 
@@ -135,7 +141,7 @@ def image_token(
     branches, width = state.x_ND.shape[0] // B, prefix_bias.shape[-1]
     # BOI stands at context_len - 1, and the token that input u predicts one further.
     drawn_at_B = context.captions.per_row(B) + context.plan_len_B + u
-    positions_N = jnp.tile(drawn_at_B - 1, branches)
+    positions_N = jnp.repeat(drawn_at_B - 1, branches)
     segment = state.segment
     own_bias = jnp.where(jnp.arange(segment.size) > u, MASKED, 0.0)
 
@@ -158,7 +164,7 @@ def image_token(
     put = jax.lax.dynamic_update_slice
     return ImageState(
         segment=segment,
-        x_ND=jnp.tile(params.image_embed_ID[drawn], (branches, 1)),
+        x_ND=jnp.repeat(params.image_embed_ID[drawn], branches, axis=0),
         ids_BU=put(state.ids_BU, drawn[:, None], (0, u)),
         logp_BU=put(state.logp_BU, logp[:, None], (0, u)),
         step=u + 1,

@@ -84,6 +84,11 @@ class RolloutConfig:
     # Rows decoded to pixels at once.
     decode_batch: int = 64
 
+    @property
+    def rows(self) -> int:
+        """Samples of a step; of an evaluation no more are drawn at once."""
+        return self.captions_per_step * self.samples_per_caption
+
     def check(self) -> None:
         positive(
             "rollout",

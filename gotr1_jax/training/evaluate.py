@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from gotr1_jax.parallel.processes import is_first, together
 from gotr1_jax.schema import EvaluationConfig
 from gotr1_jax.training.rollout import Prompts, Roller, records
-from gotr1_jax.training.run_dir import write_json_atomic, write_samples
+from gotr1_jax.training.run_dir import SampleRecord, write_json_atomic, write_samples
 
 # Evaluations draw from streams of their own, the same before and after.
 EVALUATION_SEED = 20_250_522
@@ -48,25 +49,49 @@ class Evaluation:
 
 
 def evaluate(
-    roller: Roller, params: Any, prompts: Prompts, config: EvaluationConfig, name: str, root: Path
-) -> Evaluation:
+    roller: Roller, params: Any, prompts: Prompts, config: EvaluationConfig, name: str, root: Path,
+    *, rows: int, multiple: int = 1,
+) -> Evaluation:  # fmt: skip
     """`config.samples` samples for each caption; a caption's score is their mean.
 
-    The first samples of `config.shown` captions go to samples/`name` for the report (of several
-    processes: those of them that process 0 judged). The scores are written to root/`name`.json,
-    so that a resumed run has those from before.
+    At most `rows` samples are drawn at once, and a multiple of `multiple` (`captions_at_once`). The
+    first samples of `config.shown` captions go to samples/`name` for the report (of several
+    processes: those of them that process 0 judged). The scores are written to root/`name`.json, so
+    that a resumed run has those from before.
     """
-    G = config.samples
-    indices = list(range(len(prompts.captions)))
-    scored = roller(params, prompts, indices, G, EVALUATION_SEED, 0)
-    result = score_captions(scored.scores, scored.total_B, G)
-    found = records(scored, G, np.zeros(len(scored)), config.shown)
+    G, P = config.samples, len(prompts.captions)
+    size = captions_at_once(P, G, rows, multiple)
+    parts: list[tuple[Mapping[str, np.ndarray], np.ndarray]] = []
+    firsts: list[SampleRecord] = []
+    for start in range(0, P, size):
+        drawn = range(start, min(start + size, P))
+        scored = roller(params, prompts, drawn, G, EVALUATION_SEED, 0)
+        parts.append((scored.scores, scored.total_B))
+        found = records(scored, G, np.zeros(len(scored)), config.shown - start)
+        firsts += [
+            replace(record, caption_index=start + record.caption_index)
+            for record in found
+            if record.sample_index == 0
+        ]
+    scores = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
+    result = score_captions(scores, np.concatenate([total for _, total in parts]), G)
     with together():
         if is_first():
-            firsts = [record for record in found if record.sample_index == 0]
             write_samples(root / "samples", 0, firsts, name=name)
             write_json_atomic(root / f"{name}.json", result.to_json())
     return result
+
+
+def captions_at_once(captions: int, samples: int, rows: int, multiple: int = 1) -> int:
+    """How many captions an evaluation draws at once: at most `rows` rows, where that can be.
+
+    The rows of a part are a multiple of `multiple`, those of the last one too if all together
+    are. Parts of one size are preferred, unless they had to be less than half as large.
+    """
+    step = multiple // math.gcd(samples, multiple)
+    largest = max(rows // (samples * step), 1) * step
+    even = [size for size in range(largest, largest // 2, -step) if captions % size == 0]
+    return min(even[0] if even else largest, captions)
 
 
 def score_captions(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gotr1_jax.errors import RunError
 from gotr1_jax.schema import EntropyConfig, OptimizerConfig
 from gotr1_jax.training.entropy import EntropyState, new_entropy_state
 
@@ -101,6 +102,16 @@ def apply_gradients(
         skipped_in_a_row=(state.skipped_in_a_row + 1) * (1 - one),
         entropy=state.entropy,
     ), norm
+
+
+def stop_if_skipped(in_a_row: Any, limit: int, step: int) -> None:
+    """Raise RunError when `limit` updates or more in a row, the last at `step`, were skipped."""
+    bad = int(in_a_row)
+    if bad >= limit:
+        raise RunError(
+            f"the last {bad} updates up to step {step} were not finite and were skipped; "
+            "lower optimizer.learning_rate or look at what is learned from"
+        )
 
 
 def split_rows(tree: Any, pieces: int) -> Any:

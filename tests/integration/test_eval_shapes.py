@@ -62,7 +62,8 @@ def own(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     )  # fmt: skip
     root = tmp_path_factory.mktemp("own")
     params = roller.sampler.prepare(policy.whole(policy.trained))
-    return evaluate(roller, params, heldout, config.evaluation, "eval_before", root)
+    what = config.evaluation, "eval_before", root
+    return evaluate(roller, params, heldout, *what, rows=CAPTIONS * SAMPLES // 2)
 
 
 def command(job: Path, out: Path, *more: str) -> list[str]:

@@ -39,7 +39,8 @@ def light_state(config: VqTrainConfig) -> train_vq.VqState:
     shapes = nnx.split(nnx.eval_shape(lambda: VQModel(config.model, rngs=nnx.Rngs(0))))[1]
     params = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
     opt_state = make_optimizer(config.optimizer, config.steps).init(params)
-    return train_vq.VqState(params, opt_state, jnp.ones(16), jnp.zeros((), jnp.int32))
+    zero = jnp.zeros((), jnp.int32)
+    return train_vq.VqState(params, opt_state, jnp.ones(16), zero, zero)
 
 
 def light_step(_: VqTrainConfig) -> train_vq.StepFn:
@@ -57,7 +58,7 @@ def light_step(_: VqTrainConfig) -> train_vq.StepFn:
         metrics = train_vq.VqMetrics(
             loss=norms[0], grad_norm=norms[1], psnr=norms[2], perplexity=seen, **values
         )
-        return train_vq.VqState(*moved, state.step + 1), metrics
+        return train_vq.VqState(*moved, state.step + 1, state.skipped_in_a_row), metrics
 
     return update
 

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from gotr1_jax.training import evaluate
-from gotr1_jax.training.evaluate import Evaluation, gain_interval, mean_interval, print_table
+from gotr1_jax.training.evaluate import (
+    Evaluation,
+    captions_at_once,
+    gain_interval,
+    mean_interval,
+    print_table,
+)
 from gotr1_jax.training.run_dir import plain_json
 
 
@@ -87,3 +93,19 @@ def test_table():
     assert lines[2].split() == ["sem", "0.500", "0.375", "-0.125"]
     assert "total +100% on 2 held-out captions" in lines[3]
     assert "[+0.250, +0.250]" in lines[3]
+
+
+@pytest.mark.parametrize(
+    "captions, samples, rows, multiple, wanted",
+    [
+        (128, 4, 128, 1, 32),
+        (128, 4, 130, 8, 32),
+        (60, 4, 128, 8, 30),
+        (60, 4, 128, 16, 20),
+        (7, 4, 8, 1, 2),  # parts of 2, 2, 2 and 1
+        (8, 4, 8, 16, 4),  # fewer do not divide over the mesh
+        (3, 4, 128, 1, 3),
+    ],
+)
+def test_captions_drawn_at_once(captions, samples, rows, multiple, wanted):
+    assert captions_at_once(captions, samples, rows, multiple) == wanted

@@ -163,6 +163,15 @@ def test_a_few_steps_lower_the_loss_and_windows_follow_the_grid():
     assert batch_of_step(pictures, JOB, 27).shape == (8, 64, 64, 3)
     assert np.mean(errors[-3:]) < 0.6 * np.mean(errors[:3])
 
+    # An update that is not finite changes nothing but the counts.
+    state = replace(state, params=jax.tree.map(lambda x: x * np.nan, state.params))
+    kept = jax.device_get((state.opt_state, state.usage_I))
+    state, metrics = step_fn(state, batch)
+    assert not np.isfinite(metrics.loss)
+    assert int(state.skipped_in_a_row) == 1 and int(state.step) == 27
+    for was, now in zip(jax.tree.leaves(kept), jax.tree.leaves((state.opt_state, state.usage_I))):
+        np.testing.assert_array_equal(was, now)
+
 
 def test_job_writes_what_the_next_job_reads(tmp_path: Path):
     config = replace(JOB, run_dir=str(tmp_path / "run"), steps=4, crop=CropConfig(16, 4, 8))
