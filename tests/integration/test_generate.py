@@ -186,7 +186,7 @@ def test_decoding_a_picture_at_a_time(tiny: Path, tmp_path: Path, devices: int) 
         (("--prompt", "a", "--batch-size", "0"), "batch_size is 0"),
         (("--prompt", "a", "--temperature", "0"), "temperature is 0"),
         (("--prompt", "a", "--top-p", "0"), "top_p is 0"),
-        (("--prompt", "a", "--template", "Paint"), "neither gotr1, janus nor a readable file"),
+        (("--prompt", "a", "--template", "Paint"), "reasongen_rl nor a readable file"),
         (("--prompt", "a", "--template", "{caption}{caption}"), "exactly once"),
         (("--prompt", "a", "--plans", "p.jsonl"), "give one of them"),
         (("--plans", "p.jsonl", "--plans-only"), "give one of them"),
