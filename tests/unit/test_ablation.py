@@ -29,6 +29,12 @@ VALUES: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def quiet_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The devices of this process may be in use already."""
+    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     base = tmp_path / "base.yaml"
