@@ -88,6 +88,7 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
     check_rows(config.update.micro_batch, mesh, "update.micro_batch")
     held_out = config.evaluation.captions * config.evaluation.samples
     check_rows(held_out, mesh, "evaluation.captions x evaluation.samples")
+    check_rows(config.rollout.rows_at_once, mesh, "the number of rows that are drawn at once")
     check_rows(config.rollout.decode_batch, local_part(mesh), "rollout.decode_batch")
     connect(mesh)
     check_same_run(config)
@@ -137,7 +138,7 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
         def score(name: str, state: TrainState) -> Evaluation:
             return evaluate(
                 roller, params(state), heldout, config.evaluation, name, run.root,
-                rows=config.rollout.rows, multiple=row_multiple(mesh),
+                rows=config.rollout.rows_at_once, multiple=row_multiple(mesh),
             )  # fmt: skip
 
         failures = FailureTracker(config.reward.failure_limit, config.reward.failure_steps)
@@ -209,7 +210,8 @@ def make_roller(
     sampler = make_sampler(config, policy, checkpoint.config, tokenizer.specials, mesh)
     grid, local = checkpoint.config.grid, local_part(mesh)
     painter = Painter(checkpoint.vq_module(), grid, config.rollout.decode_batch, local)
-    return Roller(sampler, painter, judge, config.reward, tokenizer, mesh)
+    at_once = config.rollout.rows_at_once
+    return Roller(sampler, painter, judge, config.reward, tokenizer, mesh, at_once)
 
 
 def make_sampler(

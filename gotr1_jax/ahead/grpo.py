@@ -101,7 +101,8 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
     weights(run, sampler, policy.whole(policy.trained), always)
     captions, samples = max(_rollouts(config, mesh), key=math.prod)
     prompts = prompt_shapes(captions, C, mesh)
-    rollout(run, sampler, params, prompts, samples, mesh, sampling)
+    parts = config.rollout.rows // config.rollout.rows_at_once
+    rollout(run, sampler, params, prompts, samples, parts, mesh, sampling)
     batch = config.rollout.decode_batch
     ids = on_rows(shape((batch, tokens), jnp.int32), local)
     own = math.ceil(config.rollout.rows * local.size / mesh.size)
@@ -130,11 +131,11 @@ def _sizes_of(part: JudgeConfig, models: Models) -> Any:
 
 
 def _rollouts(config: GrpoConfig, mesh: Mesh) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Captions and samples of a step's rollout, and of one of an evaluation's."""
-    step = (config.rollout.captions_per_step, config.rollout.samples_per_caption)
-    held_out, samples = config.evaluation.captions, config.evaluation.samples
-    at_once = captions_at_once(held_out, samples, config.rollout.rows, row_multiple(mesh))
-    return step, (at_once, samples)
+    """Captions and samples that a step draws at once, and those that an evaluation does."""
+    rows, samples = config.rollout.rows_at_once, config.rollout.samples_per_caption
+    held_out, tries = config.evaluation.captions, config.evaluation.samples
+    at_once = captions_at_once(held_out, tries, rows, row_multiple(mesh))
+    return (rows // samples, samples), (at_once, tries)
 
 
 def _prompt_width(config: GrpoConfig) -> int:

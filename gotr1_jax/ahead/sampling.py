@@ -63,15 +63,19 @@ def weights(run: Run, sampler: Sampler, state: Any, beside: tuple[str, ...]) -> 
 
 def rollout(
     run: Run, sampler: Sampler, params: SamplingParams, prompts: PromptBatch, samples: int,
-    mesh: Mesh, beside: tuple[str, ...],
+    parts: int, mesh: Mesh, beside: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """All programs of a rollout, the loops in their last bucket, where caches are the largest."""
+    """All programs of a rollout, the loops in their last bucket, where caches are the largest.
+
+    parts: such rollouts make one step's.
+    """
     programs, config = sampler.programs, sampler.config
     B = prompts.ids_PC.shape[0] * samples
     keys = key_shapes(B, mesh)
 
-    def measure(name: str, function: Any, *args: Any, **more: Any) -> Any:
-        program = Program(name, function, args, holds=("sampler",), beside=beside, **more)
+    def measure(name: str, function: Any, *args: Any, times: float = 1.0, **more: Any) -> Any:
+        more |= {"holds": ("sampler",), "beside": beside, "times": parts * times}
+        program = Program(name, function, args, **more)
         return on_rows(run(program), mesh)
 
     captions, last = measure("prefill", programs.read, params, prompts)

@@ -15,6 +15,7 @@ from gotr1_jax.ahead.measure import Compiler
 from gotr1_jax.ahead.report import Report, compile_job
 from gotr1_jax.ahead.target import Target
 from gotr1_jax.errors import InputError
+from gotr1_jax.parallel.mesh import row_multiple
 from gotr1_jax.schema import GrpoConfig, MeshConfig, SftConfig
 
 Config = GrpoConfig | SftConfig
@@ -39,7 +40,9 @@ class Suggestion:
             remat: _remat(self.config), micro: _micro(self.config),
         }  # fmt: skip
         if isinstance(self.config, GrpoConfig):
-            values["rollout.decode_batch"] = self.config.rollout.decode_batch
+            rollout = self.config.rollout
+            values["rollout.decode_batch"] = rollout.decode_batch
+            values["rollout.captions_at_once"] = rollout.captions_at_once
         return " ".join(f"--{key} {value}" for key, value in values.items())
 
 
@@ -47,40 +50,64 @@ def suggest(config: Config, target: Target, models: Models) -> Suggestion | None
     """The first setting that fits, of at most MOST_TRIES; None if there is none.
 
     The given setting comes first. Then meshes from the least to the most split, and for each the
-    passes from the quickest to the most sparing one. A mesh on which the lasting arrays or the
-    sampler do not fit is left at once.
+    passes from the quickest to the most sparing one. Where an update fits and a rollout does not,
+    fewer captions are drawn at once; a mesh on which that does not help is left.
     """
     compiler, tried = Compiler(target), 0
-    lost: set[tuple[int, int, int]] = set()
-    for candidate in candidates(config, len(target.devices)):
-        mesh = candidate.mesh
-        sizes = (mesh.data, mesh.fsdp, mesh.tensor)
-        if sizes in lost:
-            continue
-        if tried == MOST_TRIES:
-            return None
-        try:
-            report = compile_job(candidate, target, models, compiler, stop_early=True)
-        except InputError:
-            continue  # sizes that do not divide over this mesh
-        tried += 1
-        if report.programs and report.whole_fits:
-            return Suggestion(candidate, report, tried)
-        if not report.programs or report.programs[-1].program.name not in _PASSES:
-            lost.add(sizes)
+
+    def look(candidate: Config) -> tuple[Config, Report | None]:
+        """It, or one that draws less at once, and its report; None: sizes that do not divide."""
+        nonlocal tried
+        while True:
+            try:
+                report = compile_job(candidate, target, models, compiler, stop_early=True)
+            except InputError:
+                return candidate, None
+            tried += 1
+            fewer = _fewer_at_once(candidate, report)
+            if _fits(report) or fewer is None or tried == MOST_TRIES:
+                return candidate, report
+            candidate = fewer
+
+    for settings in _by_mesh(config, len(target.devices)):
+        for setting in settings:
+            candidate, report = look(setting)
+            if report is not None and _fits(report):
+                return Suggestion(candidate, report, tried)
+            if tried == MOST_TRIES:
+                return None
+            if report is None or not _is_pass_too_large(report):
+                break  # no other pass on this mesh helps
     return None
 
 
-_PASSES = ("update", "old log-probabilities", "sft step")
-
-
-def candidates(config: Config, devices: int) -> Iterator[Config]:
-    """Settings to try, in order; the given one first."""
-    yield config
+def _by_mesh(config: Config, devices: int) -> Iterator[Iterator[Config]]:
+    """For each mesh the settings to try, in order; the given one comes first, alone."""
+    yield iter([config])
     for mesh in meshes(devices):
-        rows = mesh.data * mesh.fsdp
-        for remat, micro in passes(config, rows):
-            yield with_settings(config, mesh, remat, micro)
+        kinds = passes(config, mesh.data * mesh.fsdp)
+        yield (with_settings(config, mesh, remat, micro) for remat, micro in kinds)
+
+
+def _fits(report: Report) -> bool:
+    return bool(report.programs) and report.whole_fits
+
+
+def _is_pass_too_large(report: Report) -> bool:
+    """Whether it is the update that does not fit, which other passes may mend."""
+    passing = ("update", "old log-probabilities", "sft step")
+    return bool(report.programs) and report.programs[-1].program.name in passing
+
+
+def _fewer_at_once(config: Config, report: Report) -> GrpoConfig | None:
+    """Half as many captions at once, where a rollout is what does not fit; None: no fewer."""
+    if isinstance(config, SftConfig) or not report.programs or _is_pass_too_large(report):
+        return None
+    captions = config.rollout.captions_at_once or config.rollout.captions_per_step
+    samples, mesh = config.rollout.samples_per_caption, report.job.mesh
+    if captions % 2 or captions // 2 * samples % row_multiple(mesh):
+        return None
+    return replace(config, rollout=replace(config.rollout, captions_at_once=captions // 2))
 
 
 def meshes(devices: int) -> Iterator[MeshConfig]:

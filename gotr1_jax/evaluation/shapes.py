@@ -275,7 +275,8 @@ def _load(
 
     G = config.samples
     rows = max(1, min(len(captions), config.batch_size // G)) * G
-    job = replace(config.job, rollout=replace(config.job.rollout, decode_batch=rows))
+    rollout = replace(config.job.rollout, decode_batch=rows, captions_at_once=0)
+    job = replace(config.job, rollout=rollout)
     devices = max(n for n in range(1, len(jax.devices()) + 1) if rows % n == 0)
     mesh = make_mesh(devices=jax.devices()[:devices])
     init = replace(job.policy, init=str(source), lora=None)

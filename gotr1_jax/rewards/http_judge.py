@@ -137,13 +137,16 @@ class HttpEngine:
         """One answer for each question, with `error` set where the server gave none.
 
         RunError where the server turns the very first question away for good (wrong address,
-        model or key); once it has answered, that too is only a missing answer.
+        model or key); once it has answered, that too is only a missing answer. That question
+        goes alone: which one came first is then no matter of chance.
         """
         pictures = {p.key: p for q in questions for p in q.pictures}
         executor = ThreadPoolExecutor(self._config.concurrency)
         try:
             urls = dict(zip(pictures, executor.map(self._data_url, pictures.values())))
-            answers = list(executor.map(lambda q: self._answer_one(q, urls), questions))
+            alone = 0 if self._answered.is_set() else 1
+            answers = [self._answer_one(q, urls) for q in questions[:alone]]
+            answers += executor.map(lambda q: self._answer_one(q, urls), questions[alone:])
         finally:
             # On an error nothing more is begun, and what is under way is not waited for.
             executor.shutdown(wait=False, cancel_futures=True)

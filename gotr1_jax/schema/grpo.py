@@ -81,13 +81,21 @@ class RolloutConfig:
     guidance: float = 5.0
     text_temperature: float = 1.0
     image_temperature: float = 1.0
+    # Captions whose samples are drawn at once; fewer need less memory and take longer. 0: those
+    # of a whole step. The samples are the same.
+    captions_at_once: int = 0
     # Rows decoded to pixels at once.
     decode_batch: int = 64
 
     @property
     def rows(self) -> int:
-        """Samples of a step; of an evaluation no more are drawn at once."""
+        """Samples of a step."""
         return self.captions_per_step * self.samples_per_caption
+
+    @property
+    def rows_at_once(self) -> int:
+        """Samples that are drawn at once, also in an evaluation."""
+        return (self.captions_at_once or self.captions_per_step) * self.samples_per_caption
 
     def check(self) -> None:
         positive(
@@ -98,6 +106,12 @@ class RolloutConfig:
             image_temperature=self.image_temperature,
             decode_batch=self.decode_batch,
         )
+        captions, at_once = self.captions_per_step, self.captions_at_once
+        if at_once < 0 or (at_once and captions % at_once):
+            raise InputError(
+                f"rollout.captions_at_once is {at_once}; use a divisor of "
+                f"rollout.captions_per_step, which is {captions}, or 0 for all of them"
+            )
         if self.samples_per_caption < 2:
             raise InputError(
                 f"rollout.samples_per_caption is {self.samples_per_caption}; a group needs at "

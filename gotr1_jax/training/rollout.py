@@ -130,7 +130,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class Roller:
-    """Everything that turns captions into scored samples; `mesh` is that of the sampler."""
+    """Everything that turns captions into scored samples.
+
+    Attributes:
+      mesh: that of the sampler.
+      rows_at_once: rows that are drawn at once, or one caption's where those are more.
+    """
 
     sampler: Sampler
     painter: Painter
@@ -138,6 +143,7 @@ class Roller:
     reward: RewardConfig
     tokenizer: TextTokenizer
     mesh: Mesh
+    rows_at_once: int
 
     def __call__(
         self, params: Any, prompts: Prompts, indices: Sequence[int], samples: int,
@@ -147,9 +153,14 @@ class Roller:
 
         `params` is what `sampler.prepare` made; `first` numbers a caption's first sample.
         """
-        keys_B = row_keys(seed, step, jnp.asarray(indices, jnp.int32), samples, first)
-        rollout = self.sampler(params, prompts.batch(indices), keys_B, samples)
-        jax.block_until_ready(rollout)
+        parts, captions_at_once = [], max(1, self.rows_at_once // samples)
+        for i in range(0, len(indices), captions_at_once):
+            part = indices[i : i + captions_at_once]
+            keys_B = row_keys(seed, step, jnp.asarray(part, jnp.int32), samples, first)
+            drawn = self.sampler(params, prompts.batch(part), keys_B, samples)
+            # Else the loops of the next part would be given their memory before this one ends.
+            parts.append(jax.block_until_ready(drawn))
+        rollout = parts[0] if len(parts) == 1 else join_on_mesh(parts)
         start = time.perf_counter()
         captions = tuple(prompts.captions[i] for i in indices for _ in range(samples))
         own = own_rows(len(captions), self.mesh)

@@ -1,5 +1,7 @@
 """GRPO on one device, on a mesh of eight, and in two processes of four devices: the same run.
 
+Also where only a part of a step's captions is drawn at once.
+
 Exact: captions, plans, picture tokens, and with them rewards. To rounding: losses, gradients and
 parameters, whose sums are made in another order.
 """
@@ -63,7 +65,10 @@ def one(folder: Path, checkpoint: Path) -> Path:
 @pytest.fixture(scope="module")
 def two(folder: Path, checkpoint: Path) -> Path:
     run = folder / "two"
-    config = write_config(folder / "two.yaml", values(checkpoint, run, MESH))
+    given = values(checkpoint, run, MESH)
+    # Half a step's captions at once, which changes nothing either.
+    given["rollout"] |= {"captions_at_once": 2}
+    config = write_config(folder / "two.yaml", given)
     with Group(["train", "grpo", "--config", str(config)], folder) as group:
         assert group.end() == [0, 0], group.said(0) + group.said(1)
     return run

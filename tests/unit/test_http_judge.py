@@ -76,12 +76,13 @@ def test_answers_keep_the_order_of_questions_and_few_are_asked_at_once() -> None
         with lock:
             at_once += 1
             most = max(most, at_once)
-        gate.wait(60)  # only three together get through: they are under way at once
+        if number > 1:  # the first goes alone
+            gate.wait(60)  # only three together get through: they are under way at once
         with lock:
             at_once -= 1
         say(handler, body["messages"][0]["content"][-1]["text"])
 
-    questions = [Question("score", (), "", f"question {i}", 9) for i in range(12)]
+    questions = [Question("score", (), "", f"question {i}", 9) for i in range(13)]
     with Server(behave) as server:
         engine, _ = engine_for(server, concurrency=3)
         answers = engine.answer(questions)
