@@ -100,11 +100,7 @@ class QwenTokenizer:
 
         message: text and pictures in their order.
         """
-        ids = self.ids
-        parts: list[str | int] = [
-            ids.message_start, f"system\n{system}", ids.message_end, "\n",
-            ids.message_start, "user\n",
-        ]  # fmt: skip
+        ids, parts = self.ids, self._opening(system)
         for part in message:
             if isinstance(part, ImageTokens):
                 parts += [ids.vision_start, *[ids.image] * part.units, ids.vision_end]
@@ -112,6 +108,14 @@ class QwenTokenizer:
                 parts.append(part)
         parts += [ids.message_end, "\n", ids.message_start, "assistant\n"]
         return self._join(parts)
+
+    def encode_opening(self, text: str, system: str = SYSTEM) -> list[int]:
+        """Ids of how a user's message begins."""
+        return self._join([*self._opening(system), text])
+
+    def _opening(self, system: str) -> list[str | int]:
+        start, end = self.ids.message_start, self.ids.message_end
+        return [start, f"system\n{system}", end, "\n", start, "user\n"]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids without special tokens; ids without a string give nothing."""

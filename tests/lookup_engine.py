@@ -20,7 +20,7 @@ Script = Mapping[str, "Sequence[str | Answer]"]
 def topic(question: Question) -> str:
     """sem, spa, pi, verdict, or the name that is searched for."""
     if question.kind == "boxes":
-        return re.findall("<<<(.*?)>>>", question.rest)[0]
+        return re.findall("<<<(.*?)>>>", question.text)[0]
     if question.kind == "verdict":
         return "verdict"
     assert question.scale is not None

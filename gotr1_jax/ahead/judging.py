@@ -22,12 +22,12 @@ from gotr1_jax.pictures.qwen_pack import pack_pictures
 from gotr1_jax.rewards.judges import JudgeConfig
 from gotr1_jax.rewards.qwen_engine.engine import limits_of
 from gotr1_jax.rewards.qwen_engine.packing import power_of_two
-from gotr1_jax.rewards.qwen_engine.programs import Stretch
-from gotr1_jax.rewards.qwen_engine.runner import TextPrograms, text_programs
+from gotr1_jax.rewards.qwen_engine.programs import Head, Stretch
+from gotr1_jax.rewards.qwen_engine.runner import TextPrograms, head_sharding, text_programs
 from gotr1_jax.rewards.qwen_engine.tower import PictureReader
-from gotr1_jax.sampling.state import TextParams, empty_segment, segment_sharding, text_shardings
+from gotr1_jax.sampling.state import TextParams, empty_segment, text_shardings
 
-_PREFIX = 16  # of a question that shares its beginning with no other: the least there is
+_HEAD = 416  # tokens of an instruction: those of the longest here, rounded up
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,10 @@ def _questions(measure: Any, judge: JudgeShapes) -> None:
     limits = limits_of(engine, mesh)
     answer = power_of_two(_longest_answer(judge.config))
     # The most rows that leave a question of some hundred tokens room.
-    length = max(limits.tokens // limits.rows, 512 + answer)
+    length = max(limits.tokens // limits.rows, _HEAD + 512 + answer)
     B = limits.most(min(length, limits.tokens // limits.multiple))
     length = limits.tokens // B
-    rest = max(16, (length - answer - _PREFIX) // 16 * 16)
+    rest = max(16, (length - answer - _HEAD) // 16 * 16)
     stretch = on_rows(
         Stretch(
             shape((B, rest), jnp.int32),
@@ -133,21 +133,22 @@ def _questions(measure: Any, judge: JudgeShapes) -> None:
         heads=False,
     )
     dtype = jnp.dtype(engine.dtype)
-    prefixes = jax.eval_shape(lambda: empty_segment(cfg, B, _PREFIX, dtype))
-    prefixes = jax.tree.map(lambda x: _on(x, segment_sharding(mesh)), prefixes)
+    segment = jax.eval_shape(lambda: empty_segment(cfg, 1, _HEAD, dtype))
+    segment = jax.tree.map(lambda x: _on(x, head_sharding(mesh)), segment)
+    head = Head(segment, _on(shape((1,), jnp.int32), replicated(mesh)))
     lengths = on_rows(shape((B,), jnp.int32), mesh)
     programs = judge.programs
     hidden, context = measure(
-        "judge: questions", programs.read_questions, judge.text, judge.units, stretch, prefixes,
-        lengths, static={"reads": 1},
+        "judge: questions", programs.read_questions, judge.text, judge.units, stretch, head, None,
+        static={"reads": 1},
     )  # fmt: skip
     hidden, context = (on_rows(x, mesh) for x in (hidden, context))
     state = jax.eval_shape(programs.start, judge.text, hidden, lengths, room=answer, size=answer)
     state = on_rows(state, mesh)
     measure(
-        "judge: answers, last bucket", programs.bucket, judge.text, context, state,
+        "judge: answers, last bucket", programs.bucket, judge.text, head, context, state,
         turns=max(1, answer // 2),
-        reads=(judge.text.layers, judge.text.text_head_VD, context.segment, state.segment),
+        reads=(judge.text.layers, judge.text.text_head_VD, head, context.segment, state.segment),
     )  # fmt: skip
 
 
@@ -161,5 +162,5 @@ def _shape(x: np.ndarray) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def _on(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+def _on(x: Any, sharding: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

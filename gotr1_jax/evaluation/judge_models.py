@@ -64,19 +64,18 @@ class JudgeModel:
     def _question(self, ask: Ask) -> Question:
         picture, limit = (ask.picture,), self._config.score_tokens
         if ask.kind == "find":
-            return Question(
-                "boxes", picture, say.LOCATE, say.show_name(ask.text), self._config.boxes_tokens
-            )
+            shown, limit = say.show_name(ask.text), self._config.boxes_tokens
+            return Question("boxes", picture, say.LOCATE, shown + say.CLOSINGS["boxes"], limit)
         if ask.kind == "match":
-            caption = say.show_caption(ask.text)
-            return Question("score", picture, caption, say.PI + say.ask_score(), limit, _TEN)
+            shown = say.show_caption(ask.text) + say.CLOSINGS["score"]
+            return Question("score", picture, say.PI + say.ask_score(), shown, limit, _TEN)
         text = ask.text
         if ask.kind == "color":
             assert ask.place is not None
             text = _COLOR.format(name=ask.text, color=ask.color)
             picture = (make_picture(np.asarray(crop_object(ask.picture, ask.place))),)
-        shown = f"Question: <<<{say.harmless(text)}>>>\n"
-        return Question("score", picture, _YES, shown + say.ask_score(), limit, _YES_NO)
+        shown = f"Question: <<<{say.harmless(text)}>>>\n{say.CLOSINGS['score']}"
+        return Question("score", picture, _YES + say.ask_score(), shown, limit, _YES_NO)
 
     def _read(self, ask: Ask, reading: Reading) -> Any:
         if reading.failed:

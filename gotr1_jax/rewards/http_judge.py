@@ -184,10 +184,13 @@ class HttpEngine:
         raise AssertionError("the last try returns")
 
     def _request(self, question: Question, urls: dict[str, str]) -> bytes:
-        content: list[dict[str, Any]] = [
+        def say(text: str) -> list[dict[str, Any]]:
+            return [{"type": "text", "text": text}] if text else []
+
+        shown = [
             {"type": "image_url", "image_url": {"url": urls[p.key]}} for p in question.pictures
         ]
-        content.append({"type": "text", "text": question.text})
+        content = [*say(question.instruction), *shown, *say(question.text)]
         return json.dumps(
             {
                 "model": self._config.model,

@@ -6,10 +6,11 @@ The same mathematics as `models.decoder.Block`; a test holds the two together. L
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import rope_tables
@@ -179,20 +180,25 @@ def prefill_behind(
     cos, sin = rope_table(cfg, captions.size + S)
     positions_BS = caption_len_B[:, None] + jnp.arange(S, dtype=jnp.int32)
     x, rope = params.text_embed_VD[ids_BS], (cos[positions_BS], sin[positions_BS])
-    return prefill_embedded_behind(params, cfg, x, rope, captions, caption_len_B)[1]
+    return prefill_embedded_behind(params, cfg, x, rope, [(captions, caption_len_B)])[1]
 
 
 def prefill_embedded_behind(
     params: TextParams, cfg: DecoderConfig, x_BSD: jax.Array, rope: tuple[jax.Array, jax.Array],
-    captions: Segment, caption_len_B: jax.Array,
+    before: Sequence[tuple[Segment, jax.Array]],
 ) -> tuple[jax.Array, Segment]:  # fmt: skip
     """As `prefill_behind`, of embedded tokens: hidden (B,S,D) after the final norm, and segment.
 
-    rope: rotary tables (B, S, h // 2) of the tokens' own positions.
+    Args:
+      rope: rotary tables (B, S, h // 2) of the tokens' own positions.
+      before: what stands in front: segments of N rows, each shared by B / N rows, and how many of
+        its slots are filled, int32 (B,) or (1,).
     """
-    S, C = x_BSD.shape[1], captions.size
-    keys, values = [], []
-    in_caption = jnp.arange(C) < caption_len_B[:, None, None, None, None]
+    S, keys, values = x_BSD.shape[1], [], []
+    filled = [
+        jnp.arange(segment.size) < length[:, None, None, None, None] for segment, length in before
+    ]
+    ends = [int(n) for n in np.cumsum([segment.size for segment, _ in before])]
     causal = jnp.tril(jnp.ones((S, S), bool))
 
     def attend(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -201,13 +207,17 @@ def prefill_embedded_behind(
         B, _, K, g, h = q.shape
         # The S tokens of a row stand where the g heads of one token stand while decoding.
         q = q.transpose(0, 2, 3, 1, 4).reshape(B, K, g * S, h) * h**-0.5
-        before = shared_scores(q, captions.k_NKhS[i]).reshape(B, K, g, S, C)
+        scores = [
+            jnp.where(seen, shared_scores(q, part.k_NKhS[i]).reshape(B, K, g, S, -1), MASKED)
+            for seen, (part, _) in zip(filled, before)
+        ]
         own = jnp.einsum("bkxh,bkhs->bkxs", q, keys[i]).astype(jnp.float32)
-        own = jnp.where(causal, own.reshape(B, K, g, S, S), MASKED)
-        scores = jnp.concatenate([jnp.where(in_caption, before, MASKED), own], axis=-1)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(B, K, g * S, C + S)
-        mixed = shared_values(weights[..., :C], captions.v_NKSh[i])
-        mixed = mixed + jnp.einsum("bkxs,bksh->bkxh", weights[..., C:], values[i])
+        scores.append(jnp.where(causal, own.reshape(B, K, g, S, S), MASKED))
+        weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(v.dtype)
+        *parts, weights = jnp.split(weights.reshape(B, K, g * S, -1), ends, axis=-1)
+        mixed = jnp.einsum("bkxs,bksh->bkxh", weights, values[i])
+        for weights, (part, _) in zip(parts, before):
+            mixed = mixed + shared_values(weights, part.v_NKSh[i])
         return mixed.reshape(B, K, g, S, h).transpose(0, 3, 1, 2, 4)
 
     hidden = run_layers(params, cfg, x_BSD, rope, attend)

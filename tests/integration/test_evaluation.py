@@ -52,7 +52,7 @@ def judge(handler: BaseHTTPRequestHandler, number: int, body: Any) -> None:
     thing = re.findall("<<<(.*?)>>>", text)[-1]
     if "Find every instance" in text:
         say(handler, json.dumps([{"bbox_2d": box} for box in BOXES.get(thing, [])]))
-    elif text.startswith("Caption: <<<"):
+    elif "Caption: <<<" in text:
         say(handler, '{"score": 7}')
     else:
         say(handler, json.dumps({"score": int("blue" not in thing)}))

@@ -166,7 +166,8 @@ def test_what_generate_wrote(tmp_path) -> None:
 
 def test_a_server_is_asked_and_its_words_are_kept(run, capsys) -> None:
     def behave(handler, number: int, body: Any) -> None:
-        text = body["messages"][0]["content"][-1]["text"]
+        content = body["messages"][0]["content"]
+        text = " ".join(part["text"] for part in content if part["type"] == "text")
         if "written plan" in text:
             say(handler, '{"score": 9, "reason": "short"}')
         elif "sketch" in text:

@@ -55,21 +55,22 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def questions() -> list[Question]:
-    """Shared prefixes, pictures of several sizes, two at once, text only, some asked alone."""
+    """Shared beginnings, pictures of several sizes, two at once, text only, some asked alone."""
     rng = np.random.default_rng(2)
     a, b, c, d = (make_picture(rng.integers(0, 256, (*s, 3), np.uint8)) for s in SIZES)
-    caption = "A cat left of a dog. "
+    score, caption = "Score the picture.\n", "A cat left of a dog."
     return [
-        Question("score", (a,), caption, "Score it.", 40, TEN),
-        Question("score", (b,), caption, "Score it.", 24, TEN),
+        Question("score", (a,), score, caption, 40, TEN),
+        Question("score", (b,), score, caption, 24, TEN),
         Question("boxes", (a,), "Find: ", "cat", 12),
         Question("boxes", (a,), "Find: ", "a very small dog", 33),
         Question("boxes", (a,), "Find: ", "dog", 40),
-        Question("score", (c,), caption, "Score it, this one.", 17, FROM_ONE),
+        Question("score", (c,), score, f"{caption} This one.", 17, FROM_ONE),
+        # Text behind text: the instruction's end may be part of another token.
         Question("score", (), "Plan of it: ", "[cat] 1, 2, 3, 4", 40, TEN),
         Question("score", (), "Plan of it: ", "[dog] and a longer plan than that", 9, TEN),
-        Question("verdict", (c, d), caption, "Which?", 26),
-        Question("verdict", (c, a), caption, "Which?", 26),
+        Question("verdict", (c, d), "Which is it? ", caption, 26),
+        Question("verdict", (c, a), "Which is it? ", caption, 26),
         Question("score", (d,), "", "x", 1, FROM_ONE),
     ]
 
@@ -81,7 +82,8 @@ def their_inputs(pair: Pair, engine: QwenEngine, question: Question, ending: str
     pictures = [
         read_picture(Image.fromarray(p.pixels), checkpoint.preprocessing) for p in question.pictures
     ]
-    message: list[str | ImageTokens] = [*(ImageTokens(p.units) for p in pictures), question.text]
+    shown = (ImageTokens(p.units) for p in pictures)
+    message: list[str | ImageTokens] = [question.instruction, *shown, question.text]
     ids = checkpoint.tokenizer.encode_chat(message) + checkpoint.tokenizer.encode(ending)
     rows = torch.tensor([ids])
     inputs = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}

@@ -28,27 +28,31 @@ EVERYWHERE = "--evaluation.captions 64"
 REMOTE = "--judge.kind http --judge.http.url http://judge:8000/v1 --judge.http.model Qwen2.5-VL-7B"
 
 
-def _layout(fsdp: int, tensor: int, remat: str, micro: int, decode: int = 32) -> str:
+def _layout(
+    fsdp: int, tensor: int, remat: str, micro: int, captions: int = 0, decode: int = 32
+) -> str:
+    """captions: of those of a step, drawn at once; 0: all eight."""
     return (
         f"--mesh.fsdp {fsdp} --mesh.tensor {tensor} --policy.remat {remat} "
-        f"--update.micro_batch {micro} --rollout.decode_batch {decode}"
+        f"--update.micro_batch {micro} --rollout.captions_at_once {captions} "
+        f"--rollout.decode_batch {decode}"
     )
 
 
 LAYOUTS = {
     ("1b", "h200:1"): _layout(1, 1, "full", 16),
     ("1b", "h200:8"): _layout(8, 1, "full", 64),
-    ("1b", "h100:1"): _layout(1, 1, "full", 8),
+    ("1b", "h100:1"): _layout(1, 1, "full", 8, captions=4),
     ("1b", "h100:8"): _layout(8, 1, "full", 64),
-    ("1b", "v5e:4x4"): _layout(4, 4, "full", 32),
+    ("1b", "v5e:4x4"): _layout(4, 4, "full", 32, captions=2),
     ("1b", "v6e:8x8"): _layout(16, 4, "full", 128),
     ("1b", "v5p:4x4x4"): _layout(16, 4, "full", 128),
     ("1b", "v5e:16x16"): _layout(64, 4, "full", 128),
-    ("7b", "h200:1"): _layout(1, 1, "full", 8),
+    ("7b", "h200:1"): _layout(1, 1, "full", 4, captions=4),
     ("7b", "h200:8"): _layout(8, 1, "full", 32),
-    ("7b", "h100:1"): _layout(1, 1, "full", 4),
+    ("7b", "h100:1"): _layout(1, 1, "full", 2, captions=1),
     ("7b", "h100:8"): _layout(4, 2, "full", 16),
-    ("7b", "v5e:4x4"): _layout(4, 4, "full", 16),
+    ("7b", "v5e:4x4"): _layout(4, 4, "full", 16, captions=1),
     ("7b", "v6e:8x8"): _layout(16, 4, "full", 64),
     ("7b", "v5p:4x4x4"): _layout(16, 4, "full", 128),
     ("7b", "v5e:16x16"): _layout(64, 4, "full", 64),

@@ -23,7 +23,7 @@ from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.rewards.http_judge import HttpConfig, HttpEngine
 from gotr1_jax.rewards.multimodal import MultimodalJudge, Question, Scale, make_picture
 
-QUESTION = Question("score", (), "shared ", "rest", 32, Scale(0, 10, ""))
+QUESTION = Question("score", (), "ask ", "text", 32, Scale(0, 10, ""))
 
 
 def engine_for(server: Server, **settings: Any) -> tuple[HttpEngine, list[float]]:
@@ -46,8 +46,9 @@ def test_what_is_sent_and_what_comes_back(tmp_path) -> None:
     assert headers["Authorization"] == "Bearer secret" and pauses == []
     assert body["path"] == "/v1/chat/completions" and body["model"] == "judge-7b"
     assert body["max_tokens"] == 77 and body["temperature"] == 0
-    image, text = body["messages"][0]["content"]
-    assert text == {"type": "text", "text": "Find the cat"}
+    before, image, after = body["messages"][0]["content"]
+    assert before == {"type": "text", "text": "Find "}
+    assert after == {"type": "text", "text": "the cat"}
     head, data = image["image_url"]["url"].split(",")
     assert head == "data:image/png;base64"
     sent = Image.open(io.BytesIO(base64.b64decode(data)))
@@ -86,7 +87,7 @@ def test_answers_keep_the_order_of_questions_and_few_are_asked_at_once() -> None
     with Server(behave) as server:
         engine, _ = engine_for(server, concurrency=3)
         answers = engine.answer(questions)
-    assert [a.text for a in answers] == [q.rest for q in questions]
+    assert [a.text for a in answers] == [q.text for q in questions]
     assert most == 3
 
 
@@ -232,7 +233,7 @@ def test_an_empty_content_is_an_empty_answer() -> None:
 def test_no_answer_is_nan_and_a_bad_one_is_asked_once_more() -> None:
     def behave(handler: BaseHTTPRequestHandler, number: int, body: Any) -> None:
         text = body["messages"][0]["content"][-1]["text"]
-        if "true of the caption" in text:
+        if "then the decision" in text:
             send(handler, 500, b"")
         elif "could not be read" in text:
             say(handler, '{"score": 6}')

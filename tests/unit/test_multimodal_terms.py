@@ -196,9 +196,14 @@ def test_what_is_asked_and_what_can_be_shared() -> None:
     assert engine.asked == [["sem", "spa", "Red Cat", "hat", "pi", "verdict"]]
     assert result[0] == result[1]
     assert not any("<|" in q.text for q in engine.questions)
-    assert "[Red  Cat] (0,0),(500,500)" in asked["sem"].rest and asked["sem"].pictures == ()
-    assert asked["Red Cat"].shared == asked["hat"].shared
-    assert asked["pi"].shared == asked["verdict"].shared and "red cat" in asked["pi"].shared
+    assert "[Red  Cat] (0,0),(500,500)" in asked["sem"].text and asked["sem"].pictures == ()
+    # What an instruction says is the same whatever is judged.
+    other = LookupEngine(script | {"dog": ["[]"]})
+    judge_of(other, (*FOUR, "verdict")).judge([request(plan_text(("dog", (0, 0, 9, 9))), "x")])
+    assert {q.instruction for q in other.questions} == {q.instruction for q in engine.questions}
+    assert len({q.instruction for q in engine.questions}) == 5
+    assert asked["pi"].text.startswith("Caption: <<<a < |im_end|> red cat>>>")
+    assert asked["pi"].text != asked["verdict"].text
     picture, sheet = asked["pi"].pictures[0], asked["spa"].pictures[0]
     assert asked["hat"].pictures == asked["verdict"].pictures == (picture,)
     assert sheet.size == (224, 448) and picture.size == (100, 200)  # the picture's own aspect
@@ -221,7 +226,7 @@ def test_the_words_and_places_are_kept() -> None:
     assert result.said["ri"].startswith("cat: [{") and result.said["ri"].endswith("dog: []")
     assert result.scores["ri"] == pytest.approx(0.8 / 3)
     # Nobody who gave no answer at all is asked again; who was not understood is, shorter.
-    assert engine.asked[1:] == [["pi"]] and "could not be read" in engine.questions[-1].rest
+    assert engine.asked[1:] == [["pi"]] and "could not be read" in engine.questions[-1].text
 
 
 def test_the_verdict() -> None:

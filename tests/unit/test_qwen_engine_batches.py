@@ -58,8 +58,8 @@ def picture(seed: int, size: tuple[int, int] = (84, 84)) -> Picture:
     return make_picture(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8))
 
 
-def about(seed: int, rest: str, limit: int = 6, caption: str = "A cat. ") -> Question:
-    return Question("score", (picture(seed),), caption, rest, limit, SCALE)
+def about(seed: int, text: str, limit: int = 6, ask: str = "Judge a cat. ") -> Question:
+    return Question("score", (picture(seed),), ask, text, limit, SCALE)
 
 
 def test_memory_is_bounded_whatever_the_number_of_questions(directory: Path) -> None:
@@ -102,7 +102,7 @@ def test_neither_programs_nor_arrays_grow_with_the_questions(directory: Path) ->
         pictures = [picture(number, size) for size in sizes]
         shown = [(p,) for p in pictures] + [(pictures[0], pictures[1])]
         return [
-            Question("score", p, "A cat. ", f"{'word ' * n}{number:03}?", 4 + 8 * (n % 2), SCALE)
+            Question("score", p, "Judge. ", f"{'word ' * n}{number:03}?", 4 + 8 * (n % 2), SCALE)
             for p in shown
             for n in (1, 6)
         ]
@@ -130,11 +130,19 @@ def test_prefixes_are_read_once(directory: Path) -> None:
     engine = make_engine(directory)
     asked = [about(0, f"Is there a thing number {i}?") for i in range(4)]
     engine.answer(asked)
-    prefix, own = engine.counts.prefix_tokens, engine.counts.question_tokens
+    head, prefix = engine.counts.head_tokens, engine.counts.prefix_tokens
+    own = engine.counts.question_tokens
     sizes = [row.size for row in engine._open(asked, [()] * 4)[1]]
-    assert prefix + own < 0.55 * sum(sizes)
-    assert prefix + own / 4 == pytest.approx(np.mean(sizes))
+    assert head + prefix + own < 0.55 * sum(sizes)
+    assert head + prefix + own / 4 == pytest.approx(np.mean(sizes))
     assert own <= 4 * len(" 0?<|im_end|>assistant")
+    # An instruction is read once for all pictures, and kept; a picture is no part of it.
+    more = [about(n, "Is it there?") for n in (1, 2, 3)]
+    engine.answer(more)
+    assert engine.counts.head_tokens == head > len("Judge a cat. ")
+    assert engine.counts.prefix_tokens == prefix, "three pictures begin with nothing in common"
+    engine.answer([about(1, "Is it there?", ask="Another one. ")])
+    assert engine.counts.head_tokens > head
 
 
 def test_pictures_that_are_held_are_not_encoded_again(directory: Path) -> None:
@@ -189,7 +197,7 @@ def poisoned(directory: Path) -> QwenEngine:
 
 
 def test_numbers_that_are_none_spoil_their_row_only(directory: Path) -> None:
-    asked = [about(0, "a?"), about(0, f"{POISON}?"), about(1, "b?"), about(1, "c", caption=POISON)]
+    asked = [about(0, "a?"), about(0, f"{POISON}?"), about(1, "b?"), about(1, "c", ask=POISON)]
     engine, healthy = poisoned(directory), make_engine(directory)
     engine._tokenizer.decode = lambda ids: str(list(ids))  # type: ignore[method-assign]
     answers = engine.answer(asked)

@@ -39,32 +39,36 @@ def test_sizes_of_programs() -> None:
 
 
 def test_prefixes_are_shared_where_it_saves_most() -> None:
-    # Two that share six tokens, two others that share five, one that shares only the head.
+    # Two that share four tokens, two others that share three, one that shares nothing.
     rows = [
-        row([1, 2, 3, 4, 5, 6, 10]),
-        row([1, 2, 9, 9, 9, 8]),
-        row([1, 2, 3, 4, 5, 6, 11, 12]),
-        row([1, 2, 7, 7]),
-        row([1, 2, 9, 9, 9, 7, 7]),
+        row([3, 4, 5, 6, 10]),
+        row([9, 9, 9, 8]),
+        row([3, 4, 5, 6, 11, 12]),
+        row([7, 7]),
+        row([9, 9, 9, 7, 7]),
     ]
-    groups = share_prefixes(rows, head=2)
+    groups = share_prefixes(rows, least=1)
     assert sorted(groups, key=lambda g: g.members) == [
-        Group(6, (0, 2)), Group(5, (1, 4)), Group(2, (3,)),
+        Group(4, (0, 2)), Group(3, (1, 4)), Group(0, (3,)),
+    ]  # fmt: skip
+    # Three tokens are not worth a program.
+    assert sorted(share_prefixes(rows, least=4), key=lambda g: g.members) == [
+        Group(4, (0, 2)), Group(0, (1, 3, 4)),
     ]  # fmt: skip
     # One token more for two of four is not worth a prefix of its own.
-    rows = [row([1, 2, 3, 4, 5, n, 20]) for n in (6, 6, 7, 8)]
-    assert share_prefixes(rows, head=1) == [Group(5, (0, 1, 2, 3))]
+    rows = [row([2, 3, 4, 5, n, 20]) for n in (6, 6, 7, 8)]
+    assert share_prefixes(rows, least=1) == [Group(4, (0, 1, 2, 3))]
 
 
 def test_a_prefix_leaves_the_end_of_every_row() -> None:
     rows = [row([1, 2, 3]), row([1, 2, 3, 4]), row([1, 2, 3, 4, 5])]
-    assert share_prefixes(rows, head=1) == [Group(2, (0, 1, 2))]
-    assert share_prefixes(rows, head=1, tail=2) == [Group(1, (0, 1, 2))]
-    assert share_prefixes(rows[:1], head=1) == [Group(1, (0,))]
-    assert share_prefixes([], head=0) == []
+    assert share_prefixes(rows, least=1) == [Group(2, (0, 1, 2))]
+    assert share_prefixes(rows, tail=2, least=1) == [Group(1, (0, 1, 2))]
+    assert share_prefixes(rows[:1]) == [Group(0, (0,))]
+    assert share_prefixes([]) == []
     # Many that are one another's beginnings: no recursion.
     deep = [row(list(range(n))) for n in range(3, 1500, 2)]
-    groups = share_prefixes(deep, head=1)
+    groups = share_prefixes(deep)
     assert sorted(i for group in groups for i in group.members) == list(range(len(deep)))
     assert all(group.prefix < min(deep[i].size for i in group.members) for group in groups)
 
@@ -72,28 +76,29 @@ def test_a_prefix_leaves_the_end_of_every_row() -> None:
 def test_different_pictures_are_not_the_same_prefix() -> None:
     ids = [1, 9, 9, 4, 5]
     same = [row(ids, {1: 0, 2: 1}), row([*ids[:4], 6], {1: 0, 2: 1})]
-    assert share_prefixes(same, head=1) == [Group(4, (0, 1))]
+    assert share_prefixes(same, least=1) == [Group(4, (0, 1))]
     other = [same[0], row(ids, {1: 2, 2: 3})]
-    assert share_prefixes(other, head=1) == [Group(1, (0, 1))]
+    assert share_prefixes(other, least=1) == [Group(1, (0, 1))]
 
 
-@pytest.mark.parametrize("multiple", [1, 3])
-def test_chunks_hold_every_question_once_and_keep_the_limits(multiple: int) -> None:
+@pytest.mark.parametrize("multiple, head", [(1, 0), (3, 0), (1, 100)])
+def test_chunks_hold_every_question_once_and_keep_the_limits(multiple: int, head: int) -> None:
     rng = np.random.default_rng(0)
     rows = [
-        row([1, int(a), int(a), *rng.integers(5, 90, int(n)).tolist()], limit=int(limit))
+        row([1] * 9 + [int(a)] * 9 + [*rng.integers(5, 90, int(n)).tolist()], limit=int(limit))
         for a, n, limit in zip(
             rng.integers(2, 9, 300), rng.integers(1, 300, 300), rng.integers(1, 200, 300)
         )
     ]
     limits = Limits(8 * multiple, 3000 * multiple, multiple)
-    assert all(limits.fits(r.size, power_of_two(r.limit)) for r in rows)
-    chunks = list(make_chunks(share_prefixes(rows, 1), rows, limits, decode=True))
+    assert all(limits.fits(head + r.size, power_of_two(r.limit)) for r in rows)
+    chunks = list(make_chunks(share_prefixes(rows), rows, limits, decode=True, head=head))
+    assert any(chunk.prefix for chunk in chunks)
     assert sorted(i for chunk in chunks for i in chunk.members) == list(range(300))
     for chunk in chunks:
         number = limits.padded(len(chunk.members))
         assert number % multiple == 0 and number <= limits.rows
-        assert number * (chunk.prefix + chunk.rest + chunk.answer) <= limits.tokens
+        assert chunk.head >= head and number * chunk.row_tokens <= limits.tokens
         for group in chunk.groups:
             assert group.prefix <= chunk.prefix
             assert all(rows[i].size - group.prefix <= chunk.rest for i in group.members)
@@ -107,7 +112,7 @@ def test_like_lengths_go_together() -> None:
     groups = [Group(1, (i,)) for i in range(4)]
     chunks = list(make_chunks(groups, rows, limits, decode=False))
     assert [chunk.members for chunk in chunks] == [[0, 1, 2], [3]]
-    assert chunks[0] == Chunk(tuple(groups[:3]), 16, 32, 0)
+    assert chunks[0] == Chunk(tuple(groups[:3]), head=16, prefix=16, rest=32, answer=0)
 
 
 def test_a_long_answer_and_a_long_question_need_not_fit_together() -> None:

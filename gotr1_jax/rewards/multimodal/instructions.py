@@ -94,6 +94,13 @@ VERDICT = (
     + _MATERIAL
 )
 
+CLOSINGS: dict[Kind, str] = {
+    "score": "Answer with the JSON object.",
+    "boxes": "Answer with the JSON list.",
+    "verdict": "Give the reasons, then the decision.",
+}
+"""The end of every question: its instruction stands far in front of it, before the picture."""
+
 REMINDERS: dict[Kind, str] = {
     "score": "Your last answer could not be read. Give the JSON object alone, short: "
     '{"score": N, "reason": "..."}, with N a whole number of the scale.',
@@ -127,16 +134,16 @@ def show_plan(text: str) -> str:
 
 def show_name(name: str) -> str:
     """A planned object's name on one line."""
-    return f"The thing: <<<{' '.join(harmless(name).split())}>>>"
+    return f"The thing: <<<{' '.join(harmless(name).split())}>>>\n"
 
 
 def ask_score() -> str:
-    """The end of every question for a score."""
+    """The end of every instruction that wants a score."""
     return _ANSWER
 
 
 def _version() -> str:
-    words = (SEM, SPA, PI, LOCATE, VERDICT, *REMINDERS.values(), ask_score())
+    words = (SEM, SPA, PI, LOCATE, VERDICT, *CLOSINGS.values(), *REMINDERS.values(), ask_score())
     shown = (show_caption("c"), show_plan(f"{OBJ_START}n{OBJ_END}"), show_name("n"), SCORE_PREFIX)
     return hashlib.sha256("\0".join((*words, *shown)).encode()).hexdigest()[:12]
 

@@ -59,43 +59,39 @@ class Scale:
 
 @dataclass(frozen=True)
 class Question:
-    """One user turn: the pictures, then `shared`, then `rest`, then the model answers.
+    """One user turn: `instruction`, then the pictures, then `text`; then the model answers.
 
-    Many questions begin alike. Those with equal `pictures` and `shared` have one prefix, whose
-    cache an engine can compute once; any further prefix that their texts share is theirs to
-    find. No text holds "<|": no special token can stand in it, however it is tokenised.
+    What all questions of a kind have in common stands first, and what questions about the same
+    picture have in common next: an engine can read both once for all of them. No text holds "<|":
+    no special token can stand in it, however it is tokenised.
 
     Attributes:
         kind: "score" (a JSON object with a score), "boxes" (a JSON list of boxes) or "verdict"
             (reasons, then a boxed 0 or 1).
-        pictures: shown first, in this order.
-        shared: text that other questions begin with too.
-        rest: the text that is its own.
+        pictures: shown behind the instruction, in this order.
+        instruction: what is asked and how to answer.
+        text: the material, and what is this question's own.
         max_answer_tokens: an answer that is longer is cut, and said to be.
         scale: of a score; None for the other kinds.
     """
 
     kind: Kind
     pictures: tuple[Picture, ...]
-    shared: str
-    rest: str
+    instruction: str
+    text: str
     max_answer_tokens: int
     scale: Scale | None = None
-
-    @property
-    def text(self) -> str:
-        """The whole text after the pictures."""
-        return self.shared + self.rest
 
     @cached_property
     def key(self) -> str:
         """SHA-256 (hex) of everything that the answer can depend on."""
-        parts = (self.kind, *(p.key for p in self.pictures), self.text, self.max_answer_tokens)
-        return hashlib.sha256(repr((parts, self.scale)).encode()).hexdigest()
+        words = (self.instruction, self.text, self.max_answer_tokens, self.scale)
+        parts = (self.kind, tuple(p.key for p in self.pictures), *words)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def with_reminder(self, reminder: str) -> Question:
         """The same question, asked again with a remark at its end."""
-        return replace(self, rest=f"{self.rest}\n\n{reminder}")
+        return replace(self, text=f"{self.text}\n\n{reminder}")
 
 
 @dataclass(frozen=True)

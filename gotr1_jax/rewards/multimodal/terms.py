@@ -115,31 +115,32 @@ class MultimodalJudge:
         return by_term
 
     def _ask_sem(self, request: JudgeRequest) -> Question:
-        return Question(
-            "score", (), say.SEM + say.show_caption(request.caption),
-            say.show_plan(request.plan.text) + say.ask_score(), self._config.score_tokens, _TEN,
-        )  # fmt: skip
+        material = say.show_caption(request.caption) + say.show_plan(request.plan.text)
+        return self._ask_score((), say.SEM, material, _TEN)
 
     def _ask_spa(self, request: JudgeRequest, picture: Picture) -> Question:
         height, width = picture.size
         sheet = make_picture(draw_canvas(request.plan, self._config.canvas, width / height))
-        return Question(
-            "score", (sheet,), say.SPA, say.show_caption(request.caption) + say.ask_score(),
-            self._config.score_tokens, _FROM_ONE,
-        )  # fmt: skip
+        return self._ask_score((sheet,), say.SPA, say.show_caption(request.caption), _FROM_ONE)
 
     def _ask_picture(self, term: str, request: JudgeRequest, picture: Picture) -> Question:
         caption = say.show_caption(request.caption)
-        if term == "verdict":
-            limit = self._config.verdict_tokens
-            return Question("verdict", (picture,), caption, say.VERDICT, limit)
-        # The caption comes first, so that the verdict on the same picture can share it.
-        limit = self._config.score_tokens
-        return Question("score", (picture,), caption, say.PI + say.ask_score(), limit, _TEN)
+        if term == "pi":
+            return self._ask_score((picture,), say.PI, caption, _TEN)
+        text, limit = caption + say.CLOSINGS["verdict"], self._config.verdict_tokens
+        return Question("verdict", (picture,), say.VERDICT, text, limit)
+
+    def _ask_score(
+        self, pictures: tuple[Picture, ...], instruction: str, material: str, scale: Scale
+    ) -> Question:
+        return Question(
+            "score", pictures, instruction + say.ask_score(), material + say.CLOSINGS["score"],
+            self._config.score_tokens, scale,
+        )  # fmt: skip
 
     def _ask_where(self, name: str, picture: Picture) -> Question:
-        limit = self._config.boxes_tokens
-        return Question("boxes", (picture,), say.LOCATE, say.show_name(name), limit)
+        text, limit = say.show_name(name) + say.CLOSINGS["boxes"], self._config.boxes_tokens
+        return Question("boxes", (picture,), say.LOCATE, text, limit)
 
     def _searched(self, plan: Plan) -> list[tuple[str, Box]]:
         """(name, box) of the planned objects that are looked for, largest first."""

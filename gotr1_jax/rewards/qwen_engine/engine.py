@@ -1,16 +1,17 @@
 """Qwen2.5-VL as an engine: questions of any number and mixture, a few programs of fixed shapes.
 
 Questions are taken in waves, as many as there is room for the vectors of their pictures. In a
-wave each picture goes through the vision tower once; then prefixes that questions share are read
-once, the questions behind them, and either answers are written or scores are read off. The vectors
-of the last wave are kept for the next call.
+wave each picture goes through the vision tower once. Each instruction is read once for all of its
+questions, then prefixes that some of them share (a picture, a caption), then the questions behind
+them, and either answers are written or scores are read off. The vectors of the last wave are kept
+for the next call, and so are the instructions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,13 @@ from gotr1_jax.rewards.qwen_engine.packing import (
     Group,
     Limits,
     TokenRow,
+    common,
     make_chunks,
     power_of_two,
     rung,
     share_prefixes,
 )
+from gotr1_jax.rewards.qwen_engine.programs import Head
 from gotr1_jax.rewards.qwen_engine.runner import ChunkRunner, Counts, Written, row_shards
 from gotr1_jax.rewards.qwen_engine.scores import ScoreTokens, score_tokens
 from gotr1_jax.rewards.qwen_engine.settings import QwenEngineConfig
@@ -51,6 +54,23 @@ from gotr1_jax.text_qwen import ImageTokens
 
 _WAVE = 2048
 """Questions of a wave at most: it bounds the integers that the host holds."""
+_HEADS = 8
+"""Instructions whose cache is kept."""
+
+
+@dataclass(frozen=True)
+class _Behind:
+    """Rows of a wave with the same instruction.
+
+    Attributes:
+      numbers: their places in the wave.
+      head_S: int32 tokens that all of them begin with.
+      rows: theirs, behind these.
+    """
+
+    numbers: tuple[int, ...]
+    head_S: np.ndarray
+    rows: tuple[TokenRow, ...]
 
 
 def limits_of(config: QwenEngineConfig, mesh: Mesh | None) -> Limits:
@@ -93,6 +113,7 @@ class QwenEngine:
         sizes, ids = checkpoint.config, checkpoint.tokenizer.ids
         self._vision = checkpoint.state["vision"]
         self._held: tuple[jax.Array, dict[str, int]] | None = None
+        self._heads: dict[bytes, Head] = {}
         self._read_pictures = PictureReader(
             nnx.split(module.vision)[0], sizes.vision.geometry, sizes.vision.out_size, dtype,
             config.patches, config.picture_tokens, mesh,
@@ -135,13 +156,14 @@ class QwenEngine:
         for wave in self._waves(different):
             units, rows = self._open(wave, [()] * len(wave))
             fitting = [i for i, row in enumerate(rows) if self._fits(row, row.limit)]
-            asked = [rows[i] for i in fitting]
-            written: dict[int, Written] = {}
-            groups = self.group(asked)
-            for chunk in make_chunks(groups, asked, self._limits, decode=True):
-                done = self._runner.write(chunk, asked, units)
-                written |= dict(zip(chunk.members, done))
-            answers |= {wave[i].key: self._read_answer(written[n]) for n, i in enumerate(fitting)}
+            for part in self._by_instruction(wave, rows, fitting):
+                head, size = self._read_head(part.head_S), len(part.head_S)
+                groups = self.group(part.rows)
+                for chunk in make_chunks(groups, part.rows, self._limits, decode=True, head=size):
+                    done = self._runner.write(chunk, head, part.rows, units)
+                    for member, written in zip(chunk.members, done):
+                        question = wave[part.numbers[member]]
+                        answers[question.key] = self._read_answer(written)
             for question, row in zip(wave, rows):
                 answers.setdefault(question.key, Answer(error=self._too_long(row)))
             del units  # makes room for the next wave's
@@ -168,18 +190,42 @@ class QwenEngine:
     ) -> list[float]:
         units, rows = self._open(wave, [form.prompt for form in forms])
         fitting = [i for i, row in enumerate(rows) if self._fits(row, 0)]
-        asked = [rows[i] for i in fitting]
         means = [math.nan] * len(wave)
-        groups = self.group(asked, tail=reads)
-        for chunk in make_chunks(groups, asked, self._limits, decode=False):
-            members = [fitting[n] for n in chunk.members]
-            wanted = [[forms[i].asked(m) for m in range(reads)] for i in members]
-            found = self._runner.score(chunk, asked, units, reads, wanted)
-            for i, places, (logps, finite) in zip(members, wanted, found):
-                if finite:
-                    kept = [row[: len(ids)].tolist() for row, ids in zip(logps, places)]
-                    means[i] = forms[i].mean(kept)
+        for part in self._by_instruction(wave, rows, fitting, reads):
+            head, size = self._read_head(part.head_S), len(part.head_S)
+            groups = self.group(part.rows, tail=reads)
+            for chunk in make_chunks(groups, part.rows, self._limits, decode=False, head=size):
+                members = [part.numbers[n] for n in chunk.members]
+                wanted = [[forms[i].asked(m) for m in range(reads)] for i in members]
+                found = self._runner.score(chunk, head, part.rows, units, reads, wanted)
+                for i, places, (logps, finite) in zip(members, wanted, found):
+                    if finite:
+                        kept = [row[: len(ids)].tolist() for row, ids in zip(logps, places)]
+                        means[i] = forms[i].mean(kept)
         return means
+
+    def _by_instruction(
+        self, wave: Sequence[Question], rows: Sequence[TokenRow], fitting: Sequence[int],
+        tail: int = 1,
+    ) -> Iterator[_Behind]:  # fmt: skip
+        """The rows `fitting` of a wave; the last `tail` tokens of each are in no head."""
+        together: dict[str, list[int]] = {}
+        for i in fitting:
+            together.setdefault(self.opening(wave[i]), []).append(i)
+        for text, numbers in together.items():
+            opening = np.array(self._tokenizer.encode_opening(text), np.int32)
+            # Where text follows at once, the last tokens may be others.
+            size = min(min(common(opening, rows[i].ids_S), rows[i].size - tail) for i in numbers)
+            behind = tuple(rows[i].part(size) for i in numbers)
+            yield _Behind(tuple(numbers), opening[:size], behind)
+
+    def _read_head(self, ids_S: np.ndarray) -> Head:
+        key = ids_S.tobytes()
+        if key not in self._heads:
+            if len(self._heads) == _HEADS:
+                del self._heads[next(iter(self._heads))]
+            self._heads[key] = self._runner.read_head(ids_S)
+        return self._heads[key]
 
     def _waves(self, questions: Sequence[Question]) -> Iterator[list[Question]]:
         """Questions about the same pictures together, as many as their vectors have room."""
@@ -223,7 +269,8 @@ class QwenEngine:
         self, question: Question, grids: Sequence[Grid], places: dict[str, int],
         ending: Sequence[int],
     ) -> TokenRow:  # fmt: skip
-        message: list[str | ImageTokens] = [*(ImageTokens(h * w) for h, w in grids), question.text]
+        shown = (ImageTokens(h * w) for h, w in grids)
+        message: list[str | ImageTokens] = [question.instruction, *shown, question.text]
         ids = np.array([*self._tokenizer.encode_chat(message), *ending], np.int32)
         mask = ids == self._tokenizer.ids.image
         where = np.full(ids.shape, -1, np.int32)
@@ -237,16 +284,13 @@ class QwenEngine:
         positions = mrope_positions(mask[None], [grids])[:, 0]
         return TokenRow(ids, where, positions, question.max_answer_tokens)
 
+    def opening(self, question: Question) -> str:
+        """The text in front that a question has in common with all others of its kind."""
+        return question.instruction
+
     def group(self, rows: Sequence[TokenRow], tail: int = 1) -> list[Group]:
         """Which questions share a prefix; the last `tail` tokens of each are in none."""
-        return share_prefixes(rows, self.head(rows), tail)
-
-    def head(self, rows: Sequence[TokenRow]) -> int:
-        """Tokens that every question begins with: the system's turn and the user's first token."""
-        if not rows:
-            return 0
-        starts = np.flatnonzero(rows[0].ids_S == self._tokenizer.ids.message_start)
-        return int(starts[1]) + 1
+        return share_prefixes(rows, tail)
 
     def _fits(self, row: TokenRow, limit: int) -> bool:
         return self._limits.fits(row.size, power_of_two(limit) if limit else 0)

@@ -7,7 +7,7 @@ calls of any mixture run the same few compiled programs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -52,6 +52,14 @@ class TokenRow:
         """Position of the first token of the answer; a question ends with text."""
         return int(self.positions_3S[0, -1]) + 1
 
+    def part(self, start: int, stop: int | None = None) -> TokenRow:
+        """The tokens from `start` to `stop`, where they stand."""
+        cut = slice(start, stop)
+        return replace(
+            self, ids_S=self.ids_S[cut], places_S=self.places_S[cut],
+            positions_3S=self.positions_3S[:, cut],
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Group:
@@ -76,26 +84,28 @@ class _Node:
         self.loose += child.loose
 
 
-def share_prefixes(rows: Sequence[TokenRow], head: int, tail: int = 1) -> list[Group]:
+def share_prefixes(rows: Sequence[TokenRow], tail: int = 1, least: int = 16) -> list[Group]:
     """Groups that make the number of tokens to be read small; every row is in one of them.
 
     Walks the tree of common prefixes from the leaves: at each branching either everything below
     shares the prefix that ends there, or what is below keeps its longer prefixes.
 
     Args:
-      rows: questions; all of them agree in their first `head` tokens.
+      rows: questions, what all of them have in front taken off.
       tail: tokens at a row's end that are in no prefix.
+      least: tokens of a prefix; a shorter one is not worth a program.
     """
     if not rows:
         return []
     keys = [np.where(row.places_S >= 0, -1 - row.places_S, row.ids_S) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: keys[i].tolist())
-    stack = [_Node(head)]
+    stack = [_Node(0)]
     last = _Node(rows[order[0]].size, loose=[order[0]])
     for before, now in zip(order, [*order[1:], -1]):
         shared = -1
         if now >= 0:
-            shared = max(head, _common(keys[before], keys[now], tail))
+            shared = common(keys[before], keys[now], tail)
+            shared = shared if shared >= least else 0
         while stack and stack[-1].depth > shared:
             node = stack.pop()
             node.add(last)
@@ -109,8 +119,9 @@ def share_prefixes(rows: Sequence[TokenRow], head: int, tail: int = 1) -> list[G
     return last.groups
 
 
-def _common(a: np.ndarray, b: np.ndarray, tail: int) -> int:
-    size = min(len(a), len(b)) - tail
+def common(a: np.ndarray, b: np.ndarray, tail: int = 0) -> int:
+    """How many values two rows have in common at their beginnings, of all but their last `tail`."""
+    size = max(0, min(len(a), len(b)) - tail)
     different = np.flatnonzero(a[:size] != b[:size])
     return int(different[0]) if len(different) else size
 
@@ -147,7 +158,8 @@ class Limits:
 
     def fits(self, size: int, answer: int) -> bool:
         """Whether a question of `size` tokens can be asked at all."""
-        return 1.125 * size + 32 + answer <= self.tokens // self.multiple
+        # Head, prefix and rest are each rounded up.
+        return 1.125 * size + 48 + answer <= self.tokens // self.multiple
 
     def padded(self, number: int) -> int:
         """The number of rows that a program has for `number` of them."""
@@ -165,11 +177,13 @@ class Chunk:
 
     Attributes:
       groups: theirs; each has a prefix of its own.
-      prefix, rest: padded lengths.
+      head, prefix, rest: padded lengths: of what stands in front of all of them, of the groups'
+        prefixes (0: they have none), and of what is a question's own.
       answer: longest answer, rounded up to a power of two; 0 where nothing is decoded.
     """
 
     groups: tuple[Group, ...]
+    head: int
     prefix: int
     rest: int
     answer: int
@@ -188,21 +202,32 @@ class Chunk:
         """Both in one."""
         return Chunk(
             (*self.groups, *other.groups),
+            self.head,
             max(self.prefix, other.prefix),
             max(self.rest, other.rest),
             max(self.answer, other.answer),
         )
 
+    @property
+    def row_tokens(self) -> int:
+        """What one of its rows sees, padding included."""
+        return self.head + self.prefix + self.rest + self.answer
+
     def within(self, limits: Limits) -> bool:
         """Whether one program takes it."""
-        return len(self.members) <= limits.most(self.prefix + self.rest + self.answer)
+        return len(self.members) <= limits.most(self.row_tokens)
 
 
 def make_chunks(
-    groups: Sequence[Group], rows: Sequence[TokenRow], limits: Limits, decode: bool
+    groups: Sequence[Group], rows: Sequence[TokenRow], limits: Limits, decode: bool, head: int = 0
 ) -> Iterator[Chunk]:
-    """Groups of like lengths together, as many as fit and as long as that costs no more."""
-    pieces = [piece for group in groups for piece in _pieces(group, rows, limits, decode)]
+    """Groups of like lengths together, as many as fit and as long as that costs no more.
+
+    head: length of what stands in front of all rows.
+    """
+    pieces = [
+        piece for group in groups for piece in _pieces(group, rows, limits, decode, rung(head))
+    ]
     pieces.sort(key=lambda piece: (piece.answer, piece.rest, piece.prefix))
     current: Chunk | None = None
     for piece in pieces:
@@ -221,17 +246,18 @@ def make_chunks(
 
 
 def _pieces(
-    group: Group, rows: Sequence[TokenRow], limits: Limits, decode: bool
+    group: Group, rows: Sequence[TokenRow], limits: Limits, decode: bool, head: int
 ) -> Iterator[Chunk]:
     """A group as chunks of its own, one for each length of answers; large ones are cut."""
     by_answer: dict[int, list[int]] = {}
     for i in sorted(group.members, key=lambda i: rows[i].size):
         answer = power_of_two(rows[i].limit) if decode else 0
         by_answer.setdefault(answer, []).append(i)
-    prefix = rung(group.prefix)
+    prefix = rung(group.prefix) if group.prefix else 0
     for answer, members in by_answer.items():
-        most = limits.most(prefix + rung(rows[members[-1]].size - group.prefix) + answer)
+        longest = rung(rows[members[-1]].size - group.prefix)
+        most = limits.most(head + prefix + longest + answer)
         for start in range(0, len(members), most):
             part = tuple(members[start : start + most])
             rest = rung(rows[part[-1]].size - group.prefix)
-            yield Chunk((Group(group.prefix, part),), prefix, rest, answer)
+            yield Chunk((Group(group.prefix, part),), head, prefix, rest, answer)

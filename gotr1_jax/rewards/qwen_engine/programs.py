@@ -1,7 +1,8 @@
-"""What is compiled: reading prefixes and questions, writing answers, scores of an answer prefix.
+"""What is compiled: reading heads, prefixes and questions, writing answers, scores.
 
-The cache of a row is a prefix (read once for all its questions), the question's own tokens
-behind it, and the answer. Letters as in `sampling.state`; U picture vectors, M places of a row.
+The cache of a row is a head (what all rows begin with, held once), a prefix (read once for all its
+questions), the question's own tokens behind it, and the answer. Letters as in `sampling.state`; U
+picture vectors, M places of a row.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import mrope_tables, rope_tables
 from gotr1_jax.sampling.forward import (
     MASKED,
-    prefill_embedded,
+    prefill,
     prefill_embedded_behind,
     run_layers,
+    shared_scores,
+    shared_values,
     softmax_parts,
     text_logits,
 )
@@ -45,8 +48,22 @@ class Stretch:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Head:
+    """What all rows begin with: the system's turn, an instruction.
+
+    Attributes:
+      segment: keys and values, one row.
+      len_1: int32 (1,), filled slots.
+    """
+
+    segment: Segment
+    len_1: jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Context:
-    """What the tokens of an answer see besides the answer.
+    """What the tokens of an answer see besides the head and the answer.
 
     Attributes:
       segment: keys and values of prefix and question, B rows.
@@ -87,40 +104,45 @@ class AnswerState:
     step: jax.Array
 
 
+def read_head(params: TextParams, ids_1S: jax.Array, cfg: DecoderConfig) -> Segment:
+    """Keys and values of a text from position 0 on."""
+    return prefill(params, cfg, ids_1S)[1]
+
+
 def read_prefixes(
-    params: TextParams, units_UD: jax.Array, tokens: Stretch, cfg: DecoderConfig
+    params: TextParams, units_UD: jax.Array, tokens: Stretch, head: Head, cfg: DecoderConfig
 ) -> Segment:
-    """Keys and values of prefixes, each from position 0."""
+    """Keys and values of prefixes behind the head."""
     x, rope = _embedded(params, units_UD, tokens, cfg)
-    return prefill_embedded(params, cfg, x, rope)[1]
+    return prefill_embedded_behind(params, cfg, x, rope, [_in_front(head)])[1]
 
 
 def read_questions(
-    params: TextParams, units_UD: jax.Array, tokens: Stretch, prefixes: Segment,
-    prefix_len_B: jax.Array, cfg: DecoderConfig, reads: int,
+    params: TextParams, units_UD: jax.Array, tokens: Stretch, head: Head,
+    prefixes: tuple[Segment, jax.Array] | None, cfg: DecoderConfig, reads: int,
 ) -> tuple[jax.Array, Context]:  # fmt: skip
     """Questions behind their prefixes: hidden (B,M,D) of their last M tokens, and the context.
 
-    prefixes: B rows, one for each question. `reads` is M.
+    prefixes: B rows, one for each question, and how many of their slots are filled, int32 (B,);
+    None: the questions stand behind the head at once. `reads` is M.
     """
     x, rope = _embedded(params, units_UD, tokens, cfg)
-    hidden, own = prefill_embedded_behind(params, cfg, x, rope, prefixes, prefix_len_B)
+    before = [] if prefixes is None else [prefixes]
+    hidden, own = prefill_embedded_behind(params, cfg, x, rope, [_in_front(head), *before])
     at_BM = jnp.asarray(tokens.len_B)[:, None] - reads + jnp.arange(reads)
     hidden_BMD = jnp.take_along_axis(hidden, at_BM[..., None], axis=1)
-
-    def join(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...], axis: int) -> tuple:
-        return tuple(jnp.concatenate(pair, axis=axis) for pair in zip(a, b))
-
-    segment = Segment(join(prefixes.k_NKhS, own.k_NKhS, 3), join(prefixes.v_NKSh, own.v_NKSh, 2))
-    filled = jnp.concatenate(
-        [
-            jnp.arange(size) < jnp.asarray(length)[:, None]
-            for size, length in ((prefixes.size, prefix_len_B), (own.size, tokens.len_B))
-        ],
-        axis=1,
+    parts = [*before, (own, jnp.asarray(tokens.len_B))]
+    segment = Segment(
+        tuple(jnp.concatenate(k, axis=3) for k in zip(*(part.k_NKhS for part, _ in parts))),
+        tuple(jnp.concatenate(v, axis=2) for v in zip(*(part.v_NKSh for part, _ in parts))),
     )
+    filled = jnp.concatenate([jnp.arange(s.size) < n[:, None] for s, n in parts], axis=1)
     last = jnp.take_along_axis(jnp.asarray(tokens.positions_B3S)[:, 0], at_BM[:, -1:], axis=1)
     return hidden_BMD, Context(segment, jnp.where(filled, 0.0, MASKED), last[:, 0] + 1)
+
+
+def _in_front(head: Head) -> tuple[Segment, jax.Array]:
+    return head.segment, jnp.asarray(head.len_1)
 
 
 def _embedded(
@@ -187,11 +209,12 @@ def _draw(state: AnswerState, logits_BV: jax.Array, ends: tuple[int, ...]) -> An
 
 
 def run_answer_bucket(
-    params: TextParams, context: Context, state: AnswerState, cfg: DecoderConfig,
+    params: TextParams, head: Head, context: Context, state: AnswerState, cfg: DecoderConfig,
     ends: tuple[int, ...],
 ) -> AnswerState:  # fmt: skip
     """Read and draw tokens until the segment's slots are full or every row is done."""
-    size, C = state.segment.size, context.segment.size
+    size, H, C = state.segment.size, head.segment.size, context.segment.size
+    head_bias = jnp.where(jnp.arange(H) < jnp.asarray(head.len_1), 0.0, MASKED)
 
     def unfinished(state: AnswerState) -> jax.Array:
         return (state.step < size) & ~jnp.all(state.done_B)
@@ -204,17 +227,15 @@ def run_answer_bucket(
             nonlocal segment
             segment = write_slot(segment, i, t, k, v)
             q = q * cfg.head_dim**-0.5
-            scores = [
-                jnp.einsum("bkgh,bkhs->bkgs", q, part.k_NKhS[i]).astype(jnp.float32) + bias
-                for part, bias in (
-                    (context.segment, context.bias_BS[:, None, None]), (segment, own_bias)
-                )
-            ]  # fmt: skip
+            parts = (
+                (head.segment, head_bias), (context.segment, context.bias_BS[:, None, None]),
+                (segment, own_bias),
+            )  # fmt: skip
+            scores = [shared_scores(q, part.k_NKhS[i]) + bias for part, bias in parts]
             weights, inverse = softmax_parts(jnp.concatenate(scores, axis=-1))
-            weights = weights.astype(v.dtype)
-            mixed = jnp.einsum("bkgs,bksh->bkgh", weights[..., :C], context.segment.v_NKSh[i])
-            mixed = mixed + jnp.einsum("bkgs,bksh->bkgh", weights[..., C:], segment.v_NKSh[i])
-            return mixed * inverse.astype(v.dtype)
+            by_part = jnp.split(weights.astype(v.dtype), [H, H + C], axis=-1)
+            values = [shared_values(w, part.v_NKSh[i]) for w, (part, _) in zip(by_part, parts)]
+            return sum(values[1:], values[0]) * inverse.astype(v.dtype)
 
         rope = rope_tables(context.start_B + t, cfg.head_dim, cfg.rope_theta)
         x = params.text_embed_VD[state.token_B]

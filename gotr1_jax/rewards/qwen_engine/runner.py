@@ -16,11 +16,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import Decoder
 from gotr1_jax.parallel.mesh import ROWS, row_multiple, rows
-from gotr1_jax.rewards.qwen_engine.packing import Chunk, Limits, TokenRow
+from gotr1_jax.rewards.qwen_engine.packing import Chunk, Limits, TokenRow, rung
 from gotr1_jax.rewards.qwen_engine.programs import (
     AnswerState,
     Context,
+    Head,
     Stretch,
+    read_head,
     read_prefixes,
     read_questions,
     run_answer_bucket,
@@ -54,13 +56,14 @@ class Counts:
 
     Attributes:
       pictures: that went through the vision tower.
-      prefix_tokens, question_tokens: read, without padding.
-      padded_tokens: of both, with padding.
+      head_tokens, prefix_tokens, question_tokens: read, without padding.
+      padded_tokens: of prefixes and questions, with padding.
       decoded: steps of the answer loop times its rows.
-      most_tokens: the largest chunk: rows times prefix, question and answer.
+      most_tokens: the largest chunk: rows times head, prefix, question and answer.
     """
 
     pictures: int = 0
+    head_tokens: int = 0
     prefix_tokens: int = 0
     question_tokens: int = 0
     padded_tokens: int = 0
@@ -91,26 +94,38 @@ class ChunkRunner:
         self.programs = text_programs(graphdef, cfg, dtype, ends, mesh)
         self._params = self.programs.lay_out(state)
 
-    def write(self, chunk: Chunk, asked: Sequence[TokenRow], units: jax.Array) -> list[Written]:
-        """Greedy answers to a chunk's members, in their order."""
-        hidden, context, B = self._read(chunk, asked, units, reads=1)
+    def read_head(self, ids_S: np.ndarray) -> Head:
+        """What rows have in front of them: text from position 0 on, without a picture."""
+        padded = _padded(ids_S, rung(len(ids_S)), self._pad)
+        self.counts.head_tokens += len(ids_S)
+        segment = self.programs.read_head(self._params, jnp.asarray(padded[None]))
+        return Head(segment, np.array([len(ids_S)], np.int32))
+
+    def write(
+        self, chunk: Chunk, head: Head, asked: Sequence[TokenRow], units: jax.Array
+    ) -> list[Written]:
+        """Greedy answers to a chunk's members, in their order.
+
+        asked: the questions, `head` taken off.
+        """
+        hidden, context, B = self._read(chunk, head, asked, units, reads=1)
         limits = _padded([asked[i].limit for i in chunk.members], B, 0)
         size = min(_FIRST_BUCKET, chunk.answer)
         state = self.programs.start(
             self._params, hidden, self._on_rows(limits), room=chunk.answer, size=size
         )
         del hidden
-        return self._decode(context, state, len(chunk.members), chunk.answer)
+        return self._decode(head, context, state, len(chunk.members), chunk.answer)
 
     def score(
-        self, chunk: Chunk, asked: Sequence[TokenRow], units: jax.Array, reads: int,
+        self, chunk: Chunk, head: Head, asked: Sequence[TokenRow], units: jax.Array, reads: int,
         wanted: Sequence[Sequence[Sequence[int]]],
     ) -> list[tuple[np.ndarray, bool]]:  # fmt: skip
         """Log-probabilities (M,K) behind a chunk's members, and whether logits were finite.
 
         wanted: for each member the tokens asked for at each of its last M = `reads` places.
         """
-        hidden, _, B = self._read(chunk, asked, units, reads)
+        hidden, _, B = self._read(chunk, head, asked, units, reads)
         most = max(len(ids) for places in wanted for ids in places)
         asked_BMK = np.zeros((B, reads, -(-most // 16) * 16), np.int32)
         for b, places in enumerate(wanted):
@@ -121,40 +136,33 @@ class ChunkRunner:
         return [(logp, bool(ok)) for logp, ok in both][: len(chunk.members)]
 
     def _read(
-        self, chunk: Chunk, asked: Sequence[TokenRow], units: jax.Array, reads: int
+        self, chunk: Chunk, head: Head, asked: Sequence[TokenRow], units: jax.Array, reads: int
     ) -> tuple[jax.Array, Context, int]:
         """Hidden states of the last `reads` tokens, the context, and the number of rows."""
         members = chunk.members
         P, B = self._limits.padded(len(chunk.groups)), self._limits.padded(len(members))
-        firsts = [asked[group.members[0]] for group in chunk.groups]
         cuts = [group.prefix for group in chunk.groups]
-        prefix = self._stretch([(r, 0, n) for r, n in zip(firsts, cuts)], P, chunk.prefix)
         of_row = [g for g, group in enumerate(chunk.groups) for _ in group.members]
-        parts = [(asked[i], cuts[g], asked[i].size) for i, g in zip(members, of_row)]
-        rest = self._stretch(parts, B, chunk.rest)
-        self._count(chunk, P, B, cuts, parts)
-        segment = self.programs.read_prefixes(self._params, units, prefix)
-        index = self._on_rows(_padded(of_row, B, 0))
-        segment = self.programs.take(segment, index)
-        lengths = self._on_rows(_padded([cuts[g] for g in of_row], B, 1))
+        prefixes = None
+        if chunk.prefix:
+            firsts = [asked[group.members[0]].part(0, group.prefix) for group in chunk.groups]
+            prefix = self._stretch(firsts, P, chunk.prefix)
+            segment = self.programs.read_prefixes(self._params, units, prefix, head)
+            segment = self.programs.take(segment, self._on_rows(_padded(of_row, B, 0)))
+            prefixes = segment, self._on_rows(_padded([cuts[g] for g in of_row], B, 1))
+        rests = [asked[i].part(cuts[g]) for i, g in zip(members, of_row)]
         hidden, context = self.programs.read_questions(
-            self._params, units, rest, segment, lengths, reads=reads
+            self._params, units, self._stretch(rests, B, chunk.rest), head, prefixes, reads=reads
         )
-        return hidden, context, B
-
-    def _count(
-        self, chunk: Chunk, P: int, B: int, cuts: list[int],
-        parts: list[tuple[TokenRow, int, int]],
-    ) -> None:  # fmt: skip
         counts = self.counts
         counts.prefix_tokens += sum(cuts)
-        counts.question_tokens += sum(end - start for _, start, end in parts)
+        counts.question_tokens += sum(rest.size for rest in rests)
         counts.padded_tokens += P * chunk.prefix + B * chunk.rest
-        whole = B * (chunk.prefix + chunk.rest + chunk.answer)
-        counts.most_tokens = max(counts.most_tokens, whole)
+        counts.most_tokens = max(counts.most_tokens, B * chunk.row_tokens)
+        return hidden, context, B
 
     def _decode(
-        self, context: Context, state: AnswerState, count: int, longest: int
+        self, head: Head, context: Context, state: AnswerState, count: int, longest: int
     ) -> list[Written]:
         """Buckets of the answer loop; between them rows that are done are dropped by halves."""
         written: dict[int, Written] = {}
@@ -163,7 +171,7 @@ class ChunkRunner:
         while True:
             before = state.step
             first = int(before)
-            state = self.programs.bucket(self._params, context, state)
+            state = self.programs.bucket(self._params, head, context, state)
             done = np.asarray(state.done_B)
             self.counts.decoded += (int(state.step) - first) * len(done)
             if done.all():
@@ -181,18 +189,16 @@ class ChunkRunner:
             size = min(2 * state.segment.size, longest)
             state = replace(state, segment=grow(state.segment, size))
 
-    def _stretch(
-        self, parts: Sequence[tuple[TokenRow, int, int]], number: int, size: int
-    ) -> Stretch:
-        """Tokens start..end of rows in arrays of `number` rows; rows of padding hold one token."""
+    def _stretch(self, parts: Sequence[TokenRow], number: int, size: int) -> Stretch:
+        """Rows in arrays of `number` rows; those of padding are full."""
         ids = np.full((number, size), self._pad, np.int32)
         places = np.full((number, size), -1, np.int32)
         positions = np.zeros((number, 3, size), np.int32)
-        lengths = _padded([end - start for _, start, end in parts], number, size)
-        for b, (row, start, end) in enumerate(parts):
-            ids[b, : end - start] = row.ids_S[start:end]
-            places[b, : end - start] = row.places_S[start:end]
-            positions[b, :, : end - start] = row.positions_3S[:, start:end]
+        lengths = _padded([row.size for row in parts], number, size)
+        for b, row in enumerate(parts):
+            ids[b, : row.size] = row.ids_S
+            places[b, : row.size] = row.places_S
+            positions[b, :, : row.size] = row.positions_3S
         return jax.tree.map(self._on_rows, Stretch(ids, places, positions, lengths))
 
     def _on_rows(self, x: np.ndarray) -> jax.Array:
@@ -205,12 +211,14 @@ class TextPrograms:
 
     Attributes:
       lay_out: the decoder's state -> TextParams over the mesh.
-      read_prefixes, read_questions, start, bucket, score: prefixes, questions behind them, the
-        first tokens, a stretch of the answers, probabilities of scores.
+      read_head, read_prefixes, read_questions, start, bucket, score: what rows begin with,
+        prefixes, questions behind them, the first tokens, a stretch of the answers, probabilities
+        of scores.
       take: rows of a tree, by their index.
     """
 
     lay_out: Callable[[nnx.State], TextParams]
+    read_head: Any
     read_prefixes: Any
     read_questions: Any
     start: Any
@@ -236,14 +244,20 @@ def text_programs(
     def pinned(tree: Any) -> Any:
         return _pin(tree, mesh)
 
-    def prefixes(params: TextParams, units: jax.Array, tokens: Stretch) -> Segment:
-        return pinned(read_prefixes(params, units, tokens, cfg))
+    def head(params: TextParams, ids_1S: jax.Array) -> Segment:
+        segment = read_head(params, ids_1S, cfg)
+        if mesh is None:
+            return segment
+        return jax.lax.with_sharding_constraint(segment, head_sharding(mesh))
+
+    def prefixes(params: TextParams, units: jax.Array, tokens: Stretch, head: Head) -> Segment:
+        return pinned(read_prefixes(params, units, tokens, head, cfg))
 
     def questions(
-        params: TextParams, units: jax.Array, tokens: Stretch, prefixes: Segment,
-        prefix_len: jax.Array, reads: int,
+        params: TextParams, units: jax.Array, tokens: Stretch, head: Head,
+        prefixes: tuple[Segment, jax.Array] | None, reads: int,
     ) -> tuple[jax.Array, Context]:  # fmt: skip
-        return pinned(read_questions(params, units, tokens, prefixes, prefix_len, cfg, reads))
+        return pinned(read_questions(params, units, tokens, head, prefixes, cfg, reads))
 
     def start(
         params: TextParams, hidden_BMD: jax.Array, limit: jax.Array, room: int, size: int
@@ -252,13 +266,19 @@ def text_programs(
 
     return TextPrograms(
         lay_out=jax.jit(lay_out),
+        read_head=jax.jit(head),
         read_prefixes=jax.jit(prefixes),
         read_questions=jax.jit(questions, static_argnames="reads"),
         start=jax.jit(start, static_argnames=("room", "size")),
-        bucket=jax.jit(partial(run_answer_bucket, cfg=cfg, ends=ends), donate_argnums=2),
+        bucket=jax.jit(partial(run_answer_bucket, cfg=cfg, ends=ends), donate_argnums=3),
         score=jax.jit(score_logps),
         take=jax.jit(lambda tree, index: pinned(_take_rows(tree, index))),
     )
+
+
+def head_sharding(mesh: Mesh) -> NamedSharding:
+    """Of a head's keys and values: whole but for the kv heads, which lie over `tensor`."""
+    return NamedSharding(mesh, PartitionSpec(None, "tensor"))
 
 
 def _take_rows(tree: Any, index: jax.Array) -> Any:
