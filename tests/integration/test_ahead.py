@@ -18,7 +18,7 @@ from tiny_qwen import TINY_QWEN
 
 from gotr1_jax.ahead import read_job
 from gotr1_jax.ahead.grpo import Models
-from gotr1_jax.ahead.measure import Program
+from gotr1_jax.ahead.measure import Compiler, Program
 from gotr1_jax.ahead.report import Report, compile_job, to_text
 from gotr1_jax.ahead.sizes import judge_sizes, policy_sizes
 from gotr1_jax.ahead.suggest import suggest
@@ -151,6 +151,29 @@ def test_suggest_finds_what_fits(supervised: Path, full_report: Report) -> None:
     # A setting that fits already stays.
     same = suggest(config, find_target("cpu:8"), Models())
     assert same is not None and same.tried == 1 and same.config == config
+
+
+def test_suggest_draws_fewer_at_once(tmp_path: Path) -> None:
+    """The update fits, all rows of the rollout together do not: half of them at a time."""
+    values = grpo_values(write_shapes(tmp_path / "policy"), tmp_path / "run")
+    values["policy"] |= {"remat": "full"}
+    values["rollout"] |= {"captions_per_step": 4, "samples_per_caption": 16, "max_plan_tokens": 99}
+    values["update"] |= {"micro_batch": 1}
+    config = load_config(GrpoConfig, write_config(tmp_path / "grpo.yaml", values))
+    compiler = Compiler(find_target("cpu:1"))
+    whole = compile_job(config, compiler.target, Models(), compiler)
+    half = replace(config, rollout=replace(config.rollout, captions_at_once=2))
+    halved = compile_job(half, compiler.target, Models(), compiler)
+    assert halved.peak_bytes < 0.6 * whole.peak_bytes
+    loops = [
+        next(p for p in report.programs if p.program.name == "picture loop, last bucket").program
+        for report in (whole, halved)
+    ]
+    assert [loop.times for loop in loops] == [loops[0].times, 2 * loops[0].times]
+    chip = replace(compiler.target.chip, hbm_bytes=halved.peak_bytes)
+    found = suggest(config, replace(compiler.target, chip=chip), Models())
+    assert found is not None and (found.config, found.tried) == (half, 2)
+    assert "--rollout.captions_at_once 2" in found.overrides
 
 
 def test_suggest_gives_up(supervised: Path) -> None:

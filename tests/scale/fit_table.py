@@ -48,7 +48,7 @@ LAYOUTS = {
     ("1b", "v6e:8x8"): _layout(16, 4, "full", 128),
     ("1b", "v5p:4x4x4"): _layout(16, 4, "full", 128),
     ("1b", "v5e:16x16"): _layout(64, 4, "full", 128),
-    ("7b", "h200:1"): _layout(1, 1, "full", 4, captions=4),
+    ("7b", "h200:1"): _layout(1, 1, "full", 4, captions=2),
     ("7b", "h200:8"): _layout(8, 1, "full", 32),
     ("7b", "h100:1"): _layout(1, 1, "full", 2, captions=1),
     ("7b", "h100:8"): _layout(4, 2, "full", 16),

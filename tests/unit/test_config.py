@@ -83,6 +83,10 @@ FAULTS = {
         {"rollout.samples_per_caption": 1},
         "rollout.samples_per_caption is 1; a group needs at least 2",
     ),
+    "part of the captions": (
+        {"rollout.captions_at_once": 3},
+        "captions_at_once is 3; use a divisor of rollout.captions_per_step, which is 2, or 0",
+    ),
     "micro-batch": ({"update.micro_batch": 3}, "update.micro_batch 3 does not divide the 4 rows"),
     "shares of a rollout": (
         {"update.updates_per_rollout": 3},

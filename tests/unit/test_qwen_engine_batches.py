@@ -251,6 +251,13 @@ def test_coordinates_refer_to_the_processed_picture(directory: Path) -> None:
     assert "float32" in engine.identity and str(directory) in engine.identity
 
 
+def test_a_hub_id_is_a_checkpoint(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gotr1_jax.convert.hub.fetch_snapshot", lambda *_: directory)
+    sizes = QwenEngineConfig("Qwen/A-Judge", "float32", max_pixels=16 * 28 * 28)
+    engine = QwenEngine.from_config(sizes)
+    assert engine.identity.startswith("qwen2_5_vl Qwen/A-Judge")
+
+
 def test_a_configuration_makes_the_judge(directory: Path) -> None:
     with pytest.raises(InputError, match="give judge.qwen2_5_vl.checkpoint"):
         JudgeConfig("qwen2_5_vl").check()

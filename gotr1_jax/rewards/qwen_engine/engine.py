@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from PIL import Image
 
+from gotr1_jax.convert.hub import find_checkpoint
 from gotr1_jax.convert.qwen2_5_vl import (
     QwenCheckpoint,
     abstract_state,
@@ -125,13 +125,13 @@ class QwenEngine:
 
     @classmethod
     def from_config(cls, config: QwenEngineConfig, mesh: Mesh | None = None) -> QwenEngine:
-        """The engine of a checkpoint on disk, its parameters split over the mesh.
+        """The engine of a checkpoint, a folder or a hub id, its parameters split over the mesh.
 
         Raises InputError in one line for what cannot be read.
         """
         config.check()
         dtype = jnp.dtype(config.dtype)
-        path = Path(config.checkpoint)
+        path = find_checkpoint(config.checkpoint)
         placed = None
         if mesh is not None:
             placed = state_shardings(abstract_state(read_qwen_config(path), dtype), mesh)

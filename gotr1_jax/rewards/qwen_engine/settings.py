@@ -15,7 +15,7 @@ _LEAST_TOKENS = 512
 class QwenEngineConfig:
     """The model, and the sizes that bound its memory whatever the number of questions."""
 
-    # Directory of a Qwen2.5-VL checkpoint (config.json, tokenizer.json, safetensors).
+    # A Qwen2.5-VL checkpoint: a directory (config.json, tokenizer.json, safetensors) or a hub id.
     checkpoint: str
     # Of weights, activations and cache.
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -35,7 +35,7 @@ class QwenEngineConfig:
     def check(self) -> None:
         """Raise InputError where the sizes do not fit each other."""
         if not self.checkpoint:
-            raise InputError("judge.qwen2_5_vl.checkpoint is empty; give a directory")
+            raise InputError("judge.qwen2_5_vl.checkpoint is empty; give a directory or a hub id")
         least = {
             "rows": 1, "tokens": _LEAST_TOKENS, "max_pixels": UNIT_PIXELS,
             "patches": 4 * self.max_pixels // UNIT_PIXELS,
