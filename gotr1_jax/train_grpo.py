@@ -89,7 +89,6 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
     held_out = config.evaluation.captions * config.evaluation.samples
     check_rows(held_out, mesh, "evaluation.captions x evaluation.samples")
     check_rows(config.rollout.rows_at_once, mesh, "the number of rows that are drawn at once")
-    check_rows(config.rollout.decode_batch, local_part(mesh), "rollout.decode_batch")
     connect(mesh)
     check_same_run(config)
     resume = find_resume(config.resume, config.run_dir)

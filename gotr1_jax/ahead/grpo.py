@@ -19,7 +19,7 @@ from gotr1_jax.ahead.sampling import Run, on_rows, prompt_shapes, rollout, shape
 from gotr1_jax.ahead.sizes import judge_sizes, policy_sizes
 from gotr1_jax.ahead.target import Target
 from gotr1_jax.models.vq import abstract_vq
-from gotr1_jax.parallel.mesh import local_part, make_mesh, replicated, row_multiple
+from gotr1_jax.parallel.mesh import by_rows, local_part, make_mesh, replicated, row_multiple
 from gotr1_jax.parallel.sharding import placed_shapes
 from gotr1_jax.rewards.judges import JudgeConfig
 from gotr1_jax.sampling.replay import RowLogps
@@ -29,7 +29,7 @@ from gotr1_jax.train_grpo import make_learner, make_sampler, state_shapes
 from gotr1_jax.training.evaluate import captions_at_once
 from gotr1_jax.training.placement import check_rows
 from gotr1_jax.training.policy import policy_shapes
-from gotr1_jax.training.rollout import PROMPT_MULTIPLE, picture_decoder
+from gotr1_jax.training.rollout import PROMPT_MULTIPLE, picture_decoder, whole_shares
 from gotr1_jax.training.state import make_optimizer
 from gotr1_jax.training.steps import PolicyBatch
 
@@ -64,7 +64,6 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, target.devices)
     local = _host_mesh(mesh, target)
     check_rows(config.update.micro_batch, mesh, "update.micro_batch")
-    check_rows(config.rollout.decode_batch, local, "rollout.decode_batch")
     for captions, samples in _rollouts(config, mesh):
         check_rows(
             captions * samples, mesh, f"{captions} captions of {samples} samples: their rows"
@@ -79,7 +78,8 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
     sampler = make_sampler(config, policy, sizes, specials, mesh)
     params = sampler.layout(policy.whole(policy.trained))[1]
     vq_graph, vq = nnx.split(abstract_vq(sizes.vq))
-    vq = placed_shapes(vq, jax.tree.map(lambda _: replicated(local), vq))
+    decoding = by_rows(local)
+    vq = placed_shapes(vq, jax.tree.map(lambda _: replicated(decoding), vq))
     judges = [part for part in (config.judge, *config.judge.also) if part.kind == "qwen2_5_vl"]
     judge_parts = [judge_shapes(part, _sizes_of(part, models), local) for part in judges]
     lasting = {
@@ -103,8 +103,8 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
     prompts = prompt_shapes(captions, C, mesh)
     parts = config.rollout.rows // config.rollout.rows_at_once
     rollout(run, sampler, params, prompts, samples, parts, mesh, sampling)
-    batch = config.rollout.decode_batch
-    ids = on_rows(shape((batch, tokens), jnp.int32), local)
+    batch = whole_shares(config.rollout.decode_batch, decoding)
+    ids = on_rows(shape((batch, tokens), jnp.int32), decoding)
     own = math.ceil(config.rollout.rows * local.size / mesh.size)
     decode = picture_decoder(vq_graph, sizes.grid)
     run(

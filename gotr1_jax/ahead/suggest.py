@@ -64,10 +64,10 @@ def suggest(config: Config, target: Target, models: Models) -> Suggestion | None
             except InputError:
                 return candidate, None
             tried += 1
-            fewer = _fewer_at_once(candidate, report)
-            if _fits(report) or fewer is None or tried == MOST_TRIES:
+            less = _less_at_once(candidate, report)
+            if _fits(report) or less is None or tried == MOST_TRIES:
                 return candidate, report
-            candidate = fewer
+            candidate = less
 
     for settings in _by_mesh(config, len(target.devices)):
         for setting in settings:
@@ -99,15 +99,22 @@ def _is_pass_too_large(report: Report) -> bool:
     return bool(report.programs) and report.programs[-1].program.name in passing
 
 
-def _fewer_at_once(config: Config, report: Report) -> GrpoConfig | None:
-    """Half as many captions at once, where a rollout is what does not fit; None: no fewer."""
+def _less_at_once(config: Config, report: Report) -> GrpoConfig | None:
+    """Half as many captions drawn at once, or pictures decoded, where that is what does not fit.
+
+    None: it is something else, or there are no fewer.
+    """
     if isinstance(config, SftConfig) or not report.programs or _is_pass_too_large(report):
         return None
-    captions = config.rollout.captions_at_once or config.rollout.captions_per_step
-    samples, mesh = config.rollout.samples_per_caption, report.job.mesh
-    if captions % 2 or captions // 2 * samples % row_multiple(mesh):
+    rollout, mesh = config.rollout, report.job.mesh
+    if report.programs[-1].program.name == "picture decoder":
+        if rollout.decode_batch <= mesh.local_mesh.size:
+            return None
+        return replace(config, rollout=replace(rollout, decode_batch=rollout.decode_batch // 2))
+    captions = rollout.captions_at_once or rollout.captions_per_step
+    if captions % 2 or captions // 2 * rollout.samples_per_caption % row_multiple(mesh):
         return None
-    return replace(config, rollout=replace(config.rollout, captions_at_once=captions // 2))
+    return replace(config, rollout=replace(rollout, captions_at_once=captions // 2))
 
 
 def meshes(devices: int) -> Iterator[MeshConfig]:
@@ -131,18 +138,15 @@ def passes(config: Config, rows: int) -> Iterator[tuple[str, int]]:
 
 
 def with_settings(config: Config, mesh: MeshConfig, remat: Any, micro: int) -> Any:
-    """The configuration with another layout; batches of decoding divide over the mesh too."""
+    """The configuration with another layout."""
     mesh = replace(mesh, cpu_devices=config.mesh.cpu_devices)
     if isinstance(config, SftConfig):
         return replace(config, mesh=mesh, remat=remat, micro_batch=micro)
-    rows = mesh.data * mesh.fsdp
-    batch = config.rollout.decode_batch
     return replace(
         config,
         mesh=mesh,
         policy=replace(config.policy, remat=remat),
         update=replace(config.update, micro_batch=micro),
-        rollout=replace(config.rollout, decode_batch=-(-batch // rows) * rows),
     )
 
 

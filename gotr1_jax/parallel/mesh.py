@@ -103,6 +103,11 @@ def local_part(mesh: Mesh) -> Mesh:
         ) from error
 
 
+def by_rows(mesh: Mesh) -> Mesh:
+    """The same devices with rows over all of them: for work whose parameters each holds whole."""
+    return Mesh(mesh.devices.reshape(-1, 1, 1), mesh.axis_names)
+
+
 def own_rows(count: int, mesh: Mesh) -> np.ndarray:
     """Which of `count` rows on the mesh are this process's to look at, ascending, int64.
 

@@ -84,7 +84,7 @@ class RolloutConfig:
     # Captions whose samples are drawn at once; fewer need less memory and take longer. 0: those
     # of a whole step. The samples are the same.
     captions_at_once: int = 0
-    # Rows decoded to pixels at once.
+    # Rows that a process decodes to pixels at once, rounded up to a multiple of its devices.
     decode_batch: int = 64
 
     @property

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from gotr1_jax.data.pipeline import pad_rows
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.vq import VQModel, picture_decoder
-from gotr1_jax.parallel.mesh import fetch_rows, own_rows, replicated
+from gotr1_jax.parallel.mesh import by_rows, fetch_rows, own_rows, replicated
 from gotr1_jax.parallel.processes import gather, together
 from gotr1_jax.plan import Plan, parse_plan
 from gotr1_jax.rewards import Judge, JudgeRequest, JudgeResult, combine, stack_scores
@@ -66,14 +66,20 @@ def encode_captions(
     return Prompts(tuple(captions), ids, width, tokenizer.specials.pad)
 
 
+def whole_shares(batch: int, mesh: Mesh) -> int:
+    """The smallest number of rows, `batch` or more, that is a multiple of the mesh's devices."""
+    return -(-batch // mesh.size) * mesh.size
+
+
 class Painter:
     """Picture ids -> uint8 pictures, some rows at a time, split over this process's devices."""
 
     def __init__(self, vq: VQModel, grid: int, batch: int, mesh: Mesh) -> None:
-        """mesh: devices of this process; `batch` divides over its rows."""
+        """mesh: devices of this process; each takes a share of `batch` rows, rounded up."""
         graphdef, state = nnx.split(vq)
-        self._state = jax.device_put(state, replicated(mesh))
-        self._batch, self._mesh = batch, mesh
+        self._mesh = by_rows(mesh)
+        self._state = jax.device_put(state, replicated(self._mesh))
+        self._batch = whole_shares(batch, mesh)
         self._decode = picture_decoder(graphdef, grid)
 
     def __call__(self, ids_BU: np.ndarray) -> list[np.ndarray]:

@@ -29,7 +29,7 @@ REMOTE = "--judge.kind http --judge.http.url http://judge:8000/v1 --judge.http.m
 
 
 def _layout(
-    fsdp: int, tensor: int, remat: str, micro: int, captions: int = 0, decode: int = 32
+    fsdp: int, tensor: int, remat: str, micro: int, captions: int = 0, decode: int = 8
 ) -> str:
     """captions: of those of a step, drawn at once; 0: all eight."""
     return (
@@ -44,7 +44,7 @@ LAYOUTS = {
     ("1b", "h200:8"): _layout(8, 1, "full", 64),
     ("1b", "h100:1"): _layout(1, 1, "full", 8, captions=4),
     ("1b", "h100:8"): _layout(8, 1, "full", 64),
-    ("1b", "v5e:4x4"): _layout(4, 4, "full", 32, captions=2),
+    ("1b", "v5e:4x4"): _layout(4, 4, "full", 32),
     ("1b", "v6e:8x8"): _layout(16, 4, "full", 128),
     ("1b", "v5p:4x4x4"): _layout(16, 4, "full", 128),
     ("1b", "v5e:16x16"): _layout(64, 4, "full", 128),
@@ -52,7 +52,7 @@ LAYOUTS = {
     ("7b", "h200:8"): _layout(8, 1, "full", 32),
     ("7b", "h100:1"): _layout(1, 1, "full", 2, captions=1),
     ("7b", "h100:8"): _layout(4, 2, "full", 16),
-    ("7b", "v5e:4x4"): _layout(4, 4, "full", 16, captions=1),
+    ("7b", "v5e:4x4"): _layout(4, 4, "full", 16, captions=2),
     ("7b", "v6e:8x8"): _layout(16, 4, "full", 64),
     ("7b", "v5p:4x4x4"): _layout(16, 4, "full", 128),
     ("7b", "v5e:16x16"): _layout(64, 4, "full", 64),
@@ -119,25 +119,45 @@ def _measured(setting: Setting, known: Any) -> dict[str, Any]:
 
 
 def show(out: Path) -> str:
-    """The table: GB are 10^9 bytes on the fullest device."""
-    columns = ("update", "old log-probabilities", "plan loop, last bucket")
-    columns += ("picture loop, last bucket", "picture decoder", "judge: questions")
-    head = ["setting", "mesh (fsdp x tensor)", "micro", *columns, "whole job", "of", "fits", "step"]
+    """The table: GB are 10^9 bytes on the fullest device.
+
+    Of a setting with the judge in process and the one with a server the first that fits.
+    """
+    lines = {line["name"]: line for line in _lines(out)}
+    columns = {
+        "update": "update", "plan loop": "plan loop, last bucket",
+        "picture loop": "picture loop, last bucket",
+    }  # fmt: skip
+    head = ["where", "policy", "mesh", "micro", "captions", "judge", *columns]
+    head += ["whole job", "of", "fits", "step at least"]
     rows = ["| " + " | ".join(head) + " |", "|" + "-|" * len(head)]
-    for line in _lines(out):
-        if "error" in line:
-            rows.append(f"| {line['name']} | {line['error']} |")
-            continue
-        peaks = {p["name"]: p["peak_bytes"] for p in line["programs"]}
-        whole, words = line["whole_job"], line["overrides"].split()
-        seconds = whole["step_seconds_at_least"]
-        mesh = f"{whole['mesh']['fsdp']} x {whole['mesh']['tensor']}"
-        cells = [line["name"], mesh, words[words.index("--update.micro_batch") + 1]]
-        cells += [_gb(peaks.get(name)) for name in columns]
-        cells += [_gb(whole["peak_bytes"]), _gb(line["hbm_bytes"])]
-        cells += ["yes" if whole["fits"] else "**no**", f"{seconds:.1f} s" if seconds else "?"]
-        rows.append("| " + " | ".join(cells) + " |")
+    for size, topology in sorted(LAYOUTS, key=lambda key: (key[1], key[0])):
+        for mode in MODES:
+            both = [Setting(size, mode, topology, remote).name for remote in (False, True)]
+            found = [lines[name] for name in both if name in lines and "error" not in lines[name]]
+            if not found:
+                continue
+            line = next((one for one in found if one["whole_job"]["fits"]), found[-1])
+            rows.append("| " + " | ".join(_cells(line, size, mode, columns)) + " |")
     return "\n".join(rows)
+
+
+def _cells(line: dict[str, Any], size: str, mode: str, columns: dict[str, str]) -> list[str]:
+    peaks = {p["name"]: p["peak_bytes"] for p in line["programs"]}
+    whole, words = line["whole_job"], line["overrides"].split()
+    given = dict(zip(words[::2], words[1::2]))
+    seconds, mesh = whole["step_seconds_at_least"], whole["mesh"]
+    captions = given["--rollout.captions_at_once"]
+    return [
+        line["topology"], f"{size.upper()} {'LoRA' if mode == 'lora' else mode}",
+        f"{mesh['fsdp']} × {mesh['tensor']}", given["--update.micro_batch"],
+        "8" if captions == "0" else captions,
+        "server" if "--judge.kind" in given else "in process",
+        *(_gb(peaks.get(name)) for name in columns.values()),
+        _gb(whole["peak_bytes"]), _gb(line["hbm_bytes"]),
+        "yes" if whole["fits"] else "**no**",
+        f"{seconds:.1f} s" if seconds and whole["fits"] else "",
+    ]  # fmt: skip
 
 
 def _lines(out: Path) -> list[dict[str, Any]]:
