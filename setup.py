@@ -61,6 +61,7 @@ setup(
         # torch is the oracle of the parity tests; one exact version, so that they are comparable.
         "test": [
             "pytest>=9.2",
+            "pytest-xdist>=3.8",
             "ruff>=0.17.5",
             "mypy>=2.4",
             "types-PyYAML>=6.0.12",
