@@ -60,7 +60,8 @@ class Measured:
         their arguments' place.
       peak_bytes: arguments, temporaries, and outputs that are not aliased.
       flops: of matrix products and convolutions.
-      traffic: collectives by kind.
+      traffic: collectives by kind; None: the compiler is of another version than jaxlib, and its
+        program cannot be read.
       moved_bytes: what must be read and written at least.
       failed: the compiler refused it for its memory; bytes are then what it said.
     """
@@ -72,7 +73,7 @@ class Measured:
     temp_bytes: int
     peak_bytes: int
     flops: float
-    traffic: Mapping[str, Traffic]
+    traffic: Mapping[str, Traffic] | None
     moved_bytes: int
     failed: bool = False
 
@@ -140,7 +141,7 @@ class Compiler:
             temp_bytes=temporaries,
             peak_bytes=arguments + temporaries + outputs - aliased,
             flops=flops,
-            traffic=collectives(compiled.as_text(), turns),
+            traffic=_traffic(program, compiled, turns),
             moved_bytes=max(moved, arguments + outputs - aliased),
         )
 
@@ -156,6 +157,16 @@ class Compiler:
         return Measured(
             program, arguments, 0, 0, temporaries, peak, flops, {}, max(moved, arguments), True
         )
+
+
+def _traffic(program: Program, compiled: Any, turns: int | None) -> Mapping[str, Traffic] | None:
+    try:
+        text = compiled.as_text()
+    except JaxRuntimeError as error:
+        first = str(error).partition("\n")[0]
+        _LOG.warning("the collectives of %s cannot be read: %s", program.name, first)
+        return None
+    return collectives(text, turns)
 
 
 def _devices(args: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +142,7 @@ def to_json(report: Report) -> dict[str, Any]:
                 "peak_bytes": p.peak_bytes,
                 "fits": report.fits(p),
                 "flops": p.flops,
-                "collectives": as_json(p.traffic),
+                "collectives": None if p.traffic is None else as_json(p.traffic),
                 "output_bytes": p.output_bytes - p.alias_bytes,
                 "with_the_rest_bytes": report.with_the_rest(p),
                 "seconds_at_least": p.seconds(target),
@@ -199,6 +199,8 @@ def _gb(size: float) -> str:
     return f"{size / _GB:.2f}" if size < 100 * _GB else f"{size / _GB:.0f}"
 
 
-def _traffic(traffic: Any) -> str:
-    parts: Sequence[tuple[str, Traffic]] = list(traffic.items())
+def _traffic(traffic: Mapping[str, Traffic] | None) -> str:
+    if traffic is None:
+        return "not known: the compiler is of another version than jaxlib"
+    parts = traffic.items()
     return ", ".join(f"{kind} {t.count} x, {_gb(t.bytes)} GB" for kind, t in parts) or "-"

@@ -19,7 +19,7 @@ from tiny_qwen import TINY_QWEN
 from gotr1_jax.ahead import read_job
 from gotr1_jax.ahead.grpo import Models
 from gotr1_jax.ahead.measure import Compiler, Program
-from gotr1_jax.ahead.report import Report, compile_job, to_text
+from gotr1_jax.ahead.report import Report, compile_job, to_json, to_text
 from gotr1_jax.ahead.sizes import judge_sizes, policy_sizes
 from gotr1_jax.ahead.suggest import suggest
 from gotr1_jax.ahead.target import Target, find_target
@@ -136,6 +136,21 @@ def test_a_supervised_job(supervised: Path, full_report: Report) -> None:
     assert full_report.job.lasting["train state"] <= step.argument_bytes
     text = to_text(replace(full_report, target=with_memory(1000)))
     assert "DOES NOT FIT" in text and "NO" in text
+
+
+def test_a_program_that_cannot_be_read_back(
+    supervised: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a libtpu that is newer than jaxlib: all but the collectives is known."""
+
+    def unreadable(_: Any) -> str:
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\nmore")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
+    report = compile_job(load_config(SftConfig, supervised), find_target("cpu:8"), Models())
+    (step,) = to_json(report)["programs"]
+    assert step["collectives"] is None and step["peak_bytes"] > 0
+    assert "not known: the compiler is of another version" in to_text(report)
 
 
 def test_suggest_finds_what_fits(supervised: Path, full_report: Report) -> None:
