@@ -198,7 +198,8 @@ def prefill_embedded_behind(
     filled = [
         jnp.arange(segment.size) < length[:, None, None, None, None] for segment, length in before
     ]
-    ends = [int(n) for n in np.cumsum([segment.size for segment, _ in before])]
+    sizes = [segment.size for segment, _ in before]
+    ends = [int(n) for n in np.cumsum(sizes)]
     causal = jnp.tril(jnp.ones((S, S), bool))
 
     def attend(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -208,13 +209,13 @@ def prefill_embedded_behind(
         # The S tokens of a row stand where the g heads of one token stand while decoding.
         q = q.transpose(0, 2, 3, 1, 4).reshape(B, K, g * S, h) * h**-0.5
         scores = [
-            jnp.where(seen, shared_scores(q, part.k_NKhS[i]).reshape(B, K, g, S, -1), MASKED)
-            for seen, (part, _) in zip(filled, before)
+            jnp.where(seen, shared_scores(q, part.k_NKhS[i]).reshape(B, K, g, S, size), MASKED)
+            for size, seen, (part, _) in zip(sizes, filled, before)
         ]
         own = jnp.einsum("bkxh,bkhs->bkxs", q, keys[i]).astype(jnp.float32)
         scores.append(jnp.where(causal, own.reshape(B, K, g, S, S), MASKED))
         weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(v.dtype)
-        *parts, weights = jnp.split(weights.reshape(B, K, g * S, -1), ends, axis=-1)
+        *parts, weights = jnp.split(weights.reshape(B, K, g * S, sum(sizes) + S), ends, axis=-1)
         mixed = jnp.einsum("bkxs,bksh->bkxh", weights, values[i])
         for weights, (part, _) in zip(parts, before):
             mixed = mixed + shared_values(weights, part.v_NKSh[i])

@@ -167,6 +167,18 @@ def test_given_plans_are_painted_the_same(policy, rollout: Rollout) -> None:
     assert not np.any(painted.rows.plan_mask_BT) and not np.any(painted.plan_logp_BT)
 
 
+def test_without_any_plan_the_caption_is_painted(policy) -> None:
+    """BOI alone, in an array without a slot more: as with slots that are not filled."""
+    sampler = sampler_of(policy)
+    params, one = sampler.prepare(nnx.split(policy)[1]), jnp.ones(len(KEYS), jnp.int32)
+    bare, padded = (
+        sampler.paint(params, PROMPTS, jnp.full((len(KEYS), T), SPECIALS.boi, jnp.int32), one, KEYS)
+        for T in (1, 4)
+    )
+    np.testing.assert_array_equal(bare.rows.image_ids_BU, padded.rows.image_ids_BU)
+    np.testing.assert_allclose(bare.image_logp_BU, padded.image_logp_BU, atol=1e-4)
+
+
 def test_greedy_is_the_argmax_of_the_full_forward(policy) -> None:
     """Cached decoding = full forward; top-k 1 and a tiny top-p are greedy too."""
     settings = replace(SETTINGS, plan_bucket=7, image_bucket=9)
