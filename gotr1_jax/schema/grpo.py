@@ -82,7 +82,7 @@ class RolloutConfig:
     text_temperature: float = 1.0
     image_temperature: float = 1.0
     # Captions whose samples are drawn at once; fewer need less memory and take longer. 0: those
-    # of a whole step. The samples are the same.
+    # of a whole step. In float32 the samples are the same.
     captions_at_once: int = 0
     # Rows that a process decodes to pixels at once, rounded up to a multiple of its devices.
     decode_batch: int = 64
