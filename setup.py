@@ -26,7 +26,7 @@ setup(
     packages=find_packages(include=["gotr1_jax", "gotr1_jax.*"]),
     package_data={
         "gotr1_jax": ["assets/shapes/*"],
-        "gotr1_jax.ahead": ["gpu_targets/*"],
+        "gotr1_jax.aot": ["gpu_targets/*"],
         "gotr1_jax.report": ["templates/*"],
     },
     entry_points={"console_scripts": ["gotr1 = gotr1_jax.cli:main"]},

@@ -23,22 +23,25 @@ from gotr1_jax.errors import GotR1Error, InputError, Stopped
 # Job -> module, schema class, function. Modules are imported when they are asked for: `--help`
 # and bad input answer at once.
 JOBS = {
-    "vq": ("gotr1_jax.train_vq", "VqTrainConfig", "train_vq"),
-    "sft": ("gotr1_jax.train_sft", "SftConfig", "train_sft"),
-    "grpo": ("gotr1_jax.train_grpo", "GrpoConfig", "train_grpo"),
+    "vq": ("gotr1_jax.vq.train", "VqTrainConfig", "train_vq"),
+    "sft": ("gotr1_jax.sft.train", "SftConfig", "train_sft"),
+    "grpo": ("gotr1_jax.grpo.train", "GrpoConfig", "train_grpo"),
 }
 # Command -> module with `add_arguments(parser)` and `run(options)`, one line of help. The modules
 # import jax inside `run` only.
 COMMANDS = {
-    "generate": ("gotr1_jax.generate", "captions in, plans and pictures out"),
-    "describe": ("gotr1_jax.describe", "ask the model about pictures"),
-    "convert": ("gotr1_jax.convert_checkpoint", "any checkpoint into the released layout"),
-    "export": ("gotr1_jax.export_checkpoint", "a run or checkpoint for transformers or peft"),
-    "tokenize-images": ("gotr1_jax.tokenize_images", "pictures of records into token ids, once"),
-    "judge": ("gotr1_jax.judge", "score plans and pictures that were drawn before"),
+    "generate": ("gotr1_jax.generate.command", "captions in, plans and pictures out"),
+    "describe": ("gotr1_jax.generate.describe", "ask the model about pictures"),
+    "convert": ("gotr1_jax.convert.command", "any checkpoint into the released layout"),
+    "export": ("gotr1_jax.grpo.export", "a run or checkpoint for transformers or peft"),
+    "tokenize-images": (
+        "gotr1_jax.sft.tokenize_command",
+        "images of records into token ids, once",
+    ),
+    "judge": ("gotr1_jax.rewards.command", "score plans and pictures that were drawn before"),
     "eval": ("gotr1_jax.evaluation.command", "benchmarks of papers, and what a model understands"),
-    "ablate": ("gotr1_jax.ablate", "train variants in turn and compare them"),
-    "compile": ("gotr1_jax.ahead", "memory, work and traffic of a job on chips that are not here"),
+    "ablate": ("gotr1_jax.ablate.command", "train variants in turn and compare them"),
+    "compile": ("gotr1_jax.aot", "memory, work and traffic of a job on chips that are not here"),
     "bench": ("gotr1_jax.bench", "measure sampling and updates, also against torch"),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -151,3 +152,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return value
+
+
+def positive(where: str, **values: float) -> None:
+    """Raise InputError for the first of `values` that is not above zero, and finite."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{where}.{name} is {value}; it must be above 0")
+
+
+def check_seed(seed: int) -> None:
+    """Raise InputError unless every random stream can be seeded with `seed`."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}; use 0 to {2**32 - 1}")

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from gotr1_jax import generate
-from gotr1_jax.generation import painter
-from gotr1_jax.generation.settings import GenerateConfig
-from gotr1_jax.generation.work import Batch, Survey
-from gotr1_jax.text import TextTokenizer
+from gotr1_jax.generate import command as generate
+from gotr1_jax.generate import painter
+from gotr1_jax.generate.config import GenerateConfig
+from gotr1_jax.generate.work import Batch, Survey
+from gotr1_jax.tokenizers.janus import TextTokenizer
 
 SIDE = 4  # pixels of a picture
 

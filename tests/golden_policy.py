@@ -17,7 +17,7 @@ from gotr1_jax.convert.names import NAMING
 from gotr1_jax.convert.reader import Tensor
 from gotr1_jax.convert.tree import load_tree
 from gotr1_jax.models.janus import JanusPolicy
-from gotr1_jax.text import SpecialIds
+from gotr1_jax.tokenizers.janus import SpecialIds
 
 
 def golden_policy(shared: Path, name: str = "janus_a") -> tuple[JanusPolicy, SpecialIds]:

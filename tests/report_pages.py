@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gotr1_jax.plan import Box, format_object, parse_plan
-from gotr1_jax.training.run_dir import SampleRecord
+from gotr1_jax.trainer.samples import SampleRecord
 
 NAN = math.nan
 PLAN = f"{format_object('red circle', Box(0, 0, 500, 500))} left of " + format_object(

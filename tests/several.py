@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from gotr1_jax.training.checkpoint import Checkpoints
+from gotr1_jax.trainer.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 WAIT = 600.0  # seconds: for a run on a machine that has other work

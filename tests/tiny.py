@@ -17,10 +17,10 @@ from tiny_checkpoints import write_tiny
 
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, SiglipConfig, VQConfig
 from gotr1_jax.rewards import JudgeRequest, JudgeResult
-from gotr1_jax.sampling.rows import Rows
-from gotr1_jax.text import SpecialIds
-from gotr1_jax.training.checkpoint import Checkpoints
-from gotr1_jax.training.metrics import MetricsWriter, is_timing, read_metrics
+from gotr1_jax.sampler.token_batch import Rows
+from gotr1_jax.tokenizers.janus import SpecialIds
+from gotr1_jax.trainer.checkpoint import Checkpoints
+from gotr1_jax.trainer.metrics import MetricsWriter, is_timing, read_metrics
 
 # The shapes world's picture size and tokenizer; everything else as small as it goes.
 SHAPES = JanusConfig(

@@ -14,9 +14,9 @@ from flax import nnx
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from gotr1_jax.convert.qwen2_5_vl import abstract_state, save_qwen
+from gotr1_jax.images.qwen import Geometry
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig
-from gotr1_jax.pictures.qwen import Geometry
 
 SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",

@@ -26,16 +26,16 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from gotr1_jax.bench.timing import AGAINST
 from gotr1_jax.convert.qwen2_5_vl import QwenCheckpoint, load_qwen, save_qwen
 from gotr1_jax.errors import InputError
+from gotr1_jax.images.qwen import Geometry, read_picture
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL
 from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig
-from gotr1_jax.pictures.qwen import Geometry, read_picture
 from gotr1_jax.rewards.multimodal import Question, Scale, make_picture
 from gotr1_jax.rewards.multimodal.instructions import LOCATE, SCORE_PREFIX, ask_score, show_caption
-from gotr1_jax.rewards.qwen_engine import QwenEngineConfig
-from gotr1_jax.rewards.qwen_engine.engine import QwenEngine
-from gotr1_jax.rewards.qwen_engine.packing import Group, TokenRow
-from gotr1_jax.text_qwen import ImageTokens
+from gotr1_jax.tokenizers.qwen import ImageTokens
+from gotr1_jax.vlm_engine import QwenEngineConfig
+from gotr1_jax.vlm_engine.engine import QwenEngine
+from gotr1_jax.vlm_engine.packing import Group, TokenRow
 
 ANSWER_TOKENS = 32
 QUESTIONS_OF_A_PICTURE = 4

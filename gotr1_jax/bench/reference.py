@@ -12,7 +12,7 @@ from gotr1_jax.convert.checkpoint import out_tensors
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, VQConfig
 from gotr1_jax.models.janus import JanusPolicy
-from gotr1_jax.text import SpecialIds
+from gotr1_jax.tokenizers.janus import SpecialIds
 
 SPECIALS = SpecialIds(bos=0, eos=1, pad=2, boi=3, eoi=4, image=5)
 GUIDANCE = 5.0

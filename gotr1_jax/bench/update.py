@@ -18,8 +18,9 @@ from gotr1_jax.bench.reference import (
     transformers_janus,
 )
 from gotr1_jax.bench.timing import BenchResult, compare
-from gotr1_jax.sampling.replay import LogpSettings, replay_logps
-from gotr1_jax.sampling.rows import Rows
+from gotr1_jax.decoding.guidance import LogpSettings
+from gotr1_jax.sampler.token_batch import Rows
+from gotr1_jax.trainer.logprobs import replay_logps
 
 
 def bench_update(

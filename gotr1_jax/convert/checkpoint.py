@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.convert.config_json import config_to_json
-from gotr1_jax.convert.hub import EMBEDDED as EMBEDDED  # for those who import it from here
-from gotr1_jax.convert.hub import find_checkpoint as find_checkpoint
+from gotr1_jax.convert.find import EMBEDDED as EMBEDDED
+from gotr1_jax.convert.find import find_checkpoint as find_checkpoint
 from gotr1_jax.convert.names import NAMING, Format
 from gotr1_jax.convert.opened import (
     PARTS,
@@ -43,7 +43,7 @@ from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.siglip import Understanding
 from gotr1_jax.models.vq import VQModel
-from gotr1_jax.text import TOKENIZER_FILE, TextTokenizer
+from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer
 
 # Files about text and pictures that go with the weights, copied as they are.
 CARRIED_FILES = (

@@ -21,25 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gotr1_jax.convert.hub import CONFIG_FILE
-from gotr1_jax.convert.reader import (
-    Tensor,
-    has_model_type,
-    open_pickle,
-    open_tensors,
-    read_json,
-)
+from gotr1_jax.convert.find import CONFIG_FILE
+from gotr1_jax.convert.reader import Tensor, has_model_type, open_pickle, open_tensors
 from gotr1_jax.convert.rules import CONV, LINEAR, SAME, Naming, Rule, Source, sources
 from gotr1_jax.convert.tree import check_tensors, load_tree, our_view, tree_shapes
-from gotr1_jax.convert.writer import (
-    WEIGHTS_FILE,
-    OutTensor,
-    new_checkpoint,
-    write_safetensors,
-)
+from gotr1_jax.convert.writer import WEIGHTS_FILE, OutTensor, new_checkpoint, write_safetensors
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.json import read_json
 from gotr1_jax.models.clip import VIT_H_14, Clip, ClipConfig, TowerConfig, abstract_clip
-from gotr1_jax.text_clip import ClipTokenizer
+from gotr1_jax.tokenizers.clip import ClipTokenizer
 
 HPS_FILE = "HPS_v2.1_compressed.pt"
 _TREE, _SECTION = "clip", "state_dict"

@@ -15,17 +15,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.convert.config_json import parse_config
-from gotr1_jax.convert.hub import CONFIG_FILE
+from gotr1_jax.convert.find import CONFIG_FILE
 from gotr1_jax.convert.names import NAMING, UNUSED, Format, part_of_tensor
-from gotr1_jax.convert.reader import Tensor, open_tensors, read_json
+from gotr1_jax.convert.reader import Tensor, open_tensors
 from gotr1_jax.convert.rules import Naming, Shape
 from gotr1_jax.convert.tree import check_tensors, tree_shapes
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.json import read_json
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import abstract_policy
 from gotr1_jax.models.siglip import Understanding
 from gotr1_jax.models.vq import abstract_vq
-from gotr1_jax.text import TextTokenizer
+from gotr1_jax.tokenizers.janus import TextTokenizer
 
 PARTS = ("policy", "vq", "understanding")
 
@@ -131,3 +132,8 @@ def read_config(path: Path) -> Any:
     if not file.is_file():
         raise InputError(f"no checkpoint at {path}: it holds no {CONFIG_FILE}")
     return read_json(file)
+
+
+def read_sizes(path: Path) -> JanusConfig:
+    """The sizes of a checkpoint folder, from its config.json alone."""
+    return parse_config(read_config(path), str(path / CONFIG_FILE))[0]

@@ -8,7 +8,7 @@ from typing import Any
 from gotr1_jax.convert.config_json import llama_to_json, parse_config
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
-from gotr1_jax.text import SpecialIds
+from gotr1_jax.tokenizers.janus import SpecialIds
 
 GUIDANCE = 5  # the weight that released checkpoints paint with
 

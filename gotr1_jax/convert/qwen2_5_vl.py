@@ -22,10 +22,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from gotr1_jax.convert.hub import CONFIG_FILE
+from gotr1_jax.convert.find import CONFIG_FILE
 from gotr1_jax.convert.opened import check_vocabulary
 from gotr1_jax.convert.qwen_json import parse_preprocessing, parse_qwen_config, qwen_config_to_json
-from gotr1_jax.convert.reader import Tensor, has_model_type, open_tensors, read_json
+from gotr1_jax.convert.reader import Tensor, has_model_type, open_tensors
 from gotr1_jax.convert.rules import LINEAR, SAME, Naming, Rule, sources
 from gotr1_jax.convert.tree import check_tensors, foreign_tensors, load_tree, tree_shapes
 from gotr1_jax.convert.writer import (
@@ -36,10 +36,11 @@ from gotr1_jax.convert.writer import (
     write_weights,
 )
 from gotr1_jax.errors import InputError
+from gotr1_jax.images.qwen import Geometry, Preprocessing
+from gotr1_jax.io.json import read_json
 from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
 from gotr1_jax.models.qwen_config import QwenConfig
-from gotr1_jax.pictures.qwen import Geometry, Preprocessing
-from gotr1_jax.text_qwen import QwenTokenizer
+from gotr1_jax.tokenizers.qwen import QwenTokenizer
 
 # Where the picture settings are: a file of their own, or a part of the processor's.
 PIXELS_FILE, PROCESSOR_FILE, PIXELS_PART = (

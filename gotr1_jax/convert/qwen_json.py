@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.images.qwen import Geometry, Preprocessing
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig
-from gotr1_jax.pictures.qwen import Geometry, Preprocessing
 
 MODEL_TYPE = "qwen2_5_vl"
 # Keys of no meaning for a forward pass, in any section.

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.json import read_json
 
 # In the order of preference; an index names its shards.
 WEIGHT_FILES = (
@@ -25,6 +26,8 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+
+
 # Stored dtypes that weights may have, as safetensors calls them.
 FLOATS: dict[str, Any] = {
     "F64": np.float64,
@@ -32,6 +35,8 @@ FLOATS: dict[str, Any] = {
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
 }
+
+
 # What a tensor that nothing uses may have too.
 STORED: dict[str, Any] = {
     **FLOATS,
@@ -42,6 +47,8 @@ STORED: dict[str, Any] = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+
+
 _MAX_HEADER = 100_000_000
 
 
@@ -63,16 +70,6 @@ class Tensor:
                 f"{self.file}: tensor {self.name} has dtype {self.dtype}; known are {known}"
             )
         return self.load()
-
-
-def read_json(file: Path) -> Any:
-    """The parsed content of a JSON file; InputError if it cannot be read or is none."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON: {error}") from error
 
 
 def has_model_type(directory: Path, model_type: str) -> bool:

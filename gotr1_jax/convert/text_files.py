@@ -15,7 +15,7 @@ from gotr1_jax.convert.opened import OpenCheckpoint
 from gotr1_jax.convert.port_json import generation_to_json
 from gotr1_jax.convert.writer import copy_files
 from gotr1_jax.errors import InputError
-from gotr1_jax.text import SPECIAL_STRINGS, TOKENIZER_FILE, TextTokenizer
+from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TOKENIZER_FILE, TextTokenizer
 
 COPIED_FILES = (TOKENIZER_FILE, "special_tokens_map.json", "added_tokens.json")
 """Mean the same in both forms."""

@@ -26,7 +26,7 @@ from gotr1_jax.convert.text_files import write_text_files
 from gotr1_jax.convert.tree import join_pieces, our_view
 from gotr1_jax.convert.writer import OutTensor, dtype_code, new_checkpoint, write_weights
 from gotr1_jax.errors import InputError
-from gotr1_jax.text import TextTokenizer
+from gotr1_jax.tokenizers.janus import TextTokenizer
 
 Change = Callable[[int | None, np.ndarray], np.ndarray]
 """(layer or None, stored values in our layout) -> the values to write instead."""

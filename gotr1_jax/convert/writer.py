@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gotr1_jax.convert.hub import CONFIG_FILE
+from gotr1_jax.convert.find import CONFIG_FILE
 from gotr1_jax.convert.reader import STORED
 from gotr1_jax.errors import InputError, RunError
 

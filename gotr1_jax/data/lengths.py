@@ -11,7 +11,7 @@ import numpy as np
 from gotr1_jax.data.pipeline import TextLimits
 from gotr1_jax.data.shards import Shard, TokenizedRecords, write_file
 from gotr1_jax.errors import InputError
-from gotr1_jax.text import TextTokenizer
+from gotr1_jax.tokenizers.janus import TextTokenizer
 
 _ENDLESS = 2**31
 

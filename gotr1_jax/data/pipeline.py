@@ -18,7 +18,7 @@ import numpy as np
 from gotr1_jax.data.shards import TokenizedRecords
 from gotr1_jax.data.sources import PictureSource, PlannedPictureSource
 from gotr1_jax.errors import InputError
-from gotr1_jax.text import TextTokenizer
+from gotr1_jax.tokenizers.janus import TextTokenizer
 
 # Drawing and tokenising an example takes under a millisecond; one thread keeps up and leaves
 # the cores to the model.

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gotr1_jax.data.config import RecordsConfig
 from gotr1_jax.data.files import Names, as_names, expand
-from gotr1_jax.data.settings import RecordsConfig
 from gotr1_jax.data.tables import ENDINGS, Row, Table, open_table
 from gotr1_jax.errors import InputError
-from gotr1_jax.hub import fetch_snapshot, is_hub_id
-from gotr1_jax.pictures import decode_picture, open_picture
+from gotr1_jax.images import decode_picture, open_picture
+from gotr1_jax.io.hub import fetch_snapshot, is_hub_id
 
 _DATA_URL = "data:"
 _SAMPLE = 4096  # bytes at each end of a file that tell it from others

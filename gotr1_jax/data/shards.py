@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gotr1_jax.data.config import PromptsConfig
 from gotr1_jax.data.records import Record
-from gotr1_jax.data.settings import PromptsConfig
 from gotr1_jax.errors import InputError, RunError
 
 MANIFEST = "manifest.json"

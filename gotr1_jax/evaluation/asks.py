@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.pictures import open_picture
+from gotr1_jax.images import open_picture
 from gotr1_jax.rewards.multimodal import AnswerCache, Picture, make_picture
 
 Kind = Literal["yes", "find", "match", "color"]

@@ -16,8 +16,8 @@ from gotr1_jax.evaluation.crops import grid_cells
 from gotr1_jax.evaluation.dpg_rules import Proposition, dependent_scores, read_questions
 from gotr1_jax.evaluation.folders import Item, dpg_items
 from gotr1_jax.evaluation.summary import Row
-from gotr1_jax.generation.prompts import Task, read_tasks
-from gotr1_jax.generation.settings import LAYOUTS, GenerateConfig
+from gotr1_jax.generate.config import LAYOUTS, GenerateConfig
+from gotr1_jax.generate.prompts import Task, read_tasks
 from gotr1_jax.rewards.multimodal import Picture
 
 NAME = "dpg"

@@ -19,7 +19,7 @@ from gotr1_jax.evaluation.geneval_rules import (
     read_metadata,
 )
 from gotr1_jax.evaluation.summary import Row, caption_means
-from gotr1_jax.generation.settings import LAYOUTS
+from gotr1_jax.generate.config import LAYOUTS
 from gotr1_jax.rewards.multimodal import Picture
 
 NAME = "geneval"

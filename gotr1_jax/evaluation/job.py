@@ -12,10 +12,10 @@ from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.evaluation.asks import AnswerBook, Answerer, Ask, Kind, read_picture
 from gotr1_jax.evaluation.folders import Item
 from gotr1_jax.evaluation.summary import Row, write_result
-from gotr1_jax.generate import add_sampling_arguments, generate
-from gotr1_jax.generation.settings import LAYOUTS, GenerateConfig, read_template
-from gotr1_jax.judge import add_judge_options, device_mesh, read_judge_options
-from gotr1_jax.rewards.judges import check_engine, make_engine
+from gotr1_jax.generate.command import add_sampling_arguments, generate
+from gotr1_jax.generate.config import LAYOUTS, GenerateConfig, read_template
+from gotr1_jax.rewards.command import add_judge_options, device_mesh, read_judge_options
+from gotr1_jax.rewards.factory import check_engine, make_engine
 from gotr1_jax.rewards.multimodal import Picture
 
 PICTURES = "pictures"
@@ -146,7 +146,7 @@ def score_items(items: Sequence[Item], rules: Rules, book: AnswerBook, label: st
 
     InputError for a picture that cannot be read.
     """
-    from gotr1_jax.training.metrics import Progress
+    from gotr1_jax.io.progress import Progress
 
     scored: list[Scored] = []
     together = book.pictures

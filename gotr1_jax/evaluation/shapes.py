@@ -18,21 +18,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from gotr1_jax.config import load_config
-from gotr1_jax.convert.hub import RUN_CONFIG
-from gotr1_jax.data.sources import shapes_captions
+from gotr1_jax.config import check_seed, load_config
+from gotr1_jax.convert.find import RUN_CONFIG
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.job import finish
 from gotr1_jax.evaluation.summary import PICTURES, Row
-from gotr1_jax.generation.settings import check_note, fingerprint, read_template
-from gotr1_jax.judge import find_samples, judge_samples
+from gotr1_jax.generate.config import check_note, fingerprint, read_template
+from gotr1_jax.grpo.config import GrpoConfig, RewardConfig, RolloutConfig
 from gotr1_jax.rewards import combine
-from gotr1_jax.rewards.shapes_judge import SHAPES_TERMS, ShapesJudge
-from gotr1_jax.schema import GrpoConfig, RewardConfig, RolloutConfig, check_seed
+from gotr1_jax.rewards.command import find_samples, judge_samples
+from gotr1_jax.rewards.shapes import ShapesJudge
+from gotr1_jax.shapes.dataset import shapes_captions
+from gotr1_jax.shapes.judge import SHAPES_TERMS
 
 if TYPE_CHECKING:
-    from gotr1_jax.training.evaluate import Evaluation
-    from gotr1_jax.training.run_dir import SampleRecord
+    from gotr1_jax.grpo.evaluate import Evaluation
+    from gotr1_jax.trainer.samples import SampleRecord
 
 NOTE = "evaluation.json"
 # Of the recipes that are shipped for this world.
@@ -140,7 +141,7 @@ def run(options: argparse.Namespace) -> None:
 
 def read_options(options: argparse.Namespace) -> ShapesConfig:
     """The settings: what was given, else the configuration's, else those of the shipped recipes."""
-    from gotr1_jax.training.evaluate import EVALUATION_SEED
+    from gotr1_jax.grpo.evaluate import EVALUATION_SEED
 
     job = _job(options.config, options.ckpt)
     given = {"guidance": options.cfg, "max_plan_tokens": options.max_plan_tokens}
@@ -185,7 +186,7 @@ def score(
     lines: of `judge_samples`, with all of the exact judge's terms. A caption with fewer pictures
     than another has the mean of those that it has.
     """
-    from gotr1_jax.training.evaluate import score_captions
+    from gotr1_jax.grpo.evaluate import score_captions
 
     places: dict[str, list[int]] = {}
     for place, line in enumerate(lines):
@@ -209,9 +210,11 @@ def score(
 
 def _draw(config: ShapesConfig) -> None:
     """Draws and writes the captions that are not there yet."""
-    from gotr1_jax.training.metrics import Progress
-    from gotr1_jax.training.policy import checkpoint_path
-    from gotr1_jax.training.run_dir import SAMPLES_NAME, write_json_atomic, write_samples
+    from gotr1_jax.convert.find import checkpoint_path
+    from gotr1_jax.io.files import write_json_atomic
+    from gotr1_jax.io.progress import Progress
+    from gotr1_jax.trainer.run_dir import SAMPLES_NAME
+    from gotr1_jax.trainer.samples import write_samples
 
     assert config.ckpt is not None
     captions = shapes_captions("heldout", config.captions)
@@ -268,10 +271,10 @@ def _load(
     """A function that draws and judges the samples of captions, given by their places."""
     import jax
 
+    from gotr1_jax.grpo.policy import load_policy
+    from gotr1_jax.grpo.rollout import encode_captions, records
+    from gotr1_jax.grpo.train import make_roller
     from gotr1_jax.parallel.mesh import make_mesh
-    from gotr1_jax.train_grpo import make_roller
-    from gotr1_jax.training.policy import load_policy
-    from gotr1_jax.training.rollout import encode_captions, records
 
     G = config.samples
     rows = max(1, min(len(captions), config.batch_size // G)) * G

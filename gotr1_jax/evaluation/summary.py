@@ -133,7 +133,7 @@ def write_result(
 
     Raises RunError where a file cannot be written.
     """
-    from gotr1_jax.training.run_dir import atomic_write, plain_json, write_json_atomic
+    from gotr1_jax.io.files import atomic_write, plain_json, write_json_atomic
 
     scores = {row.name: row.to_json(seed) for row in rows}
     text = table(title, scores, notes)

@@ -31,7 +31,7 @@ from gotr1_jax.evaluation.compbench_rules import (
 from gotr1_jax.evaluation.folders import Item, compbench_items
 from gotr1_jax.evaluation.phrases import Reader, Wording, make_reader
 from gotr1_jax.evaluation.summary import Row, caption_means
-from gotr1_jax.generation.settings import LAYOUTS
+from gotr1_jax.generate.config import LAYOUTS
 from gotr1_jax.rewards.multimodal import Picture
 
 NAME = "t2i_compbench"

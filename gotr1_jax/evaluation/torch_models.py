@@ -19,7 +19,7 @@ from PIL import Image
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.asks import Ask, Found, mask_runs
 from gotr1_jax.evaluation.crops import crop_object
-from gotr1_jax.generation.settings import fingerprint
+from gotr1_jax.generate.config import fingerprint
 from gotr1_jax.rewards.multimodal import Picture
 
 COLORS = (

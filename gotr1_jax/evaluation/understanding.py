@@ -29,7 +29,7 @@ from gotr1_jax.evaluation.understanding_rules import read_answer
 from gotr1_jax.evaluation.understanding_scores import Answered, compare, table, to_json, verdict
 
 if TYPE_CHECKING:
-    from gotr1_jax.generation.asking import Said
+    from gotr1_jax.generate.asking import Said
     from gotr1_jax.rewards.multimodal import AnswerCache
 
 ANSWERS, SCORES, TABLE = "answers.jsonl", "scores.json", "scores.md"
@@ -138,8 +138,8 @@ def evaluate_understanding(
 
     Raises InputError for bad input, RunError where a file cannot be written.
     """
+    from gotr1_jax.io.files import atomic_write, write_json_atomic
     from gotr1_jax.rewards.multimodal import AnswerCache
-    from gotr1_jax.training.run_dir import atomic_write, write_json_atomic
 
     data = config.data or write_shapes_questions(config.out, config.questions, config.seed)
     questions, bad = read_questions(data, config.max_bad)
@@ -175,7 +175,7 @@ def _ask_all(
     name: str, side: Side, questions: Sequence[Question], cache: AnswerCache, batch: int
 ) -> list[Answered]:
     """One side's answers to all questions, in order; what is kept is not asked again."""
-    from gotr1_jax.training.metrics import Progress
+    from gotr1_jax.io.progress import Progress
 
     keys = [_key(side.identity, question) for question in questions]
     left = {k: q for k, q in zip(keys, questions) if cache.get(k) is None}
@@ -228,9 +228,9 @@ def _notes(config: UnderstandingConfig, bad: Sequence[str]) -> list[str]:
 
 
 def _checkpoint_side(name: str, questions: Sequence[Question], config: UnderstandingConfig) -> Side:
-    from gotr1_jax.generation.settings import fingerprint
+    from gotr1_jax.convert.find import checkpoint_path
+    from gotr1_jax.generate.config import fingerprint
     from gotr1_jax.parallel.startup import default_dtype
-    from gotr1_jax.training.policy import checkpoint_path
 
     source, dtype = checkpoint_path(name), config.dtype or default_dtype()
     identity = (fingerprint(source), dtype, config.max_tokens, config.system)
@@ -241,9 +241,9 @@ def _load(
     source: Path, questions: Sequence[Question], config: UnderstandingConfig, dtype: str
 ) -> Ask:
     """A checkpoint that answers; all questions are encoded first, so that none is too long."""
-    from gotr1_jax.generation.asking import Asker
-    from gotr1_jax.pictures import open_picture
-    from gotr1_jax.sampling.answer import AnswerConfig
+    from gotr1_jax.generate.asking import Asker
+    from gotr1_jax.images import open_picture
+    from gotr1_jax.sampler.answer import AnswerConfig
 
     asker = Asker(source, AnswerConfig(config.max_tokens), dtype, config.system)
     width = 0

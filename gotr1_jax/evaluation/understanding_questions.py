@@ -23,8 +23,6 @@ from typing import Any
 
 from PIL import Image
 
-from gotr1_jax.data.shapes.questions import sample_questions
-from gotr1_jax.data.shapes.render import render
 from gotr1_jax.data.sources import read_lines
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.understanding_rules import (
@@ -34,7 +32,9 @@ from gotr1_jax.evaluation.understanding_rules import (
     normalise,
     read_answer,
 )
-from gotr1_jax.pictures import open_picture
+from gotr1_jax.images import open_picture
+from gotr1_jax.shapes.questions import sample_questions
+from gotr1_jax.shapes.render import render
 
 ALL = "all"
 """The name under which all questions are counted together."""
@@ -109,7 +109,7 @@ def write_shapes_questions(folder: Path, count: int, seed: int) -> Path:
 
     Writes folder/questions.jsonl and folder/pictures/00000.png, ...; RunError where it cannot.
     """
-    from gotr1_jax.training.run_dir import atomic_write, write_failure
+    from gotr1_jax.io.files import atomic_write, write_failure
 
     lines = []
     try:

@@ -120,7 +120,7 @@ def _compare(
 
 def _interval(values: np.ndarray, pictures: Sequence[str]) -> tuple[float, float]:
     """95 % interval of a mean; pictures are drawn with all of their questions."""
-    from gotr1_jax.training.evaluate import mean_interval
+    from gotr1_jax.trainer.bootstrap import mean_interval
 
     cluster = np.unique(np.asarray(pictures), return_inverse=True)[1]
     return mean_interval(np.bincount(cluster, values), np.bincount(cluster))

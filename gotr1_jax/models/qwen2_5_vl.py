@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gotr1_jax.images.qwen_pack import PatchBatch
 from gotr1_jax.models.decoder import Attend, Decoder, causal_attention
 from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.models.qwen_vision import VisionTower
-from gotr1_jax.pictures.qwen_pack import PatchBatch
 
 
 class Qwen2_5_VL(nnx.Module):

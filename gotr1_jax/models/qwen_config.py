@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gotr1_jax.images.qwen import Geometry
 from gotr1_jax.models.config import DecoderConfig
-from gotr1_jax.pictures.qwen import Geometry
 
 
 @dataclass(frozen=True)

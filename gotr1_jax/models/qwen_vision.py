@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gotr1_jax.images.qwen_pack import PatchBatch
 from gotr1_jax.models.decoder import Attend, apply_rope, rope_frequencies
 from gotr1_jax.models.layers import GeluMLP, Linear, RMSNorm
 from gotr1_jax.models.qwen_config import QwenVisionConfig
-from gotr1_jax.pictures.qwen_pack import PatchBatch
 
 jax.tree_util.register_dataclass(
     PatchBatch,

@@ -12,13 +12,7 @@ from __future__ import annotations
 
 from gotr1_jax.plan.boxes import Box, box_from_pixels, box_to_pixels, iou
 from gotr1_jax.plan.drawing import draw_overlay
-from gotr1_jax.plan.editing import (
-    add_object,
-    remove_object,
-    rename_object,
-    replace_box,
-    swap_boxes,
-)
+from gotr1_jax.plan.editing import add_object, remove_object, rename_object, replace_box, swap_boxes
 from gotr1_jax.plan.grammar import (
     BOX_END,
     BOX_START,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jinja2
 
-from gotr1_jax.rewards.types import TERMS
-from gotr1_jax.training.run_dir import atomic_write, write_json_atomic
+from gotr1_jax.io.files import atomic_write, write_json_atomic
+from gotr1_jax.rewards.base import TERMS
 
 # Of the plot, in SVG units.
 _LABELS, _PANEL, _GAP, _ROW, _TOP = 200, 128, 34, 24, 46

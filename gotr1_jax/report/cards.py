@@ -15,7 +15,7 @@ from PIL import Image
 from gotr1_jax.plan import Box, box_to_pixels, match_objects, parse_plan
 from gotr1_jax.report.charts import format_value
 from gotr1_jax.report.scores import Opinion, letter
-from gotr1_jax.training.run_dir import SampleRecord
+from gotr1_jax.trainer.samples import SampleRecord
 
 NUM_COLORS = 8  # classes c0..c7 of style.css
 MAX_SIDE = 256  # larger pictures are stored smaller, as JPEG

@@ -20,13 +20,8 @@ from gotr1_jax.report.scores import (
     judge_names,
     read_scores,
 )
-from gotr1_jax.training.run_dir import (
-    RunDir,
-    SampleRecord,
-    read_samples,
-    sample_steps,
-    step_folder,
-)
+from gotr1_jax.trainer.run_dir import RunDir
+from gotr1_jax.trainer.samples import SampleRecord, read_samples, sample_steps, step_folder
 
 EVAL_BEFORE = "eval_before"
 EVAL_AFTER = "eval_after"

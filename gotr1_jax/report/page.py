@@ -10,13 +10,15 @@ from typing import Any
 
 import jinja2
 
+from gotr1_jax.io.files import atomic_write
 from gotr1_jax.report.cards import Group, Pair, build_groups, build_pairs
 from gotr1_jax.report.charts import HEIGHT, WIDTH
 from gotr1_jax.report.load import EVAL_AFTER, EVAL_BEFORE, RunData, load_run, step_name
 from gotr1_jax.report.scores import JudgeTable, Opinion, judge_tables, letter
 from gotr1_jax.report.sections import MEANINGS, build_charts, entropy_targets
-from gotr1_jax.rewards.types import TERMS
-from gotr1_jax.training.run_dir import RunDir, SampleRecord, atomic_write
+from gotr1_jax.rewards.base import TERMS
+from gotr1_jax.trainer.run_dir import RunDir
+from gotr1_jax.trainer.samples import SampleRecord
 
 MAX_RECORDS = 512  # training samples on the page; a sample takes about 8 KB
 MAX_PAIRS = 160

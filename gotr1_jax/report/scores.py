@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.rewards.several import result_from_json
-from gotr1_jax.rewards.types import JudgeResult
-from gotr1_jax.text import SPECIAL_STRINGS
-from gotr1_jax.training.run_dir import SampleRecord
+from gotr1_jax.rewards.base import JudgeResult
+from gotr1_jax.rewards.composite import result_from_json
+from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
+from gotr1_jax.trainer.samples import SampleRecord
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -12,7 +12,7 @@ import yaml
 
 from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
 from gotr1_jax.report.load import Metrics
-from gotr1_jax.rewards.types import TERMS
+from gotr1_jax.rewards.base import TERMS
 
 UNIT, A_TENTH = (0.0, 1.0), (0.0, 0.1)
 _OF_BOXES = ("plan/boxes", "plan/parsed_frac")

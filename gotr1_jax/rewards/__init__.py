@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from gotr1_jax.rewards.base import TERMS, Judge, JudgeRequest, JudgeResult, stack_scores
 from gotr1_jax.rewards.combine import RULES, check_rule, combine, term_statistics
-from gotr1_jax.rewards.judges import JUDGE_KINDS, JudgeConfig, build_judge, make_judge
-from gotr1_jax.rewards.types import TERMS, Judge, JudgeRequest, JudgeResult, stack_scores
+from gotr1_jax.rewards.factory import JUDGE_KINDS, JudgeConfig, build_judge, make_judge
 
 __all__ = [
     "JUDGE_KINDS",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.rewards.types import TERMS
+from gotr1_jax.rewards.base import TERMS
 
 RULES = ("v1", "v2", "sum")
 

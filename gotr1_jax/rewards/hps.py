@@ -24,12 +24,12 @@ from gotr1_jax.convert.clip import (
     read_vocabulary,
 )
 from gotr1_jax.errors import InputError
+from gotr1_jax.images.clip import clip_pixels
 from gotr1_jax.models.clip import abstract_clip
 from gotr1_jax.parallel.mesh import replicated, row_multiple, rows
 from gotr1_jax.parallel.sharding import state_shardings
-from gotr1_jax.pictures.clip import clip_pixels
-from gotr1_jax.rewards.types import JudgeRequest, JudgeResult
-from gotr1_jax.text_clip import ClipTokenizer
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
+from gotr1_jax.tokenizers.clip import ClipTokenizer
 
 BATCH_ROWS = 32
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny import grpo_values, write_config, write_shapes
 
-from gotr1_jax.training.metrics import read_metrics
+from gotr1_jax.trainer.metrics import read_metrics
 
 LIMIT = 300.0  # seconds until a process is given up
 

@@ -16,24 +16,25 @@ import pytest
 from tiny import grpo_values, sft_values, write_config, write_shapes
 from tiny_qwen import TINY_QWEN
 
-from gotr1_jax.ahead import read_job
-from gotr1_jax.ahead.grpo import Models
-from gotr1_jax.ahead.measure import Compiler, Program
-from gotr1_jax.ahead.report import Report, compile_job, to_json, to_text
-from gotr1_jax.ahead.sizes import judge_sizes, policy_sizes
-from gotr1_jax.ahead.suggest import suggest
-from gotr1_jax.ahead.target import Target, find_target
+from gotr1_jax.aot import read_job
+from gotr1_jax.aot.grpo import Models
+from gotr1_jax.aot.measure import Compiler, Program
+from gotr1_jax.aot.report import Report, compile_job, to_json, to_text
+from gotr1_jax.aot.sizes import judge_sizes, policy_sizes
+from gotr1_jax.aot.suggest import suggest
+from gotr1_jax.aot.target import Target, find_target
 from gotr1_jax.config import load_config
-from gotr1_jax.convert.hub import EMBEDDED
+from gotr1_jax.convert.find import EMBEDDED
 from gotr1_jax.convert.qwen2_5_vl import abstract_state
 from gotr1_jax.convert.qwen_json import qwen_config_to_json
 from gotr1_jax.errors import InputError
+from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.grpo.policy import load_policy
 from gotr1_jax.models.config import JANUS_PRO_7B
 from gotr1_jax.models.qwen_config import QWEN2_5_VL_3B
 from gotr1_jax.parallel.mesh import make_mesh
-from gotr1_jax.schema import GrpoConfig, SftConfig
-from gotr1_jax.text import TextTokenizer
-from gotr1_jax.training.policy import load_policy
+from gotr1_jax.sft.config import SftConfig
+from gotr1_jax.tokenizers.janus import TextTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / "configs" / "shapes_grpo.yaml"
@@ -210,7 +211,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
 def test_compilers_that_are_missing(
     name: str, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gotr1_jax.ahead.target.find_spec", lambda _: None)
+    monkeypatch.setattr("gotr1_jax.aot.target.find_spec", lambda _: None)
     with pytest.raises(InputError, match=f"compiling for {name} needs .*: pip install"):
         find_target(name)
 

@@ -18,9 +18,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_checkpoints import PORTABLE, write_tiny
 
-from gotr1_jax import convert_checkpoint, export_checkpoint
+from gotr1_jax.convert import command as convert_checkpoint
 from gotr1_jax.convert import writer
 from gotr1_jax.errors import GotR1Error, InputError, RunError
+from gotr1_jax.grpo import export as export_checkpoint
 
 Damage = Callable[[Path], Any]
 

@@ -13,15 +13,15 @@ from tiny import compiled_once, grpo_values, write_config, write_shapes
 
 from gotr1_jax.cli import run
 from gotr1_jax.config import load_config
-from gotr1_jax.data.sources import shapes_captions
+from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.grpo.evaluate import Evaluation, evaluate
+from gotr1_jax.grpo.policy import load_policy
+from gotr1_jax.grpo.rollout import encode_captions
+from gotr1_jax.grpo.train import make_roller
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.rewards import make_judge
-from gotr1_jax.schema import GrpoConfig
-from gotr1_jax.train_grpo import make_roller
-from gotr1_jax.training import run_dir
-from gotr1_jax.training.evaluate import Evaluation, evaluate
-from gotr1_jax.training.policy import load_policy
-from gotr1_jax.training.rollout import encode_captions
+from gotr1_jax.shapes.dataset import shapes_captions
+from gotr1_jax.trainer import run_dir
 
 CAPTIONS, SAMPLES = 4, 2
 

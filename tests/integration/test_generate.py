@@ -15,13 +15,13 @@ from PIL import Image
 from tiny import compiled_once
 from tiny_checkpoints import TINY, write_tiny
 
-from gotr1_jax import generate
-from gotr1_jax.convert.hub import EMBEDDED, find_checkpoint
+from gotr1_jax.convert.find import EMBEDDED, find_checkpoint
 from gotr1_jax.errors import InputError
-from gotr1_jax.generation.painter import Painter
-from gotr1_jax.generation.settings import GenerateConfig
-from gotr1_jax.generation.work import Survey
-from gotr1_jax.sampling.sampler import fold_keys, row_keys
+from gotr1_jax.generate import command as generate
+from gotr1_jax.generate.config import GenerateConfig
+from gotr1_jax.generate.painter import Painter
+from gotr1_jax.generate.work import Survey
+from gotr1_jax.sampler.sampler import fold_keys, row_keys
 
 
 @pytest.fixture(scope="module")

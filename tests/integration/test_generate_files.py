@@ -29,7 +29,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gotr1_jax.generation.painter.Painter", FakePainter)
+    monkeypatch.setattr("gotr1_jax.generate.painter.Painter", FakePainter)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tiny_checkpoints import write_tiny
 
 from gotr1_jax import cli
 from gotr1_jax.errors import InputError
-from gotr1_jax.text import JANUS_TEMPLATE, TextTokenizer
+from gotr1_jax.tokenizers.janus import JANUS_TEMPLATE, TextTokenizer
 
 PLAN = "<|obj_start|>cat<|obj_end|> <|box_start|>(1,2),(30,40)<|box_end|>"
 
@@ -26,7 +26,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gotr1_jax.generation.painter.Painter", FakePainter)
+    monkeypatch.setattr("gotr1_jax.generate.painter.Painter", FakePainter)
 
 
 @pytest.fixture

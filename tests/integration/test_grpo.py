@@ -30,13 +30,14 @@ from tiny import (
 )
 from tiny_checkpoints import write_tiny
 
-from gotr1_jax import cli, train_grpo
+from gotr1_jax import cli
 from gotr1_jax.convert.checkpoint import load_checkpoint
+from gotr1_jax.grpo import train as train_grpo
+from gotr1_jax.grpo.config import EntropyConfig
+from gotr1_jax.grpo.entropy import new_entropy_state
 from gotr1_jax.rewards import JudgeResult
-from gotr1_jax.schema import EntropyConfig
-from gotr1_jax.training.entropy import new_entropy_state
-from gotr1_jax.training.metrics import read_metrics
-from gotr1_jax.training.run_dir import read_samples
+from gotr1_jax.trainer.metrics import read_metrics
+from gotr1_jax.trainer.samples import read_samples
 
 TERMS = ("sem", "spa", "ri", "pi")
 METRICS = {

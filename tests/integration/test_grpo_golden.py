@@ -14,10 +14,10 @@ from taught_qwen import judge_values
 from tiny import write_config
 
 from gotr1_jax import cli
+from gotr1_jax.grpo import rollout
 from gotr1_jax.plan import parse_plan
-from gotr1_jax.training import rollout
-from gotr1_jax.training.metrics import read_metrics
-from gotr1_jax.training.run_dir import read_samples
+from gotr1_jax.trainer.metrics import read_metrics
+from gotr1_jax.trainer.samples import read_samples
 
 TERMS = ("sem", "spa", "ri", "pi", "hps")
 PLANNED = plan_text(("cat", (50, 50, 700, 900)), ("dog", (500, 400, 999, 999)))

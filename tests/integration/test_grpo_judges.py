@@ -23,11 +23,11 @@ from tiny import (
 from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
 from gotr1_jax import cli
+from gotr1_jax.grpo import rollout
 from gotr1_jax.plan import iou, parse_plan
 from gotr1_jax.plan.boxes import box_from_pixels
-from gotr1_jax.training import rollout
-from gotr1_jax.training.metrics import read_metrics
-from gotr1_jax.training.run_dir import read_samples
+from gotr1_jax.trainer.metrics import read_metrics
+from gotr1_jax.trainer.samples import read_samples
 
 TERMS = ("sem", "spa", "ri", "pi", "hps")
 CAPTIONS = ("a cat on the left of a desk", "two wooden chairs and a green apple", "a blue bus")

@@ -27,9 +27,10 @@ from tiny import (
     write_shapes,
 )
 
-from gotr1_jax import cli, train_grpo
+from gotr1_jax import cli
+from gotr1_jax.grpo import train as train_grpo
 from gotr1_jax.rewards import JudgeRequest, JudgeResult
-from gotr1_jax.training.metrics import read_metrics
+from gotr1_jax.trainer.metrics import read_metrics
 
 REFILLS = 2
 

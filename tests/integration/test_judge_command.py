@@ -15,11 +15,11 @@ from PIL import Image
 from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
 from gotr1_jax import cli
-from gotr1_jax.judge import JudgeJob, device_mesh, find_samples, option_names
 from gotr1_jax.plan import Box, format_object, parse_plan
 from gotr1_jax.rewards import JudgeConfig
-from gotr1_jax.text import SPECIAL_STRINGS
-from gotr1_jax.training.run_dir import SampleRecord, write_samples
+from gotr1_jax.rewards.command import JudgeJob, device_mesh, find_samples, option_names
+from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
+from gotr1_jax.trainer.samples import SampleRecord, write_samples
 
 BOX = Box(100, 200, 500, 600)
 PLAN = format_object("red circle", BOX)

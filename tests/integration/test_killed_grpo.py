@@ -29,14 +29,15 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny import SHAPES, Brightness, grpo_values, steady_metrics, write_config, write_shapes
 
-from gotr1_jax import cli, train_grpo
+from gotr1_jax import cli
 from gotr1_jax.convert.opened import PARTS, split_part
-from gotr1_jax.sampling.sampler import Sampler
-from gotr1_jax.training import checkpoint
-from gotr1_jax.training.checkpoint import Checkpoints
-from gotr1_jax.training.loop import Loop
-from gotr1_jax.training.metrics import read_metrics
-from gotr1_jax.training.run_dir import read_samples
+from gotr1_jax.grpo import train as train_grpo
+from gotr1_jax.sampler.sampler import Sampler
+from gotr1_jax.trainer import checkpoint
+from gotr1_jax.trainer.checkpoint import Checkpoints
+from gotr1_jax.trainer.loop import Loop
+from gotr1_jax.trainer.metrics import read_metrics
+from gotr1_jax.trainer.samples import read_samples
 
 STEPS = 6
 KILLS = 10

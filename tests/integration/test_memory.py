@@ -13,8 +13,8 @@ import pytest
 from tiny import grpo_values, write_config, write_shapes
 
 from gotr1_jax import cli
-from gotr1_jax.training.memory import memory_metrics
-from gotr1_jax.training.metrics import MetricsWriter, read_metrics
+from gotr1_jax.trainer.memory import memory_metrics
+from gotr1_jax.trainer.metrics import MetricsWriter, read_metrics
 
 STEPS = 200
 

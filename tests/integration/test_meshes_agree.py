@@ -19,7 +19,7 @@ from several import Group, saved_arrays
 from tiny import compiled_once, grpo_values, steady_metrics, write_config, write_shapes
 
 from gotr1_jax import cli
-from gotr1_jax.training.run_dir import read_samples
+from gotr1_jax.trainer.samples import read_samples
 
 STEPS = 3
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}

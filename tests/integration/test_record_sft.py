@@ -31,14 +31,14 @@ from tiny import (
 from tiny_checkpoints import write_tiny
 
 from gotr1_jax import cli
-from gotr1_jax.convert.picture_tokenizer import load_vq
+from gotr1_jax.convert.image_tokenizer import load_vq
+from gotr1_jax.data.config import RecordsConfig
 from gotr1_jax.data.crop import square_pixels
 from gotr1_jax.data.records import Record, Records
-from gotr1_jax.data.settings import RecordsConfig
 from gotr1_jax.data.shards import TokenizedRecords, read_manifest
-from gotr1_jax.text import PLAN_TOKENS, TextTokenizer
-from gotr1_jax.training.metrics import read_metrics
-from gotr1_jax.training.picture_encoder import PictureEncoder
+from gotr1_jax.sft.image_encoder import PictureEncoder
+from gotr1_jax.tokenizers.janus import PLAN_TOKENS, TextTokenizer
+from gotr1_jax.trainer.metrics import read_metrics
 
 COUNT = 11
 

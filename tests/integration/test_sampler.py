@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gotr1_jax.decoding.guidance import guide
+from gotr1_jax.decoding.sample_token import ChoiceConfig, keep_likely
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, LoraConfig, VQConfig
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.parallel.mesh import make_mesh
-from gotr1_jax.sampling.guidance import ChoiceConfig, guide, keep_likely
-from gotr1_jax.sampling.replay import conditional_hidden, replay_logps, unconditional_hidden
-from gotr1_jax.sampling.rows import PromptBatch
-from gotr1_jax.sampling.sampler import Rollout, Sampler, SamplerConfig, row_keys
-from gotr1_jax.text import SpecialIds
+from gotr1_jax.sampler.sampler import Rollout, Sampler, SamplerConfig, row_keys
+from gotr1_jax.sampler.token_batch import PromptBatch
+from gotr1_jax.tokenizers.janus import SpecialIds
+from gotr1_jax.trainer.logprobs import conditional_hidden, replay_logps, unconditional_hidden
 
 SPECIALS = SpecialIds(bos=1, eos=4, pad=2, boi=3, eoi=5, image=6)
 CONFIG = JanusConfig(

@@ -25,7 +25,7 @@ from tiny import (
 
 from gotr1_jax import cli
 from gotr1_jax.convert.checkpoint import load_checkpoint
-from gotr1_jax.training.metrics import read_metrics
+from gotr1_jax.trainer.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")

@@ -16,21 +16,23 @@ from flax import nnx
 from jax.sharding import Mesh
 from tiny import SHAPES, SPECIALS, STEP_MODEL, random_rows, write_shapes
 
-from gotr1_jax.ahead.hlo import collectives
+from gotr1_jax.aot.hlo import collectives
 from gotr1_jax.convert.checkpoint import load_checkpoint
+from gotr1_jax.decoding.guidance import LogpSettings
+from gotr1_jax.grpo.config import PolicyConfig
+from gotr1_jax.grpo.losses import PolicyLossConfig
+from gotr1_jax.grpo.policy import load_policy
+from gotr1_jax.grpo.update import PolicyBatch, make_policy_step
 from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.models.lora import split_lora
 from gotr1_jax.parallel.mesh import make_mesh
+from gotr1_jax.parallel.placement import mirror_shardings, put_rows
 from gotr1_jax.parallel.sharding import placed_shapes, state_shardings
-from gotr1_jax.rl import PolicyLossConfig
-from gotr1_jax.sampling.replay import LogpSettings
-from gotr1_jax.sampling.sampler import Sampler, SamplerConfig
-from gotr1_jax.schema import OptimizerConfig, PolicyConfig
-from gotr1_jax.training.placement import mirror_shardings, put_rows
-from gotr1_jax.training.policy import load_policy
-from gotr1_jax.training.state import TrainState, make_optimizer, new_state
-from gotr1_jax.training.steps import PolicyBatch, make_policy_step
+from gotr1_jax.sampler.sampler import Sampler, SamplerConfig
+from gotr1_jax.trainer.config import OptimizerConfig
+from gotr1_jax.trainer.optimizer import make_optimizer
+from gotr1_jax.trainer.state import TrainState, new_state
 
 B = 8
 LORA = LoraConfig(4, 4.0, ("q", "v", "down"))

@@ -24,12 +24,13 @@ import optax
 import pytest
 from flax import nnx
 
-from gotr1_jax import cli, train_vq
+from gotr1_jax import cli
 from gotr1_jax.config import load_config
 from gotr1_jax.models.vq import VQModel
-from gotr1_jax.schema import VqTrainConfig
-from gotr1_jax.training import checkpoint
-from gotr1_jax.training.state import make_optimizer
+from gotr1_jax.trainer import checkpoint
+from gotr1_jax.trainer.optimizer import make_optimizer
+from gotr1_jax.vq import train as train_vq
+from gotr1_jax.vq.config import VqTrainConfig
 
 STEPS = 8
 
@@ -146,7 +147,7 @@ if __name__ == "__main__":
 
 from tiny import assert_equal_trees, steady_metrics, write_config  # noqa: E402
 
-from gotr1_jax.training.metrics import read_metrics  # noqa: E402
+from gotr1_jax.trainer.metrics import read_metrics  # noqa: E402
 
 
 def vq_values(run_dir: Path) -> dict[str, Any]:

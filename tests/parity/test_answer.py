@@ -16,12 +16,12 @@ from PIL import Image
 from tiny_checkpoints import TINY, tiny_states, write_tiny
 
 from gotr1_jax.convert.checkpoint import load_checkpoint, out_tensors
-from gotr1_jax.describe import DescribeConfig, describe
+from gotr1_jax.generate.describe import DescribeConfig, describe
+from gotr1_jax.images import PictureSettings, open_picture, preprocess, read_settings
 from gotr1_jax.models.config import SiglipConfig
-from gotr1_jax.pictures import PictureSettings, open_picture, preprocess, read_settings
-from gotr1_jax.sampling.answer import AnswerConfig, Answerer, tokens_per_picture
-from gotr1_jax.sampling.rows import PromptBatch
-from gotr1_jax.text import SPECIAL_STRINGS
+from gotr1_jax.sampler.answer import AnswerConfig, Answerer, tokens_per_picture
+from gotr1_jax.sampler.token_batch import PromptBatch
+from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -30,7 +30,7 @@ from gotr1_jax.convert.rules import expected_tensors
 from gotr1_jax.convert.tree import tree_shapes
 from gotr1_jax.models.clip import VIT_H_14, Clip
 from gotr1_jax.models.siglip import run_blocks
-from gotr1_jax.text_clip import ClipTokenizer, byte_alphabet, clean
+from gotr1_jax.tokenizers.clip import ClipTokenizer, byte_alphabet, clean
 
 CAPTIONS = (
     "a red cube to the left of the blue ball",

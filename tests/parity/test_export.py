@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny_checkpoints import PORTABLE, TINY, add_unused, tiny_states, write_tiny
 
-from gotr1_jax import convert_checkpoint, export_checkpoint
+from gotr1_jax.convert import command as convert_checkpoint
 from gotr1_jax.convert.checkpoint import PARTS, load_checkpoint, out_tensors
 from gotr1_jax.convert.config_json import config_to_json
 from gotr1_jax.convert.names import NAMING, UNUSED, Format
@@ -25,8 +25,9 @@ from gotr1_jax.convert.rules import expected_tensors
 from gotr1_jax.convert.translate import _with_unused, translated
 from gotr1_jax.convert.writer import write_safetensors
 from gotr1_jax.errors import InputError
+from gotr1_jax.grpo import export as export_checkpoint
 from gotr1_jax.models.config import JANUS_PRO_1B, JANUS_PRO_7B, JanusConfig
-from gotr1_jax.text import SpecialIds
+from gotr1_jax.tokenizers.janus import SpecialIds
 
 torch = pytest.importorskip("torch")
 SPECIALS = SpecialIds(bos=0, eos=1, pad=2, boi=3, eoi=4, image=5)

@@ -14,15 +14,17 @@ from flax import nnx
 from tiny import grpo_values
 from tiny_checkpoints import PORTABLE, write_tiny
 
-from gotr1_jax import convert_checkpoint, export_checkpoint
 from gotr1_jax.config import from_dict, to_yaml
+from gotr1_jax.convert import command as convert_checkpoint
 from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.errors import InputError
+from gotr1_jax.grpo import export as export_checkpoint
+from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.grpo.policy import SplitPolicy, folded, load_policy
 from gotr1_jax.parallel.mesh import make_mesh
-from gotr1_jax.schema import GrpoConfig
-from gotr1_jax.training.checkpoint import Checkpoints
-from gotr1_jax.training.policy import SplitPolicy, folded, load_policy
-from gotr1_jax.training.state import make_optimizer, new_state
+from gotr1_jax.trainer.checkpoint import Checkpoints
+from gotr1_jax.trainer.optimizer import make_optimizer
+from gotr1_jax.trainer.state import new_state
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -20,18 +20,18 @@ from PIL import Image
 from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
 from gotr1_jax.convert.qwen2_5_vl import QwenCheckpoint, load_qwen
-from gotr1_jax.models.decoder import causal_attention
-from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL
-from gotr1_jax.models.qwen_vision import picture_attention, window_attention
-from gotr1_jax.pictures.qwen import Picture, read_picture
-from gotr1_jax.pictures.qwen_pack import (
+from gotr1_jax.images.qwen import Picture, read_picture
+from gotr1_jax.images.qwen_pack import (
     PackedPictures,
     mrope_positions,
     pack_pictures,
     row_shape,
     unit_places,
 )
-from gotr1_jax.text_qwen import ImageTokens
+from gotr1_jax.models.decoder import causal_attention
+from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL
+from gotr1_jax.models.qwen_vision import picture_attention, window_attention
+from gotr1_jax.tokenizers.qwen import ImageTokens
 
 # (height, width). A window is 112 px: the first and third divide into whole ones, the others not.
 SIZES = ((112, 112), (168, 140), (224, 112), (28, 28), (140, 84))

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_qwen import write_qwen_files
 
 from gotr1_jax.convert.qwen2_5_vl import read_preprocessing
-from gotr1_jax.pictures.qwen import Geometry, read_picture
+from gotr1_jax.images.qwen import Geometry, read_picture
 
 
 def images() -> list[Image.Image]:

@@ -15,11 +15,11 @@ from PIL import Image
 from tiny_qwen import write_tiny_qwen
 
 from gotr1_jax.convert.qwen2_5_vl import load_qwen
-from gotr1_jax.pictures.qwen import read_picture
+from gotr1_jax.images.qwen import read_picture
 from gotr1_jax.rewards.multimodal import Question, Scale, make_picture
-from gotr1_jax.rewards.qwen_engine import QwenEngineConfig
-from gotr1_jax.rewards.qwen_engine.engine import QwenEngine
-from gotr1_jax.text_qwen import ImageTokens
+from gotr1_jax.tokenizers.qwen import ImageTokens
+from gotr1_jax.vlm_engine import QwenEngineConfig
+from gotr1_jax.vlm_engine.engine import QwenEngine
 
 PREFIX = '{"score": '
 TEN, FROM_ONE = Scale(0, 10, PREFIX), Scale(1, 10, PREFIX)

@@ -102,11 +102,11 @@ def measure(out: Path, pattern: str) -> None:
 
 
 def _measured(setting: Setting, known: Any) -> dict[str, Any]:
-    from gotr1_jax.ahead import read_job
-    from gotr1_jax.ahead.grpo import Models
-    from gotr1_jax.ahead.measure import Compiler
-    from gotr1_jax.ahead.report import compile_job, to_json
-    from gotr1_jax.ahead.target import find_target
+    from gotr1_jax.aot import read_job
+    from gotr1_jax.aot.grpo import Models
+    from gotr1_jax.aot.measure import Compiler
+    from gotr1_jax.aot.report import compile_job, to_json
+    from gotr1_jax.aot.target import find_target
     from gotr1_jax.errors import GotR1Error
 
     config = read_job(CONFIGS / f"gotr1_{setting.size}_grpo.yaml", setting.overrides.split())

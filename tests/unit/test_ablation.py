@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
-from gotr1_jax import ablate, cli
+from gotr1_jax import cli
+from gotr1_jax.ablate import command as ablate
+from gotr1_jax.ablate.config import AblationConfig
 from gotr1_jax.config import load_config, to_yaml
 from gotr1_jax.errors import InputError
 from gotr1_jax.report.ablation import Change, TermResult, VariantResult, plot, table
-from gotr1_jax.schema import AblationConfig
 
 BASE = {"run_dir": "unused", "steps": 3, "reward": {"rule": "sum"}}
 VALUES: dict[str, Any] = {

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gotr1_jax.ahead.chips import CHIPS, parse_topology
-from gotr1_jax.ahead.flops import count_flops
-from gotr1_jax.ahead.hlo import Traffic, collectives, shape_bytes
+from gotr1_jax.aot.chips import CHIPS, parse_topology
+from gotr1_jax.aot.flops import count_flops
+from gotr1_jax.aot.hlo import Traffic, collectives, shape_bytes
 from gotr1_jax.errors import InputError
 
 # A loop of 24 turns with an all-gather of bf16[64,128] (16384 bytes), and behind it an all-reduce

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gotr1_jax.training.alarm import ZeroRewardAlarm
+from gotr1_jax.grpo.alarms import ZeroRewardAlarm
 
 
 def test_zeros_in_a_row_are_said_again_and_again_and_nothing_else_is():

@@ -23,8 +23,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gotr1_jax.errors import InputError, RunError
-from gotr1_jax.training import manifest
-from gotr1_jax.training.checkpoint import Checkpoints, resolve_resume, restore_path
+from gotr1_jax.trainer import manifest
+from gotr1_jax.trainer.checkpoint import Checkpoints, resolve_resume, restore_path
 
 META = {"seed": 7, "iterator": b"\x00\xffstate", "counters": {"skipped": 2}, "list": [1, 2.5]}
 

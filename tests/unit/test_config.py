@@ -13,8 +13,10 @@ from tiny import grpo_values, sft_values, write_config
 from gotr1_jax import cli
 from gotr1_jax.config import from_dict, load_config, parse_overrides, to_yaml
 from gotr1_jax.errors import InputError
+from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.models.config import LoraConfig
-from gotr1_jax.schema import GrpoConfig, OptimizerConfig, SftConfig
+from gotr1_jax.sft.config import SftConfig
+from gotr1_jax.trainer.config import OptimizerConfig
 
 
 def load(tmp_path: Path, values: dict[str, Any], *overrides: str) -> GrpoConfig:

@@ -18,12 +18,13 @@ from gotr1_jax.data.pipeline import (
     picture_batches,
     sft_batches,
 )
-from gotr1_jax.data.shapes import is_heldout, parse_caption, render
-from gotr1_jax.data.shapes.tokenizer import train_tokenizer
-from gotr1_jax.data.sources import ShapesSource, read_captions, shapes_captions
+from gotr1_jax.data.sources import read_captions
 from gotr1_jax.data.token_cache import PictureTokens
 from gotr1_jax.errors import InputError, RunError
-from gotr1_jax.text import GOTR1_TEMPLATE, TextTokenizer
+from gotr1_jax.shapes import is_heldout, parse_caption, render
+from gotr1_jax.shapes.dataset import ShapesSource, shapes_captions
+from gotr1_jax.shapes.tokenizer import train_tokenizer
+from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, TextTokenizer
 
 CAPTIONS = tuple(f"caption {letter}" for letter in "abcdefg")
 

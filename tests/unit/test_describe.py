@@ -16,10 +16,10 @@ from PIL import Image
 from gotr1_jax.cli import run
 from gotr1_jax.convert.checkpoint import EMBEDDED, load_checkpoint
 from gotr1_jax.errors import InputError
-from gotr1_jax.pictures import PictureSettings, open_picture, preprocess, read_settings
-from gotr1_jax.sampling.answer import AnswerConfig, Answerer
-from gotr1_jax.sampling.rows import PromptBatch
-from gotr1_jax.text import SPECIAL_STRINGS, TextTokenizer, chat_parts
+from gotr1_jax.images import PictureSettings, open_picture, preprocess, read_settings
+from gotr1_jax.sampler.answer import AnswerConfig, Answerer
+from gotr1_jax.sampler.token_batch import PromptBatch
+from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer, chat_parts
 
 TOKENIZER = TextTokenizer.from_dir(EMBEDDED)
 S = TOKENIZER.specials

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.schema import EntropyConfig
-from gotr1_jax.training.entropy import (
+from gotr1_jax.grpo.config import EntropyConfig
+from gotr1_jax.grpo.entropy import (
     PerModality,
     coefficients,
     entropy_loss,

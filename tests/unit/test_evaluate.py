@@ -8,15 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from gotr1_jax.training import evaluate
-from gotr1_jax.training.evaluate import (
-    Evaluation,
-    captions_at_once,
-    gain_interval,
-    mean_interval,
-    print_table,
-)
-from gotr1_jax.training.run_dir import plain_json
+from gotr1_jax.grpo import evaluate
+from gotr1_jax.grpo.evaluate import Evaluation, captions_at_once, print_table
+from gotr1_jax.io.files import plain_json
+from gotr1_jax.trainer.bootstrap import gain_interval, mean_interval
 
 
 def scores(*values: float) -> np.ndarray:

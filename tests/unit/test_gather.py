@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from tiny import random_rows
 
+from gotr1_jax.decoding.guidance import LogpSettings
+from gotr1_jax.grpo.advantages import GroupAdvantages, group_advantages
+from gotr1_jax.grpo.dynamic_sampling import Gathered, gather_groups
+from gotr1_jax.grpo.rollout import Judged, Scored
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards import JudgeResult
-from gotr1_jax.rl import GroupAdvantages, group_advantages
-from gotr1_jax.sampling.replay import LogpSettings
-from gotr1_jax.sampling.sampler import Rollout
-from gotr1_jax.training.gather import Gathered, gather_groups
-from gotr1_jax.training.rollout import Judged, Scored
+from gotr1_jax.sampler.sampler import Rollout
 
 NAN = math.nan
 # Rounds of three groups of two.

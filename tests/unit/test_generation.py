@@ -11,12 +11,12 @@ import pytest
 from tiny_checkpoints import TINY
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.generation import work
-from gotr1_jax.generation.layouts import write_grid
-from gotr1_jax.generation.prompts import Task, read_tasks
-from gotr1_jax.generation.settings import GenerateConfig, fingerprint, read_template
-from gotr1_jax.generation.work import Row, Survey
-from gotr1_jax.text import GOTR1_TEMPLATE, JANUS_TEMPLATE, REASONGEN_RL_TEMPLATE
+from gotr1_jax.generate import work
+from gotr1_jax.generate.config import GenerateConfig, fingerprint, read_template
+from gotr1_jax.generate.layouts import write_grid
+from gotr1_jax.generate.prompts import Task, read_tasks
+from gotr1_jax.generate.work import Row, Survey
+from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, JANUS_TEMPLATE, REASONGEN_RL_TEMPLATE
 
 
 def row(place: int, index: int, prompt: int, plan: int = 0) -> Row:

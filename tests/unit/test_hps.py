@@ -17,13 +17,13 @@ from tiny_clip import MERGES, TINY, write_tiny_clip, write_vocabulary
 from gotr1_jax.convert import clip as convert
 from gotr1_jax.convert.clip import ClipCheckpoint, convert_hps, load_clip
 from gotr1_jax.errors import InputError
+from gotr1_jax.images.clip import MEAN, STD, clip_pixels
 from gotr1_jax.models.clip import Clip
 from gotr1_jax.parallel.mesh import make_mesh
-from gotr1_jax.pictures.clip import MEAN, STD, clip_pixels
 from gotr1_jax.plan import parse_plan
+from gotr1_jax.rewards.base import JudgeRequest
 from gotr1_jax.rewards.hps import HpsJudge
-from gotr1_jax.rewards.types import JudgeRequest
-from gotr1_jax.text_clip import ClipTokenizer
+from gotr1_jax.tokenizers.clip import ClipTokenizer
 
 CAPTIONS = ("a red cube", "the blue ball", "a red cube", "to the left of the ball", "a red cube")
 

@@ -20,8 +20,8 @@ from lookup_engine import request
 from PIL import Image
 
 from gotr1_jax.errors import InputError, RunError
-from gotr1_jax.rewards.http_judge import HttpConfig, HttpEngine
 from gotr1_jax.rewards.multimodal import MultimodalJudge, Question, Scale, make_picture
+from gotr1_jax.vlm_engine.http import HttpConfig, HttpEngine
 
 QUESTION = Question("score", (), "ask ", "text", 32, Scale(0, 10, ""))
 

@@ -9,9 +9,8 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from gotr1_jax.convert.hub import EMBEDDED, NEEDED_FILES, find_checkpoint
+from gotr1_jax.convert.find import EMBEDDED, NEEDED_FILES, checkpoint_path, find_checkpoint
 from gotr1_jax.errors import InputError, RunError
-from gotr1_jax.training.policy import checkpoint_path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -15,16 +15,16 @@ from gotr1_jax.config import from_dict, to_yaml
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.plan import Box
 from gotr1_jax.rewards import JudgeConfig, JudgeRequest, JudgeResult, make_judge
-from gotr1_jax.rewards.multimodal import AnswerCache, MultimodalJudge
-from gotr1_jax.rewards.python_judge import PythonJudge
-from gotr1_jax.rewards.several import (
+from gotr1_jax.rewards.composite import (
     CachedJudge,
     SeveralJudges,
     request_key,
     result_from_json,
     result_to_json,
 )
-from gotr1_jax.rewards.shapes_judge import ShapesJudge
+from gotr1_jax.rewards.multimodal import AnswerCache, MultimodalJudge
+from gotr1_jax.rewards.python import PythonJudge
+from gotr1_jax.rewards.shapes import ShapesJudge
 
 FILE = """
 import numpy as np

@@ -18,19 +18,17 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.io.files import atomic_write, write_json_atomic
+from gotr1_jax.io.progress import Progress
 from gotr1_jax.plan import Box
-from gotr1_jax.training import metrics as metrics_module
-from gotr1_jax.training.metrics import MetricsWriter, Progress, is_timing, read_metrics
-from gotr1_jax.training.run_dir import (
-    RunDir,
+from gotr1_jax.trainer import metrics as metrics_module
+from gotr1_jax.trainer.metrics import MetricsWriter, is_timing, read_metrics
+from gotr1_jax.trainer.run_dir import RunDir, create_run_dir, store_config
+from gotr1_jax.trainer.samples import (
     SampleRecord,
-    atomic_write,
-    create_run_dir,
     drop_samples_after,
     read_samples,
     sample_steps,
-    store_config,
-    write_json_atomic,
     write_samples,
 )
 

@@ -17,8 +17,8 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JANUS_PRO_7B, LoraConfig
 from gotr1_jax.models.janus import abstract_policy
 from gotr1_jax.parallel.mesh import make_mesh, row_multiple
+from gotr1_jax.parallel.placement import check_rows
 from gotr1_jax.parallel.sharding import PARAMETER_RULES, partition_spec, state_shardings
-from gotr1_jax.training.placement import check_rows
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from gotr1_jax.config import from_dict
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.parallel import cluster, startup
 from gotr1_jax.parallel.cluster import Cluster, find_cluster
-from gotr1_jax.schema import DistributedConfig
+from gotr1_jax.parallel.config import DistributedConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP = {

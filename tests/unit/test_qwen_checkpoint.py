@@ -30,12 +30,12 @@ from gotr1_jax.convert.qwen2_5_vl import (
 )
 from gotr1_jax.convert.qwen_json import parse_qwen_config, qwen_config_to_json
 from gotr1_jax.errors import InputError
+from gotr1_jax.images.qwen import Geometry
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.parallel.sharding import state_shardings
-from gotr1_jax.pictures.qwen import Geometry
-from gotr1_jax.text_qwen import ImageTokens, QwenTokenizer
+from gotr1_jax.tokenizers.qwen import ImageTokens, QwenTokenizer
 
 # The released file of the 7B.
 RELEASED_7B: dict[str, Any] = {

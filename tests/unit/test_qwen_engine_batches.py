@@ -20,15 +20,9 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards import JudgeConfig, JudgeRequest, make_judge
-from gotr1_jax.rewards.multimodal import (
-    Picture,
-    Question,
-    QuestionsConfig,
-    Scale,
-    make_picture,
-)
-from gotr1_jax.rewards.qwen_engine import QwenEngineConfig
-from gotr1_jax.rewards.qwen_engine.engine import QwenEngine
+from gotr1_jax.rewards.multimodal import Picture, Question, QuestionsConfig, Scale, make_picture
+from gotr1_jax.vlm_engine import QwenEngineConfig
+from gotr1_jax.vlm_engine.engine import QwenEngine
 
 SCALE = Scale(0, 10, '{"score": ')
 POISON = "§"
@@ -252,7 +246,7 @@ def test_coordinates_refer_to_the_processed_picture(directory: Path) -> None:
 
 
 def test_a_hub_id_is_a_checkpoint(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gotr1_jax.convert.hub.fetch_snapshot", lambda *_: directory)
+    monkeypatch.setattr("gotr1_jax.convert.find.fetch_snapshot", lambda *_: directory)
     sizes = QwenEngineConfig("Qwen/A-Judge", "float32", max_pixels=16 * 28 * 28)
     engine = QwenEngine.from_config(sizes)
     assert engine.identity.startswith("qwen2_5_vl Qwen/A-Judge")

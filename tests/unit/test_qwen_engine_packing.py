@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.rewards.qwen_engine import QwenEngineConfig
-from gotr1_jax.rewards.qwen_engine.packing import (
+from gotr1_jax.vlm_engine import QwenEngineConfig
+from gotr1_jax.vlm_engine.packing import (
     Chunk,
     Group,
     Limits,
@@ -19,7 +19,7 @@ from gotr1_jax.rewards.qwen_engine.packing import (
     rung,
     share_prefixes,
 )
-from gotr1_jax.rewards.qwen_engine.scores import score_tokens
+from gotr1_jax.vlm_engine.scores import score_tokens
 
 
 def row(ids: list[int], places: dict[int, int] | None = None, limit: int = 8) -> TokenRow:

@@ -12,18 +12,13 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny_qwen import TINY_QWEN, tiny_qwen_state
 
+from gotr1_jax.images.qwen import Picture
+from gotr1_jax.images.qwen_pack import RowShape, mrope_positions, pack_pictures, unit_places
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import mrope_tables, rope_tables
 from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
 from gotr1_jax.parallel.mesh import make_mesh, rows
 from gotr1_jax.parallel.sharding import state_shardings
-from gotr1_jax.pictures.qwen import Picture
-from gotr1_jax.pictures.qwen_pack import (
-    RowShape,
-    mrope_positions,
-    pack_pictures,
-    unit_places,
-)
 
 GRIDS = ((2, 3), (4, 5), (1, 1), (5, 4))
 IMAGE = 260

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.pictures.qwen import (
+from gotr1_jax.images.qwen import (
     Geometry,
     Picture,
     Preprocessing,
@@ -18,7 +18,7 @@ from gotr1_jax.pictures.qwen import (
     split_patches,
     window_order,
 )
-from gotr1_jax.pictures.qwen_pack import (
+from gotr1_jax.images.qwen_pack import (
     RowShape,
     assign_rows,
     mrope_positions,

@@ -6,14 +6,14 @@ import re
 
 import pytest
 
-from gotr1_jax.convert.hub import EMBEDDED
-from gotr1_jax.data.shapes.captions import CaptionSpec, ObjectSpec, parse_caption
-from gotr1_jax.data.shapes.rationales import CENTER, place_in_words, write_rationale
-from gotr1_jax.data.shapes.relations import relation_score
-from gotr1_jax.data.shapes.world import Scene, SceneObject
-from gotr1_jax.data.sources import ShapesSource
+from gotr1_jax.convert.find import EMBEDDED
 from gotr1_jax.plan import parse_plan
-from gotr1_jax.text import TextTokenizer
+from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec, parse_caption
+from gotr1_jax.shapes.dataset import ShapesSource
+from gotr1_jax.shapes.rationales import CENTER, place_in_words, write_rationale
+from gotr1_jax.shapes.relations import relation_score
+from gotr1_jax.shapes.world import Scene, SceneObject
+from gotr1_jax.tokenizers.janus import TextTokenizer
 
 RED, BLUE = ObjectSpec("circle", "red", "small"), ObjectSpec("square", "blue", "large")
 

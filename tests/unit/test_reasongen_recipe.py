@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gotr1_jax.config import load_config
-from gotr1_jax.schema import EntropyConfig, GrpoConfig
-from gotr1_jax.text import REASONGEN_RL_TEMPLATE
+from gotr1_jax.grpo.config import EntropyConfig, GrpoConfig
+from gotr1_jax.tokenizers.janus import REASONGEN_RL_TEMPLATE
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "reasongen_r1_grpo.yaml"
 

@@ -16,11 +16,11 @@ from PIL import Image
 from record_files import WRITERS, made, picture, write_jsonl, write_parquet, write_tar
 
 from gotr1_jax.config import load_config
+from gotr1_jax.data.config import PromptsConfig, RecordsConfig
 from gotr1_jax.data.crop import square_box, square_pixels
 from gotr1_jax.data.records import Record, Records, Unusable, files_key, parsed, pick, record_files
-from gotr1_jax.data.settings import PromptsConfig, RecordsConfig
 from gotr1_jax.errors import InputError
-from gotr1_jax.schema import SftConfig
+from gotr1_jax.sft.config import SftConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PROMPTS = (PromptsConfig("tags"), PromptsConfig("other.deep"), PromptsConfig("caption"))

@@ -27,7 +27,8 @@ from gotr1_jax.report.charts import (
 from gotr1_jax.report.load import Metrics, choose_evenly, load_run, read_metrics
 from gotr1_jax.report.page import build_table, choose_pairs, headline
 from gotr1_jax.report.sections import build_charts
-from gotr1_jax.training.run_dir import create_run_dir, write_samples
+from gotr1_jax.trainer.run_dir import create_run_dir
+from gotr1_jax.trainer.samples import write_samples
 
 SUMMARY = {
     "before": {"total": 0.2, "sem": 0.5, "pi": 0.4},

@@ -14,7 +14,6 @@ from report_pages import NAN, PLAN, PageReader, record
 
 from gotr1_jax import cli
 from gotr1_jax.errors import InputError
-from gotr1_jax.judge import find_samples, judge_samples
 from gotr1_jax.plan import Box
 from gotr1_jax.report import write_report
 from gotr1_jax.report.cards import MAX_SAID, build_card
@@ -22,8 +21,10 @@ from gotr1_jax.report.load import Metrics, load_run
 from gotr1_jax.report.page import tables_of_judges
 from gotr1_jax.report.scores import Opinion, letter, short_name
 from gotr1_jax.report.sections import build_charts, entropy_targets
-from gotr1_jax.rewards.types import JudgeRequest, JudgeResult
-from gotr1_jax.training.run_dir import create_run_dir, read_samples, write_samples
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
+from gotr1_jax.rewards.command import find_samples, judge_samples
+from gotr1_jax.trainer.run_dir import create_run_dir
+from gotr1_jax.trainer.samples import read_samples, write_samples
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=\"alert('2')\">"
 

@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gotr1_jax.rl import (
+from gotr1_jax.grpo.advantages import group_advantages, keep_groups
+from gotr1_jax.grpo.kl import kl_estimate
+from gotr1_jax.grpo.losses import (
     LossBatch,
     PolicyLossConfig,
     add_stats,
     count_normalisers,
-    group_advantages,
-    keep_groups,
-    kl_estimate,
     policy_loss,
 )
 

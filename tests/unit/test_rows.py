@@ -8,15 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gotr1_jax.decoding.guidance import LogpSettings
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, VQConfig
 from gotr1_jax.models.janus import JanusPolicy
-from gotr1_jax.sampling.replay import (
-    LogpSettings,
-    conditional_hidden,
-    replay_logps,
-    unconditional_hidden,
-)
-from gotr1_jax.sampling.rows import (
+from gotr1_jax.sampler.token_batch import (
     Rows,
     drop_context,
     embed_null_rows,
@@ -25,7 +20,8 @@ from gotr1_jax.sampling.rows import (
     null_ramp,
     pack,
 )
-from gotr1_jax.text import SpecialIds
+from gotr1_jax.tokenizers.janus import SpecialIds
+from gotr1_jax.trainer.logprobs import conditional_hidden, replay_logps, unconditional_hidden
 
 BOS, PAD, BOI = 1, 2, 3
 SPECIALS = SpecialIds(bos=BOS, eos=4, pad=PAD, boi=BOI, eoi=5, image=6)

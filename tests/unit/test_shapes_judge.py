@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from gotr1_jax.data.shapes.captions import CaptionSpec, ObjectSpec, parse_caption
-from gotr1_jax.data.shapes.render import render
-from gotr1_jax.data.shapes.vocabulary import BACKGROUND, COLORS, SHAPES, SIZE_PIXELS, SIZES
-from gotr1_jax.data.shapes.world import Scene, SceneObject, make_plan, sample_example
 from gotr1_jax.plan import Box, format_object, parse_plan
 from gotr1_jax.rewards import JudgeRequest, build_judge
-from gotr1_jax.rewards.detect import MAX_FOUND, find_objects
-from gotr1_jax.rewards.shapes_judge import name_likeness, parse_name
+from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec, parse_caption
+from gotr1_jax.shapes.detect import MAX_FOUND, find_objects
+from gotr1_jax.shapes.judge import name_likeness, parse_name
+from gotr1_jax.shapes.render import render
+from gotr1_jax.shapes.vocabulary import BACKGROUND, COLORS, SHAPES, SIZE_PIXELS, SIZES
+from gotr1_jax.shapes.world import Scene, SceneObject, make_plan, sample_example
 
 LEFT, RIGHT, MIDDLE = (4, 20), (36, 20), (20, 20)
 

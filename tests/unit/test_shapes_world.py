@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gotr1_jax.data.shapes import (
+from gotr1_jax.plan import parse_plan
+from gotr1_jax.shapes import (
     BACKGROUND,
     COLORS,
     RELATIONS,
@@ -28,12 +29,11 @@ from gotr1_jax.data.shapes import (
     shape_mask,
     write_caption,
 )
-from gotr1_jax.data.shapes.captions import contradict
-from gotr1_jax.data.shapes.relations import relation_scores
-from gotr1_jax.data.shapes.tokenizer import coordinate_numbers, train_tokenizer
-from gotr1_jax.data.shapes.vocabulary import HELDOUT_PAIRS, MIN_GAP
-from gotr1_jax.plan import parse_plan
-from gotr1_jax.text import GOTR1_TEMPLATE, TextTokenizer
+from gotr1_jax.shapes.captions import contradict
+from gotr1_jax.shapes.relations import relation_scores
+from gotr1_jax.shapes.tokenizer import coordinate_numbers, train_tokenizer
+from gotr1_jax.shapes.vocabulary import HELDOUT_PAIRS, MIN_GAP
+from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, TextTokenizer
 
 RED = ObjectSpec("circle", "red")
 BLUE = ObjectSpec("square", "blue", "small")

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gotr1_jax.data.config import PromptsConfig, RecordsConfig
 from gotr1_jax.data.lengths import Lengths, Spelling
 from gotr1_jax.data.pipeline import TextLimits, record_batches
 from gotr1_jax.data.records import Record
-from gotr1_jax.data.settings import PromptsConfig, RecordsConfig
-from gotr1_jax.data.shapes.tokenizer import train_tokenizer
 from gotr1_jax.data.shards import (
     Manifest,
     Shard,
@@ -28,7 +27,8 @@ from gotr1_jax.data.shards import (
     write_shard,
 )
 from gotr1_jax.errors import InputError, RunError
-from gotr1_jax.text import GOTR1_TEMPLATE, TextTokenizer
+from gotr1_jax.shapes.tokenizer import train_tokenizer
+from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, TextTokenizer
 
 MANIFEST = Manifest(
     source=("a.jsonl",), files="f", records=7, shard_records=3, caption="caption", plan="plan",

@@ -9,11 +9,13 @@ import jax
 import numpy as np
 import pytest
 
+from gotr1_jax.ablate.config import AblationConfig
 from gotr1_jax.config import load_config, to_yaml
 from gotr1_jax.convert.checkpoint import EMBEDDED, load_checkpoint
-from gotr1_jax.data.sources import ShapesSource
-from gotr1_jax.schema import GrpoConfig, SftConfig, VqTrainConfig
-from gotr1_jax.schema.ablation import AblationConfig
+from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.sft.config import SftConfig
+from gotr1_jax.shapes.dataset import ShapesSource
+from gotr1_jax.vq.config import VqTrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -17,10 +17,10 @@ import pytest
 
 from gotr1_jax import cli
 from gotr1_jax.errors import InputError, RunError, Stopped
-from gotr1_jax.schema import CheckpointConfig
-from gotr1_jax.training.goodput import Goodput
-from gotr1_jax.training.loop import Loop
-from gotr1_jax.training.stopping import StopSignals
+from gotr1_jax.trainer.config import CheckpointConfig
+from gotr1_jax.trainer.goodput import Goodput
+from gotr1_jax.trainer.loop import Loop
+from gotr1_jax.trainer.stopping import StopSignals
 
 ROOT = str(Path(__file__).resolve().parents[2])
 

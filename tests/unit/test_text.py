@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.text import (
+from gotr1_jax.tokenizers.janus import (
     GOTR1_TEMPLATE,
     JANUS_TEMPLATE,
     PLAN_TOKENS,

@@ -14,25 +14,25 @@ import pytest
 from flax import nnx
 from tiny import SPECIALS, STEP_MODEL, assert_equal_trees, host, random_rows
 
+from gotr1_jax.decoding.guidance import LogpSettings
+from gotr1_jax.grpo.losses import PolicyLossConfig
+from gotr1_jax.grpo.update import PolicyBatch, make_policy_step, make_replay
 from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.lora import fold_lora, split_lora
 from gotr1_jax.parallel.mesh import make_mesh
+from gotr1_jax.parallel.placement import mirror_shardings, put_rows
 from gotr1_jax.parallel.sharding import state_shardings
-from gotr1_jax.rl import PolicyLossConfig
-from gotr1_jax.sampling.replay import LogpSettings, replay_logps
-from gotr1_jax.schema import OptimizerConfig
-from gotr1_jax.training.placement import mirror_shardings, put_rows
-from gotr1_jax.training.state import (
+from gotr1_jax.trainer.config import OptimizerConfig
+from gotr1_jax.trainer.logprobs import replay_logps
+from gotr1_jax.trainer.optimizer import make_optimizer, make_schedule
+from gotr1_jax.trainer.state import (
     TrainState,
     apply_gradients,
-    make_optimizer,
-    make_schedule,
     new_state,
     split_rows,
     sum_over_pieces,
 )
-from gotr1_jax.training.steps import PolicyBatch, make_policy_step, make_replay
 
 B = 8
 SETTINGS = LogpSettings("guided", 2.0, 0.9, 1.1)

@@ -15,7 +15,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.understanding import Side, UnderstandingConfig, evaluate_understanding
 from gotr1_jax.evaluation.understanding_questions import ALL, Question, read_questions
 from gotr1_jax.evaluation.understanding_rules import normalise, read_answer
-from gotr1_jax.generation.asking import Said
+from gotr1_jax.generate.asking import Said
 
 CHOICES = ("red", "a blue one", "A")
 

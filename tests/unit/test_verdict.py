@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from gotr1_jax.config import from_dict
-from gotr1_jax.data.shapes.captions import CaptionSpec, ObjectSpec
-from gotr1_jax.data.shapes.render import render
-from gotr1_jax.data.shapes.vocabulary import SIZE_PIXELS
-from gotr1_jax.data.shapes.world import Scene, SceneObject
-from gotr1_jax.data.sources import ShapesSource
 from gotr1_jax.errors import InputError
+from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards import JudgeRequest, make_judge
-from gotr1_jax.rewards.judges import JudgeConfig
-from gotr1_jax.rewards.shapes_judge import ShapesJudge
-from gotr1_jax.schema import GrpoConfig
+from gotr1_jax.rewards.factory import JudgeConfig
+from gotr1_jax.rewards.shapes import ShapesJudge
+from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec
+from gotr1_jax.shapes.dataset import ShapesSource
+from gotr1_jax.shapes.render import render
+from gotr1_jax.shapes.vocabulary import SIZE_PIXELS
+from gotr1_jax.shapes.world import Scene, SceneObject
 
 
 def picture(*placed: tuple[str, tuple[int, int]]) -> np.ndarray:

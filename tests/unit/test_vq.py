@@ -15,13 +15,15 @@ import pytest
 from flax import nnx
 from tiny import compiled_once
 
-from gotr1_jax.convert.picture_tokenizer import load_vq
+from gotr1_jax.convert.image_tokenizer import load_vq
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.models.vq import Quantizer, VQModel, unit
-from gotr1_jax.schema import CropConfig, MeshConfig, OptimizerConfig, VqTrainConfig
-from gotr1_jax.sft import vq_loss
-from gotr1_jax.train_vq import (
+from gotr1_jax.parallel.config import MeshConfig
+from gotr1_jax.trainer.config import OptimizerConfig
+from gotr1_jax.vq import losses as vq_loss
+from gotr1_jax.vq.config import CropConfig, VqTrainConfig
+from gotr1_jax.vq.train import (
     batch_of_step,
     draw_pictures,
     evaluate,

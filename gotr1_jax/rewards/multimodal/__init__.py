@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from gotr1_jax.rewards.multimodal.cache import AnswerCache
-from gotr1_jax.rewards.multimodal.failures import FailureTracker, take_figures
+from gotr1_jax.grpo.alarms import FailureTracker
+from gotr1_jax.rewards.multimodal.config import QuestionsConfig
+from gotr1_jax.rewards.multimodal.counts import take_figures
 from gotr1_jax.rewards.multimodal.instructions import VERSION
-from gotr1_jax.rewards.multimodal.questions import (
+from gotr1_jax.rewards.multimodal.terms import MULTIMODAL_TERMS, MultimodalJudge
+from gotr1_jax.vlm_engine.answer_cache import AnswerCache
+from gotr1_jax.vlm_engine.base import (
     Answer,
     Engine,
     Picture,
@@ -14,8 +17,6 @@ from gotr1_jax.rewards.multimodal.questions import (
     ScoringEngine,
     make_picture,
 )
-from gotr1_jax.rewards.multimodal.settings import QuestionsConfig
-from gotr1_jax.rewards.multimodal.terms import MULTIMODAL_TERMS, MultimodalJudge
 
 __all__ = [
     "MULTIMODAL_TERMS",

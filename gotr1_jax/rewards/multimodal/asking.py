@@ -9,16 +9,10 @@ from dataclasses import dataclass
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.rewards.multimodal.answers import read_boxes, read_score, read_verdict
-from gotr1_jax.rewards.multimodal.cache import AnswerCache
-from gotr1_jax.rewards.multimodal.failures import AskingCounts
+from gotr1_jax.rewards.multimodal.counts import AskingCounts
 from gotr1_jax.rewards.multimodal.instructions import REMINDERS, VERSION
-from gotr1_jax.rewards.multimodal.questions import (
-    Answer,
-    Engine,
-    Kind,
-    Question,
-    ScoringEngine,
-)
+from gotr1_jax.vlm_engine.answer_cache import AnswerCache
+from gotr1_jax.vlm_engine.base import Answer, Engine, Kind, Question, ScoringEngine
 
 PixelBox = tuple[float, float, float, float]
 

@@ -10,7 +10,7 @@ import hashlib
 import re
 
 from gotr1_jax.plan import BOX_END, BOX_START, OBJ_END, OBJ_START
-from gotr1_jax.rewards.multimodal.questions import Kind
+from gotr1_jax.vlm_engine.base import Kind
 
 SCORE_PREFIX = '{"score": '
 

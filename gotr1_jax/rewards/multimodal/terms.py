@@ -23,20 +23,14 @@ from dataclasses import dataclass
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box, Plan, box_from_pixels, match_objects, normalise_name
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.rewards.multimodal import instructions as say
 from gotr1_jax.rewards.multimodal.asking import Asker, Reading
-from gotr1_jax.rewards.multimodal.cache import AnswerCache
 from gotr1_jax.rewards.multimodal.canvas import draw_canvas
-from gotr1_jax.rewards.multimodal.failures import AskingCounts
-from gotr1_jax.rewards.multimodal.questions import (
-    Engine,
-    Picture,
-    Question,
-    Scale,
-    make_picture,
-)
-from gotr1_jax.rewards.multimodal.settings import QuestionsConfig
-from gotr1_jax.rewards.types import JudgeRequest, JudgeResult
+from gotr1_jax.rewards.multimodal.config import QuestionsConfig
+from gotr1_jax.rewards.multimodal.counts import AskingCounts
+from gotr1_jax.vlm_engine.answer_cache import AnswerCache
+from gotr1_jax.vlm_engine.base import Engine, Picture, Question, Scale, make_picture
 
 MULTIMODAL_TERMS = ("sem", "spa", "ri", "pi", "verdict")
 _TEN = Scale(0, 10, say.SCORE_PREFIX)

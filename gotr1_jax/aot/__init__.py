@@ -1,0 +1,99 @@
+"""`gotr1 compile`: a training job compiled for accelerators that this machine does not have."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from gotr1_jax.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes; further --section.key VALUE change the configuration."""
+    parser.description = (
+        "Compiles the programs of a grpo or sft configuration for a named topology, without the "
+        "devices and without any weights, and prints what each needs: memory, work, traffic. "
+        "Every key of the configuration can be given as --section.key VALUE."
+    )
+    parser.set_defaults(overrides=[])
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file")
+    parser.add_argument(
+        "--topology", required=True, metavar="NAME",
+        help="v5e:16x16, v5p:4x4x4, v6e:8x8, h200:8, h100:1, cpu:8 and so on",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--suggest", action="store_true",
+        help="look for a mesh, remat and micro-batch with which the job fits",
+    )  # fmt: skip
+    parser.add_argument(
+        "--policy-size", choices=("1b", "7b"), help="where the checkpoint is not here"
+    )
+    parser.add_argument(
+        "--judge-size", choices=("3b", "7b"), help="where the checkpoint is not here"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compile and print; options.overrides holds what the parser left."""
+    import jax
+
+    from gotr1_jax.aot.chips import parse_topology
+    from gotr1_jax.parallel.startup import start_devices
+
+    config = read_job(options.config, options.overrides)
+    chip, shape = parse_topology(options.topology)
+    # The compiler needs no device, and must not take one that others work on.
+    jax.config.update("jax_platforms", "cpu")
+    # A program for other devices cannot be read back from the cache.
+    jax.config.update("jax_enable_compilation_cache", False)
+    start_devices(int(shape) if chip.platform == "cpu" else 1)
+    from gotr1_jax.aot.grpo import Models
+    from gotr1_jax.aot.report import compile_job, to_json, to_text
+    from gotr1_jax.aot.suggest import MOST_TRIES, suggest
+    from gotr1_jax.aot.target import find_target
+
+    target = find_target(options.topology)
+    models = Models(options.policy_size, options.judge_size)
+    if not options.suggest:
+        report = compile_job(config, target, models)
+        print(json.dumps(to_json(report)) if options.json else to_text(report))
+        return
+    found = suggest(config, target, models)
+    if found is None:
+        raise InputError(
+            f"no setting that was tried (at most {MOST_TRIES}) fits on {target.name}; use more or "
+            "larger chips, fewer rows a step, or a smaller judge"
+        )
+    if options.json:
+        print(json.dumps(to_json(found.report) | {"overrides": found.overrides}))
+    else:
+        print(f"{to_text(found.report)}\nfits, after {found.tried} tries, with:\n{found.overrides}")
+
+
+def read_job(path: Path, overrides: list[str]) -> Any:
+    """The configuration of a grpo or sft job; which of them its keys tell."""
+    import dataclasses
+
+    import yaml
+
+    from gotr1_jax.config import load_config
+    from gotr1_jax.grpo.config import GrpoConfig
+    from gotr1_jax.sft.config import SftConfig
+    from gotr1_jax.vq.config import VqTrainConfig
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = None  # `load_config` says what is wrong
+    keys = set(values) if isinstance(values, dict) else set()
+
+    def known(schema: type) -> int:
+        return len(keys & {field.name for field in dataclasses.fields(schema)})
+
+    schema = max((GrpoConfig, SftConfig, VqTrainConfig), key=known)
+    if schema is VqTrainConfig:
+        raise InputError(f"{path} trains a picture tokenizer; only grpo and sft can be compiled")
+    return load_config(schema, path, overrides)

@@ -1,0 +1,59 @@
+"""Sizes and special ids of the job's models, from configuration files or from what they are called.
+
+No weights are read and nothing is fetched: a compiler needs shapes only.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gotr1_jax.convert.config_json import parse_config
+from gotr1_jax.convert.find import CONFIG_FILE, EMBEDDED, RUN_MODEL
+from gotr1_jax.convert.opened import read_config
+from gotr1_jax.convert.qwen2_5_vl import read_qwen_config
+from gotr1_jax.errors import InputError
+from gotr1_jax.models.config import JANUS_PRO_1B, JANUS_PRO_7B, JanusConfig
+from gotr1_jax.models.qwen_config import QWEN2_5_VL_3B, QWEN2_5_VL_7B, QwenConfig
+from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, SpecialIds, TextTokenizer
+
+POLICY_SIZES = {"1b": JANUS_PRO_1B, "7b": JANUS_PRO_7B}
+JUDGE_SIZES = {"3b": QWEN2_5_VL_3B, "7b": QWEN2_5_VL_7B}
+# Any ids do: they are constants of a program, its shapes do not depend on them.
+_ANY_IDS = SpecialIds(bos=0, eos=1, pad=2, boi=3, eoi=4, image=5)
+
+
+def policy_sizes(init: str, size: str | None) -> tuple[JanusConfig, SpecialIds]:
+    """Sizes of the policy that `init` names, `size` (1b, 7b) if given.
+
+    InputError for a checkpoint that is not here and whose name does not tell its size.
+    """
+    if size is not None:
+        return POLICY_SIZES[size], _ANY_IDS
+    folder = EMBEDDED if init == "embedded" else Path(init)
+    for place in (folder, folder / RUN_MODEL):
+        if (place / CONFIG_FILE).is_file():
+            sizes = parse_config(read_config(place), str(place / CONFIG_FILE))[0]
+            there = (place / TOKENIZER_FILE).is_file()
+            return sizes, TextTokenizer.from_dir(place).specials if there else _ANY_IDS
+    return POLICY_SIZES[_named(init, tuple(POLICY_SIZES), "policy")], _ANY_IDS
+
+
+def judge_sizes(checkpoint: str, size: str | None) -> QwenConfig:
+    """Sizes of a judge, as `policy_sizes`; `size` is 3b or 7b."""
+    if size is not None:
+        return JUDGE_SIZES[size]
+    if (Path(checkpoint) / CONFIG_FILE).is_file():
+        return read_qwen_config(checkpoint)
+    return JUDGE_SIZES[_named(checkpoint, tuple(JUDGE_SIZES), "judge")]
+
+
+def _named(name: str, known: tuple[str, ...], what: str) -> str:
+    """The size that stands in a name, like 7b in deepseek-ai/Janus-Pro-7B."""
+    found = set(re.findall(r"(?<![a-z0-9])\d+b(?![a-z0-9])", name.lower())) & set(known)
+    if len(found) != 1:
+        raise InputError(
+            f"the sizes of the {what} {name} are not known: it is not on this machine, and its "
+            f"name does not tell; give --{what}-size {' or '.join(known)}"
+        )
+    return found.pop()

@@ -1,0 +1,60 @@
+"""What a user calls a checkpoint: a directory, a training run, or an id of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.io.hub import fetch_snapshot, is_hub_id
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "shapes"
+"""The checkpoint that the package brings along."""
+CONFIG_FILE = "config.json"
+RUN_CONFIG, RUN_MODEL = "config.yaml", "model"  # of a training run's directory
+# Files of a hub repository that are fetched: weights in either form, sizes, text and pictures.
+NEEDED_FILES = (
+    "*.json",
+    "*.jinja",
+    "model*.safetensors",
+    "pytorch_model*.bin",
+)
+
+
+def find_checkpoint(path: str | Path | None, revision: str | None = None) -> Path:
+    """The checkpoint directory that a user means.
+
+    Args:
+      path: None for the embedded one, a directory, the directory of a training run (its
+        finished model is meant), or where no such directory exists an id "org/name" of the hub.
+        A hub checkpoint lies in the hub's own cache, and is fetched only if it is not there;
+        HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN are honored.
+      revision: branch, tag or commit of a hub id.
+
+    Raises InputError for a run that has no finished model, for an id that cannot be fetched, and
+    for a revision of what is no hub id; RunError for a full disk.
+    """
+    if path is None:
+        return EMBEDDED
+    folder = Path(path)
+    if not folder.exists() and is_hub_id(str(path)):
+        return _fetched(str(path), revision)
+    if revision is not None:
+        raise InputError(f"a revision belongs to an id of the hub; {path} is a directory")
+    if not (folder / RUN_CONFIG).is_file() or (folder / CONFIG_FILE).is_file():
+        return folder
+    if not (folder / RUN_MODEL / CONFIG_FILE).is_file():
+        raise InputError(f"the run {folder} has no {RUN_MODEL}/ yet: let it finish first")
+    return folder / RUN_MODEL
+
+
+def _fetched(hub_id: str, revision: str | None) -> Path:
+    folder = fetch_snapshot(hub_id, revision, NEEDED_FILES, "model")
+    what = hub_id if revision is None else f"{hub_id} at revision {revision}"
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"{what} is no checkpoint: it holds no {CONFIG_FILE}")
+    return folder
+
+
+def checkpoint_path(init: str) -> Path:
+    """The folder that `policy.init` names: "embedded", a directory, a run or a hub id."""
+    return EMBEDDED if init == "embedded" else find_checkpoint(init)

@@ -1,0 +1,70 @@
+"""Choice of a token from logits: greedy, top-k, top-p."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class ChoiceConfig:
+    """How a token is drawn.
+
+    Attributes:
+      greedy: take the most likely token; the other fields then change nothing but log-probs.
+      top_k: draw among the k most likely tokens (and those tied with the last); 0 means all.
+      top_p: draw among the smallest set of tokens whose probability reaches p; 1 means all.
+    """
+
+    greedy: bool = False
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; give 0 (all tokens) or a positive number")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p is {self.top_p}; give a number in (0, 1], 1 for all tokens")
+
+
+def keep_likely(logits_BV: jax.Array, config: ChoiceConfig) -> jax.Array:
+    """Logits with everything outside of the top-k and top-p sets at -inf.
+
+    The top-p set is taken of what top-k left; it always holds the most likely token.
+    """
+    if 0 < config.top_k < logits_BV.shape[-1]:
+        last = jax.lax.top_k(logits_BV, config.top_k)[0][:, -1:]
+        logits_BV = jnp.where(logits_BV >= last, logits_BV, -jnp.inf)
+    if config.top_p < 1.0:
+        falling = -jnp.sort(-logits_BV, axis=-1)
+        probability = jax.nn.softmax(falling, axis=-1)
+        before = jnp.cumsum(probability, axis=-1) - probability
+        last = jnp.min(jnp.where(before < config.top_p, falling, jnp.inf), axis=-1, keepdims=True)
+        logits_BV = jnp.where(logits_BV >= last, logits_BV, -jnp.inf)
+    return logits_BV
+
+
+def choose(
+    logits_BV: jax.Array, keys_B: jax.Array, positions_B: jax.Array, config: ChoiceConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Draw one token a row.
+
+    Args:
+      logits_BV: float32, guided and divided by the temperature.
+      keys_B: a key for each row; the position of the drawn token is folded in, so that neither
+        the bucket nor the place in the batch has a say.
+      positions_B: int32 position of the drawn token in its row.
+      config: greedy or not, top-k, top-p.
+
+    Returns:
+      ids (B,) int32 and their log-probabilities (B,) under the whole of `logits_BV`.
+    """
+    if config.greedy:
+        ids = jnp.argmax(logits_BV, axis=-1)
+    else:
+        keys = jax.vmap(jax.random.fold_in)(keys_B, positions_B)
+        ids = jax.vmap(jax.random.categorical)(keys, keep_likely(logits_BV, config))
+    chosen = jnp.take_along_axis(logits_BV, ids[:, None], axis=-1)[:, 0]
+    return ids.astype(jnp.int32), chosen - jax.nn.logsumexp(logits_BV, axis=-1)

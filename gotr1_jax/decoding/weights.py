@@ -1,0 +1,133 @@
+"""What the sampler's loops read and write: weights laid out for decoding, and the cache.
+
+Letters besides the usual ones: K kv heads, g query heads of each, h head width, N rows of a
+segment (P captions, B rows, or 1 for the ramp), S its slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from gotr1_jax.models.decoder import Decoder
+from gotr1_jax.parallel.sharding import SAMPLING_RULES, partition_spec
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LayerWeights:
+    """One block with q, k, v in one matrix and gate, up in another: fewer, larger products.
+
+    Every matrix has its outputs first (see `sampling.forward.project`).
+
+    Attributes:
+      attention_norm_D, mlp_norm_D: scales of the two norms.
+      qkv_KfhD: f = g + 2 heads for each kv head: its g query heads, then its key and its value.
+        Grouped by kv head so that the matrix can be cut over K without moving anything.
+      qkv_bias_Kfh: its bias, or None.
+      out_DKgh: output projection.
+      gate_up_2FD: gate at [0], up at [1].
+      down_DF: output of the mlp.
+    """
+
+    attention_norm_D: jax.Array
+    qkv_KfhD: jax.Array
+    qkv_bias_Kfh: jax.Array | None
+    out_DKgh: jax.Array
+    mlp_norm_D: jax.Array
+    gate_up_2FD: jax.Array
+    down_DF: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TextParams:
+    """A decoder laid out for decoding: adapters folded in, layers apart, one dtype.
+
+    Attributes:
+      text_embed_VD: text embedding.
+      layers: one entry a layer.
+      norm_D: scale of the final norm.
+      text_head_VD: text head.
+    """
+
+    text_embed_VD: jax.Array
+    layers: tuple[LayerWeights, ...]
+    norm_D: jax.Array
+    text_head_VD: jax.Array
+
+
+def _layer_weights(decoder: Decoder, i: int, dtype: jnp.dtype) -> LayerWeights:
+    cfg, block = decoder.cfg, decoder.layers
+    D, K, h = cfg.hidden_size, cfg.num_kv_heads, cfg.head_dim
+    g = cfg.num_heads // K
+
+    def by_head(x: jax.Array, heads: int) -> jax.Array:
+        """(..., K * heads * h) -> (..., K, heads, h)."""
+        return x.reshape(*x.shape[:-1], K, heads, h)
+
+    def qkv(name: str) -> jax.Array:
+        parts = [
+            by_head(getattr(layer, name)[i], n)
+            for layer, n in ((block.q, g), (block.k, 1), (block.v, 1))
+        ]
+        return jnp.concatenate(parts, axis=-2).astype(dtype)
+
+    return LayerWeights(
+        attention_norm_D=block.attention_norm.scale[i].astype(dtype),
+        qkv_KfhD=jnp.moveaxis(qkv("kernel"), 0, -1),
+        qkv_bias_Kfh=None if block.q.bias is None else qkv("bias"),
+        out_DKgh=block.o.kernel[i].T.reshape(D, K, g, h).astype(dtype),
+        mlp_norm_D=block.mlp_norm.scale[i].astype(dtype),
+        gate_up_2FD=jnp.stack([block.gate.kernel[i].T, block.up.kernel[i].T]).astype(dtype),
+        down_DF=block.down.kernel[i].T.astype(dtype),
+    )
+
+
+def lay_out_text(decoder: Decoder, dtype: jnp.dtype) -> TextParams:
+    """Weights of a decoder without adapters, in `dtype`, as the loops read them."""
+    text_head = (
+        decoder.embed.table[...] if decoder.lm_head is None else decoder.lm_head.kernel[...].T
+    )
+    return TextParams(
+        text_embed_VD=decoder.embed.table[...].astype(dtype),
+        layers=tuple(_layer_weights(decoder, i, dtype) for i in range(decoder.cfg.num_layers)),
+        norm_D=decoder.norm.scale[...].astype(dtype),
+        text_head_VD=text_head.astype(dtype),
+    )
+
+
+def text_shardings(params: TextParams, mesh: Mesh) -> TextParams:
+    """Shardings of (abstract) TextParams by SAMPLING_RULES; embeddings are whole, to be looked up.
+
+    Raises InputError for a size that does not divide.
+    """
+
+    def on(x: jax.Array | None, *axes: str | None) -> Any:
+        return None if x is None else _placed(x, axes, mesh)
+
+    def layer(w: LayerWeights) -> LayerWeights:
+        return LayerWeights(
+            attention_norm_D=on(w.attention_norm_D, "embed"),
+            qkv_KfhD=on(w.qkv_KfhD, "kv_heads", None, None, "embed"),
+            qkv_bias_Kfh=on(w.qkv_bias_Kfh, "kv_heads", None, None),
+            out_DKgh=on(w.out_DKgh, "embed", "kv_heads", None, None),
+            mlp_norm_D=on(w.mlp_norm_D, "embed"),
+            gate_up_2FD=on(w.gate_up_2FD, None, "mlp", "embed"),
+            down_DF=on(w.down_DF, "embed", "mlp"),
+        )
+
+    return TextParams(
+        text_embed_VD=on(params.text_embed_VD, None, "embed"),
+        layers=tuple(layer(w) for w in params.layers),
+        norm_D=on(params.norm_D, "embed"),
+        text_head_VD=on(params.text_head_VD, "vocab", "embed"),
+    )
+
+
+def _placed(x: jax.Array, axes: tuple[str | None, ...], mesh: Mesh) -> Any:
+    return NamedSharding(mesh, partition_spec(axes, x.shape, SAMPLING_RULES, mesh))

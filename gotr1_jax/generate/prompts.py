@@ -1,0 +1,247 @@
+"""Captions and given plans as tasks, read from their files as they are needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from gotr1_jax.data.sources import iter_captions, read_lines
+from gotr1_jax.errors import InputError
+from gotr1_jax.generate.config import GenerateConfig
+from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer
+
+JOINED_PLANS = "plans.jsonl"
+"""Name of the file in which a run that samples plans only collects them."""
+
+
+@dataclass(frozen=True)
+class GivenPlan:
+    """A plan to paint: its text, and the token ids that it was written with, if known."""
+
+    text: str
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One caption and what is to be made of it.
+
+    Attributes:
+      place: of the caption in its file, from 0.
+      caption: the caption.
+      where: file and line, for messages; empty for a caption from the command line.
+      count: pictures (or plans) of it.
+      first: index of its first picture, counted over the whole file.
+      plans: what to paint, each `count / len(plans)` times; None: plans are sampled.
+      stem: name without ending of the file that the caption is from.
+      line: the whole line that the caption is from.
+    """
+
+    place: int
+    caption: str
+    where: str
+    count: int
+    first: int
+    plans: tuple[GivenPlan, ...] | None = None
+    stem: str = ""
+    line: str = ""
+
+    def at(self, message: object) -> InputError:
+        """The error `message` with the place that it is about."""
+        return InputError(f"{self.where}: {message}" if self.where else str(message))
+
+
+@dataclass(frozen=True)
+class _Caption:
+    text: str
+    where: str
+    stem: str = ""
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class _Planned:
+    prompt: str
+    where: str
+    plans: tuple[GivenPlan, ...]
+
+
+def read_tasks(config: GenerateConfig) -> Iterator[Task]:
+    """The tasks of a run in order; files are read anew at each call, and not held.
+
+    Raises InputError, naming file and line, for what cannot be read and for plans that do not
+    belong to the captions.
+    """
+    captions = _captions(config)
+    planned = None if config.plans is None else _plans(config.plans)
+    first = 0
+    for place, (caption, plan) in enumerate(_pairs(captions, planned)):
+        count = config.samples * (1 if plan is None else len(plan.plans))
+        yield Task(
+            place, caption.text, caption.where, count, first,
+            None if plan is None else plan.plans, caption.stem, caption.line,
+        )  # fmt: skip
+        first += count
+
+
+def plan_ids(plan: GivenPlan, tokenizer: TextTokenizer, longest: int) -> list[int]:
+    """Token ids of a given plan, BOI last.
+
+    The ids that it was written with are taken if they still spell its text, so that painting a
+    sampled plan again gives the same picture; else its text is encoded, in which nothing but the
+    marks of boxes and objects is a control token. A BOI at the end of the text is the plan's end.
+    Raises InputError for a plan of more than `longest` tokens.
+    """
+    boi = tokenizer.specials.boi
+    ids = list(plan.ids)
+    known = all(0 <= i < tokenizer.vocab_size for i in ids)
+    if not (known and ids[-1:] == [boi] and boi not in ids[:-1]
+            and tokenizer.decode(ids, keep_special=True) == plan.text):  # fmt: skip
+        text = plan.text.removesuffix(SPECIAL_STRINGS["boi"])
+        ids = [*tokenizer.encode_plan(text), boi]
+    if len(ids) - 1 > longest:
+        raise InputError(
+            f"the plan has {len(ids) - 1} tokens, more than the limit of {longest}; shorten it or "
+            "raise --max-plan-tokens"
+        )
+    return ids
+
+
+def _captions(config: GenerateConfig) -> Iterator[_Caption] | None:
+    """Captions of the prompts, or None if the plans bring them."""
+    if config.prompt is not None:
+        return iter([_Caption(config.prompt, "")])
+    path = config.prompts
+    if path is None:
+        return None
+    if path.is_dir():
+        if config.layout in ("t2i_compbench", "geneval"):
+            raise InputError(f"--layout {config.layout} needs a file of prompts; {path} is none")
+        return _prompt_files(path)
+    if config.layout == "dpg":
+        raise InputError(
+            f"--layout dpg needs the benchmark's directory of prompt files, not {path}"
+        )
+    _check_regular(path)
+    lines = iter_captions(path, json_lines=True if config.layout == "geneval" else None)
+    return (_Caption(e.text, f"{path}, line {e.number}", line=e.line) for e in lines)
+
+
+def _check_regular(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no regular file, and it has to be read more than once")
+
+
+def _prompt_files(folder: Path) -> Iterator[_Caption]:
+    """One caption a .txt file, in the order of their names."""
+    files = sorted(folder.glob("*.txt"))
+    if not files:
+        raise InputError(f"{folder} holds no .txt file with a prompt")
+    for file in files:
+        try:
+            text = file.read_text(encoding="utf-8-sig").strip()
+        except OSError as error:
+            raise InputError(f"cannot read captions from {file}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file} is not UTF-8 text; save it as UTF-8") from error
+        yield _Caption(text, str(file), file.stem)
+
+
+def _pairs(
+    captions: Iterator[_Caption] | None, planned: Iterator[_Planned] | None
+) -> Iterator[tuple[_Caption, _Planned | None]]:
+    """Captions with the plans that belong to them; both must name the same captions in order."""
+    if planned is None:
+        assert captions is not None
+        yield from ((caption, None) for caption in captions)
+        return
+    if captions is None:
+        yield from ((_Caption(plan.prompt, plan.where), plan) for plan in planned)
+        return
+    for caption, plan in zip_longest(captions, planned):
+        if caption is None:
+            raise InputError(f"{plan.where}: there are more plans than captions")
+        if plan is None:
+            raise InputError(f"{caption.where}: there are fewer plans than captions")
+        if plan.prompt != caption.text:
+            raise InputError(
+                f"{plan.where} is a plan for {plan.prompt!r}, but {caption.where} is "
+                f"{caption.text!r}; plans follow the order of the captions"
+            )
+        yield caption, plan
+
+
+def _plans(path: Path) -> Iterator[_Planned]:
+    """Plans of a .jsonl file, of one result.json, or of a whole output directory."""
+    if path.is_dir():
+        yield from _plans_of_directory(path)
+        return
+    _check_regular(path)
+    if path.suffix == ".json":
+        yield _planned_file(path)
+    else:
+        found = False
+        for number, line in read_lines(path, "plans"):
+            found = True
+            yield _planned(_parse(line, f"{path}, line {number}"), f"{path}, line {number}")
+        if not found:
+            raise InputError(f"{path} holds no plan; write one JSON object a line")
+
+
+def _plans_of_directory(folder: Path) -> Iterator[_Planned]:
+    if (folder / JOINED_PLANS).is_file():
+        yield from _plans(folder / JOINED_PLANS)
+        return
+    files = [*folder.glob("[0-9]*/result.json"), *folder.glob("plans/[0-9]*.json")]
+    files = files or [f for f in (folder / "result.json",) if f.is_file()]
+    if not files:
+        raise InputError(f"{folder} holds no plans: no {JOINED_PLANS} and no result.json")
+    # By number: a run of more than 100000 captions has longer names.
+    for file in sorted(files, key=lambda f: (len(f.relative_to(folder).as_posix()), f)):
+        yield _planned_file(file)
+
+
+def _planned_file(file: Path) -> _Planned:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot read plans from {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 text; save it as UTF-8") from error
+    return _planned(_parse(text, str(file)), str(file))
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", error)
+        raise InputError(f"{where} is not JSON: {reason}") from error
+
+
+def _planned(record: Any, where: str) -> _Planned:
+    if not isinstance(record, dict):
+        raise InputError(f"{where} is not an object with the keys 'prompt' and 'plan'")
+    prompt = record.get("prompt", record.get("caption"))
+    if not isinstance(prompt, str):
+        raise InputError(f"{where} has no text under 'prompt'")
+    if "plan" in record:
+        found = [{"plan_text": record["plan"]}]
+    else:
+        found = record.get("samples", [])
+    good = isinstance(found, list) and all(
+        isinstance(s, dict) and isinstance(s.get("plan_text"), str) for s in found
+    )
+    if not found or not good:
+        raise InputError(f"{where} has no text under 'plan', and no samples with 'plan_text'")
+    return _Planned(prompt.strip(), where, tuple(GivenPlan(s["plan_text"], _ids(s)) for s in found))
+
+
+def _ids(sample: dict[str, Any]) -> tuple[int, ...]:
+    ids = sample.get("plan_ids", ())
+    good = isinstance(ids, list) and all(type(i) is int for i in ids)
+    return tuple(ids) if good else ()

@@ -1,0 +1,205 @@
+"""Rows of work, gathered into batches of one size; how many rows a batch has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gotr1_jax.data.pipeline import pad_rows
+from gotr1_jax.errors import InputError
+from gotr1_jax.generate.prompts import Task, plan_ids
+from gotr1_jax.models.config import JanusConfig
+from gotr1_jax.tokenizers.janus import TextTokenizer
+
+# Beyond this many rows a device gains little, and a job that stops loses more.
+_MOST_ROWS = {"cpu": 32}
+_MOST_ROWS_ACCELERATOR = 128
+_UNKNOWN_MEMORY_ROWS = 8
+_USED_OF_FREE = 0.7  # the rest is for what XLA needs between the steps, and for others
+# Activations of VQ-16's decoder while it decodes one picture, float32.
+_DECODER_BYTES_PER_PIXEL = 2600
+_SHORTEST = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample to be drawn.
+
+    Attributes:
+      task, index: sample `index` of a task.
+      prompt_ids: BOS first.
+      plan_ids: BOI last; empty if the plan is to be sampled.
+    """
+
+    task: Task
+    index: int
+    prompt_ids: list[int]
+    plan_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as arrays, all batches of a run with the same B; the last rows may be fillers.
+
+    Attributes:
+      rows: the rows that count, at most B.
+      prompt_ids_BC, prompt_len_B: int32 prompts.
+      plan_ids_BT, plan_len_B: int32 given plans with BOI; None if plans are to be sampled.
+      place_B, index_B: int32 caption's place and sample, of which the random key is made.
+    """
+
+    rows: tuple[Row, ...]
+    prompt_ids_BC: np.ndarray
+    prompt_len_B: np.ndarray
+    plan_ids_BT: np.ndarray | None
+    plan_len_B: np.ndarray | None
+    place_B: np.ndarray
+    index_B: np.ndarray
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is left to do: rows, and the widths that the longest prompt and plan need."""
+
+    rows: int
+    prompt_width: int
+    plan_width: int
+
+
+def task_rows(
+    tasks: Iterable[Task], tokenizer: TextTokenizer, template: str, longest_plan: int
+) -> Iterator[Row]:
+    """All rows of the tasks in order. Raises InputError for what is too long, saying where."""
+    for task in tasks:
+        try:
+            prompt = tokenizer.encode_prompt(task.caption, template)
+            plans = [plan_ids(plan, tokenizer, longest_plan) for plan in task.plans or ()]
+        except InputError as error:
+            raise task.at(error) from error
+        plans = plans or [[]]
+        each = task.count // len(plans)
+        for index in range(task.count):
+            yield Row(task, index, prompt, plans[index // each])
+
+
+def prompt_width(length: int) -> int:
+    """Columns for a prompt: few sizes, because every new one compiles the sampler anew."""
+    width = _SHORTEST
+    while width < length:
+        width *= 2
+    return width
+
+
+def plan_width(length: int, longest: int, bucket: int) -> int:
+    """Columns for a given plan of `length` tokens with BOI; as the sampler's own plans grow."""
+    slots = max(1, -(-(length - 1) // bucket)) * bucket
+    return min(slots, longest) + 1
+
+
+def survey(rows: Iterable[Row], longest_plan: int, bucket: int) -> Survey:
+    """Counts rows and takes their largest widths; a plan to be sampled may be the longest."""
+    count, prompt, plan = 0, 0, 1
+    for row in rows:
+        count += 1
+        prompt = max(prompt, len(row.prompt_ids))
+        plan = max(plan, len(row.plan_ids) or longest_plan + 1)
+    return Survey(count, prompt_width(prompt), plan_width(plan, longest_plan, bucket))
+
+
+def batches(rows: Iterable[Row], size: int, longest_plan: int, bucket: int) -> Iterator[Batch]:
+    """Batches of `size` rows of like widths; what remains of each width is put together last.
+
+    At most `size` rows of each width are held.
+    """
+    waiting: dict[tuple[int, int], list[Row]] = {}
+    for row in rows:
+        T = plan_width(len(row.plan_ids), longest_plan, bucket) if row.plan_ids else 0
+        width = prompt_width(len(row.prompt_ids)), T
+        alike = waiting.setdefault(width, [])
+        alike.append(row)
+        if len(alike) == size:
+            yield _batch(alike, size, *width)
+            waiting[width] = []
+    rest = [(width, row) for width in sorted(waiting) for row in waiting[width]]
+    for start in range(0, len(rest), size):
+        part = rest[start : start + size]
+        C, T = (max(sizes) for sizes in zip(*[width for width, _ in part]))
+        yield _batch([row for _, row in part], size, C, T)
+
+
+def _batch(rows: Sequence[Row], size: int, C: int, T: int) -> Batch:
+    filled = [*rows, *[rows[-1]] * (size - len(rows))]
+    prompts, prompt_len = pad_rows([row.prompt_ids for row in filled], C, 0)
+    plans, plan_len = pad_rows([row.plan_ids for row in filled], T, 0) if T else (None, None)
+    return Batch(
+        rows=tuple(rows),
+        prompt_ids_BC=prompts,
+        prompt_len_B=prompt_len,
+        plan_ids_BT=plans,
+        plan_len_B=plan_len,
+        place_B=np.asarray([row.task.place for row in filled], np.int32),
+        index_B=np.asarray([row.index for row in filled], np.int32),
+    )
+
+
+def bytes_per_row(
+    config: JanusConfig, work: Survey, branches: int, itemsize: int, given_plans: bool
+) -> int:
+    """Memory of one row while it is drawn: its cache, logits, and what a prefill needs.
+
+    branches: 2 under guidance. itemsize: bytes of one number of the cache.
+    """
+    decoder = config.decoder
+    C, T = work.prompt_width, work.plan_width
+    slots = C + T + branches * config.num_image_tokens
+    heads = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim
+    cache = heads * slots * itemsize
+    # Logits, their softmax, the noise and the sum of both, float32.
+    logits = 4 * 4 * max(decoder.vocab_size, branches * config.vq.codebook_size)
+    # Scores and their softmax, float32, and the widest activations of the tokens read at once.
+    read = T if given_plans else C
+    scores = 3 * 4 * decoder.num_heads * read * (C + T if given_plans else C)
+    wide = read * (2 * decoder.mlp_size + 6 * decoder.hidden_size) * itemsize
+    return cache + logits + scores + wide
+
+
+def default_rows(config: JanusConfig, row_bytes: int, devices: Sequence[Any]) -> int:
+    """Rows that fit into what the devices (jax's) have free, over all of them."""
+    platform = devices[0].platform
+    free = _free_memory(platform, devices)
+    shared = len(devices) if platform == "cpu" else 1  # of devices that share one memory
+    most = _MOST_ROWS.get(platform, _MOST_ROWS_ACCELERATOR * len(devices))
+    if free is None:
+        return min(most, _UNKNOWN_MEMORY_ROWS * len(devices))
+    left = free * _USED_OF_FREE / shared - config.image_size**2 * _DECODER_BYTES_PER_PIXEL
+    each = max(1, int(left // row_bytes))
+    return min(most, each * len(devices))
+
+
+def batch_rows(rows: int, most: int, parts: int) -> int:
+    """Rows of each batch: the fewest batches of at most `most` rows, all of them equally full.
+
+    The result is a multiple of `parts`, the row shards of the mesh, and may exceed `most` by it.
+    """
+    most = max(1, most // parts) * parts
+    batches = -(-rows // most)
+    return -(-rows // (batches * parts)) * parts
+
+
+def _free_memory(platform: str, devices: Sequence[Any]) -> int | None:
+    """Free bytes of the fullest device, None if it does not tell."""
+    if platform == "cpu":
+        try:
+            lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        except OSError:
+            return None
+        sizes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        return sizes[0] * 1024 if sizes else None
+    stats = [device.memory_stats() for device in devices]
+    if not all(s and "bytes_limit" in s and "bytes_in_use" in s for s in stats):
+        return None
+    return min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)

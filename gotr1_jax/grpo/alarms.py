@@ -1,0 +1,62 @@
+"""What a person should hear of while a run goes on."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from gotr1_jax.errors import InputError
+
+
+class ZeroRewardAlarm:
+    """Says when rewards have all been 0 for so many steps in a row that something is wrong."""
+
+    def __init__(self, steps: int) -> None:
+        """steps: of nothing but zeros, until it is said, and until it is said again; 0: never."""
+        self._steps = steps
+        self._zeros = 0
+
+    def add(self, mean: float) -> str | None:
+        """Takes in a step's mean reward, which is at least 0 for every sample; the line, or None.
+
+        NaN, where the judge could tell nothing, is no zero.
+        """
+        self._zeros = self._zeros + 1 if mean == 0 else 0
+        if not self._steps or not self._zeros or self._zeros % self._steps:
+            return None
+        return (
+            f"alarm: every reward of the last {self._zeros} steps was 0, so nothing was learned; "
+            "look at the plans and pictures in samples/, and which term of reward/ is 0"
+        )
+
+
+class FailureTracker:
+    """Says when a judge fails too often for training to go on.
+
+    A row has failed when a term of it is NaN (`judge/failed_frac`). The share is over all rows of
+    the last `steps` steps; nothing is said before there are as many.
+    """
+
+    def __init__(self, limit: float = 0.2, steps: int = 10) -> None:
+        """limit: the share above which training is to stop, 0..1; 1 never stops it."""
+        if not 0 <= limit <= 1 or steps < 1:
+            raise InputError(
+                f"a failure limit of {limit} over {steps} steps is none; use 0 to 1 and 1 step or "
+                "more"
+            )
+        self._limit = limit
+        self._window: deque[tuple[int, int]] = deque(maxlen=steps)
+
+    def add(self, failed: int, rows: int) -> str | None:
+        """Take in a step's rows; a line that says why to stop, or None to go on."""
+        if not 0 <= failed <= rows:
+            raise ValueError(f"{failed} failed of {rows} rows")
+        self._window.append((failed, rows))
+        bad, total = (sum(column) for column in zip(*self._window))
+        steps = self._window.maxlen
+        if len(self._window) < (steps or 0) or bad <= self._limit * total:
+            return None
+        return (
+            f"the judge could not score {bad} of {total} samples of the last {steps} steps "
+            f"({bad / total:.0%}, more than the {self._limit:.0%} allowed): see the judge's words "
+            "in samples/, and correct the judge or raise the limit"
+        )

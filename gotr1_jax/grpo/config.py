@@ -1,0 +1,279 @@
+"""The configuration of `gotr1 train grpo`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gotr1_jax.config import check_seed, positive
+from gotr1_jax.errors import InputError
+from gotr1_jax.models.config import LoraConfig
+from gotr1_jax.parallel.config import DistributedConfig, MeshConfig
+from gotr1_jax.rewards.base import TERMS
+from gotr1_jax.rewards.factory import JudgeConfig
+from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
+from gotr1_jax.trainer.config import CheckpointConfig, OptimizerConfig
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The model that is trained and how it computes."""
+
+    # A checkpoint folder in a released format, or "embedded".
+    init: str = "embedded"
+    # dtype of activations; logits are float32 always.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    # dtype of the trained parameters (adapters are float32 always).
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    # What the backward pass recomputes: none, dots (all but matrix products), full.
+    remat: Literal["none", "dots", "full"] = "none"
+    # Low-rank adapters; null trains every parameter of the policy.
+    lora: LoraConfig | None = None
+    template: str = GOTR1_TEMPLATE
+    # Longer prompts are refused; prompts are padded to a multiple of 16.
+    max_prompt_tokens: int = 256
+
+    def check(self) -> None:
+        positive("policy", max_prompt_tokens=self.max_prompt_tokens)
+        if "{caption}" not in self.template:
+            raise InputError(f"policy.template is {self.template!r}; it must hold {{caption}}")
+        if self.lora is not None:
+            positive("policy.lora", rank=self.lora.rank, alpha=self.lora.alpha)
+            known = ("q", "k", "v", "o", "gate", "up", "down")
+            for target in self.lora.targets:
+                if target not in known:
+                    raise InputError(
+                        f"policy.lora.targets holds {target!r}; choose from {', '.join(known)}"
+                    )
+
+
+@dataclass(frozen=True)
+class CaptionsConfig:
+    """Captions of the shapes world, or of files."""
+
+    # "shapes", or files, one or a list: text (a caption a line), .jsonl or .parquet. A name may
+    # hold the wildcards * and ?; what all files hold is put together, in this order.
+    source: str | tuple[str, ...] = "shapes"
+    # Key of .jsonl and column of .parquet files; empty: "prompt", else "caption".
+    column: str = ""
+    # Captions drawn from the shapes world's training split; files are used whole.
+    count: int = 4096
+
+    def check(self) -> None:
+        if self.source == "shapes":
+            positive("captions", count=self.count)
+        elif not self.source:
+            raise InputError("captions.source is empty; name a file, or shapes")
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Sampling: how many rows, how long, how hot."""
+
+    captions_per_step: int = 8
+    samples_per_caption: int = 16
+    max_plan_tokens: int = 600
+    guidance: float = 5.0
+    text_temperature: float = 1.0
+    image_temperature: float = 1.0
+    # Captions whose samples are drawn at once; fewer need less memory and take longer. 0: those
+    # of a whole step. In float32 the samples are the same.
+    captions_at_once: int = 0
+    # Rows that a process decodes to pixels at once, rounded up to a multiple of its devices.
+    decode_batch: int = 64
+
+    @property
+    def rows(self) -> int:
+        """Samples of a step."""
+        return self.captions_per_step * self.samples_per_caption
+
+    @property
+    def rows_at_once(self) -> int:
+        """Samples that are drawn at once, also in an evaluation."""
+        return (self.captions_at_once or self.captions_per_step) * self.samples_per_caption
+
+    def check(self) -> None:
+        positive(
+            "rollout",
+            captions_per_step=self.captions_per_step,
+            max_plan_tokens=self.max_plan_tokens,
+            text_temperature=self.text_temperature,
+            image_temperature=self.image_temperature,
+            decode_batch=self.decode_batch,
+        )
+        captions, at_once = self.captions_per_step, self.captions_at_once
+        if at_once < 0 or (at_once and captions % at_once):
+            raise InputError(
+                f"rollout.captions_at_once is {at_once}; use a divisor of "
+                f"rollout.captions_per_step, which is {captions}, or 0 for all of them"
+            )
+        if self.samples_per_caption < 2:
+            raise InputError(
+                f"rollout.samples_per_caption is {self.samples_per_caption}; a group needs at "
+                "least 2 samples, because advantages compare samples of one caption"
+            )
+        if self.guidance < 1:
+            raise InputError(f"rollout.guidance is {self.guidance}; use 1 (off) or more")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """How the judge's terms become one number, and when a judge that fails ends the run."""
+
+    rule: Literal["v1", "v2", "sum"] = "v1"
+    terms: tuple[str, ...] = ("sem", "spa", "ri", "pi")
+    # The run ends when the judge could not score more than this share of the samples of
+    # `failure_steps` steps; 1 never ends it.
+    failure_limit: float = 0.2
+    failure_steps: int = 10
+    # An alarm line when every reward of so many steps in a row was 0; 0: none.
+    alarm_steps: int = 10
+
+    def check(self) -> None:
+        for term in self.terms:
+            if term not in TERMS:
+                raise InputError(f"reward.terms holds {term!r}; choose from {', '.join(TERMS)}")
+        if not self.terms:
+            raise InputError("reward.terms is empty; name at least one term")
+        positive("reward", failure_steps=self.failure_steps)
+        if self.alarm_steps < 0:
+            raise InputError(f"reward.alarm_steps is {self.alarm_steps}; use 0 or more")
+        if not 0 <= self.failure_limit <= 1:
+            raise InputError(f"reward.failure_limit is {self.failure_limit}; use 0 to 1")
+
+
+@dataclass(frozen=True)
+class GrpoLossConfig:
+    """The policy loss; `rl.losses` has the formulas and their sources."""
+
+    kind: Literal["grpo", "dapo", "dr_grpo", "gspo"] = "grpo"
+    advantage: Literal["mean", "mean_std", "leave_one_out"] = "mean_std"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    text_weight: float = 1.0
+    image_weight: float = 1.0
+    kl: Literal["none", "k1", "k2", "k3"] = "none"
+    kl_weight: float = 0.0
+    # Which log-probabilities of picture tokens the ratio is made of; see `sampling.replay`.
+    logp_mode: Literal["guided", "guided_detach", "conditional"] = "conditional"
+
+    def check(self) -> None:
+        if not (0 < self.clip_low < 1 and self.clip_high > 0):
+            raise InputError(
+                f"loss.clip_low is {self.clip_low}, loss.clip_high is {self.clip_high}; "
+                "use 0 < clip_low < 1 and clip_high > 0"
+            )
+        if (self.kl == "none") != (self.kl_weight == 0):
+            raise InputError(
+                f"loss.kl is {self.kl!r} with loss.kl_weight {self.kl_weight}; set both or neither"
+            )
+
+
+@dataclass(frozen=True)
+class EntropyConfig:
+    """Adaptive entropy; the defaults are ReasonGen-R1's. See `training.entropy`."""
+
+    # Entropies, in nats a token, that the policy is held at.
+    text_target: float = 2.0
+    image_target: float = 7.0
+    # Of Adam on psi, where the coefficient is sinh(psi).
+    learning_rate: float = 5e-5
+    # Largest absolute value of a coefficient.
+    bound: float = 5e-3
+
+    def check(self) -> None:
+        positive("entropy", learning_rate=self.learning_rate, bound=self.bound)
+        if min(self.text_target, self.image_target) < 0:
+            raise InputError(
+                f"entropy targets are {self.text_target} (text) and {self.image_target} (image); "
+                "an entropy is never negative"
+            )
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """How a rollout becomes optimizer steps."""
+
+    # Optimizer steps a rollout, each on its own share of the captions.
+    updates_per_rollout: int = 1
+    # Rows of one forward and backward pass; gradients are summed over passes.
+    micro_batch: int = 64
+    # Groups whose rewards are all equal are replaced by new captions, at most this many rounds.
+    refill_rounds: int = 0
+    # The run ends after this many non-finite updates in a row.
+    max_bad_updates: int = 10
+
+    def check(self) -> None:
+        positive(
+            "update", updates_per_rollout=self.updates_per_rollout, micro_batch=self.micro_batch
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out captions, before, during and after training."""
+
+    # As captions.source: "shapes" is its held-out split; of files, captions spread evenly.
+    source: str | tuple[str, ...] = "shapes"
+    # As captions.column.
+    column: str = ""
+    captions: int = 128
+    # Samples of each caption; a caption's score is their mean.
+    samples: int = 4
+    # Steps between evaluations; 0: only before and after.
+    every: int = 0
+    # Captions whose pictures are kept for the report.
+    shown: int = 12
+
+    def check(self) -> None:
+        positive("evaluation", captions=self.captions, samples=self.samples)
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    """Reinforcement learning of plan and picture together: `gotr1 train grpo`."""
+
+    run_dir: str
+    seed: int = 0
+    steps: int = 1000
+    # auto: continue if run_dir has checkpoints; never: refuse to; PATH: continue that run.
+    resume: str = "auto"
+    # Steps between saved groups of samples for the report.
+    samples_every: int = 50
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    loss: GrpoLossConfig = field(default_factory=GrpoLossConfig)
+    # Adaptive entropy term; null: none.
+    entropy: EntropyConfig | None = None
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+
+    def check(self) -> None:
+        positive("grpo", steps=self.steps, samples_every=self.samples_every)
+        check_seed(self.seed)
+        scored = [t for part in (self.judge, *self.judge.also) for t in part.scored_terms]
+        for term in self.reward.terms:
+            if term not in scored:
+                raise InputError(
+                    f"reward.terms holds {term!r}, but the judge gives {', '.join(scored)}; add a "
+                    "judge for it (judge.also) or leave the term out"
+                )
+        captions, groups = self.rollout.captions_per_step, self.update.updates_per_rollout
+        if captions % groups:
+            raise InputError(
+                f"rollout.captions_per_step {captions} does not divide by "
+                f"update.updates_per_rollout {groups}; use a multiple"
+            )
+        rows = captions // groups * self.rollout.samples_per_caption
+        if rows % self.update.micro_batch:
+            raise InputError(
+                f"update.micro_batch {self.update.micro_batch} does not divide the {rows} rows of "
+                "one update (captions_per_step / updates_per_rollout x samples_per_caption)"
+            )

@@ -1,0 +1,75 @@
+"""Adaptive entropy: a coefficient a modality that holds the policy's entropy at a target.
+
+The loss gets -α · entropy with α = sinh(ψ). After each optimizer step ψ takes one step of Adam on
+α · (entropy - target): α falls while the entropy is above its target and rises while it is below.
+α may become negative: then entropy is pushed down. From ReasonGen-R1 (arXiv 2505.24875).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import asinh
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gotr1_jax.grpo.config import EntropyConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PerModality:
+    """Float32 scalars, one over the sampled plan tokens and one over the picture tokens."""
+
+    text: jax.Array
+    image: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EntropyState:
+    """ψ of both modalities and the state of its Adam; part of the training checkpoint."""
+
+    psi: PerModality
+    opt_state: Any
+
+
+def new_entropy_state(config: EntropyConfig) -> EntropyState:
+    """ψ = 0: no bonus before the first update."""
+    psi = PerModality(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+    return EntropyState(psi, optax.adam(config.learning_rate).init(psi))
+
+
+def coefficients(state: EntropyState) -> PerModality:
+    """α = sinh(ψ), within ±config.bound because ψ is held within."""
+    return jax.tree.map(jnp.sinh, state.psi)
+
+
+def entropy_loss(alpha: PerModality, entropy: PerModality) -> jax.Array:
+    """What the policy loss gets: -Σ α · entropy; α is not differentiated."""
+    text, image = jax.lax.stop_gradient((alpha.text, alpha.image))
+    return -(text * entropy.text + image * entropy.image)
+
+
+def update_coefficients(
+    state: EntropyState, entropy: PerModality, config: EntropyConfig
+) -> EntropyState:
+    """One step of Adam on ψ, given the mini-batch's mean entropies (nats a token).
+
+    ψ itself is held within asinh(bound), so that it leaves the bound at once when the entropy
+    crosses its target.
+    """
+
+    def gradient(psi: jax.Array, value: jax.Array, target: float) -> jax.Array:
+        return jnp.cosh(psi) * (value - target)
+
+    grads = PerModality(
+        gradient(state.psi.text, entropy.text, config.text_target),
+        gradient(state.psi.image, entropy.image, config.image_target),
+    )
+    steps, opt_state = optax.adam(config.learning_rate).update(grads, state.opt_state, state.psi)
+    limit = asinh(config.bound)
+    psi = jax.tree.map(lambda x: jnp.clip(x, -limit, limit), optax.apply_updates(state.psi, steps))
+    return EntropyState(psi, opt_state)

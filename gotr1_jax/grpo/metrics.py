@@ -1,0 +1,58 @@
+"""What a step of reinforcement learning writes into its line of metrics.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.grpo.dynamic_sampling import Gathered
+from gotr1_jax.grpo.update import PolicyMetrics
+from gotr1_jax.rewards import term_statistics
+from gotr1_jax.trainer.optimizer import make_schedule
+from gotr1_jax.trainer.state import TrainState
+
+
+def step_metrics(
+    config: GrpoConfig,
+    gathered: Gathered,
+    results: list[PolicyMetrics],
+    state: TrainState,
+    times: Mapping[str, float],
+) -> dict[str, float]:
+    """Everything that a line of metrics.jsonl holds."""
+    scored = gathered.scored
+    values = dict(term_statistics({"total": scored.total_B, **scored.scores}))
+    values |= {
+        "reward/frac_zero_std": gathered.zero_variance_frac,
+        "rollout/rounds": float(gathered.rounds),
+        "rollout/missing_groups": float(gathered.flat_P.sum()),
+        "rollout/wasted_frac": gathered.wasted_frac,
+        "plan/length": float(scored.plan_tokens_B.mean()),
+        "plan/truncated_frac": float(scored.truncated_B.mean()),
+        "plan/parsed_frac": float((scored.boxes_B > 0).mean()),
+        "plan/boxes": float(scored.boxes_B.mean()),
+    }
+    for name in ("text", "image"):
+        stats = [getattr(r.stats, name) for r in results]
+        values[f"policy/ratio_max/{name}"] = float(max(s.ratio_max for s in stats))
+        values[f"policy/clip_frac/{name}"] = float(np.mean([s.clip_frac for s in stats]))
+        if stats[0].kl is not None:
+            values[f"policy/kl/{name}"] = float(np.mean([s.kl for s in stats]))
+        entropy = [getattr(r.entropy, name) for r in results]
+        values[f"policy/entropy/{name}"] = float(np.mean(entropy))
+        if (alpha := results[-1].alpha) is not None:
+            values[f"policy/entropy_coefficient/{name}"] = float(getattr(alpha, name))
+    values["policy/logp_diff/text"] = float(results[0].logp_diff.text)
+    # The sampler always draws under guidance: without it another distribution is scored.
+    if config.loss.logp_mode != "conditional" or config.rollout.guidance == 1:
+        values["policy/logp_diff/image"] = float(results[0].logp_diff.image)
+    schedule = make_schedule(config.optimizer, config.steps * config.update.updates_per_rollout)
+    values |= dict(times)
+    values["loss"] = float(np.mean([r.loss for r in results]))
+    values["grad_norm"] = float(np.mean([r.grad_norm for r in results]))
+    values["lr"] = float(schedule(max(int(state.updates) - 1, 0)))
+    values["updates/skipped"] = float(state.skipped)
+    values["samples_per_second"] = len(scored) * gathered.rounds / times["time/step"]
+    return values

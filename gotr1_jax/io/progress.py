@@ -1,0 +1,103 @@
+"""Progress of a long command: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+from gotr1_jax.parallel.processes import is_first
+
+
+class Progress:
+    """Steps done, rate, remaining time and a few values: a bar on a terminal, else plain lines.
+
+    Of several processes only process 0 shows any.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        start: int = 0,
+        *,
+        unit: str = "step",
+        every_seconds: float = 10.0,
+        stream: TextIO | None = None,
+    ) -> None:
+        """Starts to count.
+
+        Args:
+            label: what is done.
+            total: the last step.
+            start: the step that a resumed run goes on from.
+            unit: of what is counted, in the singular.
+            every_seconds: time between two plain lines.
+            stream: where to; None is standard error.
+        """
+        self._stream = sys.stderr if stream is None else stream
+        self._label, self._total, self._done = label, total, start
+        self._unit = unit
+        self._every = every_seconds
+        self._last_line = -math.inf
+        # The first step compiles; the rate is that of the steps after it.
+        self._first: tuple[float, int] | None = None
+        self._bar: tqdm | None = None
+        self._shows = is_first()
+        if self._shows and self._stream.isatty():
+            self._bar = tqdm(
+                total=total, initial=start, desc=label, unit=f" {unit}s", file=self._stream,
+                dynamic_ncols=True,
+            )  # fmt: skip
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def update(self, step: int, **values: float) -> None:
+        """Says that `step` is done; `values` are shown beside it, `reward=0.4`."""
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.update(step - self._done)
+            self._done = step
+            return
+        self._done = step
+        now = time.monotonic()
+        line = f"{self._label} {step}/{self._total}"
+        if self._first is None:
+            self._first = (now, step)
+        elif now > self._first[0] and step > self._first[1]:
+            rate = (step - self._first[1]) / (now - self._first[0])
+            line += f"  {_rate(rate, self._unit)}  {_clock((self._total - step) / rate)} left"
+        if now - self._last_line >= self._every or step >= self._total:
+            self._last_line = now
+            self.note(f"{line}  {shown}".rstrip())
+
+    def note(self, text: str) -> None:
+        """Prints a line without breaking the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        elif self._shows:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _rate(per_second: float, unit: str) -> str:
+    if per_second >= 1:
+        return f"{per_second:.1f} {unit}s/s"
+    return f"{1 / per_second:.1f} s/{unit}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

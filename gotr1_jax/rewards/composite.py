@@ -1,0 +1,127 @@
+"""Judges put together, and a judge whose results are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.plan import Box
+from gotr1_jax.rewards.base import Judge, JudgeRequest, JudgeResult
+from gotr1_jax.rewards.multimodal.counts import take_figures
+from gotr1_jax.vlm_engine.answer_cache import AnswerCache
+
+
+class SeveralJudges:
+    """Terms from different judges as one result.
+
+    Attributes:
+        terms: those of all the judges, in their order.
+        identity: theirs, and which terms each gives.
+    """
+
+    def __init__(self, judges: Sequence[tuple[Judge, Sequence[str]]]) -> None:
+        """judges: each with the terms that are taken from it.
+
+        InputError for a term that a judge does not score, or that two are to give.
+        """
+        if not judges:
+            raise InputError("no judge is given; name at least one")
+        taken: list[str] = []
+        for judge, terms in judges:
+            for term in terms:
+                if term not in judge.terms:
+                    raise InputError(
+                        f"the judge {judge.identity} does not score {term}; it scores "
+                        f"{', '.join(judge.terms)}"
+                    )
+                if term in taken:
+                    raise InputError(f"two judges are to give {term}; take it from one of them")
+                taken.append(term)
+        self.terms: tuple[str, ...] = tuple(taken)
+        self._judges = [(judge, tuple(terms)) for judge, terms in judges]
+        self.identity = " + ".join(f"{j.identity} [{', '.join(t)}]" for j, t in self._judges)
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
+        """One result for each request; the judges are asked one after the other."""
+        by_judge = [judge.judge(requests) for judge, _ in self._judges]
+        return [self._merge(results) for results in zip(*by_judge)]
+
+    def take_figures(self) -> dict[str, float]:
+        """The figures of all judges since they were last taken."""
+        figures: dict[str, float] = {}
+        for judge, _ in self._judges:
+            figures |= take_figures(judge)
+        return figures
+
+    def _merge(self, results: Sequence[JudgeResult]) -> JudgeResult:
+        scores: dict[str, float] = {}
+        said: dict[str, str] = {}
+        located: tuple[tuple[str, Box], ...] = ()
+        for result, (_, terms) in zip(results, self._judges):
+            scores |= {t: result.scores.get(t, math.nan) for t in terms}
+            said |= {t: result.said[t] for t in terms if t in result.said}
+            if "ri" in terms or not located:  # whoever scores ri has looked for the objects
+                located = tuple(result.located)
+        words = " | ".join(r.words for r in results if r.words)
+        return JudgeResult(scores, located, words, said)
+
+
+class CachedJudge:
+    """A judge whose results are kept by caption, plan, picture and the judge's identity.
+
+    For judges that have no questions of their own to keep (`multimodal` keeps its answers
+    itself). Results with a NaN are not kept: they are asked for again.
+    """
+
+    def __init__(self, judge: Judge, cache: AnswerCache) -> None:
+        self._judge, self._cache = judge, cache
+        self.terms: tuple[str, ...] = judge.terms
+        self.identity = judge.identity
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
+        """One result for each request; only those that are not kept are asked for."""
+        keys = [request_key(request, self._judge) for request in requests]
+        known = {k: v for k in keys if (v := self._cache.get(k)) is not None}
+        different = {k: r for k, r in zip(keys, requests) if k not in known}
+        asked = dict(zip(different, self._judge.judge(list(different.values()))))
+        whole = {k: r for k, r in asked.items() if not any(map(math.isnan, r.scores.values()))}
+        self._cache.add({k: result_to_json(r) for k, r in whole.items()})
+        return [asked[k] if k in asked else result_from_json(known[k]) for k in keys]
+
+    def take_figures(self) -> dict[str, float]:
+        """The judge's own."""
+        return take_figures(self._judge)
+
+
+def request_key(request: JudgeRequest, judge: Judge) -> str:
+    """40 hex digits of a sample's caption, plan and picture and of who judges which terms."""
+    shape = request.image.shape
+    text = repr((judge.identity, judge.terms, request.caption, request.plan.text, shape))
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+    digest.update(np.ascontiguousarray(request.image).data)
+    return digest.hexdigest()[:40]
+
+
+def result_to_json(result: JudgeResult) -> dict[str, Any]:
+    """A result as plain JSON values; NaN becomes None."""
+    return {
+        "scores": {t: None if math.isnan(s) else float(s) for t, s in result.scores.items()},
+        "located": [{"name": name, "box": [b.x1, b.y1, b.x2, b.y2]} for name, b in result.located],
+        "words": result.words,
+        "said": dict(result.said),
+    }
+
+
+def result_from_json(value: Mapping[str, Any]) -> JudgeResult:
+    """What `result_to_json` made; KeyError, TypeError or ValueError for anything else."""
+    return JudgeResult(
+        {t: math.nan if s is None else float(s) for t, s in value["scores"].items()},
+        tuple((item["name"], Box(*map(int, item["box"]))) for item in value["located"]),
+        str(value["words"]),
+        {str(t): str(words) for t, words in value["said"].items()},
+    )

@@ -1,0 +1,201 @@
+"""Choosing a judge: its settings, and the one place where judges are made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast, get_args
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.rewards.base import TERMS, Judge
+from gotr1_jax.rewards.composite import CachedJudge, SeveralJudges
+from gotr1_jax.rewards.multimodal import (
+    MULTIMODAL_TERMS,
+    AnswerCache,
+    Engine,
+    MultimodalJudge,
+    QuestionsConfig,
+)
+from gotr1_jax.rewards.python import PythonJudge
+from gotr1_jax.rewards.shapes import ShapesJudge
+from gotr1_jax.shapes.judge import SHAPES_TERMS
+from gotr1_jax.vlm_engine import QwenEngineConfig
+from gotr1_jax.vlm_engine.http import HttpConfig, HttpEngine
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+JudgeKind = Literal["shapes", "qwen2_5_vl", "hps", "http", "python"]
+JUDGE_KINDS: tuple[str, ...] = get_args(JudgeKind)
+_USUAL = ("sem", "spa", "ri", "pi")
+_CAN_SCORE = {
+    "shapes": SHAPES_TERMS,
+    "hps": ("hps",),
+    "qwen2_5_vl": MULTIMODAL_TERMS,
+    "http": MULTIMODAL_TERMS,
+    "python": TERMS,
+}
+
+
+@dataclass(frozen=True)
+class PythonConfig:
+    """A function of one's own; see `rewards.python_judge`."""
+
+    # module:function; the working directory is looked in too.
+    function: str
+
+
+@dataclass(frozen=True)
+class HpsConfig:
+    """HPS v2.1; see `rewards.hps`."""
+
+    # HPS_v2.1_compressed.pt, or the directory that it was converted to.
+    checkpoint: str
+    # File or directory of CLIP's vocabulary; null: beside the checkpoint.
+    vocabulary: str | None = None
+    # Pictures or captions of one call.
+    batch_rows: int = 32
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Answers kept on disk, so that a resumed step does not ask twice."""
+
+    # Folder; empty: the place that the command gives, or none.
+    folder: str = ""
+    # Bytes at which the newest file takes the place of the one before; the disk holds two.
+    max_bytes: int = 64 * 2**20
+
+    def check(self) -> None:
+        if self.max_bytes < 1:
+            raise InputError(f"judge.cache.max_bytes is {self.max_bytes}; use 1 or more")
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Who judges; a section is read only by the kinds that it is for."""
+
+    # shapes: the shapes world's exact judge; qwen2_5_vl: Qwen2.5-VL in this process; hps: human
+    # preference; http: a model behind an OpenAI-compatible server; python: a function of one's
+    # own.
+    kind: JudgeKind = "shapes"
+    # Terms that are taken from this judge. Empty: hps from hps; from shapes, http and qwen2_5_vl
+    # sem, spa, ri and pi; python must name its own.
+    terms: tuple[str, ...] = ()
+    # For http and qwen2_5_vl.
+    questions: QuestionsConfig = field(default_factory=QuestionsConfig)
+    # For the kind http only.
+    http: HttpConfig | None = None
+    # For the kind qwen2_5_vl only.
+    qwen2_5_vl: QwenEngineConfig | None = None
+    # For the kind hps only.
+    hps: HpsConfig | None = None
+    # For the kind python only.
+    python: PythonConfig | None = None
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    # Further judges, each for terms of its own; they share the cache.
+    also: tuple[JudgeConfig, ...] = ()
+
+    def check(self) -> None:
+        for term in self.terms:
+            if term not in _CAN_SCORE[self.kind]:
+                raise InputError(
+                    f"judge.terms holds {term!r}, which the kind {self.kind} does not score; "
+                    f"choose from {', '.join(_CAN_SCORE[self.kind])}"
+                )
+        if self.kind == "python" and (self.python is None or not self.terms):
+            raise InputError("judge.kind is python; give judge.python.function and judge.terms")
+        if self.kind == "http" and self.http is None:
+            raise InputError("judge.kind is http; give judge.http.url and judge.http.model")
+        if self.kind == "qwen2_5_vl" and self.qwen2_5_vl is None:
+            raise InputError("judge.kind is qwen2_5_vl; give judge.qwen2_5_vl.checkpoint")
+        if self.kind == "hps" and self.hps is None:
+            raise InputError("judge.kind is hps; give judge.hps.checkpoint")
+        if any(other.also or other.cache != CacheConfig() for other in self.also):
+            raise InputError("judge.also holds judges without a cache or an also of their own")
+        names = [name for part in (self, *self.also) for name in part.scored_terms]
+        double = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if double:
+            raise InputError(
+                f"two judges are to give {', '.join(double)}; set terms of judge and judge.also so "
+                "that each is given once"
+            )
+
+    @property
+    def scored_terms(self) -> tuple[str, ...]:
+        """The terms that are taken from this judge, those of `also` apart."""
+        usual = {"hps": ("hps",), "python": ()}
+        return self.terms or usual.get(self.kind, _USUAL)
+
+
+def build_judge(kind: str) -> Judge:
+    """The judge of a kind that needs no settings; InputError for any other."""
+    if kind not in JUDGE_KINDS:
+        raise InputError(f"unknown judge kind {kind!r}: use one of {', '.join(JUDGE_KINDS)}")
+    config = JudgeConfig(kind=cast(JudgeKind, kind))
+    config.check()
+    return make_judge(config)
+
+
+def make_judge(
+    config: JudgeConfig, cache_folder: Path | None = None, mesh: Mesh | None = None
+) -> Judge:
+    """The judge that a configuration describes, with all of `config.also`.
+
+    Args:
+        config: checked.
+        cache_folder: where answers are kept unless the configuration says; None: they are not.
+            shapes and hps keep none: they are quick, and always answer.
+        mesh: devices on which models of this process are laid out; None: the default device.
+
+    Raises:
+        InputError: what the configuration names is not there.
+    """
+    folder = Path(config.cache.folder) if config.cache.folder else cache_folder
+    parts = (config, *config.also)
+    kept = folder is not None and any(part.kind not in ("shapes", "hps") for part in parts)
+    cache = AnswerCache(folder, config.cache.max_bytes) if kept and folder is not None else None
+    judges = [(_make_one(part, cache, mesh), part.scored_terms) for part in parts]
+    first, terms = judges[0]
+    return first if len(judges) == 1 and terms == first.terms else SeveralJudges(judges)
+
+
+def _make_one(config: JudgeConfig, cache: AnswerCache | None, mesh: Mesh | None) -> Judge:
+    if config.kind == "shapes":
+        return ShapesJudge(config.scored_terms)
+    if config.kind == "hps":
+        from gotr1_jax.rewards.hps import HpsJudge
+
+        assert config.hps is not None
+        return HpsJudge.from_path(
+            config.hps.checkpoint,
+            config.hps.vocabulary,
+            batch_rows=config.hps.batch_rows,
+            mesh=mesh,
+        )
+    if config.kind == "python":
+        assert config.python is not None
+        judge = PythonJudge(config.python.function, config.terms)
+        return judge if cache is None else CachedJudge(judge, cache)
+    engine = make_engine(config, mesh)
+    return MultimodalJudge(engine, config.scored_terms, config.questions, cache)
+
+
+def check_engine(config: JudgeConfig) -> None:
+    """InputError for a kind of judge that has no engine."""
+    if config.kind not in ("http", "qwen2_5_vl"):
+        raise InputError(
+            f"judge.kind is {config.kind}, which answers no questions; use http or qwen2_5_vl"
+        )
+
+
+def make_engine(config: JudgeConfig, mesh: Mesh | None = None) -> Engine:
+    """The engine of a judge that answers questions; InputError for a kind that has none."""
+    check_engine(config)
+    if config.kind == "http":
+        assert config.http is not None
+        return HttpEngine(config.http)
+    from gotr1_jax.vlm_engine.engine import QwenEngine
+
+    assert config.qwen2_5_vl is not None
+    return QwenEngine.from_config(config.qwen2_5_vl, mesh)

@@ -1,0 +1,171 @@
+"""One row of the policy: prompt, plan, BOI, picture; and its unconditional twin.
+
+A row is packed from position 0 and padded on the right, so a causal mask is the only mask that a
+full forward needs and positions equal the reference's. The last picture token is never an input:
+nothing is predicted from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from gotr1_jax.models.janus import JanusPolicy
+    from gotr1_jax.tokenizers.janus import SpecialIds
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts of P captions, padded on the right.
+
+    Attributes:
+      ids_PC: int32 token ids, BOS first; what lies behind `len_P` is never read. Let C come from a
+        few sizes only (multiples of 16, say): every new C compiles the sampler anew.
+      len_P: int32 number of tokens of each prompt, at least 1.
+    """
+
+    ids_PC: jax.Array
+    len_P: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """B sampled (or taught) rows; segments are padded on the right.
+
+    Attributes:
+      prompt_ids_BC: int32, BOS first.
+      prompt_len_B: int32, at least 1.
+      plan_ids_BT: int32 plan tokens; the last one of a row is BOI.
+      plan_len_B: int32 number of plan tokens with BOI, at least 1.
+      plan_mask_BT: True on plan tokens that the policy chose itself: False on a forced BOI and on
+        padding.
+      image_ids_BU: int32 picture tokens, row-major; all of them are chosen by the policy.
+    """
+
+    prompt_ids_BC: jax.Array
+    prompt_len_B: jax.Array
+    plan_ids_BT: jax.Array
+    plan_len_B: jax.Array
+    plan_mask_BT: jax.Array
+    image_ids_BU: jax.Array
+
+    @property
+    def context_len_B(self) -> jax.Array:
+        """Tokens of prompt and plan, BOI included: the position of the first picture token."""
+        return self.prompt_len_B + self.plan_len_B
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows as one sequence each: S = C + T + U - 1 input positions.
+
+    Attributes:
+      ids_BS: int32 ids, of text or of the picture; 0 on padding.
+      is_image_BS: True where the id is a picture token.
+      positions_1S: int32 0 .. S-1, the same for all rows.
+    """
+
+    ids_BS: jax.Array
+    is_image_BS: jax.Array
+    positions_1S: jax.Array
+
+
+def null_context(length_B: jax.Array, size: int, specials: SpecialIds) -> jax.Array:
+    """The one unconditional context: BOS, pads, BOI; unmasked, as long as what it replaces.
+
+    Args:
+      length_B: int32 tokens of prompt and plan with BOI, at least 2.
+      size: columns of the result; columns behind a row's length hold pads and are no part of it.
+      specials: ids of BOS, pad and BOI.
+
+    Returns:
+      ids (B, size) int32. Every context is a prefix of a longer one but for its BOI.
+    """
+    at_1S = jnp.arange(size, dtype=jnp.int32)[None, :]
+    ids = jnp.where(at_1S == 0, specials.bos, specials.pad)
+    ids = jnp.where(at_1S == length_B[:, None] - 1, specials.boi, ids)
+    return ids.astype(jnp.int32)
+
+
+def null_ramp(size: int, specials: SpecialIds) -> jax.Array:
+    """What all null contexts share in front of their BOI: ids (1, size) int32."""
+    longest = jnp.full((1,), size + 1, jnp.int32)
+    return null_context(longest, size + 1, specials)[:, :size]
+
+
+def _source_BS(rows: Rows) -> jax.Array:
+    """Where position s of a packed row comes from in [prompt C | plan T | picture U - 1].
+
+    Padding points at a column of the picture; only `_is_padding` positions do so wrongly.
+    """
+    C, T = rows.prompt_ids_BC.shape[1], rows.plan_ids_BT.shape[1]
+    U = rows.image_ids_BU.shape[1]
+    at = jnp.arange(C + T + U - 1, dtype=jnp.int32)[None, :]
+    prompt, context = rows.prompt_len_B[:, None], rows.context_len_B[:, None]
+    plan = C + at - prompt
+    image = jnp.minimum(C + T + at - context, C + T + U - 2)
+    return jnp.where(at < prompt, at, jnp.where(at < context, plan, image))
+
+
+def pack(rows: Rows) -> PackedRows:
+    """Rows as one sequence: prompt, plan with BOI, picture without its last token, padding."""
+    U = rows.image_ids_BU.shape[1]
+    segments = [rows.prompt_ids_BC, rows.plan_ids_BT, rows.image_ids_BU[:, : U - 1]]
+    ids = jnp.take_along_axis(jnp.concatenate(segments, axis=1), _source_BS(rows), axis=1)
+    at = jnp.arange(ids.shape[1], dtype=jnp.int32)[None, :]
+    context = rows.context_len_B[:, None]
+    is_image = (at >= context) & (at < context + U - 1)
+    ids = jnp.where((at < context) | is_image, ids, 0)
+    return PackedRows(ids, is_image, at)
+
+
+def embed_rows(policy: JanusPolicy, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    """Inputs of the conditional forward: x (B, S, D) and positions (1, S), S = C + T + U - 1.
+
+    Padding is filled with some embedding of the row; nothing that counts attends to it.
+    """
+    U = rows.image_ids_BU.shape[1]
+    text = policy.embed_text(jnp.concatenate([rows.prompt_ids_BC, rows.plan_ids_BT], axis=1))
+    image = policy.embed_image(rows.image_ids_BU[:, : U - 1])
+    source = _source_BS(rows)
+    x = jnp.take_along_axis(jnp.concatenate([text, image], axis=1), source[..., None], axis=1)
+    return x, jnp.arange(source.shape[1], dtype=jnp.int32)[None, :]
+
+
+def drop_context(rows: Rows, drop_B: jax.Array, specials: SpecialIds) -> Rows:
+    """Rows with prompt and plan replaced by the null context where `drop_B` is True.
+
+    The segments keep their lengths, so positions do not change; the plan mask becomes False, since
+    no plan is left to be learned. For caption dropout.
+    """
+    C, T = rows.prompt_ids_BC.shape[1], rows.plan_ids_BT.shape[1]
+    context = null_context(rows.context_len_B, C + T, specials)
+    plan_at = rows.prompt_len_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
+    plan = jnp.take_along_axis(context, jnp.minimum(plan_at, C + T - 1), axis=1)
+    drop = drop_B[:, None]
+    return Rows(
+        prompt_ids_BC=jnp.where(drop, context[:, :C], rows.prompt_ids_BC),
+        prompt_len_B=rows.prompt_len_B,
+        plan_ids_BT=jnp.where(drop, plan, rows.plan_ids_BT),
+        plan_len_B=rows.plan_len_B,
+        plan_mask_BT=rows.plan_mask_BT & ~drop,
+        image_ids_BU=rows.image_ids_BU,
+    )
+
+
+def embed_null_rows(
+    policy: JanusPolicy, rows: Rows, specials: SpecialIds
+) -> tuple[jax.Array, jax.Array]:
+    """Inputs of a whole unconditional forward, laid out as `embed_rows` lays out the rows.
+
+    The naive form: `replay` and the sampler compute the ramp that all null contexts share once.
+    """
+    everywhere = jnp.ones(rows.prompt_len_B.shape, bool)
+    return embed_rows(policy, drop_context(rows, everywhere, specials))

@@ -1,0 +1,116 @@
+"""The configuration of `gotr1 train sft`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gotr1_jax.config import check_seed, positive
+from gotr1_jax.data.config import RecordsConfig
+from gotr1_jax.errors import InputError
+from gotr1_jax.models.config import DecoderConfig, SiglipConfig
+from gotr1_jax.parallel.config import DistributedConfig, MeshConfig
+from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
+from gotr1_jax.trainer.config import CheckpointConfig, OptimizerConfig
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Sizes of a new model; the tokenizer and the VQ give the vocabularies."""
+
+    decoder: DecoderConfig
+    siglip: SiglipConfig
+
+
+@dataclass(frozen=True)
+class SftDataConfig:
+    """Examples: caption, plan, picture; of the shapes world, or records of one's own."""
+
+    # "shapes", or records, one name or a list: .jsonl, .parquet and .tar (WebDataset) files, with
+    # wildcards, folders of such, ids "org/name" of hub data sets, or a folder that
+    # `gotr1 tokenize-images` wrote. Their pictures are tokenised once, here if not before.
+    source: str | tuple[str, ...] = "shapes"
+    # What the records look like; not for shapes.
+    records: RecordsConfig = field(default_factory=RecordsConfig)
+    # For shapes: examples; drawn and tokenised once, then shuffled every epoch.
+    examples: int = 20000
+    # For shapes: share of examples whose plan (and picture) contradicts the caption.
+    unfaithful_fraction: float = 0.0
+    # For shapes: plans with boxes, or rationales: the same in plain words, without boxes.
+    plans: Literal["boxes", "rationale"] = "boxes"
+    # Rows are padded to these. Longer examples of the shapes world are refused, longer records are
+    # left out.
+    max_prompt_tokens: int = 48
+    max_plan_tokens: int = 80
+    # Where picture tokens and lengths of texts are kept between runs.
+    cache_dir: str = ".cache/picture_tokens"
+
+    def check(self) -> None:
+        positive("data", examples=self.examples, max_plan_tokens=self.max_plan_tokens)
+        positive("data", max_prompt_tokens=self.max_prompt_tokens)
+        if not self.source:
+            raise InputError("data.source is empty; name records, or shapes")
+        if not 0 <= self.unfaithful_fraction <= 1:
+            raise InputError(f"data.unfaithful_fraction is {self.unfaithful_fraction}; use 0 to 1")
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Plan and picture learned from examples: `gotr1 train sft`."""
+
+    run_dir: str
+    # Checkpoint that holds the VQ tokenizer: a folder (`gotr1 train vq` writes one) or a hub id.
+    vq: str
+    seed: int = 0
+    steps: int = 1000
+    resume: str = "auto"
+    batch_size: int = 64
+    # Rows of one forward and backward pass.
+    micro_batch: int = 64
+    # Probability that a row's prompt and plan are replaced by the null context.
+    caption_dropout: float = 0.1
+    # A checkpoint to start from; null: a new model of size `model`.
+    init: str | None = None
+    model: ModelSize | None = None
+    # Give init's tokenizer the control tokens of plans with boxes, where it lacks them, as in a
+    # Janus-Pro; they take spare rows of the vocabulary. The finished model keeps them.
+    add_plan_tokens: bool = False
+    # Where the finished model is written in the released format; null: run_dir/model.
+    export_dir: str | None = None
+    remat: Literal["none", "dots", "full"] = "none"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    template: str = GOTR1_TEMPLATE
+    # Loss weights of plan tokens, picture tokens and the begin-of-image token.
+    text_weight: float = 1.0
+    image_weight: float = 1.0
+    boi_weight: float = 1.0
+    log_every: int = 20
+    data: SftDataConfig = field(default_factory=SftDataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+
+    def check(self) -> None:
+        positive("sft", steps=self.steps, batch_size=self.batch_size, micro_batch=self.micro_batch)
+        check_seed(self.seed)
+        if (self.init is None) == (self.model is None):
+            raise InputError(
+                "set exactly one of init (a checkpoint) and model (sizes of a new one)"
+            )
+        if self.add_plan_tokens and self.init is None:
+            raise InputError("add_plan_tokens is for init; the tokenizer of a new model has them")
+        if self.batch_size % self.micro_batch:
+            raise InputError(
+                f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}"
+            )
+        if self.data.source == "shapes" and self.batch_size > self.data.examples:
+            raise InputError(
+                f"batch_size is {self.batch_size}, data.examples is {self.data.examples}; a batch "
+                "holds each example once, so use more examples"
+            )
+        weights = (self.text_weight, self.image_weight, self.boi_weight)
+        if min(weights) < 0 or max(weights) == 0:
+            raise InputError(f"text, image and boi weights are {weights}; none negative, not all 0")
+        if not 0 <= self.caption_dropout < 1:
+            raise InputError(f"caption_dropout is {self.caption_dropout}; use 0 to below 1")

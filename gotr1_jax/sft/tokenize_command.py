@@ -1,0 +1,79 @@
+"""The pictures of records into token ids, once: `gotr1 tokenize-images --config FILE`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gotr1_jax.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `gotr1 tokenize-images`; keys of the configuration can be given too."""
+    parser.description = (
+        "Tokenise the pictures of the records that a configuration of gotr1 train sft names "
+        "(data.source, data.records, vq). The same command goes on where it was stopped. Every "
+        "key of the configuration can be given as --section.key VALUE."
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="YAML file of gotr1 train sft"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="folder to write, which data.source may then name; without it a folder in "
+        "data.cache_dir, where gotr1 train sft finds it by itself",
+    )  # fmt: skip
+    parser.add_argument(
+        "--host", type=int, metavar="I",
+        help="index of this host, from 0; hosts that share the folder do a part each (without it: "
+        "of the processes that were started together)",
+    )  # fmt: skip
+    parser.add_argument("--hosts", type=int, metavar="N", help="how many hosts there are")
+    parser.add_argument(
+        "--batch", type=int, default=16, metavar="B", help="pictures at once on a device (16)"
+    )
+    parser.set_defaults(overrides=[])
+
+
+def run(options: argparse.Namespace) -> None:
+    """Does what the parsed command line says, and prints the folder."""
+    if (options.host is None) != (options.hosts is None):
+        raise InputError("give both --host and --hosts, or neither")
+    if options.hosts is not None and not 0 <= options.host < options.hosts:
+        raise InputError(
+            f"--host is {options.host}, --hosts is {options.hosts}; use 0 to hosts - 1"
+        )
+    if options.batch < 1:
+        raise InputError(f"--batch is {options.batch}; use 1 or more")
+    from gotr1_jax.config import load_config
+    from gotr1_jax.sft.config import SftConfig
+
+    config = load_config(SftConfig, options.config, options.overrides)
+    if config.data.source == "shapes":
+        raise InputError(
+            "data.source is shapes, whose pictures gotr1 train sft tokenises by itself; name "
+            "records"
+        )
+    # Imported late: bad input is answered without waiting for jax.
+    import jax
+
+    from gotr1_jax.convert.find import find_checkpoint
+    from gotr1_jax.convert.image_tokenizer import load_vq
+    from gotr1_jax.parallel.processes import together
+    from gotr1_jax.parallel.startup import start_devices, start_processes
+    from gotr1_jax.sft.tokenize_images import Host, TokensProgress, given_shards, tokenize_records
+
+    given = given_shards(config.data)
+    if given is not None:
+        raise InputError(f"data.source {given} holds picture tokens already; name records")
+    if options.host is None:
+        group = config.distributed
+        start_processes(group.coordinator, group.processes, group.process, group.heartbeat_seconds)
+    start_devices(config.mesh.cpu_devices)
+    host = Host(jax.process_index(), jax.process_count())
+    if options.host is not None:
+        host = Host(options.host, options.hosts)
+    pictures = load_vq(find_checkpoint(config.vq))
+    with together(), TokensProgress() as progress:
+        folder = tokenize_records(config.data, pictures, host, progress, options.out, options.batch)
+    print(folder)

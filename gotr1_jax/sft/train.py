@@ -1,0 +1,304 @@
+"""Supervised training of plan and picture: `gotr1 train sft --config FILE`."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from gotr1_jax.config import to_yaml
+from gotr1_jax.convert.checkpoint import CARRIED_FILES, Checkpoint, load_checkpoint, save_checkpoint
+from gotr1_jax.convert.find import find_checkpoint
+from gotr1_jax.convert.image_tokenizer import PictureTokenizer, load_vq
+from gotr1_jax.convert.opened import check_vocabulary, read_sizes
+from gotr1_jax.convert.writer import copy_files
+from gotr1_jax.data.lengths import Lengths, Spelling
+from gotr1_jax.data.pipeline import TextLimits, record_batches, sft_batches
+from gotr1_jax.data.shards import TokenizedRecords
+from gotr1_jax.data.token_cache import PictureTokens
+from gotr1_jax.errors import InputError
+from gotr1_jax.io.progress import Progress
+from gotr1_jax.models.config import JanusConfig
+from gotr1_jax.models.janus import JanusPolicy, abstract_policy
+from gotr1_jax.models.siglip import Understanding
+from gotr1_jax.parallel.mesh import connect, held_rows, make_mesh
+from gotr1_jax.parallel.placement import check_rows, mirror_shardings, to_first_host
+from gotr1_jax.parallel.processes import check_alike, is_first, together
+from gotr1_jax.parallel.sharding import state_shardings
+from gotr1_jax.plan import BOX_START
+from gotr1_jax.sft.config import SftConfig, SftDataConfig
+from gotr1_jax.sft.dataset import to_rows
+from gotr1_jax.sft.image_encoder import PictureEncoder, state_digest
+from gotr1_jax.sft.losses import SftWeights
+from gotr1_jax.sft.tokenize_images import (
+    Host,
+    TokensProgress,
+    check_tokenizer,
+    check_usable,
+    given_shards,
+    tokenize_records,
+)
+from gotr1_jax.sft.update import make_sft_step
+from gotr1_jax.shapes.dataset import ShapesSource
+from gotr1_jax.shapes.tokenizer import train_tokenizer
+from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer, add_plan_tokens
+from gotr1_jax.trainer.checkpoint import Checkpoints, restore_path
+from gotr1_jax.trainer.loop import Loop
+from gotr1_jax.trainer.optimizer import make_optimizer, make_schedule
+from gotr1_jax.trainer.start import check_same_run, find_resume, open_run_dir, start_writing
+from gotr1_jax.trainer.state import TrainState, new_state, stop_if_skipped
+from gotr1_jax.trainer.stopping import StopSignals
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: sizes, tokenizer and its folder, and states that are not trained."""
+
+    config: JanusConfig
+    tokenizer: TextTokenizer
+    tokenizer_dir: Path
+    vq: nnx.State
+    understanding: nnx.State
+    policy: nnx.State | None  # None: a new one
+
+
+def train_sft(config: SftConfig) -> Path:
+    """Run the job; returns the folder of the finished model in the released format."""
+    with StopSignals(config.checkpoint.grace_seconds) as signals:
+        return _train(config, signals)
+
+
+def _train(config: SftConfig, signals: StopSignals) -> Path:
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    check_rows(config.micro_batch, mesh, "micro_batch")
+    connect(mesh)
+    check_same_run(config)
+    resume = find_resume(config.resume, config.run_dir)
+    # A new tokenizer is made apart: what it refuses leaves no run behind.
+    scratch = TemporaryDirectory(prefix="gotr1_tokenizer_")
+    with together():
+        pictures = load_vq(find_checkpoint(config.vq))
+        loaded = None if config.init is None else _load(config, mesh)
+        start = _start(config, Path(scratch.name), pictures, loaded)
+    check_alike((start.tokenizer_dir / TOKENIZER_FILE).read_text("utf-8"), "tokenizer")
+    # A run that ended before its first checkpoint is started again by the same command.
+    run = open_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
+    data = _data(config, start, held_rows(config.batch_size, mesh))
+    batches = iter(data)
+
+    graphdef, abstract = nnx.split(
+        abstract_policy(start.config, dtype=jnp.dtype(config.dtype), remat=config.remat)
+    )
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    state = _initial_state(config, start, abstract, optimizer, mesh)
+    first = 0
+    saving = config.checkpoint
+    with Checkpoints(run.checkpoints, saving.keep, saving.keep_best) as checkpoints:
+        loop = Loop(checkpoints, saving, config.steps, signals)
+        if resume is not None:
+            restored = restore_path(resume, state)
+            state, first = restored.tree, restored.step
+            loop.resume(restored.meta)
+            batches.set_state(restored.meta["data"])
+            checkpoints.drop_after(first)
+        metrics = start_writing(run, to_yaml(config), first)
+        weights = SftWeights(config.text_weight, config.image_weight, config.boi_weight)
+        step_fn = make_sft_step(
+            graphdef, optimizer, start.tokenizer.specials, weights, config.caption_dropout,
+            config.micro_batch,
+        )  # fmt: skip
+        schedule = make_schedule(config.optimizer, config.steps)
+        key = jax.random.key(config.seed)
+        shown: dict[str, float] = {}
+        with signals.finishing_steps(), metrics, Progress("sft", config.steps, first) as progress:
+            for step in loop.steps(first):
+                with together():
+                    batch = next(batches)
+                rows = to_rows(batch, config.batch_size, mesh)
+                state, result = step_fn(state, rows, jax.random.fold_in(key, step))
+                if step % config.log_every == 0 or step == config.steps:
+                    values = {
+                        "loss": float(result.loss),
+                        "nats/text": float(result.stats.text),
+                        "nats/image": float(result.stats.image),
+                        "nats/boi": float(result.stats.boi),
+                        "grad_norm": float(result.grad_norm),
+                        "lr": float(schedule(state.updates - 1)),
+                        "updates/skipped": int(state.skipped),
+                    }
+                    stop_if_skipped(state.skipped_in_a_row, config.log_every + 1, step)
+                    with together():
+                        metrics.write(step, values | loop.measures())
+                    shown = {"text": values["nats/text"], "image": values["nats/image"]}
+                progress.update(step, **shown)
+                meta = {"seed": config.seed, "data": batches.get_state()}
+                loop.end_step(step, state, meta)
+    policy = to_first_host(state.params)
+    with together():
+        return _export(config, run.root, start, policy)
+
+
+def _load(config: SftConfig, mesh: Mesh) -> Checkpoint:
+    """The checkpoint to start from; each device gets its own slices of the policy only."""
+    assert config.init is not None
+    path = find_checkpoint(config.init)
+    abstract = nnx.split(abstract_policy(read_sizes(path)))[1]
+    placed = {"policy": state_shardings(abstract, mesh)}
+    return load_checkpoint(path, parts=("policy", "understanding"), shardings=placed)
+
+
+def _start(
+    config: SftConfig, tokenizer_dir: Path, pictures: PictureTokenizer, loaded: Checkpoint | None
+) -> Start:
+    """Take what was loaded and make what is missing; a tokenizer goes to `tokenizer_dir`."""
+    if loaded is not None:
+        if loaded.config.vq != pictures.config:
+            raise InputError(
+                f"the picture tokenizers of init {config.init} and of vq {config.vq} differ in size"
+            )
+        tokenizer, source = loaded.tokenizer, loaded.source
+        if config.add_plan_tokens and not tokenizer.marks_plans:
+            tokenizer, source = _marking(loaded, tokenizer_dir), tokenizer_dir
+        return Start(
+            loaded.config, tokenizer, source, pictures.state, loaded.understanding, loaded.policy
+        )
+    assert config.model is not None
+    sizes = JanusConfig(
+        config.model.decoder, pictures.config, config.model.siglip, pictures.image_size
+    )
+    tokens = (sizes.siglip.image_size // sizes.siglip.patch_size) ** 2
+    train_tokenizer(tokenizer_dir, image_size=sizes.siglip.image_size, num_image_tokens=tokens)
+    tokenizer = TextTokenizer.from_dir(tokenizer_dir)
+    if tokenizer.vocab_size > sizes.decoder.vocab_size:
+        raise InputError(
+            f"model.decoder.vocab_size is {sizes.decoder.vocab_size}, the tokenizer has "
+            f"{tokenizer.vocab_size} tokens; use at least that many"
+        )
+    understanding = nnx.split(Understanding(sizes, rngs=nnx.Rngs(config.seed)))[1]
+    return Start(sizes, tokenizer, tokenizer_dir, pictures.state, understanding, None)
+
+
+def _marking(loaded: Checkpoint, folder: Path) -> TextTokenizer:
+    """The tokenizer of a checkpoint with the control tokens of plans; its files go to `folder`."""
+    copy_files(loaded.source, CARRIED_FILES, folder)
+    file = folder / TOKENIZER_FILE
+    file.write_text(add_plan_tokens(file.read_text(encoding="utf-8")), encoding="utf-8")
+    tokenizer = TextTokenizer.from_dir(folder)
+    check_vocabulary(tokenizer.vocab_size, loaded.config.decoder.vocab_size, folder)
+    return tokenizer
+
+
+def _data(config: SftConfig, start: Start, held: np.ndarray) -> Any:
+    """Batches of examples, the rows `held` of each; their pictures go through the tokenizer once
+    and stay on disk."""
+    data = config.data
+    if data.source != "shapes":
+        return _record_data(config, start, held)
+    source = ShapesSource("train", data.examples, config.seed, data.unfaithful_fraction, data.plans)
+    encode = PictureEncoder(start.config.vq, start.vq, jax.local_devices()[:1])
+    cache = PictureTokens(Path(data.cache_dir), state_digest(start.vq), encode)
+    with Progress("picture tokens", data.examples, 0) as progress:
+        # Others of a run find what process 0 wrote, if they share its storage.
+        for turn in (is_first(), True):
+            with together():
+                if turn:
+                    ids_NU = cache.ids(source, lambda done, _: progress.update(done))
+    check_alike(hashlib.sha256(ids_NU.tobytes()).hexdigest(), "set of picture tokens")
+    limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
+    return sft_batches(
+        source, ids_NU, start.tokenizer, config.template, limits, config.batch_size, config.seed,
+        held,
+    )  # fmt: skip
+
+
+def _record_data(config: SftConfig, start: Start, held: np.ndarray) -> Any:
+    """Batches of records; every process makes its share of what is not on the disk yet."""
+    data, host = config.data, Host(jax.process_index(), jax.process_count())
+    pictures = PictureTokenizer(start.config.vq, start.config.image_size, start.vq)
+    with together(), TokensProgress() as progress:
+        folder = given_shards(data)
+        if folder is None:
+            folder = tokenize_records(data, pictures, host, progress)
+        else:
+            check_tokenizer(folder, pictures)
+    tokenizer = (start.tokenizer_dir / TOKENIZER_FILE).read_bytes()
+    spelling = Spelling(start.tokenizer, config.template, hashlib.sha256(tokenizer).hexdigest())
+    with together():
+        records = TokenizedRecords(folder, data.records.prompts)
+        _check_marks(config, start, records)
+        lengths = Lengths.beside(Path(data.cache_dir), records, spelling)
+        for shard in host.shards(records.manifest):
+            lengths.count(shard, records.shards[shard])
+    check_alike(records.manifest.key, "set of records")
+    with together():
+        _leave_out(data, records, lengths)
+    limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
+    return record_batches(
+        records, start.tokenizer, config.template, limits, config.batch_size, config.seed, held
+    )
+
+
+def _check_marks(config: SftConfig, start: Start, records: TokenizedRecords) -> None:
+    """Raise InputError where plans have boxes and the tokenizer knows no marks of them."""
+    if len(records) and BOX_START in records.text(0)[1] and not start.tokenizer.marks_plans:
+        raise InputError(
+            f"the plans of the records hold {BOX_START}, which the tokenizer of init {config.init} "
+            "would spell letter by letter; set add_plan_tokens: true"
+        )
+
+
+def _leave_out(data: SftDataConfig, records: TokenizedRecords, lengths: Lengths) -> None:
+    """Leave out the records that are too long; InputError where too many are no use."""
+    total = records.manifest.records
+    results = [shard.result for shard in records.shards]
+    unusable = check_usable(results, total, data.records.unusable_limit)
+    limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
+    records.keep(lengths.fitting(records, limits))
+    too_long = total - unusable - len(records)
+    if too_long > data.records.too_long_limit * total:
+        raise InputError(
+            f"{too_long} of {total} records are longer than data.max_prompt_tokens "
+            f"{limits.max_prompt_tokens} or data.max_plan_tokens {limits.max_plan_tokens}, more "
+            f"than the share {data.records.too_long_limit} (data.records.too_long_limit)"
+        )
+    _log.info("%d records; left out: %d unusable, %d too long", len(records), unusable, too_long)
+
+
+def _initial_state(
+    config: SftConfig, start: Start, abstract: nnx.State, optimizer: Any, mesh: Any
+) -> TrainState:
+    """Parameters drawn, or taken from a checkpoint, straight into their shards."""
+    shardings = mirror_shardings(
+        jax.eval_shape(partial(new_state, optimizer=optimizer), abstract), abstract, mesh
+    )
+    if start.policy is not None:
+        own = jax.jit(partial(new_state, optimizer=optimizer), out_shardings=shardings)
+        return own(start.policy)
+
+    def draw(key: jax.Array) -> TrainState:
+        policy = JanusPolicy(start.config, rngs=nnx.Rngs(params=key))
+        return new_state(nnx.split(policy)[1], optimizer)
+
+    return jax.jit(draw, out_shardings=shardings)(jax.random.key(config.seed))
+
+
+def _export(config: SftConfig, root: Path, start: Start, policy: Any) -> Path:
+    out = Path(config.export_dir) if config.export_dir is not None else root / "model"
+    if is_first():
+        save_checkpoint(
+            out, start.config, policy, start.vq, start.understanding, start.tokenizer_dir
+        )
+        _log.info("model written to %s", out)
+    return out

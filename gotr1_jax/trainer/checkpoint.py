@@ -1,0 +1,364 @@
+"""Checkpoints that count only when every byte of them is known to be good.
+
+A checkpoint is a folder `step_000010` that Orbax writes in the background: `state` (arrays under
+their flat paths) and `meta` (JSON). When it is committed, `manifest.json` with the SHA-256 of
+every file is written beside them; without it the step does not count. Orbax alone restores a
+flipped byte, names a step that a full disk swallowed as the latest, and casts dtypes silently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from gotr1_jax.errors import GotR1Error, InputError, RunError
+from gotr1_jax.io.files import write_failure
+from gotr1_jax.parallel.processes import together
+from gotr1_jax.trainer.checkpoint_meta import compare, decode, encode, flatten, specs
+from gotr1_jax.trainer.manifest import (
+    MANIFEST_NAME,
+    manifest_problem,
+    read_manifest,
+    write_manifest,
+)
+from gotr1_jax.trainer.run_dir import CHECKPOINTS_NAME
+
+_PREFIX = "step_"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint held: `tree` like the target asked for, `meta` as given to `save`."""
+
+    tree: Any
+    meta: dict[str, Any]
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Saving runs in the background; an error of it is raised by the next call that waits. Every
+    process of a run makes the same calls; process 0 writes manifests and deletes.
+    """
+
+    def __init__(
+        self, directory: Path | str, keep: int = 3, keep_best: bool = True, beside: Any = None
+    ) -> None:
+        """Opens `directory`, which may not exist yet.
+
+        Args:
+            directory: where the steps lie.
+            keep: how many of the newest good steps stay.
+            keep_best: whether the one with the best score stays too.
+            beside: a pytree of what the run reads and does not save, such as the weights under its
+                adapters: steps are restored beside the same shapes and dtypes only. None asks for
+                nothing.
+        """
+        if keep < 1:
+            raise InputError(f"checkpoints: keep is {keep}, it must be at least 1")
+        self.directory = Path(directory).absolute()
+        self._keep = keep
+        self._keep_best = keep_best
+        self._beside = None if beside is None else specs(beside)
+        self._bad: set[int] = set()
+        self._writer: ocp.AsyncCheckpointer | None = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def folder(self, step: int) -> Path:
+        """The folder of a step."""
+        return self.directory / f"{_PREFIX}{step:06d}"
+
+    def steps(self) -> list[int]:
+        """The steps that count, ascending; their bytes are not looked at."""
+        return [step for step in self._folders() if (self.folder(step) / MANIFEST_NAME).is_file()]
+
+    def save(
+        self, step: int, tree: Any, meta: Mapping[str, Any], score: float | None = None
+    ) -> None:
+        """Starts to save; returns once the arrays are copied, so that they may be donated.
+
+        Args:
+            step: the number of steps done.
+            tree: any pytree whose leaves are arrays.
+            meta: JSON values and bytes: seed, state of the data iterator, counters.
+            score: what `keep_best` compares to find the best step.
+
+        Raises:
+            RunError: this save cannot start, or the one before it failed.
+        """
+        # Where the save before failed in one process alone, that one takes no part in this one.
+        with together():
+            self.wait()
+        arrays = flatten(tree)
+        record = {"meta": encode(meta), "arrays": specs(tree), "beside": self._beside}
+        folder = self.folder(step)
+        try:
+            self._remove_unfinished()
+            self._remove(step)
+            if self._writer is None:
+                self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+            self._writer.save(
+                folder,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(record)
+                ),
+                force=True,
+            )
+        except Exception as error:
+            self._abandon(step)
+            raise _save_failure(folder, error) from error
+        self._bad.discard(step)
+        self._thread = threading.Thread(target=self._finish, args=(step, score), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when the last save counts; raises its RunError if it failed."""
+        self.settle()
+        self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raises the RunError of a save that failed by now; waits for none."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def settle(self) -> None:
+        """Returns when no save is on its way, whatever became of it; any thread may call it."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def close(self) -> None:
+        """Waits, and lets go of the background threads."""
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+
+    def latest_good(self) -> int | None:
+        """The newest step whose every file is as it was written, or None if no step counts.
+
+        Raises RunError where steps count but none of them is good.
+        """
+        self.wait()
+        found = -1
+        if jax.process_index() == 0:
+            found = self._newest_good()
+        if jax.process_count() > 1:
+            found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        if found == -2:
+            raise RunError(
+                f"no checkpoint in {self.directory} is good; restore one from elsewhere, or start"
+                " again with --resume never in another run directory"
+            )
+        return None if found == -1 else found
+
+    def restore(self, target: Any, step: int | None = None) -> Restored:
+        """Reads a step into the shapes, dtypes and shardings of `target`.
+
+        Args:
+            target: a pytree of arrays or `jax.ShapeDtypeStruct`s; a leaf without a sharding goes
+                to the first local device.
+            step: which one; None takes the newest good one, and says which it passed over.
+
+        Raises:
+            InputError: its arrays are not those of `target`, or what was beside them is not what
+                is; a path and both values are named.
+            RunError: it does not count or is damaged; or no step is good.
+        """
+        self.wait()
+        if step is None:
+            step = self.latest_good()
+            if step is None:
+                raise RunError(f"there is no checkpoint in {self.directory}")
+        else:
+            problem = manifest_problem(self.folder(step), step)
+            if problem:
+                raise RunError(f"checkpoint {self.folder(step)} cannot be used: {problem}")
+        folder = self.folder(step)
+        wanted = flatten(target)
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            record = reader.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+            record = record.meta
+            compare(record["arrays"], specs(target), folder)
+            if self._beside is not None and record.get("beside") is not None:
+                compare(record["beside"], self._beside, folder)
+            abstract = {path: _abstract(leaf) for path, leaf in wanted.items()}
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            arrays = reader.restore(folder, args=args).state
+        treedef = jax.tree.structure(target)
+        tree = jax.tree.unflatten(treedef, [arrays[path] for path in wanted])
+        return Restored(tree, decode(record["meta"]), step)
+
+    def drop_after(self, step: int) -> None:
+        """Removes every later step than the one that a run goes on from; RunError if it cannot."""
+        self.wait()
+        for later in self._folders():
+            if later > step:
+                try:
+                    self._remove(later)
+                except OSError as error:
+                    raise write_failure(self.folder(later), error) from error
+
+    def warn_unfinished(self) -> None:
+        """Names the folders of steps that do not count, the newest first."""
+        for step in sorted(set(self._folders()) - set(self.steps()), reverse=True):
+            _log.warning("checkpoint %s was never finished; it is ignored", self.folder(step))
+
+    # The background part of a save.
+
+    def _finish(self, step: int, score: float | None) -> None:
+        folder = self.folder(step)
+        try:
+            assert self._writer is not None
+            self._writer.wait_until_finished()
+            if jax.process_index() == 0:
+                write_manifest(folder, step, score)
+        except BaseException as error:
+            self._error = _save_failure(folder, error)
+            self._abandon(step)
+            return
+        if jax.process_index() == 0:
+            try:
+                self._retain(step)
+            except OSError as error:
+                _log.warning("checkpoints in %s were not cleared away: %s", self.directory, error)
+
+    def _retain(self, saved: int) -> None:
+        """Removes what is older than `saved`, which is good, save the newest and the best."""
+        scores: dict[int, float | None] = {}
+        for step in self.steps():
+            try:
+                scores[step] = read_manifest(self.folder(step))["score"]
+            except (ValueError, KeyError, TypeError):
+                self._bad.add(step)
+        good = [step for step in scores if step not in self._bad]
+        kept = set(good[-self._keep :])
+        scored = [(score, step) for step in good if (score := scores[step]) is not None]
+        if scored and self._keep_best:
+            kept.add(max(scored)[1])
+        for step in self._folders():
+            if step not in kept and step < saved:
+                self._remove(step)
+
+    # Folders.
+
+    def _folders(self) -> list[int]:
+        if not self.directory.is_dir():
+            return []
+        names = [path.name.removeprefix(_PREFIX) for path in self.directory.glob(f"{_PREFIX}*")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def _remove(self, step: int) -> None:
+        """The manifest goes first: a half-deleted step does not count."""
+        if jax.process_index() == 0:
+            (self.folder(step) / MANIFEST_NAME).unlink(missing_ok=True)
+            shutil.rmtree(self.folder(step), ignore_errors=True)
+
+    def _remove_unfinished(self) -> None:
+        """Clears what a killed save left under Orbax's temporary names."""
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for path in self.directory.glob(f"{_PREFIX}*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _abandon(self, step: int) -> None:
+        """Leaves nothing of a save that failed, where the disk still lets it be removed."""
+        with contextlib.suppress(OSError):
+            self._remove(step)
+            for path in self.directory.glob(f"{self.folder(step).name}.*"):
+                if jax.process_index() == 0:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _newest_good(self) -> int:
+        """The newest good step, -1 where none counts, -2 where none is good."""
+        counted = self.steps()
+        self.warn_unfinished()
+        for step in reversed(counted):
+            problem = manifest_problem(self.folder(step), step)
+            if problem is None:
+                return step
+            self._bad.add(step)
+            _log.warning("checkpoint %s is passed over: %s", self.folder(step), problem)
+        return -2 if counted else -1
+
+
+def resolve_resume(mode: str, run_dir: Path | str) -> Path | None:
+    """Where `--resume` says to go on from: a folder for `restore_path`, or None to start afresh.
+
+    Args:
+        mode: `never`; `auto`: this run's own checkpoints, if there are any; or the path of a run
+            directory, its `checkpoints`, or one step's folder. Of another run it is where this one
+            begins: once this one has checkpoints of its own, the same command goes on from those.
+            A step of this run is gone back to every time.
+        run_dir: the run's directory.
+
+    Raises:
+        InputError: the path holds no checkpoint.
+    """
+    if mode == "never":
+        return None
+    own = Checkpoints(Path(run_dir) / CHECKPOINTS_NAME)
+    if mode == "auto":
+        if own.steps():
+            return own.directory
+        own.warn_unfinished()
+        return None
+    path = Path(mode)
+    for folder in (path / CHECKPOINTS_NAME, path):
+        if Checkpoints(folder).steps() or (folder / MANIFEST_NAME).is_file():
+            inside = own.directory.resolve() in (folder.resolve(), folder.resolve().parent)
+            return folder if inside or not own.steps() else own.directory
+    what = "holds no checkpoint" if path.exists() else "does not exist"
+    raise InputError(
+        f"--resume {mode} {what}; give auto, never, a run directory or one of its checkpoints"
+    )
+
+
+def restore_path(path: Path, target: Any, beside: Any = None) -> Restored:
+    """Restores from what `resolve_resume` found: the newest good step, or exactly the one named."""
+    if (path / MANIFEST_NAME).is_file():
+        step = int(path.name.removeprefix(_PREFIX))
+        return Checkpoints(path.parent, beside=beside).restore(target, step)
+    return Checkpoints(path, beside=beside).restore(target)
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _save_failure(folder: Path, error: BaseException) -> GotR1Error:
+    if isinstance(error, GotR1Error):
+        return error
+    text = " ".join(str(error).split())
+    if "No space left" in text or "Disk quota" in text:
+        return write_failure(folder, OSError(28, text))
+    if isinstance(error, OSError):
+        return write_failure(folder, error)
+    return RunError(f"checkpoint {folder} was not saved: {type(error).__name__}: {text[:300]}")

@@ -1,0 +1,225 @@
+"""Log-probabilities of given rows by a full forward: what training differentiates.
+
+Text logits are made at plan positions only and picture logits at picture positions only, a chunk
+of positions at a time, so that logits of all positions over a vocabulary of 100 000 never exist
+at once. The unconditional branch computes what all null contexts share (the ramp of BOS and
+pads) once; a row adds only BOI and its picture tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gotr1_jax.decoding.guidance import guide
+from gotr1_jax.models.decoder import REMAT_POLICIES
+from gotr1_jax.sampler.token_batch import Rows, embed_rows, null_ramp
+
+if TYPE_CHECKING:
+    from gotr1_jax.models.decoder import Decoder
+    from gotr1_jax.models.janus import JanusPolicy
+    from gotr1_jax.tokenizers.janus import SpecialIds
+from gotr1_jax.decoding.guidance import LogpSettings
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RowLogps:
+    """Scores of B rows, float32, nats.
+
+    Attributes:
+      plan_logp_BT: log-probability of each plan token; 0 outside of `plan_mask_BT`.
+      image_logp_BU: log-probability of each picture token.
+      plan_entropy_BT, image_entropy_BU: entropy of the distribution each was drawn from; the
+        plan's is 0 outside of `plan_mask_BT`.
+    """
+
+    plan_logp_BT: jax.Array
+    image_logp_BU: jax.Array
+    plan_entropy_BT: jax.Array
+    image_entropy_BU: jax.Array
+
+
+def ramp_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, ramp_k: jax.Array, ramp_v: jax.Array,
+    ramp_len_B: jax.Array,
+) -> jax.Array:  # fmt: skip
+    """Own tokens (causal) and the first `ramp_len_B` tokens of a shared ramp in one softmax.
+
+    q (B,U,H,C), k and v (B,U,K,C), ramp_k and ramp_v (1,R,K,C) -> (B,U,H,C).
+    """
+    B, U, H, C = q.shape
+    K, R = k.shape[2], ramp_k.shape[1]
+    q = q.reshape(B, U, K, H // K, C) * C**-0.5
+    wide = {"preferred_element_type": jnp.float32}
+    shared = jnp.einsum("bukgc,rkc->bkgur", q, ramp_k[0], **wide)
+    own = jnp.einsum("bukgc,bwkc->bkguw", q, k, **wide)
+    in_ramp = jnp.arange(R)[None, :] < ramp_len_B[:, None]
+    shared = jnp.where(in_ramp[:, None, None, None, :], shared, -jnp.inf)
+    own = jnp.where(jnp.tril(jnp.ones((U, U), bool)), own, -jnp.inf)
+    weights = jax.nn.softmax(jnp.concatenate([shared, own], axis=-1), axis=-1).astype(v.dtype)
+    mixed = jnp.einsum("bkgur,rkc->bukgc", weights[..., :R], ramp_v[0])
+    mixed = mixed + jnp.einsum("bkguw,bwkc->bukgc", weights[..., R:], v)
+    return mixed.reshape(B, U, H, C)
+
+
+def _forward_on_ramp(
+    decoder: Decoder, ramp_1RD: jax.Array, own_BUD: jax.Array, ramp_len_B: jax.Array
+) -> jax.Array:
+    """Hidden (B,U,D) of own tokens that stand behind the first `ramp_len_B` tokens of a ramp."""
+    R, U = ramp_1RD.shape[1], own_BUD.shape[1]
+    ramp_rope = decoder.rope(jnp.arange(R, dtype=jnp.int32)[None, :])
+    own_rope = decoder.rope(ramp_len_B[:, None] + jnp.arange(U, dtype=jnp.int32)[None, :])
+    graphdef, stacked = nnx.split(decoder.layers)
+
+    def step(carry: tuple[jax.Array, jax.Array], layer: Any) -> tuple[Any, None]:
+        ramp, own = carry
+        block = nnx.merge(graphdef, layer)
+        seen: list[tuple[jax.Array, jax.Array]] = []
+
+        def attend_ramp(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            seen.append((k, v))
+            return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+        def attend_own(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return ramp_attention(q, k, v, *seen[0], ramp_len_B)
+
+        ramp = block(ramp, ramp_rope, attend_ramp)
+        own = block(own, own_rope, attend_own)
+        return (ramp, own), None
+
+    policy = REMAT_POLICIES[decoder.remat]
+    if policy is not None:
+        step = jax.checkpoint(step, policy=policy, prevent_cse=False)
+    (_, own_BUD), _ = jax.lax.scan(step, (ramp_1RD, own_BUD), stacked)
+    return decoder.norm(own_BUD)
+
+
+def conditional_hidden(policy: JanusPolicy, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    """Hidden states that predict the plan's tokens (B,T,D) and the picture's (B,U,D)."""
+    x_BSD, positions_1S = embed_rows(policy, rows)
+    hidden = policy.hidden(x_BSD, positions_1S)
+    T, U = rows.plan_ids_BT.shape[1], rows.image_ids_BU.shape[1]
+    at_plan = rows.prompt_len_B[:, None] - 1 + jnp.arange(T, dtype=jnp.int32)[None, :]
+    at_image = rows.context_len_B[:, None] - 1 + jnp.arange(U, dtype=jnp.int32)[None, :]
+    at = jnp.concatenate([at_plan, at_image], axis=1)[..., None]
+    picked = jnp.take_along_axis(hidden, at, axis=1)
+    return picked[:, :T], picked[:, T:]
+
+
+def unconditional_hidden(policy: JanusPolicy, rows: Rows, specials: SpecialIds) -> jax.Array:
+    """Hidden states (B,U,D) that predict the picture's tokens behind the null context."""
+    C, T = rows.prompt_ids_BC.shape[1], rows.plan_ids_BT.shape[1]
+    U = rows.image_ids_BU.shape[1]
+    ramp = policy.embed_text(null_ramp(C + T - 1, specials))
+    boi = policy.embed_text(jnp.full((1, 1), specials.boi, jnp.int32))
+    image = policy.embed_image(rows.image_ids_BU[:, : U - 1])
+    boi = jnp.broadcast_to(boi, (image.shape[0], 1, image.shape[2]))
+    own = jnp.concatenate([boi, image], axis=1)
+    return _forward_on_ramp(policy.decoder, ramp, own, rows.context_len_B - 1)
+
+
+def guided_image_logits(
+    policy: JanusPolicy, cond: jax.Array, uncond: jax.Array, weight: float
+) -> jax.Array:
+    """Guided picture logits (..., I), float32, of both branches' hidden states (..., D).
+
+    The head's last layer is affine, so guiding what it reads is guiding what it makes, and the
+    largest product of the head is made once instead of twice.
+    """
+    head = policy.gen_head
+    inner_cond, inner_uncond = (head.inner(h).astype(jnp.float32) for h in (cond, uncond))
+    inner = guide(inner_cond, inner_uncond, weight)
+    return head.second(inner.astype(cond.dtype)).astype(jnp.float32)
+
+
+def _score(logits: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of ids (...) under logits (..., V) and the entropy, both (...)."""
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+    mean = jnp.sum(jnp.exp(logits - log_z[..., None]) * logits, axis=-1)
+    return chosen - log_z, log_z - mean
+
+
+def _score_in_chunks(
+    logits_of: Callable[..., jax.Array], hidden: tuple[jax.Array, ...], ids_BN: jax.Array,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """`_score` of `logits_of(*hidden)`, hidden each (B,N,D), `chunk` positions at a time.
+
+    The logits of a chunk are made again in the backward pass. No more than `chunk` positions:
+    no loop, and nothing is made twice.
+    """
+    B, N = ids_BN.shape
+    if chunk >= N:
+        return _score(logits_of(*hidden), ids_BN)
+    pieces = -(-N // chunk)
+
+    def cut(x: jax.Array) -> jax.Array:
+        pad = [(0, 0), (0, pieces * chunk - N)] + [(0, 0)] * (x.ndim - 2)
+        return jnp.pad(x, pad).reshape(B, pieces, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def one(piece: tuple[tuple[jax.Array, ...], jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return _score(logits_of(*piece[0]), piece[1])
+
+    logp, entropy = jax.lax.map(one, (tuple(cut(h) for h in hidden), cut(ids_BN)))
+    return tuple(x.swapaxes(0, 1).reshape(B, -1)[:, :N] for x in (logp, entropy))
+
+
+def _frozen(policy: JanusPolicy) -> JanusPolicy:
+    """The same policy with parameters that carry no gradient."""
+    graphdef, state = nnx.split(policy)
+    return nnx.merge(graphdef, jax.tree.map(jax.lax.stop_gradient, state))
+
+
+def replay_logps(
+    policy: JanusPolicy, rows: Rows, specials: SpecialIds, settings: LogpSettings,
+    chunk: int = 128,
+) -> RowLogps:  # fmt: skip
+    """Score the tokens of rows under the distributions that the sampler draws from.
+
+    Plan: log_softmax(text logits / text_temperature), never guided. Picture:
+    log_softmax((uncond + w (cond - uncond)) / image_temperature), or cond alone by the mode.
+
+    Args:
+      policy: merged module, inside a jit; its `remat` governs both forwards.
+      rows: B rows.
+      specials: ids of BOS, pad and BOI.
+      settings: mode, guidance and temperatures of the rollout.
+      chunk: positions whose logits are alive at once: memory against time.
+    """
+    h_plan, h_image = conditional_hidden(policy, rows)
+
+    def plan_logits(h: jax.Array) -> jax.Array:
+        return policy.text_logits(h) / settings.text_temperature
+
+    plan_logp, plan_entropy = _score_in_chunks(plan_logits, (h_plan,), rows.plan_ids_BT, chunk)
+    hidden: tuple[jax.Array, ...] = (h_image,)
+    other = _frozen(policy) if settings.mode == "guided_detach" else policy
+    if settings.needs_unconditional:
+        hidden = (h_image, unconditional_hidden(other, rows, specials))
+
+    def image_logits(*hidden: jax.Array) -> jax.Array:
+        if len(hidden) == 1:
+            logits = policy.image_logits(hidden[0])
+        elif other is policy:
+            logits = guided_image_logits(policy, hidden[0], hidden[1], settings.guidance)
+        else:
+            cond, uncond = policy.image_logits(hidden[0]), other.image_logits(hidden[1])
+            logits = guide(cond, uncond, settings.guidance)
+        return logits / settings.image_temperature
+
+    image_logp, image_entropy = _score_in_chunks(image_logits, hidden, rows.image_ids_BU, chunk)
+    mask = rows.plan_mask_BT
+    return RowLogps(
+        plan_logp_BT=jnp.where(mask, plan_logp, 0.0),
+        image_logp_BU=image_logp,
+        plan_entropy_BT=jnp.where(mask, plan_entropy, 0.0),
+        image_entropy_BU=image_entropy,
+    )

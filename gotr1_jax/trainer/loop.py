@@ -1,0 +1,124 @@
+"""The one path by which a run saves, and by which it stops."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from gotr1_jax.errors import RunError, Stopped
+from gotr1_jax.parallel.processes import gather, together
+from gotr1_jax.trainer.checkpoint import Checkpoints
+from gotr1_jax.trainer.config import CheckpointConfig
+from gotr1_jax.trainer.goodput import Goodput
+from gotr1_jax.trainer.memory import memory_metrics
+from gotr1_jax.trainer.stopping import StopSignals
+
+_META = "goodput"
+
+
+class Loop:
+    """The steps of a run. Every process of it makes the same calls.
+
+    A step is saved every so many steps and minutes, when it is the last, when it was evaluated
+    and the best are kept, when a signal asked for an end, and when the run cannot go on. An
+    update that went wrong raises before `end_step` and is never saved.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        config: CheckpointConfig,
+        last: int,
+        signals: StopSignals,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        goodput: Goodput | None = None,
+    ) -> None:
+        """last: the number of the run's last step; clock: seconds, for every_minutes."""
+        self._checkpoints, self._config, self._last = checkpoints, config, last
+        self._signals = signals
+        self._clock = clock
+        self._saved_at = clock()
+        self._goodput = Goodput() if goodput is None else goodput
+        signals.before_abandoning = checkpoints.settle
+
+    def resume(self, meta: Mapping[str, Any]) -> None:
+        """Takes over what a checkpoint's meta knows of the time spent so far."""
+        if _META in meta:
+            self._goodput.resume(meta[_META])
+
+    def steps(self, first: int) -> Iterator[int]:
+        """The steps after `first`, up to the last."""
+        for step in range(first + 1, self._last + 1):
+            self._goodput.begin()
+            yield step
+
+    def measures(self) -> dict[str, float]:
+        """Metrics of the run itself: `time/goodput`, 0..1, and what is held in memory.
+
+        What counts of the step at work ends here: evaluations and samples come after.
+        """
+        return {"time/goodput": self._goodput.end(), **memory_metrics()}
+
+    def end_step(
+        self,
+        step: int,
+        state: Any,
+        meta: Mapping[str, Any],
+        *,
+        score: float | None = None,
+        failure: str | None = None,
+    ) -> None:
+        """Saves the step where it is to be saved, and ends the run where it is to end.
+
+        Args:
+            step: the step that is done.
+            state: the pytree of arrays after it.
+            meta: what else a resumed run needs, as for `Checkpoints.save`.
+            score: how good `state` is, where it was evaluated; NaN is none.
+            failure: why the run cannot go on, though `state` is good.
+
+        Raises:
+            Stopped: a signal asked for it, and the step is saved.
+            RunError: a save failed, this one or one before; or `failure`, and the step is saved.
+        """
+        with together():
+            self._checkpoints.check()
+        late = self._config.every_minutes * 60
+        stop, due = _any_process(self._signals.asked, 0 < late <= self._clock() - self._saved_at)
+        if score is not None and not (self._config.keep_best and math.isfinite(score)):
+            score = None
+        due |= step % self._config.every == 0 or step == self._last
+        due |= stop or failure is not None or score is not None
+        if due:
+            jax.block_until_ready(state)
+        self._goodput.end()
+        if not due:
+            return
+        if stop:
+            self._signals.step_done()
+        record = {**meta, _META: self._goodput.to_json()}
+        with together():
+            self._checkpoints.save(step, state, record, score)
+        self._saved_at = self._clock()
+        if stop or failure is not None or step == self._last:
+            # It counts from here on.
+            with together():
+                self._checkpoints.wait()
+        if failure is not None:
+            raise RunError(f"stopped at step {step}, which is saved: {failure}")
+        if stop:
+            raise Stopped(
+                f"stopped at step {step}, which is saved; the same command, with --resume auto, "
+                "goes on from there"
+            )
+
+
+def _any_process(*flags: bool) -> tuple[bool, ...]:
+    """Each flag, true where it is in any process: all decide alike, whatever their clocks say."""
+    return tuple(bool(vote) for vote in gather(np.asarray(flags, np.int32)).max(axis=0))

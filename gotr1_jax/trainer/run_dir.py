@@ -1,0 +1,112 @@
+"""The directory of a run: where everything lies, and writing that never leaves half a file.
+
+    config.yaml  metrics.jsonl  checkpoints/  samples/step_000010/  report.html  summary.json
+
+TensorBoard's event files lie in `tensorboard/`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.io.files import _clear_errors, atomic_write
+
+CONFIG_NAME = "config.yaml"
+
+
+METRICS_NAME = "metrics.jsonl"
+
+
+CHECKPOINTS_NAME = "checkpoints"
+
+
+SAMPLES_NAME = "samples"
+
+
+TENSORBOARD_NAME = "tensorboard"
+
+
+REPORT_NAME = "report.html"
+
+
+SUMMARY_NAME = "summary.json"
+
+
+# What a killed process leaves of a file or folder that it did not get to rename.
+_LEFTOVER = re.compile(r"\..+\.(tmp|old)\d+")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The paths of a run under `root`."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / CONFIG_NAME
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / METRICS_NAME
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / CHECKPOINTS_NAME
+
+    @property
+    def samples(self) -> Path:
+        return self.root / SAMPLES_NAME
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / TENSORBOARD_NAME
+
+    @property
+    def report(self) -> Path:
+        return self.root / REPORT_NAME
+
+    @property
+    def summary(self) -> Path:
+        return self.root / SUMMARY_NAME
+
+
+def create_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> RunDir:
+    """Makes the directories of a run; a new one also gets its resolved configuration.
+
+    A run that is there keeps the configuration that it has: the job calls `store_config` once
+    its checkpoint was restored under the new one. What a killed process left half-written in it
+    is removed.
+
+    Args:
+        root: the run's directory; its parents are made.
+        config_text: the resolved configuration, YAML.
+        may_exist: whether a run that is already there may be gone on with. Otherwise its being
+            there is an InputError, so that a second run never mixes with a first.
+    """
+    run = RunDir(Path(root))
+    if run.root.exists() and not run.root.is_dir():
+        raise InputError(f"run directory {run.root} is a file; choose another path")
+    if run.config.exists() and not may_exist:
+        raise InputError(
+            f"{run.root} already holds a run; choose another directory, or resume it with"
+            " --resume auto"
+        )
+    with _clear_errors(run.root):
+        for folder in (run.checkpoints, run.samples, run.tensorboard):
+            folder.mkdir(parents=True, exist_ok=True)
+        for path in (*run.root.iterdir(), *run.samples.iterdir()):
+            if _LEFTOVER.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not run.config.exists():
+        store_config(run, config_text)
+    return run
+
+
+def store_config(run: RunDir, config_text: str) -> None:
+    """Stores the resolved configuration, YAML, that the run goes on with."""
+    atomic_write(run.config, config_text)

@@ -1,0 +1,161 @@
+"""Samples of a step for people to look at: images and `samples.jsonl`, written and read."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.io.files import _clear_errors, plain_json
+from gotr1_jax.plan import Box
+
+_RECORDS_NAME = "samples.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRecord:
+    """One sample of one caption, as a person wants to look at it.
+
+    `planned` are the boxes of the plan and `located` those the judge found in the picture, each
+    with its object's name, in 0..999 of the picture's width and height. `scores` holds every
+    reward term by name, `total` their combination; NaN where the judge could not tell.
+    """
+
+    caption: str
+    caption_index: int  # which caption of the step
+    sample_index: int  # which sample of the caption
+    plan_text: str
+    planned: tuple[tuple[str, Box], ...]
+    located: tuple[tuple[str, Box], ...]
+    scores: Mapping[str, float]
+    total: float
+    advantage: float
+    image: np.ndarray = field(repr=False)  # uint8 (H, W, 3)
+    words: str = ""  # the judge's reasons, one line
+    said: Mapping[str, str] = field(default_factory=dict)  # its own words for each term
+
+    @property
+    def image_name(self) -> str:
+        return f"{self.caption_index:02d}_{self.sample_index:02d}.png"
+
+
+def step_folder(samples_dir: Path, step: int) -> Path:
+    """The folder of a step's samples, `step_000010`."""
+    return samples_dir / f"step_{step:06d}"
+
+
+def write_samples(
+    samples_dir: Path | str, step: int, records: Sequence[SampleRecord], *, name: str | None = None
+) -> Path:
+    """Writes a step's samples, pictures and `samples.jsonl`; returns their folder.
+
+    The folder is `step_000010`, or `name` for samples that belong to no step.
+
+    The folder appears whole or not at all; one of the same step that a resumed run writes again
+    is replaced. Raises RunError when it cannot be written.
+    """
+    folder = Path(samples_dir) / name if name is not None else step_folder(Path(samples_dir), step)
+    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
+    with _clear_errors(folder):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            for record in records:
+                (temporary / record.image_name).write_bytes(_png(record.image))
+            lines = [json.dumps(_to_json(record)) for record in records]
+            text = "".join(line + "\n" for line in lines)
+            (temporary / _RECORDS_NAME).write_text(text, encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def read_samples(folder: Path | str) -> list[SampleRecord]:
+    """The records of one step's folder, in the order written; InputError if it is damaged."""
+    folder = Path(folder)
+    path = folder / _RECORDS_NAME
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [_from_json(json.loads(line), folder) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"samples in {folder} cannot be read: {error}") from error
+
+
+def sample_steps(samples_dir: Path | str) -> dict[int, Path]:
+    """The steps that have samples, ascending, with their folders; empty if there are none."""
+    folders = Path(samples_dir).glob("step_*")
+    steps = {int(f.name.removeprefix("step_")): f for f in folders if f.name[5:].isdigit()}
+    return dict(sorted(steps.items()))
+
+
+def drop_samples_after(samples_dir: Path | str, step: int) -> None:
+    """Removes the samples of later steps than the one a run goes on from."""
+    for later, folder in sample_steps(samples_dir).items():
+        if later > step:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _png(image: np.ndarray) -> bytes:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"a sample's image is uint8 (H, W, 3), not {image.dtype} {image.shape}")
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _to_json(record: SampleRecord) -> dict[str, Any]:
+    return plain_json(
+        {
+            "caption": record.caption,
+            "caption_index": record.caption_index,
+            "sample_index": record.sample_index,
+            "plan_text": record.plan_text,
+            "planned": [_named_box(*item) for item in record.planned],
+            "located": [_named_box(*item) for item in record.located],
+            "scores": record.scores,
+            "total": record.total,
+            "advantage": record.advantage,
+            "words": record.words,
+            "said": record.said,
+            "image": record.image_name,
+        }
+    )
+
+
+def _from_json(line: Mapping[str, Any], folder: Path) -> SampleRecord:
+    with Image.open(folder / line["image"]) as picture:
+        image = np.asarray(picture.convert("RGB"))
+    return SampleRecord(
+        caption=line["caption"],
+        caption_index=line["caption_index"],
+        sample_index=line["sample_index"],
+        plan_text=line["plan_text"],
+        planned=tuple((item["name"], Box(*item["box"])) for item in line["planned"]),
+        located=tuple((item["name"], Box(*item["box"])) for item in line["located"]),
+        scores={name: _number(score) for name, score in line["scores"].items()},
+        total=_number(line["total"]),
+        advantage=_number(line["advantage"]),
+        image=image,
+        words=line["words"],
+        said=dict(line.get("said", {})),  # runs before it was stored lack it
+    )
+
+
+def _named_box(name: str, box: Box) -> dict[str, Any]:
+    return {"name": name, "box": [box.x1, box.y1, box.x2, box.y2]}
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

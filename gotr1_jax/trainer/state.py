@@ -1,0 +1,116 @@
+"""What a training step carries, and the optimizer that changes it: pure trees and optax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gotr1_jax.errors import RunError
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """The trained part of a model and its optimizer.
+
+    Attributes:
+      params: trained parameters (adapters, or all of a policy).
+      opt_state: optax state over `params`.
+      updates: int32, optimizer steps that were applied.
+      skipped: int32, updates that were not finite and changed nothing.
+      skipped_in_a_row: int32, of these the ones since the last good update.
+      entropy: state of an algorithm beside its parameters (adaptive entropy coefficients), or None.
+    """
+
+    params: Any
+    opt_state: Any
+    updates: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+    entropy: Any = None
+
+
+def new_state(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    entropy: Any = None,
+) -> TrainState:
+    """A state before its first update; jit it with shardings to build it in place."""
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(params, optimizer.init(params), zero, zero, zero, entropy)
+
+
+def apply_gradients(
+    state: TrainState, grads: Any, loss: jax.Array, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, jax.Array]:
+    """One optimizer step; returns the state and the global norm of `grads` before clipping.
+
+    When the loss or the norm is not finite, parameters and optimizer stay as they are, to the
+    bit, and the update counts as skipped.
+    """
+    norm = optax.tree.norm(grads)
+    good = jnp.isfinite(norm) & jnp.isfinite(loss)
+    steps, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, steps)
+
+    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(good, new, old)
+
+    one = good.astype(jnp.int32)
+    return TrainState(
+        params=jax.tree.map(keep, params, state.params),
+        opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+        updates=state.updates + one,
+        skipped=state.skipped + 1 - one,
+        skipped_in_a_row=(state.skipped_in_a_row + 1) * (1 - one),
+        entropy=state.entropy,
+    ), norm
+
+
+def stop_if_skipped(in_a_row: Any, limit: int, step: int) -> None:
+    """Raise RunError when `limit` updates or more in a row, the last at `step`, were skipped."""
+    bad = int(in_a_row)
+    if bad >= limit:
+        raise RunError(
+            f"the last {bad} updates up to step {step} were not finite and were skipped; "
+            "lower optimizer.learning_rate or look at what is learned from"
+        )
+
+
+def split_rows(tree: Any, pieces: int) -> Any:
+    """Every array (B, ...) as (pieces, B / pieces, ...): piece i holds rows i, i + pieces, ….
+
+    Taking rows in strides leaves each device its own rows, where blocks would move them.
+    """
+
+    def cut(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(cut, tree)
+
+
+def sum_over_pieces(
+    gradient: Callable[[Any], tuple[Any, Any]], pieces: Any, combine: Callable[[Any, Any], Any]
+) -> tuple[Any, Any]:
+    """Gradients summed, and statistics combined, over the leading axis of `pieces`.
+
+    `gradient(piece) -> (grads, stats)`. One piece runs alone at a time, so memory is that of a
+    piece.
+    """
+    count = jax.tree.leaves(pieces)[0].shape[0]
+    first = gradient(jax.tree.map(lambda x: x[0], pieces))
+    if count == 1:
+        return first
+
+    def step(carry: tuple[Any, Any], piece: Any) -> tuple[tuple[Any, Any], None]:
+        grads, stats = gradient(piece)
+        summed = jax.tree.map(jnp.add, carry[0], grads)
+        return (summed, combine(carry[1], stats)), None
+
+    total, _ = jax.lax.scan(step, first, jax.tree.map(lambda x: x[1:], pieces))
+    return total

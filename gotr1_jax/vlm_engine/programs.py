@@ -1,0 +1,246 @@
+"""What is compiled: reading heads, prefixes and questions, writing answers, scores.
+
+The cache of a row is a head (what all rows begin with, held once), a prefix (read once for all its
+questions), the question's own tokens behind it, and the answer. Letters as in `sampling.state`; U
+picture vectors, M places of a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gotr1_jax.decoding.forward import (
+    MASKED,
+    prefill,
+    prefill_embedded_behind,
+    run_layers,
+    shared_scores,
+    shared_values,
+    softmax_parts,
+    text_logits,
+)
+from gotr1_jax.decoding.kv_cache import Segment, empty_segment, write_slot
+from gotr1_jax.decoding.weights import TextParams
+from gotr1_jax.models.config import DecoderConfig
+from gotr1_jax.models.decoder import mrope_tables, rope_tables
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Stretch:
+    """Tokens of some rows, padded on the right.
+
+    Attributes:
+      ids_BS: int32 token ids.
+      places_BS: int32 index into the picture vectors; -1 for text.
+      positions_B3S: int32 positions in time, height and width.
+      len_B: int32 tokens that are none of the padding.
+    """
+
+    ids_BS: jax.Array | np.ndarray
+    places_BS: jax.Array | np.ndarray
+    positions_B3S: jax.Array | np.ndarray
+    len_B: jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Head:
+    """What all rows begin with: the system's turn, an instruction.
+
+    Attributes:
+      segment: keys and values, one row.
+      len_1: int32 (1,), filled slots.
+    """
+
+    segment: Segment
+    len_1: jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Context:
+    """What the tokens of an answer see besides the head and the answer.
+
+    Attributes:
+      segment: keys and values of prefix and question, B rows.
+      bias_BS: float32 0 at its filled slots, MASKED elsewhere.
+      start_B: int32 position of an answer's first token.
+    """
+
+    segment: Segment
+    bias_BS: jax.Array
+    start_B: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AnswerState:
+    """Where the answers stand. All rows are at the same step; a finished row idles along.
+
+    Attributes:
+      segment: keys and values of the answers' tokens; slot t holds token t.
+      token_B: int32 the newest token, not yet read.
+      ids_BT: int32 tokens so far; what stands behind `len_B` means nothing.
+      len_B: int32 tokens of each answer, the end token included.
+      limit_B: int32 tokens at which an answer is cut.
+      done_B: the row has its end token, is cut, or has logits that are not finite.
+      ended_B: it has its end token.
+      finite_B: all logits that a token of it was taken from were finite.
+      step: int32 scalar, tokens read so far; one fewer than drawn.
+    """
+
+    segment: Segment
+    token_B: jax.Array
+    ids_BT: jax.Array
+    len_B: jax.Array
+    limit_B: jax.Array
+    done_B: jax.Array
+    ended_B: jax.Array
+    finite_B: jax.Array
+    step: jax.Array
+
+
+def read_head(params: TextParams, ids_1S: jax.Array, cfg: DecoderConfig) -> Segment:
+    """Keys and values of a text from position 0 on."""
+    return prefill(params, cfg, ids_1S)[1]
+
+
+def read_prefixes(
+    params: TextParams, units_UD: jax.Array, tokens: Stretch, head: Head, cfg: DecoderConfig
+) -> Segment:
+    """Keys and values of prefixes behind the head."""
+    x, rope = _embedded(params, units_UD, tokens, cfg)
+    return prefill_embedded_behind(params, cfg, x, rope, [_in_front(head)])[1]
+
+
+def read_questions(
+    params: TextParams, units_UD: jax.Array, tokens: Stretch, head: Head,
+    prefixes: tuple[Segment, jax.Array] | None, cfg: DecoderConfig, reads: int,
+) -> tuple[jax.Array, Context]:  # fmt: skip
+    """Questions behind their prefixes: hidden (B,M,D) of their last M tokens, and the context.
+
+    prefixes: B rows, one for each question, and how many of their slots are filled, int32 (B,);
+    None: the questions stand behind the head at once. `reads` is M.
+    """
+    x, rope = _embedded(params, units_UD, tokens, cfg)
+    before = [] if prefixes is None else [prefixes]
+    hidden, own = prefill_embedded_behind(params, cfg, x, rope, [_in_front(head), *before])
+    at_BM = jnp.asarray(tokens.len_B)[:, None] - reads + jnp.arange(reads)
+    hidden_BMD = jnp.take_along_axis(hidden, at_BM[..., None], axis=1)
+    parts = [*before, (own, jnp.asarray(tokens.len_B))]
+    segment = Segment(
+        tuple(jnp.concatenate(k, axis=3) for k in zip(*(part.k_NKhS for part, _ in parts))),
+        tuple(jnp.concatenate(v, axis=2) for v in zip(*(part.v_NKSh for part, _ in parts))),
+    )
+    filled = jnp.concatenate([jnp.arange(s.size) < n[:, None] for s, n in parts], axis=1)
+    last = jnp.take_along_axis(jnp.asarray(tokens.positions_B3S)[:, 0], at_BM[:, -1:], axis=1)
+    return hidden_BMD, Context(segment, jnp.where(filled, 0.0, MASKED), last[:, 0] + 1)
+
+
+def _in_front(head: Head) -> tuple[Segment, jax.Array]:
+    return head.segment, jnp.asarray(head.len_1)
+
+
+def _embedded(
+    params: TextParams, units_UD: jax.Array, tokens: Stretch, cfg: DecoderConfig
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    places_BS = jnp.asarray(tokens.places_BS)
+    x = params.text_embed_VD[tokens.ids_BS]
+    seen = units_UD[jnp.maximum(places_BS, 0)].astype(x.dtype)
+    x = jnp.where((places_BS >= 0)[..., None], seen, x)
+    positions_3BS = jnp.moveaxis(jnp.asarray(tokens.positions_B3S), 1, 0)
+    return x, mrope_tables(positions_3BS, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
+
+
+def score_logps(
+    params: TextParams, hidden_BMD: jax.Array, asked_BMK: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities, float32 (B,M,K), of tokens asked for; and whether logits are finite."""
+    logits = text_logits(params, hidden_BMD)
+    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    logps = jnp.take_along_axis(logits, asked_BMK, axis=-1) - total
+    return logps, jnp.isfinite(logits).all(axis=(1, 2))
+
+
+def start_answers(
+    params: TextParams, hidden_BD: jax.Array, limit_B: jax.Array, cfg: DecoderConfig,
+    ends: tuple[int, ...], room: int, size: int,
+) -> AnswerState:  # fmt: skip
+    """The first token of every row. limit_B 0 is a row that is not asked at all.
+
+    room: T, the longest answer; size: slots of the segment to begin with.
+    """
+    B = hidden_BD.shape[0]
+    nothing = jnp.zeros((B,), bool)
+    state = AnswerState(
+        segment=empty_segment(cfg, B, size, hidden_BD.dtype),
+        token_B=jnp.zeros((B,), jnp.int32),
+        ids_BT=jnp.zeros((B, room), jnp.int32),
+        len_B=jnp.zeros((B,), jnp.int32),
+        limit_B=limit_B,
+        done_B=limit_B < 1,
+        ended_B=nothing,
+        finite_B=~nothing,
+        step=jnp.int32(-1),
+    )
+    return _draw(state, text_logits(params, hidden_BD), ends)
+
+
+def _draw(state: AnswerState, logits_BV: jax.Array, ends: tuple[int, ...]) -> AnswerState:
+    """The most likely token of every row that goes on."""
+    t, going = state.step + 1, ~state.done_B
+    drawn = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    finite = jnp.isfinite(logits_BV).all(axis=-1)
+    is_end = jnp.isin(drawn, jnp.array(ends, jnp.int32))
+    return replace(
+        state,
+        token_B=drawn,
+        ids_BT=jax.lax.dynamic_update_slice(state.ids_BT, drawn[:, None], (0, t)),
+        len_B=jnp.where(going, t + 1, state.len_B),
+        done_B=state.done_B | is_end | ~finite | (t + 1 >= state.limit_B),
+        ended_B=state.ended_B | (going & is_end),
+        finite_B=state.finite_B & (finite | ~going),
+        step=t,
+    )
+
+
+def run_answer_bucket(
+    params: TextParams, head: Head, context: Context, state: AnswerState, cfg: DecoderConfig,
+    ends: tuple[int, ...],
+) -> AnswerState:  # fmt: skip
+    """Read and draw tokens until the segment's slots are full or every row is done."""
+    size, H, C = state.segment.size, head.segment.size, context.segment.size
+    head_bias = jnp.where(jnp.arange(H) < jnp.asarray(head.len_1), 0.0, MASKED)
+
+    def unfinished(state: AnswerState) -> jax.Array:
+        return (state.step < size) & ~jnp.all(state.done_B)
+
+    def token(state: AnswerState) -> AnswerState:
+        t, segment = state.step, state.segment
+        own_bias = jnp.where(jnp.arange(size) > t, MASKED, 0.0)
+
+        def attend(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            nonlocal segment
+            segment = write_slot(segment, i, t, k, v)
+            q = q * cfg.head_dim**-0.5
+            parts = (
+                (head.segment, head_bias), (context.segment, context.bias_BS[:, None, None]),
+                (segment, own_bias),
+            )  # fmt: skip
+            scores = [shared_scores(q, part.k_NKhS[i]) + bias for part, bias in parts]
+            weights, inverse = softmax_parts(jnp.concatenate(scores, axis=-1))
+            by_part = jnp.split(weights.astype(v.dtype), [H, H + C], axis=-1)
+            values = [shared_values(w, part.v_NKSh[i]) for w, (part, _) in zip(by_part, parts)]
+            return sum(values[1:], values[0]) * inverse.astype(v.dtype)
+
+        rope = rope_tables(context.start_B + t, cfg.head_dim, cfg.rope_theta)
+        x = params.text_embed_VD[state.token_B]
+        hidden = run_layers(params, cfg, x, rope, attend)
+        return _draw(replace(state, segment=segment), text_logits(params, hidden), ends)
+
+    return jax.lax.while_loop(unfinished, token, state)
