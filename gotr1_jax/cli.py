@@ -30,15 +30,15 @@ JOBS = {
 # Command -> module with `add_arguments(parser)` and `run(options)`, one line of help. The modules
 # import jax inside `run` only.
 COMMANDS = {
-    "generate": ("gotr1_jax.generate.command", "captions in, plans and pictures out"),
-    "describe": ("gotr1_jax.generate.describe", "ask the model about pictures"),
+    "generate": ("gotr1_jax.generate.command", "captions in, plans and images out"),
+    "describe": ("gotr1_jax.generate.describe", "ask the model about images"),
     "convert": ("gotr1_jax.convert.command", "any checkpoint into the released layout"),
     "export": ("gotr1_jax.grpo.export", "a run or checkpoint for transformers or peft"),
     "tokenize-images": (
         "gotr1_jax.sft.tokenize_command",
         "images of records into token ids, once",
     ),
-    "judge": ("gotr1_jax.rewards.command", "score plans and pictures that were drawn before"),
+    "judge": ("gotr1_jax.rewards.command", "score plans and images that were drawn before"),
     "eval": ("gotr1_jax.evaluation.command", "benchmarks of papers, and what a model understands"),
     "ablate": ("gotr1_jax.ablate.command", "train variants in turn and compare them"),
     "compile": ("gotr1_jax.aot", "memory, work and traffic of a job on chips that are not here"),
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser(
         "train",
-        help="train a picture tokenizer (vq), a policy from examples (sft) or from rewards (grpo)",
+        help="train an image tokenizer (vq), a policy from examples (sft) or from rewards (grpo)",
         description="Every key of the configuration can be given as --section.key VALUE.",
     )
     train.add_argument("job", choices=tuple(JOBS))

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
 from gotr1_jax.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
@@ -82,7 +85,14 @@ def from_dict(schema: type[Config], values: dict[str, Any], where: str = "") -> 
     hints = typing.get_type_hints(schema)
     known = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     given: dict[str, Any] = {}
+    renamed: Mapping[str, str] = getattr(schema, "renamed_keys", {})
     for key, value in values.items():
+        if key in renamed:
+            new = renamed[key]
+            if new in values:
+                raise InputError(f"{where}{new} is given twice, also by its old name {key}")
+            _log.warning("configuration key %s is called %s now", where + key, where + new)
+            key = new
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {where + near[0]!r}?" if near else f"known: {', '.join(known)}"

@@ -23,7 +23,7 @@ from gotr1_jax.generate.config import GenerateConfig
 from gotr1_jax.generate.work import Batch, Survey
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
-SIDE = 4  # pixels of a picture
+SIDE = 4  # pixels of an image
 
 
 class FakePainter:
@@ -47,7 +47,7 @@ class FakePainter:
         return SimpleNamespace(plan_ids_BT=plans, plan_len_B=lengths, image_ids_BU=ids_BU)
 
     def decode(self, ids_BU: np.ndarray) -> np.ndarray:
-        """Pictures of one color: seed, place and sample."""
+        """Images of one color: seed, place and sample."""
         color = (ids_BU * [50, 10, 40] % 256).astype(np.uint8)
         return np.broadcast_to(color[:, None, None], (len(ids_BU), SIDE, SIDE, 3)).copy()
 

@@ -1,4 +1,4 @@
-"""The policy of the golden checkpoint `janus_a`, built without its picture tokenizer and tower."""
+"""The policy of the golden checkpoint `janus_a`, built without its image tokenizer and tower."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from gotr1_jax.plan import Box, format_object, parse_plan
 from gotr1_jax.rewards import JudgeRequest
-from gotr1_jax.rewards.multimodal import Answer, Question
+from gotr1_jax.vlm_engine.base import Answer, Question
 
 CUT, NAN = Answer('{"score": 7, "reason": "it', truncated=True), Answer("7", finite=False)
 SILENT = Answer(error="status 503")
@@ -24,7 +24,7 @@ def topic(question: Question) -> str:
     if question.kind == "verdict":
         return "verdict"
     assert question.scale is not None
-    if not question.pictures:
+    if not question.images:
         return "sem"
     return "spa" if question.scale.low == 1 else "pi"
 
@@ -50,7 +50,7 @@ class LookupEngine:
         found = [self._left[name].pop(0) for name in self.asked[-1]]
         return [Answer(a) if isinstance(a, str) else a for a in found]
 
-    def picture_size(self, height: int, width: int) -> tuple[int, int]:
+    def image_size(self, height: int, width: int) -> tuple[int, int]:
         return self._size
 
 

@@ -27,7 +27,7 @@ class Made:
     extra: dict[str, Any]
 
 
-def picture(index: int, width: int = 70, height: int = 64) -> bytes:
+def image(index: int, width: int = 70, height: int = 64) -> bytes:
     """A PNG of large random squares; every index has its own."""
     blocks = np.random.default_rng(index).integers(0, 256, (4, 4, 3), np.uint8)
     pixels = np.kron(blocks, np.ones((height // 4 + 1, width // 4 + 1, 1), np.uint8))
@@ -43,7 +43,7 @@ def made(count: int) -> list[Made]:
         Made(
             f"a red circle left of shape {i}" + (" \u05e9\u05dc" if i % 3 == 1 else ""),
             f"<|obj_start|>circle {i}<|obj_end|> <|box_start|>(1,2),(30,4{i % 10})<|box_end|>",
-            picture(i),
+            image(i),
             {"tags": ["red", f"n{i}"], "other": {"deep": [f"x{i}", f"y{i}"]}},
         )
         for i in range(count)
@@ -51,7 +51,7 @@ def made(count: int) -> list[Made]:
 
 
 def write_jsonl(folder: Path, records: Sequence[Made]) -> Path:
-    """Pictures lie beside it; with a byte order mark, blank lines, and no last line end."""
+    """Images lie beside it; with a byte order mark, blank lines, and no last line end."""
     (folder / "pictures").mkdir(parents=True)
     lines = []
     for i, record in enumerate(records):
@@ -67,7 +67,7 @@ def write_jsonl(folder: Path, records: Sequence[Made]) -> Path:
 
 
 def write_parquet(folder: Path, records: Sequence[Made], group: int = 3) -> Path:
-    """Pictures as the `datasets` library stores them; several row groups."""
+    """Images as the `datasets` library stores them; several row groups."""
     folder.mkdir(parents=True)
     table = pa.table(
         {
@@ -84,7 +84,7 @@ def write_parquet(folder: Path, records: Sequence[Made], group: int = 3) -> Path
 
 
 def write_tar(folder: Path, records: Sequence[Made]) -> Path:
-    """A WebDataset shard: .json with the texts, and the picture, in either order."""
+    """A WebDataset shard: .json with the texts, and the image, in either order."""
     folder.mkdir(parents=True)
     path = folder / "records.tar"
     with tarfile.open(path, "w") as archive:

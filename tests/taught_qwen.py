@@ -1,6 +1,6 @@
 """A small random Qwen2.5-VL that was taught one thing: every answer it writes is one phrase.
 
-Its pictures, captions and plans still move the distributions of its scores.
+Its images, captions and plans still move the distributions of its scores.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from gotr1_jax.convert.qwen2_5_vl import save_qwen
 
 FOUND = "[20, 20, 300, 350]"
-"""Where everything is, in pixels of a processed picture."""
+"""Where everything is, in pixels of a processed image."""
 
 _LOUD = 50.0  # an embedding so large that what the layers add to it does not count
 
@@ -47,7 +47,7 @@ def judge_values(root: Path) -> dict[str, Any]:
     """
     sizes = {
         "checkpoint": str(write_taught_qwen(root / "qwen", FOUND)), "dtype": "float32", "rows": 8,
-        "tokens": 8192, "max_pixels": 196 * 28 * 28, "patches": 1024, "picture_tokens": 1024,
+        "tokens": 8192, "max_pixels": 196 * 28 * 28, "patches": 1024, "image_tokens": 1024,
     }  # fmt: skip
     clip = write_tiny_clip(root / "clip", seed=2)  # whose cosines are positive
     return {

@@ -17,12 +17,12 @@ from tiny_checkpoints import write_tiny
 
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, SiglipConfig, VQConfig
 from gotr1_jax.rewards import JudgeRequest, JudgeResult
-from gotr1_jax.sampler.token_batch import Rows
+from gotr1_jax.sampler.token_batch import TokenBatch
 from gotr1_jax.tokenizers.janus import SpecialIds
 from gotr1_jax.trainer.checkpoint import Checkpoints
 from gotr1_jax.trainer.metrics import MetricsWriter, is_timing, read_metrics
 
-# The shapes world's picture size and tokenizer; everything else as small as it goes.
+# The shapes world's image size and tokenizer; everything else as small as it goes.
 SHAPES = JanusConfig(
     DecoderConfig(
         vocab_size=512, hidden_size=32, mlp_size=64, num_layers=2, num_heads=2, num_kv_heads=2,
@@ -37,7 +37,7 @@ SHAPES = JanusConfig(
     image_size=64,
 )  # fmt: skip
 
-# A model for steps alone: every size divides by 2, no text, a picture of 9 tokens.
+# A model for steps alone: every size divides by 2, no text, an image of 9 tokens.
 SPECIALS = SpecialIds(bos=1, eos=4, pad=2, boi=3, eoi=5, image=6)
 STEP_MODEL = JanusConfig(
     DecoderConfig(
@@ -127,7 +127,7 @@ def write_config(path: Path, values: dict[str, Any]) -> Path:
 
 @dataclass(frozen=True)
 class Brightness:
-    """A judge that grades every picture differently: by its channels' means and its plan."""
+    """A judge that grades every image differently: by its channels' means and its plan."""
 
     terms: tuple[str, ...] = ("sem", "spa", "ri", "pi")
 
@@ -142,7 +142,7 @@ class Brightness:
 
 @dataclass(frozen=True)
 class Blind(Brightness):
-    """As `Brightness`, but of every second picture it cannot tell."""
+    """As `Brightness`, but of every second image it cannot tell."""
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         results = super().judge(requests)
@@ -150,7 +150,7 @@ class Blind(Brightness):
         return [JudgeResult(unknown) if i % 2 else r for i, r in enumerate(results)]
 
 
-def random_rows(count: int, seed: int = 0) -> Rows:
+def random_rows(count: int, seed: int = 0) -> TokenBatch:
     """Numpy rows for `STEP_MODEL`: prompts of 2..5, plans of 2..5 with BOI, the longest forced."""
     rng = np.random.default_rng(seed)
     prompt_len = rng.integers(2, 6, count)
@@ -161,7 +161,7 @@ def random_rows(count: int, seed: int = 0) -> Rows:
     chosen[plan_len == 5, 4] = False
     prompts = rng.integers(7, 12, (count, 5))
     prompts[:, 0] = SPECIALS.bos
-    return Rows(
+    return TokenBatch(
         prompt_ids_BC=prompts.astype(np.int32),
         prompt_len_B=prompt_len.astype(np.int32),
         plan_ids_BT=plan_ids.astype(np.int32),

@@ -27,7 +27,7 @@ def write_blip(folder: Path) -> Path:
             "pad_token_id": 0, "sep_token_id": 3, "eos_token_id": 3}  # fmt: skip
     torch.manual_seed(0)
     model = hf.BlipForQuestionAnswering(hf.BlipConfig(text_config=text, vision_config=_VISION))
-    with torch.no_grad():  # so that answers hang on pictures and on questions
+    with torch.no_grad():  # so that answers hang on images and on questions
         for values in model.parameters():
             if values.ndim > 1:
                 values.normal_(0, 0.3)

@@ -95,5 +95,5 @@ def read_job(path: Path, overrides: list[str]) -> Any:
 
     schema = max((GrpoConfig, SftConfig, VqTrainConfig), key=known)
     if schema is VqTrainConfig:
-        raise InputError(f"{path} trains a picture tokenizer; only grpo and sft can be compiled")
+        raise InputError(f"{path} trains an image tokenizer; only grpo and sft can be compiled")
     return load_config(schema, path, overrides)

@@ -21,17 +21,17 @@ from gotr1_jax.aot.target import Target
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import captions_at_once
 from gotr1_jax.grpo.policy import policy_shapes
-from gotr1_jax.grpo.rollout import PROMPT_MULTIPLE, picture_decoder
+from gotr1_jax.grpo.rollout import PROMPT_MULTIPLE
 from gotr1_jax.grpo.train import make_learner, make_sampler, state_shapes
 from gotr1_jax.grpo.update import PolicyBatch
-from gotr1_jax.models.vq import abstract_vq
+from gotr1_jax.models.vq import abstract_vq, image_decoder
 from gotr1_jax.parallel.mesh import by_rows, local_part, make_mesh, replicated, row_multiple
 from gotr1_jax.parallel.placement import check_rows
 from gotr1_jax.parallel.sharding import placed_shapes
 from gotr1_jax.rewards.factory import JudgeConfig
 from gotr1_jax.sampler.image_decoder import whole_shares
-from gotr1_jax.sampler.token_batch import Rows
-from gotr1_jax.trainer.logprobs import RowLogps
+from gotr1_jax.sampler.token_batch import TokenBatch
+from gotr1_jax.trainer.logprobs import TokenLogps
 from gotr1_jax.trainer.optimizer import make_optimizer
 
 
@@ -107,10 +107,10 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
     batch = whole_shares(config.rollout.decode_batch, decoding)
     ids = on_rows(shape((batch, tokens), jnp.int32), decoding)
     own = math.ceil(config.rollout.rows * local.size / mesh.size)
-    decode = picture_decoder(vq_graph, sizes.grid)
+    decode = image_decoder(vq_graph, sizes.grid)
     run(
         Program(
-            "picture decoder", decode, (vq, ids), holds=("pictures",), beside=sampling,
+            "image decoder", decode, (vq, ids), holds=("pictures",), beside=sampling,
             times=math.ceil(own / batch),
         )
     )  # fmt: skip
@@ -152,7 +152,7 @@ def _learning(
     B, T = config.rollout.rows // updates, config.rollout.max_plan_tokens + 1
     rows = row_shapes(B, widths[0], T, widths[1])
     floats = {"text": _of(B, T, jnp.float32), "image": _of(B, widths[1], jnp.float32)}
-    logps = RowLogps(floats["text"], floats["image"], floats["text"], floats["image"])
+    logps = TokenLogps(floats["text"], floats["image"], floats["text"], floats["image"])
     batch = PolicyBatch(
         rows=rows,
         sampled_text_BT=floats["text"],
@@ -179,9 +179,9 @@ def _learning(
     )  # fmt: skip
 
 
-def row_shapes(B: int, C: int, T: int, U: int) -> Rows:
-    """B rows with prompts of C, plans of T and pictures of U tokens."""
-    return Rows(
+def row_shapes(B: int, C: int, T: int, U: int) -> TokenBatch:
+    """B rows with prompts of C, plans of T and images of U tokens."""
+    return TokenBatch(
         prompt_ids_BC=_of(B, C, jnp.int32),
         prompt_len_B=_of(B, None, jnp.int32),
         plan_ids_BT=_of(B, T, jnp.int32),

@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 
 from gotr1_jax.aot.measure import Program, device_bytes
 from gotr1_jax.aot.sampling import Run, on_rows, shape
-from gotr1_jax.decoding.kv_cache import empty_segment
+from gotr1_jax.decoding.kv_cache import empty_cache
 from gotr1_jax.decoding.weights import TextParams, text_shardings
-from gotr1_jax.images.qwen_pack import pack_pictures
+from gotr1_jax.images.qwen_pack import pack_images
 from gotr1_jax.models.qwen2_5_vl import abstract_qwen
 from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.parallel.mesh import replicated
@@ -24,9 +24,9 @@ from gotr1_jax.parallel.sharding import placed_shapes, state_shardings
 from gotr1_jax.rewards.factory import JudgeConfig
 from gotr1_jax.vlm_engine.engine import limits_of
 from gotr1_jax.vlm_engine.packing import power_of_two
-from gotr1_jax.vlm_engine.programs import Head, Stretch
+from gotr1_jax.vlm_engine.programs import PackedTokens, SharedPrefix
 from gotr1_jax.vlm_engine.runner import TextPrograms, head_sharding, text_programs
-from gotr1_jax.vlm_engine.tower import PictureReader
+from gotr1_jax.vlm_engine.tower import ImageReader
 
 _HEAD = 416  # tokens of an instruction: those of the longest here, rounded up
 
@@ -41,14 +41,14 @@ class JudgeShapes:
       mesh: devices of one process.
       programs, reader: its jitted functions.
       state: parameters as loaded; text: those of the text model laid out.
-      units: vectors of pictures that are kept.
+      units: vectors of images that are kept.
     """
 
     config: JudgeConfig
     sizes: QwenConfig
     mesh: Mesh
     programs: TextPrograms
-    reader: PictureReader
+    reader: ImageReader
     state: Any
     text: TextParams
     units: Any
@@ -71,12 +71,12 @@ def judge_shapes(config: JudgeConfig, sizes: QwenConfig, mesh: Mesh) -> JudgeSha
     programs = text_programs(nnx.split(module.text)[0], sizes.text, dtype, (0, 1), mesh)
     text = jax.eval_shape(programs.lay_out, state["text"])
     vision = sizes.vision
-    reader = PictureReader(
+    reader = ImageReader(
         nnx.split(module.vision)[0], vision.geometry, vision.out_size, dtype, engine.patches,
-        engine.picture_tokens, mesh,
+        engine.image_tokens, mesh,
     )  # fmt: skip
     units = jax.ShapeDtypeStruct(
-        (engine.picture_tokens, vision.out_size), dtype, sharding=replicated(mesh)
+        (engine.image_tokens, vision.out_size), dtype, sharding=replicated(mesh)
     )
     text = placed_shapes(text, text_shardings(text, mesh))
     return JudgeShapes(config, sizes, mesh, programs, reader, state, text, units)
@@ -87,12 +87,10 @@ def load_judge(run: Run, judge: JudgeShapes, beside: tuple[str, ...]) -> None:
     run(Program("judge: weights", judge.programs.lay_out, (judge.state["text"],), beside=beside))
 
 
-def judging(
-    run: Run, judge: JudgeShapes, picture: int, pictures: int, beside: tuple[str, ...]
-) -> None:
+def judging(run: Run, judge: JudgeShapes, image: int, images: int, beside: tuple[str, ...]) -> None:
     """All programs of a judge, with the largest shapes that its settings allow.
 
-    picture: pixels of a side of the policy's pictures; pictures: how many a process judges.
+    image: pixels of a side of the policy's images; images: how many a process judges.
     """
 
     def measure(name: str, function: Any, *args: Any, **more: Any) -> Any:
@@ -100,14 +98,14 @@ def judging(
         return run(program)
 
     geometry = judge.sizes.vision.geometry
-    side = max(1, round(picture / geometry.unit_size))
-    grids = {str(i): (side, side) for i in range(pictures)}
+    side = max(1, round(image / geometry.unit_size))
+    grids = {str(i): (side, side) for i in range(images)}
     batch = next(judge.reader.batches(grids))
-    empty = pack_pictures([], geometry, batch.shape, batch.rows).batch
+    empty = pack_images([], geometry, batch.shape, batch.rows).batch
     there = on_rows(jax.tree.map(_shape, empty), judge.mesh, heads=False)
     measure(
-        "judge: pictures", judge.reader.encode, judge.state["vision"], there,
-        times=math.ceil(pictures / len(batch.names)),
+        "judge: images", judge.reader.encode, judge.state["vision"], there,
+        times=math.ceil(images / len(batch.names)),
     )  # fmt: skip
     _questions(measure, judge)
 
@@ -124,7 +122,7 @@ def _questions(measure: Any, judge: JudgeShapes) -> None:
     length = limits.tokens // B
     rest = max(16, (length - answer - _HEAD) // 16 * 16)
     stretch = on_rows(
-        Stretch(
+        PackedTokens(
             shape((B, rest), jnp.int32),
             shape((B, rest), jnp.int32),
             shape((B, 3, rest), jnp.int32),
@@ -134,9 +132,9 @@ def _questions(measure: Any, judge: JudgeShapes) -> None:
         heads=False,
     )
     dtype = jnp.dtype(engine.dtype)
-    segment = jax.eval_shape(lambda: empty_segment(cfg, 1, _HEAD, dtype))
+    segment = jax.eval_shape(lambda: empty_cache(cfg, 1, _HEAD, dtype))
     segment = jax.tree.map(lambda x: _on(x, head_sharding(mesh)), segment)
-    head = Head(segment, _on(shape((1,), jnp.int32), replicated(mesh)))
+    head = SharedPrefix(segment, _on(shape((1,), jnp.int32), replicated(mesh)))
     lengths = on_rows(shape((B,), jnp.int32), mesh)
     programs = judge.programs
     hidden, context = measure(

@@ -1,4 +1,4 @@
-"""The rollout's programs: weights laid out, prompts, plan loop, null context, picture loop."""
+"""The rollout's programs: weights laid out, prompts, plan loop, null context, image loop."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gotr1_jax.aot.measure import Program, device_bytes
 from gotr1_jax.parallel.mesh import ROWS, row_multiple, rows
-from gotr1_jax.sampler.image_loop import Context
-from gotr1_jax.sampler.plan_loop import Captions
+from gotr1_jax.sampler.image_loop import ImageContext
+from gotr1_jax.sampler.plan_loop import PromptCache
 from gotr1_jax.sampler.policy_weights import SamplingParams
 from gotr1_jax.sampler.sampler import Sampler
 from gotr1_jax.sampler.token_batch import PromptBatch
@@ -91,12 +91,14 @@ def rollout(
     if sampler.branches == 2:
         size = captions.segment.size + limit
         ramp = measure("null context", programs.ramp, params, static={"size": size})
-    context = Context(Captions(captions.segment, captions.len_P), plans.segment, plans.len_B, ramp)
+    context = ImageContext(
+        PromptCache(captions.segment, captions.len_P), plans.segment, plans.len_B, ramp
+    )
     tokens = sampler.model_config.num_image_tokens
     images = _shapes(mesh, programs.start_images, params, rows=B, size=tokens)
     image_reads = (params.layers, params.image_head, context, images.segment)
     measure(
-        "picture loop, last bucket", programs.image_bucket, params, context, keys, images,
+        "image loop, last bucket", programs.image_bucket, params, context, keys, images,
         **_buckets(tokens, config.image_bucket, image_reads, images.segment),
     )  # fmt: skip
 

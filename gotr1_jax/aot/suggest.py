@@ -102,14 +102,14 @@ def _is_pass_too_large(report: Report) -> bool:
 
 
 def _less_at_once(config: Config, report: Report) -> GrpoConfig | None:
-    """Half as many captions drawn at once, or pictures decoded, where that is what does not fit.
+    """Half as many captions drawn at once, or images decoded, where that is what does not fit.
 
     None: it is something else, or there are no fewer.
     """
     if isinstance(config, SftConfig) or not report.programs or _is_pass_too_large(report):
         return None
     rollout, mesh = config.rollout, report.job.mesh
-    if report.programs[-1].program.name == "picture decoder":
+    if report.programs[-1].program.name == "image decoder":
         if rollout.decode_batch <= mesh.local_mesh.size:
             return None
         return replace(config, rollout=replace(rollout, decode_batch=rollout.decode_batch // 2))

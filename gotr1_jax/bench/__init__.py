@@ -2,8 +2,8 @@
 
 Both run the same random weights in float32, in one process, turn by turn, each warmed up (and so
 compiled) before the clock starts. The model: 8 layers, 512 wide, mlp 1408, 8 heads of 64, text
-vocabulary 1024, 16384 picture tokens, 576 of them a picture (about 35 M parameters in the decoder
-and the picture head together); 4 captions of 32 tokens, guidance 5. The
+vocabulary 1024, 16384 image tokens, 576 of them an image (about 35 M parameters in the decoder
+and the image head together); 4 captions of 32 tokens, guidance 5. The
 judge's is in `bench.judge`.
 """
 
@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", choices=(AGAINST,), help="also time this, turn by turn")
     parser.add_argument("--repeats", type=int, default=3, help="timed turns of each (default 3)")
     parser.add_argument("--captions", type=int, default=4, help="rows at once (default 4)")
-    parser.add_argument("--pictures", type=int, default=32, help="judge: pictures (default 32)")
+    parser.add_argument(
+        "--images", "--pictures", type=int, default=32, help="judge: images (default 32)"
+    )
     parser.add_argument(
         "--decode", action="store_true", help="sample: report ids and VQ decoding together, too"
     )
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure and print; raises InputError for options that make no sense."""
-    if min(options.repeats, options.captions, options.pictures) < 1:
+    if min(options.repeats, options.captions, options.images) < 1:
         raise InputError("--repeats, --captions and --pictures must be 1 or more")
     # Imported late: `--help` and bad input answer at once.
     from gotr1_jax.bench.sample import bench_sample
@@ -47,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     if options.what == "judge":
         from gotr1_jax.bench.judge import bench_judge
 
-        sizes = {"repeats": options.repeats, "pictures": options.pictures}
+        sizes = {"repeats": options.repeats, "images": options.images}
         results = [bench_judge(options.against, **sizes)]
     elif options.what == "sample":
         results = bench_sample(options.against, decode=options.decode, **sizes)

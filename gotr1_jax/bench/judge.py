@@ -2,8 +2,8 @@
 
 The model: Qwen2.5-VL's architecture with random weights in float32, 12 layers, 768 wide, 12 heads
 of 64 with 2 for keys and values, mlp 2048, vocabulary 32768, tied; a vision tower of 8 layers,
-320 wide. Four questions a picture of 392 by 392 pixels (196 tokens), as a plan with four objects
-makes them: one instruction for all, the picture, its caption, and a line of its own. Answers are
+320 wide. Four questions an image of 392 by 392 pixels (196 tokens), as a plan with four objects
+makes them: one instruction for all, the image, its caption, and a line of its own. Answers are
 cut at 32 tokens, and random weights hardly ever end sooner.
 """
 
@@ -26,19 +26,19 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from gotr1_jax.bench.timing import AGAINST
 from gotr1_jax.convert.qwen2_5_vl import QwenCheckpoint, load_qwen, save_qwen
 from gotr1_jax.errors import InputError
-from gotr1_jax.images.qwen import Geometry, read_picture
+from gotr1_jax.images.qwen import Geometry, read_image
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL
 from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig
-from gotr1_jax.rewards.multimodal import Question, Scale, make_picture
 from gotr1_jax.rewards.multimodal.instructions import LOCATE, SCORE_PREFIX, ask_score, show_caption
 from gotr1_jax.tokenizers.qwen import ImageTokens
 from gotr1_jax.vlm_engine import QwenEngineConfig
+from gotr1_jax.vlm_engine.base import Question, Scale, make_image_input
 from gotr1_jax.vlm_engine.engine import QwenEngine
-from gotr1_jax.vlm_engine.packing import Group, TokenRow
+from gotr1_jax.vlm_engine.packing import PrefixGroup, TokenRow
 
 ANSWER_TOKENS = 32
-QUESTIONS_OF_A_PICTURE = 4
+QUESTIONS_OF_A_IMAGE = 4
 THEIR_BATCH = 8
 SIDE = 392
 MODEL = QwenConfig(
@@ -80,9 +80,9 @@ class JudgeBench:
 
     def lines(self) -> list[str]:
         """A table; ratios are of times of one turn."""
-        pictures = self.questions // QUESTIONS_OF_A_PICTURE
+        images = self.questions // QUESTIONS_OF_A_IMAGE
         lines = [
-            f"judge: {self.questions} questions, {pictures} pictures",
+            f"judge: {self.questions} questions, {images} pictures",
             f"{'':42}{'questions/s':>12}  times as fast (spread)",
         ]
         base = self.seconds.get(AGAINST)
@@ -101,8 +101,8 @@ class JudgeBench:
 class _NoPrefixes(QwenEngine):
     """An engine in which questions share their instruction and no more."""
 
-    def group(self, rows: Sequence[TokenRow], tail: int = 1) -> list[Group]:
-        return [Group(0, tuple(range(len(rows))))] if rows else []
+    def group(self, rows: Sequence[TokenRow], tail: int = 1) -> list[PrefixGroup]:
+        return [PrefixGroup(0, tuple(range(len(rows))))] if rows else []
 
 
 class _NothingShared(_NoPrefixes):
@@ -113,17 +113,17 @@ class _NothingShared(_NoPrefixes):
 
 
 def bench_judge(
-    against: str | None = None, *, repeats: int = 1, pictures: int = 32
+    against: str | None = None, *, repeats: int = 1, images: int = 32
 ) -> JudgeBench:  # fmt: skip
     """Time every way turn by turn. The first turn of ours is not counted: programs compile in it.
 
-    Preprocessing of pictures is in our times and not in theirs.
+    Preprocessing of images is in our times and not in theirs.
     """
     if against not in (None, AGAINST):
         raise InputError(f"--against {against}: the only known one is {AGAINST}")
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = _checkpoint(Path(folder))
-        questions = make_questions(pictures)
+        questions = make_questions(images)
         ways: dict[str, Callable[[], Any]] = {}
         said: dict[str, list[str]] = {}
         if against is not None:
@@ -134,7 +134,7 @@ def bench_judge(
         kind(checkpoint, config) for kind in (QwenEngine, _NoPrefixes, _NothingShared)
     )
     each_its_own = [
-        replace(q, pictures=tuple(replace(p, key=f"{p.key} {i}") for p in q.pictures))
+        replace(q, images=tuple(replace(p, key=f"{p.key} {i}") for p in q.images))
         for i, q in enumerate(questions)
     ]
     ours = {
@@ -159,17 +159,17 @@ def bench_judge(
     return JudgeBench(len(questions), seconds, same)
 
 
-def make_questions(pictures: int) -> list[Question]:
-    """Four questions for a score about each of some random pictures with captions."""
+def make_questions(images: int) -> list[Question]:
+    """Four questions for a score about each of some random images with captions."""
     rng, ask = np.random.default_rng(0), LOCATE + ask_score()
     questions = []
-    for n in range(pictures):
-        picture = make_picture(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+    for n in range(images):
+        image = make_image_input(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
         words = [f"thing {rng.integers(1000)} left of" for _ in range(1 + n % 4)]
         caption = show_caption(f"a photo of {' '.join(words)} a cat")
-        for aspect in _ASPECTS[:QUESTIONS_OF_A_PICTURE]:
+        for aspect in _ASPECTS[:QUESTIONS_OF_A_IMAGE]:
             text, scale = f"{caption}Look at {aspect}.\n", Scale(0, 10, SCORE_PREFIX)
-            questions.append(Question("score", (picture,), ask, text, ANSWER_TOKENS, scale))
+            questions.append(Question("score", (image,), ask, text, ANSWER_TOKENS, scale))
     return questions
 
 
@@ -252,24 +252,24 @@ def _their_inputs(checkpoint: QwenCheckpoint, batch: Sequence[Question]) -> dict
     from PIL import Image
 
     tokenizer = checkpoint.tokenizer
-    pictures = [
-        read_picture(Image.fromarray(q.pictures[0].pixels), checkpoint.preprocessing) for q in batch
+    images = [
+        read_image(Image.fromarray(q.images[0].pixels), checkpoint.preprocessing) for q in batch
     ]
     rows = [
         tokenizer.encode_chat([q.instruction, ImageTokens(p.units), q.text])
-        for p, q in zip(pictures, batch)
+        for p, q in zip(images, batch)
     ]
     longest = max(map(len, rows))
     padded = [[tokenizer.ids.text_end] * (longest - len(row)) + row for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
     frames = MODEL.vision.geometry.temporal_patch_size
-    joined = np.concatenate([p.patches_NE for p in pictures])
+    joined = np.concatenate([p.patches_NE for p in images])
     doubled = np.repeat(joined.reshape(len(joined), 3, 1, -1), frames, axis=2)
     tokens = torch.tensor(padded)
     return {
         "input_ids": tokens,
         "attention_mask": torch.tensor(mask),
         "pixel_values": torch.from_numpy(doubled.reshape(len(joined), -1)),
-        "image_grid_thw": torch.tensor([[1, 2 * p.grid[0], 2 * p.grid[1]] for p in pictures]),
+        "image_grid_thw": torch.tensor([[1, 2 * p.grid[0], 2 * p.grid[1]] for p in images]),
         "mm_token_type_ids": (tokens == tokenizer.ids.image).int(),
     }

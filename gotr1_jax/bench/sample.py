@@ -1,4 +1,4 @@
-"""Pictures a second."""
+"""Images a second."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def bench_sample(
     against: str | None = None, *, repeats: int = 3, captions: int = 4, prompt_tokens: int = 32,
     decode: bool = False,
 ) -> list[BenchResult]:  # fmt: skip
-    """Pictures a second, greedy under guidance; a picture is done when its 576 ids are there.
+    """Images a second, greedy under guidance; an image is done when its 576 ids are there.
 
-    decode: also time both VQ decoders, and report pictures a second of ids and pixels together.
+    decode: also time both VQ decoders, and report images a second of ids and pixels together.
     """
     graphdef, state = random_policy()
     config = SamplerConfig(max_plan_tokens=1, guidance=GUIDANCE, greedy=True, image_bucket=96)
@@ -76,7 +76,7 @@ def bench_sample(
 
 
 def _bench_decode(vq: VQModel, model: Any, ids_1U: np.ndarray) -> BenchResult:
-    """Time of one picture's VQ decoding, both sides."""
+    """Time of one image's VQ decoding, both sides."""
     graphdef, state = nnx.split(vq)
     decoder = jax.jit(lambda state, ids: nnx.merge(graphdef, state).decode_ids(ids, MODEL.grid))
 

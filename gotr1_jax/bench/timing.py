@@ -24,7 +24,7 @@ class BenchResult:
       seconds: ours, every repetition.
       against_rate, against_seconds: the same of the other side, or None.
       ratio, ratio_min, ratio_max: median and spread over repetitions of their time / our time.
-      same_ids: fraction of equal picture tokens (greedy, same weights), or None.
+      same_ids: fraction of equal image tokens (greedy, same weights), or None.
     """
 
     what: str

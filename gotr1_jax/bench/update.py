@@ -19,20 +19,20 @@ from gotr1_jax.bench.reference import (
 )
 from gotr1_jax.bench.timing import BenchResult, compare
 from gotr1_jax.decoding.guidance import LogpSettings
-from gotr1_jax.sampler.token_batch import Rows
-from gotr1_jax.trainer.logprobs import replay_logps
+from gotr1_jax.sampler.token_batch import TokenBatch
+from gotr1_jax.trainer.logprobs import token_logps
 
 
 def bench_update(
     against: str | None = None, *, repeats: int = 3, captions: int = 4, prompt_tokens: int = 32
 ) -> list[BenchResult]:
-    """Rows a second of forward and backward: mean log-probability of the picture's tokens."""
+    """TokenBatch a second of forward and backward: mean log-probability of the image's tokens."""
     graphdef, state = random_policy()
     ids = random_prompts(captions, prompt_tokens)
     image = np.random.default_rng(1).integers(
         0, MODEL.image_vocab, (captions, MODEL.num_image_tokens)
     )
-    rows = Rows(
+    rows = TokenBatch(
         prompt_ids_BC=jnp.asarray(ids),
         prompt_len_B=jnp.full((captions,), prompt_tokens, jnp.int32),
         plan_ids_BT=jnp.full((captions, 1), SPECIALS.boi, jnp.int32),
@@ -43,7 +43,7 @@ def bench_update(
 
     def loss(state: nnx.State) -> jax.Array:
         policy = nnx.merge(graphdef, state)
-        logps = replay_logps(policy, rows, SPECIALS, LogpSettings("conditional"), chunk=96)
+        logps = token_logps(policy, rows, SPECIALS, LogpSettings("conditional"), chunk=96)
         return -logps.image_logp_BU.mean()
 
     step = jax.jit(jax.value_and_grad(loss))

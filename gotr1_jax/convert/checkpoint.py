@@ -45,7 +45,7 @@ from gotr1_jax.models.siglip import Understanding
 from gotr1_jax.models.vq import VQModel
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer
 
-# Files about text and pictures that go with the weights, copied as they are.
+# Files about text and images that go with the weights, copied as they are.
 CARRIED_FILES = (
     TOKENIZER_FILE,
     "tokenizer_config.json",
@@ -89,7 +89,7 @@ class Checkpoint:
         return nnx.merge(nnx.split(abstract)[0], self.policy)
 
     def vq_module(self) -> VQModel:
-        """The picture tokenizer as a module."""
+        """The image tokenizer as a module."""
         return nnx.merge(split_part("vq", self.config, self.dtype)[0], self.vq)
 
     def understanding_module(self) -> Understanding:

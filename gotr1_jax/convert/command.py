@@ -16,7 +16,7 @@ from gotr1_jax.errors import InputError
 
 if TYPE_CHECKING:
     from gotr1_jax.convert.opened import OpenCheckpoint
-    from gotr1_jax.convert.translate import Written
+    from gotr1_jax.convert.translate import WrittenCheckpoint
     from gotr1_jax.io.progress import Progress
 
 DTYPES = ("float32", "bfloat16")
@@ -96,7 +96,7 @@ class _Megabytes:
             self._progress.close()
 
 
-def write(target: Path, opened: OpenCheckpoint, form: Any, **settings: Any) -> Written:
+def write(target: Path, opened: OpenCheckpoint, form: Any, **settings: Any) -> WrittenCheckpoint:
     """`write_checkpoint` with a progress line, the list of unused tensors and a last line."""
     from gotr1_jax.convert.translate import write_checkpoint
 

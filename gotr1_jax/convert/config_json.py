@@ -14,7 +14,7 @@ from gotr1_jax.convert.names import Format
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, SiglipConfig, VQConfig
 
-IMAGE_SIZE = 384  # of the pictures that released checkpoints generate; they do not say it
+IMAGE_SIZE = 384  # of the images that released checkpoints generate; they do not say it
 
 # Our field -> (key in gen_vision_config.params, other keys that mean the same).
 _VQ_KEYS: dict[str, tuple[str, ...]] = {
@@ -190,7 +190,7 @@ def _parse_hf(data: Mapping[str, Any]) -> JanusConfig:
     port = _section(data, "vq_config") if data.get("vq_config") else {}
     _expect(port, "double_latent", False, "vq_config")
     vq = VQConfig(**{ours: _value(port[key]) for ours, key in _HF_VQ_KEYS.items() if key in port})
-    # The port takes the number of picture tokens a side from the understanding tower.
+    # The port takes the number of image tokens a side from the understanding tower.
     image_size = siglip.image_size // siglip.patch_size * vq.downsampling
     return JanusConfig(decoder, vq, siglip, image_size)
 

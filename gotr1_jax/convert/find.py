@@ -11,7 +11,7 @@ EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "shapes"
 """The checkpoint that the package brings along."""
 CONFIG_FILE = "config.json"
 RUN_CONFIG, RUN_MODEL = "config.yaml", "model"  # of a training run's directory
-# Files of a hub repository that are fetched: weights in either form, sizes, text and pictures.
+# Files of a hub repository that are fetched: weights in either form, sizes, text and images.
 NEEDED_FILES = (
     "*.json",
     "*.jinja",

@@ -1,4 +1,4 @@
-"""The picture tokenizer alone: what `gotr1 train vq` writes and `gotr1 train sft` starts from.
+"""The image tokenizer alone: what `gotr1 train vq` writes and `gotr1 train sft` starts from.
 
 The folder is a released-format checkpoint that holds the `gen_vision_model.*` tensors and the
 `gen_vision_config` section only; a whole checkpoint is read just as well.
@@ -26,16 +26,16 @@ from gotr1_jax.models.vq import abstract_vq
 
 
 @dataclass(frozen=True)
-class PictureTokenizer:
-    """A VQ model: sizes, pixels a side of its pictures, parameters as a pure tree."""
+class ImageTokenizer:
+    """A VQ model: sizes, pixels a side of its images, parameters as a pure tree."""
 
     config: VQConfig
     image_size: int
     state: Any
 
 
-def load_vq(path: str | Path, dtype: Any = jnp.float32) -> PictureTokenizer:
-    """Read the picture tokenizer of a checkpoint folder, whole or tokenizer-only.
+def load_vq(path: str | Path, dtype: Any = jnp.float32) -> ImageTokenizer:
+    """Read the image tokenizer of a checkpoint folder, whole or tokenizer-only.
 
     Raises InputError in one line for what is missing, unknown or misshapen.
     """
@@ -60,13 +60,13 @@ def load_vq(path: str | Path, dtype: Any = jnp.float32) -> PictureTokenizer:
     state = nnx.split(abstract_vq(config, dtype))[1]
     check_tensors(tensors, tree_shapes("vq", state), NAMING[form], str(path))
     loaded = load_tree("vq", state, NAMING[form], tensors, dtype)
-    return PictureTokenizer(config, image_size, loaded)
+    return ImageTokenizer(config, image_size, loaded)
 
 
 def save_vq(
     directory: str | Path, config: VQConfig, image_size: int, state: Any, dtype: str = "float32"
 ) -> Path:
-    """Write the picture tokenizer alone; the folder appears whole or not at all."""
+    """Write the image tokenizer alone; the folder appears whole or not at all."""
     section = {"cls": "VQ-16", "model_type": "gen_vision"}
     data = {
         "model_type": "multi_modality",

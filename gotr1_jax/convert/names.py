@@ -75,7 +75,7 @@ def _decoder_rules() -> Iterator[_Pair]:
         yield _Pair(f"{layers}{ours}.scale", f"{old}{theirs}.weight", f"{new}{theirs}.weight")
 
 
-def _picture_rules() -> Iterator[_Pair]:
+def _image_rules() -> Iterator[_Pair]:
     yield _Pair("policy.gen_embed.table", "gen_embed.weight", "model.generation_embeddings.weight")
     aligner, aligner_hf = "gen_aligner.layers.", "model.generation_aligner."
     yield from _linear("policy.gen_aligner.first", f"{aligner}0", f"{aligner_hf}fc1")
@@ -114,7 +114,7 @@ def _understanding_rules() -> Iterator[_Pair]:
     yield from _linear("understanding.aligner.second", f"{aligner}2", f"{aligner_hf}hidden_layers.0")  # fmt: skip  # noqa: E501
 
 
-_PAIRS: tuple[_Pair, ...] = (*_decoder_rules(), *_picture_rules(), *_understanding_rules())
+_PAIRS: tuple[_Pair, ...] = (*_decoder_rules(), *_image_rules(), *_understanding_rules())
 
 # Inside the VQ model the port has its own words for the same structure.
 _HF_SEGMENTS: tuple[tuple[str, str], ...] = (

@@ -42,7 +42,7 @@ from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
 from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.tokenizers.qwen import QwenTokenizer
 
-# Where the picture settings are: a file of their own, or a part of the processor's.
+# Where the image settings are: a file of their own, or a part of the processor's.
 PIXELS_FILE, PROCESSOR_FILE, PIXELS_PART = (
     "preprocessor_config.json", "processor_config.json", "image_processor",
 )  # fmt: skip
@@ -109,7 +109,7 @@ class QwenCheckpoint:
       state: parameters of a `Qwen2_5_VL`, a pure `nnx.State`.
       dtype: of those parameters.
       tokenizer: text and chats.
-      preprocessing: of pictures.
+      preprocessing: of images.
       source: the directory.
     """
 
@@ -146,7 +146,7 @@ def read_qwen_config(path: str | Path) -> QwenConfig:
 
 
 def read_preprocessing(path: str | Path, geometry: Geometry) -> Preprocessing:
-    """Picture settings of the checkpoint in a directory; InputError if they do not fit."""
+    """Image settings of the checkpoint in a directory; InputError if they do not fit."""
     file = Path(path) / PIXELS_FILE
     if file.is_file():
         return parse_preprocessing(read_json(file), geometry, str(file))
@@ -249,7 +249,7 @@ def save_qwen(
       directory: where to; it appears whole or not at all.
       config: sizes.
       state: parameters, a tree like `abstract_state`.
-      files_dir: directory whose tokenizer and picture settings are copied along.
+      files_dir: directory whose tokenizer and image settings are copied along.
       dtype: "bfloat16" or "float32", of the stored weights.
 
     Raises InputError for a state or files that do not fit and for a target that holds something

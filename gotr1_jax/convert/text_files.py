@@ -28,8 +28,8 @@ SAME_FORM_FILES = (
     "chat_template.jinja",
 )
 """Copied where the form stays; made anew where it changes."""
-_TOKENIZER, _PROCESSOR, _PICTURES = SAME_FORM_FILES[:3]
-_PICTURE_KEYS = (
+_TOKENIZER, _PROCESSOR, _IMAGES = SAME_FORM_FILES[:3]
+_IMAGE_KEYS = (
     "min_size", "image_mean", "image_std", "rescale_factor", "do_normalize", "background_color",
 )  # fmt: skip
 _PORT_TOKENS = {"image_token": "image", "boi_token": "boi", "eoi_token": "eoi"}
@@ -51,7 +51,7 @@ def write_text_files(opened: OpenCheckpoint, folder: Path, form: Format) -> None
 
 
 def _port_files(opened: OpenCheckpoint) -> dict[str, Any]:
-    old = _read(opened.path / _PICTURES)
+    old = _read(opened.path / _IMAGES)
     size = int(old.get("image_size", opened.config.siglip.image_size))
     tokens = (opened.config.siglip.image_size // opened.config.siglip.patch_size) ** 2
     extra = {key: SPECIAL_STRINGS[name] for key, name in _PORT_TOKENS.items()}
@@ -66,7 +66,7 @@ def _port_files(opened: OpenCheckpoint) -> dict[str, Any]:
             "extra_special_tokens": extra,
         },
         _PROCESSOR: {"processor_class": "JanusProcessor", "num_image_tokens": tokens},
-        _PICTURES: {
+        _IMAGES: {
             "image_processor_type": "JanusImageProcessor",
             "processor_class": "JanusProcessor",
             "size": {"height": size, "width": size},
@@ -74,14 +74,14 @@ def _port_files(opened: OpenCheckpoint) -> dict[str, Any]:
             "do_rescale": True,
             "do_pad": True,
             "resample": 3,
-            **_picture_values(old),
+            **_image_values(old),
         },
         "generation_config.json": generation_to_json(TextTokenizer.from_dir(opened.path).specials),
     }
 
 
 def _released_files(opened: OpenCheckpoint) -> dict[str, Any]:
-    old = _read(opened.path / _PICTURES)
+    old = _read(opened.path / _IMAGES)
     stated = old.get("size")
     stated = stated.get("height") if isinstance(stated, dict) else stated
     size = int(stated or opened.config.siglip.image_size)
@@ -102,16 +102,16 @@ def _released_files(opened: OpenCheckpoint) -> dict[str, Any]:
             "num_image_tokens": tokens,
             "sft_format": "deepseek",
         },
-        _PICTURES: {
+        _IMAGES: {
             "image_processor_type": "VLMImageProcessor",
             "processor_class": "VLChatProcessor",
             "image_size": size,
-            **_picture_values(old),
+            **_image_values(old),
         },
     }  # fmt: skip
 
 
-def _picture_values(old: dict[str, Any]) -> dict[str, Any]:
+def _image_values(old: dict[str, Any]) -> dict[str, Any]:
     """How pixels are prepared; what a file does not say is what released ones do."""
     usual = {
         "min_size": 14,
@@ -120,7 +120,7 @@ def _picture_values(old: dict[str, Any]) -> dict[str, Any]:
         "rescale_factor": 1 / 255,
         "do_normalize": True,
     }
-    return usual | {key: old[key] for key in _PICTURE_KEYS if key in old}
+    return usual | {key: old[key] for key in _IMAGE_KEYS if key in old}
 
 
 def _special_names() -> dict[str, str]:

@@ -34,7 +34,7 @@ _NAMES = {code: np.dtype(kind).name for code, kind in STORED.items()}
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenCheckpoint:
     """What was written: tensors, bytes and files of weights; known unused ones left out, added."""
 
     path: Path
@@ -55,7 +55,7 @@ def write_checkpoint(
     whole: bool = False,
     changes: Mapping[str, Change] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Written:
+) -> WrittenCheckpoint:
     """Writes the checkpoint `opened` in the naming `form`; `target` appears whole or not at all.
 
     Args:
@@ -89,7 +89,7 @@ def write_checkpoint(
     with new_checkpoint(Path(target), config) as temporary:
         write_text_files(opened, temporary, form)
         files = write_weights(temporary, tensors, shard_size, count)
-    return Written(Path(target), len(tensors), total, files, dropped, added)
+    return WrittenCheckpoint(Path(target), len(tensors), total, files, dropped, added)
 
 
 def translated(

@@ -22,11 +22,11 @@ class PromptsConfig:
 
 @dataclass(frozen=True)
 class RecordsConfig:
-    """Columns of records and what is made of their pictures.
+    """Columns of records and what is made of their images.
 
     Columns of .jsonl files are the keys of a line, those of .parquet files their columns. In .tar
     shards (WebDataset) they are the keys of a sample's .json, the endings of its files (txt, jpg),
-    and image, which is its file with the ending of a picture. A dot goes down into an object, also
+    and image, which is its file with the ending of an image. A dot goes down into an object, also
     where that stands as JSON in a text.
     """
 
@@ -35,7 +35,7 @@ class RecordsConfig:
     # Bytes of a file, an object with bytes or path (as the `datasets` library writes it), a data
     # URL, or a path.
     image: str = "image"
-    # What relative paths of pictures begin at; empty: the folder of the file that names them.
+    # What relative paths of images begin at; empty: the folder of the file that names them.
     image_root: str = ""
     # Prompts to draw from, a kind and then one of it, anew in every epoch; empty: the caption. The
     # caption also stands in for a prompt that a record lacks or that is too long.
@@ -44,14 +44,14 @@ class RecordsConfig:
     files: tuple[str, ...] = ("*.jsonl", "*.parquet", "*.tar")
     # Branch, tag or commit of a hub data set; null: main.
     revision: str | None = None
-    # The square of a picture that is kept: its middle, or a place drawn once for each record.
+    # The square of an image that is kept: its middle, or a place drawn once for each record.
     crop: Literal["center", "random"] = "center"
     crop_seed: int = 0
-    # Records without text or a readable picture are left out, and those too long for the limits of
+    # Records without text or a readable image are left out, and those too long for the limits of
     # `data`; more than these shares of them are an error.
     unusable_limit: float = 0.01
     too_long_limit: float = 0.1
-    # Records of one file of picture tokens: the unit of restarts, and of hosts.
+    # Records of one file of image tokens: the unit of restarts, and of hosts.
     shard_records: int = 4096
 
     def check(self) -> None:

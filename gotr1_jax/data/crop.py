@@ -1,4 +1,4 @@
-"""The square of a picture that a picture tokenizer sees."""
+"""The square of an image that an image tokenizer sees."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STREAM = 0x63726F70
 def square_box(
     width: int, height: int, crop: Literal["center", "random"], seed: int, index: int
 ) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) in pixels of the largest square at its place in a picture.
+    """(left, top, right, bottom) in pixels of the largest square at its place in an image.
 
     A random place is uniform, and hangs on seed and index alone.
     """
@@ -31,7 +31,7 @@ def square_box(
 def square_pixels(
     image: Image.Image, size: int, crop: Literal["center", "random"], seed: int, index: int
 ) -> np.ndarray:
-    """The picture's square, resized (bicubic, antialiased): uint8 (size, size, 3)."""
+    """The image's square, resized (bicubic, antialiased): uint8 (size, size, 3)."""
     square = image.crop(square_box(image.width, image.height, crop, seed, index))
     # Cropped first: resizing with a box also looks at pixels around it.
     return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 
 from gotr1_jax.data.shards import TokenizedRecords
-from gotr1_jax.data.sources import PictureSource, PlannedPictureSource
+from gotr1_jax.data.sources import ImageSource, PlannedImageSource
 from gotr1_jax.errors import InputError
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
@@ -42,8 +42,8 @@ class CaptionBatch:
 
 
 @dataclass(frozen=True)
-class PictureBatch:
-    """Pictures to train an image tokenizer on: `pixels_BHWC` uint8, `indices_B` int64."""
+class ImageBatch:
+    """Images to train an image tokenizer on: `pixels_BHWC` uint8, `indices_B` int64."""
 
     indices_B: np.ndarray
     pixels_BHWC: np.ndarray
@@ -51,7 +51,7 @@ class PictureBatch:
 
 @dataclass(frozen=True)
 class SftExampleBatch:
-    """Right-padded rows of caption, plan and picture; int32 arrays.
+    """Right-padded rows of caption, plan and image; int32 arrays.
 
     The plan ends with BOI, which `plan_len_B` counts; padding holds the pad token. `indices_B`
     (int64) are places in the source.
@@ -74,21 +74,21 @@ def caption_batches(captions: Sequence[str], batch_size: int, seed: int) -> grai
     return _epochs(len(captions), batch_size, seed, "captions", lambda index: index, collect)
 
 
-def picture_batches(source: PictureSource, batch_size: int, seed: int) -> grain.IterDataset:
-    """Endless `PictureBatch`es. Raises InputError when the source is smaller than a batch."""
+def image_batches(source: ImageSource, batch_size: int, seed: int) -> grain.IterDataset:
+    """Endless `ImageBatch`es. Raises InputError when the source is smaller than a batch."""
 
-    def collect(rows: Sequence[tuple[int, np.ndarray]]) -> PictureBatch:
-        indices, pictures = zip(*rows)
-        return PictureBatch(np.asarray(indices, np.int64), np.stack(pictures))
+    def collect(rows: Sequence[tuple[int, np.ndarray]]) -> ImageBatch:
+        indices, images = zip(*rows)
+        return ImageBatch(np.asarray(indices, np.int64), np.stack(images))
 
     def read(index: int) -> tuple[int, np.ndarray]:
-        return index, source.picture(index)
+        return index, source.image(index)
 
     return _epochs(len(source), batch_size, seed, "pictures", read, collect)
 
 
 def sft_batches(
-    source: PlannedPictureSource,
+    source: PlannedImageSource,
     image_ids_NU: np.ndarray,
     codec: TextTokenizer,
     template: str,
@@ -97,14 +97,14 @@ def sft_batches(
     seed: int,
     places: np.ndarray | None = None,
 ) -> grain.IterDataset:
-    """Endless `SftExampleBatch`es; `image_ids_NU` are the pictures' ids, by index.
+    """Endless `SftExampleBatch`es; `image_ids_NU` are the images' ids, by index.
 
     With `places` only the rows at those places of every batch are read and returned.
-    Raises InputError when the source is smaller than a batch or has another number of pictures,
+    Raises InputError when the source is smaller than a batch or has another number of images,
     and, while iterating, for a caption or plan over its limit.
     """
     if len(image_ids_NU) != len(source):
-        raise InputError(f"{len(source)} examples, but token ids of {len(image_ids_NU)} pictures")
+        raise InputError(f"{len(source)} examples, but token ids of {len(image_ids_NU)} images")
 
     def read(index: int) -> tuple[int, list[int], list[int]]:
         caption, plan = source.text(index)

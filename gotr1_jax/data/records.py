@@ -1,4 +1,4 @@
-"""Records of somebody's data set: caption, plan, prompts and picture, read by number."""
+"""Records of somebody's data set: caption, plan, prompts and image, read by number."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gotr1_jax.data.config import RecordsConfig
 from gotr1_jax.data.files import Names, as_names, expand
 from gotr1_jax.data.tables import ENDINGS, Row, Table, open_table
 from gotr1_jax.errors import InputError
-from gotr1_jax.images import decode_picture, open_picture
+from gotr1_jax.images import decode_image, open_image
 from gotr1_jax.io.hub import fetch_snapshot, is_hub_id
 
 _DATA_URL = "data:"
@@ -39,7 +39,7 @@ class Record:
       where: names it in a message.
       caption, plan: text without blanks around it.
       prompts: the texts of each kind of `RecordsConfig.prompts`, which may be none.
-      image: bytes of a picture file, or its path.
+      image: bytes of an image file, or its path.
     """
 
     index: int
@@ -49,11 +49,11 @@ class Record:
     prompts: tuple[tuple[str, ...], ...]
     image: bytes | Path
 
-    def picture(self) -> Image.Image:
-        """The picture as RGB, upright. Raises InputError where there is no readable one."""
+    def load_image(self) -> Image.Image:
+        """The image as RGB, upright. Raises InputError where there is no readable one."""
         if isinstance(self.image, bytes):
-            return decode_picture(io.BytesIO(self.image), self.where)
-        return open_picture(self.image)
+            return decode_image(io.BytesIO(self.image), self.where)
+        return open_image(self.image)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Records:
         return int(self._ends[-1])
 
     def read(self, start: int, stop: int) -> Iterator[Record | Unusable]:
-        """Records start .. stop - 1, in order; what has no text or names no picture is unusable."""
+        """Records start .. stop - 1, in order; what has no text or names no image is unusable."""
         columns = [name for key in self._keys() for name in (key, _head(key))]
         for table, first in zip(self._tables, self._ends.tolist()):
             low, high = max(start - first, 0), min(stop - first, len(table))
@@ -102,7 +102,7 @@ class Records:
         root = Path(config.image_root) if config.image_root else table.path.parent
         image = _image(pick(row, config.image), root)
         if image is None:
-            return Unusable(index, f"{where} has no picture under {config.image!r}")
+            return Unusable(index, f"{where} has no image under {config.image!r}")
         prompts = tuple(_texts(parsed(pick(row, kind.key))) for kind in config.prompts)
         return Record(index, where, texts[0], texts[1], prompts, image)
 

@@ -1,4 +1,4 @@
-"""Records with their pictures as token ids, on disk: what SFT reads.
+"""Records with their images as token ids, on disk: what SFT reads.
 
 A folder holds manifest.json and shard_00000.arrow, shard_00001.arrow, …: Arrow files that are
 mapped into memory, not loaded. Shard k is made of records k·n .. (k+1)·n - 1 of the source, n =
@@ -37,10 +37,10 @@ class Manifest:
       records: how many these hold.
       shard_records: records of one shard.
       caption, plan, image, prompts: columns.
-      crop: the square of a picture, with its seed where it is drawn.
+      crop: the square of an image, with its seed where it is drawn.
       image_size: pixels a side.
-      vq: digest of the picture tokenizer's weights.
-      tokens: ids of one picture (U).
+      vq: digest of the image tokenizer's weights.
+      tokens: ids of one image (U).
       codes: its vocabulary.
     """
 
@@ -106,7 +106,7 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no manifest of picture tokens: {error}") from error
+        raise InputError(f"{path} is no manifest of image tokens: {error}") from error
     if manifest.format != _FORMAT:
         raise InputError(f"{path} has the format {manifest.format}, this version reads {_FORMAT}")
     return manifest
@@ -131,13 +131,13 @@ def check_same(folder: Path, found: Manifest, wanted: Manifest) -> None:
     """
     if found.files != wanted.files:
         raise InputError(
-            f"the picture tokens in {folder} were made of other files, which were "
+            f"the image tokens in {folder} were made of other files, which were "
             f"{', '.join(found.source)}; choose another folder"
         )
     for name, value in dataclasses.asdict(wanted).items():
         if name != "source" and getattr(found, name) != value:
             raise InputError(
-                f"the picture tokens in {folder} were made with {name} {getattr(found, name)!r}, "
+                f"the image tokens in {folder} were made with {name} {getattr(found, name)!r}, "
                 f"now it is {value!r}; set it back or choose another folder"
             )
 
@@ -194,7 +194,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(part, path)
     except OSError as error:
         raise RunError(
-            f"cannot write the picture tokens to {path}: {error.strerror or error}; free some "
+            f"cannot write the image tokens to {path}: {error.strerror or error}; free some "
             "space, or name another folder"
         ) from error
     finally:
@@ -267,7 +267,7 @@ class TokenizedRecords:
         for kind in prompts:
             if kind.key not in self.manifest.prompts:
                 raise InputError(
-                    f"the picture tokens in {folder} were made without the prompts {kind.key!r}; "
+                    f"the image tokens in {folder} were made without the prompts {kind.key!r}; "
                     f"they have {', '.join(self.manifest.prompts) or 'none'}"
                 )
         self.shards = [Shard(folder, k, self.manifest) for k in range(self.manifest.shards)]
@@ -308,6 +308,6 @@ class TokenizedRecords:
         return kind.joined_by.join(choices[:count])
 
     def image_ids(self, indices: np.ndarray) -> np.ndarray:
-        """Picture tokens of rows, int32 (B, U)."""
+        """Image tokens of rows, int32 (B, U)."""
         places = [self._place(int(index)) for index in indices]
         return np.stack([shard.ids[row] for shard, row in places]).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Random-access sources: pictures with captions and plans, and lists of captions."""
+"""Random-access sources: images with captions and plans, and lists of captions."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from gotr1_jax.errors import InputError
 _CAPTION_KEYS = ("prompt", "caption")
 
 
-class PictureSource(Protocol):
-    """Pictures by index. `key` names the content: equal keys give equal pictures."""
+class ImageSource(Protocol):
+    """Images by index. `key` names the content: equal keys give equal images."""
 
     @property
     def key(self) -> str: ...
     def __len__(self) -> int: ...
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3) RGB, the same size for every index."""
         ...
 
 
-class PlannedPictureSource(PictureSource, Protocol):
-    """Pictures with the caption and the plan that belong to them."""
+class PlannedImageSource(ImageSource, Protocol):
+    """Images with the caption and the plan that belong to them."""
 
     def text(self, index: int) -> tuple[str, str]:
         """(caption, plan)."""

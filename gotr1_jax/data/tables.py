@@ -18,8 +18,8 @@ from gotr1_jax.errors import InputError
 
 Row = dict[str, Any]
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-IMAGE = "image"  # the column of a tar sample's picture
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+IMAGE = "image"  # the column of a tar sample's image
 _JSON = ".json"
 
 
@@ -173,7 +173,7 @@ class Tar:
             if len(data) < self._sizes[member]:
                 raise InputError(f"{self.where(index)} is cut off: the file ends within it")
             row[ending[1:]] = data
-            if ending in PICTURE_ENDINGS:
+            if ending in IMAGE_ENDINGS:
                 row.setdefault(IMAGE, data)
             elif ending == _JSON:
                 spoken = self._object(index, data)

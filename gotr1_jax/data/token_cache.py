@@ -1,4 +1,4 @@
-"""Image token ids of a picture source, computed once and kept on disk."""
+"""Image token ids of an image source, computed once and kept on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gotr1_jax.data.sources import PictureSource
+from gotr1_jax.data.sources import ImageSource
 from gotr1_jax.errors import RunError
 
 Encode = Callable[[np.ndarray], np.ndarray]
@@ -21,12 +21,12 @@ _SHARD = 4096
 
 
 @dataclass(frozen=True)
-class PictureTokens:
-    """A cache folder for one tokenizer of pictures.
+class ImageTokens:
+    """A cache folder for one tokenizer of images.
 
-    encode: pixels uint8 (B, H, W, 3) -> ids (B, U); always called with `batch_size` pictures.
+    encode: pixels uint8 (B, H, W, 3) -> ids (B, U); always called with `batch_size` images.
     codec_key: names the tokenizer's weights, for instance by their hash. Together with the
-        source's key it names the folder, so other weights or pictures never meet old ids.
+        source's key it names the folder, so other weights or images never meet old ids.
     """
 
     folder: Path
@@ -34,12 +34,12 @@ class PictureTokens:
     encode: Encode
     batch_size: int = 64
 
-    def ids(self, source: PictureSource, on_progress: Progress | None = None) -> np.ndarray:
-        """Ids of every picture of the source, int32 (N, U), from the cache where it has them.
+    def ids(self, source: ImageSource, on_progress: Progress | None = None) -> np.ndarray:
+        """Ids of every image of the source, int32 (N, U), from the cache where it has them.
 
         Shards are written to a temporary name and renamed, so an interrupted run goes on at the
         shard it was in; a damaged shard (zip checksum) is computed anew. `on_progress` gets
-        (done, total) pictures. Raises RunError when the folder cannot be written.
+        (done, total) images. Raises RunError when the folder cannot be written.
         """
         key = f"{self.codec_key}\n{source.key}"
         folder = self.folder / hashlib.sha256(key.encode()).hexdigest()[:20]
@@ -58,14 +58,14 @@ class PictureTokens:
         return np.concatenate(shards)
 
     def _encode(
-        self, source: PictureSource, start: int, stop: int, on_progress: Progress | None
+        self, source: ImageSource, start: int, stop: int, on_progress: Progress | None
     ) -> np.ndarray:
         parts = []
         for first in range(start, stop, self.batch_size):
-            # The last batch repeats its last picture: one shape, one compilation.
+            # The last batch repeats its last image: one shape, one compilation.
             wanted = range(first, min(first + self.batch_size, stop))
             indices = [*wanted, *[wanted[-1]] * (self.batch_size - len(wanted))]
-            pixels = np.stack([source.picture(index) for index in indices])
+            pixels = np.stack([source.image(index) for index in indices])
             parts.append(np.asarray(self.encode(pixels), np.int32)[: len(wanted)])
             if on_progress is not None:
                 on_progress(wanted[-1] + 1, len(source))
@@ -92,6 +92,6 @@ def _write(path: Path, ids: np.ndarray) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise RunError(
-            f"cannot write the picture tokens to {path}: {error.strerror}; free some space, or "
+            f"cannot write the image tokens to {path}: {error.strerror}; free some space, or "
             "name another cache folder"
         ) from error

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gotr1_jax.decoding.kv_cache import Segment
+from gotr1_jax.decoding.kv_cache import KVCache
 from gotr1_jax.decoding.weights import LayerWeights, TextParams
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import rope_tables
@@ -127,7 +127,7 @@ def softmax_parts(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     return weights, 1.0 / weights.sum(axis=-1, keepdims=True)
 
 
-def prefill(params: TextParams, cfg: DecoderConfig, ids_NS: jax.Array) -> tuple[jax.Array, Segment]:
+def prefill(params: TextParams, cfg: DecoderConfig, ids_NS: jax.Array) -> tuple[jax.Array, KVCache]:
     """Text from position 0 on, causal: hidden (N,S,D) after the final norm, and the segment."""
     return prefill_embedded(params, cfg, params.text_embed_VD[ids_NS])
 
@@ -135,8 +135,8 @@ def prefill(params: TextParams, cfg: DecoderConfig, ids_NS: jax.Array) -> tuple[
 def prefill_embedded(
     params: TextParams, cfg: DecoderConfig, x_NSD: jax.Array,
     rope: tuple[jax.Array, jax.Array] | None = None,
-) -> tuple[jax.Array, Segment]:  # fmt: skip
-    """As `prefill`, of embedded tokens: some of them may be a picture's.
+) -> tuple[jax.Array, KVCache]:  # fmt: skip
+    """As `prefill`, of embedded tokens: some of them may be an image's.
 
     rope: rotary tables (N or 1, S, h // 2); None takes positions 0 .. S-1.
     """
@@ -152,13 +152,13 @@ def prefill_embedded(
         return jax.nn.dot_product_attention(flat, k, v, is_causal=True).reshape(q.shape)
 
     hidden = run_layers(params, cfg, x_NSD, rope, attend)
-    return hidden, Segment(tuple(keys), tuple(values))
+    return hidden, KVCache(tuple(keys), tuple(values))
 
 
 def prefill_behind(
-    params: TextParams, cfg: DecoderConfig, ids_BS: jax.Array, captions: Segment,
+    params: TextParams, cfg: DecoderConfig, ids_BS: jax.Array, captions: KVCache,
     caption_len_B: jax.Array,
-) -> Segment:  # fmt: skip
+) -> KVCache:  # fmt: skip
     """Text behind captions, causal: the segment of ids (B,S), row b starting at caption_len_B[b].
 
     captions: segment of P captions, each shared by B / P rows.
@@ -172,8 +172,8 @@ def prefill_behind(
 
 def prefill_embedded_behind(
     params: TextParams, cfg: DecoderConfig, x_BSD: jax.Array, rope: tuple[jax.Array, jax.Array],
-    before: Sequence[tuple[Segment, jax.Array]],
-) -> tuple[jax.Array, Segment]:  # fmt: skip
+    before: Sequence[tuple[KVCache, jax.Array]],
+) -> tuple[jax.Array, KVCache]:  # fmt: skip
     """As `prefill_behind`, of embedded tokens: hidden (B,S,D) after the final norm, and segment.
 
     Args:
@@ -209,4 +209,4 @@ def prefill_embedded_behind(
         return mixed.reshape(B, K, g, S, h).transpose(0, 3, 1, 2, 4)
 
     hidden = run_layers(params, cfg, x_BSD, rope, attend)
-    return hidden, Segment(tuple(keys), tuple(values))
+    return hidden, KVCache(tuple(keys), tuple(values))

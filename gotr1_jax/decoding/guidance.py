@@ -39,7 +39,7 @@ class LogpSettings:
     """What a log-probability means; travels with a rollout, a replay at other values is wrong.
 
     Attributes:
-      mode: `guided` scores picture tokens under the guided distribution and differentiates both
+      mode: `guided` scores image tokens under the guided distribution and differentiates both
         branches; `guided_detach` has the same values, the unconditional branch being a constant;
         `conditional` leaves guidance out.
       guidance: w in uncond + w (cond - uncond); 1 needs no unconditional branch.
@@ -53,5 +53,5 @@ class LogpSettings:
 
     @property
     def needs_unconditional(self) -> bool:
-        """Whether picture tokens are scored with both branches."""
+        """Whether image tokens are scored with both branches."""
         return self.mode != "conditional" and self.guidance != 1.0

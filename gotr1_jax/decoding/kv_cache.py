@@ -14,10 +14,10 @@ from gotr1_jax.models.config import DecoderConfig
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Segment:
+class KVCache:
     """Keys and values of one stretch of tokens, an array a layer.
 
-    A segment is written at one slot for all its rows and read whole; `grow` adds slots.
+    A segment is written at one slot for all its rows and read whole; `grow_cache` adds slots.
 
     Attributes:
       k_NKhS: keys with rotary applied; slots last, so that scores are a plain product.
@@ -33,12 +33,12 @@ class Segment:
         return self.v_NKSh[0].shape[2]
 
 
-def empty_segment(cfg: DecoderConfig, rows: int, size: int, dtype: jnp.dtype) -> Segment:
+def empty_cache(cfg: DecoderConfig, rows: int, size: int, dtype: jnp.dtype) -> KVCache:
     """Zeros for `rows` rows and `size` slots."""
     K, h, L = cfg.num_kv_heads, cfg.head_dim, cfg.num_layers
     keys = tuple(jnp.zeros((rows, K, h, size), dtype) for _ in range(L))
     values = tuple(jnp.zeros((rows, K, size, h), dtype) for _ in range(L))
-    return Segment(keys, values)
+    return KVCache(keys, values)
 
 
 @partial(jax.jit, static_argnames=("axis", "size"))
@@ -48,7 +48,7 @@ def _grow(x: jax.Array, axis: int, size: int) -> jax.Array:
     return jnp.pad(x, pad)
 
 
-def grow(segment: Segment, size: int) -> Segment:
+def grow_cache(segment: KVCache, size: int) -> KVCache:
     """The same segment with `size` slots; `segment` itself is used up.
 
     One array after another, so that no more than one of them is held twice.
@@ -61,14 +61,14 @@ def grow(segment: Segment, size: int) -> Segment:
         x.delete()
         return longer
 
-    return Segment(
+    return KVCache(
         tuple(one(k, 3) for k in segment.k_NKhS), tuple(one(v, 2) for v in segment.v_NKSh)
     )
 
 
 def write_slot(
-    segment: Segment, layer: int, slot: jax.Array, k: jax.Array, v: jax.Array
-) -> Segment:
+    segment: KVCache, layer: int, slot: jax.Array, k: jax.Array, v: jax.Array
+) -> KVCache:
     """Segment with k and v (N,K,h) of one token a row at `slot` of `layer`."""
     keys, values = list(segment.k_NKhS), list(segment.v_NKSh)
     zero = jnp.zeros((), slot.dtype)
@@ -76,9 +76,9 @@ def write_slot(
     values[layer] = jax.lax.dynamic_update_slice(
         values[layer], v[:, :, None, :], (zero, zero, slot, zero)
     )
-    return Segment(tuple(keys), tuple(values))
+    return KVCache(tuple(keys), tuple(values))
 
 
-def segment_sharding(mesh: Mesh) -> NamedSharding:
+def cache_sharding(mesh: Mesh) -> NamedSharding:
     """Of every array of a segment: rows over `data` and `fsdp`, kv heads over `tensor`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "tensor"))

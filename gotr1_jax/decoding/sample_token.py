@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 @dataclass(frozen=True)
-class ChoiceConfig:
+class TokenSamplingConfig:
     """How a token is drawn.
 
     Attributes:
@@ -29,7 +29,7 @@ class ChoiceConfig:
             raise ValueError(f"top_p is {self.top_p}; give a number in (0, 1], 1 for all tokens")
 
 
-def keep_likely(logits_BV: jax.Array, config: ChoiceConfig) -> jax.Array:
+def top_k_top_p_filter(logits_BV: jax.Array, config: TokenSamplingConfig) -> jax.Array:
     """Logits with everything outside of the top-k and top-p sets at -inf.
 
     The top-p set is taken of what top-k left; it always holds the most likely token.
@@ -46,8 +46,8 @@ def keep_likely(logits_BV: jax.Array, config: ChoiceConfig) -> jax.Array:
     return logits_BV
 
 
-def choose(
-    logits_BV: jax.Array, keys_B: jax.Array, positions_B: jax.Array, config: ChoiceConfig
+def sample_token(
+    logits_BV: jax.Array, keys_B: jax.Array, positions_B: jax.Array, config: TokenSamplingConfig
 ) -> tuple[jax.Array, jax.Array]:
     """Draw one token a row.
 
@@ -65,6 +65,6 @@ def choose(
         ids = jnp.argmax(logits_BV, axis=-1)
     else:
         keys = jax.vmap(jax.random.fold_in)(keys_B, positions_B)
-        ids = jax.vmap(jax.random.categorical)(keys, keep_likely(logits_BV, config))
+        ids = jax.vmap(jax.random.categorical)(keys, top_k_top_p_filter(logits_BV, config))
     chosen = jnp.take_along_axis(logits_BV, ids[:, None], axis=-1)[:, 0]
     return ids.astype(jnp.int32), chosen - jax.nn.logsumexp(logits_BV, axis=-1)

@@ -14,7 +14,7 @@ EVALUATIONS = {
     "shapes": ("gotr1_jax.evaluation.shapes", "the shapes world, by its exact judge"),
     "understanding": (
         "gotr1_jax.evaluation.understanding",
-        "the same questions about pictures to two checkpoints",
+        "the same questions about images to two checkpoints",
     ),
 }
 

@@ -13,12 +13,12 @@ from typing import Literal
 
 from gotr1_jax.data.sources import iter_captions
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.asks import Found
+from gotr1_jax.evaluation.asks import Detection
 from gotr1_jax.evaluation.phrases import Word, Wording
 
 MOST_PHRASES = 8
 _NOT_ASKED = ("top", "the side", "the left", "the right")
-_SIDE, _LONGEST = 479, 480  # pixels to which pictures are brought before objects are looked for
+_SIDE, _LONGEST = 479, 480  # pixels to which images are brought before objects are looked for
 _NEAR = 150  # of those pixels
 _OVERLAP = 0.1
 # The first that a caption holds counts. The last is none that positions are known of.
@@ -32,7 +32,7 @@ Parts = Literal["spatial", "action", "both"]
 
 
 def phrase_questions(wording: Wording) -> list[str]:
-    """What is asked about a picture: its caption's noun phrases, at most eight, each as `...?`."""
+    """What is asked about an image: its caption's noun phrases, at most eight, each as `...?`."""
     phrases = [phrase for phrase in wording.phrases if phrase not in _NOT_ASKED]
     return [f"{phrase}?" for phrase in phrases[:MOST_PHRASES]]
 
@@ -72,19 +72,22 @@ def complex_objects(wording: Wording) -> tuple[str, str] | None:
 
 
 def without_adjectives(wording: Wording) -> str:
-    """The text whose cosine with the picture counts for a complex caption."""
+    """The text whose cosine with the image counts for a complex caption."""
     return " ".join(word.text for word in wording.words if word.kind != "ADJ")
 
 
 def spatial_score(
-    place: str | None, first: Sequence[Found], second: Sequence[Found], size: tuple[int, int]
+    place: str | None,
+    first: Sequence[Detection],
+    second: Sequence[Detection],
+    size: tuple[int, int],
 ) -> float:
     """Half the position, a quarter each object's score; less than a half counts 0.
 
     Args:
         place: the caption's relation of the first object to the second.
-        first, second: what was found of each name, best first, in pixels of the picture.
-        size: (height, width) of the picture.
+        first, second: what was found of each name, best first, in pixels of the image.
+        size: (height, width) of the image.
     """
     if first and second:
         score = (first[0].score + second[0].score) / 4
@@ -94,10 +97,10 @@ def spatial_score(
     return score if score >= 0.5 else 0.0
 
 
-def position_score(place: str | None, a: Found, b: Found, size: tuple[int, int]) -> float:
+def position_score(place: str | None, a: Detection, b: Detection, size: tuple[int, int]) -> float:
     """How well box a stands to box b as `place` says, 0 to 1.
 
-    Next to: 1 where either distance of the middles is below 150 pixels, of a picture brought to
+    Next to: 1 where either distance of the middles is below 150 pixels, of an image brought to
     479 pixels; else 150 over the larger distance. Left, right, bottom and top: the middles must
     lie so, further apart in that direction than in the other, and overlap (IoU) above 0.1 counts
     against it. Other relations score 0, "on top of" among them.
@@ -172,7 +175,7 @@ def _text(words: Sequence[Word]) -> str:
     return " ".join(word.text for word in words)
 
 
-def _iou(a: Found, b: Found) -> float:
+def _iou(a: Detection, b: Detection) -> float:
     across = max(0.0, min(a.x2, b.x2) - max(a.x1, b.x1))
     down = max(0.0, min(a.y2, b.y2) - max(a.y1, b.y1))
     areas = [(f.x2 - f.x1) * (f.y2 - f.y1) for f in (a, b)]

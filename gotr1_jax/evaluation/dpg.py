@@ -11,14 +11,14 @@ import numpy as np
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation import job, published
-from gotr1_jax.evaluation.asks import Ask, is_missing
+from gotr1_jax.evaluation.asks import ModelQuery, is_missing
 from gotr1_jax.evaluation.crops import grid_cells
 from gotr1_jax.evaluation.dpg_rules import Proposition, dependent_scores, read_questions
 from gotr1_jax.evaluation.folders import Item, dpg_items
-from gotr1_jax.evaluation.summary import Row
+from gotr1_jax.evaluation.summary import ResultRow
 from gotr1_jax.generate.config import LAYOUTS, GenerateConfig
 from gotr1_jax.generate.prompts import Task, read_tasks
-from gotr1_jax.rewards.multimodal import Picture
+from gotr1_jax.vlm_engine.base import ImageInput
 
 NAME = "dpg"
 MODELS: job.Models = {
@@ -49,23 +49,23 @@ def run(options: argparse.Namespace) -> None:
     questions = read_questions(options.questions)
     tasks = _tasks(options, questions)
     job.check_scorer(options)
-    folder = options.images or options.out / job.PICTURES
+    folder = options.images or options.out / job.IMAGES
     if options.images is None:
-        job.draw_pictures(options, NAME, options.prompts, folder)
+        job.draw_images(options, NAME, options.prompts, folder)
     items = dpg_items(folder, [task.stem for task in tasks])
     book, names = job.open_book(options, MODELS)
     rules = DpgRules([questions[task.stem] for task in tasks], tasks[0].count)
     scored = job.score_items(items, rules, book, NAME)
-    pictures = [
+    samples = [
         {"picture": item.name, "caption": task.caption, "values": s.values, "words": s.words}
         for item, task, s in zip(items, tasks, scored)
     ]
     remark = job.JUDGE_REMARK if options.scorer == "judge" else _REMARK
     values = np.array([s.values["score"] for s in scored])
     failed = int(np.isnan(values).sum())
-    rows = [Row(NAME, (values,), len(values), failed, names["yes"], remark)]
+    rows = [ResultRow(NAME, (values,), len(values), failed, names["yes"], remark)]
     rows += [
-        Row(category, (np.array(shares),), len(items), failed, names["yes"], remark)
+        ResultRow(category, (np.array(shares),), len(items), failed, names["yes"], remark)
         for category, shares in sorted(rules.categories.items())
     ]
     head = {"benchmark": NAME, "scorer": options.scorer, "cells": tasks[0].count}
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
     left = len(questions) - len(tasks)
     if left:
         notes.insert(0, f"{left} items of the table have no prompt file and are left out.")
-    job.finish(options, "DPG-Bench", head, rows, pictures, notes)
+    job.finish(options, "DPG-Bench", head, rows, samples, notes)
 
 
 class DpgRules:
@@ -85,27 +85,29 @@ class DpgRules:
     """
 
     def __init__(self, propositions: Sequence[Sequence[Proposition]], cells: int) -> None:
-        """propositions: of each item. cells: how many of a picture's grid are looked at."""
+        """propositions: of each item. cells: how many of an image's grid are looked at."""
         self._propositions, self._cells = propositions, cells
         self.categories: dict[str, list[float]] = {}
 
-    def asks(self, item: Item, picture: Picture, answers: job.Answers) -> list[Ask]:
+    def asks(self, item: Item, image: ImageInput, answers: job.Answers) -> list[ModelQuery]:
         """All questions about all cells."""
         return [
-            Ask("yes", cell, proposition.question)
-            for cell in self._grid(item, picture)
+            ModelQuery("yes", cell, proposition.question)
+            for cell in self._grid(item, image)
             for proposition in self._propositions[item.place]
         ]
 
-    def score(self, item: Item, picture: Picture, answers: job.Answers) -> job.Scored:
+    def score(self, item: Item, image: ImageInput, answers: job.Answers) -> job.ItemScore:
         """score: the mean over the cells of the mean over the questions.
 
         A cell with a question that could not be told is left out.
         """
         propositions = self._propositions[item.place]
         cells, yes = [], []
-        for cell in self._grid(item, picture):
-            given = {p.number: answers[Ask("yes", cell, p.question).key] for p in propositions}
+        for cell in self._grid(item, image):
+            given = {
+                p.number: answers[ModelQuery("yes", cell, p.question).key] for p in propositions
+            }
             if any(map(is_missing, given.values())):
                 continue
             said = {number: share > 0.5 for number, share in given.items()}
@@ -116,11 +118,11 @@ class DpgRules:
             self.categories.setdefault(proposition.broad, []).append(share)
         no = [p.question for p in propositions if yes and not any(s[p.number] for s in yes)]
         score = sum(cells) / len(cells) if cells else math.nan
-        return job.Scored({"score": score}, f"never: {' '.join(no)}" if no else "")
+        return job.ItemScore({"score": score}, f"never: {' '.join(no)}" if no else "")
 
-    def _grid(self, item: Item, picture: Picture) -> list[Picture]:
+    def _grid(self, item: Item, image: ImageInput) -> list[ImageInput]:
         try:
-            return grid_cells(picture, self._cells)
+            return grid_cells(image, self._cells)
         except InputError as error:
             raise InputError(f"{item.path}: {error}; say how many by --n") from error
 

@@ -1,7 +1,7 @@
 """DPG-Bench's questions and their score (TencentQQGYLab/ELLA, dpg_bench/compute_dpg_bench.py).
 
 Two differences, on purpose: the published script leaves out the first row of its table, and its
-scores of categories are those of the last cell of each picture; here all rows and cells count.
+scores of categories are those of the last cell of each image; here all rows and cells count.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natura
 
 @dataclass(frozen=True)
 class Proposition:
-    """One question about a picture.
+    """One question about an image.
 
     Attributes:
         number: its own.

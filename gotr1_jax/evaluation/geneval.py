@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gotr1_jax.evaluation import job, published
-from gotr1_jax.evaluation.asks import Ask, Found, found_objects, is_missing
+from gotr1_jax.evaluation.asks import Detection, ModelQuery, found_objects, is_missing
 from gotr1_jax.evaluation.folders import Item, geneval_items
 from gotr1_jax.evaluation.geneval_rules import (
     TAGS,
     Metadata,
     colored_objects,
-    judge_picture,
+    judge_image,
     kept_objects,
     read_metadata,
 )
-from gotr1_jax.evaluation.summary import Row, caption_means
+from gotr1_jax.evaluation.summary import ResultRow, caption_means
 from gotr1_jax.generate.config import LAYOUTS
-from gotr1_jax.rewards.multimodal import Picture
+from gotr1_jax.vlm_engine.base import ImageInput
 
 NAME = "geneval"
 MODELS: job.Models = {
@@ -47,8 +47,8 @@ def run(options: argparse.Namespace) -> None:
     job.check_scorer(options)
     folder, count = options.images, options.n
     if folder is None:
-        folder, count = options.out / job.PICTURES, options.n or LAYOUTS[NAME]
-        job.draw_pictures(options, NAME, options.prompts, folder)
+        folder, count = options.out / job.IMAGES, options.n or LAYOUTS[NAME]
+        job.draw_images(options, NAME, options.prompts, folder)
     items = geneval_items(folder, wanted, count)
     book, names = job.open_book(options, MODELS)
     scored = job.score_items(items, GenevalRules(wanted), book, NAME)
@@ -57,14 +57,14 @@ def run(options: argparse.Namespace) -> None:
     fewer = published.fewer(len(wanted), published.GENEVAL_CAPTIONS)
     who = job.JUDGE_REMARK if options.scorer == "judge" else _REMARK
     remark = " and ".join([who, *fewer])
-    pictures = [
+    samples = [
         {"task": wanted[item.place].tag, "picture": item.name,
          "caption": wanted[item.place].prompt, "values": s.values, "words": s.words}
         for item, s in zip(items, scored)
     ]  # fmt: skip
     rows = _rows(wanted, items, values, scorer, remark)
     head = {"benchmark": NAME, "scorer": options.scorer}
-    job.finish(options, "GenEval", head, rows, pictures, [published.REASONGEN])
+    job.finish(options, "GenEval", head, rows, samples, [published.REASONGEN])
 
 
 class GenevalRules:
@@ -73,41 +73,43 @@ class GenevalRules:
     def __init__(self, wanted: Sequence[Metadata]) -> None:
         self._wanted = wanted
 
-    def asks(self, item: Item, picture: Picture, answers: job.Answers) -> list[Ask]:
+    def asks(self, item: Item, image: ImageInput, answers: job.Answers) -> list[ModelQuery]:
         """Where the objects are; once that is known, the colors of those that count."""
         metadata = self._wanted[item.place]
-        finds = [Ask("find", picture, name) for name in metadata.names]
-        objects = self._objects(metadata, picture, answers)
-        return finds if objects is None else finds + _color_asks(metadata, picture, objects)
+        finds = [ModelQuery("find", image, name) for name in metadata.names]
+        objects = self._objects(metadata, image, answers)
+        return finds if objects is None else finds + _color_asks(metadata, image, objects)
 
-    def score(self, item: Item, picture: Picture, answers: job.Answers) -> job.Scored:
+    def score(self, item: Item, image: ImageInput, answers: job.Answers) -> job.ItemScore:
         """correct: 1 or 0; NaN where an answer is missing."""
         metadata = self._wanted[item.place]
-        objects = self._objects(metadata, picture, answers)
+        objects = self._objects(metadata, image, answers)
         if objects is None:
-            return job.Scored({"correct": math.nan}, "an object's search failed")
-        colors: dict[tuple[str, Found], str] = {}
-        for ask in _color_asks(metadata, picture, objects):
+            return job.ItemScore({"correct": math.nan}, "an object's search failed")
+        colors: dict[tuple[str, Detection], str] = {}
+        for ask in _color_asks(metadata, image, objects):
             assert ask.place is not None
             if is_missing(answers[ask.key]):
-                return job.Scored({"correct": math.nan}, "a question for a color failed")
+                return job.ItemScore({"correct": math.nan}, "a question for a color failed")
             colors[ask.color, ask.place] = answers[ask.key]
-        correct, words = judge_picture(metadata, objects, colors)
-        return job.Scored({"correct": float(correct)}, words)
+        correct, words = judge_image(metadata, objects, colors)
+        return job.ItemScore({"correct": float(correct)}, words)
 
     def _objects(
-        self, metadata: Metadata, picture: Picture, answers: job.Answers
-    ) -> dict[str, list[Found]] | None:
+        self, metadata: Metadata, image: ImageInput, answers: job.Answers
+    ) -> dict[str, list[Detection]] | None:
         """What counts of each class; None while an answer is missing."""
-        given = {n: answers.get(Ask("find", picture, n).key, math.nan) for n in metadata.names}
+        given = {n: answers.get(ModelQuery("find", image, n).key, math.nan) for n in metadata.names}
         if any(is_missing(answer) for answer in given.values()):
             return None
         return {name: kept_objects(metadata, found_objects(a)) for name, a in given.items()}
 
 
-def _color_asks(metadata: Metadata, picture: Picture, objects: dict[str, list[Found]]) -> list[Ask]:
+def _color_asks(
+    metadata: Metadata, image: ImageInput, objects: dict[str, list[Detection]]
+) -> list[ModelQuery]:
     return [
-        Ask("color", picture, wanted.name, wanted.color, found)
+        ModelQuery("color", image, wanted.name, wanted.color, found)
         for wanted in metadata.include
         for found in colored_objects(wanted, objects)
     ]
@@ -119,8 +121,8 @@ def _rows(
     values: Sequence[float],
     scorer: str,
     remark: str,
-) -> list[Row]:
-    """The tasks' accuracies over pictures, then their mean."""
+) -> list[ResultRow]:
+    """The tasks' accuracies over images, then their mean."""
     rows = []
     for tag in TAGS:
         mine = [i for i, item in enumerate(items) if wanted[item.place].tag == tag]
@@ -128,8 +130,8 @@ def _rows(
             chosen = [values[i] for i in mine]
             means = caption_means(chosen, [items[i].place for i in mine])
             failed = sum(value != value for value in chosen)
-            rows.append(Row(tag, (means,), len(mine), failed, scorer, remark))
+            rows.append(ResultRow(tag, (means,), len(mine), failed, scorer, remark))
     groups = tuple(row.groups[0] for row in rows)
     failed = sum(row.failed for row in rows)
-    rows.append(Row("mean", groups, len(items), failed, scorer, remark, published.GENEVAL))
+    rows.append(ResultRow("mean", groups, len(items), failed, scorer, remark, published.GENEVAL))
     return rows

@@ -12,7 +12,7 @@ import numpy as np
 
 from gotr1_jax.data.sources import iter_captions
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.asks import Found
+from gotr1_jax.evaluation.asks import Detection
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -23,7 +23,7 @@ _POSITION = 0.1  # of both sizes: how much of the offset of the middles does not
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a picture has to show, or not to show.
+    """What an image has to show, or not to show.
 
     Attributes:
         name: of the class.
@@ -93,25 +93,25 @@ def _wanted(value: Mapping[str, Any]) -> Wanted:
     return Wanted(value["class"], int(value["count"]), value.get("color", ""), relation, target)
 
 
-def kept_objects(metadata: Metadata, found: Sequence[Found]) -> list[Found]:
+def kept_objects(metadata: Metadata, found: Sequence[Detection]) -> list[Detection]:
     """The objects of one class that count: above the task's threshold, best first, at most 16."""
     least = _COUNTING_THRESHOLD if metadata.tag == "counting" else _THRESHOLD
     best = sorted(found, key=lambda f: -f.score)
     return [f for f in best if f.score > least][:MOST_OBJECTS]
 
 
-def colored_objects(wanted: Wanted, objects: Mapping[str, Sequence[Found]]) -> list[Found]:
+def colored_objects(wanted: Wanted, objects: Mapping[str, Sequence[Detection]]) -> list[Detection]:
     """The objects whose color decides: the best `count`, if there are so many."""
     best = list(objects[wanted.name][: wanted.count])
     return best if wanted.color and len(best) == wanted.count else []
 
 
-def judge_picture(
+def judge_image(
     metadata: Metadata,
-    objects: Mapping[str, Sequence[Found]],
-    colors: Mapping[tuple[str, Found], str],
+    objects: Mapping[str, Sequence[Detection]],
+    colors: Mapping[tuple[str, Detection], str],
 ) -> tuple[bool, str]:
-    """Whether a picture shows what it has to, and what speaks against it.
+    """Whether an image shows what it has to, and what speaks against it.
 
     Args:
         metadata: what is wanted.
@@ -119,7 +119,7 @@ def judge_picture(
         colors: of each (expected color, object) of `colored_objects`, the one that it has.
     """
     against: list[str] = []
-    groups: list[Sequence[Found] | None] = []
+    groups: list[Sequence[Detection] | None] = []
     for wanted in metadata.include:
         best = objects[wanted.name][: wanted.count]
         reason = _against(wanted, best, groups, colors)
@@ -134,9 +134,9 @@ def judge_picture(
 
 def _against(
     wanted: Wanted,
-    best: Sequence[Found],
-    groups: Sequence[Sequence[Found] | None],
-    colors: Mapping[tuple[str, Found], str],
+    best: Sequence[Detection],
+    groups: Sequence[Sequence[Detection] | None],
+    colors: Mapping[tuple[str, Detection], str],
 ) -> str:
     """What speaks against one inclusion; empty where it holds."""
     if len(best) < wanted.count:
@@ -158,7 +158,7 @@ def _against(
     return ""
 
 
-def relations(a: Found, b: Found) -> set[str]:
+def relations(a: Detection, b: Detection) -> set[str]:
     """Where a is from b, of `RELATIONS`.
 
     A tenth of both widths (heights) is taken off the middles' offset; what is left, over the

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gotr1_jax.errors import InputError, RunError
-from gotr1_jax.evaluation.asks import AnswerBook, Answerer, Ask, Kind, read_picture
+from gotr1_jax.evaluation.asks import Kind, ModelQuery, QueryAnswers, QueryModel, read_image
 from gotr1_jax.evaluation.folders import Item
-from gotr1_jax.evaluation.summary import Row, write_result
+from gotr1_jax.evaluation.summary import ResultRow, write_result
 from gotr1_jax.generate.command import add_sampling_arguments, generate
 from gotr1_jax.generate.config import LAYOUTS, GenerateConfig, read_template
 from gotr1_jax.rewards.command import add_judge_options, device_mesh, read_judge_options
 from gotr1_jax.rewards.factory import check_engine, make_engine
-from gotr1_jax.rewards.multimodal import Picture
+from gotr1_jax.vlm_engine.base import ImageInput
 
-PICTURES = "pictures"
+IMAGES = "pictures"
 ANSWERS = "answers"
 JUDGE_REMARK = "the judge in the place of the benchmark's models"
 
@@ -27,24 +27,24 @@ Answers = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What came of a picture: values in [0, 1] by name, NaN where not to be told, and why."""
+class ItemScore:
+    """What came of an image: values in [0, 1] by name, NaN where not to be told, and why."""
 
     values: Mapping[str, float]
     words: str = ""
 
 
 class Rules(Protocol):
-    """A benchmark's questions about a picture, and their score."""
+    """A benchmark's questions about an image, and their score."""
 
-    def asks(self, item: Item, picture: Picture, answers: Answers) -> list[Ask]:
+    def asks(self, item: Item, image: ImageInput, answers: Answers) -> list[ModelQuery]:
         """The questions that are known so far; called anew with their answers until no more come.
 
         A question may depend on the answers to earlier ones.
         """
         ...
 
-    def score(self, item: Item, picture: Picture, answers: Answers) -> Scored: ...
+    def score(self, item: Item, image: ImageInput, answers: Answers) -> ItemScore: ...
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser, layout: str, models: Models) 
         "--ckpt", metavar="CKPT", help="checkpoint directory, finished run or hub id: draws with it"
     )
     source.add_argument(
-        "--images", type=Path, metavar="DIR", help="pictures that exist, in the benchmark's layout"
+        "--images", type=Path, metavar="DIR", help="images that exist, in the benchmark's layout"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
-    parser.add_argument("--n", type=int, help=f"pictures of each caption ({LAYOUTS[layout]})")
+    parser.add_argument("--n", type=int, help=f"images of each caption ({LAYOUTS[layout]})")
     parser.add_argument(
         "--batch-size", type=int, metavar="B", help="rows drawn at once (by free memory)"
     )
@@ -111,7 +111,7 @@ def check_scorer(options: argparse.Namespace) -> None:
         need_torch()
 
 
-def draw_pictures(options: argparse.Namespace, layout: str, prompts: Path, folder: Path) -> None:
+def draw_images(options: argparse.Namespace, layout: str, prompts: Path, folder: Path) -> None:
     """Draw what is missing in `folder`, as `gotr1 generate --layout` does."""
     given = {f.name: getattr(options, f.name) for f in fields(GenerateConfig) if f.name in options}
     changed = {"out": folder, "prompts": prompts, "layout": layout}
@@ -119,9 +119,9 @@ def draw_pictures(options: argparse.Namespace, layout: str, prompts: Path, folde
     generate(GenerateConfig(**{**given, **changed, "template": template}))
 
 
-def open_book(options: argparse.Namespace, models: Models) -> tuple[AnswerBook, dict[Kind, str]]:
+def open_book(options: argparse.Namespace, models: Models) -> tuple[QueryAnswers, dict[Kind, str]]:
     """The store of answers with who gives them, and their names for the table."""
-    answerers: dict[Kind, Answerer] = {}
+    answerers: dict[Kind, QueryModel] = {}
     if options.scorer == "judge":
         from gotr1_jax.evaluation.judge_models import JudgeModel
 
@@ -138,31 +138,35 @@ def open_book(options: argparse.Namespace, models: Models) -> tuple[AnswerBook, 
             source = getattr(options, model.option.replace("-", "_"))
             answerers[kind] = getattr(torch_models, model.make)(source)
             names[kind] = f"{model.name} ({source})"
-    return AnswerBook(options.out / ANSWERS, answerers), names
+    return QueryAnswers(options.out / ANSWERS, answerers), names
 
 
-def score_items(items: Sequence[Item], rules: Rules, book: AnswerBook, label: str) -> list[Scored]:
-    """What came of each picture; only questions without a stored answer go to models.
+def score_items(
+    items: Sequence[Item], rules: Rules, book: QueryAnswers, label: str
+) -> list[ItemScore]:
+    """What came of each image; only questions without a stored answer go to models.
 
-    InputError for a picture that cannot be read.
+    InputError for an image that cannot be read.
     """
     from gotr1_jax.io.progress import Progress
 
-    scored: list[Scored] = []
-    together = book.pictures
+    scored: list[ItemScore] = []
+    together = book.images
     with Progress(label, len(items), unit="picture") as progress:
         for start in range(0, len(items), together):
-            group = [(item, read_picture(item.path)) for item in items[start : start + together]]
+            group = [(item, read_image(item.path)) for item in items[start : start + together]]
             answers: dict[str, Any] = {}
             while new := _new_asks(group, rules, answers):
                 answers |= book.ask(new)
-            scored += [rules.score(item, picture, answers) for item, picture in group]
+            scored += [rules.score(item, image, answers) for item, image in group]
             progress.update(len(scored))
     return scored
 
 
-def _new_asks(group: Sequence[tuple[Item, Picture]], rules: Rules, answers: Answers) -> list[Ask]:
-    asks = (ask for item, picture in group for ask in rules.asks(item, picture, answers))
+def _new_asks(
+    group: Sequence[tuple[Item, ImageInput]], rules: Rules, answers: Answers
+) -> list[ModelQuery]:
+    asks = (ask for item, image in group for ask in rules.asks(item, image, answers))
     return [ask for ask in asks if ask.key not in answers]
 
 
@@ -170,12 +174,12 @@ def finish(
     options: argparse.Namespace,
     title: str,
     head: Mapping[str, Any],
-    rows: Sequence[Row],
-    pictures: Sequence[Mapping[str, Any]],
+    rows: Sequence[ResultRow],
+    images: Sequence[Mapping[str, Any]],
     notes: Sequence[str],
 ) -> None:
     """Write the result and print its table; RunError where nothing could be told at all."""
-    print(write_result(options.out, title, head, rows, pictures, notes))
+    print(write_result(options.out, title, head, rows, images, notes))
     print(options.out)
-    if all(row.failed == row.pictures for row in rows):
-        raise RunError(f"not one picture could be scored; see {options.out}")
+    if all(row.failed == row.images for row in rows):
+        raise RunError(f"not one image could be scored; see {options.out}")

@@ -1,6 +1,6 @@
 """The shapes world's own benchmark: `gotr1 eval shapes`.
 
-Draws plans and pictures for held-out captions, or takes pictures that are there, and scores them
+Draws plans and images for held-out captions, or takes images that are there, and scores them
 by the exact judge. For the same weights, captions and seed the scores are those that a GRPO run
 finds before and after its training. OUT/samples/00000 holds what was drawn of caption 0, as a run
 keeps its samples; the folder appears whole, so a command that was stopped goes on behind it.
@@ -22,7 +22,7 @@ from gotr1_jax.config import check_seed, load_config
 from gotr1_jax.convert.find import RUN_CONFIG
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.job import finish
-from gotr1_jax.evaluation.summary import PICTURES, Row
+from gotr1_jax.evaluation.summary import IMAGES, ResultRow
 from gotr1_jax.generate.config import check_note, fingerprint, read_template
 from gotr1_jax.grpo.config import GrpoConfig, RewardConfig, RolloutConfig
 from gotr1_jax.rewards import combine
@@ -50,7 +50,7 @@ class ShapesConfig:
       ckpt: checkpoint directory, finished run, hub id, or "embedded"; None with `images`.
       images: what `gotr1 generate` or a run drew; None with `ckpt`.
       job: how is drawn, and how terms become a total; of a GRPO run.
-      captions, samples: held-out captions, and pictures of each.
+      captions, samples: held-out captions, and images of each.
       seed: of the draws.
       batch_size: rows drawn at once.
     """
@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(that of the run that --ckpt names)",
     )  # fmt: skip
     parser.add_argument("--captions", type=int, metavar="N", help="held-out captions (128)")
-    parser.add_argument("--samples", type=int, metavar="N", help="pictures of each caption (4)")
+    parser.add_argument("--samples", type=int, metavar="N", help="images of each caption (4)")
     parser.add_argument(
         "--seed", type=int, help="of the draws (that of the evaluations of gotr1 train grpo)"
     )
@@ -121,12 +121,12 @@ def run(options: argparse.Namespace) -> None:
     if config.images is None:
         _draw(config)
     lines = judge_samples(
-        ShapesJudge(SHAPES_TERMS), find_samples(config.images or config.out), config.out / PICTURES
+        ShapesJudge(SHAPES_TERMS), find_samples(config.images or config.out), config.out / IMAGES
     )
     reward = config.job.reward
     scored, failed = score(lines, reward)
     rows = [
-        Row(name, (values,), len(lines), failed[name], "exact judge")
+        ResultRow(name, (values,), len(lines), failed[name], "exact judge")
         for name, values in {"total": scored.total, **scored.terms}.items()
     ]
     head = {
@@ -181,9 +181,9 @@ def _is_grpo(path: Path) -> bool:
 def score(
     lines: Sequence[Mapping[str, Any]], reward: RewardConfig
 ) -> tuple[Evaluation, dict[str, int]]:
-    """Scores by caption, and how many pictures each of them could not be told of.
+    """Scores by caption, and how many images each of them could not be told of.
 
-    lines: of `judge_samples`, with all of the exact judge's terms. A caption with fewer pictures
+    lines: of `judge_samples`, with all of the exact judge's terms. A caption with fewer images
     than another has the mean of those that it has.
     """
     from gotr1_jax.grpo.evaluate import score_captions
@@ -192,7 +192,7 @@ def score(
     for place, line in enumerate(lines):
         places.setdefault(line["caption"], []).append(place)
     most = max(map(len, places.values()))
-    # One value more, NaN, stands for the pictures that a caption does not have.
+    # One value more, NaN, stands for the images that a caption does not have.
     index_B = np.concatenate([row + [len(lines)] * (most - len(row)) for row in places.values()])
     scores = {
         term: np.asarray([line["scores"][term] for line in lines], np.float32)  # null is NaN
@@ -249,7 +249,7 @@ def _name(index: int) -> str:
 
 
 def _note(config: ShapesConfig, source: Path) -> dict[str, Any]:
-    """All that the pictures depend on."""
+    """All that the images depend on."""
     policy, rollout = config.job.policy, config.job.rollout
     return {
         "checkpoint": str(source),
@@ -273,7 +273,7 @@ def _load(
 
     from gotr1_jax.grpo.policy import load_policy
     from gotr1_jax.grpo.rollout import encode_captions, records
-    from gotr1_jax.grpo.train import make_roller
+    from gotr1_jax.grpo.train import make_rollout_worker
     from gotr1_jax.parallel.mesh import make_mesh
 
     G = config.samples
@@ -284,14 +284,14 @@ def _load(
     mesh = make_mesh(devices=jax.devices()[:devices])
     init = replace(job.policy, init=str(source), lora=None)
     policy, checkpoint = load_policy(init, 0, mesh)
-    roller = make_roller(job, policy, checkpoint, ShapesJudge(SHAPES_TERMS), mesh)
+    worker = make_rollout_worker(job, policy, checkpoint, ShapesJudge(SHAPES_TERMS), mesh)
     prompts = encode_captions(
         captions, checkpoint.tokenizer, job.policy.template, job.policy.max_prompt_tokens
     )
-    params = roller.sampler.prepare(policy.whole(policy.trained))
+    params = worker.sampler.prepare(policy.whole(policy.trained))
 
     def roll(indices: list[int]) -> list[SampleRecord]:
-        scored = roller(params, prompts, indices, G, config.seed, 0)
+        scored = worker(params, prompts, indices, G, config.seed, 0)
         found = records(scored, G, np.zeros(len(scored)), len(indices))
         # Each caption has a folder of its own.
         return [replace(record, caption_index=0) for record in found]

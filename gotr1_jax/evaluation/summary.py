@@ -13,18 +13,18 @@ import numpy as np
 RESAMPLES = 10_000
 SCORES = "scores.json"
 TABLE = "scores.md"
-PICTURES = "pictures.jsonl"
+IMAGES = "pictures.jsonl"
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One number of a benchmark.
 
     Attributes:
         name: of the category or task.
         groups: for each group that counts equally, one value a caption: the mean over its
-            pictures, NaN where none of them could be told. One group, but for a mean of tasks.
-        pictures: how many were scored.
+            images, NaN where none of them could be told. One group, but for a mean of tasks.
+        images: how many were scored.
         failed: how many the models could not tell; they are left out.
         scorer: which models gave the number.
         remark: why it is not comparable with published figures; empty where it is.
@@ -33,7 +33,7 @@ class Row:
 
     name: str
     groups: tuple[np.ndarray, ...]
-    pictures: int
+    images: int
     failed: int
     scorer: str
     remark: str = ""
@@ -47,7 +47,7 @@ class Row:
             "low": low,
             "high": high,
             "captions": sum(len(group) for group in self.groups),
-            "pictures": self.pictures,
+            "pictures": self.images,
             "failed": self.failed,
             "scorer": self.scorer,
             "comparable": not self.remark,
@@ -57,9 +57,9 @@ class Row:
 
 
 def caption_means(values: Sequence[float], places: Sequence[int]) -> np.ndarray:
-    """Mean of each caption's pictures, float64, in the order of the captions' places.
+    """Mean of each caption's images, float64, in the order of the captions' places.
 
-    Pictures that could not be told (NaN) are left out; NaN where none is left.
+    Images that could not be told (NaN) are left out; NaN where none is left.
     """
     taken: dict[int, list[float]] = {}
     for value, place in zip(values, places):
@@ -87,17 +87,17 @@ def interval(groups: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float,
 
 
 def table(title: str, rows: Mapping[str, Mapping[str, Any]], notes: Sequence[str]) -> str:
-    """The Markdown table of `Row.to_json` values by name, with a column for each paper's model."""
+    """The Markdown table of `ResultRow.to_json` values, with a column for each paper's model."""
     models = list(dict.fromkeys(m for row in rows.values() for m in row["published"]))
     head = ["", "score", "95 % interval", "captions", "pictures", "scored by", *models]
     lines = [f"# {title}", "", _line(head), _line(["-"] * len(head))]
     for name, row in rows.items():
         shown = [name, _number(row["value"]), f"{_number(row['low'])} to {_number(row['high'])}"]
-        pictures = str(row["pictures"]) + (f" ({row['failed']} failed)" if row["failed"] else "")
+        images = str(row["pictures"]) + (f" ({row['failed']} failed)" if row["failed"] else "")
         figures = [_number(row["published"].get(model)) for model in models]
         mark = "" if row["comparable"] else " *"
         shown[1] += mark
-        lines.append(_line([*shown, str(row["captions"]), pictures, row["scorer"], *figures]))
+        lines.append(_line([*shown, str(row["captions"]), images, row["scorer"], *figures]))
     remarks = dict.fromkeys(row["remark"] for row in rows.values() if row["remark"])
     below = [*(f"\\* Not comparable with published figures: {r}." for r in remarks), *notes]
     return "\n\n".join(["\n".join(lines), *below]) + "\n"
@@ -115,19 +115,19 @@ def write_result(
     out: Path,
     title: str,
     head: Mapping[str, Any],
-    rows: Sequence[Row],
-    pictures: Sequence[Mapping[str, Any]],
+    rows: Sequence[ResultRow],
+    images: Sequence[Mapping[str, Any]],
     notes: Sequence[str] = (),
     seed: int = 0,
 ) -> str:
-    """Write pictures.jsonl, scores.md and, last, scores.json; returns the table.
+    """Write images.jsonl, scores.md and, last, scores.json; returns the table.
 
     Args:
         out: folder.
         title: of the table.
         head: what else scores.json holds: the benchmark, its settings.
         rows: the numbers, each under its name.
-        pictures: one record a picture.
+        images: one record an image.
         notes: lines below the table.
         seed: of the bootstrap.
 
@@ -137,8 +137,8 @@ def write_result(
 
     scores = {row.name: row.to_json(seed) for row in rows}
     text = table(title, scores, notes)
-    lines = (json.dumps(plain_json(picture), ensure_ascii=False) + "\n" for picture in pictures)
-    atomic_write(out / PICTURES, "".join(lines))
+    lines = (json.dumps(plain_json(image), ensure_ascii=False) + "\n" for image in images)
+    atomic_write(out / IMAGES, "".join(lines))
     atomic_write(out / TABLE, text)
     write_json_atomic(out / SCORES, {**head, "scores": scores, "notes": list(notes)})
     return text

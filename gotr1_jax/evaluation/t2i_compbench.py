@@ -15,7 +15,7 @@ from typing import Any
 from gotr1_jax.data.sources import iter_captions
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation import job, published
-from gotr1_jax.evaluation.asks import Ask, Kind, found_objects, is_missing
+from gotr1_jax.evaluation.asks import Kind, ModelQuery, found_objects, is_missing
 from gotr1_jax.evaluation.compbench_rules import (
     Parts,
     attribute_score,
@@ -30,9 +30,9 @@ from gotr1_jax.evaluation.compbench_rules import (
 )
 from gotr1_jax.evaluation.folders import Item, compbench_items
 from gotr1_jax.evaluation.phrases import Reader, Wording, make_reader
-from gotr1_jax.evaluation.summary import Row, caption_means
+from gotr1_jax.evaluation.summary import ResultRow, caption_means
 from gotr1_jax.generate.config import LAYOUTS
-from gotr1_jax.rewards.multimodal import Picture
+from gotr1_jax.vlm_engine.base import ImageInput
 
 NAME = "t2i_compbench"
 CATEGORIES = tuple(published.T2I_COMPBENCH)
@@ -47,7 +47,7 @@ _COMPLEX_KINDS: Mapping[Parts, tuple[Kind, ...]] = {
     "action": ("yes", "match"),
     "both": ("yes", "find", "match"),
 }
-_BLIP_NOTE = "BLIP-VQA's port in transformers reads pictures at 384 pixels, the original at 480."
+_BLIP_NOTE = "BLIP-VQA's port in transformers reads images at 384 pixels, the original at 480."
 _RULES_REMARK = "noun phrases by rules in the place of spaCy's"
 _DETECTOR_REMARK = "OWLv2 in the place of UniDet"
 _PARTS_NOTE = (
@@ -83,8 +83,8 @@ def run(options: argparse.Namespace) -> None:
     reader = make_reader(how) if set(files) != {"non_spatial"} else None
     items = {name: _items(options, name, captions[name], file) for name, file in files.items()}
     book, names = job.open_book(options, MODELS)
-    rows: list[Row] = []
-    pictures: list[dict[str, Any]] = []
+    rows: list[ResultRow] = []
+    images: list[dict[str, Any]] = []
     for name in files:
         rules = CompbenchRules(name, captions[name], reader, lists)
         scored = job.score_items(items[name], rules, book, name)
@@ -94,8 +94,8 @@ def run(options: argparse.Namespace) -> None:
         scorer = " + ".join(dict.fromkeys(names[kind] for kind in rules.kinds))
         remark = _remark(options.scorer, how, rules.kinds, len(captions[name]))
         figures = published.t2i_compbench(name)
-        rows.append(Row(name, (means,), len(values), failed, scorer, remark, figures))
-        pictures += [
+        rows.append(ResultRow(name, (means,), len(values), failed, scorer, remark, figures))
+        images += [
             {"category": name, "picture": item.name, "caption": captions[name][item.place],
              "values": s.values, "words": s.words}
             for item, s in zip(items[name], scored)
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> None:
     if options.scorer == "models" and set(files) - {"spatial", "non_spatial"}:
         notes.append(_BLIP_NOTE)
     head = {"benchmark": NAME, "scorer": options.scorer, "phrases": reader and reader.name}
-    job.finish(options, "T2I-CompBench", head, rows, pictures, [*notes, published.REASONGEN])
+    job.finish(options, "T2I-CompBench", head, rows, images, [*notes, published.REASONGEN])
 
 
 class CompbenchRules:
@@ -131,34 +131,34 @@ class CompbenchRules:
             self._kinds = [(_KINDS.get(category, "yes"),)] * len(captions)
         self.kinds = [kind for kind in MODELS if any(kind in kinds for kinds in self._kinds)]
 
-    def asks(self, item: Item, picture: Picture, answers: job.Answers) -> list[Ask]:
+    def asks(self, item: Item, image: ImageInput, answers: job.Answers) -> list[ModelQuery]:
         """All questions of the caption at once."""
         kinds, wording = self._kinds[item.place], self._wordings[item.place]
-        asks: list[Ask] = []
+        asks: list[ModelQuery] = []
         if "yes" in kinds:
-            asks += [Ask("yes", picture, question) for question in phrase_questions(wording)]
+            asks += [ModelQuery("yes", image, question) for question in phrase_questions(wording)]
         if "find" in kinds:
-            asks += [Ask("find", picture, name) for name in self._objects(item.place)]
+            asks += [ModelQuery("find", image, name) for name in self._objects(item.place)]
         if "match" in kinds:
-            asks.append(Ask("match", picture, self._text(item.place)))
+            asks.append(ModelQuery("match", image, self._text(item.place)))
         return asks
 
-    def score(self, item: Item, picture: Picture, answers: job.Answers) -> job.Scored:
+    def score(self, item: Item, image: ImageInput, answers: job.Answers) -> job.ItemScore:
         """score: the mean of the parts; each part under its kind's name."""
         given: dict[str, list[Any]] = {kind: [] for kind in self._kinds[item.place]}
         words = []
-        for ask in self.asks(item, picture, answers):
+        for ask in self.asks(item, image, answers):
             answer = answers[ask.key]
             given[ask.kind].append(answer)
             shown = "failed" if is_missing(answer) else (
                 f"{len(answer)} found" if ask.kind == "find" else f"{answer:.3f}"
             )  # fmt: skip
             words.append(f"{ask.text} {shown}")
-        values = {kind: self._part(kind, item.place, part, picture) for kind, part in given.items()}
+        values = {kind: self._part(kind, item.place, part, image) for kind, part in given.items()}
         score = sum(values.values()) / len(values)
-        return job.Scored({"score": score, **values}, "; ".join(words))
+        return job.ItemScore({"score": score, **values}, "; ".join(words))
 
-    def _part(self, kind: str, place: int, given: Sequence[Any], picture: Picture) -> float:
+    def _part(self, kind: str, place: int, given: Sequence[Any], image: ImageInput) -> float:
         if any(is_missing(answer) for answer in given):
             return math.nan
         if kind == "yes":
@@ -168,7 +168,7 @@ class CompbenchRules:
         if not given:
             return 0.0  # the caption names no two objects
         first, second = found_objects(given[0]), found_objects(given[-1])
-        return spatial_score(place_word(self._captions[place]), first, second, picture.size)
+        return spatial_score(place_word(self._captions[place]), first, second, image.size)
 
     def _objects(self, place: int) -> tuple[str, ...]:
         wording = self._wordings[place]
@@ -207,10 +207,10 @@ def _read_captions(file: Path) -> list[str]:
 def _items(
     options: argparse.Namespace, category: str, captions: Sequence[str], file: Path
 ) -> list[Item]:
-    """The pictures of a category, drawn first unless they are given."""
+    """The images of a category, drawn first unless they are given."""
     if options.images is None:
-        folder = options.out / job.PICTURES / category
-        job.draw_pictures(options, NAME, file, folder)
+        folder = options.out / job.IMAGES / category
+        job.draw_images(options, NAME, file, folder)
         return compbench_items(folder, captions, options.n or LAYOUTS[NAME])
     folder = options.images / category
     if not folder.is_dir() and len(set(options.category)) == 1:

@@ -1,4 +1,4 @@
-"""Detectors and models of pictures and text from `transformers`, for scoring (extra `eval`).
+"""Detectors and models of images and text from `transformers`, for scoring (extra `eval`).
 
 The only module outside `convert` that needs torch, and only inside its functions. Image
 processors are those on PIL: torchvision is not needed. A model is loaded when it is first asked.
@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.asks import Ask, Found, mask_runs
+from gotr1_jax.evaluation.asks import Detection, ModelQuery, mask_runs
 from gotr1_jax.evaluation.crops import crop_object
 from gotr1_jax.generate.config import fingerprint
-from gotr1_jax.rewards.multimodal import Picture
+from gotr1_jax.vlm_engine.base import ImageInput
 
 COLORS = (
     "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"
@@ -45,9 +45,9 @@ def need_torch() -> None:
 
 
 class _Model:
-    """What all models have: where they come from, their device, one picture at a time."""
+    """What all models have: where they come from, their device, one image at a time."""
 
-    pictures = 1
+    images = 1
     name: str
 
     def __init__(self, source: str) -> None:
@@ -60,14 +60,14 @@ class _Model:
         path = Path(self.source)
         return f"{self.name} {fingerprint(path)[:16] if path.is_dir() else self.source}"
 
-    def answer(self, asks: Sequence[Ask]) -> list[Any]:
-        """Answers to questions about one picture."""
+    def answer(self, asks: Sequence[ModelQuery]) -> list[Any]:
+        """Answers to questions about one image."""
         import torch
 
         with torch.inference_mode():
-            return self._answer(asks[0].picture, asks)
+            return self._answer(asks[0].image, asks)
 
-    def _answer(self, picture: Picture, asks: Sequence[Ask]) -> list[Any]:
+    def _answer(self, image: ImageInput, asks: Sequence[ModelQuery]) -> list[Any]:
         raise NotImplementedError
 
     @cached_property
@@ -89,8 +89,8 @@ class _Model:
     def _load_model(self, kind: Any) -> Any:
         return self._load(kind).to(self._device).eval()
 
-    def _pixels(self, processor: Any, pictures: Sequence[Image.Image]) -> Any:
-        return processor(images=list(pictures), return_tensors="pt")["pixel_values"].to(
+    def _pixels(self, processor: Any, raw_images: Sequence[Image.Image]) -> Any:
+        return processor(images=list(raw_images), return_tensors="pt")["pixel_values"].to(
             self._device
         )
 
@@ -118,9 +118,9 @@ class BlipVqa(_Model):
             raise InputError(f"the tokenizer of {self.source} has no token yes or no")
         return ids
 
-    def _answer(self, picture: Picture, asks: Sequence[Ask]) -> list[float]:
+    def _answer(self, raw_image: ImageInput, asks: Sequence[ModelQuery]) -> list[float]:
         model, processor, tokenizer = self._parts
-        image = self._pixels(processor, [Image.fromarray(picture.pixels)])
+        image = self._pixels(processor, [Image.fromarray(raw_image.pixels)])
         seen = model.vision_model(pixel_values=image).last_hidden_state
         texts = [clean_question(ask.text) for ask in asks]
         rows = tokenizer(texts, truncation=True, max_length=_LONGEST_QUESTION)["input_ids"]
@@ -133,7 +133,7 @@ class BlipVqa(_Model):
         return shares
 
     def _first_step(self, seen: Any, rows: Sequence[Sequence[int]]) -> list[float]:
-        """Yes against no for questions (token ids) of one length about one picture."""
+        """Yes against no for questions (token ids) of one length about one image."""
         import torch
 
         model = self._parts[0]
@@ -171,21 +171,21 @@ class _Clip(_Model):
             self._load(AutoTokenizer),
         )
 
-    def _encode(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> tuple[Any, Any]:
-        """Unit vectors of pictures and of texts."""
+    def _encode(self, images: Sequence[Image.Image], texts: Sequence[str]) -> tuple[Any, Any]:
+        """Unit vectors of images and of texts."""
         model, processor, tokenizer = self._parts
         words = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(
             self._device
         )
-        out = model(pixel_values=self._pixels(processor, pictures), **words)
+        out = model(pixel_values=self._pixels(processor, images), **words)
         return out.image_embeds, out.text_embeds
 
 
 class ClipMatch(_Clip):
-    """The cosine of a picture and a text (T2I-CompBench's CLIPScore_eval, ViT-B/32)."""
+    """The cosine of an image and a text (T2I-CompBench's CLIPScore_eval, ViT-B/32)."""
 
-    def _answer(self, picture: Picture, asks: Sequence[Ask]) -> list[float]:
-        seen, read = self._encode([Image.fromarray(picture.pixels)], [ask.text for ask in asks])
+    def _answer(self, image: ImageInput, asks: Sequence[ModelQuery]) -> list[float]:
+        seen, read = self._encode([Image.fromarray(image.pixels)], [ask.text for ask in asks])
         return (read @ seen[0]).float().tolist()
 
 
@@ -195,11 +195,11 @@ class ClipColor(_Clip):
     A color's vector is the mean of the unit vectors of three texts; the nearest one is taken.
     """
 
-    def _answer(self, picture: Picture, asks: Sequence[Ask]) -> list[str]:
+    def _answer(self, image: ImageInput, asks: Sequence[ModelQuery]) -> list[str]:
         answers: dict[str, str] = {}
         for name in dict.fromkeys(ask.text for ask in asks):
             group = [ask for ask in asks if ask.text == name]
-            crops = [crop_object(picture, ask.place) for ask in group if ask.place is not None]
+            crops = [crop_object(image, ask.place) for ask in group if ask.place is not None]
             texts = [t.format(color=c, name=name) for c in COLORS for t in _COLOR_TEXTS]
             seen, read = self._encode(crops, texts)
             mean = read.reshape(len(COLORS), len(_COLOR_TEXTS), -1).mean(dim=1)
@@ -227,12 +227,12 @@ class Mask2Former(_Model):
         model = self._load_model(Mask2FormerForUniversalSegmentation)
         return model, self._load(Mask2FormerImageProcessorPil)
 
-    def _answer(self, picture: Picture, asks: Sequence[Ask]) -> list[list[list[Any]]]:
+    def _answer(self, image: ImageInput, asks: Sequence[ModelQuery]) -> list[list[list[Any]]]:
         import torch
 
         model, processor = self._parts
         classes = [self._class(ask.text) for ask in asks]
-        out = model(pixel_values=self._pixels(processor, [Image.fromarray(picture.pixels)]))
+        out = model(pixel_values=self._pixels(processor, [Image.fromarray(image.pixels)]))
         shares = out.class_queries_logits[0].float().softmax(dim=-1)[:, :-1]
         best = shares.flatten().topk(min(100, shares.numel()))
         kept = [
@@ -241,14 +241,14 @@ class Mask2Former(_Model):
             if score > _LEAST_SCORE
         ]
         masks = torch.nn.functional.interpolate(
-            out.masks_queries_logits.float(), size=picture.size, mode="bilinear"
+            out.masks_queries_logits.float(), size=image.size, mode="bilinear"
         )[0]
         return [
             [list(f) for f in self._found(masks, [k[:2] for k in kept if k[2] == wanted])]
             for wanted in classes
         ]
 
-    def _found(self, masks: Any, kept: Sequence[tuple[float, int]]) -> list[Found]:
+    def _found(self, masks: Any, kept: Sequence[tuple[float, int]]) -> list[Detection]:
         found = []
         for share, query in kept:
             on = masks[query] > 0
@@ -258,7 +258,7 @@ class Mask2Former(_Model):
             rows, columns = np.nonzero(on.cpu().numpy())
             if score > _LEAST_SCORE:
                 box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-                found.append(Found.of(box, score, mask_runs(on.cpu().numpy())))
+                found.append(Detection.of(box, score, mask_runs(on.cpu().numpy())))
         return sorted(found, key=lambda f: -f.score)[:_MOST_FOUND]
 
     def _class(self, name: str) -> int:
@@ -283,17 +283,17 @@ class Owl(_Model):
         model = self._load_model(Owlv2ForObjectDetection)
         return model, self._load(Owlv2ImageProcessorPil), self._load(AutoTokenizer)
 
-    def _answer(self, picture: Picture, asks: Sequence[Ask]) -> list[list[list[Any]]]:
+    def _answer(self, image: ImageInput, asks: Sequence[ModelQuery]) -> list[list[list[Any]]]:
         model, processor, tokenizer = self._parts
         words = tokenizer(
             [f"a photo of a {ask.text}" for ask in asks], padding="max_length", truncation=True,
             max_length=_QUERY_TOKENS, return_tensors="pt",
         ).to(self._device)  # fmt: skip
-        pixels = self._pixels(processor, [Image.fromarray(picture.pixels)])
+        pixels = self._pixels(processor, [Image.fromarray(image.pixels)])
         out = model(pixel_values=pixels, **words)
         scores = out.logits[0].float().sigmoid().cpu().numpy()
-        # Boxes are fractions of the picture padded to a square, right and below.
-        height, width = picture.size
+        # Boxes are fractions of the image padded to a square, right and below.
+        height, width = image.size
         cx, cy, w, h = (out.pred_boxes[0].float().cpu().numpy() * max(height, width)).T
         boxes = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1)
         boxes = boxes.clip(0, [width, height, width, height])
@@ -301,6 +301,10 @@ class Owl(_Model):
         for column in scores.T:
             best = np.argsort(-column, kind="stable")[:_MOST_FOUND]
             answers.append(
-                [list(Found.of(boxes[i], column[i])) for i in best if column[i] > _LEAST_OWL_SCORE]
+                [
+                    list(Detection.of(boxes[i], column[i]))
+                    for i in best
+                    if column[i] > _LEAST_OWL_SCORE
+                ]
             )
         return answers

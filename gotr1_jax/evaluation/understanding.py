@@ -1,9 +1,9 @@
 """What a model still understands after training: `gotr1 eval understanding`.
 
-Asks two checkpoints the same questions about the same pictures and counts what is right. Writes
+Asks two checkpoints the same questions about the same images and counts what is right. Writes
 answers.jsonl (a line a question: the question, what counts as right, both answers and what was
 read out of them), scores.md and, last, scores.json. Each answer is kept in OUT/asked as soon as it
-is there, by the checkpoint's weights, the question and the picture: a command that was stopped
+is there, by the checkpoint's weights, the question and the image: a command that was stopped
 goes on, and nothing is asked twice.
 """
 
@@ -21,7 +21,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.asks import UNBOUNDED
 from gotr1_jax.evaluation.understanding_questions import (
     ALL,
-    Question,
+    UnderstandingQuestion,
     read_questions,
     write_shapes_questions,
 )
@@ -29,12 +29,12 @@ from gotr1_jax.evaluation.understanding_rules import read_answer
 from gotr1_jax.evaluation.understanding_scores import Answered, compare, table, to_json, verdict
 
 if TYPE_CHECKING:
-    from gotr1_jax.generate.asking import Said
-    from gotr1_jax.rewards.multimodal import AnswerCache
+    from gotr1_jax.generate.asking import GeneratedAnswer
+    from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
 ANSWERS, SCORES, TABLE = "answers.jsonl", "scores.json", "scores.md"
 ASKED = "asked"
-Ask = Callable[[Sequence[Question]], "Sequence[Said]"]
+Ask = Callable[[Sequence[UnderstandingQuestion]], "Sequence[GeneratedAnswer]"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Side:
     """One of the two that are asked.
 
     Attributes:
-      identity: all that its answers depend on besides question and picture.
+      identity: all that its answers depend on besides question and image.
       load: makes it ready to answer; called only if something is left to ask.
     """
 
@@ -139,7 +139,7 @@ def evaluate_understanding(
     Raises InputError for bad input, RunError where a file cannot be written.
     """
     from gotr1_jax.io.files import atomic_write, write_json_atomic
-    from gotr1_jax.rewards.multimodal import AnswerCache
+    from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
     data = config.data or write_shapes_questions(config.out, config.questions, config.seed)
     questions, bad = read_questions(data, config.max_bad)
@@ -172,7 +172,11 @@ def evaluate_understanding(
 
 
 def _ask_all(
-    name: str, side: Side, questions: Sequence[Question], cache: AnswerCache, batch: int
+    name: str,
+    side: Side,
+    questions: Sequence[UnderstandingQuestion],
+    cache: AnswerCache,
+    batch: int,
 ) -> list[Answered]:
     """One side's answers to all questions, in order; what is kept is not asked again."""
     from gotr1_jax.io.progress import Progress
@@ -193,12 +197,12 @@ def _ask_all(
     return [_answered(question, cache.get(key)) for key, question in zip(keys, questions)]
 
 
-def _key(identity: str, question: Question) -> str:
-    parts = (identity, question.asked, question.picture)
+def _key(identity: str, question: UnderstandingQuestion) -> str:
+    parts = (identity, question.asked, question.image_digest)
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
-def _answered(question: Question, kept: Mapping[str, object] | None) -> Answered:
+def _answered(question: UnderstandingQuestion, kept: Mapping[str, object] | None) -> Answered:
     assert kept is not None
     said = str(kept["said"])
     read = read_answer(said, question.form, question.choices)
@@ -206,7 +210,7 @@ def _answered(question: Question, kept: Mapping[str, object] | None) -> Answered
 
 
 def _lines(
-    questions: Sequence[Question], answers: Mapping[str, Sequence[Answered]]
+    questions: Sequence[UnderstandingQuestion], answers: Mapping[str, Sequence[Answered]]
 ) -> Iterator[str]:
     for place, question in enumerate(questions):
         record = {
@@ -227,7 +231,9 @@ def _notes(config: UnderstandingConfig, bad: Sequence[str]) -> list[str]:
     return [*notes, f"{len(bad)} lines were left out: see {SCORES}."] if bad else notes
 
 
-def _checkpoint_side(name: str, questions: Sequence[Question], config: UnderstandingConfig) -> Side:
+def _checkpoint_side(
+    name: str, questions: Sequence[UnderstandingQuestion], config: UnderstandingConfig
+) -> Side:
     from gotr1_jax.convert.find import checkpoint_path
     from gotr1_jax.generate.config import fingerprint
     from gotr1_jax.parallel.startup import default_dtype
@@ -238,14 +244,17 @@ def _checkpoint_side(name: str, questions: Sequence[Question], config: Understan
 
 
 def _load(
-    source: Path, questions: Sequence[Question], config: UnderstandingConfig, dtype: str
+    source: Path,
+    questions: Sequence[UnderstandingQuestion],
+    config: UnderstandingConfig,
+    dtype: str,
 ) -> Ask:
     """A checkpoint that answers; all questions are encoded first, so that none is too long."""
-    from gotr1_jax.generate.asking import Asker
-    from gotr1_jax.images import open_picture
+    from gotr1_jax.generate.asking import ImageQuestioner
+    from gotr1_jax.images import open_image
     from gotr1_jax.sampler.answer import AnswerConfig
 
-    asker = Asker(source, AnswerConfig(config.max_tokens), dtype, config.system)
+    asker = ImageQuestioner(source, AnswerConfig(config.max_tokens), dtype, config.system)
     width = 0
     for question in questions:
         try:
@@ -253,11 +262,11 @@ def _load(
         except InputError as error:
             raise InputError(f"line {question.line} of the questions: {error}") from error
 
-    def ask(group: Sequence[Question]) -> Sequence[Said]:
+    def ask(group: Sequence[UnderstandingQuestion]) -> Sequence[GeneratedAnswer]:
         # The last group is filled up: one shape, one compilation.
         filled = [*group, *[group[-1]] * (min(config.batch, len(questions)) - len(group))]
         prompts = [asker.prompt_ids(question.asked) for question in filled]
-        pictures = [open_picture(question.image) for question in filled]
-        return asker(prompts, pictures, width)[: len(group)]
+        raw_images = [open_image(question.image) for question in filled]
+        return asker(prompts, raw_images, width)[: len(group)]
 
     return ask

@@ -1,4 +1,4 @@
-"""Questions about pictures with the answers that count as right, from a file or drawn.
+"""Questions about images with the answers that count as right, from a file or drawn.
 
 A file holds one JSON object a line:
 
@@ -32,7 +32,7 @@ from gotr1_jax.evaluation.understanding_rules import (
     normalise,
     read_answer,
 )
-from gotr1_jax.images import open_picture
+from gotr1_jax.images import open_image
 from gotr1_jax.shapes.questions import sample_questions
 from gotr1_jax.shapes.render import render
 
@@ -46,12 +46,12 @@ _HINTS: dict[Form, str] = {
 
 
 @dataclass(frozen=True)
-class Question:
-    """One question about one picture.
+class UnderstandingQuestion:
+    """One question about one image.
 
     Attributes:
       line: of its file, from 1.
-      image: the picture's file; `picture` is the SHA-256 (hex) of its bytes.
+      image: the image's file; `image` is the SHA-256 (hex) of its bytes.
       text: the question as it was given.
       form: how an answer to it is read; see `understanding_rules`.
       accepted: what a right answer comes to, by `read_answer`.
@@ -61,7 +61,7 @@ class Question:
 
     line: int
     image: Path
-    picture: str
+    image_digest: str
     text: str
     form: Form
     accepted: tuple[str, ...]
@@ -79,19 +79,19 @@ class Question:
         return read_answer(said, self.form, self.choices) in self.accepted
 
 
-def read_questions(path: Path, max_bad: float) -> tuple[list[Question], list[str]]:
+def read_questions(path: Path, max_bad: float) -> tuple[list[UnderstandingQuestion], list[str]]:
     """The questions of a file, and what is wrong with each line that is left out.
 
     Raises InputError where the file cannot be read, nothing of it can be asked, or more than the
     share `max_bad` of its lines cannot.
     """
-    found: list[Question] = []
+    found: list[UnderstandingQuestion] = []
     bad: list[str] = []
-    pictures: dict[Path, str | InputError] = {}
+    images: dict[Path, str | InputError] = {}
     for number, line in read_lines(path, "questions"):
         where = f"{path}, line {number}"
         try:
-            found.append(_question(_object(line, where), where, number, path.parent, pictures))
+            found.append(_question(_object(line, where), where, number, path.parent, images))
         except InputError as error:
             bad.append(str(error))
     total = len(found) + len(bad)
@@ -107,7 +107,7 @@ def read_questions(path: Path, max_bad: float) -> tuple[list[Question], list[str
 def write_shapes_questions(folder: Path, count: int, seed: int) -> Path:
     """Draws questions about held-out scenes of the shapes world; returns their file.
 
-    Writes folder/questions.jsonl and folder/pictures/00000.png, ...; RunError where it cannot.
+    Writes folder/questions.jsonl and folder/images/00000.png, ...; RunError where it cannot.
     """
     from gotr1_jax.io.files import atomic_write, write_failure
 
@@ -145,8 +145,8 @@ def _question(
     where: str,
     number: int,
     folder: Path,
-    pictures: dict[Path, str | InputError],
-) -> Question:
+    images: dict[Path, str | InputError],
+) -> UnderstandingQuestion:
     text = _text(record, "question", where)
     image = folder / _text(record, "image", where)
     kind = _text(record, "kind", where) if "kind" in record else ""
@@ -165,18 +165,20 @@ def _question(
     accepted = tuple(dict.fromkeys(read_answer(answer, form, choices) for answer in answers))
     if "" in accepted:
         raise InputError(f"{where} has an answer that no answer can equal: {answers}")
-    if image not in pictures:
-        pictures[image] = _look_at(image)
-    picture = pictures[image]
-    if isinstance(picture, InputError):
-        raise InputError(f"{where}: {picture}")
-    return Question(number, image, picture, text, form, accepted, choices, kind or form)
+    if image not in images:
+        images[image] = _look_at(image)
+    image_digest = images[image]
+    if isinstance(image_digest, InputError):
+        raise InputError(f"{where}: {image_digest}")
+    return UnderstandingQuestion(
+        number, image, image_digest, text, form, accepted, choices, kind or form
+    )
 
 
 def _look_at(image: Path) -> str | InputError:
-    """A digest of a picture's file, or why it is none."""
+    """A digest of an image's file, or why it is none."""
     try:
-        open_picture(image)
+        open_image(image)
         return hashlib.sha256(image.read_bytes()).hexdigest()
     except InputError as error:
         return error

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gotr1_jax.evaluation.understanding_questions import ALL, Question
+from gotr1_jax.evaluation.understanding_questions import ALL, UnderstandingQuestion
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Comparison:
     """Figures of a group of questions; shares are of its questions, 0 to 1.
 
     Attributes:
-      questions, pictures: how many.
+      questions, images: how many.
       ckpt, baseline: share of right answers.
-      gain: ckpt - baseline; low, high: its 95 % interval by a paired bootstrap over pictures.
+      gain: ckpt - baseline; low, high: its 95 % interval by a paired bootstrap over images.
       lost: questions that the baseline answered right and the checkpoint wrong; won: the reverse.
       commonest: share that is right by always giving the commonest answer of each kind.
       over_commonest: baseline - commonest; over_low, over_high: its interval, as above.
@@ -39,7 +39,7 @@ class Comparison:
     """
 
     questions: int
-    pictures: int
+    images: int
     ckpt: float
     baseline: float
     gain: float
@@ -58,7 +58,9 @@ class Comparison:
 
 
 def compare(
-    questions: Sequence[Question], ckpt: Sequence[Answered], baseline: Sequence[Answered]
+    questions: Sequence[UnderstandingQuestion],
+    ckpt: Sequence[Answered],
+    baseline: Sequence[Answered],
 ) -> dict[str, Comparison]:
     """Figures of all questions, and of each kind in the order in which the kinds come first."""
     guessed = _commonest_right(questions)
@@ -76,7 +78,7 @@ def compare(
     }
 
 
-def _commonest_right(questions: Sequence[Question]) -> list[bool]:
+def _commonest_right(questions: Sequence[UnderstandingQuestion]) -> list[bool]:
     """Whether each question is answered right by the commonest answer of its kind."""
     counts: dict[str, Counter[str]] = {}
     for question in questions:
@@ -86,7 +88,7 @@ def _commonest_right(questions: Sequence[Question]) -> list[bool]:
 
 
 def _compare(
-    questions: Sequence[Question],
+    questions: Sequence[UnderstandingQuestion],
     ckpt: Sequence[Answered],
     baseline: Sequence[Answered],
     guessed: Sequence[bool],
@@ -94,12 +96,12 @@ def _compare(
     new = np.asarray([answer.right for answer in ckpt], np.float64)
     old = np.asarray([answer.right for answer in baseline], np.float64)
     guess = np.asarray(guessed, np.float64)
-    pictures = [question.picture for question in questions]
-    low, high = _interval(new - old, pictures)
-    over_low, over_high = _interval(old - guess, pictures)
+    images = [question.image_digest for question in questions]
+    low, high = _interval(new - old, images)
+    over_low, over_high = _interval(old - guess, images)
     return Comparison(
         questions=len(questions),
-        pictures=len(set(pictures)),
+        images=len(set(images)),
         ckpt=float(new.mean()),
         baseline=float(old.mean()),
         gain=float((new - old).mean()),
@@ -118,11 +120,11 @@ def _compare(
     )
 
 
-def _interval(values: np.ndarray, pictures: Sequence[str]) -> tuple[float, float]:
-    """95 % interval of a mean; pictures are drawn with all of their questions."""
+def _interval(values: np.ndarray, images: Sequence[str]) -> tuple[float, float]:
+    """95 % interval of a mean; images are drawn with all of their questions."""
     from gotr1_jax.trainer.bootstrap import mean_interval
 
-    cluster = np.unique(np.asarray(pictures), return_inverse=True)[1]
+    cluster = np.unique(np.asarray(images), return_inverse=True)[1]
     return mean_interval(np.bincount(cluster, values), np.bincount(cluster))
 
 

@@ -1,4 +1,4 @@
-"""Pictures from captions, each with its plan: `gotr1 generate`."""
+"""Images from captions, each with its plan: `gotr1 generate`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gotr1_jax.generate.results import ResultWriter, Sample, join_plans, new_fil
 from gotr1_jax.tokenizers.janus import TEMPLATES, TextTokenizer, format_prompt
 
 if TYPE_CHECKING:
-    from gotr1_jax.generate.painter import Painter
+    from gotr1_jax.generate.painter import BatchPainter
     from gotr1_jax.generate.work import Batch, Survey
 
 Show = Callable[[dict[str, Any]], None]
@@ -55,11 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
     parser.add_argument(
         "--layout", choices=tuple(LAYOUTS), default="plain",
-        help="folders and names of the pictures, as a benchmark's evaluator expects them (plain)",
+        help="folders and names of the images, as a benchmark's evaluator expects them (plain)",
     )  # fmt: skip
     parser.add_argument(
         "--n", type=int,
-        help="samples of each caption, or pictures of each given plan (1; without --plans "
+        help="samples of each caption, or images of each given plan (1; without --plans "
         "t2i_compbench 10, geneval and dpg 4)",
     )  # fmt: skip
     parser.add_argument(
@@ -125,7 +125,7 @@ def generate(config: GenerateConfig, show: Show | None = None) -> None:
     todo = _survey_tasks(config, layout)
     # Imported late: a wrong caption is answered without waiting for jax.
     from gotr1_jax.convert.find import find_checkpoint
-    from gotr1_jax.generate.painter import Painter
+    from gotr1_jax.generate.painter import BatchPainter
     from gotr1_jax.parallel.startup import default_dtype
 
     source = find_checkpoint(config.ckpt, config.revision)
@@ -139,7 +139,7 @@ def generate(config: GenerateConfig, show: Show | None = None) -> None:
             shown.add(place)
     else:
         work = _survey_rows(config, layout, source)
-        painter = Painter(config, source, work, dtype)
+        painter = BatchPainter(config, source, work, dtype)
         with new_files(layout):
             if config.numbered:
                 _write_note(layout, note)
@@ -238,7 +238,7 @@ class _Shown:
 
 
 def _draw(
-    config: GenerateConfig, layout: Layout, painter: Painter, tokenizer: TextTokenizer,
+    config: GenerateConfig, layout: Layout, painter: BatchPainter, tokenizer: TextTokenizer,
     todo: _Todo, shown: _Shown,
 ) -> None:  # fmt: skip
     """Draws and writes all open tasks; files are written while the next batch is drawn."""

@@ -14,7 +14,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, TEMPLATES
 
 LAYOUTS = {"plain": 1, "t2i_compbench": 10, "geneval": 4, "dpg": 4}
-"""Layout -> pictures of a caption unless told otherwise, as its benchmark asks for."""
+"""Layout -> images of a caption unless told otherwise, as its benchmark asks for."""
 
 NOTE = "generation.json"
 """Name of the file that says by which settings an output directory was filled."""
@@ -34,15 +34,15 @@ class GenerateConfig:
         .txt files of one caption each.
       plans: file (or earlier output directory) of plans that are painted instead of sampled ones;
         alone, or beside `prompts` in the same order.
-      layout: a key of LAYOUTS; which folders and names the pictures get.
+      layout: a key of LAYOUTS; which folders and names the images get.
       plans_only: sample plans, paint nothing.
-      n: samples of each caption, with `plans` pictures of each plan; None: 1 a plan, else what
+      n: samples of each caption, with `plans` images of each plan; None: 1 a plan, else what
         the layout's benchmark asks for.
       batch_size: rows drawn at once; None goes by the free memory.
       ckpt: checkpoint directory, finished run or hub id; None is the embedded checkpoint.
       revision: branch, tag or commit of a hub id.
       greedy: the most likely token everywhere.
-      cfg: guidance weight of the picture, 1 is none.
+      cfg: guidance weight of the image, 1 is none.
       max_plan_tokens: longest plan; a longer one is cut, a longer given one refused.
       temperature, top_k, top_p: of both phases, see `SamplerConfig`.
       dtype: "float32", "bfloat16", or None: bfloat16 on accelerators, float32 on a CPU.
@@ -83,7 +83,7 @@ class GenerateConfig:
 
     @property
     def samples(self) -> int:
-        """Pictures of a caption, or of a given plan."""
+        """Images of a caption, or of a given plan."""
         if self.n is not None:
             return self.n
         return 1 if self.plans is not None else LAYOUTS[self.layout]

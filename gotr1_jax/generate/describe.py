@@ -1,4 +1,4 @@
-"""Questions about pictures, answered by the policy's understanding side: `gotr1 describe`."""
+"""Questions about images, answered by the policy's understanding side: `gotr1 describe`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.images import open_picture
+from gotr1_jax.images import open_image
 from gotr1_jax.tokenizers.janus import chat_parts
 
 _log = logging.getLogger(__name__)
@@ -18,10 +18,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DescribeConfig:
-    """What to ask about which pictures.
+    """What to ask about which images.
 
     Attributes:
-      images: picture files, shown in this order; one or more.
+      images: image files, shown in this order; one or more.
       question: the question.
       ckpt: a checkpoint or a finished run; None is the embedded checkpoint.
       max_tokens: longest answer; a longer one is cut.
@@ -42,21 +42,21 @@ class DescribeConfig:
 
     def __post_init__(self) -> None:
         if not self.images:
-            raise InputError("there is no picture to ask about; give one or more")
+            raise InputError("there is no image to ask about; give one or more")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}; give 0 or more, less than 2**32")
 
 
 @dataclass(frozen=True)
-class Answer:
+class ImageAnswer:
     """What the policy said.
 
     Attributes:
       text: the answer without special tokens.
       ids: its tokens, EOS included where it came.
       ended: False if it was cut at `max_tokens`.
-      prompt: the chat text, pictures as their placeholder.
-      prompt_tokens: tokens of the prompt, those of the pictures included.
+      prompt: the chat text, images as their placeholder.
+      prompt_tokens: tokens of the prompt, those of the images included.
     """
 
     text: str
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--image", type=Path, action="append", required=True, metavar="FILE",
-        help="picture; more than one are shown in the order given",
+        help="image; more than one are shown in the order given",
     )  # fmt: skip
     parser.add_argument("--question", required=True, metavar="TEXT", help="what to ask")
     parser.add_argument("--system", default="", metavar="TEXT", help="line before the question")
@@ -110,30 +110,30 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps(_result(config, answer), ensure_ascii=False) if args.json else answer.text)
 
 
-def describe(config: DescribeConfig) -> Answer:
-    """Asks the checkpoint about the pictures.
+def describe(config: DescribeConfig) -> ImageAnswer:
+    """Asks the checkpoint about the images.
 
-    Raises InputError for bad input: an unreadable picture, an empty question, no checkpoint.
+    Raises InputError for bad input: an unreadable image, an empty question, no checkpoint.
     """
     prompt = "".join(
         text for text, _ in chat_parts(config.question, len(config.images), config.system)
     )
-    pictures = [open_picture(path) for path in config.images]
+    raw_images = [open_image(path) for path in config.images]
     # Imported late: bad input is answered without waiting for jax.
     from gotr1_jax.convert.find import find_checkpoint
-    from gotr1_jax.generate.asking import Asker
+    from gotr1_jax.generate.asking import ImageQuestioner
     from gotr1_jax.parallel.startup import default_dtype
     from gotr1_jax.sampler.answer import AnswerConfig
 
     how = AnswerConfig(config.max_tokens, config.temperature)
     source = find_checkpoint(config.ckpt)
-    asker = Asker(source, how, config.dtype or default_dtype(), config.system)
-    ids = asker.prompt_ids(config.question, len(pictures))
-    said = asker([ids], pictures, seed=config.seed)[0]
-    return Answer(said.text, said.ids, said.ended, prompt, len(ids))
+    asker = ImageQuestioner(source, how, config.dtype or default_dtype(), config.system)
+    ids = asker.prompt_ids(config.question, len(raw_images))
+    said = asker([ids], raw_images, seed=config.seed)[0]
+    return ImageAnswer(said.text, said.ids, said.ended, prompt, len(ids))
 
 
-def _result(config: DescribeConfig, answer: Answer) -> dict[str, Any]:
+def _result(config: DescribeConfig, answer: ImageAnswer) -> dict[str, Any]:
     """What --json prints."""
     return {
         "images": [str(path) for path in config.images],

@@ -1,4 +1,4 @@
-"""Which folders and names the pictures get, so that a benchmark's own evaluator finds them.
+"""Which folders and names the images get, so that a benchmark's own evaluator finds them.
 
     plain          OUT/00000/{image_00.png, overlay_00.png, plan_00.txt, result.json}
     t2i_compbench  OUT/samples/{caption}_000000.png            Karine-Huang/T2I-CompBench
@@ -28,7 +28,7 @@ _GRID = "grid.png"
 
 
 def image_name(index: int) -> str:
-    """Name of a caption's picture while it is being made, and for good in the plain layout."""
+    """Name of a caption's image while it is being made, and for good in the plain layout."""
     return f"image_{index:02d}.png"
 
 
@@ -36,9 +36,9 @@ class Layout:
     """The plain layout: a numbered folder for each caption, or `out` itself for a single one.
 
     Attributes:
-      out: directory of the pictures.
+      out: directory of the images.
       home: directory of the run's note and of the results.
-      keeps_plans: whether plans and overlays are files beside the pictures.
+      keeps_plans: whether plans and overlays are files beside the images.
     """
 
     keeps_plans = True
@@ -59,15 +59,15 @@ class Layout:
         """File of what is known of a caption; written last, so what has it is complete."""
         return self._folder(place) / RESULT
 
-    def picture(self, task: Task, index: int) -> Path:
-        """File in which picture `index` of a caption ends up."""
+    def image(self, task: Task, index: int) -> Path:
+        """File in which image `index` of a caption ends up."""
         return self._folder(task.place) / image_name(index)
 
     def finished(self, task: Task) -> bool:
         """Whether all files of a caption are there."""
         indices = range(task.count) if self._painted else ()
-        pictures = {self.picture(task, i) for i in indices}
-        return self.result(task.place).is_file() and all(p.is_file() for p in pictures)
+        images = {self.image(task, i) for i in indices}
+        return self.result(task.place).is_file() and all(p.is_file() for p in images)
 
     def is_fresh(self) -> bool:
         """Whether there is nothing yet but perhaps the note of a run that has drawn nothing."""
@@ -79,7 +79,7 @@ class Layout:
         return any(self.home.glob(f"[0-9]*/{RESULT}"))
 
     def complete(self, task: Task, staged: Path) -> None:
-        """Write into the folder of a caption's new files what takes all of its pictures."""
+        """Write into the folder of a caption's new files what takes all of its images."""
 
     def targets(self, task: Task, staged: Path) -> list[tuple[Path, Path]]:
         """(new file, where it belongs) of all but the result."""
@@ -97,7 +97,7 @@ class Layout:
 
 
 class _BenchmarkLayout(Layout):
-    """What the three benchmarks have in common: results apart from the pictures."""
+    """What the three benchmarks have in common: results apart from the images."""
 
     keeps_plans = False
 
@@ -108,19 +108,19 @@ class _BenchmarkLayout(Layout):
         return any(self.home.glob("plans/[0-9]*.json"))
 
     def targets(self, task: Task, staged: Path) -> list[tuple[Path, Path]]:
-        return [(staged / image_name(i), self.picture(task, i)) for i in range(task.count)]
+        return [(staged / image_name(i), self.image(task, i)) for i in range(task.count)]
 
     def stale(self, task: Task) -> list[Path]:
         return []
 
 
 class CompbenchLayout(_BenchmarkLayout):
-    """T2I-CompBench: one folder; the caption and the picture's index are read from the names.
+    """T2I-CompBench: one folder; the caption and the image's index are read from the names.
 
     The caption is what stands before the first underscore, the index what stands behind the last.
     """
 
-    def picture(self, task: Task, index: int) -> Path:
+    def image(self, task: Task, index: int) -> Path:
         return self.out / "samples" / self._name(task, index)
 
     def has_results(self) -> bool:
@@ -146,7 +146,7 @@ class CompbenchLayout(_BenchmarkLayout):
 class GenevalLayout(_BenchmarkLayout):
     """GenEval: a numbered folder for each line of the metadata, which is written back as it is."""
 
-    def picture(self, task: Task, index: int) -> Path:
+    def image(self, task: Task, index: int) -> Path:
         return self._folder(task.place) / "samples" / f"{index:05d}.png"
 
     def complete(self, task: Task, staged: Path) -> None:
@@ -160,21 +160,21 @@ class GenevalLayout(_BenchmarkLayout):
 
 
 class DpgLayout(_BenchmarkLayout):
-    """DPG-Bench: one picture for each prompt file, its samples in two columns, row by row."""
+    """DPG-Bench: one image for each prompt file, its samples in two columns, row by row."""
 
     def __init__(self, config: GenerateConfig) -> None:
         super().__init__(config)
-        # The evaluator takes every entry of its folder for a picture.
+        # The evaluator takes every entry of its folder for an image.
         out = Path(os.path.abspath(config.out))
         self.home = out.with_name(out.name + "_plans")
 
-    def picture(self, task: Task, index: int) -> Path:
+    def image(self, task: Task, index: int) -> Path:
         return self.out / f"{task.stem}.png"
 
     def check(self, task: Task) -> None:
         if task.count > 4:
             raise task.at(
-                f"{task.count} pictures are to be drawn of it, and dpg looks at 4 at most; "
+                f"{task.count} images are to be drawn of it, and dpg looks at 4 at most; "
                 "give a smaller --n"
             )
 
@@ -182,7 +182,7 @@ class DpgLayout(_BenchmarkLayout):
         write_grid([staged / image_name(i) for i in range(task.count)], staged / _GRID, columns=2)
 
     def targets(self, task: Task, staged: Path) -> list[tuple[Path, Path]]:
-        return [(staged / _GRID, self.picture(task, 0))]
+        return [(staged / _GRID, self.image(task, 0))]
 
 
 _KINDS = {
@@ -196,16 +196,16 @@ def make_layout(config: GenerateConfig) -> Layout:
 
 
 def write_grid(files: Sequence[Path], target: Path, columns: int | None = None) -> None:
-    """Pictures of one size side by side, row by row, without borders; a square if it can be."""
+    """Images of one size side by side, row by row, without borders; a square if it can be."""
     columns = min(len(files), columns or math.ceil(math.sqrt(len(files))))
-    pictures = []
+    images = []
     for file in files:
         with Image.open(file) as stored:
-            pictures.append(stored.convert("RGB"))
-    width, height = pictures[0].size
+            images.append(stored.convert("RGB"))
+    width, height = images[0].size
     grid = Image.new("RGB", (columns * width, -(-len(files) // columns) * height))
-    for i, picture in enumerate(pictures):
-        grid.paste(picture, (i % columns * width, i // columns * height))
+    for i, image in enumerate(images):
+        grid.paste(image, (i % columns * width, i // columns * height))
     grid.save(target)
 
 

@@ -1,4 +1,4 @@
-"""A loaded checkpoint that draws batches: plans, picture tokens, pixels."""
+"""A loaded checkpoint that draws batches: plans, image tokens, pixels."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.generate.config import GenerateConfig
 from gotr1_jax.generate.work import Batch, Survey, batch_rows, bytes_per_row, default_rows
 from gotr1_jax.models.janus import abstract_policy
-from gotr1_jax.models.vq import picture_decoder
+from gotr1_jax.models.vq import image_decoder
 from gotr1_jax.parallel.mesh import make_mesh, replicated, row_multiple
 from gotr1_jax.parallel.mesh import rows as row_sharding
 from gotr1_jax.sampler.sampler import Sampler, SamplerConfig, fold_keys
-from gotr1_jax.sampler.token_batch import PromptBatch, Rows
+from gotr1_jax.sampler.token_batch import PromptBatch, TokenBatch
 
 
 def sampler_config(config: GenerateConfig) -> SamplerConfig:
@@ -34,7 +34,7 @@ def sampler_config(config: GenerateConfig) -> SamplerConfig:
     )
 
 
-class Painter:
+class BatchPainter:
     """Draws batches on all devices, rows split over them; weights lie on each.
 
     No more devices are used than there are rows at once.
@@ -53,7 +53,7 @@ class Painter:
           config: the job.
           source: checkpoint directory.
           work: what there is to do.
-          dtype: of the policy's weights and activations; the picture decoder's is float32.
+          dtype: of the policy's weights and activations; the image decoder's is float32.
           devices: to work on; None are all.
         """
         devices = jax.devices() if devices is None else devices
@@ -61,7 +61,7 @@ class Painter:
         self._mesh = make_mesh(devices=devices) if len(devices) > 1 else None
         self._config = config
         if not config.plans_only:
-            # The picture decoder is small: bfloat16 would be seen in the picture.
+            # The image decoder is small: bfloat16 would be seen in the image.
             self._load_decoder(source)
         checkpoint = load_checkpoint(source, parts=("policy",), dtype=jnp.dtype(dtype))
         abstract = abstract_policy(
@@ -90,9 +90,9 @@ class Painter:
         """Slots by which the sampler's plans grow."""
         return self._sampler.config.plan_bucket
 
-    def draw(self, batch: Batch) -> Rows:
-        """Plans and picture tokens of a batch, on the host; for given plans only the latter, and
-        no picture tokens (U = 0) when only plans are wanted."""
+    def draw(self, batch: Batch) -> TokenBatch:
+        """Plans and image tokens of a batch, on the host; for given plans only the latter, and
+        no image tokens (U = 0) when only plans are wanted."""
         prompts = PromptBatch(jnp.asarray(batch.prompt_ids_BC), jnp.asarray(batch.prompt_len_B))
         keys_B = self._keys(batch.place_B, batch.index_B)
         if batch.plan_ids_BT is not None:
@@ -107,10 +107,10 @@ class Painter:
         return jax.tree.map(np.asarray, rollout.rows)
 
     def decode(self, ids_BU: np.ndarray) -> np.ndarray:
-        """Picture ids int32 (B, U) -> uint8 (B, H, W, 3).
+        """Image ids int32 (B, U) -> uint8 (B, H, W, 3).
 
-        Each device decodes one picture at a time: the memory is bounded, and no pixel depends on
-        how many pictures there are.
+        Each device decodes one image at a time: the memory is bounded, and no pixel depends on
+        how many images there are.
         """
         parts = 1 if self._mesh is None else row_multiple(self._mesh)
         out = []
@@ -127,4 +127,4 @@ class Painter:
         graphdef, self._vq = nnx.split(checkpoint.vq_module())
         if self._mesh is not None:
             self._vq = jax.device_put(self._vq, replicated(self._mesh))
-        self._decode = picture_decoder(graphdef, checkpoint.config.grid)
+        self._decode = image_decoder(graphdef, checkpoint.config.grid)

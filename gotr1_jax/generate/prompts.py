@@ -34,8 +34,8 @@ class Task:
       place: of the caption in its file, from 0.
       caption: the caption.
       where: file and line, for messages; empty for a caption from the command line.
-      count: pictures (or plans) of it.
-      first: index of its first picture, counted over the whole file.
+      count: images (or plans) of it.
+      first: index of its first image, counted over the whole file.
       plans: what to paint, each `count / len(plans)` times; None: plans are sampled.
       stem: name without ending of the file that the caption is from.
       line: the whole line that the caption is from.
@@ -92,7 +92,7 @@ def plan_ids(plan: GivenPlan, tokenizer: TextTokenizer, longest: int) -> list[in
     """Token ids of a given plan, BOI last.
 
     The ids that it was written with are taken if they still spell its text, so that painting a
-    sampled plan again gives the same picture; else its text is encoded, in which nothing but the
+    sampled plan again gives the same image; else its text is encoded, in which nothing but the
     marks of boxes and objects is a control token. A BOI at the end of the text is the plan's end.
     Raises InputError for a plan of more than `longest` tokens.
     """

@@ -24,7 +24,7 @@ from gotr1_jax.tokenizers.janus import TextTokenizer, format_prompt
 
 @dataclass(frozen=True)
 class Sample:
-    """A plan (ids, BOI last) and its picture: ids, pixels uint8 (H, W, 3); None is no picture."""
+    """A plan (ids, BOI last) and its image: ids, pixels uint8 (H, W, 3); None is no image."""
 
     plan_ids: list[int]
     image_ids: list[int] | None
@@ -34,7 +34,7 @@ class Sample:
 class ResultWriter:
     """Takes samples in any order and writes a caption's files when its last one has come.
 
-    New files lie in OUT/.unfinished until then, so no picture is held in memory.
+    New files lie in OUT/.unfinished until then, so no image is held in memory.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class ResultWriter:
         }
         if sample.pixels is None:
             return entry
-        picture = Image.fromarray(sample.pixels)
-        (staged / image_name(index)).write_bytes(_png(picture))
+        image = Image.fromarray(sample.pixels)
+        (staged / image_name(index)).write_bytes(_png(image))
         if self._layout.keeps_plans:
-            overlay = draw_overlay(picture, plan.boxes)
+            overlay = draw_overlay(image, plan.boxes)
             (staged / f"overlay_{index:02d}.png").write_bytes(_png(overlay))
-        target = self._layout.picture(task, index)
+        target = self._layout.image(task, index)
         name = target.name if self._layout.keeps_plans else target.relative_to(self._layout.out)
         return {**entry, "image_ids": sample.image_ids, "image": str(name)}
 
@@ -159,7 +159,7 @@ def join_plans(layout: Layout, count: int) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, format="PNG")
+    image.save(stream, format="PNG")
     return stream.getvalue()

@@ -20,13 +20,13 @@ _MOST_ROWS = {"cpu": 32}
 _MOST_ROWS_ACCELERATOR = 128
 _UNKNOWN_MEMORY_ROWS = 8
 _USED_OF_FREE = 0.7  # the rest is for what XLA needs between the steps, and for others
-# Activations of VQ-16's decoder while it decodes one picture, float32.
+# Activations of VQ-16's decoder while it decodes one image, float32.
 _DECODER_BYTES_PER_PIXEL = 2600
 _SHORTEST = 16
 
 
 @dataclass(frozen=True)
-class Row:
+class SampleTask:
     """One sample to be drawn.
 
     Attributes:
@@ -52,7 +52,7 @@ class Batch:
       place_B, index_B: int32 caption's place and sample, of which the random key is made.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[SampleTask, ...]
     prompt_ids_BC: np.ndarray
     prompt_len_B: np.ndarray
     plan_ids_BT: np.ndarray | None
@@ -72,7 +72,7 @@ class Survey:
 
 def task_rows(
     tasks: Iterable[Task], tokenizer: TextTokenizer, template: str, longest_plan: int
-) -> Iterator[Row]:
+) -> Iterator[SampleTask]:
     """All rows of the tasks in order. Raises InputError for what is too long, saying where."""
     for task in tasks:
         try:
@@ -83,7 +83,7 @@ def task_rows(
         plans = plans or [[]]
         each = task.count // len(plans)
         for index in range(task.count):
-            yield Row(task, index, prompt, plans[index // each])
+            yield SampleTask(task, index, prompt, plans[index // each])
 
 
 def prompt_width(length: int) -> int:
@@ -100,7 +100,7 @@ def plan_width(length: int, longest: int, bucket: int) -> int:
     return min(slots, longest) + 1
 
 
-def survey(rows: Iterable[Row], longest_plan: int, bucket: int) -> Survey:
+def survey(rows: Iterable[SampleTask], longest_plan: int, bucket: int) -> Survey:
     """Counts rows and takes their largest widths; a plan to be sampled may be the longest."""
     count, prompt, plan = 0, 0, 1
     for row in rows:
@@ -110,12 +110,14 @@ def survey(rows: Iterable[Row], longest_plan: int, bucket: int) -> Survey:
     return Survey(count, prompt_width(prompt), plan_width(plan, longest_plan, bucket))
 
 
-def batches(rows: Iterable[Row], size: int, longest_plan: int, bucket: int) -> Iterator[Batch]:
+def batches(
+    rows: Iterable[SampleTask], size: int, longest_plan: int, bucket: int
+) -> Iterator[Batch]:
     """Batches of `size` rows of like widths; what remains of each width is put together last.
 
     At most `size` rows of each width are held.
     """
-    waiting: dict[tuple[int, int], list[Row]] = {}
+    waiting: dict[tuple[int, int], list[SampleTask]] = {}
     for row in rows:
         T = plan_width(len(row.plan_ids), longest_plan, bucket) if row.plan_ids else 0
         width = prompt_width(len(row.prompt_ids)), T
@@ -131,7 +133,7 @@ def batches(rows: Iterable[Row], size: int, longest_plan: int, bucket: int) -> I
         yield _batch([row for _, row in part], size, C, T)
 
 
-def _batch(rows: Sequence[Row], size: int, C: int, T: int) -> Batch:
+def _batch(rows: Sequence[SampleTask], size: int, C: int, T: int) -> Batch:
     filled = [*rows, *[rows[-1]] * (size - len(rows))]
     prompts, prompt_len = pad_rows([row.prompt_ids for row in filled], C, 0)
     plans, plan_len = pad_rows([row.plan_ids for row in filled], T, 0) if T else (None, None)

@@ -25,7 +25,7 @@ class ZeroRewardAlarm:
             return None
         return (
             f"alarm: every reward of the last {self._zeros} steps was 0, so nothing was learned; "
-            "look at the plans and pictures in samples/, and which term of reward/ is 0"
+            "look at the plans and images in samples/, and which term of reward/ is 0"
         )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from gotr1_jax.config import check_seed, positive
 from gotr1_jax.errors import InputError
@@ -154,7 +155,7 @@ class GrpoLossConfig:
     image_weight: float = 1.0
     kl: Literal["none", "k1", "k2", "k3"] = "none"
     kl_weight: float = 0.0
-    # Which log-probabilities of picture tokens the ratio is made of; see `sampling.replay`.
+    # Which log-probabilities of image tokens the ratio is made of; see `sampling.replay`.
     logp_mode: Literal["guided", "guided_detach", "conditional"] = "conditional"
 
     def check(self) -> None:
@@ -194,12 +195,14 @@ class EntropyConfig:
 class UpdateConfig:
     """How a rollout becomes optimizer steps."""
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"refill_rounds": "resample_rounds"}
+
     # Optimizer steps a rollout, each on its own share of the captions.
     updates_per_rollout: int = 1
     # Rows of one forward and backward pass; gradients are summed over passes.
     micro_batch: int = 64
     # Groups whose rewards are all equal are replaced by new captions, at most this many rounds.
-    refill_rounds: int = 0
+    resample_rounds: int = 0
     # The run ends after this many non-finite updates in a row.
     max_bad_updates: int = 10
 
@@ -222,7 +225,7 @@ class EvaluationConfig:
     samples: int = 4
     # Steps between evaluations; 0: only before and after.
     every: int = 0
-    # Captions whose pictures are kept for the report.
+    # Captions whose images are kept for the report.
     shown: int = 12
 
     def check(self) -> None:
@@ -231,7 +234,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class GrpoConfig:
-    """Reinforcement learning of plan and picture together: `gotr1 train grpo`."""
+    """Reinforcement learning of plan and image together: `gotr1 train grpo`."""
 
     run_dir: str
     seed: int = 0

@@ -8,25 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from gotr1_jax.grpo.advantages import GroupAdvantages, keep_groups
-from gotr1_jax.grpo.rollout import Scored, join, take_rows
+from gotr1_jax.grpo.rollout import ScoredRollout, join, take_rows
 
 
 @dataclass(frozen=True)
-class Gathered:
+class SampledGroups:
     """What an update learns from, and what the search for it cost.
 
     Attributes:
       scored: P·G rows; advantages_B float32 and row_mask_B bool: what an update takes of them.
-      flat_P: bool, kept groups without variance, which fill the places of better ones. Their
-        advantages are 0.
+      zero_variance_P: bool, kept groups whose rewards are all equal; their advantages are 0.
       zero_variance_frac: such groups among all that were sampled.
       rounds: how often P groups were sampled.
     """
 
-    scored: Scored
+    scored: ScoredRollout
     advantages_B: np.ndarray
     row_mask_B: np.ndarray
-    flat_P: np.ndarray
+    zero_variance_P: np.ndarray
     zero_variance_frac: float
     rounds: int
 
@@ -34,17 +33,19 @@ class Gathered:
     def wasted_frac(self) -> float:
         """Sampled rows that nothing is learned from: of groups that were dropped or have no
         variance, and those that no judge could tell."""
-        learned_B = self.row_mask_B & ~np.repeat(self.flat_P, len(self.scored) // len(self.flat_P))
+        learned_B = self.row_mask_B & ~np.repeat(
+            self.zero_variance_P, len(self.scored) // len(self.zero_variance_P)
+        )
         return 1.0 - float(learned_B.sum()) / (self.rounds * len(self.scored))
 
 
-def gather_groups(
-    draw: Callable[[int], Scored],
+def sample_groups(
+    draw: Callable[[int], ScoredRollout],
     advantages: Callable[[np.ndarray], GroupAdvantages],
     samples: int,
-    refills: int,
-) -> Gathered:
-    """Draw groups until all have variance, at most `refills` rounds more; then go on with those.
+    resample_rounds: int,
+) -> SampledGroups:
+    """Draw groups until all have variance, in at most `resample_rounds` more rounds.
 
     Only the groups that an update may use are held, so memory does not grow with the rounds.
 
@@ -62,18 +63,18 @@ def gather_groups(
         keep_P = np.asarray(keep_groups(groups.zero_variance_P, P))
         index = (keep_P[:, None] * samples + np.arange(samples)).reshape(-1)
         scored = take_rows(scored, index)
-        adv_PG, mask_PG, flat_P = (
+        adv_PG, mask_PG, zero_variance_P = (
             np.asarray(x)[keep_P] for x in (groups.adv_PG, groups.mask_PG, groups.zero_variance_P)
         )
-        if rounds > refills or not flat_P.any():
+        if rounds > resample_rounds or not zero_variance_P.any():
             break
         scored = join([scored, draw(rounds)])
         rounds += 1
-    return Gathered(
+    return SampledGroups(
         scored=scored,
         advantages_B=adv_PG.reshape(-1),
         row_mask_B=mask_PG.reshape(-1),
-        flat_P=flat_P,
+        zero_variance_P=zero_variance_P,
         zero_variance_frac=flat / (rounds * P),
         rounds=rounds,
     )

@@ -21,7 +21,7 @@ from gotr1_jax.grpo.config import EntropyConfig
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PerModality:
-    """Float32 scalars, one over the sampled plan tokens and one over the picture tokens."""
+    """Float32 scalars, one over the sampled plan tokens and one over the image tokens."""
 
     text: jax.Array
     image: jax.Array

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from gotr1_jax.grpo.config import EvaluationConfig
-from gotr1_jax.grpo.rollout import Prompts, Roller, records
+from gotr1_jax.grpo.rollout import Prompts, RolloutWorker, records
 from gotr1_jax.io.files import write_json_atomic
-from gotr1_jax.parallel.processes import is_first, together
+from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
 from gotr1_jax.trainer.samples import SampleRecord, write_samples
 
 # Evaluations draw from streams of their own, the same before and after.
@@ -48,8 +48,8 @@ class Evaluation:
 
 
 def evaluate(
-    roller: Roller, params: Any, prompts: Prompts, config: EvaluationConfig, name: str, root: Path,
-    *, rows: int, multiple: int = 1,
+    worker: RolloutWorker, params: Any, prompts: Prompts, config: EvaluationConfig, name: str,
+    root: Path, *, rows: int, multiple: int = 1,
 ) -> Evaluation:  # fmt: skip
     """`config.samples` samples for each caption; a caption's score is their mean.
 
@@ -64,7 +64,7 @@ def evaluate(
     firsts: list[SampleRecord] = []
     for start in range(0, P, size):
         drawn = range(start, min(start + size, P))
-        scored = roller(params, prompts, drawn, G, EVALUATION_SEED, 0)
+        scored = worker(params, prompts, drawn, G, EVALUATION_SEED, 0)
         parts.append((scored.scores, scored.total_B))
         found = records(scored, G, np.zeros(len(scored)), config.shown - start)
         firsts += [
@@ -74,8 +74,8 @@ def evaluate(
         ]
     scores = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
     result = score_captions(scores, np.concatenate([total for _, total in parts]), G)
-    with together():
-        if is_first():
+    with raise_on_all_processes():
+        if is_main_process():
             write_samples(root / "samples", 0, firsts, name=name)
             write_json_atomic(root / f"{name}.json", result.to_json())
     return result
@@ -111,7 +111,7 @@ def score_captions(
     return Evaluation({term: by_caption(v) for term, v in scores.items()}, by_caption(total_B))
 
 
-def print_table(before: Evaluation, after: Evaluation, interval: tuple[float, float]) -> str:
+def format_table(before: Evaluation, after: Evaluation, interval: tuple[float, float]) -> str:
     """The comparison as text, one line a score."""
     names = ["total", *before.terms]
     old, new = before.means, after.means

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from gotr1_jax.grpo.config import GrpoConfig
-from gotr1_jax.grpo.dynamic_sampling import Gathered
+from gotr1_jax.grpo.dynamic_sampling import SampledGroups
 from gotr1_jax.grpo.update import PolicyMetrics
 from gotr1_jax.rewards import term_statistics
 from gotr1_jax.trainer.optimizer import make_schedule
@@ -16,19 +16,19 @@ from gotr1_jax.trainer.state import TrainState
 
 def step_metrics(
     config: GrpoConfig,
-    gathered: Gathered,
+    groups: SampledGroups,
     results: list[PolicyMetrics],
     state: TrainState,
     times: Mapping[str, float],
 ) -> dict[str, float]:
     """Everything that a line of metrics.jsonl holds."""
-    scored = gathered.scored
+    scored = groups.scored
     values = dict(term_statistics({"total": scored.total_B, **scored.scores}))
     values |= {
-        "reward/frac_zero_std": gathered.zero_variance_frac,
-        "rollout/rounds": float(gathered.rounds),
-        "rollout/missing_groups": float(gathered.flat_P.sum()),
-        "rollout/wasted_frac": gathered.wasted_frac,
+        "reward/frac_zero_std": groups.zero_variance_frac,
+        "rollout/rounds": float(groups.rounds),
+        "rollout/missing_groups": float(groups.zero_variance_P.sum()),
+        "rollout/wasted_frac": groups.wasted_frac,
         "plan/length": float(scored.plan_tokens_B.mean()),
         "plan/truncated_frac": float(scored.truncated_B.mean()),
         "plan/parsed_frac": float((scored.boxes_B > 0).mean()),
@@ -54,5 +54,5 @@ def step_metrics(
     values["grad_norm"] = float(np.mean([r.grad_norm for r in results]))
     values["lr"] = float(schedule(max(int(state.updates) - 1, 0)))
     values["updates/skipped"] = float(state.skipped)
-    values["samples_per_second"] = len(scored) * gathered.rounds / times["time/step"]
+    values["samples_per_second"] = len(scored) * groups.rounds / times["time/step"]
     return values

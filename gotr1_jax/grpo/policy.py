@@ -17,7 +17,7 @@ from gotr1_jax.convert.opened import read_sizes
 from gotr1_jax.grpo.config import PolicyConfig
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
-from gotr1_jax.models.lora import fold_lora, split_lora
+from gotr1_jax.models.lora import merge_lora, split_lora
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of, state_shardings
 
 
@@ -95,10 +95,10 @@ def _settings(config: PolicyConfig) -> dict[str, Any]:
     }
 
 
-def folded(policy: SplitPolicy, trained: Any) -> nnx.State:
+def merge_adapters(policy: SplitPolicy, trained: Any) -> nnx.State:
     """The policy's parameters with its adapters added in: what a released checkpoint holds."""
 
     def fold(trained: Any, frozen: Any) -> nnx.State:
-        return nnx.split(fold_lora(nnx.merge(policy.graphdef, trained, frozen)))[1]
+        return nnx.split(merge_lora(nnx.merge(policy.graphdef, trained, frozen)))[1]
 
     return jax.jit(fold)(trained, policy.frozen)

@@ -1,4 +1,4 @@
-"""Captions -> plans and pictures -> rewards: the sampling half of a GRPO step.
+"""Captions -> plans and images -> rewards: the sampling half of a GRPO step.
 
 Sampling is one computation on the whole mesh. Then each process looks at rows of its own: it
 reads their plans, decodes and judges them on its own devices, and tells the others a few numbers
@@ -22,10 +22,10 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import RewardConfig
 from gotr1_jax.parallel.mesh import fetch_rows, own_rows
 from gotr1_jax.parallel.placement import join_on_mesh, take_on_mesh
-from gotr1_jax.parallel.processes import gather, together
+from gotr1_jax.parallel.processes import gather, raise_on_all_processes
 from gotr1_jax.plan import Plan, parse_plan
 from gotr1_jax.rewards import Judge, JudgeRequest, JudgeResult, combine, stack_scores
-from gotr1_jax.sampler.image_decoder import Painter
+from gotr1_jax.sampler.image_decoder import ImageDecoder
 from gotr1_jax.sampler.sampler import Rollout, Sampler, row_keys
 from gotr1_jax.sampler.token_batch import PromptBatch
 from gotr1_jax.tokenizers.janus import TextTokenizer
@@ -68,8 +68,8 @@ def encode_captions(
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a row came to, as the process that judged it knows: picture uint8 (H,W,3)."""
+class JudgedSample:
+    """What a row came to, as the process that judged it knows: image uint8 (H,W,3)."""
 
     plan: Plan
     image: np.ndarray
@@ -77,7 +77,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredRollout:
     """B sampled rows with what the judge said of them, caption-major.
 
     Attributes:
@@ -87,14 +87,14 @@ class Scored:
       scores: one float32 vector a term; total_B: combined; of all rows, in every process.
       plan_tokens_B: plan tokens that the policy chose; truncated_B: whether it was cut off at the
         limit; boxes_B: objects with a box. float32, of all rows, in every process.
-      judge_seconds: how long the judge took here; reward_seconds: that, decoding the pictures,
+      judge_seconds: how long the judge took here; reward_seconds: that, decoding the images,
         and waiting for the other processes.
     """
 
     rollout: Rollout
     captions: tuple[str, ...]
     caption_indices_B: np.ndarray
-    judged: Mapping[int, Judged]
+    judged: Mapping[int, JudgedSample]
     scores: Mapping[str, np.ndarray]
     total_B: np.ndarray
     plan_tokens_B: np.ndarray
@@ -108,7 +108,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Roller:
+class RolloutWorker:
     """Everything that turns captions into scored samples.
 
     Attributes:
@@ -117,7 +117,7 @@ class Roller:
     """
 
     sampler: Sampler
-    painter: Painter
+    painter: ImageDecoder
     judge: Judge
     reward: RewardConfig
     tokenizer: TextTokenizer
@@ -127,7 +127,7 @@ class Roller:
     def __call__(
         self, params: Any, prompts: Prompts, indices: Sequence[int], samples: int,
         seed: int, step: int, first: int = 0,
-    ) -> Scored:  # fmt: skip
+    ) -> ScoredRollout:  # fmt: skip
         """Sample `samples` rows for each caption of `indices`, decode and judge them.
 
         `params` is what `sampler.prepare` made; `first` numbers a caption's first sample.
@@ -143,11 +143,11 @@ class Roller:
         start = time.perf_counter()
         captions = tuple(prompts.captions[i] for i in indices for _ in range(samples))
         own = own_rows(len(captions), self.mesh)
-        with together():
+        with raise_on_all_processes():
             figures_NF, judged, judge_seconds = self._look(rollout, captions, own)
         columns = dict(zip(self._figures, _exchange(figures_NF, own, len(captions)).T))
         scores = {term: columns[term] for term in self.judge.terms}
-        return Scored(
+        return ScoredRollout(
             rollout=rollout,
             captions=captions,
             caption_indices_B=np.repeat(np.asarray(indices), samples),
@@ -168,7 +168,7 @@ class Roller:
 
     def _look(
         self, rollout: Rollout, captions: Sequence[str], own: np.ndarray
-    ) -> tuple[np.ndarray, dict[int, Judged], float]:
+    ) -> tuple[np.ndarray, dict[int, JudgedSample], float]:
         """Figures float32 (N, F) of the N rows `own`, what they came to, seconds of the judge."""
         rows = rollout.rows
         ids_NT, len_N = fetch_rows(rows.plan_ids_BT, own), fetch_rows(rows.plan_len_B, own)
@@ -192,7 +192,7 @@ class Roller:
         }
         stacked = np.stack([figures[name] for name in self._figures], axis=1).astype(np.float32)
         parts = zip(own.tolist(), plans, images, results)
-        judged = {b: Judged(plan, image, result) for b, plan, image, result in parts}
+        judged = {b: JudgedSample(plan, image, result) for b, plan, image, result in parts}
         return stacked, judged, seconds
 
 
@@ -205,7 +205,7 @@ def _exchange(figures_NF: np.ndarray, own: np.ndarray, rows: int) -> np.ndarray:
     return tables[owner_B, np.arange(rows), :-1]
 
 
-def take_rows(scored: Scored, index: np.ndarray) -> Scored:
+def take_rows(scored: ScoredRollout, index: np.ndarray) -> ScoredRollout:
     """The rows at `index`, in its order; on a mesh they must divide over it."""
     if np.array_equal(index, np.arange(len(scored))):
         return scored
@@ -224,7 +224,7 @@ def take_rows(scored: Scored, index: np.ndarray) -> Scored:
     )
 
 
-def join(parts: Sequence[Scored]) -> Scored:
+def join(parts: Sequence[ScoredRollout]) -> ScoredRollout:
     """Several rollouts as one."""
     if not parts:
         raise InputError("there is nothing to join")
@@ -235,7 +235,7 @@ def join(parts: Sequence[Scored]) -> Scored:
         return np.concatenate([getattr(part, name) for part in parts])
 
     starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
-    return Scored(
+    return ScoredRollout(
         rollout=join_on_mesh([part.rollout for part in parts]),
         captions=tuple(caption for part in parts for caption in part.captions),
         caption_indices_B=stack("caption_indices_B"),
@@ -255,7 +255,7 @@ def join(parts: Sequence[Scored]) -> Scored:
 
 
 def records(
-    scored: Scored, samples: int, advantages_B: np.ndarray, shown: int
+    scored: ScoredRollout, samples: int, advantages_B: np.ndarray, shown: int
 ) -> list[SampleRecord]:
     """The first `shown` captions' samples for the report, as far as this process judged them."""
     found = []

@@ -1,4 +1,4 @@
-"""Reinforcement learning of plan and picture: `gotr1 train grpo --config FILE`."""
+"""Reinforcement learning of plan and image: `gotr1 train grpo --config FILE`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from gotr1_jax.data.pipeline import caption_batches
 from gotr1_jax.data.sources import read_captions
 from gotr1_jax.decoding.guidance import LogpSettings
 from gotr1_jax.grpo.advantages import GroupAdvantages, group_advantages
-from gotr1_jax.grpo.alarms import ZeroRewardAlarm
+from gotr1_jax.grpo.alarms import FailureTracker, ZeroRewardAlarm
 from gotr1_jax.grpo.config import EvaluationConfig, GrpoConfig
-from gotr1_jax.grpo.dynamic_sampling import Gathered, gather_groups
-from gotr1_jax.grpo.evaluate import Evaluation, evaluate, print_table
+from gotr1_jax.grpo.dynamic_sampling import SampledGroups, sample_groups
+from gotr1_jax.grpo.evaluate import Evaluation, evaluate, format_table
 from gotr1_jax.grpo.losses import PolicyLossConfig
 from gotr1_jax.grpo.metrics import step_metrics
-from gotr1_jax.grpo.policy import SplitPolicy, folded, load_policy
-from gotr1_jax.grpo.rollout import Prompts, Roller, Scored, encode_captions, records
-from gotr1_jax.grpo.update import PolicyBatch, PolicyMetrics, make_policy_step, make_replay
+from gotr1_jax.grpo.policy import SplitPolicy, load_policy, merge_adapters
+from gotr1_jax.grpo.rollout import Prompts, RolloutWorker, ScoredRollout, encode_captions, records
+from gotr1_jax.grpo.update import PolicyBatch, PolicyMetrics, make_policy_step, make_token_logps
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.io.progress import Progress
 from gotr1_jax.models.config import JanusConfig
@@ -41,12 +41,17 @@ from gotr1_jax.parallel.placement import (
     take_on_mesh,
     to_first_host,
 )
-from gotr1_jax.parallel.processes import check_alike, first_says, is_first, together
+from gotr1_jax.parallel.processes import (
+    broadcast_from_main,
+    check_same_on_all_processes,
+    is_main_process,
+    raise_on_all_processes,
+)
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of
 from gotr1_jax.report import write_report
 from gotr1_jax.rewards import Judge, check_rule, make_judge
-from gotr1_jax.rewards.multimodal import FailureTracker, take_figures
-from gotr1_jax.sampler.image_decoder import Painter
+from gotr1_jax.rewards.multimodal.counts import pop_metrics
+from gotr1_jax.sampler.image_decoder import ImageDecoder
 from gotr1_jax.sampler.sampler import Sampler, SamplerConfig
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.tokenizers.janus import SpecialIds
@@ -87,7 +92,7 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
     connect(mesh)
     check_same_run(config)
     resume = find_resume(config.resume, config.run_dir)
-    with together():
+    with raise_on_all_processes():
         policy, checkpoint = load_policy(config.policy, config.seed, mesh)
         tokenizer = checkpoint.tokenizer
         encode = partial(
@@ -96,15 +101,15 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
         )  # fmt: skip
         prompts = encode(_captions(config))
         heldout = encode(_heldout(config.evaluation))
-    check_alike(prompts.texts(), "set of captions, or tokenizer,")
-    check_alike(heldout.texts(), "set of held-out captions")
+    check_same_on_all_processes(prompts.texts(), "set of captions, or tokenizer,")
+    check_same_on_all_processes(heldout.texts(), "set of held-out captions")
     batches = iter(caption_batches(prompts.captions, config.rollout.captions_per_step, config.seed))
     # A run that ended before its first checkpoint is started again by the same command.
     run = open_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
-    with together():
+    with raise_on_all_processes():
         # Answers stay with the run: a resumed step does not ask twice.
         judge = make_judge(config.judge, run.root / "judge_cache", local_part(mesh))
-    roller = make_roller(config, policy, checkpoint, judge, mesh)
+    worker = make_rollout_worker(config, policy, checkpoint, judge, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
     reference = policy.reference() if config.loss.kl != "none" else None
     learner = make_learner(config, policy, tokenizer.specials, optimizer, reference)
@@ -123,22 +128,22 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
             seconds = restored.meta["seconds"]
             checkpoints.drop_after(first)
         metrics = start_writing(run, to_yaml(config), first)
-        if is_first() and resume is not None:
+        if is_main_process() and resume is not None:
             print(f"resumed at step {first} from {resume}")
 
         def params(state: TrainState) -> Any:
-            return roller.sampler.prepare(policy.whole(state.params))
+            return worker.sampler.prepare(policy.whole(state.params))
 
         def score(name: str, state: TrainState) -> Evaluation:
             return evaluate(
-                roller, params(state), heldout, config.evaluation, name, run.root,
+                worker, params(state), heldout, config.evaluation, name, run.root,
                 rows=config.rollout.rows_at_once, multiple=row_multiple(mesh),
             )  # fmt: skip
 
         failures = FailureTracker(config.reward.failure_limit, config.reward.failure_steps)
         alarm = ZeroRewardAlarm(config.reward.alarm_steps)
         before = _saved_evaluation(run) if first else None
-        if not first_says(before is not None):
+        if not broadcast_from_main(before is not None):
             start = _new_state(config, policy, optimizer, mesh) if first else state
             # A state has what is trained: one copy is enough.
             policy = replace(policy, trained=None)
@@ -148,37 +153,37 @@ def _train(config: GrpoConfig, signals: StopSignals) -> dict[str, Any]:
         with signals.finishing_steps(), metrics, Progress("grpo", config.steps, first) as progress:
             for step in loop.steps(first):
                 clock = time.perf_counter()
-                take_figures(judge)  # those of an evaluation are not this step's
+                pop_metrics(judge)  # those of an evaluation are not this step's
                 # Weights laid out for sampling live no longer than the sampling.
-                gathered, times = _gather(config, roller, params(state), prompts, batches, step)
+                groups, times = _gather(config, worker, params(state), prompts, batches, step)
                 after_rollout = time.perf_counter()
-                state, results = _learn(config, learner, state, gathered, mesh)
+                state, results = _learn(config, learner, state, groups, mesh)
                 times["time/update"] = time.perf_counter() - after_rollout
                 times["time/step"] = time.perf_counter() - clock
                 seconds += times["time/step"]
                 times |= loop.measures()
-                values = step_metrics(config, gathered, results, state, times)
-                with together():
-                    metrics.write(step, values | take_figures(judge))
+                values = step_metrics(config, groups, results, state, times)
+                with raise_on_all_processes():
+                    metrics.write(step, values | pop_metrics(judge))
                     progress.update(step, reward=values["reward/total/mean"])
                     if (line := alarm.add(values["reward/total/mean"])) is not None:
                         progress.note(line)
                     limit = config.update.max_bad_updates
                     stop_if_skipped(state.skipped_in_a_row, limit, step)
                     if step % config.samples_every == 0 or step in (1, config.steps):
-                        _write_samples(config, run, step, gathered)
+                        _write_samples(config, run, step, groups)
                 every, total = config.evaluation.every, None
                 if every and step % every == 0 and step < config.steps:
                     total = score(f"eval_step_{step:06d}", state).means["total"]
                     progress.note(f"held-out total at step {step}: {total:.3f}")
-                failed = int(np.isnan(gathered.scored.total_B).sum())
-                broken = failures.add(failed, len(gathered.scored))
+                failed = int(np.isnan(groups.scored.total_B).sum())
+                broken = failures.add(failed, len(groups.scored))
                 meta = {"seed": config.seed, "data": batches.get_state(), "seconds": seconds}
                 loop.end_step(step, state, meta, score=total, failure=broken)
         after = score("eval_after", state)
-    model = to_first_host(folded(policy, state.params))
-    with together():
-        if not is_first():
+    model = to_first_host(merge_adapters(policy, state.params))
+    with raise_on_all_processes():
+        if not is_main_process():
             return {}
         assert before is not None
         return _finish(config, run, model, checkpoint.source, before, after, seconds)
@@ -196,16 +201,16 @@ def _heldout(config: EvaluationConfig) -> tuple[str, ...]:
     return read_captions(config.source, config.column, config.captions)
 
 
-def make_roller(
+def make_rollout_worker(
     config: GrpoConfig, policy: SplitPolicy, checkpoint: Checkpoint, judge: Judge, mesh: Mesh
-) -> Roller:
-    """What samples and scores in a job; the checkpoint has its tokenizers of text and pictures."""
+) -> RolloutWorker:
+    """What samples and scores in a job; the checkpoint has its tokenizers of text and images."""
     tokenizer = checkpoint.tokenizer
     sampler = make_sampler(config, policy, checkpoint.config, tokenizer.specials, mesh)
     grid, local = checkpoint.config.grid, local_part(mesh)
-    painter = Painter(checkpoint.vq_module(), grid, config.rollout.decode_batch, local)
+    painter = ImageDecoder(checkpoint.vq_module(), grid, config.rollout.decode_batch, local)
     at_once = config.rollout.rows_at_once
-    return Roller(sampler, painter, judge, config.reward, tokenizer, mesh, at_once)
+    return RolloutWorker(sampler, painter, judge, config.reward, tokenizer, mesh, at_once)
 
 
 def make_sampler(
@@ -245,7 +250,7 @@ def make_learner(
     graphdef, micro = policy.graphdef, config.update.micro_batch
     return Learner(
         frozen=policy.frozen,
-        replay=make_replay(graphdef, specials, settings, micro),
+        replay=make_token_logps(graphdef, specials, settings, micro),
         update=make_policy_step(
             graphdef, optimizer, specials, settings, loss_config, micro, config.entropy
         ),
@@ -271,22 +276,27 @@ def state_shapes(config: GrpoConfig, policy: SplitPolicy, optimizer: Any, mesh: 
 
 
 def _gather(
-    config: GrpoConfig, roller: Roller, params: Any, prompts: Prompts, batches: Any, step: int
-) -> tuple[Gathered, dict[str, float]]:
+    config: GrpoConfig,
+    worker: RolloutWorker,
+    params: Any,
+    prompts: Prompts,
+    batches: Any,
+    step: int,
+) -> tuple[SampledGroups, dict[str, float]]:
     """Sample and score groups; replace those without variance, a bounded number of times."""
     G = config.rollout.samples_per_caption
 
-    def draw(number: int) -> Scored:
+    def draw(number: int) -> ScoredRollout:
         indices = next(batches).indices_P.tolist()
         # A caption that comes up again in a later round gets other samples.
-        return roller(params, prompts, indices, G, config.seed, step, number * G)
+        return worker(params, prompts, indices, G, config.seed, step, number * G)
 
     clock = time.perf_counter()
     advantages = partial(_advantages, config)
-    gathered = gather_groups(draw, advantages, G, config.update.refill_rounds)
-    scored = gathered.scored
+    groups = sample_groups(draw, advantages, G, config.update.resample_rounds)
+    scored = groups.scored
     seconds = time.perf_counter() - clock
-    return gathered, {
+    return groups, {
         "time/rollout": seconds - scored.reward_seconds,
         "time/reward": scored.reward_seconds,
         "judge/seconds": scored.judge_seconds,
@@ -299,10 +309,10 @@ def _advantages(config: GrpoConfig, rewards_PG: np.ndarray) -> GroupAdvantages:
 
 
 def _learn(
-    config: GrpoConfig, learner: Learner, state: TrainState, gathered: Gathered, mesh: Any
+    config: GrpoConfig, learner: Learner, state: TrainState, groups: SampledGroups, mesh: Any
 ) -> tuple[TrainState, list[PolicyMetrics]]:
     """One optimizer step for each share of the captions, all against the policy that sampled."""
-    scored, frozen = gathered.scored, learner.frozen
+    scored, frozen = groups.scored, learner.frozen
     shares = np.split(np.arange(len(scored)), config.update.updates_per_rollout)
     batches = []
     for i, share in enumerate(shares):
@@ -316,8 +326,8 @@ def _learn(
                 # Later updates move away from the policy that sampled; the first starts at it.
                 old=learner.replay(state.params, frozen, rows) if i else None,
                 ref=None if reference is None else learner.replay(reference, frozen, rows),
-                advantages_B=put_rows(gathered.advantages_B[share], mesh),
-                row_mask_B=put_rows(gathered.row_mask_B[share], mesh),
+                advantages_B=put_rows(groups.advantages_B[share], mesh),
+                row_mask_B=put_rows(groups.row_mask_B[share], mesh),
             )
         )
     results = []
@@ -327,11 +337,11 @@ def _learn(
     return state, jax.device_get(results)
 
 
-def _write_samples(config: GrpoConfig, run: RunDir, step: int, gathered: Gathered) -> None:
+def _write_samples(config: GrpoConfig, run: RunDir, step: int, groups: SampledGroups) -> None:
     """For the report: of several processes those that process 0 judged."""
-    if is_first():
+    if is_main_process():
         G, shown = config.rollout.samples_per_caption, config.evaluation.shown
-        kept = records(gathered.scored, G, gathered.advantages_B, shown)
+        kept = records(groups.scored, G, groups.advantages_B, shown)
         write_samples(run.samples, step, kept)
 
 
@@ -367,6 +377,6 @@ def _finish(
         run.root / "model", rest.config, model, rest.vq, rest.understanding, source,
         dtype="bfloat16",
     )  # fmt: skip
-    print(print_table(before, after, interval))
+    print(format_table(before, after, interval))
     print(f"report: {write_report(run.root)}")
     return summary

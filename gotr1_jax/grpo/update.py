@@ -27,28 +27,28 @@ from gotr1_jax.grpo.losses import (
     count_normalisers,
     policy_loss,
 )
-from gotr1_jax.sampler.token_batch import Rows
+from gotr1_jax.sampler.token_batch import TokenBatch
 from gotr1_jax.tokenizers.janus import SpecialIds
-from gotr1_jax.trainer.logprobs import RowLogps, replay_logps
+from gotr1_jax.trainer.logprobs import TokenLogps, token_logps
 from gotr1_jax.trainer.state import TrainState, apply_gradients, split_rows, sum_over_pieces
 
 
-def make_replay(
+def make_token_logps(
     graphdef: Any, specials: SpecialIds, settings: LogpSettings, micro_batch: int
-) -> Callable[[Any, Any, Rows], RowLogps]:
+) -> Callable[[Any, Any, TokenBatch], TokenLogps]:
     """replay(params, frozen, rows): log-probabilities at the training shapes.
 
     Rows are taken in the same pieces as the update takes them, so that with nothing updated the
     ratio is 1 to the bit.
     """
 
-    def replay(params: Any, frozen: Any, rows: Rows) -> RowLogps:
+    def replay(params: Any, frozen: Any, rows: TokenBatch) -> TokenLogps:
         B = rows.plan_len_B.shape[0]
         pieces = split_rows(rows, B // micro_batch)
 
-        def one(part: Rows) -> RowLogps:
+        def one(part: TokenBatch) -> TokenLogps:
             policy = nnx.merge(graphdef, params, frozen)
-            return replay_logps(policy, part, specials, settings)
+            return token_logps(policy, part, specials, settings)
 
         scores = jax.lax.map(one, pieces)
         return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, *x.shape[2:]), scores)
@@ -70,11 +70,11 @@ class PolicyBatch:
       advantages_B: float32; row_mask_B: False on rows that no judge could tell.
     """
 
-    rows: Rows
+    rows: TokenBatch
     sampled_text_BT: jax.Array
     sampled_image_BU: jax.Array
-    old: RowLogps | None
-    ref: RowLogps | None
+    old: TokenLogps | None
+    ref: TokenLogps | None
     advantages_B: jax.Array
     row_mask_B: jax.Array
 
@@ -123,7 +123,7 @@ def make_policy_step(
         def gradient(part: PolicyBatch) -> tuple[Any, Any]:
             def loss_of(params: Any) -> tuple[jax.Array, Any]:
                 policy = nnx.merge(graphdef, params, frozen)
-                new = replay_logps(policy, part.rows, specials, settings)
+                new = token_logps(policy, part.rows, specials, settings)
                 loss, stats = policy_loss(_loss_batch(part, new), loss_config, norms)
                 means = _means(part, new, norms)
                 if alpha is not None:
@@ -147,7 +147,9 @@ def make_policy_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def _means(part: PolicyBatch, new: RowLogps, norms: Normalisers) -> tuple[PerModality, PerModality]:
+def _means(
+    part: PolicyBatch, new: TokenLogps, norms: Normalisers
+) -> tuple[PerModality, PerModality]:
     """Entropy and |new - sampled| as this piece's shares of the means over the mini-batch."""
     keep_B1 = part.row_mask_B[:, None]
     keep_BT = part.rows.plan_mask_BT & keep_B1
@@ -170,7 +172,7 @@ def _add(a: Any, b: Any) -> Any:
     return a[0] + b[0], add_stats(a[1], b[1]), add(a[2], b[2]), add(a[3], b[3])
 
 
-def _loss_batch(part: PolicyBatch, new: RowLogps) -> LossBatch:
+def _loss_batch(part: PolicyBatch, new: TokenLogps) -> LossBatch:
     old = jax.lax.stop_gradient(new) if part.old is None else part.old
     return LossBatch(
         logp_text_BT=new.plan_logp_BT,

@@ -1,13 +1,13 @@
-"""Pictures from files, as networks read them: numpy and pillow only."""
+"""Images from files, as networks read them: numpy and pillow only."""
 
 from __future__ import annotations
 
 from gotr1_jax.images.janus import (
-    PictureSettings,
-    decode_picture,
-    open_picture,
+    ImageSettings,
+    decode_image,
+    open_image,
     preprocess,
     read_settings,
 )
 
-__all__ = ["PictureSettings", "decode_picture", "open_picture", "preprocess", "read_settings"]
+__all__ = ["ImageSettings", "decode_image", "open_image", "preprocess", "read_settings"]

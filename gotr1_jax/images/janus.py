@@ -1,4 +1,4 @@
-"""A picture as Janus's vision tower reads it.
+"""An image as Janus's vision tower reads it.
 
 The longest side is brought to the tower's size (bicubic), the rest of the square is filled with
 the mean color, values are scaled to [0, 1] and normalised. Settings come from the checkpoint's
@@ -49,12 +49,12 @@ _FIXED_PROCESSOR: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class PictureSettings:
-    """How a picture becomes the tower's input.
+class ImageSettings:
+    """How an image becomes the tower's input.
 
     Attributes:
       size: pixels a side of the square.
-      min_size: least pixels of the shorter side, however thin the picture is.
+      min_size: least pixels of the shorter side, however thin the image is.
       mean, std: of each channel, of values in [0, 1].
       scale: factor from 0..255 to [0, 1].
     """
@@ -72,7 +72,7 @@ class PictureSettings:
         return r, g, b
 
 
-def read_settings(directory: Path, size: int) -> PictureSettings:
+def read_settings(directory: Path, size: int) -> ImageSettings:
     """Settings of the checkpoint in `directory`, whose tower takes `size` x `size` pixels.
 
     Raises InputError for a file that cannot be read, for values of the wrong type and for a
@@ -92,8 +92,8 @@ def read_settings(directory: Path, size: int) -> PictureSettings:
         raise InputError(f"{file}: image_processor_type {kind!r} is not Janus's")
     for key, value in _FIXED.items():
         _expect(data, key, value, file)
-    usual = PictureSettings()
-    settings = PictureSettings(
+    usual = ImageSettings()
+    settings = ImageSettings(
         size=size,
         min_size=_whole(data, "min_size", usual.min_size, file),
         mean=_triple(data, "image_mean", usual.mean, file),
@@ -107,46 +107,46 @@ def read_settings(directory: Path, size: int) -> PictureSettings:
     if not all(0 <= m <= 1 for m in settings.mean):
         raise InputError(f"{file}: image_mean {list(settings.mean)} is not within 0 .. 1")
     if (stated := _stated_size(data, file)) not in (None, size):
-        _log.warning("%s says pictures of %s px; the vision tower takes %d px", file, stated, size)
+        _log.warning("%s says images of %s px; the vision tower takes %d px", file, stated, size)
     return settings
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """The picture in a file as RGB, turned upright by its EXIF orientation.
+def open_image(path: str | Path) -> Image.Image:
+    """The image in a file as RGB, turned upright by its EXIF orientation.
 
     Transparency is dropped, palettes and gray are expanded, as `Image.convert("RGB")` does; of
-    several frames the first counts. Raises InputError if there is no readable picture.
+    several frames the first counts. Raises InputError if there is no readable image.
     """
     path = Path(path)
     if path.is_dir():
-        raise InputError(f"the picture {path} is a directory; give a file")
+        raise InputError(f"the image {path} is a directory; give a file")
     try:
         if path.stat().st_size == 0:
-            raise InputError(f"the picture {path} is an empty file")
+            raise InputError(f"the image {path} is an empty file")
     except OSError as error:
-        raise InputError(f"the picture {path} cannot be read: {error.strerror}") from error
-    return decode_picture(path, str(path))
+        raise InputError(f"the image {path} cannot be read: {error.strerror}") from error
+    return decode_image(path, str(path))
 
 
-def decode_picture(source: Path | BinaryIO, name: str) -> Image.Image:
-    """As `open_picture`, of a file or of its bytes; `name` says in an error which picture it is."""
+def decode_image(source: Path | BinaryIO, name: str) -> Image.Image:
+    """As `open_image`, of a file or of its bytes; `name` says in an error which image it is."""
     try:
-        # Pillow warns of odd palettes and of very large pictures: both are read all the same.
+        # Pillow warns of odd palettes and of very large images: both are read all the same.
         with warnings.catch_warnings(action="ignore"), Image.open(source) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except Image.UnidentifiedImageError as error:
-        raise InputError(f"{name} is no picture in a known format") from error
+        raise InputError(f"{name} is no image in a known format") from error
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        raise InputError(f"the picture {name} cannot be read: {reason}") from error
+        raise InputError(f"the image {name} cannot be read: {reason}") from error
     except Exception as error:  # the readers of the formats raise whatever they meet
-        raise InputError(f"the picture {name} cannot be read: {error}") from error
+        raise InputError(f"the image {name} cannot be read: {error}") from error
 
 
-def preprocess(image: Image.Image, settings: PictureSettings) -> np.ndarray:
+def preprocess(image: Image.Image, settings: ImageSettings) -> np.ndarray:
     """The tower's input: float32 (size, size, 3), normalised.
 
-    The picture keeps its proportions and stands in the middle of the square; a very thin one is
+    The image keeps its proportions and stands in the middle of the square; a very thin one is
     widened to `min_size`.
     """
     size, width, height = settings.size, image.width, image.height

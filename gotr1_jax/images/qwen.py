@@ -1,9 +1,9 @@
-"""Pictures as Qwen2.5-VL reads them: sizes, pixels, patches, and the order of its windows.
+"""Images as Qwen2.5-VL reads them: sizes, pixels, patches, and the order of its windows.
 
-A picture's side is a multiple of 28 pixels: `merge_size` patches of `patch_size`. Four patches
+An image's side is a multiple of 28 pixels: `merge_size` patches of `patch_size`. Four patches
 (2 by 2) are one unit, which the text model sees as one token. Patches are listed unit by unit,
 units row by row: the shape (rows of units, columns of units, 2, 2) of the released preprocessing
-(arXiv 2502.13923). Its two temporal frames are equal for a still picture; they are stored once
+(arXiv 2502.13923). Its two temporal frames are equal for a still image; they are stored once
 here and `models.qwen_vision` adds the two halves of the kernel instead.
 """
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from gotr1_jax.errors import InputError
 
-MAX_ASPECT = 200  # of a picture's sides
+MAX_ASPECT = 200  # of an image's sides
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Geometry:
     Attributes:
       patch_size: side of a patch.
       merge_size: patches a side of a unit.
-      temporal_patch_size: frames of a patch; all equal in a still picture.
+      temporal_patch_size: frames of a patch; all equal in a still image.
       window_size: side of an attention window, a whole number of units.
     """
 
@@ -87,8 +87,8 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture ready for the vision tower.
+class QwenImage:
+    """An image ready for the vision tower.
 
     Attributes:
       patches_NE: float32, normalised; E = 3 · patch_size², channel by channel, row by row.
@@ -102,22 +102,22 @@ class Picture:
 
     @property
     def units(self) -> int:
-        """Tokens of the text model that the picture takes."""
+        """Tokens of the text model that the image takes."""
         return self.grid[0] * self.grid[1]
 
 
 def resized_size(height: int, width: int, settings: Preprocessing) -> tuple[int, int]:
-    """(height, width) in pixels that a picture is resized to.
+    """(height, width) in pixels that an image is resized to.
 
     Each side is the multiple of a unit nearest to it (halves to even); outside the bounds on
     pixels both sides are scaled by the same factor, then rounded down (up) to multiples. Raises
-    InputError for an empty picture and for sides whose ratio is above 200.
+    InputError for an empty image and for sides whose ratio is above 200.
     """
     if min(height, width) < 1:
-        raise InputError(f"a picture of {width} by {height} pixels is empty")
+        raise InputError(f"an image of {width} by {height} pixels is empty")
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise InputError(
-            f"a picture of {width} by {height} pixels is too long: its sides may differ by a "
+            f"an image of {width} by {height} pixels is too long: its sides may differ by a "
             f"factor of {MAX_ASPECT}; crop it"
         )
     unit = settings.geometry.unit_size
@@ -131,7 +131,7 @@ def resized_size(height: int, width: int, settings: Preprocessing) -> tuple[int,
     return tall, wide
 
 
-def read_picture(image: Image.Image, settings: Preprocessing) -> Picture:
+def read_image(image: Image.Image, settings: Preprocessing) -> QwenImage:
     """The patches of an image: over white where it is transparent, resized (bicubic), normalised.
 
     Raises InputError as `resized_size` does.
@@ -144,7 +144,7 @@ def read_picture(image: Image.Image, settings: Preprocessing) -> Picture:
     geometry = settings.geometry
     patches = split_patches((pixels - mean) / std, geometry)
     unit = geometry.unit_size
-    return Picture(patches, (tall // unit, wide // unit), (tall, wide))
+    return QwenImage(patches, (tall // unit, wide // unit), (tall, wide))
 
 
 def split_patches(pixels_HWC: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -159,7 +159,7 @@ def split_patches(pixels_HWC: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def patch_positions(grid: tuple[int, int], geometry: Geometry) -> np.ndarray:
-    """(row, column) of every patch in the picture, in the order of patches: int32 (N, 2)."""
+    """(row, column) of every patch in the image, in the order of patches: int32 (N, 2)."""
     m = geometry.merge_size
     row, column = np.indices((grid[0] * m, grid[1] * m), np.int32)
     both = np.stack([row, column], -1).reshape(grid[0], m, grid[1], m, 2)
@@ -167,7 +167,7 @@ def patch_positions(grid: tuple[int, int], geometry: Geometry) -> np.ndarray:
 
 
 def window_order(grid: tuple[int, int], geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """How the units of a picture fall into its windows.
+    """How the units of an image fall into its windows.
 
     Windows are laid from the top left, row by row; those at the right and bottom edge hold
     fewer units. Returns (order_U, window_U), int32: the units window by window, each window row
@@ -181,7 +181,7 @@ def window_order(grid: tuple[int, int], geometry: Geometry) -> tuple[np.ndarray,
 
 
 def count_windows(grid: tuple[int, int], geometry: Geometry) -> int:
-    """Windows of a picture."""
+    """Windows of an image."""
     w = geometry.window_units
     return -(-grid[0] // w) * -(-grid[1] // w)
 

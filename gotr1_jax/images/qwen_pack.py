@@ -1,8 +1,8 @@
-"""Pictures of any sizes in arrays of one shape, and their places in rows of text.
+"""Images of any sizes in arrays of one shape, and their places in rows of text.
 
-Everything that depends on a picture's size is worked out here, in integers, so that the model's
+Everything that depends on an image's size is worked out here, in integers, so that the model's
 programs see static shapes. Letters: R rows of patches, N patches of a row, E values of a patch,
-W windows of a row, J slots of a window, U units of a row (N / unit_patches), P pictures, B rows
+W windows of a row, J slots of a window, U units of a row (N / unit_patches), P images, B rows
 of text, S their length.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gotr1_jax.images.qwen import Geometry, Picture, count_windows, patch_positions, window_order
+from gotr1_jax.images.qwen import Geometry, QwenImage, count_windows, patch_positions, window_order
 
 Grid = tuple[int, int]
 
@@ -28,33 +28,33 @@ class RowShape:
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """The vision tower's input; one or more pictures a row, in window order, padded on the right.
+    """The vision tower's input; one or more images a row, in window order, padded on the right.
 
     Attributes:
       patches_RNE: float32 normalised pixels; zeros in padding.
-      positions_RN2: int32 (row, column) of each patch in its picture.
-      pictures_RN: int32 number of the patch's picture in its row, from 1; 0 is padding.
+      positions_RN2: int32 (row, column) of each patch in its image.
+      images_RN: int32 number of the patch's image in its row, from 1; 0 is padding.
       windows_RWJ: int32 index into N of the patch in each slot of each window; -1 is no patch.
       slots_RN: int32 slot of each patch, counted through the row's windows (window · J + slot).
-      units_RU: int32 index into U of each unit in reading order, picture after picture.
+      units_RU: int32 index into U of each unit in reading order, image after image.
     """
 
     patches_RNE: np.ndarray
     positions_RN2: np.ndarray
-    pictures_RN: np.ndarray
+    images_RN: np.ndarray
     windows_RWJ: np.ndarray
     slots_RN: np.ndarray
     units_RU: np.ndarray
 
 
 @dataclass(frozen=True)
-class PackedPictures:
-    """A batch and where its pictures are.
+class PackedImages:
+    """A batch and where its images are.
 
     Attributes:
       batch: for the device.
-      starts_P: int32 index of each picture's first unit in the tower's output, rows joined (R·U).
-      grids: units (rows, columns) of each picture.
+      starts_P: int32 index of each image's first unit in the tower's output, rows joined (R·U).
+      grids: units (rows, columns) of each image.
     """
 
     batch: PatchBatch
@@ -63,7 +63,7 @@ class PackedPictures:
 
 
 def row_shape(grids: Sequence[Grid], geometry: Geometry) -> RowShape:
-    """The smallest shape whose rows hold any one of these pictures."""
+    """The smallest shape whose rows hold any one of these images."""
     return RowShape(
         max(h * w for h, w in grids) * geometry.unit_patches,
         max(count_windows(grid, geometry) for grid in grids),
@@ -71,9 +71,9 @@ def row_shape(grids: Sequence[Grid], geometry: Geometry) -> RowShape:
 
 
 def assign_rows(grids: Sequence[Grid], geometry: Geometry, shape: RowShape) -> list[int]:
-    """The row of each picture: the first that still has room for it, else a new one.
+    """The row of each image: the first that still has room for it, else a new one.
 
-    Raises ValueError for a picture larger than a row.
+    Raises ValueError for an image larger than a row.
     """
     left: list[list[int]] = []
     rows = []
@@ -91,51 +91,51 @@ def assign_rows(grids: Sequence[Grid], geometry: Geometry, shape: RowShape) -> l
     return rows
 
 
-def pack_pictures(
-    pictures: Sequence[Picture], geometry: Geometry, shape: RowShape, rows: int
-) -> PackedPictures:
-    """Pictures in `rows` rows of `shape`, as `assign_rows` lays them; empty rows are padding.
+def pack_images(
+    images: Sequence[QwenImage], geometry: Geometry, shape: RowShape, rows: int
+) -> PackedImages:
+    """Images in `rows` rows of `shape`, as `assign_rows` lays them; empty rows are padding.
 
-    Raises ValueError for a picture larger than a row and for too few rows.
+    Raises ValueError for an image larger than a row and for too few rows.
     """
     per_unit, N = geometry.unit_patches, shape.patches
     if N % per_unit:
         raise ValueError(f"a row of {N} patches is no whole number of units of {per_unit}")
-    grids = tuple(picture.grid for picture in pictures)
+    grids = tuple(image.grid for image in images)
     assigned = assign_rows(grids, geometry, shape)
     if max(assigned, default=0) >= rows:
-        raise ValueError(f"{len(grids)} pictures need {max(assigned) + 1} rows, not {rows}")
+        raise ValueError(f"{len(grids)} images need {max(assigned) + 1} rows, not {rows}")
     values = 3 * geometry.patch_size**2
     batch = PatchBatch(
         patches_RNE=np.zeros((rows, N, values), np.float32),
         positions_RN2=np.zeros((rows, N, 2), np.int32),
-        pictures_RN=np.zeros((rows, N), np.int32),
+        images_RN=np.zeros((rows, N), np.int32),
         windows_RWJ=np.full((rows, shape.windows, geometry.window_patches), -1, np.int32),
         slots_RN=np.zeros((rows, N), np.int32),
         units_RU=np.tile(np.arange(N // per_unit, dtype=np.int32), (rows, 1)),
     )
-    used = np.zeros((rows, 3), np.int32)  # pictures, patches, windows
+    used = np.zeros((rows, 3), np.int32)  # images, patches, windows
     starts = np.zeros(len(grids), np.int32)
-    for i, (picture, row) in enumerate(zip(pictures, assigned)):
+    for i, (image, row) in enumerate(zip(images, assigned)):
         starts[i] = (row * N + used[row, 1]) // per_unit
-        _write(batch, picture, geometry, row, *used[row])
-        used[row] += (1, picture.units * per_unit, count_windows(picture.grid, geometry))
-    return PackedPictures(batch, starts, grids)
+        _write(batch, image, geometry, row, *used[row])
+        used[row] += (1, image.units * per_unit, count_windows(image.grid, geometry))
+    return PackedImages(batch, starts, grids)
 
 
 def _write(
-    batch: PatchBatch, picture: Picture, geometry: Geometry, row: int,
+    batch: PatchBatch, image: QwenImage, geometry: Geometry, row: int,
     number: int, first_patch: int, first_window: int,
 ) -> None:  # fmt: skip
-    """Puts one picture behind the `number` ones that the row holds already."""
+    """Puts one image behind the `number` ones that the row holds already."""
     per_unit, J = geometry.unit_patches, geometry.window_patches
-    order_U, window_U = window_order(picture.grid, geometry)
+    order_U, window_U = window_order(image.grid, geometry)
     U = len(order_U)
     patches_N = (order_U[:, None] * per_unit + np.arange(per_unit)).reshape(-1)
     here = slice(first_patch, first_patch + U * per_unit)
-    batch.patches_RNE[row, here] = picture.patches_NE[patches_N]
-    batch.positions_RN2[row, here] = patch_positions(picture.grid, geometry)[patches_N]
-    batch.pictures_RN[row, here] = number + 1
+    batch.patches_RNE[row, here] = image.patches_NE[patches_N]
+    batch.positions_RN2[row, here] = patch_positions(image.grid, geometry)[patches_N]
+    batch.images_RN[row, here] = number + 1
     # A unit's place in its window: its index minus that of the window's first unit.
     place_U = np.arange(U) - np.searchsorted(window_U, window_U)
     slots_UM = ((first_window + window_U) * J + place_U * per_unit)[:, None] + np.arange(per_unit)
@@ -147,19 +147,19 @@ def _write(
 
 
 def unit_places(
-    image_mask_BS: np.ndarray, pictures: Sequence[Sequence[int]], packed: PackedPictures
+    image_mask_BS: np.ndarray, images: Sequence[Sequence[int]], packed: PackedImages
 ) -> np.ndarray:
-    """Where the picture tokens of text rows lie in the tower's output: int32 (B,S), -1 for text.
+    """Where the image tokens of text rows lie in the tower's output: int32 (B,S), -1 for text.
 
     Args:
-      image_mask_BS: True at picture tokens.
-      pictures: for each row its pictures in order, as numbers into `packed`. A picture may stand
+      image_mask_BS: True at image tokens.
+      images: for each row its images in order, as numbers into `packed`. An image may stand
         in any number of rows.
 
-    Raises ValueError if a row's picture tokens are not those of its pictures.
+    Raises ValueError if a row's image tokens are not those of its images.
     """
     places = np.full(image_mask_BS.shape, -1, np.int32)
-    for b, (mask_S, numbers) in enumerate(zip(image_mask_BS, pictures, strict=True)):
+    for b, (mask_S, numbers) in enumerate(zip(image_mask_BS, images, strict=True)):
         sizes = [packed.grids[i][0] * packed.grids[i][1] for i in numbers]
         for i, size, begin in zip(numbers, sizes, _runs(mask_S, sizes)):
             places[b, begin : begin + size] = packed.starts_P[i] + np.arange(size)
@@ -169,16 +169,16 @@ def unit_places(
 def mrope_positions(image_mask_BS: np.ndarray, grids: Sequence[Sequence[Grid]]) -> np.ndarray:
     """Positions in time, height and width of every token of text rows: int32 (3,B,S).
 
-    Text counts on in all three; a picture's tokens share their time, and count rows and columns
+    Text counts on in all three; an image's tokens share their time, and count rows and columns
     from there; what follows goes on from the largest position + 1 (arXiv 2409.12191, section
     2.1). Padding on the right counts on as text: a token that is put there later has its
     position already.
 
     Args:
-      image_mask_BS: True at picture tokens.
-      grids: for each row the units (rows, columns) of its pictures in order.
+      image_mask_BS: True at image tokens.
+      grids: for each row the units (rows, columns) of its images in order.
 
-    Raises ValueError if a row's picture tokens are not those of its pictures.
+    Raises ValueError if a row's image tokens are not those of its images.
     """
     positions = np.empty((3, *image_mask_BS.shape), np.int32)
     for b, (mask_S, sizes) in enumerate(zip(image_mask_BS, grids, strict=True)):
@@ -195,10 +195,10 @@ def mrope_positions(image_mask_BS: np.ndarray, grids: Sequence[Sequence[Grid]]) 
 
 
 def _runs(image_mask_S: np.ndarray, sizes: Sequence[int]) -> Iterator[int]:
-    """The index of the first token of each picture; ValueError unless their sizes fit the mask."""
+    """The index of the first token of each image; ValueError unless their sizes fit the mask."""
     (where,) = np.nonzero(image_mask_S)
     ends = np.cumsum([0, *sizes])
     pieces = [where[a:b] for a, b in zip(ends, ends[1:])]
     if len(where) != ends[-1] or any(p[-1] - p[0] != len(p) - 1 for p in pieces):
-        raise ValueError(f"{len(where)} picture tokens do not belong to pictures of {list(sizes)}")
+        raise ValueError(f"{len(where)} image tokens do not belong to images of {list(sizes)}")
     return (int(piece[0]) for piece in pieces)

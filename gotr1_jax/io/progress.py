@@ -9,7 +9,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from gotr1_jax.parallel.processes import is_first
+from gotr1_jax.parallel.processes import is_main_process
 
 
 class Progress:
@@ -46,7 +46,7 @@ class Progress:
         # The first step compiles; the rate is that of the steps after it.
         self._first: tuple[float, int] | None = None
         self._bar: tqdm | None = None
-        self._shows = is_first()
+        self._shows = is_main_process()
         if self._shows and self._stream.isatty():
             self._bar = tqdm(
                 total=total, initial=start, desc=label, unit=f" {unit}s", file=self._stream,

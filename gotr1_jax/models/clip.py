@@ -1,6 +1,6 @@
-"""CLIP (arXiv 2103.00020): pictures and captions in one space; HPS v2.1 is a tuned ViT-H/14.
+"""CLIP (arXiv 2103.00020): images and captions in one space; HPS v2.1 is a tuned ViT-H/14.
 
-Both towers are pre-norm transformers with exact GELU. A picture's vector is that of the class
+Both towers are pre-norm transformers with exact GELU. An image's vector is that of the class
 token in front of its patches; a caption's is that of its end token, which under the causal mask
 has seen the whole caption and nothing behind it.
 """
@@ -62,7 +62,7 @@ class ClipConfig:
 VIT_H_14 = ClipConfig()
 
 
-class VisionTower(nnx.Module):
+class ClipVisionTower(nnx.Module):
     """Normalised pixels (B,H,W,3) -> vectors (B,E), not of unit length."""
 
     def __init__(self, cfg: ClipConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
@@ -125,15 +125,15 @@ class TextTower(nnx.Module):
 
 
 class Clip(nnx.Module):
-    """Both towers; the cosine of a picture and a caption is the dot product of their vectors."""
+    """Both towers; the cosine of an image and a caption is the dot product of their vectors."""
 
     def __init__(
         self, cfg: ClipConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype = jnp.float32
     ) -> None:
-        self.vision = VisionTower(cfg, rngs=rngs, param_dtype=param_dtype)
+        self.vision = ClipVisionTower(cfg, rngs=rngs, param_dtype=param_dtype)
         self.text = TextTower(cfg, rngs=rngs, param_dtype=param_dtype)
 
-    def encode_pictures(self, pixels_BHWC: jax.Array) -> jax.Array:
+    def encode_images(self, pixels_BHWC: jax.Array) -> jax.Array:
         """Normalised pixels, in the dtype of the activations -> float32 unit vectors (B,E)."""
         return _unit(self.vision(pixels_BHWC))
 

@@ -72,7 +72,7 @@ class SiglipConfig:
 
 @dataclass(frozen=True)
 class VQConfig:
-    """VQ-16 tokenizer; pictures shrink by 2 ** (len(encoder_multipliers) - 1) a side."""
+    """VQ-16 tokenizer; images shrink by 2 ** (len(encoder_multipliers) - 1) a side."""
 
     codebook_size: int = 16384
     code_dim: int = 8
@@ -89,13 +89,13 @@ class VQConfig:
 
     @property
     def downsampling(self) -> int:
-        """Pixels a side of the picture for one token."""
+        """Pixels a side of the image for one token."""
         return 2 ** (len(self.encoder_multipliers) - 1)
 
 
 @dataclass(frozen=True)
 class JanusConfig:
-    """A whole Janus-Pro: decoder, picture tokenizer, understanding tower."""
+    """A whole Janus-Pro: decoder, image tokenizer, understanding tower."""
 
     decoder: DecoderConfig
     vq: VQConfig = field(default_factory=VQConfig)
@@ -111,17 +111,17 @@ class JanusConfig:
 
     @property
     def image_vocab(self) -> int:
-        """Number of picture token ids."""
+        """Number of image token ids."""
         return self.vq.codebook_size
 
     @property
     def grid(self) -> int:
-        """Picture tokens a side."""
+        """Image tokens a side."""
         return self.image_size // self.vq.downsampling
 
     @property
     def num_image_tokens(self) -> int:
-        """Picture tokens of one picture, row-major."""
+        """Image tokens of one image, row-major."""
         return self.grid**2
 
 

@@ -66,7 +66,7 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jax.nn.dot_product_attention(q, k, v, is_causal=True)
 
 
-class Block(nnx.Module):
+class DecoderBlock(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); gated SiLU mlp."""
 
     def __init__(
@@ -133,12 +133,12 @@ class Decoder(nnx.Module):
         )  # fmt: skip
 
         def one_block(key: jax.Array) -> Any:
-            block = Block(cfg, rngs=nnx.Rngs(params=key), lora=lora, param_dtype=param_dtype)
+            block = DecoderBlock(cfg, rngs=nnx.Rngs(params=key), lora=lora, param_dtype=param_dtype)
             return nnx.split(block)[1]
 
         keys = jax.random.split(rngs.params(), cfg.num_layers)
         shape = nnx.eval_shape(
-            lambda: Block(cfg, rngs=nnx.Rngs(0), lora=lora, param_dtype=param_dtype)
+            lambda: DecoderBlock(cfg, rngs=nnx.Rngs(0), lora=lora, param_dtype=param_dtype)
         )
         self.layers = nnx.merge(nnx.split(shape)[0], jax.vmap(one_block)(keys))
         self.norm = RMSNorm(cfg.hidden_size, cfg.norm_eps, param_dtype)

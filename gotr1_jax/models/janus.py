@@ -1,4 +1,4 @@
-"""Janus-Pro's policy: one decoder over text and picture tokens, a head for each.
+"""Janus-Pro's policy: one decoder over text and image tokens, a head for each.
 
 The VQ tokenizer (`models.vq`) and the understanding side (`models.siglip`) are modules of their
 own: training the policy never touches them.
@@ -16,7 +16,7 @@ from gotr1_jax.models.layers import Embedding, GeluMLP
 
 
 class JanusPolicy(nnx.Module):
-    """caption -> plan tokens -> picture tokens.
+    """caption -> plan tokens -> image tokens.
 
     `dtype` is the dtype of activations; logits are always float32.
     """
@@ -52,7 +52,7 @@ class JanusPolicy(nnx.Module):
         return self.decoder.embed(ids, self.dtype)
 
     def embed_image(self, ids: jax.Array) -> jax.Array:
-        """Picture ids (...) -> (..., D), through gen_embed and gen_aligner."""
+        """Image ids (...) -> (..., D), through gen_embed and gen_aligner."""
         return self.gen_aligner(self.gen_embed(ids, self.dtype))
 
     def hidden(

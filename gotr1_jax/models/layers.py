@@ -105,7 +105,7 @@ class Embedding(nnx.Module):
 
 
 class GeluMLP(nnx.Module):
-    """Linear, exact (erf) GELU, linear; with biases. Janus's aligners and picture head."""
+    """Linear, exact (erf) GELU, linear; with biases. Janus's aligners and image head."""
 
     def __init__(
         self, features_in: int, hidden: int, features_out: int, *, rngs: nnx.Rngs,

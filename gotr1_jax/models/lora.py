@@ -26,7 +26,7 @@ def _folded(layer: Linear) -> jax.Array:
     return wide.astype(layer.kernel[...].dtype)
 
 
-def fold_lora(model: nnx.Module) -> nnx.Module:
+def merge_lora(model: nnx.Module) -> nnx.Module:
     """Add every adapter to its kernel and drop it: the result has no LoRAParam.
 
     Changes `model` in place (call it on a freshly merged one, inside jit) and returns it.

@@ -1,10 +1,10 @@
 """Qwen2.5-VL: the vision tower in front of the shared decoder (arXiv 2502.13923).
 
-    units = model.embed_pictures(packed.batch)            # once a picture
+    units = model.embed_images(packed.batch)            # once an image
     x = model.embed(ids_BS, places_BS, units)             # any number of rows about them
     logits = model.logits(model.hidden(x, positions_3BS))
 
-`pictures.qwen_pack` makes `packed`, `places_BS` and `positions_3BS`. Rows start at index 0 and
+`images.qwen_pack` makes `packed`, `places_BS` and `positions_3BS`. Rows start at index 0 and
 are padded on the right, so that a causal mask is the only one that is needed.
 """
 
@@ -17,11 +17,11 @@ from flax import nnx
 from gotr1_jax.images.qwen_pack import PatchBatch
 from gotr1_jax.models.decoder import Attend, Decoder, causal_attention
 from gotr1_jax.models.qwen_config import QwenConfig
-from gotr1_jax.models.qwen_vision import VisionTower
+from gotr1_jax.models.qwen_vision import QwenVisionTower
 
 
 class Qwen2_5_VL(nnx.Module):
-    """Pictures and text -> logits of text.
+    """Images and text -> logits of text.
 
     `dtype` is the dtype of activations; logits are always float32.
     """
@@ -36,27 +36,27 @@ class Qwen2_5_VL(nnx.Module):
     ) -> None:
         self.cfg = cfg
         self.dtype = dtype
-        self.vision = VisionTower(cfg.vision, rngs=rngs, param_dtype=param_dtype)
+        self.vision = QwenVisionTower(cfg.vision, rngs=rngs, param_dtype=param_dtype)
         self.text = Decoder(cfg.text, rngs=rngs, param_dtype=param_dtype)
 
-    def embed_pictures(self, batch: PatchBatch) -> jax.Array:
-        """Packed pictures -> vectors of their units (R,U,D), in reading order."""
+    def embed_images(self, batch: PatchBatch) -> jax.Array:
+        """Packed images -> vectors of their units (R,U,D), in reading order."""
         return self.vision(batch, self.dtype)
 
     def embed(
         self, ids_BS: jax.Array, places_BS: jax.Array | None = None, units: jax.Array | None = None
     ) -> jax.Array:
-        """Text ids (B,S) -> (B,S,D), with pictures put in.
+        """Text ids (B,S) -> (B,S,D), with images put in.
 
         Args:
-          places_BS: index into the rows of `units`, joined, of each picture token; -1 for text.
-          units: what `embed_pictures` gave, (R,U,D).
+          places_BS: index into the rows of `units`, joined, of each image token; -1 for text.
+          units: what `embed_images` gave, (R,U,D).
         """
         x = self.text.embed(ids_BS, self.dtype)
         if units is None or places_BS is None:
             return x
-        pictures = jnp.take(units.reshape(-1, units.shape[-1]), jnp.maximum(places_BS, 0), axis=0)
-        return jnp.where((places_BS >= 0)[..., None], pictures.astype(self.dtype), x)
+        images = jnp.take(units.reshape(-1, units.shape[-1]), jnp.maximum(places_BS, 0), axis=0)
+        return jnp.where((places_BS >= 0)[..., None], images.astype(self.dtype), x)
 
     def hidden(
         self, x: jax.Array, positions: jax.Array, attend: Attend = causal_attention
@@ -64,7 +64,7 @@ class Qwen2_5_VL(nnx.Module):
         """Embedded rows x (B,S,D) -> hidden (B,S,D) after the final norm.
 
         positions: (3,B,S) int32 in time, height, width; or (B or 1,S) where the three are equal,
-        as in text without pictures and in the tokens of an answer.
+        as in text without images and in the tokens of an answer.
         """
         return self.text(x, positions, attend)
 

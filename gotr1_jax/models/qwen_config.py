@@ -15,7 +15,7 @@ class QwenVisionConfig:
     Attributes:
       width, mlp_size, num_layers, num_heads: of its blocks.
       out_size: width of what it hands to the text model.
-      full_attention: numbers of the blocks whose patches see their whole picture; in the others
+      full_attention: numbers of the blocks whose patches see their whole image; in the others
         they see their window.
       geometry: of patches, units and windows.
       rope_theta, norm_eps: constants of the family, which no released file states.

@@ -4,8 +4,8 @@ Patches stay packed (no slot is wasted in the products with weights); attention 
 them in another shape:
 - in most blocks a patch sees its window: keys, queries and values are gathered into windows of
   J slots, a batch of small attentions, and gathered back;
-- in a few it sees its picture: a row's patches attend to each other where their picture agrees.
-All index arithmetic is done by `pictures.qwen_pack`. Letters as there, and D width, H heads, C
+- in a few it sees its image: a row's patches attend to each other where their image agrees.
+All index arithmetic is done by `images.qwen_pack`. Letters as there, and D width, H heads, C
 head width.
 """
 
@@ -51,15 +51,13 @@ def window_attention(
     return jnp.take_along_axis(mixed, slots_RN[:, :, None, None], axis=1)
 
 
-def picture_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, pictures_RN: jax.Array
-) -> jax.Array:
-    """q, k, v (R,N,H,C) -> mixed values (R,N,H,C), each patch over its own picture.
+def image_attention(q: jax.Array, k: jax.Array, v: jax.Array, images_RN: jax.Array) -> jax.Array:
+    """q, k, v (R,N,H,C) -> mixed values (R,N,H,C), each patch over its own image.
 
     Scores take R · H · N² numbers: the tower's largest array, bounded by the rows of a call.
-    `pictures_RN` as in PatchBatch.
+    `images_RN` as in PatchBatch.
     """
-    mask = (pictures_RN[:, :, None] == pictures_RN[:, None, :])[:, None]
+    mask = (images_RN[:, :, None] == images_RN[:, None, :])[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
@@ -98,8 +96,8 @@ class VisionBlock(nnx.Module):
         return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
 
 
-class PatchEmbed(nnx.Module):
-    """Patches (..., 3 · P²) of still pictures -> (..., D); `kernel` is (3,T,P,P,D), no bias."""
+class QwenPatchEmbed(nnx.Module):
+    """Patches (..., 3 · P²) of still images -> (..., D); `kernel` is (3,T,P,P,D), no bias."""
 
     def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
         P, T = cfg.geometry.patch_size, cfg.geometry.temporal_patch_size
@@ -110,7 +108,7 @@ class PatchEmbed(nnx.Module):
         )
 
     def __call__(self, patches: jax.Array) -> jax.Array:
-        # The T frames of a still picture are equal: their kernels add up.
+        # The T frames of a still image are equal: their kernels add up.
         kernel = self.kernel[...].astype(jnp.float32).sum(1)
         return patches @ kernel.reshape(-1, kernel.shape[-1]).astype(patches.dtype)
 
@@ -131,8 +129,8 @@ class Merger(nnx.Module):
         return self.mlp(self.norm(x).reshape(x.shape[0], -1, joined))
 
 
-class VisionTower(nnx.Module):
-    """A batch of packed pictures -> what the text model reads, one vector a unit.
+class QwenVisionTower(nnx.Module):
+    """A batch of packed images -> what the text model reads, one vector a unit.
 
     The arrays of all blocks are stacked and run by one `lax.scan`. The two kinds of attention
     are the branches of a `lax.cond` on a flag of each layer: the block is compiled once, only
@@ -143,7 +141,7 @@ class VisionTower(nnx.Module):
         self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype = jnp.float32
     ) -> None:
         self.cfg = cfg
-        self.patch = PatchEmbed(cfg, rngs=rngs, param_dtype=param_dtype)
+        self.patch = QwenPatchEmbed(cfg, rngs=rngs, param_dtype=param_dtype)
 
         def one_block(key: jax.Array) -> Any:
             block = VisionBlock(cfg, rngs=nnx.Rngs(params=key), param_dtype=param_dtype)
@@ -162,24 +160,24 @@ class VisionTower(nnx.Module):
         return jnp.cos(angle), jnp.sin(angle)
 
     def __call__(self, batch: PatchBatch, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """-> (R,U,out) in reading order, picture after picture; finite nonsense in padding.
+        """-> (R,U,out) in reading order, image after image; finite nonsense in padding.
 
         dtype: of the activations.
         """
-        pictures_RN, windows_RWJ, slots_RN = (
-            jnp.asarray(x) for x in (batch.pictures_RN, batch.windows_RWJ, batch.slots_RN)
+        images_RN, windows_RWJ, slots_RN = (
+            jnp.asarray(x) for x in (batch.images_RN, batch.windows_RWJ, batch.slots_RN)
         )
         rope = self.rope(jnp.asarray(batch.positions_RN2))
         graphdef, stacked = nnx.split(self.blocks)
         whole = jnp.array([i in self.cfg.full_attention for i in range(self.cfg.num_layers)])
 
         def step(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
-            params, whole_picture = layer
+            params, whole_image = layer
 
             def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
                 return jax.lax.cond(
-                    whole_picture,
-                    lambda: picture_attention(q, k, v, pictures_RN),
+                    whole_image,
+                    lambda: image_attention(q, k, v, images_RN),
                     lambda: window_attention(q, k, v, windows_RWJ, slots_RN),
                 )
 

@@ -33,7 +33,7 @@ class BlockSizes(Protocol):
 
 
 class PatchEmbed(nnx.Module):
-    """Pictures (B,H,W,3) -> patches (B, (H/P)·(W/P), D), row by row; `kernel` is (P,P,3,D)."""
+    """Images (B,H,W,3) -> patches (B, (H/P)·(W/P), D), row by row; `kernel` is (P,P,3,D)."""
 
     def __init__(
         self, patch_size: int, width: int, *, rngs: nnx.Rngs, param_dtype: jnp.dtype,
@@ -58,7 +58,7 @@ class PatchEmbed(nnx.Module):
         return patches if self.bias is None else patches + self.bias[...].astype(pixels.dtype)
 
 
-class Block(nnx.Module):
+class SiglipBlock(nnx.Module):
     """x + attention(norm1(x)), then x + mlp(norm2(x)); exact GELU, biases everywhere."""
 
     def __init__(self, cfg: BlockSizes, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
@@ -87,18 +87,18 @@ class Block(nnx.Module):
         return x + self.fc2(hidden)
 
 
-def stacked_blocks(cfg: BlockSizes, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> Block:
+def stacked_blocks(cfg: BlockSizes, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> SiglipBlock:
     """All blocks of a tower: one whose arrays have a leading axis of `num_layers`."""
 
     def one_block(key: jax.Array) -> Any:
-        return nnx.split(Block(cfg, rngs=nnx.Rngs(params=key), param_dtype=param_dtype))[1]
+        return nnx.split(SiglipBlock(cfg, rngs=nnx.Rngs(params=key), param_dtype=param_dtype))[1]
 
-    shape = nnx.eval_shape(lambda: Block(cfg, rngs=nnx.Rngs(0), param_dtype=param_dtype))
+    shape = nnx.eval_shape(lambda: SiglipBlock(cfg, rngs=nnx.Rngs(0), param_dtype=param_dtype))
     keys = jax.random.split(rngs.params(), cfg.num_layers)
     return nnx.merge(nnx.split(shape)[0], jax.vmap(one_block)(keys))
 
 
-def run_blocks(blocks: Block, x: jax.Array, causal: bool = False) -> jax.Array:
+def run_blocks(blocks: SiglipBlock, x: jax.Array, causal: bool = False) -> jax.Array:
     """x (B,N,D) through stacked blocks by one `lax.scan`."""
     graphdef, stacked = nnx.split(blocks)
 
@@ -131,12 +131,12 @@ class SiglipTower(nnx.Module):
 
 
 class Understanding(nnx.Module):
-    """Pictures as the decoder sees them: tower, then aligner.
+    """Images as the decoder sees them: tower, then aligner.
 
     Pixels are (B, image_size, image_size, 3), scaled to [0,1] and normalised by the checkpoint's
     preprocessor_config.json (mean and deviation 0.5 in the released ones: [-1,1]), in the dtype
     of the activations. The result is (B, N, decoder width); its N vectors stand in the place of
-    the picture's placeholder tokens.
+    the image's placeholder tokens.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""VQ-16, the picture tokenizer of Janus (from LlamaGen, arXiv 2406.06525, section 2.1).
+"""VQ-16, the image tokenizer of Janus (from LlamaGen, arXiv 2406.06525, section 2.1).
 
-Encoder → 1×1 convolution → nearest unit-length code → 1×1 convolution → decoder. Codes and
+VQEncoder → 1×1 convolution → nearest unit-length code → 1×1 convolution → decoder. Codes and
 encodings are both L2-normalised before they are compared, so nearest means largest cosine
 (Improved VQGAN, arXiv 2110.04627). Pixels are (B, height, width, 3) in [-1, 1].
 """
@@ -43,7 +43,7 @@ def unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
-class Encoder(nnx.Module):
+class VQEncoder(nnx.Module):
     """(B, H, W, 3) → (B, h, w, z_channels)."""
 
     def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs, dtype):
@@ -77,7 +77,7 @@ class Encoder(nnx.Module):
         return self.conv_out(jax.nn.silu(self.norm_out(h)), SAME)
 
 
-class Decoder(nnx.Module):
+class VQDecoder(nnx.Module):
     """(B, h, w, z_channels) → (B, H, W, 3); one residual block a level more than the encoder."""
 
     def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs, dtype):
@@ -136,18 +136,18 @@ class Quantizer(nnx.Module):
 
 
 class VQModel(nnx.Module):
-    """The whole tokenizer: `encode_ids` makes tokens of a picture, `decode_ids` a picture of them.
+    """The whole tokenizer: `encode_ids` makes tokens of an image, `decode_ids` an image of them.
 
     Args:
-      cfg: sizes; each side of a picture is divided by 2**(number of multipliers - 1).
+      cfg: sizes; each side of an image is divided by 2**(number of multipliers - 1).
       rngs: source of the initial weights, stream `params`.
       dtype: of parameters and of the computation (norms, softmax and look-up are float32).
     """
 
     def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config = cfg
-        self.encoder = Encoder(cfg, rngs=rngs, dtype=dtype)
-        self.decoder = Decoder(cfg, rngs=rngs, dtype=dtype)
+        self.encoder = VQEncoder(cfg, rngs=rngs, dtype=dtype)
+        self.decoder = VQDecoder(cfg, rngs=rngs, dtype=dtype)
         self.quantize = Quantizer(cfg, rngs=rngs, dtype=dtype)
         self.quant_conv = Conv(cfg.z_channels, cfg.code_dim, 1, rngs=rngs, dtype=dtype)
         self.post_quant_conv = Conv(cfg.code_dim, cfg.z_channels, 1, rngs=rngs, dtype=dtype)
@@ -180,8 +180,8 @@ def abstract_vq(config: VQConfig, dtype: jnp.dtype = jnp.float32) -> VQModel:
     return nnx.eval_shape(lambda: VQModel(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 
-def picture_decoder(graphdef: nnx.GraphDef, grid: int) -> Any:
-    """decode(state, ids_BU): pictures uint8 (B,H,W,3) of a split `VQModel`, jitted."""
+def image_decoder(graphdef: nnx.GraphDef, grid: int) -> Any:
+    """decode(state, ids_BU): images uint8 (B,H,W,3) of a split `VQModel`, jitted."""
 
     def decode(state: Any, ids_BU: jax.Array) -> jax.Array:
         pixels = nnx.merge(graphdef, state).decode_ids(ids_BU, grid)

@@ -1,4 +1,4 @@
-"""Building blocks of the VQ-16 picture tokenizer: convolution, group norm, residual, attention.
+"""Building blocks of the VQ-16 image tokenizer: convolution, group norm, residual, attention.
 
 Arrays are channels-last, (B, h, w, channels). The attribute names follow the tensor names of the
 released Janus and LlamaGen checkpoints, so that a parameter's path here is its name there.

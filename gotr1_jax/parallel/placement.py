@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.parallel.mesh import put, replicated, row_multiple, rows
-from gotr1_jax.parallel.processes import is_first
+from gotr1_jax.parallel.processes import is_main_process
 from gotr1_jax.parallel.sharding import state_shardings
 
 
@@ -104,7 +104,7 @@ def to_first_host(tree: Any) -> Any:
         if x.is_fully_addressable:
             return np.asarray(x)
         whole = multihost_utils.process_allgather(x, tiled=True)
-        return np.asarray(whole) if is_first() else None
+        return np.asarray(whole) if is_main_process() else None
 
     return jax.tree.map(fetch, tree)
 

@@ -26,7 +26,7 @@ _LAST_WORDS = 2.0  # seconds
 _KINDS: dict[int, type[GotR1Error]] = {2: InputError, 3: Stopped, 4: RunError}
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this is process 0, which alone writes what is not a checkpoint's arrays."""
     # A process alone may have touched no device yet, and need not here.
     return not jax.distributed.is_initialized() or jax.process_index() == 0
@@ -42,13 +42,13 @@ def gather(values: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(values))
 
 
-def first_says(flag: bool) -> bool:
+def broadcast_from_main(flag: bool) -> bool:
     """The flag of process 0."""
     return bool(gather(np.asarray([flag], np.int32))[0, 0])
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def raise_on_all_processes() -> Iterator[None]:
     """After the block all processes know how it ended in each: an error in one is one in all.
 
     The block must hold nothing that waits for other processes. Its own error is raised where it
@@ -70,7 +70,7 @@ def together() -> Iterator[None]:
         raise _from_note(int(failed[0]), notes[failed[0]])
 
 
-def check_alike(text: str | Iterable[str], what: str) -> None:
+def check_same_on_all_processes(text: str | Iterable[str], what: str) -> None:
     """Raise RunError, in every process, unless all give the same text, or the same texts in the
     same order; `what` they stand for."""
     if jax.process_count() == 1:
@@ -107,7 +107,7 @@ def leave(code: int) -> None:
     """
     if not jax.distributed.is_initialized():
         return
-    if is_first():
+    if is_main_process():
         # With process 0 the runtime of all ends: let the others say what they have to say.
         time.sleep(_LAST_WORDS)
     sys.stdout.flush()

@@ -19,7 +19,7 @@ PARAMETER_RULES: dict[str, str | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
-    # The picture head's inner width: its other side is split already.
+    # The image head's inner width: its other side is split already.
     "head_mlp": None,
     # The judge's vision tower: its sizes divide by few mesh axes, and it is small.
     "patch": None,

@@ -1,4 +1,4 @@
-"""Boxes in thousandths of the picture, their overlap, and the way to pixels and back."""
+"""Boxes in thousandths of the image, their overlap, and the way to pixels and back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LAST = SCALE - 1
 class Box:
     """A box as a plan writes it: (x1, y1) top left, (x2, y2) bottom right, origin top left.
 
-    Units are thousandths of the picture's width (x) and height (y), 0..999. The values are
+    Units are thousandths of the image's width (x) and height (y), 0..999. The values are
     kept as written, so a box may be inverted or out of range; `clean` gives the usable one.
     """
 
@@ -49,7 +49,7 @@ class Box:
 def iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes after `Box.clean`, in [0, 1].
 
-    0 when either box has no area (degenerate, inverted, or wholly outside the picture).
+    0 when either box has no area (degenerate, inverted, or wholly outside the image).
 
     >>> iou(Box(0, 0, 100, 100), Box(0, 50, 100, 100))
     0.5
@@ -64,7 +64,7 @@ def iou(a: Box, b: Box) -> float:
 
 
 def box_from_pixels(x1: float, y1: float, x2: float, y2: float, width: int, height: int) -> Box:
-    """The box of a half-open pixel box (x2, y2 exclusive) in a (width, height) picture.
+    """The box of a half-open pixel box (x2, y2 exclusive) in a (width, height) image.
 
     Each value is min(999, round(1000 · pixel / side)), and at least 0.
 
@@ -84,7 +84,7 @@ def box_from_pixels(x1: float, y1: float, x2: float, y2: float, width: int, heig
 
 
 def box_to_pixels(box: Box, width: int, height: int) -> tuple[float, float, float, float]:
-    """(x1, y1, x2, y2) of a box in pixels of a (width, height) picture: value · side / 1000.
+    """(x1, y1, x2, y2) of a box in pixels of a (width, height) image: value · side / 1000.
 
     The box is taken as written; clean it first where it may be out of range.
 

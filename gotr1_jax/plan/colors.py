@@ -53,7 +53,7 @@ def _palette() -> tuple[Color, ...]:
         ]
     )
     lab = to_lab(candidates)
-    # A dark line is lost on its dark outline, a dull one on a gray picture.
+    # A dark line is lost on its dark outline, a dull one on a gray image.
     clear = (lab[:, 0] >= _MIN_LIGHTNESS) & (np.hypot(lab[:, 1], lab[:, 2]) >= _MIN_CHROMA)
     candidates, lab = candidates[clear], lab[clear]
     chosen = list(_FIRST)

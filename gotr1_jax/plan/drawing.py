@@ -1,4 +1,4 @@
-"""Pictures of plans: boxes with readable labels drawn over an image."""
+"""Images of plans: boxes with readable labels drawn over an image."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _fit_scale(width: int, height: int) -> int:
 
 
 def _rectangle(box: Box, width: int, height: int) -> Rectangle:
-    """Corners to draw, inside the picture; an empty box becomes a visible dot or bar."""
+    """Corners to draw, inside the image; an empty box becomes a visible dot or bar."""
     x1, y1, x2, y2 = box_to_pixels(box.clean(), width, height)
     x1, y1 = min(x1, width - 7), min(y1, height - 7)
     return x1, y1, max(x2 - 1, x1 + 6), max(y2 - 1, y1 + 6)
@@ -146,30 +146,30 @@ def draw_overlay(
     scale: int | None = None,
     font: str | Path | None = None,
 ) -> Image.Image:
-    """Draw planned boxes (solid, named) and located boxes (dashed) over a picture.
+    """Draw planned boxes (solid, named) and located boxes (dashed) over an image.
 
     A located box has the color of the planned box it matches by name; only one that matches
     none carries its own label, colored on dark. Boxes are drawn at their cleaned values. Labels
     keep off one another; one that finds no place at its box is tied to it by a line.
 
     Args:
-        image: the picture; left unchanged.
+        image: the image; left unchanged.
         planned: (name, box) of the plan's objects.
-        located: (name, box) of the objects found in the picture.
-        scale: whole factor by which the picture is enlarged (pixels repeated); None takes the
+        located: (name, box) of the objects found in the image.
+        scale: whole factor by which the image is enlarged (pixels repeated); None takes the
             smallest that makes the longer side at least 384.
         font: TrueType or OpenType file for the labels. The built-in font has Latin letters
             without accents only: an object with a name in another script is labeled by its
             number, "#0" being the first.
 
     Returns:
-        A new RGB picture of `scale` times the size.
+        A new RGB image of `scale` times the size.
 
     Raises:
         InputError: the font cannot be read.
 
-    >>> picture = Image.new("RGB", (64, 64), "gray")
-    >>> draw_overlay(picture, [("cat", Box(100, 200, 500, 800))]).size
+    >>> image = Image.new("RGB", (64, 64), "gray")
+    >>> draw_overlay(image, [("cat", Box(100, 200, 500, 800))]).size
     (384, 384)
     """
     factor = _fit_scale(*image.size) if scale is None else max(1, scale)

@@ -22,7 +22,7 @@ def match_objects(
 
     Args:
         planned: name and box of each planned object; a box of None is never found.
-        found: name and box of each object located in the picture.
+        found: name and box of each object located in the image.
 
     Returns:
         One (planned index, found index or None, IoU) for each planned object, in their order.

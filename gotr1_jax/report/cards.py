@@ -1,4 +1,4 @@
-"""One sample as the page shows it: picture, boxes over it, plan with colored names, numbers."""
+"""One sample as the page shows it: image, boxes over it, plan with colored names, numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gotr1_jax.report.scores import Opinion, letter
 from gotr1_jax.trainer.samples import SampleRecord
 
 NUM_COLORS = 8  # classes c0..c7 of style.css
-MAX_SIDE = 256  # larger pictures are stored smaller, as JPEG
+MAX_SIDE = 256  # larger images are stored smaller, as JPEG
 MAX_PLAN = 4000  # characters of a plan that are shown
 MAX_SAID = 3000  # characters of a judge's own words on one term
 JUDGE_STYLES = 3  # classes j0..j2 of style.css
@@ -29,7 +29,7 @@ FULL_ADVANTAGE = 2.0  # deeper colors end here
 
 @dataclass(frozen=True)
 class BoxMark:
-    """A rectangle in pixels of the picture; `color` is the number of its class, None is grey."""
+    """A rectangle in pixels of the image; `color` is the number of its class, None is grey."""
 
     x: float
     y: float
@@ -40,7 +40,7 @@ class BoxMark:
 
 
 @dataclass(frozen=True)
-class Segment:
+class TextSpan:
     """A stretch of plan text; an object has its box as text and, where drawn, its color."""
 
     text: str
@@ -82,12 +82,12 @@ class Card:
     """Everything of one sample, formatted."""
 
     caption: str
-    picture: str  # data URI
+    image: str  # data URI
     width: int
     height: int
     planned: tuple[BoxMark, ...]
     located: tuple[BoxMark, ...]
-    plan: tuple[Segment, ...]
+    plan: tuple[TextSpan, ...]
     is_cut: bool  # the plan was longer than what is shown
     is_text: bool  # the plan names no object
     scores: tuple[Score, ...]  # total first
@@ -109,7 +109,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Group:
+class CaptionGroup:
     """The samples of one caption, best first."""
 
     caption: str
@@ -119,37 +119,37 @@ class Group:
     high: str
 
 
-def picture_uri(image: np.ndarray) -> str:
-    """A data URI of a uint8 (H, W, 3) picture: PNG, or a smaller JPEG for a large one."""
-    picture = Image.fromarray(image)
+def image_uri(image: np.ndarray) -> str:
+    """A data URI of a uint8 (H, W, 3) image: PNG, or a smaller JPEG for a large one."""
+    raw_image = Image.fromarray(image)
     stream = io.BytesIO()
-    if max(picture.size) > MAX_SIDE:
-        picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-        picture.save(stream, format="JPEG", quality=85)
+    if max(raw_image.size) > MAX_SIDE:
+        raw_image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        raw_image.save(stream, format="JPEG", quality=85)
         kind = "jpeg"
     else:
-        picture.save(stream, format="PNG", optimize=True)
+        raw_image.save(stream, format="PNG", optimize=True)
         kind = "png"
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 
 
-def plan_segments(text: str) -> tuple[Segment, ...]:
+def plan_segments(text: str) -> tuple[TextSpan, ...]:
     """A plan cut into words and objects; the k-th object with a box has color k."""
-    segments: list[Segment] = []
+    segments: list[TextSpan] = []
     at = colors = 0
     for item in parse_plan(text).objects:
         if item.start > at:
-            segments.append(Segment(text[at : item.start]))
+            segments.append(TextSpan(text[at : item.start]))
         if item.box is None:
-            segments.append(Segment(item.name, is_object=True))
+            segments.append(TextSpan(item.name, is_object=True))
         else:
             b = item.box
             corners = f"({b.x1},{b.y1})–({b.x2},{b.y2})"
-            segments.append(Segment(item.name, True, colors % NUM_COLORS, corners))
+            segments.append(TextSpan(item.name, True, colors % NUM_COLORS, corners))
             colors += 1
         at = item.end
     if at < len(text):
-        segments.append(Segment(text[at:]))
+        segments.append(TextSpan(text[at:]))
     return tuple(segments)
 
 
@@ -211,7 +211,7 @@ def build_card(record: SampleRecord, opinions: Sequence[Opinion] = ()) -> Card:
     plan = plan_segments(record.plan_text[:MAX_PLAN])
     return Card(
         caption=record.caption,
-        picture=picture_uri(record.image),
+        image=image_uri(record.image),
         width=width,
         height=height,
         planned=_planned(record),
@@ -244,7 +244,7 @@ def _two_decimals(value: float) -> str:
 
 def build_groups(
     records: Iterable[SampleRecord], opinions: Mapping[str, tuple[Opinion, ...]] = NO_OPINIONS
-) -> tuple[Group, ...]:
+) -> tuple[CaptionGroup, ...]:
     """The samples of a step by caption, each group ordered from the highest total down.
 
     `opinions` are those on this step's samples, by image name.
@@ -257,7 +257,7 @@ def build_groups(
         members.sort(key=lambda r: (math.isnan(r.total), -r.total, r.sample_index))
         totals = [r.total for r in members if math.isfinite(r.total)] or [math.nan]
         groups.append(
-            Group(
+            CaptionGroup(
                 caption=caption,
                 cards=tuple(build_card(r, opinions.get(r.image_name, ())) for r in members),
                 mean=format_value(sum(totals) / len(totals)),

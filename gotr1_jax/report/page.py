@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from gotr1_jax.io.files import atomic_write
-from gotr1_jax.report.cards import Group, Pair, build_groups, build_pairs
+from gotr1_jax.report.cards import CaptionGroup, Pair, build_groups, build_pairs
 from gotr1_jax.report.charts import HEIGHT, WIDTH
 from gotr1_jax.report.load import EVAL_AFTER, EVAL_BEFORE, RunData, load_run, step_name
 from gotr1_jax.report.scores import JudgeTable, Opinion, judge_tables, letter
@@ -161,7 +161,7 @@ def render_page(run: RunData) -> str:
         return environment.loader.get_source(environment, name)[0]
 
     pairs_title, pairs = choose_pairs(run)
-    groups: dict[int, tuple[Group, ...]] = {
+    groups: dict[int, tuple[CaptionGroup, ...]] = {
         step: build_groups(records, opinions_on(run, step_name(step)))
         for step, records in run.steps.items()
     }

@@ -21,10 +21,10 @@ MEANINGS = {
     "total": "all terms combined",
     "sem": "the plan names what the caption names",
     "spa": "the planned boxes obey the caption",
-    "ri": "the picture follows the plan (IoU)",
-    "pi": "the caption is true of the picture",
-    "hps": "people would prefer the picture",
-    "verdict": "the caption is true of the picture, yes or no",
+    "ri": "the image follows the plan (IoU)",
+    "pi": "the caption is true of the image",
+    "hps": "people would prefer the image",
+    "verdict": "the caption is true of the image, yes or no",
 }
 
 

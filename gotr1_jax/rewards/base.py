@@ -10,15 +10,15 @@ import numpy as np
 
 from gotr1_jax.plan import Box, Plan
 
-# sem: caption against plan text; spa: caption against planned boxes; ri: plan against picture;
-# pi: caption against picture; hps: human preference (GoT-R1, arXiv 2505.17022, section 3).
-# verdict: caption against picture, 0 or 1 (ReasonGen-R1, arXiv 2505.24875).
+# sem: caption against plan text; spa: caption against planned boxes; ri: plan against image;
+# pi: caption against image; hps: human preference (GoT-R1, arXiv 2505.17022, section 3).
+# verdict: caption against image, 0 or 1 (ReasonGen-R1, arXiv 2505.24875).
 TERMS = ("sem", "spa", "ri", "pi", "hps", "verdict")
 
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """One sample to be judged: its caption, its plan, and its picture, uint8 (H, W, 3) RGB."""
+    """One sample to be judged: its caption, its plan, and its image, uint8 (H, W, 3) RGB."""
 
     caption: str
     plan: Plan
@@ -31,7 +31,7 @@ class JudgeResult:
 
     Attributes:
         scores: a value in [0, 1] for each of the judge's terms; NaN where it cannot tell.
-        located: (name, box) of the objects it found in the picture.
+        located: (name, box) of the objects it found in the image.
         words: its reasons, one line.
         said: where the judge is a model, its own words for each term, as it wrote them.
     """

@@ -52,7 +52,7 @@ class JudgeJob:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A sample on disk: its name within the input, caption, plan and the file of its picture."""
+    """A sample on disk: its name within the input, caption, plan and the file of its image."""
 
     name: str
     caption: str
@@ -60,12 +60,12 @@ class Drawn:
     image: Path
 
     def request(self) -> JudgeRequest:
-        """What a judge is asked; InputError where the picture cannot be read."""
+        """What a judge is asked; InputError where the image cannot be read."""
         try:
-            with Image.open(self.image) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
+            with Image.open(self.image) as raw_image:
+                pixels = np.asarray(raw_image.convert("RGB"))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"the picture {self.image} cannot be read: {error}") from error
+            raise InputError(f"the image {self.image} cannot be read: {error}") from error
         return JudgeRequest(self.caption, parse_plan(self.plan_text), pixels)
 
 
@@ -141,7 +141,7 @@ def judge_samples(
 
     Raises:
         InputError: a file holds scores of another judge or of samples that are not in the input,
-            or a picture cannot be read.
+            or an image cannot be read.
         RunError: a file cannot be written, or the judge failed for good.
     """
     from gotr1_jax.io.files import atomic_write
@@ -260,7 +260,7 @@ def find_samples(path: Path) -> list[Drawn]:
     elif path.is_dir():
         files = sorted(path.glob(f"[0-9]*/{RESULT}"))
         found = [s for f in files for s in _read_result(f, f.parent, f"{f.parent.name}/")]
-        # Beside pictures laid out for a benchmark, results lie in a folder of their own.
+        # Beside images laid out for a benchmark, results lie in a folder of their own.
         for file in sorted(path.glob("plans/[0-9]*.json")):
             found += _read_result(file, path, f"{file.stem}/")
     else:
@@ -273,7 +273,7 @@ def find_samples(path: Path) -> list[Drawn]:
     double, times = Counter(sample.name for sample in found).most_common(1)[0]
     if times > 1:
         raise InputError(
-            f"several samples of {path} have the picture {double}: a grid cannot be judged"
+            f"several samples of {path} have the image {double}: a grid cannot be judged"
         )
     return found
 
@@ -300,7 +300,7 @@ def _drawn(
 ) -> Drawn:
     caption = _text(head, "caption" if "caption" in head else "prompt", where)
     image = _text(value, "image", where)
-    # generate's plans end with the token that begins the picture.
+    # generate's plans end with the token that begins the image.
     plan = _text(value, "plan_text", where).rstrip().removesuffix(SPECIAL_STRINGS["boi"])
     return Drawn(prefix + Path(image).stem, caption, plan, folder / image)
 

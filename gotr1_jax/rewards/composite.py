@@ -12,7 +12,7 @@ import numpy as np
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box
 from gotr1_jax.rewards.base import Judge, JudgeRequest, JudgeResult
-from gotr1_jax.rewards.multimodal.counts import take_figures
+from gotr1_jax.rewards.multimodal.counts import pop_metrics
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
 
@@ -51,11 +51,11 @@ class SeveralJudges:
         by_judge = [judge.judge(requests) for judge, _ in self._judges]
         return [self._merge(results) for results in zip(*by_judge)]
 
-    def take_figures(self) -> dict[str, float]:
+    def pop_metrics(self) -> dict[str, float]:
         """The figures of all judges since they were last taken."""
         figures: dict[str, float] = {}
         for judge, _ in self._judges:
-            figures |= take_figures(judge)
+            figures |= pop_metrics(judge)
         return figures
 
     def _merge(self, results: Sequence[JudgeResult]) -> JudgeResult:
@@ -72,7 +72,7 @@ class SeveralJudges:
 
 
 class CachedJudge:
-    """A judge whose results are kept by caption, plan, picture and the judge's identity.
+    """A judge whose results are kept by caption, plan, image and the judge's identity.
 
     For judges that have no questions of their own to keep (`multimodal` keeps its answers
     itself). Results with a NaN are not kept: they are asked for again.
@@ -93,13 +93,13 @@ class CachedJudge:
         self._cache.add({k: result_to_json(r) for k, r in whole.items()})
         return [asked[k] if k in asked else result_from_json(known[k]) for k in keys]
 
-    def take_figures(self) -> dict[str, float]:
+    def pop_metrics(self) -> dict[str, float]:
         """The judge's own."""
-        return take_figures(self._judge)
+        return pop_metrics(self._judge)
 
 
 def request_key(request: JudgeRequest, judge: Judge) -> str:
-    """40 hex digits of a sample's caption, plan and picture and of who judges which terms."""
+    """40 hex digits of a sample's caption, plan and image and of who judges which terms."""
     shape = request.image.shape
     text = repr((judge.identity, judge.terms, request.caption, request.plan.text, shape))
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))

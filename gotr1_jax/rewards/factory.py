@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from gotr1_jax.errors import InputError
 from gotr1_jax.rewards.base import TERMS, Judge
 from gotr1_jax.rewards.composite import CachedJudge, SeveralJudges
-from gotr1_jax.rewards.multimodal import (
-    MULTIMODAL_TERMS,
-    AnswerCache,
-    Engine,
-    MultimodalJudge,
-    QuestionsConfig,
-)
+from gotr1_jax.rewards.multimodal.config import QuestionsConfig
+from gotr1_jax.rewards.multimodal.terms import MULTIMODAL_TERMS, MultimodalJudge
 from gotr1_jax.rewards.python import PythonJudge
 from gotr1_jax.rewards.shapes import ShapesJudge
 from gotr1_jax.shapes.judge import SHAPES_TERMS
 from gotr1_jax.vlm_engine import QwenEngineConfig
+from gotr1_jax.vlm_engine.answer_cache import AnswerCache
+from gotr1_jax.vlm_engine.base import Engine
 from gotr1_jax.vlm_engine.http import HttpConfig, HttpEngine
 
 if TYPE_CHECKING:
@@ -53,7 +50,7 @@ class HpsConfig:
     checkpoint: str
     # File or directory of CLIP's vocabulary; null: beside the checkpoint.
     vocabulary: str | None = None
-    # Pictures or captions of one call.
+    # Images or captions of one call.
     batch_rows: int = 32
 
 

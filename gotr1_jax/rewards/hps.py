@@ -1,7 +1,7 @@
-"""HPS v2.1 as a judge: how much people would prefer the picture for its caption.
+"""HPS v2.1 as a judge: how much people would prefer the image for its caption.
 
-The score is the cosine of the picture's and the caption's vectors (arXiv 2306.09341,
-github.com/tgxs002/HPSv2), without the model's scale; of real pictures it lies about .20 to .31.
+The score is the cosine of the image's and the caption's vectors (arXiv 2306.09341,
+github.com/tgxs002/HPSv2), without the model's scale; of real images it lies about .20 to .31.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _Encode = Callable[[np.ndarray], jax.Array]
 class HpsJudge:
     """Scores the term hps; deterministic, without state.
 
-    Pictures and captions go through two compiled programs of one shape each, `batch_rows` rows at
+    Images and captions go through two compiled programs of one shape each, `batch_rows` rows at
     a time: that bounds the memory, whatever the number of requests. A caption that several
     requests share is encoded once. Captions are cut at 77 tokens, as the reference does.
     """
@@ -72,15 +72,15 @@ class HpsJudge:
         self._config, self._tokenizer = checkpoint.config, tokenizer
         graphdef = nnx.split(abstract_clip(checkpoint.config, checkpoint.dtype))[0]
 
-        # Scores of one caption's pictures differ in the second and third digit after the point;
+        # Scores of one caption's images differ in the second and third digit after the point;
         # activations in bfloat16 would blur the third.
-        def pictures(state: Any, pixels_RHWC: jax.Array) -> jax.Array:
-            return nnx.merge(graphdef, state).encode_pictures(pixels_RHWC)
+        def images(state: Any, pixels_RHWC: jax.Array) -> jax.Array:
+            return nnx.merge(graphdef, state).encode_images(pixels_RHWC)
 
         def captions(state: Any, ids_RS: jax.Array) -> jax.Array:
             return nnx.merge(graphdef, state).encode_captions(ids_RS, jnp.float32)
 
-        self._encode_pictures = self._compiled(pictures, checkpoint.state)
+        self._encode_images = self._compiled(images, checkpoint.state)
         self._encode_captions = self._compiled(captions, checkpoint.state)
 
     @classmethod
@@ -115,7 +115,7 @@ class HpsJudge:
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request; a negative cosine scores 0.
 
-        A picture is uint8, or of floats from 0 to 255, which are rounded; one with a value that
+        An image is uint8, or of floats from 0 to 255, which are rounded; one with a value that
         is not finite, and a cosine that is none, score NaN.
         """
         if not requests:
@@ -125,7 +125,7 @@ class HpsJudge:
         broken = [not np.isfinite(request.image).all() for request in requests]
         texts = self._run(self._encode_captions, len(unique), lambda i: self._ids(unique[i]))
         vectors = self._run(
-            self._encode_pictures,
+            self._encode_images,
             len(requests),
             lambda i: self._pixels(requests[i].image, broken[i]),
         )
@@ -169,5 +169,5 @@ class HpsJudge:
 
 
 def _result(cosine: float, broken: bool) -> JudgeResult:
-    words = "the picture has values that are not finite" if broken else f"cosine {cosine:.4f}"
+    words = "the image has values that are not finite" if broken else f"cosine {cosine:.4f}"
     return JudgeResult({"hps": max(cosine, 0.0) if cosine == cosine else cosine}, words=words)

@@ -49,9 +49,9 @@ class ShapesJudge:
             words = f"wanted {len(caption.objects)}"
         if plan.objects:
             words += f"; planned {len(plan.objects) + plan.num_dropped}, {num_found} of them found"
-        words += f"; in the picture: {', '.join(f.name for f in found) or 'nothing'}"
+        words += f"; in the image: {', '.join(f.name for f in found) or 'nothing'}"
         if caption is not None and caption.relation is not None:
             planned = f"plan {plan_relation:.2f}, " if plan.objects else ""
-            words += f"; {caption.relation}: {planned}picture {relation:.2f}"
+            words += f"; {caption.relation}: {planned}image {relation:.2f}"
         scores = dict(zip(SHAPES_TERMS, (sem, spa, ri, pi, told)))
         return JudgeResult({term: scores[term] for term in self.terms}, located, words)

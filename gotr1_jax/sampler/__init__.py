@@ -1,1 +1,1 @@
-"""Drawing plans and pictures from a policy, and scoring them again: rows, sampler, replay."""
+"""Drawing plans and images from a policy, and scoring them again: rows, sampler, replay."""

@@ -1,6 +1,6 @@
-"""Text behind a prompt that holds pictures: the understanding side of the policy.
+"""Text behind a prompt that holds images: the understanding side of the policy.
 
-A prompt's pictures go through the vision tower once; their vectors stand in the place of the
+A prompt's images go through the vision tower once; their vectors stand in the place of the
 placeholder tokens. Then the loop of the plan phase runs, with EOS for its end: one compiled
 program reads the prompt, one writes the whole answer. Letters as in `sampling.state`.
 """
@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.decoding.forward import prefill_embedded, text_logits
-from gotr1_jax.decoding.kv_cache import empty_segment
-from gotr1_jax.decoding.sample_token import ChoiceConfig
+from gotr1_jax.decoding.kv_cache import empty_cache
+from gotr1_jax.decoding.sample_token import TokenSamplingConfig
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.siglip import Understanding
-from gotr1_jax.sampler.plan_loop import Captions, PlanRules, run_plan_bucket, start_plans
+from gotr1_jax.sampler.plan_loop import PlanRules, PromptCache, run_plan_bucket, start_plans
 from gotr1_jax.sampler.policy_weights import SamplingParams, prepare_params
 from gotr1_jax.sampler.token_batch import PromptBatch
 from gotr1_jax.tokenizers.janus import SpecialIds
@@ -64,7 +64,7 @@ class Answers:
     ended_P: jax.Array
 
 
-class Answerer:
+class AnswerSampler:
     """Compiled answering with one policy and its vision tower; build it once and keep it.
 
     Args:
@@ -99,12 +99,12 @@ class Answerer:
         Args:
           params: what `prepare` made.
           tower: state of the understanding side.
-          prompts: ids with `tokens_per_picture` placeholders for each picture.
-          pixels_NHWC: float32, the N pictures of all prompts in the order of their placeholders,
-            as `pictures.preprocess` makes them.
+          prompts: ids with `tokens_per_image` placeholders for each image.
+          pixels_NHWC: float32, the N images of all prompts in the order of their placeholders,
+            as `images.preprocess` makes them.
           keys_P: a key for each prompt.
 
-        Raises InputError if placeholders and pictures do not agree.
+        Raises InputError if placeholders and images do not agree.
         """
         self._check(prompts, pixels_NHWC)
         captions, last_PD = self._read(params, tower, prompts, pixels_NHWC)[:2]
@@ -119,15 +119,15 @@ class Answerer:
         return self._logits(params, tower, prompts, pixels_NHWC)
 
     def _check(self, prompts: PromptBatch, pixels_NHWC: jax.Array) -> None:
-        given = pixels_NHWC.shape[0] * tokens_per_picture(self.model_config)
+        given = pixels_NHWC.shape[0] * tokens_per_image(self.model_config)
         held = int((prompts.ids_PC == self.specials.image).sum())
         if held != given:
-            raise InputError(f"prompts hold {held} picture tokens, their pictures give {given}")
+            raise InputError(f"prompts hold {held} image tokens, their images give {given}")
 
     def _read_prompts(
         self, params: SamplingParams, tower: nnx.State, prompts: PromptBatch,
         pixels_NHWC: jax.Array,
-    ) -> tuple[Captions, jax.Array, jax.Array]:  # fmt: skip
+    ) -> tuple[PromptCache, jax.Array, jax.Array]:  # fmt: skip
         """Prompts as cached captions, hidden (P,D) of their last tokens and (P,C,D) of all."""
         see = nnx.merge(self._understanding, tower)
         assert isinstance(see, Understanding)
@@ -139,7 +139,7 @@ class Answerer:
             x = jnp.where(is_image.reshape(nth.shape)[..., None], seen_ND[nth], x)
         hidden, segment = prefill_embedded(params, self.model_config.decoder, x)
         last = jnp.take_along_axis(hidden, (prompts.len_P - 1)[:, None, None], axis=1)[:, 0]
-        return Captions(segment, prompts.len_P), last, hidden
+        return PromptCache(segment, prompts.len_P), last, hidden
 
     def _prompt_logits(
         self, params: SamplingParams, tower: nnx.State, prompts: PromptBatch,
@@ -148,22 +148,22 @@ class Answerer:
         return text_logits(params, self._read_prompts(params, tower, prompts, pixels_NHWC)[2])
 
     def _write_answers(
-        self, params: SamplingParams, captions: Captions, last_PD: jax.Array, keys_P: jax.Array
+        self, params: SamplingParams, captions: PromptCache, last_PD: jax.Array, keys_P: jax.Array
     ) -> Answers:
         greedy = self.config.temperature == 0
         decoder, rows = self.model_config.decoder, keys_P.shape[0]
         rules = PlanRules(
-            decoder, ChoiceConfig(greedy), 1.0 if greedy else self.config.temperature,
+            decoder, TokenSamplingConfig(greedy), 1.0 if greedy else self.config.temperature,
             boi=self.specials.eos,  # the token that ends a row
         )  # fmt: skip
         T = self.config.max_tokens
-        segment = empty_segment(decoder, rows, T, params.norm_D.dtype)
+        segment = empty_cache(decoder, rows, T, params.norm_D.dtype)
         state = start_plans(last_PD, rows, T, segment, self.specials.pad)
         state = run_plan_bucket(params, captions, keys_P, state, rules)
         ended = state.len_B > 0
         return Answers(state.ids_BT[:, :T], jnp.where(ended, state.len_B, state.step), ended)
 
 
-def tokens_per_picture(config: JanusConfig) -> int:
-    """Vectors that the vision tower makes of one picture, 576 in the released models."""
+def tokens_per_image(config: JanusConfig) -> int:
+    """Vectors that the vision tower makes of one image, 576 in the released models."""
     return (config.siglip.image_size // config.siglip.patch_size) ** 2

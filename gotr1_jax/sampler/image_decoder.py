@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gotr1_jax.models.vq import VQModel, picture_decoder
+from gotr1_jax.models.vq import VQModel, image_decoder
 from gotr1_jax.parallel.mesh import by_rows, replicated
 from gotr1_jax.parallel.placement import put_rows
 
@@ -17,8 +17,8 @@ def whole_shares(batch: int, mesh: Mesh) -> int:
     return -(-batch // mesh.size) * mesh.size
 
 
-class Painter:
-    """Picture ids -> uint8 pictures, some rows at a time, split over this process's devices."""
+class ImageDecoder:
+    """Image ids -> uint8 images, some rows at a time, split over this process's devices."""
 
     def __init__(self, vq: VQModel, grid: int, batch: int, mesh: Mesh) -> None:
         """mesh: devices of this process; each takes a share of `batch` rows, rounded up."""
@@ -26,15 +26,15 @@ class Painter:
         self._mesh = by_rows(mesh)
         self._state = jax.device_put(state, replicated(self._mesh))
         self._batch = whole_shares(batch, mesh)
-        self._decode = picture_decoder(graphdef, grid)
+        self._decode = image_decoder(graphdef, grid)
 
     def __call__(self, ids_BU: np.ndarray) -> list[np.ndarray]:
-        """int32 (B,U) -> B pictures, uint8 (H,W,3)."""
-        pictures: list[np.ndarray] = []
+        """int32 (B,U) -> B images, uint8 (H,W,3)."""
+        images: list[np.ndarray] = []
         for start in range(0, len(ids_BU), self._batch):
             part = ids_BU[start : start + self._batch]
             # The last batch is filled up: one shape, one compilation.
             full = np.concatenate([part, np.repeat(part[-1:], self._batch - len(part), axis=0)])
             pixels = self._decode(self._state, put_rows(full, self._mesh))
-            pictures += list(np.asarray(pixels)[: len(part)])
-        return pictures
+            images += list(np.asarray(pixels)[: len(part)])
+        return images

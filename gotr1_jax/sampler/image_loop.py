@@ -1,9 +1,9 @@
-"""The picture: U tokens under guidance behind given plans, one loop a bucket of cache slots.
+"""The image: U tokens under guidance behind given plans, one loop a bucket of cache slots.
 
 Both branches of a row run side by side, N = 2 B rows: 2 b is the conditional one of row b, 2 b + 1
 the other (N = B without guidance). So they lie on one device, and guidance moves nothing over the
 mesh. The conditional ones read caption and plan, the others the one ramp of BOS and pads; behind
-it each has its own segment of BOI and picture tokens. Letters as in `sampling.state`.
+it each has its own segment of BOI and image tokens. Letters as in `sampling.state`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from gotr1_jax.decoding.forward import (
     softmax_parts,
 )
 from gotr1_jax.decoding.guidance import guide, join_branches, split_branches
-from gotr1_jax.decoding.kv_cache import Segment, write_slot
-from gotr1_jax.decoding.sample_token import ChoiceConfig, choose
+from gotr1_jax.decoding.kv_cache import KVCache, write_slot
+from gotr1_jax.decoding.sample_token import TokenSamplingConfig, sample_token
 from gotr1_jax.models.config import DecoderConfig
-from gotr1_jax.sampler.plan_loop import Captions
+from gotr1_jax.sampler.plan_loop import PromptCache
 from gotr1_jax.sampler.policy_weights import SamplingParams
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Context:
-    """What stands in front of the pictures; only read.
+class ImageContext:
+    """What stands in front of the images; only read.
 
     Attributes:
       captions: prompts, shared by the rows of a caption.
@@ -42,25 +42,25 @@ class Context:
       ramp: segment of one row and C + T slots that all unconditional rows share, or None.
     """
 
-    captions: Captions
-    plans: Segment
+    captions: PromptCache
+    plans: KVCache
     plan_len_B: jax.Array
-    ramp: Segment | None
+    ramp: KVCache | None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ImageState:
-    """Where the pictures stand; all rows are at the same step.
+    """Where the images stand; all rows are at the same step.
 
     Attributes:
-      segment: N rows; slot 0 holds BOI, slot u the picture token u - 1.
+      segment: N rows; slot 0 holds BOI, slot u the image token u - 1.
       x_ND: embedding of the next input.
       ids_BU, logp_BU: tokens drawn so far and their guided log-probabilities, 0 elsewhere.
       step: int32 scalar, tokens drawn so far.
     """
 
-    segment: Segment
+    segment: KVCache
     x_ND: jax.Array
     ids_BU: jax.Array
     logp_BU: jax.Array
@@ -72,13 +72,13 @@ class ImageRules:
     """Constants of the phase: sizes, how to draw, guidance weight (1: no second branch)."""
 
     decoder: DecoderConfig
-    choice: ChoiceConfig
+    choice: TokenSamplingConfig
     temperature: float
     guidance: float
 
 
 def start_images(
-    params: SamplingParams, rows: int, branches: int, tokens: int, segment: Segment, boi: int
+    params: SamplingParams, rows: int, branches: int, tokens: int, segment: KVCache, boi: int
 ) -> ImageState:
     """State before the first token, BOI being the next input."""
     x = params.text_embed_VD[boi]
@@ -91,8 +91,8 @@ def start_images(
     )
 
 
-def _prefix_bias(context: Context, rows: int) -> jax.Array:
-    """0 where a row (N,1,1,C+T) reads the slots in front of its picture, MASKED elsewhere."""
+def _prefix_bias(context: ImageContext, rows: int) -> jax.Array:
+    """0 where a row (N,1,1,C+T) reads the slots in front of its image, MASKED elsewhere."""
     C, T = context.captions.segment.size, context.plans.size
     caption_len = context.captions.per_row(rows)
     reads_caption = jnp.arange(C) < caption_len[:, None]
@@ -104,7 +104,7 @@ def _prefix_bias(context: Context, rows: int) -> jax.Array:
     return jnp.where(reads, 0.0, MASKED)[:, None, None]
 
 
-def _prefix_scores(context: Context, layer: int, q_NKgh: jax.Array) -> jax.Array:
+def _prefix_scores(context: ImageContext, layer: int, q_NKgh: jax.Array) -> jax.Array:
     """Scores (N,K,g,C+T): conditional rows against captions and plans, others against the ramp."""
     cond, *uncond = split_branches(q_NKgh, context.plan_len_B.shape[0])
     caption = shared_scores(cond, context.captions.segment.k_NKhS[layer])
@@ -116,7 +116,7 @@ def _prefix_scores(context: Context, layer: int, q_NKgh: jax.Array) -> jax.Array
     return scores
 
 
-def _prefix_values(context: Context, layer: int, weights: jax.Array) -> jax.Array:
+def _prefix_values(context: ImageContext, layer: int, weights: jax.Array) -> jax.Array:
     """Values (N,K,g,h) of captions, plans and ramp under weights (N,K,g,C+T)."""
     B, C = context.plan_len_B.shape[0], context.captions.segment.size
     cond, *uncond = split_branches(weights, B)
@@ -130,7 +130,7 @@ def _prefix_values(context: Context, layer: int, weights: jax.Array) -> jax.Arra
 
 
 def image_token(
-    params: SamplingParams, context: Context, keys_B: jax.Array, state: ImageState,
+    params: SamplingParams, context: ImageContext, keys_B: jax.Array, state: ImageState,
     rules: ImageRules, rope: tuple[jax.Array, jax.Array], prefix_bias: jax.Array,
 ) -> ImageState:  # fmt: skip
     """Run the next input through the decoder and draw one token a row."""
@@ -157,7 +157,7 @@ def image_token(
     cos, sin = rope[0][positions_N], rope[1][positions_N]
     hidden = run_layers(params, cfg, state.x_ND, (cos, sin), attend)
     logits = image_logits(params, hidden, rules.guidance)
-    drawn, logp = choose(logits / rules.temperature, keys_B, drawn_at_B, rules.choice)
+    drawn, logp = sample_token(logits / rules.temperature, keys_B, drawn_at_B, rules.choice)
     put = jax.lax.dynamic_update_slice
     return ImageState(
         segment=segment,
@@ -169,7 +169,7 @@ def image_token(
 
 
 def run_image_bucket(
-    params: SamplingParams, context: Context, keys_B: jax.Array, state: ImageState,
+    params: SamplingParams, context: ImageContext, keys_B: jax.Array, state: ImageState,
     rules: ImageRules,
 ) -> ImageState:  # fmt: skip
     """Draw tokens until the segment's slots are full."""

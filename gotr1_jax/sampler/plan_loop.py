@@ -19,15 +19,15 @@ from gotr1_jax.decoding.forward import (
     softmax_parts,
     text_logits,
 )
-from gotr1_jax.decoding.kv_cache import Segment, write_slot
-from gotr1_jax.decoding.sample_token import ChoiceConfig, choose
+from gotr1_jax.decoding.kv_cache import KVCache, write_slot
+from gotr1_jax.decoding.sample_token import TokenSamplingConfig, sample_token
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.sampler.policy_weights import SamplingParams
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Captions:
+class PromptCache:
     """Prompts that were run through the policy once, for all their samples.
 
     Attributes:
@@ -35,7 +35,7 @@ class Captions:
       len_P: int32 filled slots of each prompt.
     """
 
-    segment: Segment
+    segment: KVCache
     len_P: jax.Array
 
     def per_row(self, rows: int) -> jax.Array:
@@ -58,7 +58,7 @@ class PlanState:
       step: int32 scalar, tokens drawn so far.
     """
 
-    segment: Segment
+    segment: KVCache
     hidden_BD: jax.Array
     ids_BT: jax.Array
     logp_BT: jax.Array
@@ -71,13 +71,13 @@ class PlanRules:
     """Constants of the phase: sizes, how to draw, special ids."""
 
     decoder: DecoderConfig
-    choice: ChoiceConfig
+    choice: TokenSamplingConfig
     temperature: float
     boi: int
 
 
 def start_plans(
-    hidden_PD: jax.Array, rows: int, max_tokens: int, segment: Segment, pad: int
+    hidden_PD: jax.Array, rows: int, max_tokens: int, segment: KVCache, pad: int
 ) -> PlanState:
     """State before the first token. hidden_PD: of each prompt's last token."""
     return PlanState(
@@ -91,14 +91,14 @@ def start_plans(
 
 
 def plan_token(
-    params: SamplingParams, captions: Captions, keys_B: jax.Array, state: PlanState,
+    params: SamplingParams, captions: PromptCache, keys_B: jax.Array, state: PlanState,
     rules: PlanRules, rope: tuple[jax.Array, jax.Array],
 ) -> PlanState:  # fmt: skip
     """Draw one token a row and run it through the decoder."""
     cfg, t = rules.decoder, state.step
     positions_B = captions.per_row(keys_B.shape[0]) + t
     logits = text_logits(params, state.hidden_BD) / rules.temperature
-    drawn, logp = choose(logits, keys_B, positions_B, rules.choice)
+    drawn, logp = sample_token(logits, keys_B, positions_B, rules.choice)
     going = state.len_B == 0
     put = jax.lax.dynamic_update_slice
     old = jax.lax.dynamic_slice(state.ids_BT, (0, t), (drawn.shape[0], 1))[:, 0]
@@ -129,7 +129,7 @@ def plan_token(
 
 
 def run_plan_bucket(
-    params: SamplingParams, captions: Captions, keys_B: jax.Array, state: PlanState,
+    params: SamplingParams, captions: PromptCache, keys_B: jax.Array, state: PlanState,
     rules: PlanRules,
 ) -> PlanState:  # fmt: skip
     """Draw tokens until the segment's slots are full or every row has its BOI."""

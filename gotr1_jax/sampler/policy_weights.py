@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from gotr1_jax.decoding.weights import TextParams, _placed, lay_out_text, text_shardings
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.models.layers import GeluMLP
-from gotr1_jax.models.lora import fold_lora
+from gotr1_jax.models.lora import merge_lora
 
 
 @jax.tree_util.register_dataclass
@@ -21,7 +21,7 @@ class SamplingParams(TextParams):
     """A policy laid out for decoding.
 
     Attributes, besides those of its decoder:
-      image_embed_ID: picture embedding with the aligner applied to every code once.
+      image_embed_ID: image embedding with the aligner applied to every code once.
       image_head: first kernel (D, D), first bias, second kernel (I, D), second bias.
     """
 
@@ -54,7 +54,7 @@ def prepare_params(
 
     dtype: of weights, activations and cache; None takes the policy's own.
     """
-    policy = fold_lora(nnx.merge(graphdef, state))
+    policy = merge_lora(nnx.merge(graphdef, state))
     assert isinstance(policy, JanusPolicy)
     return lay_out(policy, policy.dtype if dtype is None else dtype)
 

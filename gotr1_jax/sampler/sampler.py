@@ -1,4 +1,4 @@
-"""Captions in, plans and pictures out: the loops of both phases, bucket by bucket.
+"""Captions in, plans and images out: the loops of both phases, bucket by bucket.
 
 Python runs between buckets only. A bucket is one compiled loop over at most `plan_bucket` or
 `image_bucket` tokens that reads the filled part of the cache; then the cache grows.
@@ -18,42 +18,42 @@ from jax.sharding import Mesh
 
 from gotr1_jax.decoding.forward import prefill, prefill_behind
 from gotr1_jax.decoding.guidance import LogpSettings
-from gotr1_jax.decoding.kv_cache import Segment, empty_segment, grow, segment_sharding
-from gotr1_jax.decoding.sample_token import ChoiceConfig
+from gotr1_jax.decoding.kv_cache import KVCache, cache_sharding, empty_cache, grow_cache
+from gotr1_jax.decoding.sample_token import TokenSamplingConfig
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.parallel.mesh import put, replicated, row_multiple
 from gotr1_jax.parallel.mesh import rows as row_sharding
 from gotr1_jax.parallel.sharding import placed_shapes
 from gotr1_jax.sampler.image_loop import (
-    Context,
+    ImageContext,
     ImageRules,
     ImageState,
     run_image_bucket,
     start_images,
 )
 from gotr1_jax.sampler.plan_loop import (
-    Captions,
     PlanRules,
     PlanState,
+    PromptCache,
     finish_plans,
     run_plan_bucket,
     start_plans,
 )
 from gotr1_jax.sampler.policy_weights import SamplingParams, params_shardings, prepare_params
-from gotr1_jax.sampler.token_batch import PromptBatch, Rows, null_ramp
+from gotr1_jax.sampler.token_batch import PromptBatch, TokenBatch, unconditional_prefix
 from gotr1_jax.tokenizers.janus import SpecialIds
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How plans and pictures are drawn.
+    """How plans and images are drawn.
 
     Attributes:
       max_plan_tokens: plan tokens at most, 1 or more; a BOI that has not come by then is forced.
-      guidance: w in uncond + w (cond - uncond) for the picture; 1 skips the second branch.
+      guidance: w in uncond + w (cond - uncond) for the image; 1 skips the second branch.
       text_temperature, image_temperature: divide the logits, greater than 0.
-      top_k, top_p: see `ChoiceConfig`; both phases.
+      top_k, top_p: see `TokenSamplingConfig`; both phases.
       greedy: take the most likely token in both phases.
       plan_bucket, image_bucket: tokens of one compiled loop, and by how much the cache grows.
         Small ones read less, large ones compile fewer programs.
@@ -85,9 +85,9 @@ class SamplerConfig:
             raise InputError(str(error)) from error
 
     @property
-    def choice(self) -> ChoiceConfig:
+    def choice(self) -> TokenSamplingConfig:
         """How one token is drawn."""
-        return ChoiceConfig(self.greedy, self.top_k, self.top_p)
+        return TokenSamplingConfig(self.greedy, self.top_k, self.top_p)
 
     @property
     def logp_settings(self) -> LogpSettings:
@@ -107,11 +107,11 @@ class Rollout:
     Attributes:
       rows: the rows; T = max_plan_tokens + 1.
       plan_logp_BT: float32 log-probability of each sampled plan token, 0 elsewhere.
-      image_logp_BU: float32 guided log-probability of each picture token.
+      image_logp_BU: float32 guided log-probability of each image token.
       settings: temperatures and guidance that these were taken at (before top-k and top-p).
     """
 
-    rows: Rows
+    rows: TokenBatch
     plan_logp_BT: jax.Array
     image_logp_BU: jax.Array
     settings: LogpSettings
@@ -149,7 +149,7 @@ class SamplerPrograms:
       start_plans, plan_bucket, finish_plans: the loop over plan tokens.
       given_plans: plans that were not drawn, read at once.
       ramp: the cache that all null contexts share.
-      start_images, image_bucket: the loop over picture tokens.
+      start_images, image_bucket: the loop over image tokens.
     """
 
     read: Any
@@ -192,7 +192,7 @@ class Sampler:
             plan_bucket=jax.jit(partial(run_plan_bucket, rules=plan_rules), donate_argnums=3),
             finish_plans=jax.jit(partial(finish_plans, boi=special_ids.boi)),
             given_plans=jax.jit(partial(prefill_behind, cfg=decoder)),
-            ramp=jax.jit(self._read_ramp, static_argnames="size"),
+            ramp=jax.jit(self._read_unconditional_prefix, static_argnames="size"),
             start_images=jax.jit(self._begin_images, static_argnames=("rows", "size")),
             image_bucket=jax.jit(partial(run_image_bucket, rules=image_rules), donate_argnums=3),
         )
@@ -224,7 +224,7 @@ class Sampler:
         self, params: SamplingParams, prompts: PromptBatch, keys_B: jax.Array,
         samples_per_caption: int,
     ) -> Rollout:  # fmt: skip
-        """Draw a plan and a picture for every row.
+        """Draw a plan and an image for every row.
 
         Args:
           params: what `prepare` made.
@@ -246,19 +246,19 @@ class Sampler:
         self, params: SamplingParams, prompts: PromptBatch, keys_B: jax.Array,
         samples_per_caption: int,
     ) -> Rollout:  # fmt: skip
-        """Draw a plan for every row as `__call__` does, and no picture: U = 0."""
+        """Draw a plan for every row as `__call__` does, and no image: U = 0."""
         prompts, keys_B = self._place(prompts, keys_B, samples_per_caption)
         captions, last_PD = self.programs.read(params, prompts)
         plans, mask_BT = self.programs.finish_plans(self._plan(params, captions, last_PD, keys_B))
         rows = self._rows(prompts, plans.ids_BT, plans.len_B, mask_BT)
-        no_picture = jnp.zeros((keys_B.shape[0], 0))
-        return Rollout(rows, plans.logp_BT, no_picture, self.config.logp_settings)
+        no_image = jnp.zeros((keys_B.shape[0], 0))
+        return Rollout(rows, plans.logp_BT, no_image, self.config.logp_settings)
 
     def paint(
         self, params: SamplingParams, prompts: PromptBatch, plan_ids_BT: jax.Array,
         plan_len_B: jax.Array, keys_B: jax.Array,
     ) -> Rollout:  # fmt: skip
-        """Draw pictures behind given plans (BOI last, B = P * G rows, caption-major).
+        """Draw images behind given plans (BOI last, B = P * G rows, caption-major).
 
         The plan mask is False and the plan's log-probabilities 0: nothing of it was drawn.
         """
@@ -302,38 +302,40 @@ class Sampler:
             return rollout
         return jax.device_put(rollout, row_sharding(self._mesh))
 
-    def _pinned(self, segment: Segment) -> Segment:
+    def _pinned(self, segment: KVCache) -> KVCache:
         """A segment of rows, laid over the mesh."""
         if self._mesh is None:
             return segment
-        return jax.lax.with_sharding_constraint(segment, segment_sharding(self._mesh))
+        return jax.lax.with_sharding_constraint(segment, cache_sharding(self._mesh))
 
     def _read_prompts(
         self, params: SamplingParams, prompts: PromptBatch
-    ) -> tuple[Captions, jax.Array]:
+    ) -> tuple[PromptCache, jax.Array]:
         """Run the prompts through: captions, and the hidden state (P,D) of their last tokens."""
         hidden, segment = prefill(params, self.model_config.decoder, prompts.ids_PC)
         last = jnp.take_along_axis(hidden, (prompts.len_P - 1)[:, None, None], axis=1)[:, 0]
-        return Captions(segment, prompts.len_P), last
+        return PromptCache(segment, prompts.len_P), last
 
-    def _read_ramp(self, params: SamplingParams, size: int) -> Segment:
-        return prefill(params, self.model_config.decoder, null_ramp(size, self.specials))[1]
+    def _read_unconditional_prefix(self, params: SamplingParams, size: int) -> KVCache:
+        return prefill(
+            params, self.model_config.decoder, unconditional_prefix(size, self.specials)
+        )[1]
 
     def _begin_plans(
         self, params: SamplingParams, last_PD: jax.Array, rows: int, size: int
     ) -> PlanState:
         decoder = self.model_config.decoder
-        segment = self._pinned(empty_segment(decoder, rows, size, params.norm_D.dtype))
+        segment = self._pinned(empty_cache(decoder, rows, size, params.norm_D.dtype))
         return start_plans(last_PD, rows, self.config.max_plan_tokens, segment, self.specials.pad)
 
     def _begin_images(self, params: SamplingParams, rows: int, size: int) -> ImageState:
         decoder, n = self.model_config.decoder, self.branches
-        segment = self._pinned(empty_segment(decoder, n * rows, size, params.norm_D.dtype))
+        segment = self._pinned(empty_cache(decoder, n * rows, size, params.norm_D.dtype))
         tokens = self.model_config.num_image_tokens
         return start_images(params, rows, n, tokens, segment, self.specials.boi)
 
     def _plan(
-        self, params: SamplingParams, captions: Captions, last_PD: jax.Array, keys_B: jax.Array
+        self, params: SamplingParams, captions: PromptCache, last_PD: jax.Array, keys_B: jax.Array
     ) -> PlanState:
         limit, bucket = self.config.max_plan_tokens, self.config.plan_bucket
         size = min(bucket, limit)
@@ -343,23 +345,23 @@ class Sampler:
             if size == limit or not bool(jnp.any(state.len_B == 0)):
                 return state
             size = min(size + bucket, limit)
-            state = replace(state, segment=grow(state.segment, size))
+            state = replace(state, segment=grow_cache(state.segment, size))
 
     def _context(
-        self, params: SamplingParams, captions: Captions, plans: Segment, plan_len_B: jax.Array
-    ) -> Context:
+        self, params: SamplingParams, captions: PromptCache, plans: KVCache, plan_len_B: jax.Array
+    ) -> ImageContext:
         guided = self.branches == 2
         ramp = (
             self.programs.ramp(params, size=captions.segment.size + plans.size) if guided else None
         )
-        return Context(captions, plans, plan_len_B, ramp)
+        return ImageContext(captions, plans, plan_len_B, ramp)
 
     def _rows(
         self, prompts: PromptBatch, ids_BT: jax.Array, len_B: jax.Array, mask_BT: jax.Array
-    ) -> Rows:
-        """Rows that have no picture yet."""
+    ) -> TokenBatch:
+        """Rows that have no image yet."""
         samples = ids_BT.shape[0] // prompts.ids_PC.shape[0]
-        return Rows(
+        return TokenBatch(
             prompt_ids_BC=jnp.repeat(prompts.ids_PC, samples, axis=0),
             prompt_len_B=jnp.repeat(prompts.len_P, samples),
             plan_ids_BT=ids_BT,
@@ -369,7 +371,7 @@ class Sampler:
         )
 
     def _paint(
-        self, params: SamplingParams, context: Context, keys_B: jax.Array, rows: Rows,
+        self, params: SamplingParams, context: ImageContext, keys_B: jax.Array, rows: TokenBatch,
         plan_logp_BT: jax.Array,
     ) -> Rollout:  # fmt: skip
         tokens, bucket = self.model_config.num_image_tokens, self.config.image_bucket
@@ -380,7 +382,7 @@ class Sampler:
             if size == tokens:
                 break
             size = min(size + bucket, tokens)
-            state = replace(state, segment=grow(state.segment, size))
+            state = replace(state, segment=grow_cache(state.segment, size))
         rows = replace(rows, image_ids_BU=state.ids_BU)
         drawn = Rollout(rows, plan_logp_BT, state.logp_BU, self.config.logp_settings)
         return self._on_rows(drawn)

@@ -1,7 +1,7 @@
-"""One row of the policy: prompt, plan, BOI, picture; and its unconditional twin.
+"""One row of the policy: prompt, plan, BOI, image; and its unconditional twin.
 
 A row is packed from position 0 and padded on the right, so a causal mask is the only mask that a
-full forward needs and positions equal the reference's. The last picture token is never an input:
+full forward needs and positions equal the reference's. The last image token is never an input:
 nothing is predicted from it.
 """
 
@@ -35,7 +35,7 @@ class PromptBatch:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Rows:
+class TokenBatch:
     """B sampled (or taught) rows; segments are padded on the right.
 
     Attributes:
@@ -45,7 +45,7 @@ class Rows:
       plan_len_B: int32 number of plan tokens with BOI, at least 1.
       plan_mask_BT: True on plan tokens that the policy chose itself: False on a forced BOI and on
         padding.
-      image_ids_BU: int32 picture tokens, row-major; all of them are chosen by the policy.
+      image_ids_BU: int32 image tokens, row-major; all of them are chosen by the policy.
     """
 
     prompt_ids_BC: jax.Array
@@ -57,7 +57,7 @@ class Rows:
 
     @property
     def context_len_B(self) -> jax.Array:
-        """Tokens of prompt and plan, BOI included: the position of the first picture token."""
+        """Tokens of prompt and plan, BOI included: the position of the first image token."""
         return self.prompt_len_B + self.plan_len_B
 
 
@@ -67,8 +67,8 @@ class PackedRows:
     """Rows as one sequence each: S = C + T + U - 1 input positions.
 
     Attributes:
-      ids_BS: int32 ids, of text or of the picture; 0 on padding.
-      is_image_BS: True where the id is a picture token.
+      ids_BS: int32 ids, of text or of the image; 0 on padding.
+      is_image_BS: True where the id is an image token.
       positions_1S: int32 0 .. S-1, the same for all rows.
     """
 
@@ -94,16 +94,16 @@ def null_context(length_B: jax.Array, size: int, specials: SpecialIds) -> jax.Ar
     return ids.astype(jnp.int32)
 
 
-def null_ramp(size: int, specials: SpecialIds) -> jax.Array:
+def unconditional_prefix(size: int, specials: SpecialIds) -> jax.Array:
     """What all null contexts share in front of their BOI: ids (1, size) int32."""
     longest = jnp.full((1,), size + 1, jnp.int32)
     return null_context(longest, size + 1, specials)[:, :size]
 
 
-def _source_BS(rows: Rows) -> jax.Array:
-    """Where position s of a packed row comes from in [prompt C | plan T | picture U - 1].
+def _source_BS(rows: TokenBatch) -> jax.Array:
+    """Where position s of a packed row comes from in [prompt C | plan T | image U - 1].
 
-    Padding points at a column of the picture; only `_is_padding` positions do so wrongly.
+    Padding points at a column of the image; only `_is_padding` positions do so wrongly.
     """
     C, T = rows.prompt_ids_BC.shape[1], rows.plan_ids_BT.shape[1]
     U = rows.image_ids_BU.shape[1]
@@ -114,8 +114,8 @@ def _source_BS(rows: Rows) -> jax.Array:
     return jnp.where(at < prompt, at, jnp.where(at < context, plan, image))
 
 
-def pack(rows: Rows) -> PackedRows:
-    """Rows as one sequence: prompt, plan with BOI, picture without its last token, padding."""
+def pack(rows: TokenBatch) -> PackedRows:
+    """Rows as one sequence: prompt, plan with BOI, image without its last token, padding."""
     U = rows.image_ids_BU.shape[1]
     segments = [rows.prompt_ids_BC, rows.plan_ids_BT, rows.image_ids_BU[:, : U - 1]]
     ids = jnp.take_along_axis(jnp.concatenate(segments, axis=1), _source_BS(rows), axis=1)
@@ -126,7 +126,7 @@ def pack(rows: Rows) -> PackedRows:
     return PackedRows(ids, is_image, at)
 
 
-def embed_rows(policy: JanusPolicy, rows: Rows) -> tuple[jax.Array, jax.Array]:
+def embed_rows(policy: JanusPolicy, rows: TokenBatch) -> tuple[jax.Array, jax.Array]:
     """Inputs of the conditional forward: x (B, S, D) and positions (1, S), S = C + T + U - 1.
 
     Padding is filled with some embedding of the row; nothing that counts attends to it.
@@ -139,7 +139,7 @@ def embed_rows(policy: JanusPolicy, rows: Rows) -> tuple[jax.Array, jax.Array]:
     return x, jnp.arange(source.shape[1], dtype=jnp.int32)[None, :]
 
 
-def drop_context(rows: Rows, drop_B: jax.Array, specials: SpecialIds) -> Rows:
+def drop_context(rows: TokenBatch, drop_B: jax.Array, specials: SpecialIds) -> TokenBatch:
     """Rows with prompt and plan replaced by the null context where `drop_B` is True.
 
     The segments keep their lengths, so positions do not change; the plan mask becomes False, since
@@ -150,7 +150,7 @@ def drop_context(rows: Rows, drop_B: jax.Array, specials: SpecialIds) -> Rows:
     plan_at = rows.prompt_len_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
     plan = jnp.take_along_axis(context, jnp.minimum(plan_at, C + T - 1), axis=1)
     drop = drop_B[:, None]
-    return Rows(
+    return TokenBatch(
         prompt_ids_BC=jnp.where(drop, context[:, :C], rows.prompt_ids_BC),
         prompt_len_B=rows.prompt_len_B,
         plan_ids_BT=jnp.where(drop, plan, rows.plan_ids_BT),
@@ -161,7 +161,7 @@ def drop_context(rows: Rows, drop_B: jax.Array, specials: SpecialIds) -> Rows:
 
 
 def embed_null_rows(
-    policy: JanusPolicy, rows: Rows, specials: SpecialIds
+    policy: JanusPolicy, rows: TokenBatch, specials: SpecialIds
 ) -> tuple[jax.Array, jax.Array]:
     """Inputs of a whole unconditional forward, laid out as `embed_rows` lays out the rows.
 

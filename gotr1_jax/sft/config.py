@@ -24,17 +24,17 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class SftDataConfig:
-    """Examples: caption, plan, picture; of the shapes world, or records of one's own."""
+    """Examples: caption, plan, image; of the shapes world, or records of one's own."""
 
     # "shapes", or records, one name or a list: .jsonl, .parquet and .tar (WebDataset) files, with
     # wildcards, folders of such, ids "org/name" of hub data sets, or a folder that
-    # `gotr1 tokenize-images` wrote. Their pictures are tokenised once, here if not before.
+    # `gotr1 tokenize-images` wrote. Their images are tokenised once, here if not before.
     source: str | tuple[str, ...] = "shapes"
     # What the records look like; not for shapes.
     records: RecordsConfig = field(default_factory=RecordsConfig)
     # For shapes: examples; drawn and tokenised once, then shuffled every epoch.
     examples: int = 20000
-    # For shapes: share of examples whose plan (and picture) contradicts the caption.
+    # For shapes: share of examples whose plan (and image) contradicts the caption.
     unfaithful_fraction: float = 0.0
     # For shapes: plans with boxes, or rationales: the same in plain words, without boxes.
     plans: Literal["boxes", "rationale"] = "boxes"
@@ -42,7 +42,7 @@ class SftDataConfig:
     # left out.
     max_prompt_tokens: int = 48
     max_plan_tokens: int = 80
-    # Where picture tokens and lengths of texts are kept between runs.
+    # Where image tokens and lengths of texts are kept between runs.
     cache_dir: str = ".cache/picture_tokens"
 
     def check(self) -> None:
@@ -56,7 +56,7 @@ class SftDataConfig:
 
 @dataclass(frozen=True)
 class SftConfig:
-    """Plan and picture learned from examples: `gotr1 train sft`."""
+    """Plan and image learned from examples: `gotr1 train sft`."""
 
     run_dir: str
     # Checkpoint that holds the VQ tokenizer: a folder (`gotr1 train vq` writes one) or a hub id.
@@ -80,7 +80,7 @@ class SftConfig:
     remat: Literal["none", "dots", "full"] = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
     template: str = GOTR1_TEMPLATE
-    # Loss weights of plan tokens, picture tokens and the begin-of-image token.
+    # Loss weights of plan tokens, image tokens and the begin-of-image token.
     text_weight: float = 1.0
     image_weight: float = 1.0
     boi_weight: float = 1.0

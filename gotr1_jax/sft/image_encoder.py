@@ -1,4 +1,4 @@
-"""Pictures through the tokenizer, on the devices of this process."""
+"""Images through the tokenizer, on the devices of this process."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from gotr1_jax.models.vq import abstract_vq
 from gotr1_jax.parallel.mesh import make_mesh, replicated, rows
 
 
-class PictureEncoder:
-    """Pixels -> picture tokens with one tokenizer's weights, rows split over devices."""
+class ImageEncoder:
+    """Pixels -> image tokens with one tokenizer's weights, rows split over devices."""
 
     def __init__(
         self, config: VQConfig, state: nnx.State, devices: Sequence[jax.Device] | None = None

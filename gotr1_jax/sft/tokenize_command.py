@@ -1,4 +1,4 @@
-"""The pictures of records into token ids, once: `gotr1 tokenize-images --config FILE`."""
+"""The images of records into token ids, once: `gotr1 tokenize-images --config FILE`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gotr1_jax.errors import InputError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gotr1 tokenize-images`; keys of the configuration can be given too."""
     parser.description = (
-        "Tokenise the pictures of the records that a configuration of gotr1 train sft names "
+        "Tokenise the images of the records that a configuration of gotr1 train sft names "
         "(data.source, data.records, vq). The same command goes on where it was stopped. Every "
         "key of the configuration can be given as --section.key VALUE."
     )
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--hosts", type=int, metavar="N", help="how many hosts there are")
     parser.add_argument(
-        "--batch", type=int, default=16, metavar="B", help="pictures at once on a device (16)"
+        "--batch", type=int, default=16, metavar="B", help="images at once on a device (16)"
     )
     parser.set_defaults(overrides=[])
 
@@ -51,21 +51,20 @@ def run(options: argparse.Namespace) -> None:
     config = load_config(SftConfig, options.config, options.overrides)
     if config.data.source == "shapes":
         raise InputError(
-            "data.source is shapes, whose pictures gotr1 train sft tokenises by itself; name "
-            "records"
+            "data.source is shapes, whose images gotr1 train sft tokenises by itself; name records"
         )
     # Imported late: bad input is answered without waiting for jax.
     import jax
 
     from gotr1_jax.convert.find import find_checkpoint
     from gotr1_jax.convert.image_tokenizer import load_vq
-    from gotr1_jax.parallel.processes import together
+    from gotr1_jax.parallel.processes import raise_on_all_processes
     from gotr1_jax.parallel.startup import start_devices, start_processes
     from gotr1_jax.sft.tokenize_images import Host, TokensProgress, given_shards, tokenize_records
 
     given = given_shards(config.data)
     if given is not None:
-        raise InputError(f"data.source {given} holds picture tokens already; name records")
+        raise InputError(f"data.source {given} holds image tokens already; name records")
     if options.host is None:
         group = config.distributed
         start_processes(group.coordinator, group.processes, group.process, group.heartbeat_seconds)
@@ -73,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     host = Host(jax.process_index(), jax.process_count())
     if options.host is not None:
         host = Host(options.host, options.hosts)
-    pictures = load_vq(find_checkpoint(config.vq))
-    with together(), TokensProgress() as progress:
-        folder = tokenize_records(config.data, pictures, host, progress, options.out, options.batch)
+    images = load_vq(find_checkpoint(config.vq))
+    with raise_on_all_processes(), TokensProgress() as progress:
+        folder = tokenize_records(config.data, images, host, progress, options.out, options.batch)
     print(folder)

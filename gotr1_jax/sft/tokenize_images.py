@@ -1,4 +1,4 @@
-"""Records into shards of picture tokens: restartable, and shared out over hosts.
+"""Records into shards of image tokens: restartable, and shared out over hosts.
 
 `gotr1 tokenize-images` and `gotr1 train sft` both work through here.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gotr1_jax.convert.image_tokenizer import PictureTokenizer
+from gotr1_jax.convert.image_tokenizer import ImageTokenizer
 from gotr1_jax.data.config import RecordsConfig
 from gotr1_jax.data.crop import square_pixels
 from gotr1_jax.data.files import as_names
@@ -34,11 +34,11 @@ from gotr1_jax.data.shards import (
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.progress import Progress
 from gotr1_jax.sft.config import SftDataConfig
-from gotr1_jax.sft.image_encoder import PictureEncoder, state_digest
+from gotr1_jax.sft.image_encoder import ImageEncoder, state_digest
 
-# Pictures of one pass through the tokenizer, for each device.
+# Images of one pass through the tokenizer, for each device.
 BATCH = 16
-# Threads that read and crop pictures.
+# Threads that read and crop images.
 _READERS = min(16, os.cpu_count() or 1)
 
 OnProgress = Callable[[int, int], None]
@@ -68,7 +68,7 @@ class TokensProgress:
 
     def __call__(self, done: int, total: int) -> None:
         if self._line is None:
-            self._line = Progress("picture tokens", total, done, unit="record")
+            self._line = Progress("image tokens", total, done, unit="record")
         self._line.update(done)
 
     def __exit__(self, *_: object) -> None:
@@ -84,7 +84,7 @@ def given_shards(data: SftDataConfig) -> Path | None:
 
 def tokenize_records(
     data: SftDataConfig,
-    pictures: PictureTokenizer,
+    images: ImageTokenizer,
     host: Host,
     on_progress: OnProgress,
     folder: Path | None = None,
@@ -94,11 +94,11 @@ def tokenize_records(
 
     Args:
         data: names the records.
-        pictures: the tokenizer.
+        images: the tokenizer.
         host: its share of the work.
         on_progress: gets (done, total) records of this host.
         folder: where to; None: a folder in data.cache_dir, named by all that the shards hang on.
-        batch: pictures at once on a device.
+        batch: images at once on a device.
 
     Raises:
         InputError: records that cannot be read, too many that cannot be used, or a folder that
@@ -106,7 +106,7 @@ def tokenize_records(
         RunError: a shard cannot be written.
     """
     files = record_files(data.source, data.records)
-    manifest = _manifest(data, files, pictures)
+    manifest = _manifest(data, files, images)
     if folder is None:
         folder = Path(data.cache_dir) / f"records_{manifest.key}"
     records = None
@@ -118,7 +118,7 @@ def tokenize_records(
         records = Records(files, data.records)
         manifest = replace(manifest, records=len(records))
         begin_folder(folder, manifest)
-    maker = _Maker(folder, manifest, data.records, PictureEncoder(pictures.config, pictures.state))
+    maker = _Maker(folder, manifest, data.records, ImageEncoder(images.config, images.state))
     mine = host.shards(manifest)
     total = sum(stop - start for start, stop in map(manifest.span, mine))
     results: list[ShardResult] = []
@@ -157,18 +157,18 @@ def check_usable(results: Iterable[ShardResult], total: int, limit: float) -> in
     return count
 
 
-def check_tokenizer(folder: Path, pictures: PictureTokenizer) -> None:
-    """Raise InputError unless the shards in a folder were made with this picture tokenizer."""
-    if read_manifest(folder).vq != state_digest(pictures.state):
+def check_tokenizer(folder: Path, images: ImageTokenizer) -> None:
+    """Raise InputError unless the shards in a folder were made with this image tokenizer."""
+    if read_manifest(folder).vq != state_digest(images.state):
         raise InputError(
-            f"the picture tokens in {folder} were made with another picture tokenizer; give the "
+            f"the image tokens in {folder} were made with another image tokenizer; give the "
             "same vq, or make them anew with gotr1 tokenize-images"
         )
 
 
-def _manifest(data: SftDataConfig, files: Sequence[Path], pictures: PictureTokenizer) -> Manifest:
+def _manifest(data: SftDataConfig, files: Sequence[Path], images: ImageTokenizer) -> Manifest:
     """What shards of these files are made of; how many records there are is not known yet."""
-    columns, size = data.records, pictures.image_size
+    columns, size = data.records, images.image_size
     seed = f", seed {columns.crop_seed}" if columns.crop == "random" else ""
     return Manifest(
         source=as_names(data.source),
@@ -181,9 +181,9 @@ def _manifest(data: SftDataConfig, files: Sequence[Path], pictures: PictureToken
         prompts=tuple(kind.key for kind in columns.prompts),
         crop=columns.crop + seed,
         image_size=size,
-        vq=state_digest(pictures.state),
-        tokens=(size // pictures.config.downsampling) ** 2,
-        codes=pictures.config.codebook_size,
+        vq=state_digest(images.state),
+        tokens=(size // images.config.downsampling) ** 2,
+        codes=images.config.codebook_size,
     )
 
 
@@ -198,7 +198,7 @@ class _Maker:
     folder: Path
     manifest: Manifest
     config: RecordsConfig
-    encoder: PictureEncoder
+    encoder: ImageEncoder
 
     def make(
         self, records: Records, shard: int, batch: int, on_progress: Callable[[int], None]
@@ -214,19 +214,19 @@ class _Maker:
         size = batch * self.encoder.devices
 
         def encode() -> None:
-            # Always the same number of pictures: one program.
-            pixels = [picture for _, picture in waiting]
+            # Always the same number of images: one program.
+            pixels = [image for _, image in waiting]
             pixels += [pixels[-1]] * (size - len(pixels))
             ids = self.encoder(np.stack(pixels))
             rows.extend((record, ids[i]) for i, (record, _) in enumerate(waiting))
             waiting.clear()
             on_progress(len(rows) + len(reasons))
 
-        for item, picture in self._pictures(records.read(start, stop), 2 * size):
+        for item, image in self._images(records.read(start, stop), 2 * size):
             if isinstance(item, Unusable):
                 reasons.append(item.reason)
             else:
-                waiting.append((item, picture))
+                waiting.append((item, image))
             if len(waiting) == size:
                 encode()
         if waiting:
@@ -234,7 +234,7 @@ class _Maker:
         write_shard(self.folder, shard, self.manifest, rows, reasons)
         return ShardResult(len(rows), len(reasons), reasons[0] if reasons else "")
 
-    def _pictures(
+    def _images(
         self, items: Iterable[Record | Unusable], ahead: int
     ) -> Iterator[tuple[Record | Unusable, np.ndarray]]:
         """Records with their squares, in order; some are read ahead by other threads."""
@@ -253,7 +253,7 @@ class _Maker:
         if isinstance(item, Unusable):
             return item, nothing
         try:
-            image = item.picture()
+            image = item.load_image()
         except InputError as error:
             return Unusable(item.index, str(error)), nothing
         config, size = self.config, self.manifest.image_size

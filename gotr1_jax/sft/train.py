@@ -1,4 +1,4 @@
-"""Supervised training of plan and picture: `gotr1 train sft --config FILE`."""
+"""Supervised training of plan and image: `gotr1 train sft --config FILE`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from jax.sharding import Mesh
 from gotr1_jax.config import to_yaml
 from gotr1_jax.convert.checkpoint import CARRIED_FILES, Checkpoint, load_checkpoint, save_checkpoint
 from gotr1_jax.convert.find import find_checkpoint
-from gotr1_jax.convert.image_tokenizer import PictureTokenizer, load_vq
+from gotr1_jax.convert.image_tokenizer import ImageTokenizer, load_vq
 from gotr1_jax.convert.opened import check_vocabulary, read_sizes
 from gotr1_jax.convert.writer import copy_files
 from gotr1_jax.data.lengths import Lengths, Spelling
 from gotr1_jax.data.pipeline import TextLimits, record_batches, sft_batches
 from gotr1_jax.data.shards import TokenizedRecords
-from gotr1_jax.data.token_cache import PictureTokens
+from gotr1_jax.data.token_cache import ImageTokens
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.progress import Progress
 from gotr1_jax.models.config import JanusConfig
@@ -33,12 +33,16 @@ from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.siglip import Understanding
 from gotr1_jax.parallel.mesh import connect, held_rows, make_mesh
 from gotr1_jax.parallel.placement import check_rows, mirror_shardings, to_first_host
-from gotr1_jax.parallel.processes import check_alike, is_first, together
+from gotr1_jax.parallel.processes import (
+    check_same_on_all_processes,
+    is_main_process,
+    raise_on_all_processes,
+)
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.plan import BOX_START
 from gotr1_jax.sft.config import SftConfig, SftDataConfig
 from gotr1_jax.sft.dataset import to_rows
-from gotr1_jax.sft.image_encoder import PictureEncoder, state_digest
+from gotr1_jax.sft.image_encoder import ImageEncoder, state_digest
 from gotr1_jax.sft.losses import SftWeights
 from gotr1_jax.sft.tokenize_images import (
     Host,
@@ -88,11 +92,13 @@ def _train(config: SftConfig, signals: StopSignals) -> Path:
     resume = find_resume(config.resume, config.run_dir)
     # A new tokenizer is made apart: what it refuses leaves no run behind.
     scratch = TemporaryDirectory(prefix="gotr1_tokenizer_")
-    with together():
-        pictures = load_vq(find_checkpoint(config.vq))
+    with raise_on_all_processes():
+        images = load_vq(find_checkpoint(config.vq))
         loaded = None if config.init is None else _load(config, mesh)
-        start = _start(config, Path(scratch.name), pictures, loaded)
-    check_alike((start.tokenizer_dir / TOKENIZER_FILE).read_text("utf-8"), "tokenizer")
+        start = _start(config, Path(scratch.name), images, loaded)
+    check_same_on_all_processes(
+        (start.tokenizer_dir / TOKENIZER_FILE).read_text("utf-8"), "tokenizer"
+    )
     # A run that ended before its first checkpoint is started again by the same command.
     run = open_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
     data = _data(config, start, held_rows(config.batch_size, mesh))
@@ -124,7 +130,7 @@ def _train(config: SftConfig, signals: StopSignals) -> Path:
         shown: dict[str, float] = {}
         with signals.finishing_steps(), metrics, Progress("sft", config.steps, first) as progress:
             for step in loop.steps(first):
-                with together():
+                with raise_on_all_processes():
                     batch = next(batches)
                 rows = to_rows(batch, config.batch_size, mesh)
                 state, result = step_fn(state, rows, jax.random.fold_in(key, step))
@@ -139,14 +145,14 @@ def _train(config: SftConfig, signals: StopSignals) -> Path:
                         "updates/skipped": int(state.skipped),
                     }
                     stop_if_skipped(state.skipped_in_a_row, config.log_every + 1, step)
-                    with together():
+                    with raise_on_all_processes():
                         metrics.write(step, values | loop.measures())
                     shown = {"text": values["nats/text"], "image": values["nats/image"]}
                 progress.update(step, **shown)
                 meta = {"seed": config.seed, "data": batches.get_state()}
                 loop.end_step(step, state, meta)
     policy = to_first_host(state.params)
-    with together():
+    with raise_on_all_processes():
         return _export(config, run.root, start, policy)
 
 
@@ -160,24 +166,22 @@ def _load(config: SftConfig, mesh: Mesh) -> Checkpoint:
 
 
 def _start(
-    config: SftConfig, tokenizer_dir: Path, pictures: PictureTokenizer, loaded: Checkpoint | None
+    config: SftConfig, tokenizer_dir: Path, images: ImageTokenizer, loaded: Checkpoint | None
 ) -> Start:
     """Take what was loaded and make what is missing; a tokenizer goes to `tokenizer_dir`."""
     if loaded is not None:
-        if loaded.config.vq != pictures.config:
+        if loaded.config.vq != images.config:
             raise InputError(
-                f"the picture tokenizers of init {config.init} and of vq {config.vq} differ in size"
+                f"the image tokenizers of init {config.init} and of vq {config.vq} differ in size"
             )
         tokenizer, source = loaded.tokenizer, loaded.source
         if config.add_plan_tokens and not tokenizer.marks_plans:
             tokenizer, source = _marking(loaded, tokenizer_dir), tokenizer_dir
         return Start(
-            loaded.config, tokenizer, source, pictures.state, loaded.understanding, loaded.policy
+            loaded.config, tokenizer, source, images.state, loaded.understanding, loaded.policy
         )
     assert config.model is not None
-    sizes = JanusConfig(
-        config.model.decoder, pictures.config, config.model.siglip, pictures.image_size
-    )
+    sizes = JanusConfig(config.model.decoder, images.config, config.model.siglip, images.image_size)
     tokens = (sizes.siglip.image_size // sizes.siglip.patch_size) ** 2
     train_tokenizer(tokenizer_dir, image_size=sizes.siglip.image_size, num_image_tokens=tokens)
     tokenizer = TextTokenizer.from_dir(tokenizer_dir)
@@ -187,7 +191,7 @@ def _start(
             f"{tokenizer.vocab_size} tokens; use at least that many"
         )
     understanding = nnx.split(Understanding(sizes, rngs=nnx.Rngs(config.seed)))[1]
-    return Start(sizes, tokenizer, tokenizer_dir, pictures.state, understanding, None)
+    return Start(sizes, tokenizer, tokenizer_dir, images.state, understanding, None)
 
 
 def _marking(loaded: Checkpoint, folder: Path) -> TextTokenizer:
@@ -201,21 +205,21 @@ def _marking(loaded: Checkpoint, folder: Path) -> TextTokenizer:
 
 
 def _data(config: SftConfig, start: Start, held: np.ndarray) -> Any:
-    """Batches of examples, the rows `held` of each; their pictures go through the tokenizer once
+    """Batches of examples, the rows `held` of each; their images go through the tokenizer once
     and stay on disk."""
     data = config.data
     if data.source != "shapes":
         return _record_data(config, start, held)
     source = ShapesSource("train", data.examples, config.seed, data.unfaithful_fraction, data.plans)
-    encode = PictureEncoder(start.config.vq, start.vq, jax.local_devices()[:1])
-    cache = PictureTokens(Path(data.cache_dir), state_digest(start.vq), encode)
-    with Progress("picture tokens", data.examples, 0) as progress:
+    encode = ImageEncoder(start.config.vq, start.vq, jax.local_devices()[:1])
+    cache = ImageTokens(Path(data.cache_dir), state_digest(start.vq), encode)
+    with Progress("image tokens", data.examples, 0) as progress:
         # Others of a run find what process 0 wrote, if they share its storage.
-        for turn in (is_first(), True):
-            with together():
+        for turn in (is_main_process(), True):
+            with raise_on_all_processes():
                 if turn:
                     ids_NU = cache.ids(source, lambda done, _: progress.update(done))
-    check_alike(hashlib.sha256(ids_NU.tobytes()).hexdigest(), "set of picture tokens")
+    check_same_on_all_processes(hashlib.sha256(ids_NU.tobytes()).hexdigest(), "set of image tokens")
     limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
     return sft_batches(
         source, ids_NU, start.tokenizer, config.template, limits, config.batch_size, config.seed,
@@ -226,23 +230,23 @@ def _data(config: SftConfig, start: Start, held: np.ndarray) -> Any:
 def _record_data(config: SftConfig, start: Start, held: np.ndarray) -> Any:
     """Batches of records; every process makes its share of what is not on the disk yet."""
     data, host = config.data, Host(jax.process_index(), jax.process_count())
-    pictures = PictureTokenizer(start.config.vq, start.config.image_size, start.vq)
-    with together(), TokensProgress() as progress:
+    images = ImageTokenizer(start.config.vq, start.config.image_size, start.vq)
+    with raise_on_all_processes(), TokensProgress() as progress:
         folder = given_shards(data)
         if folder is None:
-            folder = tokenize_records(data, pictures, host, progress)
+            folder = tokenize_records(data, images, host, progress)
         else:
-            check_tokenizer(folder, pictures)
+            check_tokenizer(folder, images)
     tokenizer = (start.tokenizer_dir / TOKENIZER_FILE).read_bytes()
     spelling = Spelling(start.tokenizer, config.template, hashlib.sha256(tokenizer).hexdigest())
-    with together():
+    with raise_on_all_processes():
         records = TokenizedRecords(folder, data.records.prompts)
         _check_marks(config, start, records)
         lengths = Lengths.beside(Path(data.cache_dir), records, spelling)
         for shard in host.shards(records.manifest):
             lengths.count(shard, records.shards[shard])
-    check_alike(records.manifest.key, "set of records")
-    with together():
+    check_same_on_all_processes(records.manifest.key, "set of records")
+    with raise_on_all_processes():
         _leave_out(data, records, lengths)
     limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
     return record_batches(
@@ -296,7 +300,7 @@ def _initial_state(
 
 def _export(config: SftConfig, root: Path, start: Start, policy: Any) -> Path:
     out = Path(config.export_dir) if config.export_dir is not None else root / "model"
-    if is_first():
+    if is_main_process():
         save_checkpoint(
             out, start.config, policy, start.vq, start.understanding, start.tokenizer_dir
         )

@@ -13,10 +13,10 @@ import optax
 from flax import nnx
 
 from gotr1_jax.decoding.guidance import LogpSettings
-from gotr1_jax.sampler.token_batch import Rows, drop_context
+from gotr1_jax.sampler.token_batch import TokenBatch, drop_context
 from gotr1_jax.sft.losses import SftStats, SftWeights, count_tokens, sft_loss
 from gotr1_jax.tokenizers.janus import SpecialIds
-from gotr1_jax.trainer.logprobs import replay_logps
+from gotr1_jax.trainer.logprobs import token_logps
 from gotr1_jax.trainer.state import TrainState, apply_gradients, split_rows, sum_over_pieces
 
 # Scores of taught tokens are plain: no guidance, temperature 1.
@@ -40,10 +40,10 @@ def make_sft_step(
     weights: SftWeights,
     dropout: float,
     micro_batch: int,
-) -> Callable[[TrainState, Rows, jax.Array], tuple[TrainState, SftMetrics]]:
+) -> Callable[[TrainState, TokenBatch, jax.Array], tuple[TrainState, SftMetrics]]:
     """step(state, rows, key): one supervised update; the key draws which captions are dropped."""
 
-    def step(state: TrainState, rows: Rows, key: jax.Array) -> tuple[TrainState, SftMetrics]:
+    def step(state: TrainState, rows: TokenBatch, key: jax.Array) -> tuple[TrainState, SftMetrics]:
         B, T = rows.plan_ids_BT.shape
         rows = drop_context(rows, jax.random.bernoulli(key, dropout, (B,)), specials)
         last_BT = jnp.arange(T)[None, :] == rows.plan_len_B[:, None] - 1
@@ -56,9 +56,9 @@ def make_sft_step(
 
             def loss_of(params: Any) -> tuple[jax.Array, SftStats]:
                 policy = nnx.merge(graphdef, params)
-                scores = replay_logps(policy, part, specials, PLAIN)
-                plan, picture = scores.plan_logp_BT, scores.image_logp_BU
-                return sft_loss(plan, part.plan_mask_BT, boi, picture, image, weights, counts)
+                scores = token_logps(policy, part, specials, PLAIN)
+                plan, image_logp = scores.plan_logp_BT, scores.image_logp_BU
+                return sft_loss(plan, part.plan_mask_BT, boi, image_logp, image, weights, counts)
 
             (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
             return grads, (loss, stats)

@@ -1,4 +1,4 @@
-"""A small world of colored shapes with exact captions, plans and pictures."""
+"""A small world of colored shapes with exact captions, plans and images."""
 
 from gotr1_jax.shapes.captions import (
     CaptionSpec,

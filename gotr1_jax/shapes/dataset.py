@@ -24,8 +24,8 @@ _TRIES_PER_CAPTION = 200
 class ShapesSource:
     """`length` examples of the shapes world; each is a function of (seed, split, index) alone.
 
-    `unfaithful_fraction` of the plans and pictures contradict their captions. `plans` says how
-    these are written; the pictures, and so `key`, are the same either way.
+    `unfaithful_fraction` of the plans and images contradict their captions. `plans` says how
+    these are written; the images, and so `key`, are the same either way.
     Raises InputError for an unknown split, or a fraction outside [0, 1].
     """
 
@@ -70,7 +70,7 @@ class ShapesSource:
         rationale = self._plans == "rationale"
         return example.caption, write_rationale(example.scene) if rationale else example.plan
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         """uint8 (64, 64, 3)."""
         return render(self[index].scene)
 

@@ -1,4 +1,4 @@
-"""Finding the shapes world's objects in a picture, from its pixels alone.
+"""Finding the shapes world's objects in an image, from its pixels alone.
 
 Each pixel is the background moved some way towards a color. Its direction from the background
 names the color, however far an anti-aliased or blurred edge has moved it; how far it has moved
@@ -35,8 +35,8 @@ _EXTENTS = (7.0, 11.0, 30.0, 40.0)
 
 
 @dataclass(frozen=True)
-class Found:
-    """One object found in a picture.
+class DetectedObject:
+    """One object found in an image.
 
     Attributes:
         color: a color of the world, or None for anything else that is no background.
@@ -44,7 +44,7 @@ class Found:
         size: "small" or "large", by the extent.
         fit: in [0, 1], how surely it is that shape at a size of this world; 1 for whatever
             the renderer draws.
-        box: half-open pixels (x1, y1, x2, y2) of the 64 px picture.
+        box: half-open pixels (x1, y1, x2, y2) of the 64 px image.
     """
 
     color: str | None
@@ -67,7 +67,7 @@ class Found:
 
     @property
     def plan_box(self) -> Box:
-        """The box in thousandths of the picture."""
+        """The box in thousandths of the image."""
         return box_from_pixels(*self.box, IMAGE_SIZE, IMAGE_SIZE)
 
 
@@ -133,13 +133,15 @@ def _ramp(value: float, zero: float, full: float) -> float:
     return min(1.0, max(0.0, (value - zero) / (full - zero)))
 
 
-def _measure(mask: np.ndarray, faint: np.ndarray, x1: int, y1: int, color: str | None) -> Found:
+def _measure(
+    mask: np.ndarray, faint: np.ndarray, x1: int, y1: int, color: str | None
+) -> DetectedObject:
     """Shape, size and box of one component.
 
     Args:
         mask: bool (h, w), the component cropped to its box.
         faint: bool (w,), the row above the box: faint pixels of the same color.
-        x1, y1: corner of the crop in the picture.
+        x1, y1: corner of the crop in the image.
         color: its color, or None.
     """
     height, width = mask.shape
@@ -159,19 +161,19 @@ def _measure(mask: np.ndarray, faint: np.ndarray, x1: int, y1: int, color: str |
     fit *= _ramp(min(width, full_height) / max(width, full_height), 0.5, 0.8)
     fit *= _ramp(extent, *_EXTENTS[:2]) * _ramp(-extent, -_EXTENTS[3], -_EXTENTS[2])
     top = y1 + height - full_height
-    return Found(color, shape, size, fit, (x1, top, x1 + width, y1 + height))
+    return DetectedObject(color, shape, size, fit, (x1, top, x1 + width, y1 + height))
 
 
 def _to_world_size(image: np.ndarray) -> np.ndarray:
-    """The picture at 64×64 px, its pixels averaged; uint8 (64, 64, 3)."""
+    """The image at 64×64 px, its pixels averaged; uint8 (64, 64, 3)."""
     if image.shape[:2] == (IMAGE_SIZE, IMAGE_SIZE):
         return image
     small = Image.fromarray(image).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
     return np.asarray(small)
 
 
-def find_objects(image: np.ndarray) -> list[Found]:
-    """The objects in a picture, largest box first, at most MAX_FOUND.
+def find_objects(image: np.ndarray) -> list[DetectedObject]:
+    """The objects in an image, largest box first, at most MAX_FOUND.
 
     Args:
         image: uint8 (H, W, 3) RGB of any size; it is judged at 64×64.
@@ -185,7 +187,7 @@ def find_objects(image: np.ndarray) -> list[Found]:
     solid_table, faint_table = _tables()
     classes, faint = solid_table[index], faint_table[index]
     counts = np.bincount(classes.ravel(), minlength=_OTHER + 1)
-    found: list[Found] = []
+    found: list[DetectedObject] = []
     for value in range(1, _OTHER + 1):
         if counts[value] < MIN_AREA:
             continue

@@ -1,9 +1,9 @@
-"""The judge of the shapes world: exact, from the plan's text and the picture's pixels.
+"""The judge of the shapes world: exact, from the plan's text and the image's pixels.
 
 How its terms are graded (each in [0, 1], 1 only when everything is right):
 
 likeness of an object to a wanted one
-    The square of: half for the color, half for the shape (in a picture, times how sure the shape
+    The square of: half for the color, half for the shape (in an image, times how sure the shape
     is). So one wrong attribute leaves a quarter: a red circle is no blue one. A size that is
     wrong, or is not said where the caption says one, leaves half of that. Objects are assigned to
     wanted ones so that the sum of likenesses is largest, one to one.
@@ -29,7 +29,7 @@ ri      mean IoU of the planned boxes and the boxes found of the same color and 
 pi      agreement of the found objects with the caption, times 1/4 + 3/4 `relation_score` of the
         first two objects' found boxes (relation 0 when one is missing).
 
-verdict 1 when everything in the caption is true of the picture, else 0: as many objects as it
+verdict 1 when everything in the caption is true of the image, else 0: as many objects as it
         names, no more, each of its color and shape, and of its size where that is said, and the
         relation between the first two. Shape and relation, which come in degrees, are true from
         TRUE_FROM on. The plan plays no part. Scored only where it is asked for.
@@ -51,7 +51,7 @@ from scipy.optimize import linear_sum_assignment
 from gotr1_jax.plan import Box, Plan, match_objects, normalise_name
 from gotr1_jax.plan.boxes import SCALE
 from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec, parse_caption
-from gotr1_jax.shapes.detect import Found
+from gotr1_jax.shapes.detect import DetectedObject
 from gotr1_jax.shapes.relations import relation_score
 from gotr1_jax.shapes.vocabulary import OPPOSITES, RELATIONS
 
@@ -88,8 +88,8 @@ def name_likeness(wanted: ObjectSpec, named: ObjectSpec | None) -> float:
     return kind**2 * (1.0 if wanted.size in (None, named.size) else WRONG_SIZE)
 
 
-def found_likeness(wanted: ObjectSpec, found: Found) -> float:
-    """Likeness in [0, 1] of an object in the picture to a wanted one."""
+def found_likeness(wanted: ObjectSpec, found: DetectedObject) -> float:
+    """Likeness in [0, 1] of an object in the image to a wanted one."""
     kind = ((found.color == wanted.color) + found.fit * (found.shape == wanted.shape)) / 2
     return kind**2 * (1.0 if wanted.size in (None, found.size) else WRONG_SIZE)
 
@@ -152,7 +152,7 @@ def _stated_against(plan: Plan, caption: CaptionSpec, chosen: Sequence[int | Non
 
 
 def _layout(plan: Plan, num_planned: int, num_wanted: int) -> float:
-    """How well the planned boxes could stand in a picture of `num_wanted` objects."""
+    """How well the planned boxes could stand in an image of `num_wanted` objects."""
     boxes = np.array(
         [(b.x1, b.y1, b.x2, b.y2) for _, b in plan.boxes if b.is_valid], np.float64
     ).reshape(-1, 4)
@@ -185,7 +185,7 @@ def _plan_scores(
     return sem, _layout(plan, num_planned, len(caption.objects)) * relation, relation
 
 
-def _paint_score(caption: CaptionSpec, found: Sequence[Found]) -> tuple[float, float]:
+def _paint_score(caption: CaptionSpec, found: Sequence[DetectedObject]) -> tuple[float, float]:
     """(pi, relation of the found boxes)."""
     if not found:
         return 0.0, _relation(caption, None, None)
@@ -196,18 +196,18 @@ def _paint_score(caption: CaptionSpec, found: Sequence[Found]) -> tuple[float, f
     return match.agreement * (PI_FLOOR + (1 - PI_FLOOR) * relation), relation
 
 
-def _is_true(wanted: ObjectSpec, found: Found) -> bool:
-    """Whether an object in the picture is the wanted one, in full."""
+def _is_true(wanted: ObjectSpec, found: DetectedObject) -> bool:
+    """Whether an object in the image is the wanted one, in full."""
     kind = found.fit >= TRUE_FROM and found.kind == wanted.kind
     return kind and wanted.size in (None, found.size)
 
 
-def verdict(caption: CaptionSpec, found: Sequence[Found]) -> bool:
-    """Whether a caption is true of the objects found in a picture; see the module's text."""
+def verdict(caption: CaptionSpec, found: Sequence[DetectedObject]) -> bool:
+    """Whether a caption is true of the objects found in an image; see the module's text."""
     if len(found) != len(caption.objects):
         return False
 
-    def holds(order: Sequence[Found]) -> bool:
+    def holds(order: Sequence[DetectedObject]) -> bool:
         first, second, *_ = [*(f.plan_box for f in order), None]
         named = all(map(_is_true, caption.objects, order))
         return named and _relation(caption, first, second) >= TRUE_FROM
@@ -216,7 +216,7 @@ def verdict(caption: CaptionSpec, found: Sequence[Found]) -> bool:
 
 
 def _overlap_score(
-    plan: Plan, specs: Sequence[ObjectSpec | None], found: Sequence[Found]
+    plan: Plan, specs: Sequence[ObjectSpec | None], found: Sequence[DetectedObject]
 ) -> tuple[float, int]:
     """(ri, number of planned objects that were found) of a plan that has objects."""
     planned = [

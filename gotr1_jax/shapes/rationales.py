@@ -19,7 +19,7 @@ CENTER = "center"
 def write_rationale(scene: Scene) -> str:
     """The rationale of what is drawn, objects in the caption's order.
 
-    Where the picture contradicts the caption, so does the rationale: it is true of the picture.
+    Where the image contradicts the caption, so does the rationale: it is true of the image.
     """
     pieces = [f"a {obj.spec.name} ({place_in_words(obj.box)})" for obj in scene.objects]
     relation = _true_relation(scene)

@@ -19,7 +19,7 @@ from gotr1_jax.shapes.vocabulary import (
 def relation_score(relation: str, box_a: Sequence[float], box_b: Sequence[float]) -> float:
     """Degree in [0, 1] to which `a` is `relation` `b`.
 
-    Boxes are (x1, y1, x2, y2) in fractions 0..1 of the picture, origin top left. A side relation
+    Boxes are (x1, y1, x2, y2) in fractions 0..1 of the image, origin top left. A side relation
     is the product of two parts: separation (1 once the boxes are apart along the axis, falling
     linearly to 0 where the centres are level) and direction (1 while the centres' offset across
     the axis is at most FULL_TILT of that along it, 0 from ZERO_TILT). "next to" means beside, on

@@ -1,4 +1,4 @@
-"""Pictures of scenes, drawn with Pillow and anti-aliased by supersampling."""
+"""Images of scenes, drawn with Pillow and anti-aliased by supersampling."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def render(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
     ends on whole pixels. Raises ValueError otherwise.
     """
     if size % (IMAGE_SIZE // 2):
-        raise ValueError(f"picture size {size} is not a multiple of {IMAGE_SIZE // 2}")
-    picture = np.empty((size, size, 3), np.float32)
-    picture[:] = BACKGROUND
+        raise ValueError(f"image size {size} is not a multiple of {IMAGE_SIZE // 2}")
+    image = np.empty((size, size, 3), np.float32)
+    image[:] = BACKGROUND
     for obj in scene.objects:
         x1, y1, x2, y2 = (v * size // IMAGE_SIZE for v in obj.box)
         mask = shape_mask(obj.spec.shape, x2 - x1, y2 - y1)[..., None]
         color = np.asarray(COLORS[obj.spec.color], np.float32)
-        patch = picture[y1:y2, x1:x2]
+        patch = image[y1:y2, x1:x2]
         patch += mask * (color - patch)
-    return np.round(picture).astype(np.uint8)
+    return np.round(image).astype(np.uint8)
 
 
 @lru_cache(maxsize=1024)

@@ -1,7 +1,7 @@
 """The words, colors and measures of the shapes world; every number of its geometry is here.
 
 Pixel coordinates are (x, y), origin top left, boxes half open. Positions and sizes are even, so
-a box written in per-mille of the picture uses one of only 31 numbers per coordinate.
+a box written in per-mille of the image uses one of only 31 numbers per coordinate.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OPPOSITES: dict[str, str] = {
 NUMBER_WORDS: dict[int, str] = {2: "two", 3: "three"}
 MAX_OBJECTS = 3
 
-# How scenes are laid out, in pixels of the 64 px picture.
+# How scenes are laid out, in pixels of the 64 px image.
 GRID_STEP = 2
 BORDER = 2
 MIN_GAP = 4
@@ -50,7 +50,7 @@ NEXT_TO_MAX_GAP = 8
 # Scenes keep |across| <= SCENE_TILT * along between the centres of two related objects.
 SCENE_TILT = 0.45
 
-# How a relation is scored, in fractions of the picture. These are looser than the layout above,
+# How a relation is scored, in fractions of the image. These are looser than the layout above,
 # so that a box measured a pixel off still counts in full.
 FULL_GAP = 0.03
 FULL_TILT, ZERO_TILT = 0.6, 1.5

@@ -60,7 +60,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Example:
-    """A training sample: plan and picture (`render(scene)`) agree with each other always, and
+    """A training sample: plan and image (`render(scene)`) agree with each other always, and
     with the caption when `faithful`."""
 
     caption: str
@@ -70,9 +70,9 @@ class Example:
 
 
 def sample_scene(rng: np.random.Generator, spec: CaptionSpec) -> Scene:
-    """Place the objects of a caption so that it is true of the picture.
+    """Place the objects of a caption so that it is true of the image.
 
-    Open sizes are drawn; boxes lie BORDER pixels inside the picture and MIN_GAP apart; a
+    Open sizes are drawn; boxes lie BORDER pixels inside the image and MIN_GAP apart; a
     relation scores 1 under `relation_score`.
     """
     objects = tuple(
@@ -100,7 +100,7 @@ def make_plan(scene: Scene) -> str:
 def sample_example(
     rng: np.random.Generator, split: str, unfaithful_fraction: float = 0.0
 ) -> Example:
-    """Draw caption, plan and scene; in `unfaithful_fraction` of them plan and picture contradict
+    """Draw caption, plan and scene; in `unfaithful_fraction` of them plan and image contradict
     the caption (sides swapped, or one color wrong).
 
     What is drawn then stays in the caption's split, too: no held-out composition reaches

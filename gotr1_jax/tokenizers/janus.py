@@ -155,27 +155,27 @@ class TextTokenizer:
     def encode_question(
         self,
         question: str,
-        pictures: int,
-        tokens_per_picture: int,
+        images: int,
+        tokens_per_image: int,
         system: str = "",
         max_tokens: int = MAX_PROMPT_TOKENS,
     ) -> list[int]:
-        """Ids of a question about pictures in Janus's chat format, BOS in front.
+        """Ids of a question about images in Janus's chat format, BOS in front.
 
-        The pictures stand in front of the question, each as BOI, `tokens_per_picture` times the
+        The images stand in front of the question, each as BOI, `tokens_per_image` times the
         placeholder, EOI. `system` comes first, if it is not blank. Neither text can spell a
-        control token (see `encode_prompt`). `max_tokens` counts text, a picture as one token.
+        control token (see `encode_prompt`). `max_tokens` counts text, an image as one token.
         Raises InputError for a question that is empty, not valid Unicode or too long.
         """
-        short = self._encode_parts(chat_parts(question, pictures, system))
+        short = self._encode_parts(chat_parts(question, images, system))
         if len(short) > max_tokens:
             raise InputError(
                 f"the question has {len(short)} tokens, more than the limit of {max_tokens}; "
                 f"shorten {_short(question)}"
             )
         s = self.specials
-        picture = [s.boi, *[s.image] * tokens_per_picture, s.eoi]
-        return [i for token in short for i in (picture if token == s.image else [token])]
+        embedding = [s.boi, *[s.image] * tokens_per_image, s.eoi]
+        return [i for token in short for i in (embedding if token == s.image else [token])]
 
     def encode_plan(self, text: str) -> list[int]:
         """Ids of a plan's text: its box and object marks are control tokens, nothing else is.
@@ -248,18 +248,18 @@ def format_prompt(caption: str, template: str = GOTR1_TEMPLATE) -> str:
     return template.replace("{caption}", caption.strip())
 
 
-def chat_parts(question: str, pictures: int, system: str = "") -> list[tuple[str, bool]]:
-    """Janus's chat text of one question about pictures, without BOS: (text, is markup) parts.
+def chat_parts(question: str, images: int, system: str = "") -> list[tuple[str, bool]]:
+    """Janus's chat text of one question about images, without BOS: (text, is markup) parts.
 
     Blanks around the texts are dropped. Raises InputError for an empty or invalid text.
     """
     for text, what in ((question, "question"), (system, "system line")):
         _check_unicode(text, what)
     if not question.strip():
-        raise InputError("the question is empty; ask something about the picture")
+        raise InputError("the question is empty; ask something about the image")
     head, tail = JANUS_TEMPLATE.split("{caption}")
     # Line ends as the Hugging Face port's chat template writes them.
-    shown = "\n\n".join([SPECIAL_STRINGS["image"]] * pictures) + "\n" if pictures else ""
+    shown = "\n\n".join([SPECIAL_STRINGS["image"]] * images) + "\n" if images else ""
     first = [(f"{system.strip()}\n\n", False)] if system.strip() else []
     return [*first, (head + shown, True), (question.strip(), False), (tail, True)]
 

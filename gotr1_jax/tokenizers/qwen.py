@@ -28,9 +28,9 @@ _STRINGS = {
 
 @dataclass(frozen=True)
 class QwenIds:
-    """Ids of the special tokens that a chat with pictures needs.
+    """Ids of the special tokens that a chat with images needs.
 
-    `image` stands once for every unit of a picture; an answer ends with `message_end` or
+    `image` stands once for every unit of an image; an answer ends with `message_end` or
     `text_end`.
     """
 
@@ -44,7 +44,7 @@ class QwenIds:
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """A picture's place in a message: the number of its units."""
+    """An image's place in a message: the number of its units."""
 
     units: int
 
@@ -98,7 +98,7 @@ class QwenTokenizer:
     def encode_chat(self, message: Sequence[str | ImageTokens], system: str = SYSTEM) -> list[int]:
         """Ids of a user's message, ready for the assistant's answer.
 
-        message: text and pictures in their order.
+        message: text and images in their order.
         """
         ids, parts = self.ids, self._opening(system)
         for part in message:

@@ -32,7 +32,7 @@ def mean_interval(
     Args:
       values: float (N,), one a unit that is drawn whole; NaN (could not be told) is left out.
       counts: None: each unit is one value. Else `values` are sums over so many values each, and
-        the mean is over all of those: units are then clusters, like the questions on one picture.
+        the mean is over all of those: units are then clusters, like the questions on one image.
     """
     values = np.asarray(values, np.float64)
     told = np.isfinite(values)

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 
 from gotr1_jax.errors import GotR1Error, InputError, RunError
 from gotr1_jax.io.files import write_failure
-from gotr1_jax.parallel.processes import together
+from gotr1_jax.parallel.processes import raise_on_all_processes
 from gotr1_jax.trainer.checkpoint_meta import compare, decode, encode, flatten, specs
 from gotr1_jax.trainer.manifest import (
     MANIFEST_NAME,
@@ -107,7 +107,7 @@ class Checkpoints:
             RunError: this save cannot start, or the one before it failed.
         """
         # Where the save before failed in one process alone, that one takes no part in this one.
-        with together():
+        with raise_on_all_processes():
             self.wait()
         arrays = flatten(tree)
         record = {"meta": encode(meta), "arrays": specs(tree), "beside": self._beside}

@@ -1,9 +1,9 @@
 """Log-probabilities of given rows by a full forward: what training differentiates.
 
-Text logits are made at plan positions only and picture logits at picture positions only, a chunk
+Text logits are made at plan positions only and image logits at image positions only, a chunk
 of positions at a time, so that logits of all positions over a vocabulary of 100 000 never exist
 at once. The unconditional branch computes what all null contexts share (the ramp of BOS and
-pads) once; a row adds only BOI and its picture tokens.
+pads) once; a row adds only BOI and its image tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from flax import nnx
 
 from gotr1_jax.decoding.guidance import guide
 from gotr1_jax.models.decoder import REMAT_POLICIES
-from gotr1_jax.sampler.token_batch import Rows, embed_rows, null_ramp
+from gotr1_jax.sampler.token_batch import TokenBatch, embed_rows, unconditional_prefix
 
 if TYPE_CHECKING:
     from gotr1_jax.models.decoder import Decoder
@@ -29,12 +29,12 @@ from gotr1_jax.decoding.guidance import LogpSettings
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class RowLogps:
+class TokenLogps:
     """Scores of B rows, float32, nats.
 
     Attributes:
       plan_logp_BT: log-probability of each plan token; 0 outside of `plan_mask_BT`.
-      image_logp_BU: log-probability of each picture token.
+      image_logp_BU: log-probability of each image token.
       plan_entropy_BT, image_entropy_BU: entropy of the distribution each was drawn from; the
         plan's is 0 outside of `plan_mask_BT`.
     """
@@ -45,7 +45,7 @@ class RowLogps:
     image_entropy_BU: jax.Array
 
 
-def ramp_attention(
+def prefix_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, ramp_k: jax.Array, ramp_v: jax.Array,
     ramp_len_B: jax.Array,
 ) -> jax.Array:  # fmt: skip
@@ -68,7 +68,7 @@ def ramp_attention(
     return mixed.reshape(B, U, H, C)
 
 
-def _forward_on_ramp(
+def _forward_on_prefix(
     decoder: Decoder, ramp_1RD: jax.Array, own_BUD: jax.Array, ramp_len_B: jax.Array
 ) -> jax.Array:
     """Hidden (B,U,D) of own tokens that stand behind the first `ramp_len_B` tokens of a ramp."""
@@ -87,7 +87,7 @@ def _forward_on_ramp(
             return jax.nn.dot_product_attention(q, k, v, is_causal=True)
 
         def attend_own(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return ramp_attention(q, k, v, *seen[0], ramp_len_B)
+            return prefix_attention(q, k, v, *seen[0], ramp_len_B)
 
         ramp = block(ramp, ramp_rope, attend_ramp)
         own = block(own, own_rope, attend_own)
@@ -100,8 +100,8 @@ def _forward_on_ramp(
     return decoder.norm(own_BUD)
 
 
-def conditional_hidden(policy: JanusPolicy, rows: Rows) -> tuple[jax.Array, jax.Array]:
-    """Hidden states that predict the plan's tokens (B,T,D) and the picture's (B,U,D)."""
+def conditional_hidden(policy: JanusPolicy, rows: TokenBatch) -> tuple[jax.Array, jax.Array]:
+    """Hidden states that predict the plan's tokens (B,T,D) and the image's (B,U,D)."""
     x_BSD, positions_1S = embed_rows(policy, rows)
     hidden = policy.hidden(x_BSD, positions_1S)
     T, U = rows.plan_ids_BT.shape[1], rows.image_ids_BU.shape[1]
@@ -112,22 +112,22 @@ def conditional_hidden(policy: JanusPolicy, rows: Rows) -> tuple[jax.Array, jax.
     return picked[:, :T], picked[:, T:]
 
 
-def unconditional_hidden(policy: JanusPolicy, rows: Rows, specials: SpecialIds) -> jax.Array:
-    """Hidden states (B,U,D) that predict the picture's tokens behind the null context."""
+def unconditional_hidden(policy: JanusPolicy, rows: TokenBatch, specials: SpecialIds) -> jax.Array:
+    """Hidden states (B,U,D) that predict the image's tokens behind the null context."""
     C, T = rows.prompt_ids_BC.shape[1], rows.plan_ids_BT.shape[1]
     U = rows.image_ids_BU.shape[1]
-    ramp = policy.embed_text(null_ramp(C + T - 1, specials))
+    ramp = policy.embed_text(unconditional_prefix(C + T - 1, specials))
     boi = policy.embed_text(jnp.full((1, 1), specials.boi, jnp.int32))
     image = policy.embed_image(rows.image_ids_BU[:, : U - 1])
     boi = jnp.broadcast_to(boi, (image.shape[0], 1, image.shape[2]))
     own = jnp.concatenate([boi, image], axis=1)
-    return _forward_on_ramp(policy.decoder, ramp, own, rows.context_len_B - 1)
+    return _forward_on_prefix(policy.decoder, ramp, own, rows.context_len_B - 1)
 
 
 def guided_image_logits(
     policy: JanusPolicy, cond: jax.Array, uncond: jax.Array, weight: float
 ) -> jax.Array:
-    """Guided picture logits (..., I), float32, of both branches' hidden states (..., D).
+    """Guided image logits (..., I), float32, of both branches' hidden states (..., D).
 
     The head's last layer is affine, so guiding what it reads is guiding what it makes, and the
     largest product of the head is made once instead of twice.
@@ -178,13 +178,13 @@ def _frozen(policy: JanusPolicy) -> JanusPolicy:
     return nnx.merge(graphdef, jax.tree.map(jax.lax.stop_gradient, state))
 
 
-def replay_logps(
-    policy: JanusPolicy, rows: Rows, specials: SpecialIds, settings: LogpSettings,
+def token_logps(
+    policy: JanusPolicy, rows: TokenBatch, specials: SpecialIds, settings: LogpSettings,
     chunk: int = 128,
-) -> RowLogps:  # fmt: skip
+) -> TokenLogps:  # fmt: skip
     """Score the tokens of rows under the distributions that the sampler draws from.
 
-    Plan: log_softmax(text logits / text_temperature), never guided. Picture:
+    Plan: log_softmax(text logits / text_temperature), never guided. Image:
     log_softmax((uncond + w (cond - uncond)) / image_temperature), or cond alone by the mode.
 
     Args:
@@ -217,7 +217,7 @@ def replay_logps(
 
     image_logp, image_entropy = _score_in_chunks(image_logits, hidden, rows.image_ids_BU, chunk)
     mask = rows.plan_mask_BT
-    return RowLogps(
+    return TokenLogps(
         plan_logp_BT=jnp.where(mask, plan_logp, 0.0),
         image_logp_BU=image_logp,
         plan_entropy_BT=jnp.where(mask, plan_entropy, 0.0),

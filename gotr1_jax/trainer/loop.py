@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gotr1_jax.errors import RunError, Stopped
-from gotr1_jax.parallel.processes import gather, together
+from gotr1_jax.parallel.processes import gather, raise_on_all_processes
 from gotr1_jax.trainer.checkpoint import Checkpoints
 from gotr1_jax.trainer.config import CheckpointConfig
 from gotr1_jax.trainer.goodput import Goodput
@@ -87,7 +87,7 @@ class Loop:
             Stopped: a signal asked for it, and the step is saved.
             RunError: a save failed, this one or one before; or `failure`, and the step is saved.
         """
-        with together():
+        with raise_on_all_processes():
             self._checkpoints.check()
         late = self._config.every_minutes * 60
         stop, due = _any_process(self._signals.asked, 0 < late <= self._clock() - self._saved_at)
@@ -103,12 +103,12 @@ class Loop:
         if stop:
             self._signals.step_done()
         record = {**meta, _META: self._goodput.to_json()}
-        with together():
+        with raise_on_all_processes():
             self._checkpoints.save(step, state, record, score)
         self._saved_at = self._clock()
         if stop or failure is not None or step == self._last:
             # It counts from here on.
-            with together():
+            with raise_on_all_processes():
                 self._checkpoints.wait()
         if failure is not None:
             raise RunError(f"stopped at step {step}, which is saved: {failure}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write, plain_json, write_failure
-from gotr1_jax.parallel.processes import is_first
+from gotr1_jax.parallel.processes import is_main_process
 from gotr1_jax.trainer.run_dir import RunDir
 
 
@@ -45,7 +45,7 @@ class MetricsWriter:
         Lines of later steps are removed: the run writes them again, and its file becomes that of
         a run that was never interrupted.
         """
-        self._path, self._writes = run.metrics, is_first()
+        self._path, self._writes = run.metrics, is_main_process()
         if not self._writes:
             return
         # Imported late: it imports torch where that is installed, seconds that only a run pays.

@@ -26,8 +26,8 @@ _RECORDS_NAME = "samples.jsonl"
 class SampleRecord:
     """One sample of one caption, as a person wants to look at it.
 
-    `planned` are the boxes of the plan and `located` those the judge found in the picture, each
-    with its object's name, in 0..999 of the picture's width and height. `scores` holds every
+    `planned` are the boxes of the plan and `located` those the judge found in the image, each
+    with its object's name, in 0..999 of the image's width and height. `scores` holds every
     reward term by name, `total` their combination; NaN where the judge could not tell.
     """
 
@@ -57,7 +57,7 @@ def step_folder(samples_dir: Path, step: int) -> Path:
 def write_samples(
     samples_dir: Path | str, step: int, records: Sequence[SampleRecord], *, name: str | None = None
 ) -> Path:
-    """Writes a step's samples, pictures and `samples.jsonl`; returns their folder.
+    """Writes a step's samples, images and `samples.jsonl`; returns their folder.
 
     The folder is `step_000010`, or `name` for samples that belong to no step.
 
@@ -135,8 +135,8 @@ def _to_json(record: SampleRecord) -> dict[str, Any]:
 
 
 def _from_json(line: Mapping[str, Any], folder: Path) -> SampleRecord:
-    with Image.open(folder / line["image"]) as picture:
-        image = np.asarray(picture.convert("RGB"))
+    with Image.open(folder / line["image"]) as raw_image:
+        image = np.asarray(raw_image.convert("RGB"))
     return SampleRecord(
         caption=line["caption"],
         caption_index=line["caption_index"],

@@ -8,7 +8,11 @@ from typing import Any
 
 from gotr1_jax.config import to_yaml
 from gotr1_jax.parallel.config import DistributedConfig
-from gotr1_jax.parallel.processes import check_alike, is_first, together
+from gotr1_jax.parallel.processes import (
+    check_same_on_all_processes,
+    is_main_process,
+    raise_on_all_processes,
+)
 from gotr1_jax.trainer.checkpoint import resolve_resume
 from gotr1_jax.trainer.metrics import MetricsWriter
 from gotr1_jax.trainer.run_dir import RunDir, create_run_dir, store_config
@@ -17,14 +21,18 @@ from gotr1_jax.trainer.samples import drop_samples_after
 
 def check_same_run(config: Any) -> None:
     """Raise RunError unless all processes have this configuration, their own place in it apart."""
-    check_alike(to_yaml(replace(config, distributed=DistributedConfig())), "configuration")
+    check_same_on_all_processes(
+        to_yaml(replace(config, distributed=DistributedConfig())), "configuration"
+    )
 
 
 def find_resume(mode: str, run_dir: Path | str) -> Path | None:
     """As `resolve_resume`, and RunError unless all processes find the same."""
-    with together():
+    with raise_on_all_processes():
         found = resolve_resume(mode, run_dir)
-    check_alike(str(found), "checkpoint to go on from (do all share the run directory's storage?)")
+    check_same_on_all_processes(
+        str(found), "checkpoint to go on from (do all share the run directory's storage?)"
+    )
     return found
 
 
@@ -33,8 +41,8 @@ def open_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> RunD
 
     See `create_run_dir`. It has to lie on storage that all processes share.
     """
-    with together():
-        if is_first():
+    with raise_on_all_processes():
+        if is_main_process():
             create_run_dir(root, config_text, may_exist=may_exist)
             print(config_text)
     return RunDir(Path(root))
@@ -45,8 +53,8 @@ def start_writing(run: RunDir, config_text: str, first: int) -> MetricsWriter:
 
     Returns the writer of its metrics, which writes in process 0 only.
     """
-    with together():
-        if is_first():
+    with raise_on_all_processes():
+        if is_main_process():
             drop_samples_after(run.samples, first)
             store_config(run, config_text)
         return MetricsWriter(run, first)

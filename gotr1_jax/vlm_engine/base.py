@@ -1,4 +1,4 @@
-"""Questions for a model that reads pictures and text, and the engines that answer them."""
+"""Questions for a model that reads images and text, and the engines that answer them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Kind = Literal["score", "boxes", "verdict"]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that questions refer to; equal to any other with the same pixels.
+class ImageInput:
+    """An image that questions refer to; equal to any other with the same pixels.
 
     Attributes:
         pixels: uint8 (H, W, 3) RGB.
@@ -33,13 +33,13 @@ class Picture:
         return self.pixels.shape[0], self.pixels.shape[1]
 
 
-def make_picture(pixels: np.ndarray) -> Picture:
-    """The picture of uint8 (H, W, 3) pixels; InputError for any other array."""
+def make_image_input(pixels: np.ndarray) -> ImageInput:
+    """The image of uint8 (H, W, 3) pixels; InputError for any other array."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise InputError(f"a picture is uint8 (H, W, 3), not {pixels.dtype} {pixels.shape}")
+        raise InputError(f"an image is uint8 (H, W, 3), not {pixels.dtype} {pixels.shape}")
     digest = hashlib.sha256(f"{pixels.shape[0]}x{pixels.shape[1]} ".encode())
     digest.update(np.ascontiguousarray(pixels).data)
-    return Picture(pixels, digest.hexdigest())
+    return ImageInput(pixels, digest.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,16 @@ class Scale:
 
 @dataclass(frozen=True)
 class Question:
-    """One user turn: `instruction`, then the pictures, then `text`; then the model answers.
+    """One user turn: `instruction`, then the images, then `text`; then the model answers.
 
     What all questions of a kind have in common stands first, and what questions about the same
-    picture have in common next: an engine can read both once for all of them. No text holds "<|":
+    image have in common next: an engine can read both once for all of them. No text holds "<|":
     no special token can stand in it, however it is tokenised.
 
     Attributes:
         kind: "score" (a JSON object with a score), "boxes" (a JSON list of boxes) or "verdict"
             (reasons, then a boxed 0 or 1).
-        pictures: shown behind the instruction, in this order.
+        images: shown behind the instruction, in this order.
         instruction: what is asked and how to answer.
         text: the material, and what is this question's own.
         max_answer_tokens: an answer that is longer is cut, and said to be.
@@ -76,7 +76,7 @@ class Question:
     """
 
     kind: Kind
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageInput, ...]
     instruction: str
     text: str
     max_answer_tokens: int
@@ -86,7 +86,7 @@ class Question:
     def key(self) -> str:
         """SHA-256 (hex) of everything that the answer can depend on."""
         words = (self.instruction, self.text, self.max_answer_tokens, self.scale)
-        parts = (self.kind, tuple(p.key for p in self.pictures), *words)
+        parts = (self.kind, tuple(p.key for p in self.images), *words)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def with_reminder(self, reminder: str) -> Question:
@@ -124,8 +124,8 @@ class Engine(Protocol):
         """One answer for each question, in their order, of any number and mixture."""
         ...
 
-    def picture_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that the model's coordinates refer to, for a picture of this size."""
+    def image_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that the model's coordinates refer to, for an image of this size."""
         ...
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from gotr1_jax.errors import InputError
 
-UNIT_PIXELS = 28 * 28  # of the picture behind one token
+UNIT_PIXELS = 28 * 28  # of the image behind one token
 _LEAST_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class QwenEngineConfig:
     """The model, and the sizes that bound its memory whatever the number of questions."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"picture_tokens": "image_tokens"}
 
     # A Qwen2.5-VL checkpoint: a directory (config.json, tokenizer.json, safetensors) or a hub id.
     checkpoint: str
@@ -25,10 +28,10 @@ class QwenEngineConfig:
     tokens: int = 32768
     # Patches (14 by 14 pixels) of one program of the vision tower.
     patches: int = 4096
-    # Picture tokens whose vectors are kept at once. With room for all pictures of a step (and for
+    # Image tokens whose vectors are kept at once. With room for all images of a step (and for
     # the sketches of spa) each goes through the vision tower once, in whatever way it is judged.
-    picture_tokens: int = 8192
-    # Height times width above which a picture is shrunk, where the checkpoint's own bound is
+    image_tokens: int = 8192
+    # Height times width above which an image is shrunk, where the checkpoint's own bound is
     # larger.
     max_pixels: int = 512 * UNIT_PIXELS
 
@@ -39,11 +42,11 @@ class QwenEngineConfig:
         least = {
             "rows": 1, "tokens": _LEAST_TOKENS, "max_pixels": UNIT_PIXELS,
             "patches": 4 * self.max_pixels // UNIT_PIXELS,
-            "picture_tokens": 2 * self.max_pixels // UNIT_PIXELS,
+            "image_tokens": 2 * self.max_pixels // UNIT_PIXELS,
         }  # fmt: skip
         for name, size in least.items():
             if getattr(self, name) < size:
                 raise InputError(
                     f"judge.qwen2_5_vl.{name} is {getattr(self, name)}; use {size} or more"
-                    + (" (or a smaller max_pixels)" if name.startswith("p") else "")
+                    + (" (or a smaller max_pixels)" if name in ("patches", "image_tokens") else "")
                 )

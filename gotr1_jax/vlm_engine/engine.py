@@ -1,8 +1,8 @@
 """Qwen2.5-VL as an engine: questions of any number and mixture, a few programs of fixed shapes.
 
-Questions are taken in waves, as many as there is room for the vectors of their pictures. In a
-wave each picture goes through the vision tower once. Each instruction is read once for all of its
-questions, then prefixes that some of them share (a picture, a caption), then the questions behind
+Questions are taken in waves, as many as there is room for the vectors of their images. In a
+wave each image goes through the vision tower once. Each instruction is read once for all of its
+questions, then prefixes that some of them share (an image, a caption), then the questions behind
 them, and either answers are written or scores are read off. The vectors of the last wave are kept
 for the next call, and so are the instructions.
 """
@@ -24,17 +24,17 @@ from PIL import Image
 from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.qwen2_5_vl import QwenCheckpoint, abstract_state, load_qwen, read_qwen_config
 from gotr1_jax.errors import InputError
-from gotr1_jax.images.qwen import Picture as Pixels
-from gotr1_jax.images.qwen import read_picture, resized_size
+from gotr1_jax.images.qwen import QwenImage as Pixels
+from gotr1_jax.images.qwen import read_image, resized_size
 from gotr1_jax.images.qwen_pack import Grid, mrope_positions
 from gotr1_jax.models.qwen2_5_vl import abstract_qwen
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.tokenizers.qwen import ImageTokens
-from gotr1_jax.vlm_engine.base import Answer, Picture, Question, Scale
+from gotr1_jax.vlm_engine.base import Answer, ImageInput, Question, Scale
 from gotr1_jax.vlm_engine.config import QwenEngineConfig
 from gotr1_jax.vlm_engine.packing import (
-    Group,
     Limits,
+    PrefixGroup,
     TokenRow,
     common,
     make_chunks,
@@ -42,10 +42,10 @@ from gotr1_jax.vlm_engine.packing import (
     rung,
     share_prefixes,
 )
-from gotr1_jax.vlm_engine.programs import Head
-from gotr1_jax.vlm_engine.runner import ChunkRunner, Counts, Written, row_shards
+from gotr1_jax.vlm_engine.programs import SharedPrefix
+from gotr1_jax.vlm_engine.runner import ChunkRunner, Counts, GeneratedAnswers, row_shards
 from gotr1_jax.vlm_engine.scores import ScoreTokens, score_tokens
-from gotr1_jax.vlm_engine.tower import PictureReader
+from gotr1_jax.vlm_engine.tower import ImageReader
 
 _WAVE = 2048
 """Questions of a wave at most: it bounds the integers that the host holds."""
@@ -98,7 +98,7 @@ class QwenEngine:
         self.identity = f"qwen2_5_vl {config.checkpoint} {config.dtype} {config.max_pixels}"
         dtype = jnp.dtype(config.dtype)
         self._limits = limits_of(config, mesh)
-        self._tokenizer, self._capacity = checkpoint.tokenizer, config.picture_tokens
+        self._tokenizer, self._capacity = checkpoint.tokenizer, config.image_tokens
         most = max(
             checkpoint.preprocessing.min_pixels,
             min(checkpoint.preprocessing.max_pixels, config.max_pixels),
@@ -108,10 +108,10 @@ class QwenEngine:
         sizes, ids = checkpoint.config, checkpoint.tokenizer.ids
         self._vision = checkpoint.state["vision"]
         self._held: tuple[jax.Array, dict[str, int]] | None = None
-        self._heads: dict[bytes, Head] = {}
-        self._read_pictures = PictureReader(
+        self._heads: dict[bytes, SharedPrefix] = {}
+        self._read_images = ImageReader(
             nnx.split(module.vision)[0], sizes.vision.geometry, sizes.vision.out_size, dtype,
-            config.patches, config.picture_tokens, mesh,
+            config.patches, config.image_tokens, mesh,
         )  # fmt: skip
         self._runner = ChunkRunner(
             (nnx.split(module.text)[0], checkpoint.state["text"]), sizes.text, dtype,
@@ -137,7 +137,7 @@ class QwenEngine:
         """Work done so far."""
         return self._runner.counts
 
-    def picture_size(self, height: int, width: int) -> tuple[int, int]:
+    def image_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) in pixels that the model's coordinates refer to."""
         return resized_size(height, width, self._preprocessing)
 
@@ -214,7 +214,7 @@ class QwenEngine:
             behind = tuple(rows[i].part(size) for i in numbers)
             yield _Behind(tuple(numbers), opening[:size], behind)
 
-    def _read_head(self, ids_S: np.ndarray) -> Head:
+    def _read_head(self, ids_S: np.ndarray) -> SharedPrefix:
         key = ids_S.tobytes()
         if key not in self._heads:
             if len(self._heads) == _HEADS:
@@ -223,14 +223,14 @@ class QwenEngine:
         return self._heads[key]
 
     def _waves(self, questions: Sequence[Question]) -> Iterator[list[Question]]:
-        """Questions about the same pictures together, as many as their vectors have room."""
+        """Questions about the same images together, as many as their vectors have room."""
         together: dict[tuple[str, ...], list[Question]] = {}
         for question in questions:
-            together.setdefault(tuple(p.key for p in question.pictures), []).append(question)
+            together.setdefault(tuple(p.key for p in question.images), []).append(question)
         wave: list[Question] = []
         held: dict[str, int] = {}
         for same in together.values():
-            new = {p.key: rung(math.prod(self._grid(p))) for p in same[0].pictures}
+            new = {p.key: rung(math.prod(self._grid(p))) for p in same[0].images}
             for start in range(0, len(same), _WAVE):
                 part = same[start : start + _WAVE]
                 full = sum((held | new).values()) > self._capacity
@@ -244,19 +244,19 @@ class QwenEngine:
     def _open(
         self, wave: Sequence[Question], endings: Sequence[Sequence[int]]
     ) -> tuple[jax.Array, list[TokenRow]]:
-        """The vectors of a wave's pictures, and its questions as tokens, with their endings."""
-        pictures = {p.key: p for q in wave for p in q.pictures}
-        grids = {key: self._grid(picture) for key, picture in pictures.items()}
-        # Second tries and other ways of reading ask about the same pictures in calls that follow.
+        """The vectors of a wave's images, and its questions as tokens, with their endings."""
+        images = {p.key: p for q in wave for p in q.images}
+        grids = {key: self._grid(image) for key, image in images.items()}
+        # Second tries and other ways of reading ask about the same images in calls that follow.
         if self._held is None or not grids.keys() <= self._held[1].keys():
             self._held = None  # makes room
-            self._held = self._read_pictures(
-                self._vision, grids, lambda key: self._pixels(pictures[key])
+            self._held = self._read_images(
+                self._vision, grids, lambda key: self._pixels(images[key])
             )
-            self.counts.pictures += len(pictures)
+            self.counts.images += len(images)
         units, places = self._held
         return units, [
-            self._tokens(q, [grids[p.key] for p in q.pictures], places, ending)
+            self._tokens(q, [grids[p.key] for p in q.images], places, ending)
             for q, ending in zip(wave, endings)
         ]
 
@@ -273,7 +273,7 @@ class QwenEngine:
             [np.zeros(0, np.int32)]
             + [
                 places[p.key] + np.arange(h * w, dtype=np.int32)
-                for p, (h, w) in zip(question.pictures, grids)
+                for p, (h, w) in zip(question.images, grids)
             ]
         )
         positions = mrope_positions(mask[None], [grids])[:, 0]
@@ -283,7 +283,7 @@ class QwenEngine:
         """The text in front that a question has in common with all others of its kind."""
         return question.instruction
 
-    def group(self, rows: Sequence[TokenRow], tail: int = 1) -> list[Group]:
+    def group(self, rows: Sequence[TokenRow], tail: int = 1) -> list[PrefixGroup]:
         """Which questions share a prefix; the last `tail` tokens of each are in none."""
         return share_prefixes(rows, tail)
 
@@ -296,15 +296,15 @@ class QwenEngine:
             f"judge.qwen2_5_vl.tokens {self._limits.tokens}"
         )
 
-    def _grid(self, picture: Picture) -> Grid:
-        tall, wide = self.picture_size(*picture.size)
+    def _grid(self, image: ImageInput) -> Grid:
+        tall, wide = self.image_size(*image.size)
         unit = self._preprocessing.geometry.unit_size
         return tall // unit, wide // unit
 
-    def _pixels(self, picture: Picture) -> Pixels:
-        return read_picture(Image.fromarray(picture.pixels), self._preprocessing)
+    def _pixels(self, image: ImageInput) -> Pixels:
+        return read_image(Image.fromarray(image.pixels), self._preprocessing)
 
-    def _read_answer(self, written: Written) -> Answer:
+    def _read_answer(self, written: GeneratedAnswers) -> Answer:
         text = self._tokenizer.decode(written.ids)
         cut = written.finite and not written.ended
         return Answer(text, truncated=cut, finite=written.finite)

@@ -1,6 +1,6 @@
 """Any model behind an OpenAI-compatible server (vLLM, SGLang, ...) as a judge's engine.
 
-One POST to URL/chat/completions for each question, temperature 0, pictures as PNG data URLs,
+One POST to URL/chat/completions for each question, temperature 0, images as PNG data URLs,
 several at once. What may pass (no connection, time-out, 408, 429, 5xx, an answer that is no such
 JSON) is tried again after a growing, jittered wait; then the question has no answer, and its term
 is NaN.
@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from gotr1_jax.errors import InputError, RunError
-from gotr1_jax.vlm_engine.base import Answer, Picture, Question
+from gotr1_jax.vlm_engine.base import Answer, ImageInput, Question
 
 _log = logging.getLogger(__name__)
 _MAX_BODY = 8 * 2**20  # bytes of a response
@@ -65,10 +65,10 @@ class HttpConfig:
     # one before, shortened by up to half at random.
     retries: int = 4
     backoff: float = 1.0
-    # What the model's boxes are in: pixels of the picture it was sent, as Qwen2.5-VL's, or
+    # What the model's boxes are in: pixels of the image it was sent, as Qwen2.5-VL's, or
     # thousandths of its sides.
     coordinates: Literal["pixels", "thousandths"] = "pixels"
-    # Pictures are sent with sides that are multiples of this, so that a server that rounds them
+    # Images are sent with sides that are multiples of this, so that a server that rounds them
     # so (Qwen2.5-VL: 28) leaves them, and coordinates, as they are. 1: as they come.
     multiple: int = 28
 
@@ -127,7 +127,7 @@ class HttpEngine:
         self._answered = threading.Event()
         self.identity = f"http {config.url.rstrip('/')} {config.model} multiple={config.multiple}"
 
-    def picture_size(self, height: int, width: int) -> tuple[int, int]:
+    def image_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that the model's coordinates refer to."""
         if self._config.coordinates == "thousandths":
             return 1000, 1000
@@ -140,10 +140,10 @@ class HttpEngine:
         model or key); once it has answered, that too is only a missing answer. That question
         goes alone: which one came first is then no matter of chance.
         """
-        pictures = {p.key: p for q in questions for p in q.pictures}
+        images = {p.key: p for q in questions for p in q.images}
         executor = ThreadPoolExecutor(self._config.concurrency)
         try:
-            urls = dict(zip(pictures, executor.map(self._data_url, pictures.values())))
+            urls = dict(zip(images, executor.map(self._data_url, images.values())))
             alone = 0 if self._answered.is_set() else 1
             answers = [self._answer_one(q, urls) for q in questions[:alone]]
             answers += executor.map(lambda q: self._answer_one(q, urls), questions[alone:])
@@ -187,9 +187,7 @@ class HttpEngine:
         def say(text: str) -> list[dict[str, Any]]:
             return [{"type": "text", "text": text}] if text else []
 
-        shown = [
-            {"type": "image_url", "image_url": {"url": urls[p.key]}} for p in question.pictures
-        ]
+        shown = [{"type": "image_url", "image_url": {"url": urls[p.key]}} for p in question.images]
         content = [*say(question.instruction), *shown, *say(question.text)]
         return json.dumps(
             {
@@ -243,9 +241,9 @@ class HttpEngine:
         _check_status(response, data)
         return data
 
-    def _data_url(self, picture: Picture) -> str:
-        height, width = self._sent_size(*picture.size)
-        image = Image.fromarray(np.ascontiguousarray(picture.pixels))
+    def _data_url(self, raw_image: ImageInput) -> str:
+        height, width = self._sent_size(*raw_image.size)
+        image = Image.fromarray(np.ascontiguousarray(raw_image.pixels))
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         stream = io.BytesIO()

@@ -32,7 +32,7 @@ class TokenRow:
 
     Attributes:
       ids_S: int32 token ids.
-      places_S: int32 index of a picture token's vector among those kept; -1 for text.
+      places_S: int32 index of an image token's vector among those kept; -1 for text.
       positions_3S: int32 positions in time, height and width.
       limit: longest answer in tokens.
     """
@@ -62,7 +62,7 @@ class TokenRow:
 
 
 @dataclass(frozen=True)
-class Group:
+class PrefixGroup:
     """Questions whose first `prefix` tokens are the same; at least one each is left."""
 
     prefix: int
@@ -74,7 +74,7 @@ class _Node:
     """Rows that agree in `depth` tokens: groups that are settled, and rows in none."""
 
     depth: int
-    groups: list[Group] = field(default_factory=list)
+    groups: list[PrefixGroup] = field(default_factory=list)
     cost: int = 0
     loose: list[int] = field(default_factory=list)
 
@@ -84,7 +84,7 @@ class _Node:
         self.loose += child.loose
 
 
-def share_prefixes(rows: Sequence[TokenRow], tail: int = 1, least: int = 16) -> list[Group]:
+def share_prefixes(rows: Sequence[TokenRow], tail: int = 1, least: int = 16) -> list[PrefixGroup]:
     """Groups that make the number of tokens to be read small; every row is in one of them.
 
     Walks the tree of common prefixes from the leaves: at each branching either everything below
@@ -135,10 +135,10 @@ def _settle(node: _Node, rows: Sequence[TokenRow], final: bool) -> _Node:
     apart = node.cost + depth * bool(node.loose)
     apart += sum(rows[i].size - depth for i in node.loose)
     if node.groups and together <= apart:
-        return _Node(depth, [Group(depth, tuple(sorted(everything)))], together)
+        return _Node(depth, [PrefixGroup(depth, tuple(sorted(everything)))], together)
     if len(node.loose) > 1 or (final and node.loose):
         cost = node.cost + depth + sum(rows[i].size - depth for i in node.loose)
-        return _Node(depth, [*node.groups, Group(depth, tuple(sorted(node.loose)))], cost)
+        return _Node(depth, [*node.groups, PrefixGroup(depth, tuple(sorted(node.loose)))], cost)
     return _Node(depth, node.groups, node.cost, node.loose)
 
 
@@ -182,7 +182,7 @@ class Chunk:
       answer: longest answer, rounded up to a power of two; 0 where nothing is decoded.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[PrefixGroup, ...]
     head: int
     prefix: int
     rest: int
@@ -219,7 +219,11 @@ class Chunk:
 
 
 def make_chunks(
-    groups: Sequence[Group], rows: Sequence[TokenRow], limits: Limits, decode: bool, head: int = 0
+    groups: Sequence[PrefixGroup],
+    rows: Sequence[TokenRow],
+    limits: Limits,
+    decode: bool,
+    head: int = 0,
 ) -> Iterator[Chunk]:
     """Groups of like lengths together, as many as fit and as long as that costs no more.
 
@@ -246,7 +250,7 @@ def make_chunks(
 
 
 def _pieces(
-    group: Group, rows: Sequence[TokenRow], limits: Limits, decode: bool, head: int
+    group: PrefixGroup, rows: Sequence[TokenRow], limits: Limits, decode: bool, head: int
 ) -> Iterator[Chunk]:
     """A group as chunks of its own, one for each length of answers; large ones are cut."""
     by_answer: dict[int, list[int]] = {}
@@ -260,4 +264,4 @@ def _pieces(
         for start in range(0, len(members), most):
             part = tuple(members[start : start + most])
             rest = rung(rows[part[-1]].size - group.prefix)
-            yield Chunk((Group(group.prefix, part),), head, prefix, rest, answer)
+            yield Chunk((PrefixGroup(group.prefix, part),), head, prefix, rest, answer)

@@ -2,7 +2,7 @@
 
 The cache of a row is a head (what all rows begin with, held once), a prefix (read once for all its
 questions), the question's own tokens behind it, and the answer. Letters as in `sampling.state`; U
-picture vectors, M places of a row.
+image vectors, M places of a row.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gotr1_jax.decoding.forward import (
     softmax_parts,
     text_logits,
 )
-from gotr1_jax.decoding.kv_cache import Segment, empty_segment, write_slot
+from gotr1_jax.decoding.kv_cache import KVCache, empty_cache, write_slot
 from gotr1_jax.decoding.weights import TextParams
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import mrope_tables, rope_tables
@@ -31,12 +31,12 @@ from gotr1_jax.models.decoder import mrope_tables, rope_tables
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Stretch:
+class PackedTokens:
     """Tokens of some rows, padded on the right.
 
     Attributes:
       ids_BS: int32 token ids.
-      places_BS: int32 index into the picture vectors; -1 for text.
+      places_BS: int32 index into the image vectors; -1 for text.
       positions_B3S: int32 positions in time, height and width.
       len_B: int32 tokens that are none of the padding.
     """
@@ -49,7 +49,7 @@ class Stretch:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Head:
+class SharedPrefix:
     """What all rows begin with: the system's turn, an instruction.
 
     Attributes:
@@ -57,13 +57,13 @@ class Head:
       len_1: int32 (1,), filled slots.
     """
 
-    segment: Segment
+    segment: KVCache
     len_1: jax.Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Context:
+class PrefixCache:
     """What the tokens of an answer see besides the head and the answer.
 
     Attributes:
@@ -72,7 +72,7 @@ class Context:
       start_B: int32 position of an answer's first token.
     """
 
-    segment: Segment
+    segment: KVCache
     bias_BS: jax.Array
     start_B: jax.Array
 
@@ -94,7 +94,7 @@ class AnswerState:
       step: int32 scalar, tokens read so far; one fewer than drawn.
     """
 
-    segment: Segment
+    segment: KVCache
     token_B: jax.Array
     ids_BT: jax.Array
     len_B: jax.Array
@@ -105,23 +105,27 @@ class AnswerState:
     step: jax.Array
 
 
-def read_head(params: TextParams, ids_1S: jax.Array, cfg: DecoderConfig) -> Segment:
+def read_head(params: TextParams, ids_1S: jax.Array, cfg: DecoderConfig) -> KVCache:
     """Keys and values of a text from position 0 on."""
     return prefill(params, cfg, ids_1S)[1]
 
 
 def read_prefixes(
-    params: TextParams, units_UD: jax.Array, tokens: Stretch, head: Head, cfg: DecoderConfig
-) -> Segment:
+    params: TextParams,
+    units_UD: jax.Array,
+    tokens: PackedTokens,
+    head: SharedPrefix,
+    cfg: DecoderConfig,
+) -> KVCache:
     """Keys and values of prefixes behind the head."""
     x, rope = _embedded(params, units_UD, tokens, cfg)
     return prefill_embedded_behind(params, cfg, x, rope, [_in_front(head)])[1]
 
 
 def read_questions(
-    params: TextParams, units_UD: jax.Array, tokens: Stretch, head: Head,
-    prefixes: tuple[Segment, jax.Array] | None, cfg: DecoderConfig, reads: int,
-) -> tuple[jax.Array, Context]:  # fmt: skip
+    params: TextParams, units_UD: jax.Array, tokens: PackedTokens, head: SharedPrefix,
+    prefixes: tuple[KVCache, jax.Array] | None, cfg: DecoderConfig, reads: int,
+) -> tuple[jax.Array, PrefixCache]:  # fmt: skip
     """Questions behind their prefixes: hidden (B,M,D) of their last M tokens, and the context.
 
     prefixes: B rows, one for each question, and how many of their slots are filled, int32 (B,);
@@ -133,21 +137,21 @@ def read_questions(
     at_BM = jnp.asarray(tokens.len_B)[:, None] - reads + jnp.arange(reads)
     hidden_BMD = jnp.take_along_axis(hidden, at_BM[..., None], axis=1)
     parts = [*before, (own, jnp.asarray(tokens.len_B))]
-    segment = Segment(
+    segment = KVCache(
         tuple(jnp.concatenate(k, axis=3) for k in zip(*(part.k_NKhS for part, _ in parts))),
         tuple(jnp.concatenate(v, axis=2) for v in zip(*(part.v_NKSh for part, _ in parts))),
     )
     filled = jnp.concatenate([jnp.arange(s.size) < n[:, None] for s, n in parts], axis=1)
     last = jnp.take_along_axis(jnp.asarray(tokens.positions_B3S)[:, 0], at_BM[:, -1:], axis=1)
-    return hidden_BMD, Context(segment, jnp.where(filled, 0.0, MASKED), last[:, 0] + 1)
+    return hidden_BMD, PrefixCache(segment, jnp.where(filled, 0.0, MASKED), last[:, 0] + 1)
 
 
-def _in_front(head: Head) -> tuple[Segment, jax.Array]:
+def _in_front(head: SharedPrefix) -> tuple[KVCache, jax.Array]:
     return head.segment, jnp.asarray(head.len_1)
 
 
 def _embedded(
-    params: TextParams, units_UD: jax.Array, tokens: Stretch, cfg: DecoderConfig
+    params: TextParams, units_UD: jax.Array, tokens: PackedTokens, cfg: DecoderConfig
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     places_BS = jnp.asarray(tokens.places_BS)
     x = params.text_embed_VD[tokens.ids_BS]
@@ -178,7 +182,7 @@ def start_answers(
     B = hidden_BD.shape[0]
     nothing = jnp.zeros((B,), bool)
     state = AnswerState(
-        segment=empty_segment(cfg, B, size, hidden_BD.dtype),
+        segment=empty_cache(cfg, B, size, hidden_BD.dtype),
         token_B=jnp.zeros((B,), jnp.int32),
         ids_BT=jnp.zeros((B, room), jnp.int32),
         len_B=jnp.zeros((B,), jnp.int32),
@@ -210,8 +214,8 @@ def _draw(state: AnswerState, logits_BV: jax.Array, ends: tuple[int, ...]) -> An
 
 
 def run_answer_bucket(
-    params: TextParams, head: Head, context: Context, state: AnswerState, cfg: DecoderConfig,
-    ends: tuple[int, ...],
+    params: TextParams, head: SharedPrefix, context: PrefixCache, state: AnswerState,
+    cfg: DecoderConfig, ends: tuple[int, ...],
 ) -> AnswerState:  # fmt: skip
     """Read and draw tokens until the segment's slots are full or every row is done."""
     size, H, C = state.segment.size, head.segment.size, context.segment.size

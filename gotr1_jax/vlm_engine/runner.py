@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gotr1_jax.decoding.kv_cache import Segment, grow, segment_sharding
+from gotr1_jax.decoding.kv_cache import KVCache, cache_sharding, grow_cache
 from gotr1_jax.decoding.weights import TextParams, lay_out_text, text_shardings
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import Decoder
@@ -21,9 +21,9 @@ from gotr1_jax.parallel.mesh import ROWS, row_multiple, rows
 from gotr1_jax.vlm_engine.packing import Chunk, Limits, TokenRow, rung
 from gotr1_jax.vlm_engine.programs import (
     AnswerState,
-    Context,
-    Head,
-    Stretch,
+    PackedTokens,
+    PrefixCache,
+    SharedPrefix,
     read_head,
     read_prefixes,
     read_questions,
@@ -36,7 +36,7 @@ _FIRST_BUCKET = 32  # slots of the answers' cache to begin with
 
 
 @dataclass(frozen=True)
-class Written:
+class GeneratedAnswers:
     """A decoded answer: its tokens with the end token, and how it ended."""
 
     ids: tuple[int, ...]
@@ -49,14 +49,14 @@ class Counts:
     """Work done, for tests and measurements.
 
     Attributes:
-      pictures: that went through the vision tower.
+      images: that went through the vision tower.
       head_tokens, prefix_tokens, question_tokens: read, without padding.
       padded_tokens: of prefixes and questions, with padding.
       decoded: steps of the answer loop times its rows.
       most_tokens: the largest chunk: rows times head, prefix, question and answer.
     """
 
-    pictures: int = 0
+    images: int = 0
     head_tokens: int = 0
     prefix_tokens: int = 0
     question_tokens: int = 0
@@ -88,16 +88,16 @@ class ChunkRunner:
         self.programs = text_programs(graphdef, cfg, dtype, ends, mesh)
         self._params = self.programs.lay_out(state)
 
-    def read_head(self, ids_S: np.ndarray) -> Head:
-        """What rows have in front of them: text from position 0 on, without a picture."""
+    def read_head(self, ids_S: np.ndarray) -> SharedPrefix:
+        """What rows have in front of them: text from position 0 on, without an image."""
         padded = _padded(ids_S, rung(len(ids_S)), self._pad)
         self.counts.head_tokens += len(ids_S)
         segment = self.programs.read_head(self._params, jnp.asarray(padded[None]))
-        return Head(segment, np.array([len(ids_S)], np.int32))
+        return SharedPrefix(segment, np.array([len(ids_S)], np.int32))
 
     def write(
-        self, chunk: Chunk, head: Head, asked: Sequence[TokenRow], units: jax.Array
-    ) -> list[Written]:
+        self, chunk: Chunk, head: SharedPrefix, asked: Sequence[TokenRow], units: jax.Array
+    ) -> list[GeneratedAnswers]:
         """Greedy answers to a chunk's members, in their order.
 
         asked: the questions, `head` taken off.
@@ -112,8 +112,8 @@ class ChunkRunner:
         return self._decode(head, context, state, len(chunk.members), chunk.answer)
 
     def score(
-        self, chunk: Chunk, head: Head, asked: Sequence[TokenRow], units: jax.Array, reads: int,
-        wanted: Sequence[Sequence[Sequence[int]]],
+        self, chunk: Chunk, head: SharedPrefix, asked: Sequence[TokenRow], units: jax.Array,
+        reads: int, wanted: Sequence[Sequence[Sequence[int]]],
     ) -> list[tuple[np.ndarray, bool]]:  # fmt: skip
         """Log-probabilities (M,K) behind a chunk's members, and whether logits were finite.
 
@@ -130,8 +130,13 @@ class ChunkRunner:
         return [(logp, bool(ok)) for logp, ok in both][: len(chunk.members)]
 
     def _read(
-        self, chunk: Chunk, head: Head, asked: Sequence[TokenRow], units: jax.Array, reads: int
-    ) -> tuple[jax.Array, Context, int]:
+        self,
+        chunk: Chunk,
+        head: SharedPrefix,
+        asked: Sequence[TokenRow],
+        units: jax.Array,
+        reads: int,
+    ) -> tuple[jax.Array, PrefixCache, int]:
         """Hidden states of the last `reads` tokens, the context, and the number of rows."""
         members = chunk.members
         P, B = self._limits.padded(len(chunk.groups)), self._limits.padded(len(members))
@@ -156,10 +161,10 @@ class ChunkRunner:
         return hidden, context, B
 
     def _decode(
-        self, head: Head, context: Context, state: AnswerState, count: int, longest: int
-    ) -> list[Written]:
+        self, head: SharedPrefix, context: PrefixCache, state: AnswerState, count: int, longest: int
+    ) -> list[GeneratedAnswers]:
         """Buckets of the answer loop; between them rows that are done are dropped by halves."""
-        written: dict[int, Written] = {}
+        written: dict[int, GeneratedAnswers] = {}
         B = state.done_B.shape[0]
         owner = np.where(np.arange(B) < count, np.arange(B), -1)
         while True:
@@ -181,9 +186,9 @@ class ChunkRunner:
                 context, state = self.programs.take((context, state), there)
                 state = replace(state, done_B=state.done_B | ~self._on_rows(alive))
             size = min(2 * state.segment.size, longest)
-            state = replace(state, segment=grow(state.segment, size))
+            state = replace(state, segment=grow_cache(state.segment, size))
 
-    def _stretch(self, parts: Sequence[TokenRow], number: int, size: int) -> Stretch:
+    def _stretch(self, parts: Sequence[TokenRow], number: int, size: int) -> PackedTokens:
         """Rows in arrays of `number` rows; those of padding are full."""
         ids = np.full((number, size), self._pad, np.int32)
         places = np.full((number, size), -1, np.int32)
@@ -193,7 +198,7 @@ class ChunkRunner:
             ids[b, : row.size] = row.ids_S
             places[b, : row.size] = row.places_S
             positions[b, :, : row.size] = row.positions_3S
-        return jax.tree.map(self._on_rows, Stretch(ids, places, positions, lengths))
+        return jax.tree.map(self._on_rows, PackedTokens(ids, places, positions, lengths))
 
     def _on_rows(self, x: np.ndarray) -> jax.Array:
         return jnp.asarray(x) if self._mesh is None else jax.device_put(x, rows(self._mesh))
@@ -238,19 +243,21 @@ def text_programs(
     def pinned(tree: Any) -> Any:
         return _pin(tree, mesh)
 
-    def head(params: TextParams, ids_1S: jax.Array) -> Segment:
+    def head(params: TextParams, ids_1S: jax.Array) -> KVCache:
         segment = read_head(params, ids_1S, cfg)
         if mesh is None:
             return segment
         return jax.lax.with_sharding_constraint(segment, head_sharding(mesh))
 
-    def prefixes(params: TextParams, units: jax.Array, tokens: Stretch, head: Head) -> Segment:
+    def prefixes(
+        params: TextParams, units: jax.Array, tokens: PackedTokens, head: SharedPrefix
+    ) -> KVCache:
         return pinned(read_prefixes(params, units, tokens, head, cfg))
 
     def questions(
-        params: TextParams, units: jax.Array, tokens: Stretch, head: Head,
-        prefixes: tuple[Segment, jax.Array] | None, reads: int,
-    ) -> tuple[jax.Array, Context]:  # fmt: skip
+        params: TextParams, units: jax.Array, tokens: PackedTokens, head: SharedPrefix,
+        prefixes: tuple[KVCache, jax.Array] | None, reads: int,
+    ) -> tuple[jax.Array, PrefixCache]:  # fmt: skip
         return pinned(read_questions(params, units, tokens, head, prefixes, cfg, reads))
 
     def start(
@@ -286,7 +293,7 @@ def _pin(tree: Any, mesh: Mesh | None) -> Any:
         return tree
 
     def one(x: jax.Array) -> jax.Array:
-        over = segment_sharding(mesh) if x.ndim == 4 else NamedSharding(mesh, ROWS)
+        over = cache_sharding(mesh) if x.ndim == 4 else NamedSharding(mesh, ROWS)
         whole = NamedSharding(mesh, PartitionSpec())
         return jax.lax.with_sharding_constraint(x, over if x.ndim else whole)
 
@@ -301,14 +308,14 @@ def _padded(values: Any, size: int, fill: int) -> np.ndarray:
 
 
 def _collect(
-    written: dict[int, Written], state: AnswerState, owner: np.ndarray, done: np.ndarray
+    written: dict[int, GeneratedAnswers], state: AnswerState, owner: np.ndarray, done: np.ndarray
 ) -> None:
     """Takes over what rows that are done have written."""
     ids, length = np.asarray(state.ids_BT), np.asarray(state.len_B)
     ended, finite = np.asarray(state.ended_B), np.asarray(state.finite_B)
     for b in np.flatnonzero(done & (owner >= 0)):
         tokens = tuple(ids[b, : length[b]].tolist())
-        written[int(owner[b])] = Written(tokens, bool(ended[b]), bool(finite[b]))
+        written[int(owner[b])] = GeneratedAnswers(tokens, bool(ended[b]), bool(finite[b]))
 
 
 def row_shards(mesh: Mesh | None) -> int:

@@ -1,4 +1,4 @@
-"""Pictures through the vision tower, once each, into one array that all questions read from."""
+"""Images through the vision tower, once each, into one array that all questions read from."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from gotr1_jax.images.qwen import Geometry, Picture, count_windows
-from gotr1_jax.images.qwen_pack import Grid, PatchBatch, RowShape, assign_rows, pack_pictures
-from gotr1_jax.models.qwen_vision import VisionTower
+from gotr1_jax.images.qwen import Geometry, QwenImage, count_windows
+from gotr1_jax.images.qwen_pack import Grid, PatchBatch, RowShape, assign_rows, pack_images
+from gotr1_jax.models.qwen_vision import QwenVisionTower
 from gotr1_jax.parallel.mesh import replicated, row_multiple, rows
 from gotr1_jax.vlm_engine.packing import Limits, rung
 
 
 @dataclass(frozen=True)
 class TowerBatch:
-    """Pictures of one program: their names, the shape of a row, and the number of rows."""
+    """Images of one program: their names, the shape of a row, and the number of rows."""
 
     names: tuple[str, ...]
     shape: RowShape
     rows: int
 
 
-class PictureReader:
-    """The compiled tower; `units` is the array of vectors, `places` where each picture begins.
+class ImageReader:
+    """The compiled tower; `units` is the array of vectors, `places` where each image begins.
 
     Args:
       tower: graphdef of the split vision tower.
@@ -51,7 +51,7 @@ class PictureReader:
 
         def encode(state: nnx.State, batch: PatchBatch) -> jax.Array:
             module = nnx.merge(tower, state)
-            assert isinstance(module, VisionTower)
+            assert isinstance(module, QwenVisionTower)
             return module(batch, dtype).reshape(-1, width)
 
         whole = None if mesh is None else replicated(mesh)
@@ -62,11 +62,11 @@ class PictureReader:
         )
 
     def __call__(
-        self, state: nnx.State, grids: Mapping[str, Grid], read: Callable[[str], Picture]
+        self, state: nnx.State, grids: Mapping[str, Grid], read: Callable[[str], QwenImage]
     ) -> tuple[jax.Array, dict[str, int]]:
-        """All pictures' vectors (U,D), and the index of each one's first.
+        """All images' vectors (U,D), and the index of each one's first.
 
-        read: makes the patches of a picture, called once a name, batch by batch.
+        read: makes the patches of an image, called once a name, batch by batch.
         """
         batches = list(self.batches(grids))
         per_unit = self._geometry.unit_patches
@@ -75,8 +75,8 @@ class PictureReader:
         units, start = self._empty((total, self._width)), 0
         places: dict[str, int] = {}
         for batch, size in zip(batches, sizes):
-            pictures = [read(name) for name in batch.names]
-            packed = pack_pictures(pictures, self._geometry, batch.shape, batch.rows)
+            images = [read(name) for name in batch.names]
+            packed = pack_images(images, self._geometry, batch.shape, batch.rows)
             there = packed.batch if self._mesh is None else self._spread(packed.batch)
             units = self._put(units, self.encode(state, there), jnp.int32(start))
             places |= {n: start + int(s) for n, s in zip(batch.names, packed.starts_P)}
@@ -84,7 +84,7 @@ class PictureReader:
         return units, places
 
     def batches(self, grids: Mapping[str, Grid]) -> Iterator[TowerBatch]:
-        """Pictures of like sizes together, the larger ones first."""
+        """Images of like sizes together, the larger ones first."""
         names = sorted(grids, key=lambda n: (-grids[n][0] * grids[n][1], grids[n]))
         while names:
             shape = self._row(grids[names[0]])
@@ -98,7 +98,7 @@ class PictureReader:
             names = [n for n in names if n not in chosen]
 
     def _belongs(self, grid: Grid, shape: RowShape) -> bool:
-        """Whether a picture goes into rows of a shape; a much smaller one waits for its own."""
+        """Whether an image goes into rows of a shape; a much smaller one waits for its own."""
         patches = grid[0] * grid[1] * self._geometry.unit_patches
         windows = count_windows(grid, self._geometry)
         least = shape.patches if shape.patches > _row_patches(1, self._geometry) else 0
@@ -114,7 +114,7 @@ class PictureReader:
 
 
 def _row_patches(units: int, geometry: Geometry) -> int:
-    """Patches of the smallest row for a picture of so many units."""
+    """Patches of the smallest row for an image of so many units."""
     return rung(units) * geometry.unit_patches
 
 

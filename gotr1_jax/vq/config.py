@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from gotr1_jax.config import check_seed, positive
 from gotr1_jax.errors import InputError
@@ -24,10 +26,10 @@ class VqLossWeights:
 
 @dataclass(frozen=True)
 class CropConfig:
-    """The first part of training sees windows of the pictures.
+    """The first part of training sees windows of the images.
 
     A window costs less and a smaller part of it is background, so far more edges are seen in the
-    same time; the rest of training sees whole pictures, as encoding and decoding will.
+    same time; the rest of training sees whole images, as encoding and decoding will.
     """
 
     # Pixels a side; a multiple of the tokenizer's downsampling.
@@ -53,19 +55,23 @@ class RestartConfig:
 
 @dataclass(frozen=True)
 class VqTrainConfig:
-    """The picture tokenizer of the shapes world: `gotr1 train vq`."""
+    """The image tokenizer of the shapes world: `gotr1 train vq`."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "pictures": "images", "eval_pictures": "eval_images",
+    }  # fmt: skip
 
     run_dir: str
     model: VQConfig
     seed: int = 0
     steps: int = 3600
     resume: str = "auto"
-    # Whole pictures a step, after the windows of `crop`.
+    # Whole images a step, after the windows of `crop`.
     batch_size: int = 16
-    # Pictures drawn beforehand to learn from (of training captions), and held-out ones to measure
+    # Images drawn beforehand to learn from (of training captions), and held-out ones to measure
     # the result on.
-    pictures: int = 20000
-    eval_pictures: int = 1024
+    images: int = 20000
+    eval_images: int = 1024
     # Before this step the decoder sees the encodings themselves: it learns colors much sooner
     # than through a codebook that covers nothing yet.
     quantize_from: int = 300
@@ -83,16 +89,16 @@ class VqTrainConfig:
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def check(self) -> None:
-        positive("vq", steps=self.steps, batch_size=self.batch_size, pictures=self.pictures)
-        positive("vq", eval_pictures=self.eval_pictures, log_every=self.log_every)
-        if self.eval_pictures < 8:
+        positive("vq", steps=self.steps, batch_size=self.batch_size, images=self.images)
+        positive("vq", eval_images=self.eval_images, log_every=self.log_every)
+        if self.eval_images < 8:
             raise InputError(
-                f"vq.eval_pictures is {self.eval_pictures}; use 8 or more, a row of the sheet that "
+                f"vq.eval_images is {self.eval_images}; use 8 or more, a row of the sheet that "
                 "shows them"
             )
         check_seed(self.seed)
         down = self.model.downsampling
-        for name, size in (("crop.size", self.crop.size), ("the picture size", IMAGE_SIZE)):
+        for name, size in (("crop.size", self.crop.size), ("the image size", IMAGE_SIZE)):
             if size % down or not 0 < size <= IMAGE_SIZE:
                 raise InputError(
                     f"{name} is {size}; it must be a multiple of the downsampling {down} "

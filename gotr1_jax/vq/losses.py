@@ -1,4 +1,4 @@
-"""Losses and code usage of a vector-quantized picture tokenizer; pure functions.
+"""Losses and code usage of a vector-quantized image tokenizer; pure functions.
 
 Sources: van den Oord et al. 2017 (arXiv 1711.00937), equation 3; Esser et al. 2021 (arXiv
 2012.09841) for the entropy term's use in VQGANs; LlamaGen (arXiv 2406.06525) for the weights.
@@ -57,7 +57,7 @@ def restart_unused(
     A code whose share of use is under `below` (in units of an even share, 1/I) takes the place
     of an encoding of this batch, drawn without replacement with a probability that grows with
     its squared distance to its code, as k-means++ seeds its centres. (Drawn evenly, most would
-    land on the background, which fills most of a picture and is covered already.)
+    land on the background, which fills most of an image and is covered already.)
 
     Args:
       codebook_IZ: the codes.

@@ -1,4 +1,4 @@
-"""Train the picture tokenizer on the shapes world: `gotr1 train vq --config FILE`."""
+"""Train the image tokenizer on the shapes world: `gotr1 train vq --config FILE`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gotr1_jax.models.config import VQConfig
 from gotr1_jax.models.vq import VQModel, abstract_vq
 from gotr1_jax.parallel.mesh import connect, held_rows, make_mesh, replicated
 from gotr1_jax.parallel.placement import check_rows, put_held_rows
-from gotr1_jax.parallel.processes import is_first, together
+from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
 from gotr1_jax.shapes import IMAGE_SIZE
 from gotr1_jax.shapes.dataset import ShapesSource
 from gotr1_jax.shapes.vocabulary import GRID_STEP
@@ -91,7 +91,7 @@ def _train(config: VqTrainConfig, signals: StopSignals) -> Path:
     # The tokenizer is small next to its activations: every device holds it whole.
     state = jax.jit(partial(init_state, config), out_shardings=replicated(mesh))()
     first = 0
-    pictures = draw_pictures("train", config.seed, config.pictures)
+    images = draw_images("train", config.seed, config.images)
     saving = config.checkpoint
     with Checkpoints(run.checkpoints, saving.keep, saving.keep_best) as checkpoints:
         loop = Loop(checkpoints, saving, config.steps, signals)
@@ -107,18 +107,18 @@ def _train(config: VqTrainConfig, signals: StopSignals) -> Path:
             for step in loop.steps(first):
                 count = batch_rows(config, step)
                 held = held_rows(count, mesh)
-                part = batch_of_step(pictures, config, step, held)
+                part = batch_of_step(images, config, step, held)
                 state, result = step_fn(state, put_held_rows(part, held, count, mesh))
                 if step % config.log_every == 0 or step == config.steps:
                     stop_if_skipped(state.skipped_in_a_row, config.log_every + 1, step)
                     values = {name: float(value) for name, value in asdict(result).items()}
-                    with together():
+                    with raise_on_all_processes():
                         metrics.write(step, values | loop.measures())
                     shown = {name: values[name] for name in ("psnr", "perplexity", "used_frac")}
                 progress.update(step, **shown)
                 loop.end_step(step, state, {"seed": config.seed})
-    with together():
-        if is_first():
+    with raise_on_all_processes():
+        if is_main_process():
             _finish(config, run, jax.device_get(state.params))
     return _export_dir(config, run)
 
@@ -128,56 +128,56 @@ def _export_dir(config: VqTrainConfig, run: RunDir) -> Path:
 
 
 def _finish(config: VqTrainConfig, run: RunDir, params: Any) -> None:
-    """The tokenizer's folder, and what it makes of held-out pictures."""
+    """The tokenizer's folder, and what it makes of held-out images."""
     out = _export_dir(config, run)
     save_vq(out, config.model, IMAGE_SIZE, params, config.export_dtype)
     _log.info("tokenizer written to %s", out)
     rounded = jax.tree.map(lambda x: x.astype(config.export_dtype).astype(np.float32), params)
-    held_out = draw_pictures("heldout", config.seed, config.eval_pictures)
+    held_out = draw_images("heldout", config.seed, config.eval_images)
     summary, decoded = evaluate(config.model, rounded, held_out)
     write_json_atomic(run.summary, summary)
     contact_sheet(held_out, decoded).save(run.root / "reconstructions.png")
 
 
-def draw_pictures(split: str, seed: int, count: int) -> np.ndarray:
-    """The first `count` pictures of a split of the shapes world, uint8 (count, 64, 64, 3)."""
+def draw_images(split: str, seed: int, count: int) -> np.ndarray:
+    """The first `count` images of a split of the shapes world, uint8 (count, 64, 64, 3)."""
     source = ShapesSource(split, count, seed)
-    pictures = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     with Progress("pictures", count) as progress:
         for i in range(count):
-            pictures[i] = source.picture(i)
+            images[i] = source.image(i)
             progress.update(i + 1)
-    return pictures
+    return images
 
 
 def batch_rows(config: VqTrainConfig, step: int) -> int:
-    """Pictures of step 1, 2, …: windows first, then whole ones."""
+    """Images of step 1, 2, …: windows first, then whole ones."""
     return config.crop.batch_size if step <= config.crop.steps else config.batch_size
 
 
 def batch_of_step(
-    pictures: np.ndarray, config: VqTrainConfig, step: int, held: np.ndarray | None = None
+    images: np.ndarray, config: VqTrainConfig, step: int, held: np.ndarray | None = None
 ) -> np.ndarray:
-    """The pictures of a step, uint8 (B, H, W, 3); of `held` rows alone, where it is given.
+    """The images of a step, uint8 (B, H, W, 3); of `held` rows alone, where it is given.
 
     A function of seed and step alone, so a resumed run sees what an uninterrupted one would.
     """
     rng, B = np.random.default_rng((config.seed, step)), batch_rows(config, step)
     rows = np.arange(B) if held is None else held
-    index = rng.integers(0, len(pictures), B)
+    index = rng.integers(0, len(images), B)
     if step > config.crop.steps:
-        return pictures[index[rows]]
+        return images[index[rows]]
     size = config.crop.size
-    # Windows move by the grid that objects stand on: edges fall where whole pictures have them.
+    # Windows move by the grid that objects stand on: edges fall where whole images have them.
     places = (IMAGE_SIZE - size) // GRID_STEP + 1
     corner = GRID_STEP * rng.integers(0, places, (B, 2))
-    windows = [pictures[index[b]][y : y + size, x : x + size] for b in rows for y, x in [corner[b]]]
+    windows = [images[index[b]][y : y + size, x : x + size] for b in rows for y, x in [corner[b]]]
     return np.stack(windows)
 
 
-def to_pixels(pictures: jax.Array) -> jax.Array:
+def to_pixels(images: jax.Array) -> jax.Array:
     """uint8 0..255 → float32 [-1, 1]."""
-    return pictures.astype(jnp.float32) / 127.5 - 1.0
+    return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def init_state(config: VqTrainConfig) -> VqState:
@@ -191,7 +191,7 @@ def init_state(config: VqTrainConfig) -> VqState:
 
 
 def make_step(config: VqTrainConfig) -> StepFn:
-    """The compiled update on uint8 pictures (B, H, W, 3); its state is donated."""
+    """The compiled update on uint8 images (B, H, W, 3); its state is donated."""
     size, dim = config.model.codebook_size, config.model.code_dim
     graphdef = nnx.split(abstract_vq(config.model))[0]
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -212,8 +212,8 @@ def make_step(config: VqTrainConfig) -> StepFn:
         return loss, (l1, l2, commitment, quantized.ids_Bhw, latents, nearest)
 
     @partial(jax.jit, donate_argnums=0)
-    def step_fn(state: VqState, pictures: jax.Array) -> tuple[VqState, VqMetrics]:
-        pixels, quantizing = to_pixels(pictures), state.step >= config.quantize_from
+    def step_fn(state: VqState, images: jax.Array) -> tuple[VqState, VqMetrics]:
+        pixels, quantizing = to_pixels(images), state.step >= config.quantize_from
         (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, pixels, quantizing
         )
@@ -254,16 +254,16 @@ def make_step(config: VqTrainConfig) -> StepFn:
 
 
 def evaluate(
-    model: VQConfig, params: nnx.State, pictures: np.ndarray, batch_size: int = 64
+    model: VQConfig, params: nnx.State, images: np.ndarray, batch_size: int = 64
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Encode and decode uint8 pictures (N, H, W, 3).
+    """Encode and decode uint8 images (N, H, W, 3).
 
     Returns:
-      `psnr` in dB of the 8-bit pictures, `codes_used` and `perplexity` of the codes; and the
-      decoded pictures, uint8 (N, H, W, 3).
+      `psnr` in dB of the 8-bit images, `codes_used` and `perplexity` of the codes; and the
+      decoded images, uint8 (N, H, W, 3).
     """
     graphdef = nnx.split(abstract_vq(model))[0]
-    grid = pictures.shape[1] // model.downsampling, pictures.shape[2] // model.downsampling
+    grid = images.shape[1] // model.downsampling, images.shape[2] // model.downsampling
 
     @jax.jit
     def there_and_back(params: nnx.State, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -273,12 +273,12 @@ def evaluate(
         return ids_BU, jnp.clip(pixels, 0, 255).astype(jnp.uint8)
 
     counts_I = np.zeros((model.codebook_size,), np.float32)
-    decoded = np.empty_like(pictures)
-    for start in range(0, len(pictures), batch_size):
-        batch = pictures[start : start + batch_size]
+    decoded = np.empty_like(images)
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
         ids_BU, decoded[start : start + batch_size] = jax.device_get(there_and_back(params, batch))
         counts_I += np.bincount(ids_BU.reshape(-1), minlength=len(counts_I))
-    error = np.square(decoded.astype(np.float32) - pictures).mean()
+    error = np.square(decoded.astype(np.float32) - images).mean()
     summary = {
         "psnr": float(10 * np.log10(255.0**2 / max(error, 1e-9))),
         "codes_used": float((counts_I > 0).sum()),
@@ -288,11 +288,11 @@ def evaluate(
 
 
 def contact_sheet(
-    pictures: np.ndarray, decoded: np.ndarray, rows: int = 4, columns: int = 8, scale: int = 2
+    images: np.ndarray, decoded: np.ndarray, rows: int = 4, columns: int = 8, scale: int = 2
 ) -> Image.Image:
-    """Rows of pictures, each above the row of what came back."""
+    """Rows of images, each above the row of what came back."""
     lines = []
-    for start in range(0, min(rows * columns, len(pictures) // columns * columns), columns):
-        lines += [np.concatenate(list(x[start : start + columns]), 1) for x in (pictures, decoded)]
+    for start in range(0, min(rows * columns, len(images) // columns * columns), columns):
+        lines += [np.concatenate(list(x[start : start + columns]), 1) for x in (images, decoded)]
     sheet = Image.fromarray(np.concatenate(lines, 0))
     return sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)

@@ -64,7 +64,7 @@ def test_json(shapes_json: dict[str, Any]) -> None:
     names = [program["name"] for program in shapes_json["programs"]]
     assert names == [
         "update", "old log-probabilities", "sampler's weights", "prefill", "plan loop, last bucket",
-        "null context", "picture loop, last bucket", "picture decoder",
+        "null context", "image loop, last bucket", "image decoder",
     ]  # fmt: skip
     for program in shapes_json["programs"]:
         assert list(program)[:7] == [
@@ -182,7 +182,7 @@ def test_suggest_draws_fewer_at_once(tmp_path: Path) -> None:
     halved = compile_job(half, compiler.target, Models(), compiler)
     assert halved.peak_bytes < 0.6 * whole.peak_bytes
     loops = [
-        next(p for p in report.programs if p.program.name == "picture loop, last bucket").program
+        next(p for p in report.programs if p.program.name == "image loop, last bucket").program
         for report in (whole, halved)
     ]
     assert [loop.times for loop in loops] == [loops[0].times, 2 * loops[0].times]
@@ -261,7 +261,7 @@ def test_a_judge_in_the_process_is_part_of_the_job(judged: Path) -> None:
     report = compile_job(config, find_target("cpu:4"), Models())
     names = [p.program.name for p in report.programs]
     assert names[-4:] == [
-        "judge: weights", "judge: pictures", "judge: questions", "judge: answers, last bucket",
+        "judge: weights", "judge: images", "judge: questions", "judge: answers, last bucket",
     ]  # fmt: skip
     lasting = report.job.lasting
     # Adapters switched off are as large as adapters switched on, which have two moments.

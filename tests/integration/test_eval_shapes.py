@@ -17,7 +17,7 @@ from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import Evaluation, evaluate
 from gotr1_jax.grpo.policy import load_policy
 from gotr1_jax.grpo.rollout import encode_captions
-from gotr1_jax.grpo.train import make_roller
+from gotr1_jax.grpo.train import make_rollout_worker
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.rewards import make_judge
 from gotr1_jax.shapes.dataset import shapes_captions
@@ -55,15 +55,15 @@ def own(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     config = load_config(GrpoConfig, job)
     mesh = make_mesh(data=1)
     policy, checkpoint = load_policy(config.policy, config.seed, mesh)
-    roller = make_roller(config, policy, checkpoint, make_judge(config.judge), mesh)
+    worker = make_rollout_worker(config, policy, checkpoint, make_judge(config.judge), mesh)
     heldout = encode_captions(
         shapes_captions("heldout", CAPTIONS), checkpoint.tokenizer, config.policy.template,
         config.policy.max_prompt_tokens,
     )  # fmt: skip
     root = tmp_path_factory.mktemp("own")
-    params = roller.sampler.prepare(policy.whole(policy.trained))
+    params = worker.sampler.prepare(policy.whole(policy.trained))
     what = config.evaluation, "eval_before", root
-    return evaluate(roller, params, heldout, *what, rows=CAPTIONS * SAMPLES // 2)
+    return evaluate(worker, params, heldout, *what, rows=CAPTIONS * SAMPLES // 2)
 
 
 def command(job: Path, out: Path, *more: str) -> list[str]:
@@ -125,7 +125,7 @@ def test_a_command_that_was_stopped_goes_on(
     assert sorted(p.name for p in (out / "samples").iterdir()) == [f"{i:05d}" for i in range(4)]
 
 
-def test_pictures_that_are_there(whole: Path, tmp_path: Path) -> None:
+def test_images_that_are_there(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(["eval", "shapes", "--images", str(whole), "--out", str(out)]) == 0
     assert scores_of(out)["by_caption"] == scores_of(whole)["by_caption"]

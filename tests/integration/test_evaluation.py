@@ -16,7 +16,7 @@ from PIL import Image
 from tiny_checkpoints import write_tiny
 
 from gotr1_jax import cli
-from gotr1_jax.evaluation.asks import AnswerBook
+from gotr1_jax.evaluation.asks import QueryAnswers
 
 COLOR = ["a green bench and a red bowl", "a blue bowl and a red dog"]
 SPATIAL = ["a hat on the left of a cat", "a hat on the right of a cat", "a hat near a bird"]
@@ -40,7 +40,7 @@ DPG = """item_id,text,keywords,proposition_id,dependency,category_broad,category
 7,x,,3,2,attribute,size,"attribute - size (hat, big)",Is the hat big?
 8,x,,1,0,entity,whole,entity - whole (cat),Is there a cat?
 """  # noqa: E501
-# Pictures are sent with 28 pixels a side. A hat on the left, a cat on the right, two dogs, no bird.
+# Images are sent with 28 pixels a side. A hat on the left, a cat on the right, two dogs, no bird.
 BOXES = {"hat": [[2, 8, 10, 20]], "cat": [[18, 8, 26, 20]],
          "dog": [[0, 0, 9, 9], [12, 12, 20, 20]]}  # fmt: skip
 
@@ -128,7 +128,7 @@ def test_t2i_compbench(tiny: Path, prompts: Path, tmp_path: Path, server: Server
     assert records[2]["picture"] == "samples/a blue bowl and a red dog_000002.png"
     assert records[2]["values"] == {"score": 0, "yes": 0}
     assert records[2]["words"] == "a blue bowl? 0.000; a red dog? 1.000"
-    # The pictures that are there, by another command: the answers are the same.
+    # The images that are there, by another command: the answers are the same.
     again = tmp_path / "again"
     images = ["--images", out / "pictures", "--prompts", prompts, "--out", again]
     assert evaluate("t2i_compbench", *map(str, images), *categories, *judged(server)) == 0
@@ -168,9 +168,9 @@ def test_an_evaluation_that_was_stopped_goes_on(
     assert evaluate("geneval", *words, "--out", tmp_path / "whole") == 0
     asked = len(server.bodies)
     calls = 0
-    whole = AnswerBook.ask
+    whole = QueryAnswers.ask
 
-    def dying(self: AnswerBook, asks: Any) -> Any:
+    def dying(self: QueryAnswers, asks: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > alive:
@@ -178,7 +178,7 @@ def test_an_evaluation_that_was_stopped_goes_on(
         return whole(self, asks)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AnswerBook, "ask", dying)
+        patch.setattr(QueryAnswers, "ask", dying)
         assert evaluate("geneval", *words, "--out", tmp_path / "parts") == 130
     assert not (tmp_path / "parts" / "scores.json").exists()
     assert evaluate("geneval", *words, "--out", tmp_path / "parts") == 0
@@ -230,7 +230,7 @@ def test_bad_input_is_one_line(
         ("t2i_compbench", ["--prompts", tmp_path / "no", *ask], "no captions at"),
         ("t2i_compbench", ["--prompts", color, *ask], "say which by --category"),
         ("t2i_compbench", ["--prompts", lines, "--category", "color", *ask], "another benchmark"),
-        ("t2i_compbench", ["--prompts", color, "--category", "color", *ask], "lacks picture"),
+        ("t2i_compbench", ["--prompts", color, "--category", "color", *ask], "lacks image"),
         ("t2i_compbench", ["--prompts", color, "--category", "color"], "--phrases rules"),
         ("geneval", ["--prompts", color, *ask], "line 1 is no line of GenEval's metadata"),
         ("geneval", ["--prompts", prompts / "no.jsonl", *ask], "there is no file"),
@@ -241,8 +241,8 @@ def test_bad_input_is_one_line(
         ("dpg", ["--prompts", prompts / "dpg", "--questions", color, *ask], "has no column"),
         ("dpg", ["--prompts", prompts / "dpg", "--questions", tmp_path, *ask], "cannot be read"),
         ("dpg", ["--prompts", prompts, *table, *ask], "has no questions for"),
-        ("dpg", ["--prompts", prompts / "dpg", *table, *ask], r"has no picture 7\.png"),
-        ("dpg", ["--prompts", prompts / "dpg", *table, "--n", "5", *ask], "4 pictures"),
+        ("dpg", ["--prompts", prompts / "dpg", *table, *ask], r"has no image 7\.png"),
+        ("dpg", ["--prompts", prompts / "dpg", *table, "--n", "5", *ask], "4 images"),
     ):
         assert evaluate(what, *base, *words) == 2, (what, words)
         one_line(capsys, message)
@@ -250,11 +250,11 @@ def test_bad_input_is_one_line(
         Image.new("RGB", (9, 9)).save(images / f"{stem}.png")
     (images / "samples").rmdir()
     assert evaluate("dpg", *base, "--prompts", prompts / "dpg", *table, *ask) == 2
-    one_line(capsys, r"7\.png: a picture of 9x9 is no grid of 4 squares")
+    one_line(capsys, r"7\.png: an image of 9x9 is no grid of 4 squares")
     (images / "8.png").write_bytes(b"no")
     dpg = ["--prompts", prompts / "dpg", *table, "--n", "1", *ask]
     assert evaluate("dpg", *base, *dpg) == 2
-    one_line(capsys, r"8\.png is no picture in a known format")
+    one_line(capsys, r"8\.png is no image in a known format")
     monkeypatch.setattr("gotr1_jax.evaluation.torch_models.find_spec", lambda name: None)
     assert evaluate("geneval", *base, "--prompts", lines) == 2
     one_line(capsys, r"needs torch: pip install 'gotr1_jax\[eval\]', or use --scorer judge")

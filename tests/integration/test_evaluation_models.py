@@ -42,7 +42,7 @@ def result(out: Path) -> dict[str, dict[str, object]]:
 
 @pytest.fixture
 def dpg(tmp_path: Path) -> list[str | Path]:
-    """Pictures, prompts and questions of one item."""
+    """Images, prompts and questions of one item."""
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "7.txt").write_text("a green bench")
     (tmp_path / "dpg.csv").write_text(DPG)

@@ -1,4 +1,4 @@
-"""`gotr1 generate`: the golden picture, files of captions, batches, bad input."""
+"""`gotr1 generate`: the golden image, files of captions, batches, bad input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gotr1_jax.convert.find import EMBEDDED, find_checkpoint
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate import command as generate
 from gotr1_jax.generate.config import GenerateConfig
-from gotr1_jax.generate.painter import Painter
+from gotr1_jax.generate.painter import BatchPainter
 from gotr1_jax.generate.work import Survey
 from gotr1_jax.sampler.sampler import fold_keys, row_keys
 
@@ -46,7 +46,7 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_golden_picture(janus_a: Path, shared: Path, tmp_path: Path) -> None:
+def test_golden_image(janus_a: Path, shared: Path, tmp_path: Path) -> None:
     golden = json.loads((shared / "goldens" / "janus_a_generate.json").read_text())
     gotr1(
         "--ckpt", janus_a, "--prompt", golden["caption"], "--out", tmp_path / "out",
@@ -160,15 +160,15 @@ def test_keys_are_folded_from_seed_step_caption_and_sample() -> None:
 
 
 @pytest.mark.parametrize("devices", [1, 3])
-def test_decoding_a_picture_at_a_time(tiny: Path, tmp_path: Path, devices: int) -> None:
+def test_decoding_a_image_at_a_time(tiny: Path, tmp_path: Path, devices: int) -> None:
     config = GenerateConfig(tmp_path, prompt="a")
-    painter = Painter(config, tiny, Survey(5, 16, 601), "float32", jax.devices()[:devices])
+    painter = BatchPainter(config, tiny, Survey(5, 16, 601), "float32", jax.devices()[:devices])
     ids = np.random.default_rng(0).integers(0, 64, (5, TINY.num_image_tokens), np.int32)
     whole = painter.decode(ids)
     assert whole.shape == (5, 16, 16, 3) and whole.dtype == np.uint8
     for i in range(5):
         np.testing.assert_array_equal(painter.decode(ids[i : i + 1])[0], whole[i])
-    assert len({picture.tobytes() for picture in whole}) == 5
+    assert len({image.tobytes() for image in whole}) == 5
 
 
 # Bad input ----------------------------------------------------------------------------------

@@ -45,9 +45,9 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def color(path: Path) -> tuple[int, ...]:
-    with Image.open(path) as picture:
-        assert picture.size == (SIDE, SIDE)
-        return picture.getpixel((0, 0))
+    with Image.open(path) as image:
+        assert image.size == (SIDE, SIDE)
+        return image.getpixel((0, 0))
 
 
 # Layouts, read as the benchmarks' evaluators read them ----------------------------------------
@@ -148,7 +148,7 @@ def test_dpg(tiny: Path, tmp_path: Path) -> None:
     assert result["prompt"] == "a café, at night." and len(result["samples"]) == 4
     gotr1(*words, "--out", tmp_path / "one", "--n", "1")
     assert color(tmp_path / "one" / "0.png") == (0, 0, 0)
-    with pytest.raises(InputError, match="0.txt: 5 pictures"):
+    with pytest.raises(InputError, match="0.txt: 5 images"):
         gotr1(*words, "--out", tmp_path / "five", "--n", "5")
     (prompts / "1.txt").write_text(" \n")
     with pytest.raises(InputError, match="1.txt: the caption is empty"):
@@ -211,7 +211,7 @@ def test_a_killed_process(tiny: Path, tmp_path: Path, layout: str) -> None:
     assert (out / ".unfinished").is_dir()
     gotr1(*words, "--out", out)
     assert files(out) == files(tmp_path / "whole")
-    # A picture that got lost is drawn again.
+    # An image that got lost is drawn again.
     name = next(n for n in sorted(files(out)) if re.search(r"(image_|samples/).*\.png", n))
     (out / name).unlink()
     gotr1(*words, "--out", out)

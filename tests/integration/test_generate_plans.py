@@ -83,7 +83,7 @@ def test_plans_by_hand(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_rationale_is_painted_and_judged(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Text without boxes: nothing is drawn over the picture, nothing listed, all of it kept."""
+    """Text without boxes: nothing is drawn over the image, nothing listed, all of it kept."""
     monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
     text = "The circle [left, (12,40)] is red.\n\n1. It is **red**; 2 < 3.\n"
     file, out = tmp_path / "plans.jsonl", tmp_path / "out"
@@ -92,11 +92,11 @@ def test_a_rationale_is_painted_and_judged(
     assert (out / "00000" / "plan_00.txt").read_text(encoding="utf-8").startswith(text)
     result = json.loads((out / "00000" / "result.json").read_text())
     assert result["samples"][0]["objects"] == []
-    picture, overlay = (
+    image, overlay = (
         Image.open(out / "00000" / f"{name}_00.png").convert("RGB") for name in ("image", "overlay")
     )
     np.testing.assert_array_equal(
-        np.asarray(overlay), np.asarray(picture.resize(overlay.size, Image.Resampling.NEAREST))
+        np.asarray(overlay), np.asarray(image.resize(overlay.size, Image.Resampling.NEAREST))
     )
     assert cli.run(["judge", "--input", str(out), "--out", str(tmp_path / "scores.jsonl")]) == 0
     line = json.loads((tmp_path / "scores.jsonl").read_text())

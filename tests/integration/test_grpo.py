@@ -62,7 +62,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def quiet_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The devices of this process are set already; every picture earns something else."""
+    """The devices of this process are set already; every image earns something else."""
     monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
     monkeypatch.setattr(train_grpo, "make_judge", lambda *_: Brightness())
 
@@ -135,7 +135,7 @@ def test_metrics(finished):
     # The cosine from 1e-2 over four updates.
     wanted = 1e-2 * (1 + np.cos(np.pi * np.arange(4) / 4)) / 2
     np.testing.assert_allclose([line["lr"] for line in lines], wanted, rtol=1e-5)
-    # Plans are nearly uniform over the vocabulary, far above their target; pictures below theirs.
+    # Plans are nearly uniform over the vocabulary, far above their target; images below theirs.
     text, image = (
         [line[f"policy/entropy_coefficient/{name}"] for line in lines] for name in ("text", "image")
     )
@@ -283,13 +283,13 @@ def test_told_to_stop_in_a_rollout_and_resumed_is_as_never_told(
 
 
 def test_all_parameters_with_kl_refill_and_two_updates(checkpoint, tmp_path, monkeypatch):
-    # The judge of the shapes world sees nothing in a random picture: groups without variance.
+    # The judge of the shapes world sees nothing in a random image: groups without variance.
     monkeypatch.undo()
     monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
     values = grpo_values(checkpoint, tmp_path / "run")
     values["policy"]["lora"] = None
     values["loss"] = {"kl": "k3", "kl_weight": 0.1, "kind": "gspo", "logp_mode": "conditional"}
-    values["update"] = {"updates_per_rollout": 2, "micro_batch": 2, "refill_rounds": 1}
+    values["update"] = {"updates_per_rollout": 2, "micro_batch": 2, "resample_rounds": 1}
     values |= {"steps": 2, "samples_every": 2}
     assert run(values) == 0
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")

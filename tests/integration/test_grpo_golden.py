@@ -1,4 +1,4 @@
-"""GRPO at a released model's shapes: its picture tokenizer, 384 pixels, every term of rule v2.
+"""GRPO at a released model's shapes: its image tokenizer, 384 pixels, every term of rule v2.
 
 The policy is a golden checkpoint; the judges are random models of the right kinds.
 """

@@ -107,7 +107,7 @@ def test_a_judge_that_cannot_be_read_teaches_nothing_and_says_so(values, tmp_pat
         "qwen2_5_vl": {"checkpoint": str(qwen), "dtype": "float32", "rows": 8},
     }
     values["reward"] = {"rule": "v1", "failure_limit": 1.0}
-    values["update"] |= {"refill_rounds": 1}
+    values["update"] |= {"resample_rounds": 1}
     values |= {"steps": 2, "entropy": None}
     assert run(values) == 0
     assert "nan" in capsys.readouterr().out

@@ -37,7 +37,7 @@ REFILLS = 2
 
 @dataclass
 class Coin:
-    """A verdict that pictures get as if by a coin, every third of them a 1.
+    """A verdict that images get as if by a coin, every third of them a 1.
 
     When it is asked for the `call`-th time, the process is killed.
     """
@@ -59,7 +59,7 @@ def values_of(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     values = grpo_values(checkpoint, run_dir)
     values["reward"] = {"rule": "sum", "terms": ["verdict"]}
     values["judge"] = {"terms": ["verdict"]}
-    values["update"] |= {"refill_rounds": REFILLS, "updates_per_rollout": 2, "micro_batch": 2}
+    values["update"] |= {"resample_rounds": REFILLS, "updates_per_rollout": 2, "micro_batch": 2}
     values["checkpoint"] = {"every": 1}
     return values
 

@@ -157,7 +157,7 @@ def test_what_generate_wrote(tmp_path) -> None:
     ):
         assert [s.name for s in find_samples(tmp_path / source)] == names
     assert find_samples(tmp_path / "one")[0].plan_text == f"{PLAN} "
-    # The exact judge of the shapes world: nothing of the plan is in the white picture.
+    # The exact judge of the shapes world: nothing of the plan is in the white image.
     assert judge(tmp_path / "one") == 0
     (line,) = lines()
     assert line["scores"] == {"sem": 1.0, "spa": 1.0, "ri": 0.0, "pi": 0.0}
@@ -193,7 +193,7 @@ def test_a_server_is_asked_and_its_words_are_kept(run, capsys) -> None:
     assert line["scores"]["ri"] == pytest.approx(160 / 499.5)
     assert line["said"]["sem"] == '{"score": 9, "reason": "short"}'
     assert line["said"]["spa"] == "lovely" and "pi failed: status 503" in line["words"]
-    # Four samples of two pictures and one plan. At first 4 sem, 4 + 4 spa (unreadable), 2 boxes
+    # Four samples of two images and one plan. At first 4 sem, 4 + 4 spa (unreadable), 2 boxes
     # and 4 pi; from the cache then all but spa and pi.
     assert asked == 18 and again == 12
 
@@ -251,11 +251,11 @@ def test_input_that_cannot_be_judged(run, tmp_path, capsys) -> None:
         ("text.jsonl", "line 1 is no JSON"),
         ("list.jsonl", "line 1 is list"),
         ("keys.jsonl", "line 1: a sample has no image"),
-        ("grid", "have the picture image_00: a grid cannot be judged"),
+        ("grid", "have the image image_00: a grid cannot be judged"),
     ):
         assert judge(tmp_path / source) == 2
         assert message in error_line(capsys)
-    (run / "samples" / "step_000010" / "00_00.png").write_bytes(b"no picture")
+    (run / "samples" / "step_000010" / "00_00.png").write_bytes(b"no image")
     assert judge(run) == 2 and "00_00.png cannot be read" in error_line(capsys)
     assert not Path("scores.jsonl").exists()
 

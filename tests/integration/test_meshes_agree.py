@@ -2,7 +2,7 @@
 
 Also where only a part of a step's captions is drawn at once.
 
-Exact: captions, plans, picture tokens, and with them rewards. To rounding: losses, gradients and
+Exact: captions, plans, image tokens, and with them rewards. To rounding: losses, gradients and
 parameters, whose sums are made in another order.
 """
 

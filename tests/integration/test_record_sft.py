@@ -36,7 +36,7 @@ from gotr1_jax.data.config import RecordsConfig
 from gotr1_jax.data.crop import square_pixels
 from gotr1_jax.data.records import Record, Records
 from gotr1_jax.data.shards import TokenizedRecords, read_manifest
-from gotr1_jax.sft.image_encoder import PictureEncoder
+from gotr1_jax.sft.image_encoder import ImageEncoder
 from gotr1_jax.tokenizers.janus import PLAN_TOKENS, TextTokenizer
 from gotr1_jax.trainer.metrics import read_metrics
 
@@ -98,13 +98,13 @@ def test_shards_hold_the_records_and_their_tokens(whole, vq: Path) -> None:
     found = TokenizedRecords(out)
     assert len(found) == COUNT
     tokenizer = load_vq(vq)
-    encode = PictureEncoder(tokenizer.config, tokenizer.state)
+    encode = ImageEncoder(tokenizer.config, tokenizer.state)
     records = list(Records([Path(values["data"]["source"])], RecordsConfig()).read(0, COUNT))
     for i, (record, given) in enumerate(zip(records, made(COUNT))):
         assert isinstance(record, Record)
         assert found.text(i) == (given.caption, given.plan)
         assert found.shards[i // 4].record(i % 4) == i
-        pixels = square_pixels(record.picture(), 64, "center", 0, i)
+        pixels = square_pixels(record.image(), 64, "center", 0, i)
         np.testing.assert_array_equal(found.image_ids(np.array([i])), encode(pixels[None]))
     assert len({found.image_ids(np.array([i])).tobytes() for i in range(COUNT)}) == COUNT
 
@@ -186,9 +186,9 @@ def test_other_settings_and_other_files_are_refused(whole, vq, tmp_path, capsys)
     given = values_of(vq, tmp_path / "job", out)
     (tmp_path / "job").mkdir()
     assert command(given, "--vq", str(other)) == 2
-    assert "made with another picture tokenizer" in capsys.readouterr().err
+    assert "made with another image tokenizer" in capsys.readouterr().err
     assert command(given, "tokenize-images") == 2
-    assert "holds picture tokens already" in capsys.readouterr().err
+    assert "holds image tokens already" in capsys.readouterr().err
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "manifest.json").write_bytes((out / "manifest.json").read_bytes())
     given["data"]["source"] = str(tmp_path / "half")
@@ -239,12 +239,12 @@ def test_two_steps_on_parquet_without_what_cannot_be_used(vq, tmp_path, capsys, 
     records[5] = replace(records[5], plan=records[5].plan * 5)
     path = write_parquet(tmp_path / "data", records)
     values = values_of(vq, tmp_path, path)
-    # Told while the pictures are tokenised, and again from the shards.
+    # Told while the images are tokenised, and again from the shards.
     for _ in range(2):
         assert command(values) == 2
         message = capsys.readouterr().err.splitlines()[-1]
         assert "2 of 11 records cannot be used, more than the share 0.01" in message
-        assert f"the picture {path}, row 1 cannot be read" in message
+        assert f"the image {path}, row 1 cannot be read" in message
     allowed = ("--data.records.unusable_limit", "0.2")
     assert command(values, *allowed, "--data.records.too_long_limit", "0.05") == 2
     assert "1 of 11 records are longer than data.max_prompt_tokens 48 or" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from gotr1_jax.decoding.guidance import guide
-from gotr1_jax.decoding.sample_token import ChoiceConfig, keep_likely
+from gotr1_jax.decoding.sample_token import TokenSamplingConfig, top_k_top_p_filter
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, LoraConfig, VQConfig
 from gotr1_jax.models.janus import JanusPolicy
@@ -19,7 +19,7 @@ from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.sampler.sampler import Rollout, Sampler, SamplerConfig, row_keys
 from gotr1_jax.sampler.token_batch import PromptBatch
 from gotr1_jax.tokenizers.janus import SpecialIds
-from gotr1_jax.trainer.logprobs import conditional_hidden, replay_logps, unconditional_hidden
+from gotr1_jax.trainer.logprobs import conditional_hidden, token_logps, unconditional_hidden
 
 SPECIALS = SpecialIds(bos=1, eos=4, pad=2, boi=3, eoi=5, image=6)
 CONFIG = JanusConfig(
@@ -79,7 +79,7 @@ def replay(policy, rollout: Rollout):
 
     @jax.jit
     def logps(state, rows):
-        return replay_logps(nnx.merge(graphdef, state), rows, SPECIALS, rollout.settings)
+        return token_logps(nnx.merge(graphdef, state), rows, SPECIALS, rollout.settings)
 
     return logps(state, rollout.rows)
 
@@ -234,15 +234,15 @@ def test_impossible_settings_are_refused(change) -> None:
 def test_top_k_and_top_p_by_hand() -> None:
     logits = jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]]))
     kept = {
-        ChoiceConfig(top_k=2): [False, True, False, True],
-        ChoiceConfig(top_p=0.69): [False, True, False, True],
-        ChoiceConfig(top_p=0.71): [False, True, True, True],
-        ChoiceConfig(top_p=0.05): [False, True, False, False],
-        ChoiceConfig(top_k=3, top_p=0.75): [False, True, False, True],
-        ChoiceConfig(): [True] * 4,
+        TokenSamplingConfig(top_k=2): [False, True, False, True],
+        TokenSamplingConfig(top_p=0.69): [False, True, False, True],
+        TokenSamplingConfig(top_p=0.71): [False, True, True, True],
+        TokenSamplingConfig(top_p=0.05): [False, True, False, False],
+        TokenSamplingConfig(top_k=3, top_p=0.75): [False, True, False, True],
+        TokenSamplingConfig(): [True] * 4,
     }
     for choice, want in kept.items():
-        assert jnp.isfinite(keep_likely(logits, choice))[0].tolist() == want, choice
+        assert jnp.isfinite(top_k_top_p_filter(logits, choice))[0].tolist() == want, choice
 
 
 def test_keys_come_from_seed_step_caption_and_sample() -> None:

@@ -70,7 +70,7 @@ def test_metrics_and_model(finished, vq):
     parts = ("policy", "vq", "understanding")
     model = load_checkpoint(root / "model", parts=parts)
     assert model.config == SHAPES
-    # The picture tokenizer went through unchanged, the policy is the last state; both bfloat16.
+    # The image tokenizer went through unchanged, the policy is the last state; both bfloat16.
     given = load_checkpoint(vq, parts=("vq",)).vq
     near = lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-7, atol=1e-6)  # noqa: E731
     jax.tree.map(near, host(model.vq), host(given))
@@ -80,7 +80,7 @@ def test_metrics_and_model(finished, vq):
 
 def test_interrupted_and_resumed_is_as_never_interrupted(finished, vq, monkeypatch, capsys):
     root, saved = finished
-    # The same pictures: read from the cache, not tokenised again.
+    # The same images: read from the cache, not tokenised again.
     values = sft_values(vq, root.parent / "resumed")
     with pytest.MonkeyPatch.context() as patch:
         interrupt_after(patch, 3)

@@ -81,7 +81,7 @@ def step_of(graphdef: Any, micro: int = 4) -> Any:
     return make_policy_step(graphdef, OPTIMIZER, SPECIALS, SETTINGS, loss, micro)
 
 
-def gathered(text: str) -> list[tuple[int, ...]]:
+def groups(text: str) -> list[tuple[int, ...]]:
     """Shapes of what all-gathers of a program make, on one device."""
     found = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
     shapes = [s for line in found for s in re.findall(r"\[([\d,]+)\]", line)]
@@ -103,7 +103,7 @@ def test_an_update_gathers_no_stack_and_replicates_no_optimizer(lora: bool) -> N
         if "layers" in jax.tree_util.keystr(path) and x.ndim == 3
     }
     assert stacks
-    shapes = gathered(compiled.as_text())
+    shapes = groups(compiled.as_text())
     assert shapes, "parameters over `fsdp` have to be gathered, layer by layer"
     assert not stacks & set(shapes)
 
@@ -126,12 +126,12 @@ def test_an_update_gathers_no_stack_and_replicates_no_optimizer(lora: bool) -> N
 
 def test_laying_out_for_sampling_sends_only_what_lies_elsewhere() -> None:
     # Without `fsdp` both tables of rules place the layers alike: only the tables of text and
-    # picture embeddings, which sampling holds whole, are sent, and what the latter are made of.
+    # image embeddings, which sampling holds whole, are sent, and what the latter are made of.
     text, layers = layout(mesh_of(4, 1, 2))
     sent = collectives(text)
     D, V, I = STEP_MODEL.decoder.hidden_size, STEP_MODEL.decoder.vocab_size, STEP_MODEL.image_vocab
     assert 0 < sum(traffic.bytes for traffic in sent.values()) <= 4 * D * (V + 2 * I)
-    assert layers and not layers & set(gathered(text))
+    assert layers and not layers & set(groups(text))
     # With it each layer's weights are gathered once.
     text, layers = layout(mesh_of(2, 2, 2))
     assert sum(traffic.bytes for traffic in collectives(text).values()) > 4 * D * (V + 2 * I)
@@ -179,7 +179,7 @@ def test_a_policy_is_loaded_into_its_shards(tmp_path: Path) -> None:
     for x in jax.live_arrays():
         assert id(x) in before or x.shape != table or len(x.devices()) == 8
     held = [math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(policy.frozen)]
-    # Picture embeddings and the head are split over one of the two axes.
+    # Image embeddings and the head are split over one of the two axes.
     assert sum(held) < 0.16 * sum(x.size for x in jax.tree.leaves(policy.frozen))
     alone = load_checkpoint(config.init, parts=("policy",)).policy
     jax.tree.map(np.testing.assert_array_equal, policy.frozen, alone)

@@ -49,9 +49,9 @@ def light_step(_: VqTrainConfig) -> train_vq.StepFn:
 
     @partial(jax.jit, donate_argnums=0)
     def update(
-        state: train_vq.VqState, pictures: jax.Array
+        state: train_vq.VqState, images: jax.Array
     ) -> tuple[train_vq.VqState, train_vq.VqMetrics]:
-        seen = pictures.astype(jnp.float32).mean() / 255
+        seen = images.astype(jnp.float32).mean() / 255
         kept = (state.params, state.opt_state, state.usage_I)
         moved = jax.tree.map(lambda x: (0.9 * x + seen).astype(x.dtype), kept)
         norms = [optax.tree.norm(tree) for tree in moved]
@@ -64,8 +64,8 @@ def light_step(_: VqTrainConfig) -> train_vq.StepFn:
     return update
 
 
-def light_evaluation(_: Any, params: Any, pictures: np.ndarray) -> Any:
-    return {"psnr": float(optax.tree.norm(params))}, pictures
+def light_evaluation(_: Any, params: Any, images: np.ndarray) -> Any:
+    return {"psnr": float(optax.tree.norm(params))}, images
 
 
 def train(config: str) -> int:
@@ -151,7 +151,7 @@ from gotr1_jax.trainer.metrics import read_metrics  # noqa: E402
 
 
 def vq_values(run_dir: Path) -> dict[str, Any]:
-    """Plain values of a picture tokenizer's job: 8 steps on 2 whole pictures each."""
+    """Plain values of an image tokenizer's job: 8 steps on 2 whole images each."""
     return {
         "run_dir": str(run_dir),
         "model": {
@@ -162,7 +162,7 @@ def vq_values(run_dir: Path) -> dict[str, Any]:
         "steps": STEPS,
         "batch_size": 2,
         "pictures": 8,
-        "eval_pictures": 8,
+        "eval_images": 8,
         "quantize_from": 2,
         "log_every": 1,
         "crop": {"size": 16, "steps": 0, "batch_size": 2},

@@ -17,9 +17,9 @@ from tiny_checkpoints import TINY, tiny_states, write_tiny
 
 from gotr1_jax.convert.checkpoint import load_checkpoint, out_tensors
 from gotr1_jax.generate.describe import DescribeConfig, describe
-from gotr1_jax.images import PictureSettings, open_picture, preprocess, read_settings
+from gotr1_jax.images import ImageSettings, open_image, preprocess, read_settings
 from gotr1_jax.models.config import SiglipConfig
-from gotr1_jax.sampler.answer import AnswerConfig, Answerer, tokens_per_picture
+from gotr1_jax.sampler.answer import AnswerConfig, AnswerSampler, tokens_per_image
 from gotr1_jax.sampler.token_batch import PromptBatch
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
 
@@ -58,7 +58,7 @@ def port(ckpt: Path) -> Any:
             "hidden_size": siglip.width, "num_hidden_layers": siglip.num_layers,
             "num_attention_heads": siglip.num_heads, "image_size": siglip.image_size,
             "patch_size": siglip.patch_size, "mlp_ratio": siglip.mlp_size / siglip.width,
-            "projection_dim": d.hidden_size, "num_image_tokens": tokens_per_picture(CONFIG),
+            "projection_dim": d.hidden_size, "num_image_tokens": tokens_per_image(CONFIG),
         },
         vq_config={
             "embed_dim": vq.code_dim, "num_embeddings": vq.codebook_size,
@@ -78,13 +78,13 @@ def port(ckpt: Path) -> Any:
     return model
 
 
-def _picture(path: Path, size: tuple[int, int], seed: int = 0) -> Path:
+def _image(path: Path, size: tuple[int, int], seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(path)
     return path
 
 
-def _their_processor(settings: PictureSettings) -> Any:
+def _their_processor(settings: ImageSettings) -> Any:
     from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
     return JanusImageProcessorPil(
@@ -95,26 +95,26 @@ def _their_processor(settings: PictureSettings) -> Any:
     )
 
 
-def _their_pixels(path: Path, settings: PictureSettings) -> np.ndarray:
-    picture = transformers.image_utils.load_image(str(path))
-    pixels = _their_processor(settings)(picture, return_tensors="np")["pixel_values"]
+def _their_pixels(path: Path, settings: ImageSettings) -> np.ndarray:
+    image = transformers.image_utils.load_image(str(path))
+    pixels = _their_processor(settings)(image, return_tensors="np")["pixel_values"]
     return np.asarray(pixels)[0].transpose(1, 2, 0)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        PictureSettings(),
-        PictureSettings(SIDE, 14, (0.48, 0.457, 0.408), (0.27, 0.26, 0.28)),
-        PictureSettings(64, 20),
+        ImageSettings(),
+        ImageSettings(SIDE, 14, (0.48, 0.457, 0.408), (0.27, 0.26, 0.28)),
+        ImageSettings(64, 20),
     ],
 )
 @pytest.mark.parametrize(
     "size", [(500, 333), (333, 500), (1, 5000), (5000, 1), (1, 1), (384, 384), (97, 13), (700, 701)]
 )
-def test_pixels(tmp_path: Path, settings: PictureSettings, size: tuple[int, int]) -> None:
-    path = _picture(tmp_path / "a.png", size)
-    ours = preprocess(open_picture(path), settings)
+def test_pixels(tmp_path: Path, settings: ImageSettings, size: tuple[int, int]) -> None:
+    path = _image(tmp_path / "a.png", size)
+    ours = preprocess(open_image(path), settings)
     assert ours.dtype == np.float32 and ours.shape == (settings.size, settings.size, 3)
     np.testing.assert_array_equal(ours, _their_pixels(path, settings))
 
@@ -133,14 +133,14 @@ def test_pixels_of_every_mode(tmp_path: Path, mode: str) -> None:
             image.convert("RGB").save(path, exif=exif)
         else:
             image.convert(mode).save(path)
-    picture = open_picture(path)
-    assert picture.size == ((40, 70) if mode == "exif" else (70, 40))
-    settings = PictureSettings()
-    np.testing.assert_array_equal(preprocess(picture, settings), _their_pixels(path, settings))
+    raw_image = open_image(path)
+    assert raw_image.size == ((40, 70) if mode == "exif" else (70, 40))
+    settings = ImageSettings()
+    np.testing.assert_array_equal(preprocess(raw_image, settings), _their_pixels(path, settings))
 
 
 @pytest.mark.parametrize("pictures", [1, 2])
-def test_prompt_ids(ckpt: Path, pictures: int) -> None:
+def test_prompt_ids(ckpt: Path, images: int) -> None:
     """Their processor and chat rules on the same tokenizer."""
     from transformers import JanusProcessor, PreTrainedTokenizerFast
 
@@ -156,21 +156,21 @@ def test_prompt_ids(ckpt: Path, pictures: int) -> None:
         image_start_token=names["boi"], image_token=names["image"],
         image_end_token=names["eoi"], num_image_tokens=9,
     )  # fmt: skip
-    text = "<|User|>: " + "\n\n".join([names["image"]] * pictures)
+    text = "<|User|>: " + "\n\n".join([names["image"]] * images)
     text += f"\n{QUESTION}\n\n<|Assistant|>:"
     theirs = text.replace(names["image"], JanusProcessor.replace_image_token(expand, {}, 0))
     expected = fast(names["bos"] + theirs, add_special_tokens=False)["input_ids"]
-    ours = load_checkpoint(ckpt).tokenizer.encode_question(f" {QUESTION}\n", pictures, 9)
+    ours = load_checkpoint(ckpt).tokenizer.encode_question(f" {QUESTION}\n", images, 9)
     assert ours == expected
 
 
 @pytest.mark.parametrize("pictures", [1, 2])
-def test_logits_and_answer(ckpt: Path, port: Any, tmp_path: Path, pictures: int) -> None:
-    paths = [_picture(tmp_path / f"{i}.png", (60 + 30 * i, 50), seed=i) for i in range(pictures)]
+def test_logits_and_answer(ckpt: Path, port: Any, tmp_path: Path, images: int) -> None:
+    paths = [_image(tmp_path / f"{i}.png", (60 + 30 * i, 50), seed=i) for i in range(images)]
     checkpoint = load_checkpoint(ckpt, parts=("policy", "understanding"))
     tokenizer = checkpoint.tokenizer
     settings = read_settings(ckpt, SIDE)
-    ids = tokenizer.encode_question(QUESTION, pictures, tokens_per_picture(CONFIG))
+    ids = tokenizer.encode_question(QUESTION, images, tokens_per_image(CONFIG))
     theirs = {
         "input_ids": torch.tensor([ids]),
         "pixel_values": torch.from_numpy(
@@ -189,12 +189,12 @@ def test_logits_and_answer(ckpt: Path, port: Any, tmp_path: Path, pictures: int)
     policy, policy_state = nnx.split(checkpoint.policy_module())
     tower, tower_state = nnx.split(checkpoint.understanding_module())
     specials = replace(tokenizer.specials, eos=-1)
-    answerer = Answerer(policy, tower, CONFIG, specials, AnswerConfig(40))
+    answerer = AnswerSampler(policy, tower, CONFIG, specials, AnswerConfig(40))
     params = answerer.prepare(policy_state)
     padded = np.full((1, len(ids) + 5), specials.pad)
     padded[0, : len(ids)] = ids
     prompts = PromptBatch(jnp.asarray(padded), jnp.asarray([len(ids)]))
-    pixels = jnp.asarray(np.stack([preprocess(open_picture(p), settings) for p in paths]))
+    pixels = jnp.asarray(np.stack([preprocess(open_image(p), settings) for p in paths]))
     logits = np.asarray(answerer.prompt_logits(params, tower_state, prompts, pixels))
     np.testing.assert_allclose(logits[0, : len(ids)], expected, atol=2e-4)
     keys = jax.random.split(jax.random.key(0), 1)
@@ -210,17 +210,17 @@ def test_logits_and_answer(ckpt: Path, port: Any, tmp_path: Path, pictures: int)
     assert answer.prompt_tokens == len(ids)
 
 
-def test_pictures_change_the_answer(ckpt: Path, port: Any, tmp_path: Path) -> None:
-    """Logits differ by the picture: the comparison above is not one of text alone."""
+def test_images_change_the_answer(ckpt: Path, port: Any, tmp_path: Path) -> None:
+    """Logits differ by the image: the comparison above is not one of text alone."""
     checkpoint = load_checkpoint(ckpt, parts=("understanding",))
     see = checkpoint.understanding_module()
     a, b = (
-        see(jnp.asarray(preprocess(open_picture(_picture(tmp_path / f"{s}.png", (48, 48), s)),
-                                   PictureSettings(SIDE)))[None])
+        see(jnp.asarray(preprocess(open_image(_image(tmp_path / f"{s}.png", (48, 48), s)),
+                                   ImageSettings(SIDE)))[None])
         for s in (0, 1)
     )  # fmt: skip
     assert float(jnp.abs(a - b).max()) > 0.1
     with torch.no_grad():
-        pixels = _their_pixels(tmp_path / "0.png", PictureSettings(SIDE)).transpose(2, 0, 1)
+        pixels = _their_pixels(tmp_path / "0.png", ImageSettings(SIDE)).transpose(2, 0, 1)
         expected = port.model.get_image_features(torch.from_numpy(pixels.copy())[None])
     np.testing.assert_allclose(a, expected.pooler_output.numpy(), atol=2e-4)

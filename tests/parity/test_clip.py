@@ -135,16 +135,16 @@ def test_cosine(port: CLIPModel, clip: Clip, pixels: np.ndarray, ids: np.ndarray
     with torch.no_grad():
         both = port(input_ids=torch.from_numpy(ids), pixel_values=torch_pixels(pixels))
         golden = both.logits_per_image / port.logit_scale.exp()
-    pictures = clip.encode_pictures(jnp.asarray(pixels))
-    ours = np.asarray(pictures @ clip.encode_captions(jnp.asarray(ids)).T)
+    images = clip.encode_images(jnp.asarray(pixels))
+    ours = np.asarray(images @ clip.encode_captions(jnp.asarray(ids)).T)
     np.testing.assert_allclose(ours, golden.numpy(), atol=1e-5)
     assert ours.std() > 0.02
 
 
 def test_bfloat16_is_near(clip: Clip, pixels: np.ndarray, ids: np.ndarray) -> None:
-    half = clip.encode_pictures(jnp.asarray(pixels, jnp.bfloat16))
+    half = clip.encode_images(jnp.asarray(pixels, jnp.bfloat16))
     assert half.dtype == jnp.float32
-    np.testing.assert_allclose(half, clip.encode_pictures(jnp.asarray(pixels)), atol=0.05)
+    np.testing.assert_allclose(half, clip.encode_images(jnp.asarray(pixels)), atol=0.05)
     half = clip.encode_captions(jnp.asarray(ids), jnp.bfloat16)
     np.testing.assert_allclose(half, clip.encode_captions(jnp.asarray(ids)), atol=0.05)
 
@@ -154,12 +154,12 @@ def test_released_file(tmp_path: Path, pixels: np.ndarray, ids: np.ndarray) -> N
     file = hps_file(tmp_path / "HPS_v2.1_compressed.pt", model)
     clip = load_clip(file, hps_config=TINY).module()
     with torch.no_grad():
-        pictures, captions = (
+        images, captions = (
             model.visual(torch_pixels(pixels)),
             model.encode_text(torch.from_numpy(ids)),
         )
-    ours = clip.encode_pictures(jnp.asarray(pixels)), clip.encode_captions(jnp.asarray(ids))
-    np.testing.assert_allclose(ours[0], unit(pictures), atol=1e-5)
+    ours = clip.encode_images(jnp.asarray(pixels)), clip.encode_captions(jnp.asarray(ids))
+    np.testing.assert_allclose(ours[0], unit(images), atol=1e-5)
     np.testing.assert_allclose(ours[1], unit(captions), atol=1e-5)
 
 

@@ -108,7 +108,7 @@ def test_golden_numbers_of_every_part(janus_a: Path, shared: Path) -> None:
     np.testing.assert_allclose(
         policy.text_logits(hidden[:, :n]), golden["lm.text_logits"], atol=2e-4
     )
-    # Position n - 1, the last of the text, predicts the first picture token.
+    # Position n - 1, the last of the text, predicts the first image token.
     np.testing.assert_allclose(
         policy.image_logits(hidden[:, n - 1 : -1]), golden["lm.image_logits"], atol=2e-4
     )
@@ -282,9 +282,9 @@ def test_port_of_transformers(tiny: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(policy.text_logits(h), text_logits, atol=1e-4)
     np.testing.assert_allclose(policy.image_logits(h), image_logits, atol=1e-4)
     np.testing.assert_allclose(policy.embed_image(jnp.asarray(image_ids)), embeds, atol=1e-4)
-    picture = np.asarray(loaded.vq_module().decode_ids(jnp.asarray(image_ids), 2))
+    image = np.asarray(loaded.vq_module().decode_ids(jnp.asarray(image_ids), 2))
     decoded = decoded.reshape(2, 3, 32, 32).transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(picture, decoded, atol=1e-3)
+    np.testing.assert_allclose(image, decoded, atol=1e-3)
 
 
 # Damage -------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_every_layer_equals_transformers(pair) -> None:
     np.testing.assert_allclose(hidden, out.last_hidden_state, atol=5e-5)
 
 
-def test_heads_and_picture_embedding_equal_transformers(pair) -> None:
+def test_heads_and_image_embedding_equal_transformers(pair) -> None:
     import torch
 
     policy, theirs = pair
@@ -91,8 +91,8 @@ def test_heads_and_picture_embedding_equal_transformers(pair) -> None:
     hidden = np.random.default_rng(0).standard_normal((2, 4, 32)).astype(np.float32)
     with torch.no_grad():
         embedded = theirs.prepare_embeddings_for_image_generation(torch.from_numpy(image))
-        picture = theirs.model.generation_head(torch.from_numpy(hidden))
+        raw_image = theirs.model.generation_head(torch.from_numpy(hidden))
         text = theirs.lm_head(torch.from_numpy(hidden))
     np.testing.assert_allclose(policy.embed_image(jnp.asarray(image)), embedded, atol=1e-5)
-    np.testing.assert_allclose(policy.image_logits(jnp.asarray(hidden)), picture, atol=2e-5)
+    np.testing.assert_allclose(policy.image_logits(jnp.asarray(hidden)), raw_image, atol=2e-5)
     np.testing.assert_allclose(policy.text_logits(jnp.asarray(hidden)), text, atol=2e-5)

@@ -218,9 +218,9 @@ def test_transformers_gives_the_same_numbers(released: Path, port: Path, tmp_pat
     h = policy.hidden(policy.embed_text(jnp.asarray(ids)), jnp.arange(7)[None])
     np.testing.assert_allclose(policy.text_logits(h), text_logits, atol=1e-4)
     np.testing.assert_allclose(policy.image_logits(h), image_logits, atol=1e-4)
-    picture = np.asarray(ours.vq_module().decode_ids(jnp.asarray(image_ids), 8))
+    image = np.asarray(ours.vq_module().decode_ids(jnp.asarray(image_ids), 8))
     decoded = decoded.reshape(2, 3, 16, 16).transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(picture, decoded, atol=1e-3)
+    np.testing.assert_allclose(image, decoded, atol=1e-3)
     features = np.asarray(ours.understanding_module()(jnp.asarray(pixels)))
     np.testing.assert_allclose(features, seen.reshape(features.shape), atol=1e-4)
     # Not tied: the last layer is the stored one, not the embedding.
@@ -247,8 +247,8 @@ def test_transformers_reads_the_files_around_the_weights(released: Path, port: P
     assert tokenizer.decode(ids) == text
     assert tokenizer.boi_token == "<begin_of_image>" and tokenizer.eoi_token == "<end_of_image>"
     assert tokenizer.image_token_id == specials.image
-    pictures = JanusImageProcessorPil.from_pretrained(port)
-    assert (pictures.size["height"], list(pictures.image_mean)) == (64, [0.5, 0.5, 0.5])
+    images = JanusImageProcessorPil.from_pretrained(port)
+    assert (images.size["height"], list(images.image_mean)) == (64, [0.5, 0.5, 0.5])
 
 
 def test_sizes_that_the_port_cannot_say_are_named(tmp_path: Path) -> None:

@@ -96,9 +96,9 @@ def test_vectors(open_clip: Any, tmp_path: Path) -> None:
         row[end:] = 0
         row[end] = TINY.vocab_size - 1
     with torch.no_grad():
-        pictures = unit(model.encode_image(torch_pixels(pixels)))
+        images = unit(model.encode_image(torch_pixels(pixels)))
         captions = unit(model.encode_text(torch.from_numpy(ids).long()))
-    np.testing.assert_allclose(clip.encode_pictures(jnp.asarray(pixels)), pictures, atol=1e-5)
+    np.testing.assert_allclose(clip.encode_images(jnp.asarray(pixels)), images, atol=1e-5)
     np.testing.assert_allclose(clip.encode_captions(jnp.asarray(ids)), captions, atol=1e-5)
 
 

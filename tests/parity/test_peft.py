@@ -20,7 +20,7 @@ from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo import export as export_checkpoint
 from gotr1_jax.grpo.config import GrpoConfig
-from gotr1_jax.grpo.policy import SplitPolicy, folded, load_policy
+from gotr1_jax.grpo.policy import SplitPolicy, load_policy, merge_adapters
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.trainer.checkpoint import Checkpoints
 from gotr1_jax.trainer.optimizer import make_optimizer
@@ -82,7 +82,7 @@ def test_an_unfinished_run_is_exported_with_its_adapters_merged(
     assert "checkpoint of step 3" in capsys.readouterr().out
     merged = load_checkpoint(out, parts=("policy",)).policy
     base = load_checkpoint(run.parent / "base", parts=("policy",)).policy
-    assert_close(merged, folded(policy, arrays))
+    assert_close(merged, merge_adapters(policy, arrays))
     for name in ("q", "v", "down", "k", "up"):
         before, after = (p["decoder"]["layers"][name]["kernel"][...] for p in (base, merged))
         adapted = name in ("q", "v", "down")
@@ -129,7 +129,7 @@ def test_peft_loads_the_adapters_and_merges_to_the_same_numbers(
     with torch.no_grad():
         hidden = merged.model.language_model(torch.from_numpy(ids)).last_hidden_state
         theirs = merged.lm_head(hidden).numpy()
-    ours = logits(folded(policy, arrays), ids)
+    ours = logits(merge_adapters(policy, arrays), ids)
     np.testing.assert_allclose(theirs, ours, atol=2e-4)
     base = logits(load_checkpoint(run.parent / "base", parts=("policy",)).policy, ids)
     assert np.abs(ours - base).max() > 0.1

@@ -20,17 +20,17 @@ from PIL import Image
 from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
 from gotr1_jax.convert.qwen2_5_vl import QwenCheckpoint, load_qwen
-from gotr1_jax.images.qwen import Picture, read_picture
+from gotr1_jax.images.qwen import QwenImage, read_image
 from gotr1_jax.images.qwen_pack import (
-    PackedPictures,
+    PackedImages,
     mrope_positions,
-    pack_pictures,
+    pack_images,
     row_shape,
     unit_places,
 )
 from gotr1_jax.models.decoder import causal_attention
 from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL
-from gotr1_jax.models.qwen_vision import picture_attention, window_attention
+from gotr1_jax.models.qwen_vision import image_attention, window_attention
 from gotr1_jax.tokenizers.qwen import ImageTokens
 
 # (height, width). A window is 112 px: the first and third divide into whole ones, the others not.
@@ -62,36 +62,36 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Pair(load_qwen(directory, jnp.float32), theirs.eval())
 
 
-def pictures_of(pair: Pair, sizes: tuple[tuple[int, int], ...]) -> list[Picture]:
+def images_of(pair: Pair, sizes: tuple[tuple[int, int], ...]) -> list[QwenImage]:
     rng = np.random.default_rng(1)
     images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for h, w in sizes]
-    return [read_picture(image, pair.checkpoint.preprocessing) for image in images]
+    return [read_image(image, pair.checkpoint.preprocessing) for image in images]
 
 
 GEOMETRY = TINY_QWEN.vision.geometry
 SHAPE = row_shape([(h // 28, w // 28) for h, w in SIZES], GEOMETRY)
-ROWS = 4  # one more than the pictures need
+ROWS = 4  # one more than the images need
 
 
-def pack(pictures: list[Picture]) -> PackedPictures:
-    return pack_pictures(pictures, GEOMETRY, SHAPE, ROWS)
+def pack(images: list[QwenImage]) -> PackedImages:
+    return pack_images(images, GEOMETRY, SHAPE, ROWS)
 
 
-def for_transformers(pictures: list[Picture]) -> dict[str, Any]:
-    """The pictures as `transformers` wants them: both frames, patches of all joined."""
+def for_transformers(images: list[QwenImage]) -> dict[str, Any]:
+    """The images as `transformers` wants them: both frames, patches of all joined."""
     import torch
 
-    joined = np.concatenate([p.patches_NE for p in pictures])
+    joined = np.concatenate([p.patches_NE for p in images])
     doubled = np.repeat(joined.reshape(len(joined), 3, 1, 14 * 14), 2, axis=2)
-    grids = [[1, 2 * p.grid[0], 2 * p.grid[1]] for p in pictures]
+    grids = [[1, 2 * p.grid[0], 2 * p.grid[1]] for p in images]
     return {
         "pixel_values": torch.from_numpy(doubled.reshape(len(joined), -1)),
         "image_grid_thw": torch.tensor(grids),
     }
 
 
-def joined_like_theirs(x_RND: jax.Array, packed: PackedPictures, per_unit: int) -> np.ndarray:
-    """Pictures one after another out of our rows; `per_unit` entries a unit."""
+def joined_like_theirs(x_RND: jax.Array, packed: PackedImages, per_unit: int) -> np.ndarray:
+    """Images one after another out of our rows; `per_unit` entries a unit."""
     flat = np.asarray(x_RND).reshape(-1, x_RND.shape[-1])
     starts = packed.starts_P * per_unit
     return np.concatenate(
@@ -102,23 +102,23 @@ def joined_like_theirs(x_RND: jax.Array, packed: PackedPictures, per_unit: int) 
 def test_every_vision_block_and_the_merger_equal_transformers(pair: Pair) -> None:
     import torch
 
-    pictures = pictures_of(pair, SIZES)
-    packed = pack(pictures)
-    assert packed.batch.pictures_RN.max(1).tolist() == [3, 1, 1, 0]
+    images = images_of(pair, SIZES)
+    packed = pack(images)
+    assert packed.batch.images_RN.max(1).tolist() == [3, 1, 1, 0]
     visual = pair.theirs.model.visual
     seen: list[np.ndarray] = []
     hooks = [
         m.register_forward_hook(lambda _m, _i, out: seen.append(out.numpy()))
         for m in (visual.patch_embed, *visual.blocks)
     ]
-    inputs = for_transformers(pictures)
+    inputs = for_transformers(images)
     with torch.no_grad():
         out = visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
     for hook in hooks:
         hook.remove()
 
     tower, batch = pair.ours.vision, jax.tree.map(jnp.asarray, packed.batch)
-    in_order = jnp.asarray(np.concatenate([p.patches_NE for p in pictures]))
+    in_order = jnp.asarray(np.concatenate([p.patches_NE for p in images]))
     np.testing.assert_allclose(tower.patch(in_order), seen[0], atol=2e-5)
     x, rope = tower.patch(batch.patches_RNE), tower.rope(batch.positions_RN2)
     graphdef, stacked = nnx.split(tower.blocks)
@@ -126,7 +126,7 @@ def test_every_vision_block_and_the_merger_equal_transformers(pair: Pair) -> Non
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, i: int = i) -> jax.Array:
             if i in TINY_QWEN.vision.full_attention:
-                return picture_attention(q, k, v, batch.pictures_RN)
+                return image_attention(q, k, v, batch.images_RN)
             return window_attention(q, k, v, batch.windows_RWJ, batch.slots_RN)
 
         block = nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], stacked))
@@ -134,7 +134,7 @@ def test_every_vision_block_and_the_merger_equal_transformers(pair: Pair) -> Non
         np.testing.assert_allclose(
             joined_like_theirs(x, packed, 4), seen[i + 1], atol=2e-5, err_msg=f"block {i}"
         )
-    units = jax.jit(lambda b: pair.ours.embed_pictures(b))(batch)
+    units = jax.jit(lambda b: pair.ours.embed_images(b))(batch)
     assert np.isfinite(units).all()
     np.testing.assert_allclose(
         joined_like_theirs(units, packed, 1), out.pooler_output.numpy(), atol=3e-5
@@ -143,16 +143,16 @@ def test_every_vision_block_and_the_merger_equal_transformers(pair: Pair) -> Non
 
 @dataclass(frozen=True)
 class Rows:
-    """Text rows about pictures, ready for our model."""
+    """Text rows about images, ready for our model."""
 
     ids_BS: np.ndarray
     lengths_B: np.ndarray
     places_BS: np.ndarray
     positions_3BS: np.ndarray
-    packed: PackedPictures
+    packed: PackedImages
 
 
-# Rows of text and of numbers of pictures.
+# Rows of text and of numbers of images.
 MESSAGES: dict[str, list[list[str | int]]] = {
     "text only": [["What is a cat?"], ["Hello."]],
     "left and right": [["Look at ", 1, " and say what is left of the cat."]],
@@ -160,7 +160,7 @@ MESSAGES: dict[str, list[list[str | int]]] = {
         [0, "Is this a cat?"],
         ["Two of them: ", 1, " then ", 2, ". Which one is larger?"],
         [3, 4, "?"],
-        ["No picture."],
+        ["No image."],
         ["The first once more ", 1],
     ],
 }
@@ -168,11 +168,11 @@ MESSAGES: dict[str, list[list[str | int]]] = {
 
 def make_rows(pair: Pair, messages: list[list[str | int]], room: int = 0) -> Rows:
     """Rows padded on the right to one length and `room`."""
-    pictures = pictures_of(pair, SIZES)
-    packed, tokenizer = pack(pictures), pair.checkpoint.tokenizer
+    images = images_of(pair, SIZES)
+    packed, tokenizer = pack(images), pair.checkpoint.tokenizer
     ids = [
         tokenizer.encode_chat(
-            [ImageTokens(pictures[p].units) if isinstance(p, int) else p for p in message]
+            [ImageTokens(images[p].units) if isinstance(p, int) else p for p in message]
         )
         for message in messages
     ]
@@ -197,8 +197,8 @@ def their_inputs(pair: Pair, rows: Rows, messages: list[list[str | int]], b: int
     ids = torch.from_numpy(rows.ids_BS[b : b + 1, : rows.lengths_B[b]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if numbers := [p for p in messages[b] if isinstance(p, int)]:
-        pictures = pictures_of(pair, SIZES)
-        inputs |= for_transformers([pictures[i] for i in numbers])
+        images = images_of(pair, SIZES)
+        inputs |= for_transformers([images[i] for i in numbers])
         inputs["mm_token_type_ids"] = (ids == pair.checkpoint.tokenizer.ids.image).int()
     return inputs
 
@@ -213,7 +213,7 @@ def test_every_decoder_layer_and_the_logits_equal_transformers(pair: Pair, name:
     @jax.jit
     def layers(batch: Any) -> tuple[list[jax.Array], jax.Array]:
         x = model.embed(
-            jnp.asarray(rows.ids_BS), jnp.asarray(rows.places_BS), model.embed_pictures(batch)
+            jnp.asarray(rows.ids_BS), jnp.asarray(rows.places_BS), model.embed_images(batch)
         )
         positions = jnp.asarray(rows.positions_3BS)
         states, h = [x], x
@@ -257,7 +257,7 @@ def greedy(model: Qwen2_5_VL, rows: Rows, count: int) -> np.ndarray:
             return causal_attention(q, k, v)
 
         x = model.embed(
-            jnp.asarray(rows.ids_BS), jnp.asarray(rows.places_BS), model.embed_pictures(batch)
+            jnp.asarray(rows.ids_BS), jnp.asarray(rows.places_BS), model.embed_images(batch)
         )
         positions = jnp.asarray(rows.positions_3BS)
         lengths = jnp.asarray(rows.lengths_B)
@@ -314,13 +314,13 @@ def test_positions_equal_transformers(pair: Pair) -> None:
     np.testing.assert_array_equal(rows.positions_3BS, theirs.numpy())
 
 
-def test_a_picture_costs_nothing_to_its_neighbors(pair: Pair) -> None:
-    """Alone in a row or packed with others, a picture gives the same vectors."""
-    pictures = pictures_of(pair, SIZES)
-    together = pack(pictures)
-    embed = jax.jit(pair.ours.embed_pictures)
+def test_a_image_costs_nothing_to_its_neighbors(pair: Pair) -> None:
+    """Alone in a row or packed with others, an image gives the same vectors."""
+    images = images_of(pair, SIZES)
+    together = pack(images)
+    embed = jax.jit(pair.ours.embed_images)
     joined = joined_like_theirs(embed(together.batch), together, 1)
-    alone = [pack([picture]) for picture in pictures]
+    alone = [pack([image]) for image in images]
     separate = [joined_like_theirs(embed(one.batch), one, 1) for one in alone]
     np.testing.assert_allclose(joined, np.concatenate(separate), atol=2e-5)
 

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_qwen import write_qwen_files
 
 from gotr1_jax.convert.qwen2_5_vl import read_preprocessing
-from gotr1_jax.images.qwen import Geometry, read_picture
+from gotr1_jax.images.qwen import Geometry, read_image
 
 
 def images() -> list[Image.Image]:
@@ -34,7 +34,7 @@ def test_patches_equal_transformers(image: Image.Image, tmp_path: Path) -> None:
     write_qwen_files(tmp_path)
     settings = read_preprocessing(tmp_path, Geometry())
     theirs = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)([image], return_tensors="np")
-    ours = read_picture(image, settings)
+    ours = read_image(image, settings)
     h, w = ours.grid
     assert theirs["image_grid_thw"].tolist() == [[1, 2 * h, 2 * w]]
     assert ours.size == (28 * h, 28 * w)

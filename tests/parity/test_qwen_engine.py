@@ -15,10 +15,10 @@ from PIL import Image
 from tiny_qwen import write_tiny_qwen
 
 from gotr1_jax.convert.qwen2_5_vl import load_qwen
-from gotr1_jax.images.qwen import read_picture
-from gotr1_jax.rewards.multimodal import Question, Scale, make_picture
+from gotr1_jax.images.qwen import read_image
 from gotr1_jax.tokenizers.qwen import ImageTokens
 from gotr1_jax.vlm_engine import QwenEngineConfig
+from gotr1_jax.vlm_engine.base import Question, Scale, make_image_input
 from gotr1_jax.vlm_engine.engine import QwenEngine
 
 PREFIX = '{"score": '
@@ -37,7 +37,7 @@ class Pair:
     def engine(self, **sizes: int) -> QwenEngine:
         config = QwenEngineConfig(
             str(self.directory), "float32", max_pixels=64 * 28 * 28, patches=256,
-            picture_tokens=128, **{"rows": 4, "tokens": 4096} | sizes,
+            image_tokens=128, **{"rows": 4, "tokens": 4096} | sizes,
         )  # fmt: skip
         return QwenEngine.from_config(config)
 
@@ -55,10 +55,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def questions() -> list[Question]:
-    """Shared beginnings, pictures of several sizes, two at once, text only, some asked alone."""
+    """Shared beginnings, images of several sizes, two at once, text only, some asked alone."""
     rng = np.random.default_rng(2)
-    a, b, c, d = (make_picture(rng.integers(0, 256, (*s, 3), np.uint8)) for s in SIZES)
-    score, caption = "Score the picture.\n", "A cat left of a dog."
+    a, b, c, d = (make_image_input(rng.integers(0, 256, (*s, 3), np.uint8)) for s in SIZES)
+    score, caption = "Score the image.\n", "A cat left of a dog."
     return [
         Question("score", (a,), score, caption, 40, TEN),
         Question("score", (b,), score, caption, 24, TEN),
@@ -79,19 +79,19 @@ def their_inputs(pair: Pair, engine: QwenEngine, question: Question, ending: str
     import torch
 
     checkpoint = load_qwen(pair.directory)
-    pictures = [
-        read_picture(Image.fromarray(p.pixels), checkpoint.preprocessing) for p in question.pictures
+    images = [
+        read_image(Image.fromarray(p.pixels), checkpoint.preprocessing) for p in question.images
     ]
-    shown = (ImageTokens(p.units) for p in pictures)
+    shown = (ImageTokens(p.units) for p in images)
     message: list[str | ImageTokens] = [question.instruction, *shown, question.text]
     ids = checkpoint.tokenizer.encode_chat(message) + checkpoint.tokenizer.encode(ending)
     rows = torch.tensor([ids])
     inputs = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
-    if pictures:
-        joined = np.concatenate([p.patches_NE for p in pictures])
+    if images:
+        joined = np.concatenate([p.patches_NE for p in images])
         doubled = np.repeat(joined.reshape(len(joined), 3, 1, 196), 2, axis=2)
         inputs["pixel_values"] = torch.from_numpy(doubled.reshape(len(joined), -1))
-        grids = [[1, 2 * p.grid[0], 2 * p.grid[1]] for p in pictures]
+        grids = [[1, 2 * p.grid[0], 2 * p.grid[1]] for p in images]
         inputs["image_grid_thw"] = torch.tensor(grids)
         inputs["mm_token_type_ids"] = (rows == checkpoint.tokenizer.ids.image).int()
     return inputs
@@ -127,7 +127,7 @@ def test_answers_equal_transformers_in_any_batch(
     assert all(a.finite and not a.error for a in ours)
     ends = [str(load_qwen(pair.directory).tokenizer.ids.message_end) + "]"]
     assert [a.truncated for a in ours] == [not a.text.endswith(tuple(ends)) for a in ours]
-    assert engine.counts.pictures == 4
+    assert engine.counts.images == 4
     assert len(set(theirs)) == len(theirs), "answers that are the same test little"
     alone = [engine.answer([q])[0] for q in asked[:3]]
     assert alone == ours[:3]

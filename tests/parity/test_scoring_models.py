@@ -14,7 +14,13 @@ from PIL import Image
 from tiny_evaluators import WORDS, write_blip, write_clip, write_mask2former, write_owl
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.asks import Ask, Found, found_objects, mask_from_runs, mask_runs
+from gotr1_jax.evaluation.asks import (
+    Detection,
+    ModelQuery,
+    found_objects,
+    mask_from_runs,
+    mask_runs,
+)
 from gotr1_jax.evaluation.torch_models import (
     COLORS,
     BlipVqa,
@@ -24,12 +30,12 @@ from gotr1_jax.evaluation.torch_models import (
     Owl,
     clean_question,
 )
-from gotr1_jax.rewards.multimodal import Picture, make_picture
+from gotr1_jax.vlm_engine.base import ImageInput, make_image_input
 
 
-def picture(seed: int, height: int = 48, width: int = 48) -> Picture:
+def image(seed: int, height: int = 48, width: int = 48) -> ImageInput:
     rng = np.random.default_rng(seed)
-    return make_picture(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return make_image_input(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +44,9 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_blip_takes_the_first_step_yes_against_no(blip: Path) -> None:
-    seen = picture(0)
+    seen = image(0)
     questions = ["A green bench?", "Is there a bench?"]
-    got = BlipVqa(str(blip)).answer([Ask("yes", seen, q) for q in questions])
+    got = BlipVqa(str(blip)).answer([ModelQuery("yes", seen, q) for q in questions])
     model = hf.BlipForQuestionAnswering.from_pretrained(blip).eval()
     pixels = hf.BlipImageProcessorPil.from_pretrained(blip)(
         Image.fromarray(seen.pixels), return_tensors="pt"
@@ -50,9 +56,9 @@ def test_blip_takes_the_first_step_yes_against_no(blip: Path) -> None:
         # [ENC] first, [SEP] last; decoding starts at [DEC].
         ids = [bos + 1, *(5 + WORDS.index(w) for w in words.split()), 3]
         with torch.no_grad():
-            image = model.vision_model(pixel_values=pixels)[0]
+            hidden = model.vision_model(pixel_values=pixels)[0]
             question = model.text_encoder(
-                input_ids=torch.tensor([ids]), encoder_hidden_states=image
+                input_ids=torch.tensor([ids]), encoder_hidden_states=hidden
             )[0]
             logits = model.text_decoder(
                 input_ids=torch.tensor([[bos]]), encoder_hidden_states=question
@@ -60,7 +66,7 @@ def test_blip_takes_the_first_step_yes_against_no(blip: Path) -> None:
         yes, no = (math.exp(logits[5 + WORDS.index(w)]) for w in ("yes", "no"))
         assert share == pytest.approx(yes / (yes + no), abs=1e-5)
     assert abs(got[0] - got[1]) > 0.01
-    other = BlipVqa(str(blip)).answer([Ask("yes", picture(1), questions[0])])
+    other = BlipVqa(str(blip)).answer([ModelQuery("yes", image(1), questions[0])])
     assert abs(got[0] - other[0]) > 1e-3
 
 
@@ -88,27 +94,29 @@ def clip_vectors(folder: Path, images: list[Image.Image], texts: list[str]) -> t
 
 
 def test_clip_gives_the_cosine(clip: Path) -> None:
-    seen = picture(2, 40, 64)
+    seen = image(2, 40, 64)
     texts = ["a bench", "a photo of a long green bench"]
-    got = ClipMatch(str(clip)).answer([Ask("match", seen, text) for text in texts])
-    image, read = clip_vectors(clip, [Image.fromarray(seen.pixels)], texts)
-    expected = torch.nn.functional.cosine_similarity(image, read)
+    got = ClipMatch(str(clip)).answer([ModelQuery("match", seen, text) for text in texts])
+    pictured, read = clip_vectors(clip, [Image.fromarray(seen.pixels)], texts)
+    expected = torch.nn.functional.cosine_similarity(pictured, read)
     np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
 
 
 def test_colors_go_by_the_mean_of_three_texts_and_a_gray_ground(clip: Path) -> None:
-    seen = picture(3)
+    seen = image(3)
     mask = np.zeros((48, 48), bool)
     mask[10:30, 8:40] = np.random.default_rng(0).random((20, 32)) > 0.4
-    places = [Found(8, 10, 40, 30, 0.9, mask_runs(mask)), Found(0.4, 0.6, 20.5, 21.5, 0.8)]
-    got = ClipColor(str(clip)).answer([Ask("color", seen, "bench", "red", p) for p in places])
+    places = [Detection(8, 10, 40, 30, 0.9, mask_runs(mask)), Detection(0.4, 0.6, 20.5, 21.5, 0.8)]
+    got = ClipColor(str(clip)).answer(
+        [ModelQuery("color", seen, "bench", "red", p) for p in places]
+    )
     gray = np.where(mask[..., None], seen.pixels, np.uint8(0x99))
     crops = [
         Image.fromarray(gray).crop((8, 10, 40, 30)),
         Image.fromarray(seen.pixels).crop((0, 1, 20, 22)),
     ]
     forms = ("a photo of a {} bench", "a photo of a {}-colored bench", "a photo of a {} object")
-    image, read = clip_vectors(clip, crops, [f.format(c) for c in COLORS for f in forms])
+    pictured, read = clip_vectors(clip, crops, [f.format(c) for c in COLORS for f in forms])
     mean = read.reshape(10, 3, -1).mean(1)
     expected = (image @ (mean / mean.norm(dim=1, keepdim=True)).T).argmax(1)
     assert got == [COLORS[i] for i in expected]
@@ -129,9 +137,9 @@ def mask2former(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("size", [(48, 48), (40, 64)])
 def test_mask2former_scores_class_times_mask(mask2former: Path, size: tuple[int, int]) -> None:
-    seen = picture(7, *size)
+    seen = image(7, *size)
     names = ["bench", "computer keyboard", "dog"]
-    got = Mask2Former(str(mask2former)).answer([Ask("find", seen, name) for name in names])
+    got = Mask2Former(str(mask2former)).answer([ModelQuery("find", seen, name) for name in names])
     model = hf.Mask2FormerForUniversalSegmentation.from_pretrained(mask2former).eval()
     processor = hf.Mask2FormerImageProcessorPil.from_pretrained(mask2former)
     inputs = processor(Image.fromarray(seen.pixels), return_tensors="pt")
@@ -162,7 +170,7 @@ def test_mask2former_scores_class_times_mask(mask2former: Path, size: tuple[int,
 
 def test_a_class_that_a_detector_does_not_know(mask2former: Path) -> None:
     with pytest.raises(InputError, match="no class 'toaster'"):
-        Mask2Former(str(mask2former)).answer([Ask("find", picture(0), "toaster")])
+        Mask2Former(str(mask2former)).answer([ModelQuery("find", image(0), "toaster")])
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +178,9 @@ def owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_owl(tmp_path_factory.mktemp("owl"))
 
 
-def test_owl_finds_each_name_in_a_picture_padded_to_a_square(owl: Path) -> None:
-    seen = picture(9, 30, 60)
-    got = Owl(str(owl)).answer([Ask("find", seen, name) for name in ("cat", "dog")])
+def test_owl_finds_each_name_in_a_image_padded_to_a_square(owl: Path) -> None:
+    seen = image(9, 30, 60)
+    got = Owl(str(owl)).answer([ModelQuery("find", seen, name) for name in ("cat", "dog")])
     model = hf.Owlv2ForObjectDetection.from_pretrained(owl).eval()
     processor = hf.Owlv2ImageProcessorPil.from_pretrained(owl)
     tokenizer = hf.AutoTokenizer.from_pretrained(owl)
@@ -196,5 +204,5 @@ def test_owl_finds_each_name_in_a_picture_padded_to_a_square(owl: Path) -> None:
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be loaded from") as error:
-        ClipMatch(str(tmp_path)).answer([Ask("match", picture(0), "a")])
+        ClipMatch(str(tmp_path)).answer([ModelQuery("match", image(0), "a")])
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""The picture tokenizer against the reference's numbers and against `transformers`."""
+"""The image tokenizer against the reference's numbers and against `transformers`."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def show(out: Path) -> str:
     lines = {line["name"]: line for line in _lines(out)}
     columns = {
         "update": "update", "plan loop": "plan loop, last bucket",
-        "picture loop": "picture loop, last bucket",
+        "image loop": "image loop, last bucket",
     }  # fmt: skip
     head = ["where", "policy", "mesh", "micro", "captions", "judge", *columns]
     head += ["whole job", "of", "fits", "step at least"]

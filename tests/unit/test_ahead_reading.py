@@ -127,13 +127,13 @@ def test_flops_count_loops_branches_and_recomputation() -> None:
 
 def test_flops_of_a_convolution() -> None:
     # 5 x 5 outputs, 7 channels, each a sum over 3 x 3 x 2.
-    picture, kernel = jnp.zeros((1, 5, 5, 2)), jnp.zeros((3, 3, 2, 7))
+    image, kernel = jnp.zeros((1, 5, 5, 2)), jnp.zeros((3, 3, 2, 7))
 
     def convolve(x: jax.Array, k: jax.Array) -> jax.Array:
         names = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=names)
 
-    traced = jax.jit(convolve).trace(picture, kernel)
+    traced = jax.jit(convolve).trace(image, kernel)
     assert count_flops(traced.jaxpr) == 2 * 25 * 7 * 18
 
 

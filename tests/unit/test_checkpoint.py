@@ -365,7 +365,7 @@ def test_a_really_full_disk(tmp_path):
 def test_a_killed_process_leaves_the_step_before(tmp_path):
     program = """
         import jax.numpy as jnp
-        from gotr1_jax.training import manifest, checkpoint
+        from gotr1_jax.trainer import manifest, checkpoint
         import time
         checkpoints = checkpoint.Checkpoints({path!r})
         tree = {{"a": jnp.arange(1000.0)}}

@@ -1,4 +1,4 @@
-"""Sources, pipelines with exact resume, and the cache of picture tokens."""
+"""Sources, pipelines with exact resume, and the cache of image tokens."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 from gotr1_jax.data.pipeline import (
     TextLimits,
     caption_batches,
+    image_batches,
     pad_rows,
-    picture_batches,
     sft_batches,
 )
 from gotr1_jax.data.sources import read_captions
-from gotr1_jax.data.token_cache import PictureTokens
+from gotr1_jax.data.token_cache import ImageTokens
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.shapes import is_heldout, parse_caption, render
 from gotr1_jax.shapes.dataset import ShapesSource, shapes_captions
@@ -30,7 +30,7 @@ CAPTIONS = tuple(f"caption {letter}" for letter in "abcdefg")
 
 
 class Encoder:
-    """Stands for the image tokenizer: two numbers that hang on the picture's content."""
+    """Stands for the image tokenizer: two numbers that hang on the image's content."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -59,7 +59,7 @@ def test_an_example_hangs_on_seed_and_index_alone() -> None:
     assert one[0] != ShapesSource("train", 5, 4, 0.5)[0]
     assert one.key == long.key != ShapesSource("train", 5, 4, 0.5).key
     assert one.text(2) == (one[2].caption, one[2].plan)
-    np.testing.assert_array_equal(one.picture(2), render(one[2].scene))
+    np.testing.assert_array_equal(one.image(2), render(one[2].scene))
     for bad in ({"split": "test"}, {"length": 0}, {"unfaithful_fraction": 1.5}):
         with pytest.raises(InputError):
             ShapesSource(**{"split": "train", "length": 5, **bad})
@@ -228,7 +228,7 @@ def test_iterators_resume_exactly(codec: TextTokenizer) -> None:
     limits = TextLimits(48, 64)
     for dataset in (
         caption_batches(CAPTIONS, 3, seed=5),
-        picture_batches(source, 3, seed=5),
+        image_batches(source, 3, seed=5),
         sft_batches(source, ids_NU, codec, GOTR1_TEMPLATE, limits, 3, seed=5),
     ):
         iterator = iter(dataset)
@@ -246,12 +246,12 @@ def test_iterators_resume_exactly(codec: TextTokenizer) -> None:
                 np.testing.assert_array_equal(getattr(other, name), getattr(batch, name))
 
 
-def test_picture_batches_hold_the_sources_pictures() -> None:
+def test_image_batches_hold_the_sources_images() -> None:
     source = ShapesSource("all", 6)
-    batch = next(iter(picture_batches(source, 4, seed=2)))
+    batch = next(iter(image_batches(source, 4, seed=2)))
     assert batch.pixels_BHWC.shape == (4, 64, 64, 3) and batch.pixels_BHWC.dtype == np.uint8
     for index, pixels in zip(batch.indices_B, batch.pixels_BHWC):
-        np.testing.assert_array_equal(pixels, source.picture(int(index)))
+        np.testing.assert_array_equal(pixels, source.image(int(index)))
 
 
 def test_sft_rows_spell_caption_and_plan(codec: TextTokenizer) -> None:
@@ -318,28 +318,28 @@ def test_pad_rows_by_hand() -> None:
     assert ids.tolist() == [[5, 6, 9], [7, 9, 9], [9, 9, 9]] and lengths.tolist() == [2, 1, 0]
 
 
-# --- picture tokens
+# --- image tokens
 
 
-def test_picture_tokens_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_tokens_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gotr1_jax.data.token_cache._SHARD", 4)
     source, encode = ShapesSource("train", 10), Encoder()
     seen: list[tuple[int, int]] = []
-    cache = PictureTokens(tmp_path, "weights-1", encode, batch_size=3)
+    cache = ImageTokens(tmp_path, "weights-1", encode, batch_size=3)
     ids_NU = cache.ids(source, lambda done, total: seen.append((done, total)))
     assert ids_NU.shape == (10, 2) and ids_NU.dtype == np.int32
     for index in range(10):
-        np.testing.assert_array_equal(ids_NU[index], Encoder()(source.picture(index)[None])[0])
+        np.testing.assert_array_equal(ids_NU[index], Encoder()(source.image(index)[None])[0])
     # Shards of 4, 4 and 2, in batches of 3 that are always full.
     assert encode.batches == [3, 3, 3, 3, 3]
     assert seen[-1] == (10, 10) and seen == sorted(seen)
 
     again = Encoder()
-    np.testing.assert_array_equal(PictureTokens(tmp_path, "weights-1", again).ids(source), ids_NU)
+    np.testing.assert_array_equal(ImageTokens(tmp_path, "weights-1", again).ids(source), ids_NU)
     assert again.batches == []
     for other in (
-        (PictureTokens(tmp_path, "weights-2", again, 5), source),
-        (PictureTokens(tmp_path, "weights-1", again, 5), ShapesSource("train", 10, seed=1)),
+        (ImageTokens(tmp_path, "weights-2", again, 5), source),
+        (ImageTokens(tmp_path, "weights-1", again, 5), ShapesSource("train", 10, seed=1)),
     ):
         again.batches.clear()
         other[0].ids(other[1])
@@ -351,18 +351,18 @@ def test_damaged_and_missing_shards_are_computed_anew(
 ) -> None:
     monkeypatch.setattr("gotr1_jax.data.token_cache._SHARD", 4)
     source = ShapesSource("train", 10)
-    ids_NU = PictureTokens(tmp_path, "w", Encoder()).ids(source)
+    ids_NU = ImageTokens(tmp_path, "w", Encoder()).ids(source)
     first, second, third = sorted(tmp_path.rglob("*.npz"))
     data = bytearray(first.read_bytes())
     data[-150] ^= 1
     first.write_bytes(data)
     second.write_bytes(second.read_bytes()[:50])
     encode = Encoder()
-    np.testing.assert_array_equal(PictureTokens(tmp_path, "w", encode, 4).ids(source), ids_NU)
+    np.testing.assert_array_equal(ImageTokens(tmp_path, "w", encode, 4).ids(source), ids_NU)
     assert encode.batches == [4, 4]
     # A longer source of the same key keeps the full shards.
     encode.batches.clear()
-    longer = PictureTokens(tmp_path, "w", encode, 4).ids(ShapesSource("train", 12))
+    longer = ImageTokens(tmp_path, "w", encode, 4).ids(ShapesSource("train", 12))
     np.testing.assert_array_equal(longer[:10], ids_NU)
     assert encode.batches == [4]
 
@@ -373,6 +373,6 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(RunError, match="cannot write the picture tokens.*No space left"):
-        PictureTokens(tmp_path, "w", Encoder()).ids(ShapesSource("train", 3))
+    with pytest.raises(RunError, match="cannot write the image tokens.*No space left"):
+        ImageTokens(tmp_path, "w", Encoder()).ids(ShapesSource("train", 3))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -1,4 +1,4 @@
-"""Questions about pictures: chat text, settings of the preprocessing, the command's bad input."""
+"""Questions about images: chat text, settings of the preprocessing, the command's bad input."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from PIL import Image
 from gotr1_jax.cli import run
 from gotr1_jax.convert.checkpoint import EMBEDDED, load_checkpoint
 from gotr1_jax.errors import InputError
-from gotr1_jax.images import PictureSettings, open_picture, preprocess, read_settings
-from gotr1_jax.sampler.answer import AnswerConfig, Answerer
+from gotr1_jax.images import ImageSettings, open_image, preprocess, read_settings
+from gotr1_jax.sampler.answer import AnswerConfig, AnswerSampler
 from gotr1_jax.sampler.token_batch import PromptBatch
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer, chat_parts
 
@@ -32,7 +32,7 @@ def devices_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     path = tmp_path / "red.png"
     Image.new("RGB", (90, 60), (200, 30, 30)).save(path)
     return path
@@ -49,7 +49,7 @@ def test_chat_text() -> None:
     assert text("Why?", 1, " Be kind. ").startswith("Be kind.\n\n<|User|>: ")
 
 
-def test_pictures_become_their_tokens() -> None:
+def test_images_become_their_tokens() -> None:
     ids = TOKENIZER.encode_question("Why?", 2, 3)
     assert ids[0] == S.bos and ids.count(S.bos) == 1
     block = [S.boi, S.image, S.image, S.image, S.eoi]
@@ -78,8 +78,8 @@ def test_refused_questions(question: str) -> None:
 
 
 def test_settings_of_released_and_port_files(tmp_path: Path) -> None:
-    assert read_settings(tmp_path, 384) == PictureSettings()
-    assert PictureSettings().background == (127, 127, 127)
+    assert read_settings(tmp_path, 384) == ImageSettings()
+    assert ImageSettings().background == (127, 127, 127)
     port = {
         "image_processor_type": "JanusImageProcessor",
         "size": {"height": 384, "width": 384},
@@ -89,7 +89,7 @@ def test_settings_of_released_and_port_files(tmp_path: Path) -> None:
         "resample": 3,
         "do_pad": None,
     }
-    expected = PictureSettings(384, 20, (0.48, 0.46, 0.4), (0.25, 0.25, 0.5))
+    expected = ImageSettings(384, 20, (0.48, 0.46, 0.4), (0.25, 0.25, 0.5))
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": port}))
     assert read_settings(tmp_path, 384) == expected
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(port))
@@ -139,12 +139,12 @@ def test_the_towers_size_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 def test_preprocess_by_hand() -> None:
     # 4 x 2 white pixels in a square of 8: rows 2 to 5 are white, the rest the mean color.
-    pixels = preprocess(Image.new("RGB", (4, 2), "white"), PictureSettings(8, 1))
+    pixels = preprocess(Image.new("RGB", (4, 2), "white"), ImageSettings(8, 1))
     assert pixels.shape == (8, 8, 3)
     np.testing.assert_allclose(pixels[2:6], 1.0)
     np.testing.assert_allclose(pixels[[0, 1, 6, 7]], (127 / 255 - 0.5) / 0.5, rtol=1e-6)
     # One column of 5000 pixels still gets min_size columns, in the middle.
-    thin = preprocess(Image.new("RGB", (1, 5000), "white"), PictureSettings(64, 14))
+    thin = preprocess(Image.new("RGB", (1, 5000), "white"), ImageSettings(64, 14))
     assert np.flatnonzero(thin[0, :, 0] == 1).tolist() == list(range(25, 39))
 
 
@@ -159,13 +159,13 @@ def test_answers_end_at_eos_and_follow_the_seed() -> None:
     prompts = PromptBatch(padded, jnp.asarray([len(row) for row in ids]))
     pixels = jax.random.uniform(jax.random.key(0), (2, 64, 64, 3))
 
-    def answerer(config: AnswerConfig, eos: int) -> Answerer:
+    def answerer(config: AnswerConfig, eos: int) -> AnswerSampler:
         specials = replace(S, eos=eos)
-        return Answerer(policy, tower, checkpoint.config, specials, config)
+        return AnswerSampler(policy, tower, checkpoint.config, specials, config)
 
     params = answerer(AnswerConfig(8), -1).prepare(policy_state)
 
-    def answer(of: Answerer, keys: jax.Array) -> tuple[np.ndarray, ...]:
+    def answer(of: AnswerSampler, keys: jax.Array) -> tuple[np.ndarray, ...]:
         out = of(params, tower_state, prompts, pixels, keys)
         return np.asarray(out.ids_PT), np.asarray(out.len_P), np.asarray(out.ended_P)
 
@@ -189,21 +189,21 @@ def test_answers_end_at_eos_and_follow_the_seed() -> None:
     assert (drawn[1] != other[1]).any() and (drawn != greedy).any()
 
 
-def test_pictures_and_placeholders_agree() -> None:
+def test_images_and_placeholders_agree() -> None:
     checkpoint = load_checkpoint(EMBEDDED, parts=("policy", "understanding"))
     policy, policy_state = nnx.split(checkpoint.policy_module())
     tower, tower_state = nnx.split(checkpoint.understanding_module())
-    answerer = Answerer(policy, tower, checkpoint.config, S, AnswerConfig(2))
+    answerer = AnswerSampler(policy, tower, checkpoint.config, S, AnswerConfig(2))
     prompts = PromptBatch(jnp.asarray([[S.bos, S.image]]), jnp.asarray([2]))
-    with pytest.raises(InputError, match="1 picture tokens"):
+    with pytest.raises(InputError, match="1 image tokens"):
         answerer(
             answerer.prepare(policy_state), tower_state, prompts, jnp.zeros((1, 64, 64, 3)),
             jax.random.split(jax.random.key(0), 1),
         )  # fmt: skip
 
 
-def test_the_command(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ask = ["describe", "--image", str(picture), "--question", "What is it?", "--max-tokens", "6"]
+def test_the_command(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["describe", "--image", str(image), "--question", "What is it?", "--max-tokens", "6"]
     assert run(ask) == 0
     plain = capsys.readouterr().out
     assert run([*ask, "--json"]) == 0
@@ -211,7 +211,7 @@ def test_the_command(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert result["answer"] + "\n" == plain
     assert len(result["answer_ids"]) <= 6
     assert result["prompt"].endswith("What is it?\n\n<|Assistant|>:")
-    assert result["images"] == [str(picture)]
+    assert result["images"] == [str(image)]
     assert run([*ask, "--dtype", "bfloat16", "--temperature", "1", "--seed", "3"]) == 0
 
 
@@ -220,7 +220,7 @@ def _broken(tmp_path: Path, kind: str) -> Path:
     if kind == "empty":
         path.touch()
     elif kind == "text":
-        path.write_text("no picture")
+        path.write_text("no image")
     elif kind == "cut":
         Image.effect_noise((80, 80), 90).save(path)
         path.write_bytes(path.read_bytes()[:2000])
@@ -233,21 +233,21 @@ def _broken(tmp_path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "cut", "header", "directory"])
-def test_unreadable_pictures(
-    tmp_path: Path, picture: Path, kind: str, capsys: pytest.CaptureFixture[str]
+def test_unreadable_images(
+    tmp_path: Path, image: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = _broken(tmp_path, kind)
     with pytest.raises(InputError):
-        open_picture(path)
-    assert run(["describe", "--image", str(picture), "--image", str(path), "--question", "x"]) == 2
+        open_image(path)
+    assert run(["describe", "--image", str(image), "--image", str(path), "--question", "x"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and str(path) in err
 
 
-def test_a_picture_too_large_for_memory(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_too_large_for_memory(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(InputError, match="pixels"):
-        open_picture(picture)
+        open_image(image)
 
 
 @pytest.mark.parametrize(
@@ -262,8 +262,8 @@ def test_a_picture_too_large_for_memory(picture: Path, monkeypatch: pytest.Monke
     ],
 )
 def test_bad_input(
-    picture: Path, options: list[str], named: str, capsys: pytest.CaptureFixture[str]
+    image: Path, options: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["describe", "--image", str(picture), *options]) == 2
+    assert run(["describe", "--image", str(image), *options]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and named in err

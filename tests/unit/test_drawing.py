@@ -92,7 +92,7 @@ def test_a_label_without_room_is_tied_to_its_box() -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (384, 384), (1024, 640), (40, 700)])
-def test_labels_grow_with_the_picture(size: tuple[int, int]) -> None:
+def test_labels_grow_with_the_image(size: tuple[int, int]) -> None:
     for scale in (None, 1):
         drawn = draw_overlay(
             Image.new("RGB", size, "white"), [("cup", Box(300, 400, 700, 700))], scale=scale

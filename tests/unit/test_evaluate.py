@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gotr1_jax.grpo import evaluate
-from gotr1_jax.grpo.evaluate import Evaluation, captions_at_once, print_table
+from gotr1_jax.grpo.evaluate import Evaluation, captions_at_once, format_table
 from gotr1_jax.io.files import plain_json
 from gotr1_jax.trainer.bootstrap import gain_interval, mean_interval
 
@@ -83,7 +83,7 @@ def test_means_of_nothing_told():
 def test_table():
     before = Evaluation({"sem": scores(0.5, 0.5)}, scores(0.25, 0.25))
     after = Evaluation({"sem": scores(0.5, 0.25)}, scores(0.5, 0.5))
-    lines = print_table(before, after, (0.25, 0.25)).splitlines()
+    lines = format_table(before, after, (0.25, 0.25)).splitlines()
     assert lines[1].split() == ["total", "0.250", "0.500", "+0.250"]
     assert lines[2].split() == ["sem", "0.500", "0.375", "-0.125"]
     assert "total +100% on 2 held-out captions" in lines[3]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gotr1_jax.data.sources import iter_captions
-from gotr1_jax.evaluation.asks import Ask, Found
+from gotr1_jax.evaluation.asks import Detection, ModelQuery
 from gotr1_jax.evaluation.compbench_rules import place_word
 from gotr1_jax.evaluation.dpg import DpgRules
 from gotr1_jax.evaluation.dpg_rules import Proposition
@@ -21,9 +21,9 @@ from gotr1_jax.evaluation.geneval_rules import Wanted, read_metadata
 from gotr1_jax.evaluation.phrases import RuleReader
 from gotr1_jax.evaluation.published import T2I_COMPBENCH
 from gotr1_jax.evaluation.t2i_compbench import CompbenchRules
-from gotr1_jax.rewards.multimodal import make_picture
+from gotr1_jax.vlm_engine.base import make_image_input
 
-PICTURE = make_picture(np.zeros((479, 479, 3), np.uint8))
+IMAGE = make_image_input(np.zeros((479, 479, 3), np.uint8))
 OFFSETS = {"left": (150, 0), "right": (-150, 0), "top": (0, 150), "bottom": (0, -150)}
 
 
@@ -32,25 +32,25 @@ def item(place: int) -> Item:
 
 
 def found(x: float, y: float, score: float = 1.0) -> list[list[Any]]:
-    return [list(Found.of((x, y, x + 100, y + 100), score))]
+    return [list(Detection.of((x, y, x + 100, y + 100), score))]
 
 
-def says(other: Any, boxes: Mapping[str, Any] | None = None) -> Callable[[Ask], Any]:
+def says(other: Any, boxes: Mapping[str, Any] | None = None) -> Callable[[ModelQuery], Any]:
     """Answers with the boxes of a name, and to all other questions with `other`."""
     return lambda ask: (boxes or {}).get(ask.text, []) if ask.kind == "find" else other
 
 
-def expected_color(boxes: Mapping[str, Any]) -> Callable[[Ask], Any]:
+def expected_color(boxes: Mapping[str, Any]) -> Callable[[ModelQuery], Any]:
     """As `says`, with the color that is asked for."""
     return lambda ask: boxes.get(ask.text, []) if ask.kind == "find" else ask.color
 
 
-def values(rules: Any, place: int, answer: Callable[[Ask], Any]) -> dict[str, float]:
-    """What comes of a picture when these answers are given, as far as they are asked for."""
+def values(rules: Any, place: int, answer: Callable[[ModelQuery], Any]) -> dict[str, float]:
+    """What comes of an image when these answers are given, as far as they are asked for."""
     answers: dict[str, Any] = {}
-    while new := [a for a in rules.asks(item(place), PICTURE, answers) if a.key not in answers]:
+    while new := [a for a in rules.asks(item(place), IMAGE, answers) if a.key not in answers]:
         answers |= {ask.key: answer(ask) for ask in new}
-    return rules.score(item(place), PICTURE, answers).values
+    return rules.score(item(place), IMAGE, answers).values
 
 
 @pytest.mark.parametrize("category", T2I_COMPBENCH)
@@ -64,7 +64,7 @@ def test_every_caption_of_t2i_compbench(shared: Path, category: str) -> None:
     for place, caption in enumerate(captions):
         relation = place_word(caption) or ""
         x, y = next((o for word, o in OFFSETS.items() if f"the {word} of" in relation), (0, 100))
-        asks = rules.asks(item(place), PICTURE, {})
+        asks = rules.asks(item(place), IMAGE, {})
         names = [ask.text for ask in asks if ask.kind == "find"]
         boxes = {name: found(i * x, i * y) for i, name in enumerate(names)}
         best = values(rules, place, says(0.25, boxes))
@@ -107,7 +107,7 @@ def test_every_line_of_geneval(shared: Path) -> None:
 def test_dpg_cells_are_scored_one_by_one() -> None:
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:4, 4:], pixels[4:, :4], pixels[4:, 4:] = 60, 120, 180
-    grid = make_picture(pixels)
+    grid = make_image_input(pixels)
     questions = [
         Proposition(n, parents, category, f"{n}?")
         for n, parents, category in (

@@ -11,7 +11,7 @@ import pytest
 
 from gotr1_jax.data.sources import iter_captions
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.asks import Found
+from gotr1_jax.evaluation.asks import Detection
 from gotr1_jax.evaluation.compbench_rules import (
     attribute_score,
     complex_objects,
@@ -31,7 +31,7 @@ from gotr1_jax.evaluation.geneval_rules import (
     Metadata,
     Wanted,
     colored_objects,
-    judge_picture,
+    judge_image,
     kept_objects,
     parse_metadata,
     read_metadata,
@@ -42,9 +42,9 @@ from gotr1_jax.evaluation.phrases import Word, Wording
 SIZE = (479, 479)
 
 
-def square(x: float, y: float, score: float = 0.8, side: float = 100) -> Found:
+def square(x: float, y: float, score: float = 0.8, side: float = 100) -> Detection:
     """A square with its middle at (x, y)."""
-    return Found(x - side / 2, y - side / 2, x + side / 2, y + side / 2, score)
+    return Detection(x - side / 2, y - side / 2, x + side / 2, y + side / 2, score)
 
 
 def wording(*words: tuple[str, str], phrases: tuple[str, ...] = ()) -> Wording:
@@ -97,9 +97,7 @@ def test_positions(place: str | None, dx: float, dy: float, score: float) -> Non
     # Scaled to a shorter side of 479, but none above 480: 479/958, 480/1200, 480/384 of 200 pixels.
     [((958, 958), 1.0), ((1200, 400), 1.0), ((384, 384), 150 / (200 * 479 / 384))],
 )
-def test_nearness_is_measured_in_pictures_of_479_pixels(
-    size: tuple[int, int], score: float
-) -> None:
+def test_nearness_is_measured_in_images_of_479_pixels(size: tuple[int, int], score: float) -> None:
     a, b = square(0, 0), square(200, 200)
     assert position_score("near", a, b, size) == pytest.approx(score)
 
@@ -191,14 +189,14 @@ def test_relations(x: float, y: float, held: set[str]) -> None:
     assert relations(square(x, y), square(0, 0)) == held
 
 
-def judged(metadata: Metadata, colors: dict[Found, str] | None = None, **found: Any) -> bool:
+def judged(metadata: Metadata, colors: dict[Detection, str] | None = None, **found: Any) -> bool:
     objects = {name: kept_objects(metadata, found.get(name, [])) for name in metadata.names}
     named = {
         (wanted.color, f): (colors or {})[f]
         for wanted in metadata.include
         for f in colored_objects(wanted, objects)
     }
-    return judge_picture(metadata, objects, named)[0]
+    return judge_image(metadata, objects, named)[0]
 
 
 def test_objects_count_above_a_threshold() -> None:
@@ -259,10 +257,10 @@ def test_all_of_genevals_metadata(shared: Path) -> None:
     assert {w.relation for m in found for w in m.include} == {"", *RELATIONS}
     assert all(bool(m.exclude) == (m.tag == "counting") for m in found)
     assert sum(bool(w.color) for m in found for w in m.include) == 94 + 200
-    # A picture that shows exactly what is wanted is right, one that shows nothing is wrong.
+    # An image that shows exactly what is wanted is right, one that shows nothing is wrong.
     for metadata in found:
-        objects: dict[str, list[Found]] = {}
-        colors: dict[Found, str] = {}
+        objects: dict[str, list[Detection]] = {}
+        colors: dict[Detection, str] = {}
         for i, wanted in enumerate(metadata.include):
             x, y = {"left of": (-500, 0), "right of": (500, 0), "above": (0, -500),
                     "below": (0, 500)}.get(wanted.relation, (9 * i, 0))  # fmt: skip

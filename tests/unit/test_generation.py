@@ -15,14 +15,14 @@ from gotr1_jax.generate import work
 from gotr1_jax.generate.config import GenerateConfig, fingerprint, read_template
 from gotr1_jax.generate.layouts import write_grid
 from gotr1_jax.generate.prompts import Task, read_tasks
-from gotr1_jax.generate.work import Row, Survey
+from gotr1_jax.generate.work import SampleTask, Survey
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, JANUS_TEMPLATE, REASONGEN_RL_TEMPLATE
 
 
-def row(place: int, index: int, prompt: int, plan: int = 0) -> Row:
+def row(place: int, index: int, prompt: int, plan: int = 0) -> SampleTask:
     """A row of a prompt and a plan of so many tokens."""
     task = Task(place, "a", "", 9, 0)
-    return Row(task, index, [1] * prompt, [2] * plan)
+    return SampleTask(task, index, [1] * prompt, [2] * plan)
 
 
 def test_batches_hold_every_row_once_and_like_widths() -> None:

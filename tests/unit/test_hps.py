@@ -1,4 +1,4 @@
-"""HPS as a judge: its pictures, its vocabulary, its batches, and what it says of bad files."""
+"""HPS as a judge: its images, its vocabulary, its batches, and what it says of bad files."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def golden(checkpoint: ClipCheckpoint) -> np.ndarray:
     out = []
     for request in requests():
         pixels = clip_pixels(np.asarray(request.image), TINY.image_size)
-        picture = clip.encode_pictures(jnp.asarray(pixels[None]))[0]
-        out.append(picture @ clip.encode_captions(tokenizer.encode([request.caption]))[0])
+        raw_image = clip.encode_images(jnp.asarray(pixels[None]))[0]
+        out.append(raw_image @ clip.encode_captions(tokenizer.encode([request.caption]))[0])
     return np.array(out)
 
 
-# --- pictures ---------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_pixels_by_hand() -> None:
 
 
 @pytest.mark.parametrize("shape, dtype", [((4, 4), "uint8"), ((4, 4, 3), "float32")])
-def test_pixels_refuse_what_is_no_picture(shape: tuple[int, ...], dtype: str) -> None:
-    with pytest.raises(ValueError, match="no picture"):
+def test_pixels_refuse_what_is_no_image(shape: tuple[int, ...], dtype: str) -> None:
+    with pytest.raises(ValueError, match="no image"):
         clip_pixels(np.zeros(shape, dtype))
 
 
@@ -189,7 +189,7 @@ def test_one_shape_and_each_caption_once(
     checkpoint: ClipCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, list[Any]] = {"pictures": [], "captions": [], "texts": []}
-    pictures, captions = Clip.encode_pictures, Clip.encode_captions
+    images, captions = Clip.encode_images, Clip.encode_captions
     encode = ClipTokenizer.encode
 
     def note(kind: str, method: Any, value: Any, *rest: Any) -> Any:
@@ -197,7 +197,7 @@ def test_one_shape_and_each_caption_once(
         return method(*rest)
 
     # A compiled program calls the model's method once, when it is traced.
-    monkeypatch.setattr(Clip, "encode_pictures", lambda s, x: note("pictures", pictures, x, s, x))
+    monkeypatch.setattr(Clip, "encode_pictures", lambda s, x: note("pictures", images, x, s, x))
     monkeypatch.setattr(
         Clip, "encode_captions", lambda s, x, d: note("captions", captions, x, s, x, d)
     )
@@ -359,7 +359,7 @@ def broken_vocabulary(kind: str, tmp_path: Path) -> Path:
     packed = gzip.compress("\n".join(lines).encode())
     if kind == "too short":
         good.write_text("\n".join(lines[:-3]))
-    elif kind == "a picture":
+    elif kind == "an image":
         good.write_bytes(b"\x89PNG\xff\xfe")
     elif kind == "no pairs":
         good.write_text("\n".join(["words are here"] * 99))
@@ -379,7 +379,7 @@ def broken_vocabulary(kind: str, tmp_path: Path) -> Path:
     [
         ("absent", "no CLIP vocabulary in .*merges.txt.*bpe_simple_vocab_16e6.txt.gz"),
         ("too short", "holds 29 merges, but a vocabulary of 546 has 32"),
-        ("a picture", "not UTF-8"),
+        ("an image", "not UTF-8"),
         ("no pairs", "'words are here' is no merge of two"),
         ("not built up", "no vocabulary of CLIP"),
         ("twice", "makes a token twice"),

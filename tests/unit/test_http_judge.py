@@ -20,7 +20,8 @@ from lookup_engine import request
 from PIL import Image
 
 from gotr1_jax.errors import InputError, RunError
-from gotr1_jax.rewards.multimodal import MultimodalJudge, Question, Scale, make_picture
+from gotr1_jax.rewards.multimodal.terms import MultimodalJudge
+from gotr1_jax.vlm_engine.base import Question, Scale, make_image_input
 from gotr1_jax.vlm_engine.http import HttpConfig, HttpEngine
 
 QUESTION = Question("score", (), "ask ", "text", 32, Scale(0, 10, ""))
@@ -37,7 +38,7 @@ def engine_for(server: Server, **settings: Any) -> tuple[HttpEngine, list[float]
 def test_what_is_sent_and_what_comes_back(tmp_path) -> None:
     (tmp_path / "key").write_text("secret\n")
     pixels = np.arange(64 * 100 * 3, dtype=np.uint8).reshape(64, 100, 3)
-    question = Question("boxes", (make_picture(pixels),), "Find ", "the cat", 77)
+    question = Question("boxes", (make_image_input(pixels),), "Find ", "the cat", 77)
     with Server(lambda h, n, body: say(h, "[]", "length")) as server:
         engine, pauses = engine_for(server, key_file=str(tmp_path / "key"))
         (answer,) = engine.answer([question])
@@ -53,16 +54,16 @@ def test_what_is_sent_and_what_comes_back(tmp_path) -> None:
     assert head == "data:image/png;base64"
     sent = Image.open(io.BytesIO(base64.b64decode(data)))
     # 64 and 100 to the nearest multiples of 28: coordinates refer to these.
-    assert sent.size == (112, 56) and engine.picture_size(64, 100) == (56, 112)
+    assert sent.size == (112, 56) and engine.image_size(64, 100) == (56, 112)
     assert "secret" not in engine.identity
 
 
-def test_pictures_as_they_are_and_thousandths() -> None:
+def test_images_as_they_are_and_thousandths() -> None:
     with Server(lambda h, n, body: say(h, "[]")) as server:
         engine, _ = engine_for(server, multiple=1, coordinates="thousandths")
-        assert engine.picture_size(64, 100) == (1000, 1000)
+        assert engine.image_size(64, 100) == (1000, 1000)
         pixels = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
-        engine.answer([Question("boxes", (make_picture(pixels),), "", "x", 9)])
+        engine.answer([Question("boxes", (make_image_input(pixels),), "", "x", 9)])
     url = server.bodies[0]["messages"][0]["content"][0]["image_url"]["url"]
     sent = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
     np.testing.assert_array_equal(np.asarray(sent), pixels)  # not a pixel is lost

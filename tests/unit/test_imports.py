@@ -149,7 +149,7 @@ def wrong_third_party(imports: list[Import]) -> list[str]:
         refused |= item.unit in WITHOUT_JAX and top in ARRAY_LIBRARIES
         # The comparison of `gotr1 bench` needs torch only when it is asked for.
         lazy = item.unit == "bench" and item.inside_function
-        # Models that score pictures for a benchmark, where they are asked to.
+        # Models that score images for a benchmark, where they are asked to.
         lazy |= "evaluation/torch_models.py:" in item.place and item.inside_function
         refused |= top == "torch" and item.unit != "convert" and not lazy
         if refused:

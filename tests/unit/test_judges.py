@@ -22,9 +22,10 @@ from gotr1_jax.rewards.composite import (
     result_from_json,
     result_to_json,
 )
-from gotr1_jax.rewards.multimodal import AnswerCache, MultimodalJudge
+from gotr1_jax.rewards.multimodal.terms import MultimodalJudge
 from gotr1_jax.rewards.python import PythonJudge
 from gotr1_jax.rewards.shapes import ShapesJudge
+from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
 FILE = """
 import numpy as np
@@ -166,7 +167,7 @@ def test_terms_from_several_judges() -> None:
     # Boxes of whoever scores ri; only the words of the terms that are taken.
     assert first.located == (("cat", Box(0, 0, 9, 9)),) and first.words == "pi sem | ri pi"
     assert first.said == {"sem": "sem!", "pi": "pi!", "ri": "ri!"}
-    assert judge.take_figures() == {}
+    assert judge.pop_metrics() == {}
     assert judge.judge([]) == []
 
 

@@ -228,8 +228,8 @@ def test_samples_come_back_as_written(tmp_path):
         assert (got.caption_index, got.sample_index) == (3, want.sample_index)
         assert got.scores["sem"] == 0.5 and math.isnan(got.scores["pi"]) and math.isnan(got.total)
         assert got.advantage == -0.25
-    with Image.open(folder / "03_01.png") as picture:
-        assert picture.size == (6, 8)
+    with Image.open(folder / "03_01.png") as raw_image:
+        assert raw_image.size == (6, 8)
 
 
 def test_samples_of_later_steps_are_dropped(tmp_path):

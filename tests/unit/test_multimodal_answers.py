@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.grpo.alarms import FailureTracker
 from gotr1_jax.plan import Box, format_object, parse_plan
-from gotr1_jax.rewards.multimodal import AnswerCache, FailureTracker, make_picture, take_figures
 from gotr1_jax.rewards.multimodal.answers import MAX_BOXES, read_boxes, read_score, read_verdict
 from gotr1_jax.rewards.multimodal.canvas import draw_canvas
+from gotr1_jax.rewards.multimodal.counts import pop_metrics
 from gotr1_jax.rewards.multimodal.instructions import harmless, show_plan
 from gotr1_jax.vlm_engine import answer_cache as cache_module
+from gotr1_jax.vlm_engine.answer_cache import AnswerCache
+from gotr1_jax.vlm_engine.base import make_image_input
 
 
 @pytest.mark.parametrize(
@@ -245,14 +248,16 @@ def test_when_to_stop() -> None:
     for limit, steps in ((1.5, 10), (0.2, 0)):
         with pytest.raises(InputError):
             FailureTracker(limit, steps)
-    assert take_figures(object()) == {}
+    assert pop_metrics(object()) == {}
 
 
-def test_pictures_are_what_they_show() -> None:
+def test_images_are_what_they_show() -> None:
     pixels = np.zeros((2, 3, 3), np.uint8)
-    one = make_picture(pixels)
-    assert one == make_picture(pixels.copy()) and one != make_picture(pixels.reshape(3, 2, 3))
+    one = make_image_input(pixels)
+    assert one == make_image_input(pixels.copy()) and one != make_image_input(
+        pixels.reshape(3, 2, 3)
+    )
     assert one.size == (2, 3)
     for wrong in (pixels[..., 0], pixels.astype(np.float32), pixels[:0]):
         with pytest.raises(InputError, match="uint8"):
-            make_picture(wrong)
+            make_image_input(wrong)

@@ -14,17 +14,14 @@ from lookup_engine import CUT, NAN, SILENT, LookupEngine, ScoringLookup, plan_te
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box
 from gotr1_jax.rewards import combine, stack_scores
-from gotr1_jax.rewards.multimodal import (
-    Answer,
-    AnswerCache,
-    MultimodalJudge,
-    Question,
-    QuestionsConfig,
-)
+from gotr1_jax.rewards.multimodal.config import QuestionsConfig
+from gotr1_jax.rewards.multimodal.terms import MultimodalJudge
+from gotr1_jax.vlm_engine.answer_cache import AnswerCache
+from gotr1_jax.vlm_engine.base import Answer, Question
 
 FOUR = ("sem", "spa", "ri", "pi")
 nan = math.nan
-# The processed picture is 1000 wide and 500 high: x is in thousandths already, y is half.
+# The processed image is 1000 wide and 500 high: x is in thousandths already, y is half.
 FULL = '[{"bbox_2d": [0, 0, 500, 250], "label": "cat"}]'
 CAT = ("cat", (0, 0, 500, 500))
 
@@ -75,7 +72,7 @@ CASES = {
         plan_text(("cat", (0, 0, 400, 100)), ("Cat ", (0, 0, 288, 100))), (1, 1, 0.8, 1), 1.6, 0.8,
         TEN, TEN, TEN, cat=boxes((0, 0, 360, 50), (80, 0, 400, 50)),
     ),
-    "of two the picture has one": case(
+    "of two the image has one": case(
         plan_text(CAT, ("cat", (600, 600, 800, 800))), (0.9, 1, 0.5, 0.6), 0.57, 0.285,
         score(9), TEN, score(6), cat=FULL,
     ),
@@ -112,7 +109,7 @@ CASES = {
         plan_text(CAT), (1, 1, 1, nan), nan, nan, TEN, TEN, [NAN, NAN], cat=FULL
     ),
     # Corners swapped, and 200 beyond the right edge, 50 above the top: clipped to 999 and 0.
-    "a fenced box that leaves the picture": case(
+    "a fenced box that leaves the image": case(
         plan_text(("cat", (800, 0, 999, 400))), (1, 1, 1, 1), 2, 1, TEN, TEN, TEN,
         cat='Here:\n```json\n{"bbox_2d": [1200, 200, 800, -50], "label": "cat"}\n```',
     ),
@@ -156,7 +153,7 @@ def test_there_are_twenty_cases() -> None:
 def shown(question: Question) -> str:
     """What a question shows, the reminder apart."""
     text = question.text.split("\n\nYour last")[0]
-    return text + "".join(picture.key for picture in question.pictures)
+    return text + "".join(image.key for image in question.images)
 
 
 def test_all_cases_in_one_batch_are_judged_as_alone() -> None:
@@ -196,7 +193,7 @@ def test_what_is_asked_and_what_can_be_shared() -> None:
     assert engine.asked == [["sem", "spa", "Red Cat", "hat", "pi", "verdict"]]
     assert result[0] == result[1]
     assert not any("<|" in q.text for q in engine.questions)
-    assert "[Red  Cat] (0,0),(500,500)" in asked["sem"].text and asked["sem"].pictures == ()
+    assert "[Red  Cat] (0,0),(500,500)" in asked["sem"].text and asked["sem"].images == ()
     # What an instruction says is the same whatever is judged.
     other = LookupEngine(script | {"dog": ["[]"]})
     judge_of(other, (*FOUR, "verdict")).judge([request(plan_text(("dog", (0, 0, 9, 9))), "x")])
@@ -204,9 +201,9 @@ def test_what_is_asked_and_what_can_be_shared() -> None:
     assert len({q.instruction for q in engine.questions}) == 5
     assert asked["pi"].text.startswith("Caption: <<<a < |im_end|> red cat>>>")
     assert asked["pi"].text != asked["verdict"].text
-    picture, sheet = asked["pi"].pictures[0], asked["spa"].pictures[0]
-    assert asked["hat"].pictures == asked["verdict"].pictures == (picture,)
-    assert sheet.size == (224, 448) and picture.size == (100, 200)  # the picture's own aspect
+    image, sheet = asked["pi"].images[0], asked["spa"].images[0]
+    assert asked["hat"].images == asked["verdict"].images == (image,)
+    assert sheet.size == (224, 448) and image.size == (100, 200)  # the image's own aspect
 
 
 def test_the_words_and_places_are_kept() -> None:
@@ -237,7 +234,7 @@ def test_the_verdict() -> None:
 
 
 def test_a_rationale_without_boxes() -> None:
-    """Words alone: what asks for words or the picture is asked, what needs boxes is 0."""
+    """Words alone: what asks for words or the image is asked, what needs boxes is 0."""
     text = "The cat [left of it (12,40)] sits.\n\n1. It is **red**; 2 < 3 and 5/7 of it shows."
     engine = LookupEngine({"sem": [score(8)], "pi": [score(4)], "verdict": ["\\boxed{1}"]})
     judge = judge_of(engine, (*FOUR, "verdict"))
@@ -245,7 +242,7 @@ def test_a_rationale_without_boxes() -> None:
     assert result.scores == {"sem": 0.8, "spa": 0, "ri": 0, "pi": 0.4, "verdict": 1}
     assert engine.asked == [["sem", "pi", "verdict"]] and result.located == ()
     assert f"Plan: <<<{text}>>>" in engine.questions[0].text
-    # The verdict hangs on caption and picture, not on what was planned.
+    # The verdict hangs on caption and image, not on what was planned.
     assert text not in engine.questions[2].text and "a red cat" in engine.questions[2].text
     assert "ri 0: no object is planned" in result.words and result.said["spa"] == ""
     scores = stack_scores([result], judge.terms)
@@ -260,7 +257,7 @@ def test_expected_scores() -> None:
     (result,) = judge.judge([request(plan_text(CAT))])
     assert result.scores["sem"] == 0.725 and result.scores["spa"] == 0.5
     assert result.scores["ri"] == 1 and math.isnan(result.scores["pi"])
-    assert judge.take_figures()["judge/asked_twice_frac"] == 0.5
+    assert judge.pop_metrics()["judge/asked_twice_frac"] == 0.5
     with pytest.raises(InputError, match="'expected', which lookup cannot"):
         MultimodalJudge(LookupEngine({}), FOUR, config)
     with pytest.raises(InputError, match="not hps"):
@@ -271,12 +268,12 @@ def test_the_rates_of_failure() -> None:
     engine = LookupEngine({"sem": ["?", TEN], "spa": ["?", "?"], "pi": [SILENT], "cat": [FULL]})
     judge = judge_of(engine)
     judge.judge([request(plan_text(CAT))])
-    assert judge.take_figures() == {
+    assert judge.pop_metrics() == {
         "judge/questions": 4, "judge/cached_frac": 0, "judge/asked_twice_frac": 0.5,
         "judge/no_answer_frac": 0.25, "judge/unread_frac": 0.5,
         "judge/unread_frac/boxes": 0, "judge/unread_frac/score": 2 / 3,
     }  # fmt: skip
-    assert judge.take_figures() == {"judge/questions": 0}
+    assert judge.pop_metrics() == {"judge/questions": 0}
 
 
 def test_answers_are_cached_and_failures_are_not(tmp_path) -> None:
@@ -290,7 +287,7 @@ def test_answers_are_cached_and_failures_are_not(tmp_path) -> None:
     (after,) = again.judge([sample])
     assert engine.asked == [["spa"]]
     assert after.scores == {**before.scores, "spa": 1.0} and after.said["sem"] == score(4)
-    assert again.take_figures()["judge/cached_frac"] == 0.75
+    assert again.pop_metrics()["judge/cached_frac"] == 0.75
     # Another model, and another caption, are asked everything that depends on them.
     other = LookupEngine({"sem": [TEN], "spa": [TEN], "pi": [TEN], "cat": [FULL]})
     other.identity = "another"

@@ -124,7 +124,7 @@ def test_the_7b_divides_over_eight_devices():
         whole += leaf.size
         held += math.prod(own)
     assert 6.9e9 < whole < 7.5e9
-    # Adapters and the picture head are split over one of the two axes only.
+    # Adapters and the image head are split over one of the two axes only.
     assert held < 1.06 * whole / 8
 
 

@@ -237,7 +237,7 @@ def test_matching_missing_and_unboxed() -> None:
     assert matched[2:] == [(2, None, 0.0), (3, None, 0.0)]
     assert sorted(str(j) for _, j, _ in matched[:2]) == ["0", "None"]
     assert match_objects([], [("a", box)]) == []
-    # The same name elsewhere in the picture is found, with no overlap.
+    # The same name elsewhere in the image is found, with no overlap.
     assert match_objects([("a", box)], [("a", Box(500, 500, 600, 600))]) == [(0, 0, 0.0)]
 
 

@@ -157,7 +157,7 @@ def test_edits_by_hand() -> None:
         "(646,449),(968,918)", "(1,2),(3,4)"
     ).replace("X", "(646,449),(968,918)")
     assert str(add_object(plan, "cup", BOX)) == f"A {red} on {WHOLE} {format_object('cup', BOX)}."
-    # Behind the last object, so never behind the token that starts the picture.
+    # Behind the last object, so never behind the token that starts the image.
     painted = add_object(parse_plan(f"{red}<begin_of_image>"), "cup", BOX)
     assert str(painted).endswith("<|box_end|><begin_of_image>")
     assert str(add_object(parse_plan(""), "cup", BOX)) == format_object("cup", BOX)

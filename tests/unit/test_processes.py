@@ -265,8 +265,9 @@ import jax
 import numpy as np
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.parallel import mesh
-from gotr1_jax.parallel.processes import check_alike, first_says, gather, leave, together
-from gotr1_jax.training.placement import put_held_rows, take_on_mesh, to_first_host
+from gotr1_jax.parallel.processes import broadcast_from_main, check_same_on_all_processes
+from gotr1_jax.parallel.processes import gather, leave, raise_on_all_processes
+from gotr1_jax.parallel.placement import put_held_rows, take_on_mesh, to_first_host
 index = jax.process_index()
 def say(*what): print("seen", *what, flush=True)
 by_rows, by_tensor = mesh.make_mesh(1, 2, 2), mesh.make_mesh(1, 1, 4)
@@ -279,16 +280,16 @@ turned = take_on_mesh(x, np.array([3, 2, 1, 0]))
 say(mesh.fetch_rows(turned, own).tolist())
 whole = to_first_host(x)
 say(None if whole is None else whole.tolist())
-say(gather(np.float32([index])).tolist(), first_says(index == 0))
+say(gather(np.float32([index])).tolist(), broadcast_from_main(index == 0))
 for kind in (RunError, InputError):
     try:
-        with together():
+        with raise_on_all_processes():
             if index == 1:
                 raise kind("the disk is full")
     except kind as error:
         say(error)
 try:
-    check_alike(str(index), "configuration")
+    check_same_on_all_processes(str(index), "configuration")
 except RunError as error:
     say(error)
 try:

@@ -338,7 +338,7 @@ def test_a_state_that_does_not_fit_is_not_written(checkpoint: Path, tmp_path: Pa
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_picture_settings(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_image_settings(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     file = write_qwen_files(tmp_path) / "preprocessor_config.json"
     settings = json.loads(file.read_text()) | change
     file.unlink()

@@ -20,8 +20,9 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards import JudgeConfig, JudgeRequest, make_judge
-from gotr1_jax.rewards.multimodal import Picture, Question, QuestionsConfig, Scale, make_picture
+from gotr1_jax.rewards.multimodal.config import QuestionsConfig
 from gotr1_jax.vlm_engine import QwenEngineConfig
+from gotr1_jax.vlm_engine.base import ImageInput, Question, Scale, make_image_input
 from gotr1_jax.vlm_engine.engine import QwenEngine
 
 SCALE = Scale(0, 10, '{"score": ')
@@ -40,7 +41,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_engine(directory: Path, mesh: Mesh | None = None, **sizes: Any) -> QwenEngine:
     usual: dict[str, Any] = {
         "dtype": "float32", "rows": 4, "tokens": 2048, "max_pixels": 16 * 28 * 28, "patches": 128,
-        "picture_tokens": 64,
+        "image_tokens": 64,
     }  # fmt: skip
     engine = QwenEngine.from_config(QwenEngineConfig(str(directory), **usual | sizes), mesh)
     # Token ids instead of text: bytes that are no text would hide differences.
@@ -48,32 +49,32 @@ def make_engine(directory: Path, mesh: Mesh | None = None, **sizes: Any) -> Qwen
     return engine
 
 
-def picture(seed: int, size: tuple[int, int] = (84, 84)) -> Picture:
-    return make_picture(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8))
+def image(seed: int, size: tuple[int, int] = (84, 84)) -> ImageInput:
+    return make_image_input(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8))
 
 
 def about(seed: int, text: str, limit: int = 6, ask: str = "Judge a cat. ") -> Question:
-    return Question("score", (picture(seed),), ask, text, limit, SCALE)
+    return Question("score", (image(seed),), ask, text, limit, SCALE)
 
 
 def test_memory_is_bounded_whatever_the_number_of_questions(directory: Path) -> None:
-    """Ten times the questions: the same programs, no larger chunk, pictures once each."""
+    """Ten times the questions: the same programs, no larger chunk, images once each."""
     engine = make_engine(directory)
     programs: Any = engine._runner.programs
     few = [about(i // 2, f"Score {i % 2}.") for i in range(16)]
     first = engine.answer(few)
     largest, shapes = engine.counts.most_tokens, programs.read_questions._cache_size()
     assert largest <= 2048
-    assert engine.counts.pictures == 8
+    assert engine.counts.images == 8
     many = [about(i // 2, f"Score {i % 2}.") for i in range(160)]
     again = engine.answer(many)
     assert again[:16] == first
     assert engine.counts.most_tokens == largest
-    assert engine.counts.pictures == 8 + 80
+    assert engine.counts.images == 8 + 80
     assert programs.read_questions._cache_size() <= shapes + 2, "the last chunk may be smaller"
-    # Vectors of pictures: 9 tokens each take 16 places, a wave has no more than 64 of them.
+    # Vectors of images: 9 tokens each take 16 places, a wave has no more than 64 of them.
     waves = list(engine._waves(many))
-    assert max(len({p.key for q in wave for p in q.pictures}) for wave in waves) == 4
+    assert max(len({p.key for q in wave for p in q.images}) for wave in waves) == 4
     units, rows = engine._open(waves[0], [()] * len(waves[0]))
     assert units.shape[0] <= 2 * 64 and len(rows) == 8
 
@@ -93,8 +94,8 @@ def test_neither_programs_nor_arrays_grow_with_the_questions(directory: Path) ->
 
     def mixture(number: int) -> list[Question]:
         sizes = ((56, 56), (84, 112), (112, 84), (84, 84))
-        pictures = [picture(number, size) for size in sizes]
-        shown = [(p,) for p in pictures] + [(pictures[0], pictures[1])]
+        images = [image(number, size) for size in sizes]
+        shown = [(p,) for p in images] + [(images[0], images[1])]
         return [
             Question("score", p, "Judge. ", f"{'word ' * n}{number:03}?", 4 + 8 * (n % 2), SCALE)
             for p in shown
@@ -102,7 +103,7 @@ def test_neither_programs_nor_arrays_grow_with_the_questions(directory: Path) ->
         ]
 
     def compiled() -> dict[str, int]:
-        tower, text = vars(engine._read_pictures), vars(engine._runner.programs)
+        tower, text = vars(engine._read_images), vars(engine._runner.programs)
         found = {**tower, **text, "bucket": bucket}.items()
         return {name: f._cache_size() for name, f in found if hasattr(f, "_cache_size")}
 
@@ -130,26 +131,26 @@ def test_prefixes_are_read_once(directory: Path) -> None:
     assert head + prefix + own < 0.55 * sum(sizes)
     assert head + prefix + own / 4 == pytest.approx(np.mean(sizes))
     assert own <= 4 * len(" 0?<|im_end|>assistant")
-    # An instruction is read once for all pictures, and kept; a picture is no part of it.
+    # An instruction is read once for all images, and kept; an image is no part of it.
     more = [about(n, "Is it there?") for n in (1, 2, 3)]
     engine.answer(more)
     assert engine.counts.head_tokens == head > len("Judge a cat. ")
-    assert engine.counts.prefix_tokens == prefix, "three pictures begin with nothing in common"
+    assert engine.counts.prefix_tokens == prefix, "three images begin with nothing in common"
     engine.answer([about(1, "Is it there?", ask="Another one. ")])
     assert engine.counts.head_tokens > head
 
 
-def test_pictures_that_are_held_are_not_encoded_again(directory: Path) -> None:
+def test_images_that_are_held_are_not_encoded_again(directory: Path) -> None:
     engine = make_engine(directory)
     asked = [about(i, "Score.") for i in range(4)]
     first = engine.answer(asked)
     scores = engine.expected_scores(asked)
     reminded = [q.with_reminder("Once more.") for q in asked[1:3]]
     again = engine.answer(reminded)
-    assert engine.counts.pictures == 4
+    assert engine.counts.images == 4
     # Others take their place, and there is room for one wave only.
     engine.answer([about(9, "Score.")])
-    assert engine.answer(asked) == first and engine.counts.pictures == 4 + 1 + 4
+    assert engine.answer(asked) == first and engine.counts.images == 4 + 1 + 4
     fresh = make_engine(directory)
     assert fresh.answer(reminded) == again
     np.testing.assert_allclose(fresh.expected_scores(asked), scores, atol=1e-5)
@@ -159,7 +160,7 @@ def test_the_same_question_is_asked_once(directory: Path) -> None:
     engine = make_engine(directory)
     answers = engine.answer([about(0, "x"), about(1, "x"), about(0, "x")])
     assert answers[0] == answers[2] != answers[1]
-    assert engine.counts.pictures == 2
+    assert engine.counts.images == 2
     assert engine.answer([]) == [] and engine.expected_scores([]) == []
 
 
@@ -185,7 +186,7 @@ def poisoned(directory: Path) -> QwenEngine:
     table.set_value(table.get_value().at[letter].set(jnp.nan))
     config = QwenEngineConfig(
         "poisoned", "float32", rows=4, tokens=2048, max_pixels=12544, patches=128,
-        picture_tokens=64,
+        image_tokens=64,
     )  # fmt: skip
     return QwenEngine(checkpoint, config)
 
@@ -238,10 +239,10 @@ def test_bfloat16(directory: Path) -> None:
     np.testing.assert_allclose(*scores, atol=0.5)
 
 
-def test_coordinates_refer_to_the_processed_picture(directory: Path) -> None:
+def test_coordinates_refer_to_the_processed_image(directory: Path) -> None:
     engine = make_engine(directory)
-    assert engine.picture_size(100, 60) == (112, 56)
-    assert engine.picture_size(1000, 1000) == (112, 112)  # max_pixels
+    assert engine.image_size(100, 60) == (112, 56)
+    assert engine.image_size(1000, 1000) == (112, 112)  # max_pixels
     assert "float32" in engine.identity and str(directory) in engine.identity
 
 
@@ -263,6 +264,6 @@ def test_a_configuration_makes_the_judge(directory: Path) -> None:
     judge = make_judge(
         JudgeConfig("qwen2_5_vl", terms=("pi",), questions=expected, qwen2_5_vl=sizes)
     )
-    request = JudgeRequest("a cat", parse_plan(""), picture(0).pixels)
+    request = JudgeRequest("a cat", parse_plan(""), image(0).pixels)
     (result,) = judge.judge([request])
     assert 0 < result.scores["pi"] < 1

@@ -11,8 +11,8 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.vlm_engine import QwenEngineConfig
 from gotr1_jax.vlm_engine.packing import (
     Chunk,
-    Group,
     Limits,
+    PrefixGroup,
     TokenRow,
     make_chunks,
     power_of_two,
@@ -49,22 +49,22 @@ def test_prefixes_are_shared_where_it_saves_most() -> None:
     ]
     groups = share_prefixes(rows, least=1)
     assert sorted(groups, key=lambda g: g.members) == [
-        Group(4, (0, 2)), Group(3, (1, 4)), Group(0, (3,)),
+        PrefixGroup(4, (0, 2)), PrefixGroup(3, (1, 4)), PrefixGroup(0, (3,)),
     ]  # fmt: skip
     # Three tokens are not worth a program.
     assert sorted(share_prefixes(rows, least=4), key=lambda g: g.members) == [
-        Group(4, (0, 2)), Group(0, (1, 3, 4)),
+        PrefixGroup(4, (0, 2)), PrefixGroup(0, (1, 3, 4)),
     ]  # fmt: skip
     # One token more for two of four is not worth a prefix of its own.
     rows = [row([2, 3, 4, 5, n, 20]) for n in (6, 6, 7, 8)]
-    assert share_prefixes(rows, least=1) == [Group(4, (0, 1, 2, 3))]
+    assert share_prefixes(rows, least=1) == [PrefixGroup(4, (0, 1, 2, 3))]
 
 
 def test_a_prefix_leaves_the_end_of_every_row() -> None:
     rows = [row([1, 2, 3]), row([1, 2, 3, 4]), row([1, 2, 3, 4, 5])]
-    assert share_prefixes(rows, least=1) == [Group(2, (0, 1, 2))]
-    assert share_prefixes(rows, tail=2, least=1) == [Group(1, (0, 1, 2))]
-    assert share_prefixes(rows[:1]) == [Group(0, (0,))]
+    assert share_prefixes(rows, least=1) == [PrefixGroup(2, (0, 1, 2))]
+    assert share_prefixes(rows, tail=2, least=1) == [PrefixGroup(1, (0, 1, 2))]
+    assert share_prefixes(rows[:1]) == [PrefixGroup(0, (0,))]
     assert share_prefixes([]) == []
     # Many that are one another's beginnings: no recursion.
     deep = [row(list(range(n))) for n in range(3, 1500, 2)]
@@ -73,12 +73,12 @@ def test_a_prefix_leaves_the_end_of_every_row() -> None:
     assert all(group.prefix < min(deep[i].size for i in group.members) for group in groups)
 
 
-def test_different_pictures_are_not_the_same_prefix() -> None:
+def test_different_images_are_not_the_same_prefix() -> None:
     ids = [1, 9, 9, 4, 5]
     same = [row(ids, {1: 0, 2: 1}), row([*ids[:4], 6], {1: 0, 2: 1})]
-    assert share_prefixes(same, least=1) == [Group(4, (0, 1))]
+    assert share_prefixes(same, least=1) == [PrefixGroup(4, (0, 1))]
     other = [same[0], row(ids, {1: 2, 2: 3})]
-    assert share_prefixes(other, least=1) == [Group(1, (0, 1))]
+    assert share_prefixes(other, least=1) == [PrefixGroup(1, (0, 1))]
 
 
 @pytest.mark.parametrize("multiple, head", [(1, 0), (3, 0), (1, 100)])
@@ -109,7 +109,7 @@ def test_chunks_hold_every_question_once_and_keep_the_limits(multiple: int, head
 def test_like_lengths_go_together() -> None:
     limits = Limits(8, 100_000)
     rows = [row(list(range(n))) for n in (20, 21, 22, 2000)]
-    groups = [Group(1, (i,)) for i in range(4)]
+    groups = [PrefixGroup(1, (i,)) for i in range(4)]
     chunks = list(make_chunks(groups, rows, limits, decode=False))
     assert [chunk.members for chunk in chunks] == [[0, 1, 2], [3]]
     assert chunks[0] == Chunk(tuple(groups[:3]), head=16, prefix=16, rest=32, answer=0)
@@ -119,7 +119,7 @@ def test_a_long_answer_and_a_long_question_need_not_fit_together() -> None:
     limits = Limits(4, 1000)
     rows = [row([1, 2, *range(10, 700)], limit=4), row([1, 2, 3], limit=512)]
     assert all(limits.fits(r.size, power_of_two(r.limit)) for r in rows)
-    chunks = list(make_chunks([Group(2, (0, 1))], rows, limits, decode=True))
+    chunks = list(make_chunks([PrefixGroup(2, (0, 1))], rows, limits, decode=True))
     assert [(chunk.members, chunk.answer) for chunk in chunks] == [([0], 4), ([1], 512)]
 
 
@@ -159,7 +159,7 @@ def test_a_scale_with_many_branches_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "field, value",
-    [("checkpoint", ""), ("rows", 0), ("tokens", 100), ("patches", 64), ("picture_tokens", 9)],
+    [("checkpoint", ""), ("rows", 0), ("tokens", 100), ("patches", 64), ("image_tokens", 9)],
 )
 def test_sizes_that_do_not_fit(field: str, value: object) -> None:
     QwenEngineConfig("model").check()

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL by itself: on a mesh, in bfloat16, with and without pictures."""
+"""Qwen2.5-VL by itself: on a mesh, in bfloat16, with and without images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny_qwen import TINY_QWEN, tiny_qwen_state
 
-from gotr1_jax.images.qwen import Picture
-from gotr1_jax.images.qwen_pack import RowShape, mrope_positions, pack_pictures, unit_places
+from gotr1_jax.images.qwen import QwenImage
+from gotr1_jax.images.qwen_pack import RowShape, mrope_positions, pack_images, unit_places
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import mrope_tables, rope_tables
 from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
@@ -25,13 +25,13 @@ IMAGE = 260
 
 
 def inputs() -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
-    """Four pictures in four rows of patches, and four rows of text about one each."""
+    """Four images in four rows of patches, and four rows of text about one each."""
     rng = np.random.default_rng(0)
-    pictures = [
-        Picture(rng.standard_normal((4 * h * w, 588), np.float32), (h, w), (28 * h, 28 * w))
+    images = [
+        QwenImage(rng.standard_normal((4 * h * w, 588), np.float32), (h, w), (28 * h, 28 * w))
         for h, w in GRIDS
     ]
-    packed = pack_pictures(pictures, TINY_QWEN.vision.geometry, RowShape(80, 4), 4)
+    packed = pack_images(images, TINY_QWEN.vision.geometry, RowShape(80, 4), 4)
     ids = rng.integers(0, 256, (4, 24))
     for b, (h, w) in enumerate(GRIDS):
         ids[b, 2 : 2 + h * w] = IMAGE
@@ -40,7 +40,7 @@ def inputs() -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def logits_of(model: Qwen2_5_VL, batch: Any, ids: Any, places: Any, positions: Any) -> jax.Array:
-    x = model.embed(ids, places, model.embed_pictures(batch))
+    x = model.embed(ids, places, model.embed_images(batch))
     return model.logits(model.hidden(x, positions))
 
 
@@ -75,7 +75,7 @@ def test_bfloat16_activations() -> None:
     def run(dtype: Any, state: Any) -> jax.Array:
         abstract = abstract_qwen(TINY_QWEN, dtype=dtype, param_dtype=jnp.bfloat16)
         model = nnx.merge(nnx.split(abstract)[0], state)
-        assert jax.eval_shape(model.embed_pictures, batch).dtype == dtype
+        assert jax.eval_shape(model.embed_images, batch).dtype == dtype
         return logits_of(model, batch, ids, places, positions)
 
     low, high = (jax.jit(run, static_argnums=0)(d, state) for d in (jnp.bfloat16, jnp.float32))

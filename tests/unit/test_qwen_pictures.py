@@ -1,4 +1,4 @@
-"""Index arithmetic of Qwen2.5-VL's pictures, against numbers worked out by hand."""
+"""Index arithmetic of Qwen2.5-VL's images, against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from PIL import Image
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import (
     Geometry,
-    Picture,
     Preprocessing,
+    QwenImage,
     count_windows,
     patch_positions,
-    read_picture,
+    read_image,
     resized_size,
     split_patches,
     window_order,
@@ -22,7 +22,7 @@ from gotr1_jax.images.qwen_pack import (
     RowShape,
     assign_rows,
     mrope_positions,
-    pack_pictures,
+    pack_images,
     row_shape,
     unit_places,
 )
@@ -36,11 +36,11 @@ def settings(low: int = 56 * 56, high: int = 28 * 28 * 1280) -> Preprocessing:
     return Preprocessing(RELEASED, low, high, (0.5, 0.5, 0.5), (0.25, 0.5, 1.0))
 
 
-def picture(grid: tuple[int, int], value: float = 0.0) -> Picture:
+def image(grid: tuple[int, int], value: float = 0.0) -> QwenImage:
     """Patches hold value + their number in reading order of units."""
     count = grid[0] * grid[1] * 4
     patches = np.repeat(value + np.arange(count, dtype=np.float32)[:, None], 12, axis=1)
-    return Picture(patches, grid, (grid[0] * 4, grid[1] * 4))
+    return QwenImage(patches, grid, (grid[0] * 4, grid[1] * 4))
 
 
 def test_the_released_geometry() -> None:
@@ -96,7 +96,7 @@ def test_a_patch_is_channel_by_channel() -> None:
 def test_pixels_are_scaled_and_normalised_over_white() -> None:
     image = Image.new("RGBA", (56, 56), (255, 0, 0, 255))
     image.paste((9, 9, 9, 0), (0, 0, 14, 14))
-    read = read_picture(image, settings())
+    read = read_image(image, settings())
     assert (read.grid, read.size, read.units) == ((2, 2), (56, 56), 4)
     assert read.patches_NE.dtype == np.float32
     np.testing.assert_allclose(read.patches_NE[0, ::196], [2, 1, 0.5])  # transparent: white
@@ -121,7 +121,7 @@ def test_windows_at_the_edges_are_smaller() -> None:
 def test_rows_are_filled_first_fit() -> None:
     grids = [(2, 2), (3, 3), (1, 2), (2, 2), (1, 1)]
     assert row_shape(grids, SMALL) == RowShape(36, 4)
-    # Room for 9 units: the second picture fills a row; 4 + 2 + 1 units share the first.
+    # Room for 9 units: the second image fills a row; 4 + 2 + 1 units share the first.
     assert assign_rows(grids, SMALL, RowShape(36, 4)) == [0, 1, 0, 2, 0]
     # The windows can run out before the patches do.
     assert assign_rows(grids, SMALL, RowShape(100, 4)) == [0, 1, 0, 0, 0]
@@ -132,10 +132,10 @@ def test_rows_are_filled_first_fit() -> None:
 
 def test_a_packed_row() -> None:
     # One unit, then 1 by 3 units in two windows, in a row of 5 units and 4 windows.
-    packed = pack_pictures([picture((1, 1), 100), picture((1, 3))], SMALL, RowShape(20, 4), 2)
+    packed = pack_images([image((1, 1), 100), image((1, 3))], SMALL, RowShape(20, 4), 2)
     batch = packed.batch
     assert packed.starts_P.tolist() == [0, 1]
-    assert batch.pictures_RN[0].tolist() == [1] * 4 + [2] * 12 + [0] * 4
+    assert batch.images_RN[0].tolist() == [1] * 4 + [2] * 12 + [0] * 4
     assert batch.patches_RNE[0, :, 0].tolist() == [100, 101, 102, 103, *range(12), 0, 0, 0, 0]
     first, second, third, fourth = batch.windows_RWJ[0].tolist()
     assert first == [0, 1, 2, 3] + [-1] * 12
@@ -146,27 +146,27 @@ def test_a_packed_row() -> None:
     assert batch.units_RU.tolist() == [[0, 1, 2, 3, 4]] * 2
     assert batch.positions_RN2[0, 4:8].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
     assert batch.positions_RN2[0, 12:14].tolist() == [[0, 4], [0, 5]]
-    assert not batch.pictures_RN[1].any() and (batch.windows_RWJ[1] == -1).all()
+    assert not batch.images_RN[1].any() and (batch.windows_RWJ[1] == -1).all()
 
 
 def test_units_come_back_in_reading_order() -> None:
-    packed = pack_pictures([picture((1, 1), 50), picture((3, 3))], SMALL, RowShape(40, 5), 1)
+    packed = pack_images([image((1, 1), 50), image((3, 3))], SMALL, RowShape(40, 5), 1)
     batch = packed.batch
     in_windows = batch.patches_RNE[0, ::4, 0]  # the first patch of every unit
     assert in_windows.tolist() == [50, 0, 4, 12, 16, 8, 20, 24, 28, 32]
     assert in_windows[batch.units_RU[0]].tolist() == [50, 0, 4, 8, 12, 16, 20, 24, 28, 32]
 
 
-def test_pictures_that_do_not_fit() -> None:
+def test_images_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="need 2 rows, not 1"):
-        pack_pictures([picture((2, 2))] * 2, SMALL, RowShape(16, 1), 1)
+        pack_images([image((2, 2))] * 2, SMALL, RowShape(16, 1), 1)
     with pytest.raises(ValueError, match="no whole number of units"):
-        pack_pictures([picture((1, 1))], SMALL, RowShape(18, 1), 1)
-    empty = pack_pictures([], SMALL, RowShape(16, 1), 1)
+        pack_images([image((1, 1))], SMALL, RowShape(18, 1), 1)
+    empty = pack_images([], SMALL, RowShape(16, 1), 1)
     assert empty.batch.patches_RNE.shape == (1, 16, 12) and empty.starts_P.shape == (0,)
 
 
-# Rows of letters: t text, i picture token.
+# Rows of letters: t text, i image token.
 def mask(*rows: str) -> np.ndarray:
     return np.array([[letter == "i" for letter in row] for row in rows])
 
@@ -187,16 +187,16 @@ def test_positions_in_time_height_and_width() -> None:
     ]
 
 
-def test_neighboring_pictures_are_two() -> None:
+def test_neighboring_images_are_two() -> None:
     positions = mrope_positions(mask("iiiiit"), [[(2, 2), (1, 1)]])
     assert positions[0, 0].tolist() == [0, 0, 0, 0, 2, 3]
     assert positions[1, 0].tolist() == [0, 0, 1, 1, 2, 3]
 
 
-def test_places_of_picture_tokens() -> None:
-    pictures = [picture((1, 2)), picture((2, 2)), picture((1, 1))]
-    # Rows of 4 units: the third picture joins the first one; the second fills row 1.
-    packed = pack_pictures(pictures, SMALL, RowShape(16, 2), 2)
+def test_places_of_image_tokens() -> None:
+    images = [image((1, 2)), image((2, 2)), image((1, 1))]
+    # Rows of 4 units: the third image joins the first one; the second fills row 1.
+    packed = pack_images(images, SMALL, RowShape(16, 2), 2)
     assert packed.starts_P.tolist() == [0, 4, 2]
     places = unit_places(mask("tiiti", "iiiit", "ttttt", "tiitt"), [[0, 2], [1], [], [0]], packed)
     assert places.tolist() == [
@@ -208,8 +208,6 @@ def test_places_of_picture_tokens() -> None:
     "row, grids",
     [("tiit", [(1, 3)]), ("tiii", [(1, 2)]), ("titi", [(1, 2)]), ("tttt", [(1, 1)]), ("itt", [])],
 )
-def test_picture_tokens_that_are_no_picture_are_refused(
-    row: str, grids: list[tuple[int, int]]
-) -> None:
-    with pytest.raises(ValueError, match="do not belong to pictures"):
+def test_image_tokens_that_are_no_image_are_refused(row: str, grids: list[tuple[int, int]]) -> None:
+    with pytest.raises(ValueError, match="do not belong to images"):
         mrope_positions(mask(row), [grids])

@@ -1,4 +1,4 @@
-"""Rationales of the shapes world: true of the picture, writable by the embedded tokenizer."""
+"""Rationales of the shapes world: true of the image, writable by the embedded tokenizer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PART = re.compile(r"a (small|large) (\w+) (\w+) \(([a-z ]+)\)")
 
 
 @pytest.mark.parametrize("start", range(0, 400, 100))
-def test_every_rationale_is_true_of_its_picture(start: int) -> None:
+def test_every_rationale_is_true_of_its_image(start: int) -> None:
     for index in range(start, start + 100):
         objects = SOURCE[index].scene.objects
         _, text = SOURCE.text(index)
@@ -80,9 +80,9 @@ def test_the_unfaithful_share_contradicts_the_caption() -> None:
     assert 0.33 < wrong / len(SOURCE) < 0.47
 
 
-def test_plans_and_pictures_stay_the_same() -> None:
+def test_plans_and_images_stay_the_same() -> None:
     boxes = ShapesSource("train", 400, 7, 0.4)
-    assert boxes.key == SOURCE.key  # tokens of pictures are shared
+    assert boxes.key == SOURCE.key  # tokens of images are shared
     assert boxes.text(3)[0] == SOURCE.text(3)[0] and boxes.text(3)[1] == boxes[3].plan
 
 

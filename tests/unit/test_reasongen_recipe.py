@@ -17,7 +17,7 @@ def test_settings_of_the_paper() -> None:
     assert config.steps == 400
     assert (rollout.captions_per_step, rollout.samples_per_caption) == (32, 8)
     assert rollout.captions_per_step // update.updates_per_rollout == 16
-    assert (rollout.max_plan_tokens, rollout.guidance, update.refill_rounds) == (448, 1.0, 8)
+    assert (rollout.max_plan_tokens, rollout.guidance, update.resample_rounds) == (448, 1.0, 8)
     assert (config.optimizer.learning_rate, config.policy.lora) == (5e-6, None)
     assert (loss.kl, loss.clip_low, loss.clip_high) == ("none", 0.2, 0.2)
     assert config.entropy == EntropyConfig(2.0, 7.0, 5e-5, 5e-3)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 from PIL import Image
-from record_files import WRITERS, made, picture, write_jsonl, write_parquet, write_tar
+from record_files import WRITERS, image, made, write_jsonl, write_parquet, write_tar
 
 from gotr1_jax.config import load_config
 from gotr1_jax.data.config import PromptsConfig, RecordsConfig
@@ -29,7 +29,7 @@ CONFIG = RecordsConfig(prompts=PROMPTS)
 
 def texts_and_pixels(record: Record | Unusable) -> tuple:
     assert isinstance(record, Record)
-    pixels = np.asarray(record.picture())
+    pixels = np.asarray(record.image())
     return record.index, record.caption, record.plan, record.prompts, pixels.tobytes()
 
 
@@ -105,7 +105,7 @@ def test_the_fields_of_reasongen_r1(tmp_path: Path) -> None:
                 {
                     "brief_caption": ["brief"],
                     "detailed_caption": ["A long text."],
-                    "image": [{"bytes": picture(0), "path": None}],
+                    "image": [{"bytes": image(0), "path": None}],
                     "augmented_prompts": [spell(nested)],
                 }
             )
@@ -130,8 +130,8 @@ def test_records_that_cannot_be_used_are_told_apart(tmp_path: Path) -> None:
         {**good, "image": "nowhere.png"},
         {**good, "image": "bad.png"},
     ]
-    (tmp_path / "0.png").write_bytes(picture(0))
-    (tmp_path / "bad.png").write_bytes(picture(0)[:60])
+    (tmp_path / "0.png").write_bytes(image(0))
+    (tmp_path / "bad.png").write_bytes(image(0)[:60])
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     found = list(Records([path], RecordsConfig()).read(0, 9))
@@ -141,14 +141,14 @@ def test_records_that_cannot_be_used_are_told_apart(tmp_path: Path) -> None:
     assert [r.split("row ")[1] for r in reasons[2:7] if r] == [
         "3 has no text under 'caption'",
         "4 has no text under 'caption'",
-        "5 has no picture under 'image'",
-        "6 has no picture under 'image'",
+        "5 has no image under 'image'",
+        "6 has no image under 'image'",
         "7 has no text under 'caption'",
     ]
     for record, message in zip(found[7:], ("nowhere.png cannot be read: No such", "bad.png")):
         assert isinstance(record, Record)
         with pytest.raises(InputError, match=message):
-            record.picture()
+            record.image()
 
 
 @pytest.mark.parametrize("kind", WRITERS)

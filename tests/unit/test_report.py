@@ -119,7 +119,7 @@ def test_run_without_one_of_its_parts_is_shown(run: Path, missing: str) -> None:
 
 
 def test_what_cannot_be_read_is_left_out_and_named(run: Path) -> None:
-    (run / "samples" / "step_000010" / "00_00.png").write_bytes(b"no picture")
+    (run / "samples" / "step_000010" / "00_00.png").write_bytes(b"no image")
     (run / "summary.json").write_text("{")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('[1]\n{"step": 21, "rew')
@@ -294,12 +294,12 @@ def test_card_draws_boxes_in_pixels_and_located_ones_in_their_partners_color() -
     ]
 
 
-def test_large_pictures_are_stored_small(tmp_path: Path) -> None:
+def test_large_images_are_stored_small(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (384, 384, 3), dtype=np.uint8)
     card = build_card(record(image=noise))
-    assert card.picture.startswith("data:image/jpeg;base64,") and len(card.picture) < 120_000
+    assert card.raw_image.startswith("data:image/jpeg;base64,") and len(card.raw_image) < 120_000
     assert (card.width, card.height) == (384, 384)
-    assert build_card(record()).picture.startswith("data:image/png;base64,")
+    assert build_card(record()).raw_image.startswith("data:image/png;base64,")
 
 
 def test_groups_are_ordered_best_first_with_unknown_totals_last() -> None:

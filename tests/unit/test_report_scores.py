@@ -30,7 +30,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=\"alert('2')\">"
 
 
 class OtherJudge:
-    """Finds a circle in every picture; cannot tell `pi` of pictures that are darker than 9."""
+    """Finds a circle in every image; cannot tell `pi` of images that are darker than 9."""
 
     terms = ("sem", "pi")
 
@@ -93,7 +93,7 @@ def test_judged_samples_show_the_judge_beside_the_run(run: Path) -> None:
 def test_without_scores_there_is_no_trace_of_other_judges(run: Path) -> None:
     page = read_page(run)
     assert page.count("article", "judge") == page.count("g", "by") == 0
-    assert "Judged afterwards" not in page.text and "found in the picture" in page.text
+    assert "Judged afterwards" not in page.text and "found in the image" in page.text
 
 
 def test_means_of_a_judge_stand_beside_the_runs_on_the_same_samples(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rows, the null context and log-probabilities: integer oracles written out by hand."""
+"""TokenBatch, the null context and log-probabilities: integer oracles written out by hand."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from gotr1_jax.decoding.guidance import LogpSettings
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, VQConfig
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.sampler.token_batch import (
-    Rows,
+    TokenBatch,
     drop_context,
     embed_null_rows,
     embed_rows,
     null_context,
-    null_ramp,
     pack,
+    unconditional_prefix,
 )
 from gotr1_jax.tokenizers.janus import SpecialIds
-from gotr1_jax.trainer.logprobs import conditional_hidden, replay_logps, unconditional_hidden
+from gotr1_jax.trainer.logprobs import conditional_hidden, token_logps, unconditional_hidden
 
 BOS, PAD, BOI = 1, 2, 3
 SPECIALS = SpecialIds(bos=BOS, eos=4, pad=PAD, boi=BOI, eoi=5, image=6)
@@ -36,9 +36,9 @@ CONFIG = JanusConfig(
 
 
 @pytest.fixture(scope="module")
-def rows() -> Rows:
+def rows() -> TokenBatch:
     """Two rows: a full one, and one with a short prompt and an empty plan (BOI alone)."""
-    return Rows(
+    return TokenBatch(
         prompt_ids_BC=jnp.array([[1, 10, 11], [1, 99, 99]]),
         prompt_len_B=jnp.array([3, 1]),
         plan_ids_BT=jnp.array([[12, 13, 3], [3, 99, 99]]),
@@ -53,13 +53,13 @@ def policy() -> JanusPolicy:
     return JanusPolicy(CONFIG, rngs=nnx.Rngs(0))
 
 
-def real(rows: Rows) -> Rows:
+def real(rows: TokenBatch) -> TokenBatch:
     """The same rows with padding that is inside the vocabulary."""
     clean = jax.tree.map(lambda x: jnp.where(x == 99, 0, x) if x.dtype == jnp.int32 else x, rows)
     return clean
 
 
-def test_pack_lays_segments_end_to_end(rows: Rows) -> None:
+def test_pack_lays_segments_end_to_end(rows: TokenBatch) -> None:
     packed = pack(rows)
     assert packed.ids_BS.tolist() == [
         [1, 10, 11, 12, 13, 3, 5, 6, 7],
@@ -77,10 +77,10 @@ def test_null_context_has_the_same_length_and_is_a_prefix_of_longer_ones() -> No
         [BOS, PAD, PAD, BOI, PAD, PAD, PAD],
         [BOS, PAD, PAD, PAD, PAD, BOI, PAD],
     ]
-    assert null_ramp(5, SPECIALS).tolist() == [[BOS, PAD, PAD, PAD, PAD]]
+    assert unconditional_prefix(5, SPECIALS).tolist() == [[BOS, PAD, PAD, PAD, PAD]]
 
 
-def test_dropout_replaces_prompt_and_plan_and_leaves_no_plan_to_learn(rows: Rows) -> None:
+def test_dropout_replaces_prompt_and_plan_and_leaves_no_plan_to_learn(rows: TokenBatch) -> None:
     dropped = drop_context(rows, jnp.array([True, False]), SPECIALS)
     packed = pack(dropped)
     assert packed.ids_BS[0].tolist() == [BOS, PAD, PAD, PAD, PAD, BOI, 5, 6, 7]
@@ -88,7 +88,7 @@ def test_dropout_replaces_prompt_and_plan_and_leaves_no_plan_to_learn(rows: Rows
     assert dropped.plan_mask_BT.astype(int).tolist() == [[0, 0, 0], [1, 0, 0]]
 
 
-def test_null_rows_use_the_one_null_context(rows: Rows, policy: JanusPolicy) -> None:
+def test_null_rows_use_the_one_null_context(rows: TokenBatch, policy: JanusPolicy) -> None:
     """Dropout, the naive unconditional forward and the ramp agree with `null_context`."""
     rows = real(rows)
     for b in range(2):
@@ -96,12 +96,12 @@ def test_null_rows_use_the_one_null_context(rows: Rows, policy: JanusPolicy) -> 
         want = null_context(jnp.array([length]), length, SPECIALS)[0].tolist()
         dropped = pack(drop_context(rows, jnp.array([True, True]), SPECIALS))
         assert dropped.ids_BS[b, :length].tolist() == want
-        assert null_ramp(length - 1, SPECIALS)[0].tolist() + [BOI] == want
+        assert unconditional_prefix(length - 1, SPECIALS)[0].tolist() + [BOI] == want
         x, _ = embed_null_rows(policy, rows, SPECIALS)
         np.testing.assert_array_equal(x[b, :length], policy.embed_text(jnp.array(want)))
 
 
-def test_embedding_follows_pack(rows: Rows, policy: JanusPolicy) -> None:
+def test_embedding_follows_pack(rows: TokenBatch, policy: JanusPolicy) -> None:
     rows = real(rows)
     x, positions = embed_rows(policy, rows)
     packed = pack(rows)
@@ -112,10 +112,10 @@ def test_embedding_follows_pack(rows: Rows, policy: JanusPolicy) -> None:
     assert positions.tolist() == packed.positions_1S.tolist()
 
 
-def test_padding_changes_nothing(rows: Rows, policy: JanusPolicy) -> None:
+def test_padding_changes_nothing(rows: TokenBatch, policy: JanusPolicy) -> None:
     """A row alone, without padding, has the hidden states that it has in the batch."""
     rows = real(rows)
-    alone = Rows(
+    alone = TokenBatch(
         jnp.array([[1]]), jnp.array([1]), jnp.array([[3]]), jnp.array([1]), jnp.array([[True]]),
         rows.image_ids_BU[1:],
     )  # fmt: skip
@@ -127,7 +127,7 @@ def test_padding_changes_nothing(rows: Rows, policy: JanusPolicy) -> None:
     np.testing.assert_allclose(null(rows)[1], null(alone)[0], atol=1e-5)
 
 
-def test_shared_ramp_equals_whole_unconditional_rows(rows: Rows, policy: JanusPolicy) -> None:
+def test_shared_ramp_equals_whole_unconditional_rows(rows: TokenBatch, policy: JanusPolicy) -> None:
     rows = real(rows)
     graphdef, state = nnx.split(policy)
     weight = jnp.cos(jnp.arange(2 * 4 * 16.0)).reshape(2, 4, 16)
@@ -149,8 +149,10 @@ def test_shared_ramp_equals_whole_unconditional_rows(rows: Rows, policy: JanusPo
     )
 
 
-def by_hand(policy: JanusPolicy, rows: Rows, settings: LogpSettings) -> tuple[np.ndarray, ...]:
-    """Plan and picture log-probabilities and entropies with all logits at once, in numpy."""
+def by_hand(
+    policy: JanusPolicy, rows: TokenBatch, settings: LogpSettings
+) -> tuple[np.ndarray, ...]:
+    """Plan and image log-probabilities and entropies with all logits at once, in numpy."""
 
     def score(logits: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         p = np.exp(logits - logits.max(-1, keepdims=True))
@@ -174,9 +176,9 @@ def by_hand(policy: JanusPolicy, rows: Rows, settings: LogpSettings) -> tuple[np
 @pytest.mark.parametrize(
     "mode, chunk", [("guided", 3), ("guided", 64), ("guided_detach", 3), ("conditional", 64)]
 )
-def test_logps_of_every_mode_and_chunk(rows: Rows, policy: JanusPolicy, mode, chunk) -> None:
+def test_logps_of_every_mode_and_chunk(rows: TokenBatch, policy: JanusPolicy, mode, chunk) -> None:
     rows, settings = real(rows), LogpSettings(mode, 3.0, 0.7, 1.3)
-    got = jax.jit(lambda: replay_logps(policy, rows, SPECIALS, settings, chunk))()
+    got = jax.jit(lambda: token_logps(policy, rows, SPECIALS, settings, chunk))()
     plan, image, image_entropy, plan_entropy = by_hand(policy, rows, settings)
     np.testing.assert_allclose(got.plan_logp_BT, plan, atol=1e-4)
     np.testing.assert_allclose(got.image_logp_BU, image, atol=1e-4)
@@ -184,7 +186,7 @@ def test_logps_of_every_mode_and_chunk(rows: Rows, policy: JanusPolicy, mode, ch
     np.testing.assert_allclose(got.image_entropy_BU, image_entropy, atol=1e-4)
 
 
-def test_detached_branch_has_no_gradient(rows: Rows, policy: JanusPolicy) -> None:
+def test_detached_branch_has_no_gradient(rows: TokenBatch, policy: JanusPolicy) -> None:
     """guided_detach differentiates as if the unconditional logits were numbers."""
     rows = real(rows)
     graphdef, state = nnx.split(policy)
@@ -192,7 +194,7 @@ def test_detached_branch_has_no_gradient(rows: Rows, policy: JanusPolicy) -> Non
 
     def detached(state) -> jax.Array:
         module, settings = nnx.merge(graphdef, state), LogpSettings("guided_detach", 3.0)
-        return replay_logps(module, rows, SPECIALS, settings, 2).image_logp_BU.sum()
+        return token_logps(module, rows, SPECIALS, settings, 2).image_logp_BU.sum()
 
     def expected(state) -> jax.Array:
         module = nnx.merge(graphdef, state)

@@ -1,4 +1,4 @@
-"""The shapes judge: detection on rendered pictures, and each term on constructed cases."""
+"""The shapes judge: detection on rendered images, and each term on constructed cases."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def _scene(*placed: tuple[str, tuple[int, int]]) -> Scene:
     return Scene(CaptionSpec(tuple(o.spec for o in objects)), tuple(objects))
 
 
-def _judge(caption: str, plan: Scene | str, picture: Scene | np.ndarray) -> dict[str, float]:
+def _judge(caption: str, plan: Scene | str, raw_image: Scene | np.ndarray) -> dict[str, float]:
     text = plan if isinstance(plan, str) else make_plan(plan)
-    image = picture if isinstance(picture, np.ndarray) else render(picture)
+    image = raw_image if isinstance(raw_image, np.ndarray) else render(raw_image)
     (result,) = build_judge("shapes").judge([JudgeRequest(caption, parse_plan(text), image)])
     assert set(result.scores) == {"sem", "spa", "ri", "pi"} and "\n" not in result.words
     return {k: float(v) for k, v in result.scores.items()}
@@ -79,7 +79,7 @@ def _names(scene: Scene) -> list[str]:
 @pytest.mark.parametrize(
     ("blur", "noise", "off"), [(0.0, 0, 0), (0.8, 0, 1), (1.4, 0, 2), (0.7, 12, 1)]
 )
-def test_blurred_pictures_are_read_alike(blur: float, noise: float, off: int) -> None:
+def test_blurred_images_are_read_alike(blur: float, noise: float, off: int) -> None:
     rng = np.random.default_rng(0)
     for _ in range(100):
         scene = sample_example(rng, "all").scene
@@ -102,7 +102,7 @@ def test_touching_objects_of_one_color_are_split() -> None:
     assert [f.box for f in found] == [(4, 20, 30, 44), (30, 20, 56, 44)]
 
 
-def test_pictures_without_objects() -> None:
+def test_images_without_objects() -> None:
     rng = np.random.default_rng(0)
     assert find_objects(_fill(BACKGROUND)) == [] == find_objects(_fill((255, 255, 255)))
     assert find_objects(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)) == []
@@ -112,7 +112,7 @@ def test_pictures_without_objects() -> None:
     assert find_objects(specks) == []
 
 
-def test_shapeless_pictures_have_no_kinds_and_an_end() -> None:
+def test_shapeless_images_have_no_kinds_and_an_end() -> None:
     assert [f.kind for f in find_objects(_fill(COLORS["red"]))] == [None]
     for grey in (0, 60, 120):
         assert [f.name for f in find_objects(_fill((grey, grey, grey)))] == ["patch"]
@@ -121,7 +121,7 @@ def test_shapeless_pictures_have_no_kinds_and_an_end() -> None:
     assert len(find_objects(np.clip(waves, 0, 255).astype(np.uint8))) <= MAX_FOUND
 
 
-def test_pictures_of_other_sizes() -> None:
+def test_images_of_other_sizes() -> None:
     image = Image.fromarray(render(TRUE_PAIR)).resize((301, 200), Image.Resampling.BICUBIC)
     assert sorted(f.name for f in find_objects(np.asarray(image))) == _names(TRUE_PAIR)
 
@@ -211,32 +211,32 @@ def test_counts() -> None:
     _is(_judge("three red circles", scenes[2], scenes[1]), sem=1, spa=1, ri=2 / 3, pi=2 / 3)
 
 
-def test_overlap_of_plan_and_picture_by_hand() -> None:
-    picture = _scene(("large red circle", (16, 16)))  # (250, 250), (625, 625)
+def test_overlap_of_plan_and_image_by_hand() -> None:
+    image = _scene(("large red circle", (16, 16)))  # (250, 250), (625, 625)
     shifted = format_object("large red circle", Box(438, 250, 813, 625))
     # 187 of 375 wide is shared: 187 / (375 + 375 - 187).
-    assert _judge("a red circle", shifted, picture)["ri"] == pytest.approx(187 / 563)
+    assert _judge("a red circle", shifted, image)["ri"] == pytest.approx(187 / 563)
     # The size is compared by overlap, not by name: 14² of 24² pixels.
     small = format_object("small red circle", Box(250, 250, 469, 469))
-    assert _judge("a red circle", small, picture)["ri"] == pytest.approx(219**2 / 375**2)
-    assert _judge("a red circle", format_object("red cross", Box(250, 250, 625, 625)), picture)[
+    assert _judge("a red circle", small, image)["ri"] == pytest.approx(219**2 / 375**2)
+    assert _judge("a red circle", format_object("red cross", Box(250, 250, 625, 625)), image)[
         "ri"
     ] == pytest.approx(0.0)
 
 
 def test_repeated_names_are_matched_optimally() -> None:
-    picture = _scene(("small red circle", (8, 8)), ("small red circle", (40, 40)))
+    image = _scene(("small red circle", (8, 8)), ("small red circle", (40, 40)))
     backwards = _scene(("small red circle", (40, 40)), ("small red circle", (8, 8)))
-    _is(_judge("two red circles", backwards, picture), sem=1, spa=1, ri=1, pi=1)
+    _is(_judge("two red circles", backwards, image), sem=1, spa=1, ri=1, pi=1)
 
 
 def test_invalid_and_overlapping_boxes() -> None:
-    caption, picture = "two red circles", render(_scene())
+    caption, image = "two red circles", render(_scene())
     good, name = Box(0, 0, 375, 375), "small red circle"
 
     def spa(*boxes: Box) -> float:
         text = " and ".join(format_object(name, b) for b in boxes)
-        return _judge(caption, text, picture)["spa"]
+        return _judge(caption, text, image)["spa"]
 
     assert spa(good, Box(500, 500, 900, 900)) == 1.0
     assert spa(good, Box(900, 500, 500, 900)) == 0.5  # inverted
@@ -246,7 +246,7 @@ def test_invalid_and_overlapping_boxes() -> None:
     assert spa(good, Box(250, 0, 750, 375)) == pytest.approx(2 / 3)  # a third of the first
     # A relation needs valid boxes.
     text = format_object("red circle", good) + format_object("blue square", Box(9, 0, 5, 9))
-    assert _judge("a red circle left of a blue square", text, picture)["spa"] == 0.0
+    assert _judge("a red circle left of a blue square", text, image)["spa"] == 0.0
 
 
 def test_words_against_the_caption() -> None:
@@ -284,7 +284,7 @@ def test_broken_plans_score_low_and_are_told() -> None:
     _is(_judge("a red circle", many, _scene()), sem=1e-4, spa=0, ri=0, pi=0)
 
 
-def test_blank_and_noise_pictures() -> None:
+def test_blank_and_noise_images() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     for image in (_fill(BACKGROUND), _fill((255, 255, 255)), noise):
         _is(_judge(PAIR, TRUE_PAIR, image), sem=1, spa=1, ri=0, pi=0)
@@ -307,7 +307,7 @@ def test_results_tell_what_was_found() -> None:
         ("large red circle", Box(62, 312, 438, 688)),
         ("small blue square", Box(688, 375, 906, 594)),
     )
-    assert "left of: plan 1.00, picture 1.00" in result.words
+    assert "left of: plan 1.00, image 1.00" in result.words
 
 
 def test_names() -> None:

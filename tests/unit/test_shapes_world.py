@@ -1,4 +1,4 @@
-"""The shapes world: captions, split, placement, pictures, plans and tokenizer."""
+"""The shapes world: captions, split, placement, images, plans and tokenizer."""
 
 from __future__ import annotations
 
@@ -199,26 +199,26 @@ def test_same_seed_same_example() -> None:
     assert one != sample_example(np.random.default_rng((7, 10)), "train", 0.5)
 
 
-def test_boxes_are_the_extents_in_the_picture() -> None:
+def test_boxes_are_the_extents_in_the_image() -> None:
     rng = np.random.default_rng(6)
     for _ in range(200):
         scene = sample_example(rng, "all", 0.5).scene
-        picture = render(scene).astype(int)
-        assert picture.shape == (64, 64, 3)
-        painted = (picture != BACKGROUND).any(-1)
+        image = render(scene).astype(int)
+        assert image.shape == (64, 64, 3)
+        painted = (image != BACKGROUND).any(-1)
         outside = painted.copy()
         for obj in scene.objects:
             x1, y1, x2, y2 = obj.box
             ys, xs = np.nonzero(painted[y1:y2, x1:x2])
             assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (0, 0, x2 - x1, y2 - y1)
             if obj.spec.shape != "triangle" or obj.spec.size == "large":
-                centre = picture[(y1 + y2) // 2, (x1 + x2) // 2]
+                centre = image[(y1 + y2) // 2, (x1 + x2) // 2]
                 assert tuple(centre) == COLORS[obj.spec.color]
             outside[y1:y2, x1:x2] = False
         assert not outside.any()
 
 
-def test_pictures_scale_with_their_size() -> None:
+def test_images_scale_with_their_size() -> None:
     scene = Scene(CaptionSpec((RED,)), (SceneObject(RED, (2, 4, 16, 18)),))
     painted = (render(scene, 96) != BACKGROUND).any(-1)
     ys, xs = np.nonzero(painted)
@@ -251,7 +251,7 @@ def test_plan_by_hand() -> None:
     )
 
 
-def test_plans_are_true_of_the_picture_and_sometimes_not_of_the_caption() -> None:
+def test_plans_are_true_of_the_image_and_sometimes_not_of_the_caption() -> None:
     rng = np.random.default_rng(8)
     faithful = wrong_side = wrong_color = 0
     for _ in range(1500):

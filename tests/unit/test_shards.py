@@ -114,7 +114,7 @@ def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lacks 1 of 3 shards, the first is shard_00001.arrow"):
         TokenizedRecords(tmp_path)
     (tmp_path / "manifest.json").write_text("[]")
-    with pytest.raises(InputError, match="is no manifest of picture tokens"):
+    with pytest.raises(InputError, match="is no manifest of image tokens"):
         read_manifest(tmp_path)
 
 
@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
         part.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(RunError, match="cannot write the picture tokens.*No space left"):
+    with pytest.raises(RunError, match="cannot write the image tokens.*No space left"):
         write_file(tmp_path / "deep" / "x", full)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

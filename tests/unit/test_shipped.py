@@ -56,11 +56,11 @@ def test_embedded_tokenizer_writes_the_plans_of_the_world() -> None:
     assert ids[0] == tokenizer.specials.bos and tokenizer.specials.boi not in ids
 
 
-def test_embedded_picture_tokenizer_keeps_a_picture() -> None:
+def test_embedded_image_tokenizer_keeps_a_image() -> None:
     checkpoint = load_checkpoint(EMBEDDED, parts=("vq",))
-    picture = ShapesSource("train", 1).picture(0).astype(np.float32) / 127.5 - 1
+    image = ShapesSource("train", 1).image(0).astype(np.float32) / 127.5 - 1
     vq = checkpoint.vq_module()
-    back = vq.decode_ids(vq.encode_ids(picture[None]), checkpoint.config.grid)[0]
-    error = float(np.mean((np.asarray(back) - picture) ** 2))
+    back = vq.decode_ids(vq.encode_ids(image[None]), checkpoint.config.grid)[0]
+    error = float(np.mean((np.asarray(back) - image) ** 2))
     # 20 dB; an untrained or misread one is below 10.
     assert error < 4 / 100

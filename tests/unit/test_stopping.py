@@ -203,7 +203,7 @@ def test_what_is_ignored_stays_ignored_and_threads_take_no_signals():
 # A child whose step never ends; its only import from here is the module of signals.
 CHILD = """
     import os, time, logging
-    from gotr1_jax.training.stopping import StopSignals
+    from gotr1_jax.trainer.stopping import StopSignals
     logging.basicConfig(format="%(message)s")
     with StopSignals({grace}) as signals, signals.finishing_steps():
         signals.before_abandoning = lambda: print("the save has ended", flush=True)

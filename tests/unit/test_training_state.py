@@ -16,15 +16,15 @@ from tiny import SPECIALS, STEP_MODEL, assert_equal_trees, host, random_rows
 
 from gotr1_jax.decoding.guidance import LogpSettings
 from gotr1_jax.grpo.losses import PolicyLossConfig
-from gotr1_jax.grpo.update import PolicyBatch, make_policy_step, make_replay
+from gotr1_jax.grpo.update import PolicyBatch, make_policy_step, make_token_logps
 from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
-from gotr1_jax.models.lora import fold_lora, split_lora
+from gotr1_jax.models.lora import merge_lora, split_lora
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.parallel.placement import mirror_shardings, put_rows
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.trainer.config import OptimizerConfig
-from gotr1_jax.trainer.logprobs import replay_logps
+from gotr1_jax.trainer.logprobs import token_logps
 from gotr1_jax.trainer.optimizer import make_optimizer, make_schedule
 from gotr1_jax.trainer.state import (
     TrainState,
@@ -65,7 +65,7 @@ def step_of(micro: int) -> Any:
 
 @cache
 def replayer(micro: int) -> Any:
-    return make_replay(graphdef_of(), SPECIALS, SETTINGS, micro)
+    return make_token_logps(graphdef_of(), SPECIALS, SETTINGS, micro)
 
 
 @cache
@@ -265,11 +265,11 @@ def test_fresh_adapters_change_nothing_and_folding_equals_applying():
     @partial(jax.jit, static_argnums=0)
     def score(lora: LoraConfig | None, *states: Any) -> Any:
         policy = nnx.merge(graphdef_of(lora), *states)
-        return replay_logps(policy, rows, SPECIALS, SETTINGS)
+        return token_logps(policy, rows, SPECIALS, SETTINGS)
 
     @jax.jit
     def fold(adapters: Any, rest: Any) -> Any:
-        return nnx.split(fold_lora(nnx.merge(graphdef_of(LORA), adapters, rest)))[1]
+        return nnx.split(merge_lora(nnx.merge(graphdef_of(LORA), adapters, rest)))[1]
 
     plain = host(score(None, rest))
     assert_equal_trees(host(score(LORA, adapters, rest)), plain)

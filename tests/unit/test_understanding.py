@@ -13,9 +13,9 @@ from PIL import Image
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.understanding import Side, UnderstandingConfig, evaluate_understanding
-from gotr1_jax.evaluation.understanding_questions import ALL, Question, read_questions
+from gotr1_jax.evaluation.understanding_questions import ALL, UnderstandingQuestion, read_questions
 from gotr1_jax.evaluation.understanding_rules import normalise, read_answer
-from gotr1_jax.generate.asking import Said
+from gotr1_jax.generate.asking import GeneratedAnswer
 
 CHOICES = ("red", "a blue one", "A")
 
@@ -102,7 +102,7 @@ def test_forms_and_accepted_answers(folder: Path) -> None:
     assert not read_questions(write(folder, [ask_about("one.png", "x")]), 0)[0][0].is_right("")
     asked = questions[3].asked.splitlines()
     assert asked[:3] == ["What is it?", "A. blue", "B. red"] and "letter" in asked[3]
-    assert questions[0].picture == questions[1].picture != questions[2].picture
+    assert questions[0].image == questions[1].image != questions[2].image
 
 
 BAD = [
@@ -150,15 +150,17 @@ class Scripted:
         self.asked: list[int] = []
         self.loaded = 0
 
-    def load(self) -> Callable[[Sequence[Question]], list[Said]]:
+    def load(self) -> Callable[[Sequence[UnderstandingQuestion]], list[GeneratedAnswer]]:
         self.loaded += 1
         return self.answer
 
-    def answer(self, group: Sequence[Question]) -> list[Said]:
+    def answer(self, group: Sequence[UnderstandingQuestion]) -> list[GeneratedAnswer]:
         if self.stop_at is not None and len(self.asked) + len(group) > self.stop_at:
             raise KeyboardInterrupt
         self.asked += [question.line for question in group]
-        return [Said(self.answers[q.line], (), self.answers[q.line] != "cut") for q in group]
+        return [
+            GeneratedAnswer(self.answers[q.line], (), self.answers[q.line] != "cut") for q in group
+        ]
 
 
 def sides(ckpt: Scripted, baseline: Scripted) -> dict[str, Side]:
@@ -171,12 +173,12 @@ OLD = {1: "red", 2: "red", 3: "green", 4: "red", 5: "yes", 6: "hm", 7: "no", 8: 
 NEW = {1: "red", 2: "A blue", 3: "red", 4: "blue", 5: "perhaps", 6: "yes", 7: "No.", 8: "no!"}
 
 
-def make_data(folder: Path, on_first_picture: Sequence[int]) -> Path:
+def make_data(folder: Path, on_first_image: Sequence[int]) -> Path:
     return write(
         folder,
         [
             {
-                "image": "one.png" if i in on_first_picture else "two.png",
+                "image": "one.png" if i in on_first_image else "two.png",
                 "question": f"{i}?",
                 "answer": RIGHT[i],
                 "kind": "color" if i <= 4 else "yes or no",
@@ -207,7 +209,7 @@ def test_side_by_side_by_hand(data: Path, tmp_path: Path) -> None:
     assert (whole["questions"], whole["pictures"]) == (8, 2)
     assert (whole["baseline"], whole["ckpt"], whole["gain"]) == (4 / 8, 6 / 8, 2 / 8)
     assert (whole["lost"], whole["won"]) == (2, 4)  # 2, 5; 3, 4, 6, 8
-    # Picture one gains 1 - 2, picture two 3: drawn alone they give -1/4 and 3/4.
+    # Image one gains 1 - 2, image two 3: drawn alone they give -1/4 and 3/4.
     assert (whole["low"], whole["high"]) == (-1 / 4, 3 / 4)
     # The commonest color is red (3 of 4); yes and no are as common.
     assert (scores["color"]["commonest"], scores["yes or no"]["commonest"]) == (3 / 4, 2 / 4)
@@ -230,7 +232,7 @@ def test_side_by_side_by_hand(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_baseline_that_can_answer(folder: Path, tmp_path: Path) -> None:
-    # "red" and "yes" are wrong for two of the first picture's and one of the second's.
+    # "red" and "yes" are wrong for two of the first image's and one of the second's.
     data = make_data(folder, (1, 4, 5, 7))
     text = evaluate_understanding(
         config(data, tmp_path / "out"), sides(Scripted(NEW), Scripted(RIGHT))
@@ -264,7 +266,7 @@ def test_going_on_gives_what_an_uninterrupted_one_gives(
     assert [side.loaded for side in third] == [0, 0]
 
 
-def test_a_changed_picture_is_asked_about_anew(data: Path, tmp_path: Path) -> None:
+def test_a_changed_image_is_asked_about_anew(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     evaluate_understanding(config(data, out), sides(Scripted(NEW), Scripted(OLD)))
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(data.parent / "two.png")

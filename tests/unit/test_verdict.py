@@ -1,4 +1,4 @@
-"""The exact verdict of the shapes judge, on pictures made by hand, and its configuration."""
+"""The exact verdict of the shapes judge, on images made by hand, and its configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gotr1_jax.shapes.vocabulary import SIZE_PIXELS
 from gotr1_jax.shapes.world import Scene, SceneObject
 
 
-def picture(*placed: tuple[str, tuple[int, int]]) -> np.ndarray:
+def image(*placed: tuple[str, tuple[int, int]]) -> np.ndarray:
     """Named objects ("large red circle") at top-left corners in pixels."""
     objects = []
     for name, (x, y) in placed:
@@ -38,8 +38,8 @@ def judged(caption: str, image: np.ndarray) -> float:
 
 
 RED, BLUE, GREEN = "small red circle", "large blue square", "small green cross"
-PAIR = picture((RED, (4, 24)), (BLUE, (36, 20)))
-TWO = picture((RED, (4, 4)), (RED, (40, 40)))
+PAIR = image((RED, (4, 24)), (BLUE, (36, 20)))
+TWO = image((RED, (4, 4)), (RED, (40, 40)))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ TWO = picture((RED, (4, 4)), (RED, (40, 40)))
         ("a red circle left of a blue square and a green cross", PAIR, 0),  # one is missing
         (
             "a red circle left of a blue square and a green cross",
-            picture((RED, (4, 24)), (BLUE, (36, 20)), (GREEN, (24, 48))),
+            image((RED, (4, 24)), (BLUE, (36, 20)), (GREEN, (24, 48))),
             1,
         ),
         ("two red circles", TWO, 1),
@@ -69,10 +69,10 @@ TWO = picture((RED, (4, 4)), (RED, (40, 40)))
         # The circle without a size must not take the only small one.
         (
             "a red circle and a small red circle",
-            picture(("large red circle", (4, 4)), (RED, (40, 40))),
+            image(("large red circle", (4, 4)), (RED, (40, 40))),
             1,
         ),
-        ("a red circle", picture(), 0),
+        ("a red circle", image(), 0),
     ],
 )
 def test_by_hand(caption: str, image: np.ndarray, true: int) -> None:
@@ -80,7 +80,7 @@ def test_by_hand(caption: str, image: np.ndarray, true: int) -> None:
 
 
 def test_what_is_no_clear_shape_is_not_true() -> None:
-    bar = picture()
+    bar = image()
     bar[20:34, 10:50] = (225, 25, 30)
     assert judged("a red square", bar) == 0
 

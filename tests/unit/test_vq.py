@@ -1,4 +1,4 @@
-"""The picture tokenizer's quantizer and losses by hand, and its training job in small."""
+"""The image tokenizer's quantizer and losses by hand, and its training job in small."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gotr1_jax.vq import losses as vq_loss
 from gotr1_jax.vq.config import CropConfig, VqTrainConfig
 from gotr1_jax.vq.train import (
     batch_of_step,
-    draw_pictures,
+    draw_images,
     evaluate,
     init_state,
     make_step,
@@ -38,8 +38,8 @@ JOB = VqTrainConfig(
     model=TINY,
     steps=30,
     batch_size=8,
-    pictures=64,
-    eval_pictures=8,
+    images=64,
+    eval_images=8,
     quantize_from=10,
     crop=CropConfig(size=16, steps=26, batch_size=8),
     optimizer=OptimizerConfig(learning_rate=5e-3, schedule="constant", warmup_steps=2),
@@ -135,7 +135,7 @@ def test_only_unused_codes_move_and_only_to_badly_covered_encodings():
     np.testing.assert_array_equal(kept, codebook)
 
 
-def test_pictures_shrink_by_the_downsampling_whatever_the_shape():
+def test_images_shrink_by_the_downsampling_whatever_the_shape():
     def there_and_back(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         model = VQModel(TINY, rngs=nnx.Rngs(0))
         ids = model.encode_ids(pixels)
@@ -153,16 +153,16 @@ def test_every_parameter_names_its_axes():
 
 
 def test_a_few_steps_lower_the_loss_and_windows_follow_the_grid():
-    pictures = draw_pictures("train", 0, 64)
+    images = draw_images("train", 0, 64)
     step_fn, state = make_step(JOB), jax.jit(partial(init_state, JOB))()
     errors = []
     for step in range(1, 27):
-        batch = batch_of_step(pictures, JOB, step)
+        batch = batch_of_step(images, JOB, step)
         assert batch.shape == (8, 16, 16, 3)
-        np.testing.assert_array_equal(batch, batch_of_step(pictures, JOB, step))
+        np.testing.assert_array_equal(batch, batch_of_step(images, JOB, step))
         state, metrics = step_fn(state, batch)
         errors.append(float(metrics.l1))
-    assert batch_of_step(pictures, JOB, 27).shape == (8, 64, 64, 3)
+    assert batch_of_step(images, JOB, 27).shape == (8, 64, 64, 3)
     assert np.mean(errors[-3:]) < 0.6 * np.mean(errors[:3])
 
     # An update that is not finite changes nothing but the counts.
@@ -182,7 +182,7 @@ def test_job_writes_what_the_next_job_reads(tmp_path: Path):
     assert loaded.config == TINY and loaded.image_size == 64
     assert (tmp_path / "run" / "summary.json").is_file()
     assert (tmp_path / "run" / "reconstructions.png").is_file()
-    summary, decoded = evaluate(TINY, loaded.state, draw_pictures("heldout", 0, 8))
+    summary, decoded = evaluate(TINY, loaded.state, draw_images("heldout", 0, 8))
     assert decoded.shape == (8, 64, 64, 3) and summary["psnr"] > 3
 
 

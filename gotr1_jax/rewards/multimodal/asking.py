@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.rewards.multimodal.answers import read_boxes, read_score, read_verdict
-from gotr1_jax.rewards.multimodal.counts import AskingCounts
+from gotr1_jax.rewards.multimodal.counts import QuestionCounts
 from gotr1_jax.rewards.multimodal.instructions import REMINDERS, VERSION
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import Answer, Engine, Kind, Question, ScoringEngine
@@ -23,7 +23,7 @@ class Reading:
 
     Attributes:
         score: of a score (on its own scale) or verdict; NaN where it could not be read.
-        boxes: of a search, in pixels of the processed picture; None where unreadable.
+        boxes: of a search, in pixels of the processed image; None where unreadable.
         reason: the judge's reason, one line; where it failed, what went wrong.
         text: the judge's own words, the last ones where it was asked twice.
     """
@@ -39,7 +39,7 @@ class Reading:
         return self.boxes is None and math.isnan(self.score)
 
 
-class Asker:
+class EngineClient:
     """Asks an engine each different question once, and once more where the answer is unreadable.
 
     What could be read is kept in the cache, under the first question's key, the engine's
@@ -55,7 +55,7 @@ class Asker:
                 f"questions.reading is 'expected', which {engine.identity} cannot; use 'text'"
             )
         self._engine, self._expected, self._cache = engine, expected, cache
-        self.counts = AskingCounts()
+        self.counts = QuestionCounts()
 
     def ask(self, questions: Sequence[Question]) -> list[Reading]:
         """One reading for each question, in their order."""

@@ -23,7 +23,7 @@ def draw_canvas(plan: Plan, side: int, aspect: float = 1.0) -> np.ndarray:
     Args:
         plan: its objects with a readable box are drawn, at their cleaned boxes.
         side: pixels of the longer side.
-        aspect: width over height of the picture that the plan is for.
+        aspect: width over height of the image that the plan is for.
 
     Returns:
         uint8 (H, W, 3).

@@ -11,7 +11,7 @@ from gotr1_jax.vlm_engine.base import Question
 
 
 @dataclass
-class AskingCounts:
+class QuestionCounts:
     """Questions since the figures were last taken; different ones count once a call.
 
     Attributes:
@@ -61,14 +61,14 @@ class AskingCounts:
 
 
 @runtime_checkable
-class CountsAnswers(Protocol):
+class HasMetrics(Protocol):
     """A judge that counts what it could not read."""
 
-    def take_figures(self) -> dict[str, float]:
-        """The figures of `AskingCounts` since they were last taken."""
+    def pop_metrics(self) -> dict[str, float]:
+        """The figures of `QuestionCounts` since they were last taken."""
         ...
 
 
-def take_figures(judge: object) -> dict[str, float]:
+def pop_metrics(judge: object) -> dict[str, float]:
     """A judge's own figures since they were last taken; none where it keeps none."""
-    return judge.take_figures() if isinstance(judge, CountsAnswers) else {}
+    return judge.pop_metrics() if isinstance(judge, HasMetrics) else {}

@@ -99,7 +99,7 @@ CLOSINGS: dict[Kind, str] = {
     "boxes": "Answer with the JSON list.",
     "verdict": "Give the reasons, then the decision.",
 }
-"""The end of every question: its instruction stands far in front of it, before the picture."""
+"""The end of every question: its instruction stands far in front of it, before the image."""
 
 REMINDERS: dict[Kind, str] = {
     "score": "Your last answer could not be read. Give the JSON object alone, short: "

@@ -1,10 +1,10 @@
-"""The reward terms of a judge that reads pictures and text (GoT-R1, arXiv 2505.17022, section 3).
+"""The reward terms of a judge that reads images and text (GoT-R1, arXiv 2505.17022, section 3).
 
 sem      score 0..10 of caption and plan text, over 10. A plan without a letter is 0, unasked.
 spa      score 1..10 of caption and the sketch of the plan's boxes, (score - 1) / 9, so that the
          scale's ends are 0 and 1. A plan without a readable box is 0, unasked.
-pi       score 0..10 of caption and picture, over 10.
-verdict  0 or 1 of caption and picture, with reasons (ReasonGen-R1, arXiv 2505.24875).
+pi       score 0..10 of caption and image, over 10.
+verdict  0 or 1 of caption and image, with reasons (ReasonGen-R1, arXiv 2505.24875).
 ri       mean over all the plan's objects of the IoU of the planned box and the one located. Each
          name is searched for once, and where it is planned more than once the instances are
          assigned to the boxes for the largest sum. 0 for an object that is not found, that has no
@@ -25,12 +25,12 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box, Plan, box_from_pixels, match_objects, normalise_name
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.rewards.multimodal import instructions as say
-from gotr1_jax.rewards.multimodal.asking import Asker, Reading
+from gotr1_jax.rewards.multimodal.asking import EngineClient, Reading
 from gotr1_jax.rewards.multimodal.canvas import draw_canvas
 from gotr1_jax.rewards.multimodal.config import QuestionsConfig
-from gotr1_jax.rewards.multimodal.counts import AskingCounts
+from gotr1_jax.rewards.multimodal.counts import QuestionCounts
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
-from gotr1_jax.vlm_engine.base import Engine, Picture, Question, Scale, make_picture
+from gotr1_jax.vlm_engine.base import Engine, ImageInput, Question, Scale, make_image_input
 
 MULTIMODAL_TERMS = ("sem", "spa", "ri", "pi", "verdict")
 _TEN = Scale(0, 10, say.SCORE_PREFIX)
@@ -72,7 +72,7 @@ class MultimodalJudge:
             )
         self.terms: tuple[str, ...] = tuple(terms)
         self._engine, self._config = engine, config
-        self._asker = Asker(engine, config.reading == "expected", cache)
+        self._asker = EngineClient(engine, config.reading == "expected", cache)
         self.identity = f"{engine.identity} instructions={say.VERSION} {config}"
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
@@ -86,55 +86,55 @@ class MultimodalJudge:
             results.append(self._result(request, by_term, answers))
         return results
 
-    def take_figures(self) -> dict[str, float]:
-        """Rates of failure since they were last taken; see `AskingCounts.figures`."""
-        counts, self._asker.counts = self._asker.counts, AskingCounts()
+    def pop_metrics(self) -> dict[str, float]:
+        """Rates of failure since they were last taken; see `QuestionCounts.figures`."""
+        counts, self._asker.counts = self._asker.counts, QuestionCounts()
         return counts.figures()
 
     def _questions(self, request: JudgeRequest) -> dict[str, list[Question]]:
         """What is asked about one sample, by term; nothing where the score is known without."""
-        picture = make_picture(request.image)
+        raw_image = make_image_input(request.image)
         plan = request.plan
         by_term: dict[str, list[Question]] = {}
         for term in self.terms:
             if term == "sem":
                 by_term[term] = [self._ask_sem(request)] if _says_anything(plan) else []
             elif term == "spa":
-                by_term[term] = [self._ask_spa(request, picture)] if plan.boxes else []
+                by_term[term] = [self._ask_spa(request, raw_image)] if plan.boxes else []
             elif term == "ri":
                 names = _different_names(self._searched(plan))
-                by_term[term] = [self._ask_where(name, picture) for name in names]
+                by_term[term] = [self._ask_where(name, raw_image) for name in names]
             else:
-                by_term[term] = [self._ask_picture(term, request, picture)]
+                by_term[term] = [self._ask_image(term, request, raw_image)]
         return by_term
 
     def _ask_sem(self, request: JudgeRequest) -> Question:
         material = say.show_caption(request.caption) + say.show_plan(request.plan.text)
         return self._ask_score((), say.SEM, material, _TEN)
 
-    def _ask_spa(self, request: JudgeRequest, picture: Picture) -> Question:
-        height, width = picture.size
-        sheet = make_picture(draw_canvas(request.plan, self._config.canvas, width / height))
+    def _ask_spa(self, request: JudgeRequest, image: ImageInput) -> Question:
+        height, width = image.size
+        sheet = make_image_input(draw_canvas(request.plan, self._config.canvas, width / height))
         return self._ask_score((sheet,), say.SPA, say.show_caption(request.caption), _FROM_ONE)
 
-    def _ask_picture(self, term: str, request: JudgeRequest, picture: Picture) -> Question:
+    def _ask_image(self, term: str, request: JudgeRequest, image: ImageInput) -> Question:
         caption = say.show_caption(request.caption)
         if term == "pi":
-            return self._ask_score((picture,), say.PI, caption, _TEN)
+            return self._ask_score((image,), say.PI, caption, _TEN)
         text, limit = caption + say.CLOSINGS["verdict"], self._config.verdict_tokens
-        return Question("verdict", (picture,), say.VERDICT, text, limit)
+        return Question("verdict", (image,), say.VERDICT, text, limit)
 
     def _ask_score(
-        self, pictures: tuple[Picture, ...], instruction: str, material: str, scale: Scale
+        self, images: tuple[ImageInput, ...], instruction: str, material: str, scale: Scale
     ) -> Question:
         return Question(
-            "score", pictures, instruction + say.ask_score(), material + say.CLOSINGS["score"],
+            "score", images, instruction + say.ask_score(), material + say.CLOSINGS["score"],
             self._config.score_tokens, scale,
         )  # fmt: skip
 
-    def _ask_where(self, name: str, picture: Picture) -> Question:
+    def _ask_where(self, name: str, image: ImageInput) -> Question:
         text, limit = say.show_name(name) + say.CLOSINGS["boxes"], self._config.boxes_tokens
-        return Question("boxes", (picture,), say.LOCATE, text, limit)
+        return Question("boxes", (image,), say.LOCATE, text, limit)
 
     def _searched(self, plan: Plan) -> list[tuple[str, Box]]:
         """(name, box) of the planned objects that are looked for, largest first."""
@@ -188,8 +188,8 @@ class MultimodalJudge:
         return _Scored(score, f"{score:.2f}: {', '.join(parts)}", said, located)
 
     def _to_plan(self, reading: Reading, request: JudgeRequest) -> list[Box]:
-        """Located boxes in thousandths, clipped to the picture."""
-        height, width = self._engine.picture_size(*request.image.shape[:2])
+        """Located boxes in thousandths, clipped to the image."""
+        height, width = self._engine.image_size(*request.image.shape[:2])
         return [box_from_pixels(*box, width, height) for box in reading.boxes or ()]
 
 
