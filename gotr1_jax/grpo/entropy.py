@@ -36,8 +36,10 @@ class EntropyState:
     opt_state: Any
 
 
-def new_entropy_state(config: EntropyConfig) -> EntropyState:
-    """ψ = 0: no bonus before the first update."""
+def new_entropy_state(config: EntropyConfig | None) -> EntropyState | None:
+    """ψ = 0: no bonus before the first update. None without a configuration."""
+    if config is None:
+        return None
     psi = PerModality(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
     return EntropyState(psi, optax.adam(config.learning_rate).init(psi))
 

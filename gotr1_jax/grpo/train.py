@@ -24,6 +24,7 @@ from gotr1_jax.grpo.advantages import GroupAdvantages, group_advantages
 from gotr1_jax.grpo.alarms import FailureTracker, ZeroRewardAlarm
 from gotr1_jax.grpo.config import EvaluationConfig, GrpoConfig
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups, sample_groups
+from gotr1_jax.grpo.entropy import new_entropy_state
 from gotr1_jax.grpo.evaluate import Evaluation, evaluate, format_table
 from gotr1_jax.grpo.losses import PolicyLossConfig
 from gotr1_jax.grpo.metrics import step_metrics
@@ -263,15 +264,19 @@ def _new_state(config: GrpoConfig, policy: SplitPolicy, optimizer: Any, mesh: An
     shardings = shardings_of(state_shapes(config, policy, optimizer, mesh))
 
     def copy(params: Any) -> TrainState:
-        return new_state(jax.tree.map(jnp.copy, params), optimizer, config.entropy)
+        return new_state(
+            jax.tree.map(jnp.copy, params), optimizer, new_entropy_state(config.entropy)
+        )
 
     return jax.jit(copy, out_shardings=shardings)(policy.trained)
 
 
 def state_shapes(config: GrpoConfig, policy: SplitPolicy, optimizer: Any, mesh: Mesh) -> TrainState:
     """The state of a job as shapes that know their places; `policy` may be shapes."""
-    init = partial(new_state, optimizer=optimizer, entropy=config.entropy)
-    abstract = jax.eval_shape(init, policy.trained)
+    abstract = jax.eval_shape(
+        lambda params: new_state(params, optimizer, new_entropy_state(config.entropy)),
+        policy.trained,
+    )
     return placed_shapes(abstract, mirror_shardings(abstract, policy.trained, mesh))
 
 
