@@ -54,7 +54,7 @@ def record(caption: str = "a red circle", **changes: Any) -> SampleRecord:
         "sample_index": 0,
         "plan_text": PLAN,
         "planned": parse_plan(PLAN).boxes,
-        "located": (("red circle", Box(0, 0, 400, 500)), ("dog", Box(9, 9, 99, 99))),
+        "detections": (("red circle", Box(0, 0, 400, 500)), ("dog", Box(9, 9, 99, 99))),
         "scores": {"sem": 1.0, "spa": 0.25, "ri": NAN},
         "total": 0.5,
         "advantage": 1.0,

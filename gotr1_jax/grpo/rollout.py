@@ -271,13 +271,13 @@ def records(
                 sample_index=row % samples,
                 plan_text=plan.text,
                 planned=tuple(plan.boxes),
-                located=tuple(result.located),
+                detections=tuple(result.detections),
                 scores=dict(result.scores),
                 total=float(scored.total_B[row]),
                 advantage=float(advantages_B[row]),
                 image=judged.image,
-                words=result.words,
-                said=result.said,
+                rationale=result.rationale,
+                raw_answers=result.raw_answers,
             )
         )
     return found

@@ -25,7 +25,7 @@ from gotr1_jax.models.qwen_config import QwenVisionConfig
 jax.tree_util.register_dataclass(
     PatchBatch,
     data_fields=[
-        "patches_RNE", "positions_RN2", "pictures_RN", "windows_RWJ", "slots_RN", "units_RU",
+        "patches_RNE", "positions_RN2", "images_RN", "windows_RWJ", "slots_RN", "units_RU",
     ],
     meta_fields=[],
 )  # fmt: skip

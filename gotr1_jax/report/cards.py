@@ -20,7 +20,7 @@ from gotr1_jax.trainer.samples import SampleRecord
 NUM_COLORS = 8  # classes c0..c7 of style.css
 MAX_SIDE = 256  # larger images are stored smaller, as JPEG
 MAX_PLAN = 4000  # characters of a plan that are shown
-MAX_SAID = 3000  # characters of a judge's own words on one term
+MAX_RAW_ANSWER = 3000  # characters of a judge's own words on one term
 JUDGE_STYLES = 3  # classes j0..j2 of style.css
 
 NO_OPINIONS: Mapping[str, tuple[Opinion, ...]] = {}
@@ -72,9 +72,9 @@ class CardOpinion:
     letter: str
     judge: int
     style: int
-    located: tuple[BoxMark, ...]
-    words: str
-    said: tuple[tuple[str, str], ...]  # term, its own words
+    detections: tuple[BoxMark, ...]
+    rationale: str
+    raw_answers: tuple[tuple[str, str], ...]  # term, its own words
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Card:
     width: int
     height: int
     planned: tuple[BoxMark, ...]
-    located: tuple[BoxMark, ...]
+    detections: tuple[BoxMark, ...]
     plan: tuple[TextSpan, ...]
     is_cut: bool  # the plan was longer than what is shown
     is_text: bool  # the plan names no object
@@ -94,8 +94,8 @@ class Card:
     opinions: tuple[CardOpinion, ...]
     advantage: str
     advantage_share: float  # -1..1, for the color
-    words: str
-    said: tuple[tuple[str, str], ...]
+    rationale: str
+    raw_answers: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _planned(record: SampleRecord) -> tuple[BoxMark, ...]:
     )
 
 
-def _located(record: SampleRecord, found: Sequence[tuple[str, Box]]) -> tuple[BoxMark, ...]:
+def _detections(record: SampleRecord, found: Sequence[tuple[str, Box]]) -> tuple[BoxMark, ...]:
     """Rectangles of what a judge found, each in the color of the planned one it matches."""
     height, width = record.image.shape[:2]
     partner = {j: i for i, j, _ in match_objects(record.planned, found) if j is not None}
@@ -193,11 +193,11 @@ def _scores(record: SampleRecord, opinions: Sequence[Opinion]) -> tuple[Score, .
     return tuple(Score(t, tuple(_value(column, t) for column in columns)) for t in terms)
 
 
-def _said(said: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _raw_answers(raw_answers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Terms with their words, cut where they are very long; empty ones are left out."""
-    texts = {term: str(text).strip() for term, text in said.items()}
+    texts = {term: str(text).strip() for term, text in raw_answers.items()}
     return tuple(
-        (term, text if len(text) <= MAX_SAID else text[:MAX_SAID] + " …")
+        (term, text if len(text) <= MAX_RAW_ANSWER else text[:MAX_RAW_ANSWER] + " …")
         for term, text in texts.items()
         if text
     )
@@ -215,7 +215,7 @@ def build_card(record: SampleRecord, opinions: Sequence[Opinion] = ()) -> Card:
         width=width,
         height=height,
         planned=_planned(record),
-        located=_located(record, record.located),
+        detections=_detections(record, record.detections),
         plan=plan,
         is_cut=len(record.plan_text) > MAX_PLAN,
         is_text=bool(plan) and not any(part.is_object for part in plan),
@@ -225,16 +225,16 @@ def build_card(record: SampleRecord, opinions: Sequence[Opinion] = ()) -> Card:
                 letter=letter(opinion.judge),
                 judge=opinion.judge,
                 style=opinion.judge % JUDGE_STYLES,
-                located=_located(record, opinion.result.located),
-                words=opinion.result.words,
-                said=_said(opinion.result.said),
+                detections=_detections(record, opinion.result.detections),
+                rationale=opinion.result.rationale,
+                raw_answers=_raw_answers(opinion.result.raw_answers),
             )
             for opinion in opinions
         ),
         advantage=f"{advantage:+.2f}".replace("-", "−") if math.isfinite(advantage) else "–",
         advantage_share=share,
-        words=record.words,
-        said=_said(record.said),
+        rationale=record.rationale,
+        raw_answers=_raw_answers(record.raw_answers),
     )
 
 

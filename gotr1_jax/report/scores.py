@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.rewards.base import JudgeResult
-from gotr1_jax.rewards.composite import result_from_json
+from gotr1_jax.rewards.base import JudgeResult, result_from_json
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
 from gotr1_jax.trainer.samples import SampleRecord
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from gotr1_jax.plan import Box, Plan
 # pi: caption against image; hps: human preference (GoT-R1, arXiv 2505.17022, section 3).
 # verdict: caption against image, 0 or 1 (ReasonGen-R1, arXiv 2505.24875).
 TERMS = ("sem", "spa", "ri", "pi", "hps", "verdict")
+
+# JSON keys of files that earlier versions wrote.
+_RENAMED_KEYS = {"located": "detections", "words": "rationale", "said": "raw_answers"}
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,16 @@ class JudgeResult:
     """A judge's answer to one request.
 
     Attributes:
-        scores: a value in [0, 1] for each of the judge's terms; NaN where it cannot tell.
-        located: (name, box) of the objects it found in the image.
-        words: its reasons, one line.
-        said: where the judge is a model, its own words for each term, as it wrote them.
+        scores: a value in [0, 1] for each of the judge's terms; NaN where it could not be scored.
+        detections: (name, box) of the objects that the judge found in the image.
+        rationale: the judge's reasons, one line.
+        raw_answers: by term, what a model answered, unedited; empty for other judges.
     """
 
     scores: Mapping[str, float]
-    located: tuple[tuple[str, Box], ...] = ()
-    words: str = ""
-    said: Mapping[str, str] = field(default_factory=dict)
+    detections: tuple[tuple[str, Box], ...] = ()
+    rationale: str = ""
+    raw_answers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Judge(Protocol):
@@ -64,3 +68,43 @@ def stack_scores(results: Sequence[JudgeResult], terms: Sequence[str]) -> dict[s
     """The scores of B results as one float32 (B,) for each term; NaN where one is missing."""
     nan = float("nan")
     return {t: np.array([r.scores.get(t, nan) for r in results], np.float32) for t in terms}
+
+
+def result_to_json(result: JudgeResult) -> dict[str, Any]:
+    """A result as plain JSON values; NaN becomes None."""
+    return {
+        "scores": {t: None if math.isnan(s) else float(s) for t, s in result.scores.items()},
+        "detections": boxes_to_json(result.detections),
+        "rationale": result.rationale,
+        "raw_answers": dict(result.raw_answers),
+    }
+
+
+def rename_old_keys(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object of any file with a result in it, under today's keys."""
+    return {_RENAMED_KEYS.get(key, key): item for key, item in value.items()}
+
+
+def result_from_json(value: Mapping[str, Any]) -> JudgeResult:
+    """The result in a JSON object, which may have other keys too and may be of an earlier version.
+
+    KeyError, TypeError, ValueError, AttributeError or OverflowError for any other value.
+    """
+    value = rename_old_keys(value)
+    return JudgeResult(
+        {t: math.nan if s is None else float(s) for t, s in value["scores"].items()},
+        boxes_from_json(value["detections"]),
+        str(value["rationale"]),
+        # Runs of the first versions did not store raw answers.
+        {str(t): str(answer) for t, answer in value.get("raw_answers", {}).items()},
+    )
+
+
+def boxes_to_json(boxes: Sequence[tuple[str, Box]]) -> list[dict[str, Any]]:
+    """Named boxes as {"name": ..., "box": [x1, y1, x2, y2]}."""
+    return [{"name": name, "box": [b.x1, b.y1, b.x2, b.y2]} for name, b in boxes]
+
+
+def boxes_from_json(items: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, Box], ...]:
+    """What `boxes_to_json` wrote."""
+    return tuple((item["name"], Box(*map(int, item["box"]))) for item in items)

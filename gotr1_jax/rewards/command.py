@@ -1,10 +1,10 @@
 """Scores for samples that were drawn before: `gotr1 judge`.
 
 Reads a run, a folder or file of its samples, or what `gotr1 generate` wrote; writes one JSON line
-a sample: `sample` (its name), `judge`, `caption`, `plan_text`, `image`, `planned` and `located`
-boxes, `scores` by term (null where the judge could not tell), `words` (its reasons in one line)
-and `said` (its own words for each term). While it works, lines are collected in OUT.partial; a
-command that was stopped goes on from there.
+a sample: `sample` (its name), `judge`, `caption`, `plan_text`, `image`, boxes (`planned` and
+`detections`), `scores` by term (null where it could not be scored), `rationale` (the judge's
+reasons in one line) and `raw_answers` (a model's answers by term). Lines are collected in
+OUT.partial; a command that was stopped continues from there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.parallel.config import MeshConfig
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards import Judge, JudgeConfig, JudgeRequest, make_judge
-from gotr1_jax.rewards.composite import request_key, result_to_json
+from gotr1_jax.rewards.base import boxes_to_json, rename_old_keys, result_to_json
+from gotr1_jax.rewards.composite import request_key
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
 
 if TYPE_CHECKING:
@@ -199,9 +200,7 @@ def _judge_group(
             "caption": sample.caption,
             "plan_text": sample.plan_text,
             "image": str(sample.image),
-            "planned": [
-                {"name": name, "box": [b.x1, b.y1, b.x2, b.y2]} for name, b in request.plan.boxes
-            ],
+            "planned": boxes_to_json(request.plan.boxes),
             **result_to_json(next(results)),
         }
         for sample, request, key, known in zip(samples, requests, keys, held)
@@ -224,7 +223,7 @@ def _stored(judge: Judge, names: set[str], files: Sequence[Path]) -> dict[str, d
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
         for number, line in enumerate(text.split("\n"), start=1):
             try:
-                value = json.loads(line)
+                value = rename_old_keys(json.loads(line))
                 name, who = value["sample"], value["judge"]
                 whole = None not in value["scores"].values() and isinstance(value["key"], str)
             except (ValueError, KeyError, TypeError, AttributeError):

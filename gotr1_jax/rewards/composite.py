@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box
-from gotr1_jax.rewards.base import Judge, JudgeRequest, JudgeResult
+from gotr1_jax.rewards.base import (
+    Judge,
+    JudgeRequest,
+    JudgeResult,
+    result_from_json,
+    result_to_json,
+)
 from gotr1_jax.rewards.multimodal.counts import pop_metrics
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
@@ -60,15 +65,15 @@ class SeveralJudges:
 
     def _merge(self, results: Sequence[JudgeResult]) -> JudgeResult:
         scores: dict[str, float] = {}
-        said: dict[str, str] = {}
-        located: tuple[tuple[str, Box], ...] = ()
+        raw_answers: dict[str, str] = {}
+        detections: tuple[tuple[str, Box], ...] = ()
         for result, (_, terms) in zip(results, self._judges):
             scores |= {t: result.scores.get(t, math.nan) for t in terms}
-            said |= {t: result.said[t] for t in terms if t in result.said}
-            if "ri" in terms or not located:  # whoever scores ri has looked for the objects
-                located = tuple(result.located)
-        words = " | ".join(r.words for r in results if r.words)
-        return JudgeResult(scores, located, words, said)
+            raw_answers |= {t: result.raw_answers[t] for t in terms if t in result.raw_answers}
+            if "ri" in terms or not detections:  # whoever scores ri has looked for the objects
+                detections = tuple(result.detections)
+        rationale = " | ".join(r.rationale for r in results if r.rationale)
+        return JudgeResult(scores, detections, rationale, raw_answers)
 
 
 class CachedJudge:
@@ -105,23 +110,3 @@ def request_key(request: JudgeRequest, judge: Judge) -> str:
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     digest.update(np.ascontiguousarray(request.image).data)
     return digest.hexdigest()[:40]
-
-
-def result_to_json(result: JudgeResult) -> dict[str, Any]:
-    """A result as plain JSON values; NaN becomes None."""
-    return {
-        "scores": {t: None if math.isnan(s) else float(s) for t, s in result.scores.items()},
-        "located": [{"name": name, "box": [b.x1, b.y1, b.x2, b.y2]} for name, b in result.located],
-        "words": result.words,
-        "said": dict(result.said),
-    }
-
-
-def result_from_json(value: Mapping[str, Any]) -> JudgeResult:
-    """What `result_to_json` made; KeyError, TypeError or ValueError for anything else."""
-    return JudgeResult(
-        {t: math.nan if s is None else float(s) for t, s in value["scores"].items()},
-        tuple((item["name"], Box(*map(int, item["box"]))) for item in value["located"]),
-        str(value["words"]),
-        {str(t): str(words) for t, words in value["said"].items()},
-    )

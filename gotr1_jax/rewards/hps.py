@@ -169,5 +169,7 @@ class HpsJudge:
 
 
 def _result(cosine: float, broken: bool) -> JudgeResult:
-    words = "the image has values that are not finite" if broken else f"cosine {cosine:.4f}"
-    return JudgeResult({"hps": max(cosine, 0.0) if cosine == cosine else cosine}, words=words)
+    rationale = "the image has values that are not finite" if broken else f"cosine {cosine:.4f}"
+    return JudgeResult(
+        {"hps": max(cosine, 0.0) if cosine == cosine else cosine}, rationale=rationale
+    )

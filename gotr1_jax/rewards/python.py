@@ -84,13 +84,13 @@ class PythonJudge:
                 f"gave no {', '.join(missing)} for sample {index}; NaN is for what it cannot tell"
             )
         scores = {t: self._number(index, t, result.scores[t]) for t in self.terms}
-        located = result.located
+        detections = result.detections
         if not all(
             isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Box)
-            for item in located
+            for item in detections
         ):
-            raise self._wrong(f"located for sample {index} is no list of (name, Box)")
-        return JudgeResult(scores, tuple(located), str(result.words), result.said)
+            raise self._wrong(f"detections for sample {index} is no list of (name, Box)")
+        return JudgeResult(scores, tuple(detections), str(result.rationale), result.raw_answers)
 
     def _number(self, index: int, term: str, value: Any) -> float:
         real = isinstance(value, float | int | np.floating | np.integer)

@@ -33,25 +33,27 @@ class ShapesJudge:
     def _judge_one(self, request: JudgeRequest) -> JudgeResult:
         caption, plan = parse_caption(request.caption), request.plan
         found = find_objects(request.image)
-        located = tuple((f.name, f.plan_box) for f in found)
+        detections = tuple((f.name, f.plan_box) for f in found)
         specs = [parse_name(item.name) for item in plan.objects]
         sem = spa = pi = told = plan_relation = relation = float("nan")
         ri, num_found = _overlap_score(plan, specs, found) if plan.objects else (0.0, 0)
         if caption is None:
             ri = ri if any(specs) else float("nan")
-            words = "the caption is not of the shapes world"
+            rationale = "the caption is not of the shapes world"
         else:
             pi, relation = _paint_score(caption, found)
             told = float(verdict(caption, found))
             sem, spa, plan_relation = (
                 _plan_scores(plan, caption, specs) if plan.objects else (0.0, 0.0, 0.0)
             )
-            words = f"wanted {len(caption.objects)}"
+            rationale = f"wanted {len(caption.objects)}"
         if plan.objects:
-            words += f"; planned {len(plan.objects) + plan.num_dropped}, {num_found} of them found"
-        words += f"; in the image: {', '.join(f.name for f in found) or 'nothing'}"
+            rationale += (
+                f"; planned {len(plan.objects) + plan.num_dropped}, {num_found} of them found"
+            )
+        rationale += f"; in the image: {', '.join(f.name for f in found) or 'nothing'}"
         if caption is not None and caption.relation is not None:
             planned = f"plan {plan_relation:.2f}, " if plan.objects else ""
-            words += f"; {caption.relation}: {planned}image {relation:.2f}"
+            rationale += f"; {caption.relation}: {planned}image {relation:.2f}"
         scores = dict(zip(SHAPES_TERMS, (sem, spa, ri, pi, told)))
-        return JudgeResult({term: scores[term] for term in self.terms}, located, words)
+        return JudgeResult({term: scores[term] for term in self.terms}, detections, rationale)

@@ -18,6 +18,7 @@ from PIL import Image
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import _clear_errors, plain_json
 from gotr1_jax.plan import Box
+from gotr1_jax.rewards.base import boxes_from_json, boxes_to_json, result_from_json
 
 _RECORDS_NAME = "samples.jsonl"
 
@@ -26,7 +27,7 @@ _RECORDS_NAME = "samples.jsonl"
 class SampleRecord:
     """One sample of one caption, as a person wants to look at it.
 
-    `planned` are the boxes of the plan and `located` those the judge found in the image, each
+    `planned` are the boxes of the plan and `detections` those the judge found in the image, each
     with its object's name, in 0..999 of the image's width and height. `scores` holds every
     reward term by name, `total` their combination; NaN where the judge could not tell.
     """
@@ -36,13 +37,13 @@ class SampleRecord:
     sample_index: int  # which sample of the caption
     plan_text: str
     planned: tuple[tuple[str, Box], ...]
-    located: tuple[tuple[str, Box], ...]
+    detections: tuple[tuple[str, Box], ...]
     scores: Mapping[str, float]
     total: float
     advantage: float
     image: np.ndarray = field(repr=False)  # uint8 (H, W, 3)
-    words: str = ""  # the judge's reasons, one line
-    said: Mapping[str, str] = field(default_factory=dict)  # its own words for each term
+    rationale: str = ""  # the judge's reasons, one line
+    raw_answers: Mapping[str, str] = field(default_factory=dict)  # a model's answers by term
 
     @property
     def image_name(self) -> str:
@@ -89,7 +90,7 @@ def read_samples(folder: Path | str) -> list[SampleRecord]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         return [_from_json(json.loads(line), folder) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"samples in {folder} cannot be read: {error}") from error
 
 
@@ -122,13 +123,13 @@ def _to_json(record: SampleRecord) -> dict[str, Any]:
             "caption_index": record.caption_index,
             "sample_index": record.sample_index,
             "plan_text": record.plan_text,
-            "planned": [_named_box(*item) for item in record.planned],
-            "located": [_named_box(*item) for item in record.located],
+            "planned": boxes_to_json(record.planned),
+            "detections": boxes_to_json(record.detections),
             "scores": record.scores,
             "total": record.total,
             "advantage": record.advantage,
-            "words": record.words,
-            "said": record.said,
+            "rationale": record.rationale,
+            "raw_answers": record.raw_answers,
             "image": record.image_name,
         }
     )
@@ -137,24 +138,21 @@ def _to_json(record: SampleRecord) -> dict[str, Any]:
 def _from_json(line: Mapping[str, Any], folder: Path) -> SampleRecord:
     with Image.open(folder / line["image"]) as raw_image:
         image = np.asarray(raw_image.convert("RGB"))
+    result = result_from_json(line)
     return SampleRecord(
         caption=line["caption"],
         caption_index=line["caption_index"],
         sample_index=line["sample_index"],
         plan_text=line["plan_text"],
-        planned=tuple((item["name"], Box(*item["box"])) for item in line["planned"]),
-        located=tuple((item["name"], Box(*item["box"])) for item in line["located"]),
-        scores={name: _number(score) for name, score in line["scores"].items()},
+        planned=boxes_from_json(line["planned"]),
+        detections=result.detections,
+        scores=result.scores,
         total=_number(line["total"]),
         advantage=_number(line["advantage"]),
         image=image,
-        words=line["words"],
-        said=dict(line.get("said", {})),  # runs before it was stored lack it
+        rationale=result.rationale,
+        raw_answers=result.raw_answers,
     )
-
-
-def _named_box(name: str, box: Box) -> dict[str, Any]:
-    return {"name": name, "box": [box.x1, box.y1, box.x2, box.y2]}
 
 
 def _number(value: float | None) -> float:

@@ -78,5 +78,5 @@ def test_three_steps_with_every_term(shared: Path, janus_a: Path, tmp_path: Path
         bracket = (scores["sem"] + scores["spa"]) / 2
         total = np.prod([bracket, scores["pi"], scores["ri"], scores["hps"]])
         assert record.total == pytest.approx(total, rel=1e-5)
-        assert [name for name, _ in record.located] == ["cat", "dog"]
+        assert [name for name, _ in record.detections] == ["cat", "dog"]
     assert (root / "model" / "config.json").is_file()

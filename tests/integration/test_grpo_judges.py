@@ -90,9 +90,9 @@ def test_every_term_is_earned_kept_and_never_asked_for_twice(values, tmp_path):
     for record in read_samples(root / "samples" / "step_000003"):
         wanted = np.mean([iou(found, box) for _, box in record.planned])
         assert record.scores["ri"] == pytest.approx(wanted, abs=1e-6)
-        assert record.located == (("cat", found), ("dog", found))
-        assert record.said["ri"] == f"cat: {FOUND}\ndog: {FOUND}"
-        assert record.caption in page and "expected score" in record.words
+        assert record.detections == (("cat", found), ("dog", found))
+        assert record.raw_answers["ri"] == f"cat: {FOUND}\ndog: {FOUND}"
+        assert record.caption in page and "expected score" in record.rationale
     summary = json.loads((root / "summary.json").read_text())
     assert set(summary["after"]) == {"total", *TERMS}
 
@@ -120,6 +120,6 @@ def test_a_judge_that_cannot_be_read_teaches_nothing_and_says_so(values, tmp_pat
         assert line["rollout/wasted_frac"] == line["reward/frac_zero_std"] == 1
         assert line["loss"] == line["grad_norm"] == 0 and line["updates/skipped"] == 0
     (record, *_) = read_samples(tmp_path / "run" / "samples" / "step_000002")
-    assert "unreadable answer" in record.words or "cut off" in record.words
+    assert "unreadable answer" in record.rationale or "cut off" in record.rationale
     assert np.isnan(record.total) and record.advantage == 0
     assert "could not tell" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

@@ -46,7 +46,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def record(caption: str, index: int, shade: int = 51) -> SampleRecord:
     return SampleRecord(
         caption=caption, caption_index=index, sample_index=0, plan_text=PLAN,
-        planned=parse_plan(PLAN).boxes, located=(), scores={"pi": 0.0}, total=0.0, advantage=0.0,
+        planned=parse_plan(PLAN).boxes, detections=(), scores={"pi": 0.0}, total=0.0, advantage=0.0,
         image=np.full((8, 8, 3), shade, np.uint8),
     )  # fmt: skip
 
@@ -161,7 +161,7 @@ def test_what_generate_wrote(tmp_path) -> None:
     assert judge(tmp_path / "one") == 0
     (line,) = lines()
     assert line["scores"] == {"sem": 1.0, "spa": 1.0, "ri": 0.0, "pi": 0.0}
-    assert line["judge"] == "shapes" and "planned 1, 0 of them found" in line["words"]
+    assert line["judge"] == "shapes" and "planned 1, 0 of them found" in line["rationale"]
 
 
 def test_a_server_is_asked_and_its_words_are_kept(run, capsys) -> None:
@@ -189,10 +189,10 @@ def test_a_server_is_asked_and_its_words_are_kept(run, capsys) -> None:
     (line, *_) = lines()
     assert line["scores"]["sem"] == 0.9 and line["scores"]["spa"] is line["scores"]["pi"] is None
     # (0,0)-(500,999) found, (100,200)-(500,600) planned: 160 of 499.5 thousand.
-    assert line["located"] == [{"name": "red circle", "box": [0, 0, 500, 999]}]
+    assert line["detections"] == [{"name": "red circle", "box": [0, 0, 500, 999]}]
     assert line["scores"]["ri"] == pytest.approx(160 / 499.5)
-    assert line["said"]["sem"] == '{"score": 9, "reason": "short"}'
-    assert line["said"]["spa"] == "lovely" and "pi failed: status 503" in line["words"]
+    assert line["raw_answers"]["sem"] == '{"score": 9, "reason": "short"}'
+    assert line["raw_answers"]["spa"] == "lovely" and "pi failed: status 503" in line["rationale"]
     # Four samples of two images and one plan. At first 4 sem, 4 + 4 spa (unreadable), 2 boxes
     # and 4 pi; from the cache then all but spa and pi.
     assert asked == 18 and again == 12

@@ -182,13 +182,13 @@ def test_scores_are_the_models_cosines(
     assert judge.judge([]) == []
     for result, cosine in zip(judge.judge(asked), golden):
         assert set(result.scores) == set(judge.terms) == {"hps"}
-        assert result.words == f"cosine {cosine:.4f}" and result.located == ()
+        assert result.rationale == f"cosine {cosine:.4f}" and result.detections == ()
 
 
 def test_one_shape_and_each_caption_once(
     checkpoint: ClipCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: dict[str, list[Any]] = {"pictures": [], "captions": [], "texts": []}
+    seen: dict[str, list[Any]] = {"images": [], "captions": [], "texts": []}
     images, captions = Clip.encode_images, Clip.encode_captions
     encode = ClipTokenizer.encode
 
@@ -197,7 +197,7 @@ def test_one_shape_and_each_caption_once(
         return method(*rest)
 
     # A compiled program calls the model's method once, when it is traced.
-    monkeypatch.setattr(Clip, "encode_pictures", lambda s, x: note("pictures", images, x, s, x))
+    monkeypatch.setattr(Clip, "encode_images", lambda s, x: note("images", images, x, s, x))
     monkeypatch.setattr(
         Clip, "encode_captions", lambda s, x, d: note("captions", captions, x, s, x, d)
     )
@@ -207,7 +207,7 @@ def test_one_shape_and_each_caption_once(
     assert sorted(seen["texts"]) == sorted(set(CAPTIONS))
     judge.judge(requests(1))
     judge.judge(requests(4))
-    assert seen["pictures"] == [(2, TINY.image_size, TINY.image_size, 3)]
+    assert seen["images"] == [(2, TINY.image_size, TINY.image_size, 3)]
     assert seen["captions"] == [(2, TINY.context_length)]
 
 
@@ -219,7 +219,7 @@ def test_pixels_that_are_not_finite_score_nan(checkpoint: ClipCheckpoint) -> Non
         image[3, 4, 1] = bad
         with_bad = [asked[0], JudgeRequest(asked[1].caption, asked[1].plan, image), *asked[2:]]
         result = judge.judge(with_bad)
-        assert np.isnan(result[1].scores["hps"]) and "not finite" in result[1].words
+        assert np.isnan(result[1].scores["hps"]) and "not finite" in result[1].rationale
         others = [r.scores["hps"] for i, r in enumerate(result) if i != 1]
         np.testing.assert_array_equal(others, np.delete(good, 1))
     floats = [JudgeRequest(r.caption, r.plan, r.image + np.float32(0.3)) for r in asked]

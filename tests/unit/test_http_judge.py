@@ -245,7 +245,7 @@ def test_no_answer_is_nan_and_a_bad_one_is_asked_once_more() -> None:
         engine, _ = engine_for(server, retries=1)
         (result,) = MultimodalJudge(engine, ("pi", "verdict")).judge([request("plan")])
     assert result.scores["pi"] == 0.6 and np.isnan(result.scores["verdict"])
-    assert "verdict failed: status 500" in result.words
+    assert "verdict failed: status 500" in result.rationale
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,11 @@ from gotr1_jax.config import from_dict, to_yaml
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.plan import Box
 from gotr1_jax.rewards import JudgeConfig, JudgeRequest, JudgeResult, make_judge
+from gotr1_jax.rewards.base import result_from_json, result_to_json
 from gotr1_jax.rewards.composite import (
     CachedJudge,
     SeveralJudges,
     request_key,
-    result_from_json,
-    result_to_json,
 )
 from gotr1_jax.rewards.multimodal.terms import MultimodalJudge
 from gotr1_jax.rewards.python import PythonJudge
@@ -74,7 +73,7 @@ def test_a_function_of_ones_own(module: str) -> None:
     assert (dark.scores, light.scores) == ({"pi": 0.0}, {"pi": 0.2})  # what else it gives is left
     (result,) = PythonJudge(f"{module}:full", ["ri", "pi"]).judge([request("a")])
     assert result.scores["ri"] == 0.5 and math.isnan(result.scores["pi"])
-    assert result.located == (("cat", Box(1, 2, 3, 4)),) and result.words == "why"
+    assert result.detections == (("cat", Box(1, 2, 3, 4)),) and result.rationale == "why"
 
 
 def test_an_edited_function_is_another_judge(module: str, tmp_path: Path) -> None:
@@ -98,7 +97,7 @@ def test_an_edited_function_is_another_judge(module: str, tmp_path: Path) -> Non
         ("nothing", "pi = None .NoneType. for sample 0"),
         ("truth", "pi = True .bool. for sample 0"),
         ("array", "pi = array.* .ndarray. for sample 0"),
-        ("no_box", "located for sample 0"),
+        ("no_box", "detections for sample 0"),
     ],
 )
 def test_what_a_function_returns_is_checked(module: str, function: str, message: str) -> None:
@@ -152,9 +151,14 @@ class Fixed:
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         self.seen += requests
-        located = (("cat", Box(0, 0, 9, 9)),) if "ri" in self.terms else (("dog", Box(0, 0, 5, 5)),)
-        said = {t: f"{t}!" for t in self.terms}
-        return [JudgeResult(self._scores, located, " ".join(self.terms), said) for _ in requests]
+        detections = (
+            (("cat", Box(0, 0, 9, 9)),) if "ri" in self.terms else (("dog", Box(0, 0, 5, 5)),)
+        )
+        raw_answers = {t: f"{t}!" for t in self.terms}
+        return [
+            JudgeResult(self._scores, detections, " ".join(self.terms), raw_answers)
+            for _ in requests
+        ]
 
 
 def test_terms_from_several_judges() -> None:
@@ -165,8 +169,8 @@ def test_terms_from_several_judges() -> None:
     first, second = judge.judge([request("a"), request("b")])
     assert first == second and first.scores == {"sem": 0.2, "pi": 0.4, "ri": 0.3}
     # Boxes of whoever scores ri; only the words of the terms that are taken.
-    assert first.located == (("cat", Box(0, 0, 9, 9)),) and first.words == "pi sem | ri pi"
-    assert first.said == {"sem": "sem!", "pi": "pi!", "ri": "ri!"}
+    assert first.detections == (("cat", Box(0, 0, 9, 9)),) and first.rationale == "pi sem | ri pi"
+    assert first.raw_answers == {"sem": "sem!", "pi": "pi!", "ri": "ri!"}
     assert judge.pop_metrics() == {}
     assert judge.judge([]) == []
 
@@ -215,7 +219,27 @@ def test_results_as_json() -> None:
     result = JudgeResult({"pi": math.nan, "ri": np.float32(0.5)}, (("a", Box(1, 2, 3, 4)),), "w", {"ri": "s"})  # fmt: skip  # noqa: E501
     back = result_from_json(result_to_json(result))
     assert math.isnan(back.scores["pi"]) and back.scores["ri"] == 0.5
-    assert (back.located, back.words, back.said) == (result.located, "w", {"ri": "s"})
+    assert (back.detections, back.rationale, back.raw_answers) == (
+        result.detections,
+        "w",
+        {"ri": "s"},
+    )
+
+
+def test_results_and_caches_of_earlier_versions_are_read(tmp_path) -> None:
+    old = {
+        "scores": {"pi": 0.5, "ri": None},
+        "located": [{"name": "cat", "box": [1, 2, 3, 4]}],
+        "words": "why",
+        "said": {"pi": "0.5"},
+    }
+    result = result_from_json(old)
+    assert result.detections == (("cat", Box(1, 2, 3, 4)),)
+    assert (result.rationale, result.raw_answers) == ("why", {"pi": "0.5"})
+    cache, judge, one = AnswerCache(tmp_path), Fixed(pi=1), request("a")
+    cache.add({request_key(one, judge): old})
+    (kept,) = CachedJudge(judge, AnswerCache(tmp_path)).judge([one])
+    assert (kept.scores["pi"], kept.detections, kept.rationale) == (0.5, result.detections, "why")
 
 
 def configure(**values) -> JudgeConfig:

@@ -205,12 +205,12 @@ def make_record(sample_index: int) -> SampleRecord:
         sample_index=sample_index,
         plan_text="plan\nwith a line break",
         planned=(("red circle", Box(1, 2, 300, 400)), ("blue square", Box(9, 9, 1, 1))),
-        located=(),
+        detections=(),
         scores={"sem": 0.5, "pi": math.nan},
         total=math.nan,
         advantage=-0.25,
         image=rng.integers(0, 256, (8, 6, 3), dtype=np.uint8),
-        words="unsure",
+        rationale="unsure",
     )
 
 
@@ -223,13 +223,28 @@ def test_samples_come_back_as_written(tmp_path):
     assert names == ["03_00.png", "03_01.png", "samples.jsonl"]
     for got, want in zip(read_samples(folder), records, strict=True):
         np.testing.assert_array_equal(got.image, want.image)
-        assert got.planned == want.planned and got.located == () and got.words == "unsure"
+        assert got.planned == want.planned and got.detections == () and got.rationale == "unsure"
         assert (got.caption, got.plan_text) == (want.caption, want.plan_text)
         assert (got.caption_index, got.sample_index) == (3, want.sample_index)
         assert got.scores["sem"] == 0.5 and math.isnan(got.scores["pi"]) and math.isnan(got.total)
         assert got.advantage == -0.25
     with Image.open(folder / "03_01.png") as raw_image:
         assert raw_image.size == (6, 8)
+
+
+def test_samples_of_earlier_versions_are_read(tmp_path):
+    folder = write_samples(tmp_path, 10, [make_record(0)])
+    path = folder / "samples.jsonl"
+    line = json.loads(path.read_text())
+    assert {"detections", "rationale", "raw_answers"} < line.keys()
+    assert not {"located", "words", "said"} & line.keys()
+    for key in ("detections", "rationale", "raw_answers"):
+        del line[key]
+    old = {"located": [{"name": "cat", "box": [1, 2, 3, 4]}], "words": "why", "said": {"pi": "no"}}
+    path.write_text(json.dumps(line | old) + "\n")
+    (record,) = read_samples(folder)
+    assert record.detections == (("cat", Box(1, 2, 3, 4)),)
+    assert (record.rationale, record.raw_answers) == ("why", {"pi": "no"})
 
 
 def test_samples_of_later_steps_are_dropped(tmp_path):

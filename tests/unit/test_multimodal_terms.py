@@ -213,14 +213,16 @@ def test_the_words_and_places_are_kept() -> None:
     )  # fmt: skip
     plan = plan_text(CAT, ("dog", (600, 0, 900, 500)), ("sun", None))
     (result,) = judge_of(engine).judge([request(plan)])
-    assert result.located == (("cat", Box(0, 0, 400, 500)), ("cat", Box(0, 0, 999, 20)))
-    assert result.words == (
+    assert result.detections == (("cat", Box(0, 0, 400, 500)), ("cat", Box(0, 0, 999, 20)))
+    assert result.rationale == (
         "sem 7/10: no hat | spa failed: status 503 | "
         "ri 0.27: cat 0.80, dog not found, 1 not searched for count 0 | "
         "pi failed: unreadable answer"
     )
-    assert result.said["sem"] == score(7, "no hat") and result.said["pi"] == "hm"
-    assert result.said["ri"].startswith("cat: [{") and result.said["ri"].endswith("dog: []")
+    assert result.raw_answers["sem"] == score(7, "no hat") and result.raw_answers["pi"] == "hm"
+    assert result.raw_answers["ri"].startswith("cat: [{") and result.raw_answers["ri"].endswith(
+        "dog: []"
+    )
     assert result.scores["ri"] == pytest.approx(0.8 / 3)
     # Nobody who gave no answer at all is asked again; who was not understood is, shorter.
     assert engine.asked[1:] == [["pi"]] and "could not be read" in engine.questions[-1].text
@@ -230,7 +232,7 @@ def test_the_verdict() -> None:
     engine = LookupEngine({"verdict": ["A cat: yes. \\boxed{1}", "yes", "All in all \\boxed{0}."]})
     first, second = judge_of(engine, ("verdict",)).judge([request("p"), request("p", shade=1)])
     assert (first.scores["verdict"], second.scores["verdict"]) == (1.0, 0.0)
-    assert first.words == "verdict 1: A cat: yes. \\boxed{1}"
+    assert first.rationale == "verdict 1: A cat: yes. \\boxed{1}"
 
 
 def test_a_rationale_without_boxes() -> None:
@@ -240,11 +242,11 @@ def test_a_rationale_without_boxes() -> None:
     judge = judge_of(engine, (*FOUR, "verdict"))
     (result,) = judge.judge([request(text, "a red cat")])
     assert result.scores == {"sem": 0.8, "spa": 0, "ri": 0, "pi": 0.4, "verdict": 1}
-    assert engine.asked == [["sem", "pi", "verdict"]] and result.located == ()
+    assert engine.asked == [["sem", "pi", "verdict"]] and result.detections == ()
     assert f"Plan: <<<{text}>>>" in engine.questions[0].text
     # The verdict hangs on caption and image, not on what was planned.
     assert text not in engine.questions[2].text and "a red cat" in engine.questions[2].text
-    assert "ri 0: no object is planned" in result.words and result.said["spa"] == ""
+    assert "ri 0: no object is planned" in result.rationale and result.raw_answers["spa"] == ""
     scores = stack_scores([result], judge.terms)
     assert combine(scores, "sum", ("sem", "pi", "verdict"))[0] == pytest.approx(2.2 / 3)
     assert combine(scores, "v2", ("sem", "pi"))[0] == pytest.approx(0.32)
@@ -286,7 +288,7 @@ def test_answers_are_cached_and_failures_are_not(tmp_path) -> None:
     again = MultimodalJudge(engine, FOUR, cache=AnswerCache(tmp_path))
     (after,) = again.judge([sample])
     assert engine.asked == [["spa"]]
-    assert after.scores == {**before.scores, "spa": 1.0} and after.said["sem"] == score(4)
+    assert after.scores == {**before.scores, "spa": 1.0} and after.raw_answers["sem"] == score(4)
     assert again.pop_metrics()["judge/cached_frac"] == 0.75
     # Another model, and another caption, are asked everything that depends on them.
     other = LookupEngine({"sem": [TEN], "spa": [TEN], "pi": [TEN], "cat": [FULL]})

@@ -74,7 +74,7 @@ def test_whole_run_shows_table_pairs_curves_and_samples(run: Path) -> None:
     # 2 samples in each of 3 steps and a pair: 8 cards of 2 planned and 2 located boxes.
     assert page.count("div", "card") == 8
     assert page.count("rect", "planned") == 16 + 2  # and two legends
-    assert page.count("rect", "located") == 16 + 2
+    assert page.count("rect", "detection") == 16 + 2
     assert "red circle" in page.text and "left of" in page.text
     assert "<|obj_start|>" not in page.text
     assert "seed: 3" in page.text
@@ -96,9 +96,9 @@ def test_text_of_a_run_never_becomes_markup(tmp_path: Path) -> None:
         bad,
         plan_text=f"<|obj_start|>{bad}<|obj_end|> <|box_start|>(1,2),(3,4)<|box_end|> \ud800",
         planned=((bad, Box(1, 2, 3, 4)),),
-        located=((bad, Box(1, 2, 3, 4)),),
+        detections=((bad, Box(1, 2, 3, 4)),),
         scores={bad: 0.5},
-        words=bad,
+        rationale=bad,
     )
     write_samples(created.samples, 0, [hostile])
     created.metrics.write_text(json.dumps({"step": 1, bad: 1.0}) + "\n")
@@ -281,7 +281,7 @@ def test_card_draws_boxes_in_pixels_and_located_ones_in_their_partners_color() -
     card = build_card(record(image=np.zeros((100, 200, 3), np.uint8), advantage=-4.0))
     planned = [(b.x, b.y, b.width, b.height, b.color) for b in card.planned]
     assert planned == [(0, 0, 100, 50, 0), (100, 25, 99.8, 50, 1)]
-    assert [(b.name, b.width, b.color) for b in card.located] == [
+    assert [(b.name, b.width, b.color) for b in card.detections] == [
         ("red circle", 80, 0),
         ("dog", 18, None),
     ]
@@ -297,7 +297,7 @@ def test_card_draws_boxes_in_pixels_and_located_ones_in_their_partners_color() -
 def test_large_images_are_stored_small(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (384, 384, 3), dtype=np.uint8)
     card = build_card(record(image=noise))
-    assert card.raw_image.startswith("data:image/jpeg;base64,") and len(card.raw_image) < 120_000
+    assert card.image.startswith("data:image/jpeg;base64,") and len(card.image) < 120_000
     assert (card.width, card.height) == (384, 384)
     assert build_card(record()).raw_image.startswith("data:image/png;base64,")
 

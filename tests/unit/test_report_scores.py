@@ -16,10 +16,10 @@ from gotr1_jax import cli
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box
 from gotr1_jax.report import write_report
-from gotr1_jax.report.cards import MAX_SAID, build_card
+from gotr1_jax.report.cards import MAX_RAW_ANSWER, build_card
 from gotr1_jax.report.load import Metrics, load_run
 from gotr1_jax.report.page import tables_of_judges
-from gotr1_jax.report.scores import Opinion, letter, short_name
+from gotr1_jax.report.scores import Opinion, letter, read_scores, short_name
 from gotr1_jax.report.sections import build_charts, entropy_targets
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.rewards.command import find_samples, judge_samples
@@ -83,7 +83,7 @@ def test_judged_samples_show_the_judge_beside_the_run(run: Path) -> None:
     assert "A http some/Model-7B" in page.text
     # A pair and four samples while training: six cards, each with A's column, words and box.
     assert page.count("div", "judged") == 6 and page.count("g", "by") == 6
-    assert page.count("details", "said") == 6 + 1  # and the judge's settings
+    assert page.count("details", "raw-answers") == 6 and page.count("details", "settings") == 1
     assert page.text.count('I say {"score": 3}') == 6
     assert page.text.count("sem nearly\npi fine") == 6
     assert page.text.count("found by A: red circle") == 6
@@ -131,10 +131,10 @@ def test_judges_stand_side_by_side_and_a_later_line_counts(run: Path) -> None:
 
 
 def test_card_has_a_column_for_each_opinion() -> None:
-    said = {"pi": " yes ", "sem": "x" * (MAX_SAID + 1), "ri": ""}
+    raw_answers = {"pi": " yes ", "sem": "x" * (MAX_RAW_ANSWER + 1), "ri": ""}
     result = JudgeResult(
         {"sem": 0.5, "pi": NAN}, (("red circle", Box(0, 0, 500, 500)), ("cat", Box(9, 9, 20, 20))),
-        "fine", said,
+        "fine", raw_answers,
     )  # fmt: skip
     card = build_card(record(), [Opinion(1, result)])
     texts = {score.name: [value.text for value in score.values] for score in card.scores}
@@ -146,22 +146,22 @@ def test_card_has_a_column_for_each_opinion() -> None:
         "pi": ["", "–"],
     }
     (opinion,) = card.opinions
-    assert (opinion.letter, opinion.words) == ("B", "fine")
-    assert [(box.name, box.width, box.color) for box in opinion.located] == [
+    assert (opinion.letter, opinion.rationale) == ("B", "fine")
+    assert [(box.name, box.width, box.color) for box in opinion.detections] == [
         ("red circle", 4.0, 0),
         ("cat", 0.09, None),
     ]
-    assert opinion.said == (("pi", "yes"), ("sem", "x" * MAX_SAID + " …"))
+    assert opinion.raw_answers == (("pi", "yes"), ("sem", "x" * MAX_RAW_ANSWER + " …"))
 
 
 def test_text_of_a_judge_never_becomes_markup(run: Path) -> None:
     path = judge_run(run, identity=f"{HOSTILE} x=1")
     rewrite(
         path,
-        words=HOSTILE,
-        said={HOSTILE: HOSTILE},
+        rationale=HOSTILE,
+        raw_answers={HOSTILE: HOSTILE},
         scores={HOSTILE: 0.5},
-        located=[{"name": HOSTILE, "box": [1, 2, 3, 4]}],
+        detections=[{"name": HOSTILE, "box": [1, 2, 3, 4]}],
     )
     page = read_page(run)
     assert [tag for tag, _ in page.tags].count("script") == 1
@@ -197,12 +197,12 @@ def test_scores_of_another_run_are_refused(run: Path, tmp_path: Path) -> None:
     [
         {"judge": 3},
         {"image": None},
-        {"said": ["x"]},
+        {"raw_answers": ["x"]},
         {"scores": {"sem": "much"}},
         {"scores": [1.0]},
-        {"located": [{"name": "a", "box": [1, 2, 3]}]},
-        {"located": [{"name": "a", "box": [1, 2, 3, math.inf]}]},
-        {"words": "x", "caption": 1},
+        {"detections": [{"name": "a", "box": [1, 2, 3]}]},
+        {"detections": [{"name": "a", "box": [1, 2, 3, math.inf]}]},
+        {"rationale": "x", "caption": 1},
     ],
 )
 def test_a_broken_line_is_named(run: Path, change: dict[str, Any]) -> None:
@@ -232,13 +232,26 @@ def test_files_that_hold_no_scores_are_named(run: Path, capsys: pytest.CaptureFi
 
 
 def test_own_words_of_the_runs_judge_are_kept_and_older_runs_still_read(tmp_path: Path) -> None:
-    folder = write_samples(tmp_path, 1, [record(said={"sem": "well\ndone"})])
-    assert read_samples(folder)[0].said == {"sem": "well\ndone"}
+    folder = write_samples(tmp_path, 1, [record(raw_answers={"sem": "well\ndone"})])
+    assert read_samples(folder)[0].raw_answers == {"sem": "well\ndone"}
     assert "well\ndone" in read_page(tmp_path_run(tmp_path, folder)).text
     lines = folder / "samples.jsonl"
-    old = {k: v for k, v in json.loads(lines.read_text()).items() if k != "said"}
+    old = {k: v for k, v in json.loads(lines.read_text()).items() if k != "raw_answers"}
     lines.write_text(json.dumps(old) + "\n")
-    assert read_samples(folder)[0].said == {}
+    assert read_samples(folder)[0].raw_answers == {}
+
+
+def test_scores_of_earlier_versions_are_read(run: Path) -> None:
+    path = judge_run(run)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    names = {"detections": "located", "rationale": "words", "raw_answers": "said"}
+    assert all(names.keys() < line.keys() for line in lines)
+    new = read_scores(path)
+    old = [{names.get(key, key): value for key, value in line.items()} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in old))
+    assert [repr(line) for line in read_scores(path)] == [repr(line) for line in new]
+    judge_run(run)  # takes the lines over, under today's keys
+    assert [json.loads(line) for line in path.read_text().splitlines()] == lines
 
 
 def tmp_path_run(root: Path, folder: Path) -> Path:
@@ -250,7 +263,7 @@ def tmp_path_run(root: Path, folder: Path) -> Path:
 def test_plans_of_text_alone_are_shown_as_text(tmp_path: Path) -> None:
     created = create_run_dir(tmp_path / "run", "seed: 1\n", may_exist=False)
     text = "A car <b>in the rain</b>.\n\nIt is red."
-    write_samples(created.samples, 1, [record(plan_text=text, planned=(), located=())])
+    write_samples(created.samples, 1, [record(plan_text=text, planned=(), detections=())])
     page = read_page(created.root)
     assert text in page.text
     assert page.count("p", "text") == 1 and page.count("div", "wide") == 1

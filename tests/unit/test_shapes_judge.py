@@ -37,7 +37,7 @@ def _judge(caption: str, plan: Scene | str, raw_image: Scene | np.ndarray) -> di
     text = plan if isinstance(plan, str) else make_plan(plan)
     image = raw_image if isinstance(raw_image, np.ndarray) else render(raw_image)
     (result,) = build_judge("shapes").judge([JudgeRequest(caption, parse_plan(text), image)])
-    assert set(result.scores) == {"sem", "spa", "ri", "pi"} and "\n" not in result.words
+    assert set(result.scores) == {"sem", "spa", "ri", "pi"} and "\n" not in result.rationale
     return {k: float(v) for k, v in result.scores.items()}
 
 
@@ -303,11 +303,11 @@ def test_captions_of_another_world_cannot_be_judged() -> None:
 def test_results_tell_what_was_found() -> None:
     request = JudgeRequest(PAIR, parse_plan(make_plan(TRUE_PAIR)), render(TRUE_PAIR))
     (result,) = build_judge("shapes").judge([request])
-    assert result.located == (
+    assert result.detections == (
         ("large red circle", Box(62, 312, 438, 688)),
         ("small blue square", Box(688, 375, 906, 594)),
     )
-    assert "left of: plan 1.00, image 1.00" in result.words
+    assert "left of: plan 1.00, image 1.00" in result.rationale
 
 
 def test_names() -> None:

@@ -32,7 +32,7 @@ if (pairs) {
 
 // Boxes on the pictures: each kind can be hidden, the same on the whole page.
 const boxKinds = [...document.querySelectorAll("input[data-boxes]")];
-const selectors = { planned: ".card .planned, .card .halo", own: ".card svg > .located, .card svg > .under" };
+const selectors = { planned: ".card .planned, .card .halo", own: ".card svg > .detection, .card svg > .under" };
 for (const box of boxKinds) {
   const kind = box.dataset.boxes;
   box.hidden = false;

@@ -5,7 +5,7 @@ spa      score 1..10 of caption and the sketch of the plan's boxes, (score - 1) 
          scale's ends are 0 and 1. A plan without a readable box is 0, unasked.
 pi       score 0..10 of caption and image, over 10.
 verdict  0 or 1 of caption and image, with reasons (ReasonGen-R1, arXiv 2505.24875).
-ri       mean over all the plan's objects of the IoU of the planned box and the one located. Each
+ri       mean over all the plan's objects of the IoU of the planned box and the one detected. Each
          name is searched for once, and where it is planned more than once the instances are
          assigned to the boxes for the largest sum. 0 for an object that is not found, that has no
          name, no readable box or one without area, that lies past `max_objects` by size (ties:
@@ -40,12 +40,12 @@ _SHOWN_REASON = 200  # characters of a reason in the line that the report shows
 
 @dataclass(frozen=True)
 class _Scored:
-    """A term of one sample: its score, a line about it, the judge's own words, what it located."""
+    """The score of one term of one sample, a line about it, the raw answers, the detections."""
 
     score: float
     line: str
-    said: str = ""
-    located: tuple[tuple[str, Box], ...] = ()
+    raw_answers: str = ""
+    detections: tuple[tuple[str, Box], ...] = ()
 
 
 class MultimodalJudge:
@@ -156,9 +156,9 @@ class MultimodalJudge:
                 scored[term] = _score_one(questions[term], readings[term])
         return JudgeResult(
             scores={term: s.score for term, s in scored.items()},
-            located=tuple(item for s in scored.values() for item in s.located),
-            words=" | ".join(f"{term} {s.line}" for term, s in scored.items()),
-            said={term: s.said for term, s in scored.items()},
+            detections=tuple(item for s in scored.values() for item in s.detections),
+            rationale=" | ".join(f"{term} {s.line}" for term, s in scored.items()),
+            raw_answers={term: s.raw_answers for term, s in scored.items()},
         )
 
     def _score_ri(self, request: JudgeRequest, readings: Sequence[Reading]) -> _Scored:
@@ -168,16 +168,16 @@ class MultimodalJudge:
             return _Scored(0.0, "0: no object is planned")
         searched = self._searched(plan)
         names = _different_names(searched)
-        said = "\n".join(f"{name}: {r.text}" for name, r in zip(names, readings))
-        located = tuple(
+        raw_answers = "\n".join(f"{name}: {r.text}" for name, r in zip(names, readings))
+        detections = tuple(
             (name, box)
             for name, reading in zip(names, readings)
             for box in self._to_plan(reading, request)
         )
         failed = [f"{name}: {r.reason}" for name, r in zip(names, readings) if r.failed]
         if failed:
-            return _Scored(math.nan, f"failed: {'; '.join(failed)}", said, located)
-        matches = match_objects(searched, located)
+            return _Scored(math.nan, f"failed: {'; '.join(failed)}", raw_answers, detections)
+        matches = match_objects(searched, detections)
         score = sum(overlap for _, _, overlap in matches) / number
         parts = [
             f"{searched[i][0]} {'not found' if j is None else f'{overlap:.2f}'}"
@@ -185,10 +185,10 @@ class MultimodalJudge:
         ]
         if number > len(searched):
             parts.append(f"{number - len(searched)} not searched for count 0")
-        return _Scored(score, f"{score:.2f}: {', '.join(parts)}", said, located)
+        return _Scored(score, f"{score:.2f}: {', '.join(parts)}", raw_answers, detections)
 
     def _to_plan(self, reading: Reading, request: JudgeRequest) -> list[Box]:
-        """Located boxes in thousandths, clipped to the image."""
+        """Detected boxes in thousandths, clipped to the image."""
         height, width = self._engine.image_size(*request.image.shape[:2])
         return [box_from_pixels(*box, width, height) for box in reading.boxes or ()]
 
