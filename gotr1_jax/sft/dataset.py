@@ -2,21 +2,154 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from functools import partial
+from pathlib import Path
 
+import grain
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gotr1_jax.data.pipeline import SftExampleBatch
+from gotr1_jax.convert.image_tokenizer import ImageTokenizer
+from gotr1_jax.data.lengths import Lengths, Spelling
+from gotr1_jax.data.pipeline import SftExampleBatch, TextLimits, record_batches, sft_batches
+from gotr1_jax.data.shards import TokenizedRecords
+from gotr1_jax.data.token_cache import ImageTokens
+from gotr1_jax.errors import InputError
+from gotr1_jax.io.progress import Progress
 from gotr1_jax.parallel.mesh import held_rows
 from gotr1_jax.parallel.placement import put_held_rows
+from gotr1_jax.parallel.processes import (
+    check_same_on_all_processes,
+    is_main_process,
+    raise_on_all_processes,
+)
+from gotr1_jax.plan import BOX_START
 from gotr1_jax.sampler.token_batch import TokenBatch
+from gotr1_jax.sft.config import SftConfig, SftDataConfig
+from gotr1_jax.sft.image_encoder import ImageEncoder, state_digest
+from gotr1_jax.sft.tokenize_images import (
+    Host,
+    TokensProgress,
+    check_tokenizer,
+    check_usable,
+    given_shards,
+    tokenize_records,
+)
+from gotr1_jax.shapes.dataset import ShapesSource
+from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer
+
+_log = logging.getLogger(__name__)
 
 
-def to_rows(batch: SftExampleBatch, count: int, mesh: Mesh) -> TokenBatch:
-    """A batch of examples as rows on the mesh; every token of the plan is to be learned.
+def make_batches(
+    config: SftConfig,
+    vq: ImageTokenizer,
+    tokenizer: TextTokenizer,
+    tokenizer_dir: Path,
+    held: np.ndarray,
+) -> grain.IterDataset[SftExampleBatch]:
+    """Endless batches of a job's examples; their images are tokenised once and cached on disk.
 
-    The batch has `count` rows, of which `batch` holds those that `held_rows` names.
+    Args:
+        config: the job.
+        vq: the image tokenizer.
+        tokenizer: the text tokenizer, and the folder that it was read from.
+        held: rows of each batch that this process reads and returns.
+
+    Raises InputError on every process, before the first batch, for data that do not fit.
+    """
+    if config.data.source != "shapes":
+        return _record_batches(config, vq, tokenizer, tokenizer_dir, held)
+    return _shapes_batches(config, vq, tokenizer, held)
+
+
+def _shapes_batches(
+    config: SftConfig, vq: ImageTokenizer, tokenizer: TextTokenizer, held: np.ndarray
+) -> grain.IterDataset[SftExampleBatch]:
+    data = config.data
+    source = ShapesSource("train", data.examples, config.seed, data.unfaithful_fraction, data.plans)
+    encode = ImageEncoder(vq.config, vq.state, jax.local_devices()[:1])
+    cache = ImageTokens(Path(data.cache_dir), state_digest(vq.state), encode)
+    with Progress("image tokens", data.examples, 0) as progress:
+        # The other processes find what process 0 wrote, if they share its storage.
+        for turn in (is_main_process(), True):
+            with raise_on_all_processes():
+                if turn:
+                    ids_NU = cache.ids(source, lambda done, _: progress.update(done))
+    check_same_on_all_processes(hashlib.sha256(ids_NU.tobytes()).hexdigest(), "set of image tokens")
+    limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
+    return sft_batches(
+        source, ids_NU, tokenizer, config.template, limits, config.batch_size, config.seed, held
+    )
+
+
+def _record_batches(
+    config: SftConfig,
+    vq: ImageTokenizer,
+    tokenizer: TextTokenizer,
+    tokenizer_dir: Path,
+    held: np.ndarray,
+) -> grain.IterDataset[SftExampleBatch]:
+    """Every process tokenises its share of the images that are not on disk yet."""
+    data, host = config.data, Host(jax.process_index(), jax.process_count())
+    with raise_on_all_processes(), TokensProgress() as progress:
+        folder = given_shards(data)
+        if folder is None:
+            folder = tokenize_records(data, vq, host, progress)
+        else:
+            check_tokenizer(folder, vq)
+    digest = hashlib.sha256((tokenizer_dir / TOKENIZER_FILE).read_bytes()).hexdigest()
+    with raise_on_all_processes():
+        records = TokenizedRecords(folder, data.records.prompts)
+        _check_plan_tokens(config, tokenizer, records)
+        spelling = Spelling(tokenizer, config.template, digest)
+        lengths = Lengths.beside(Path(data.cache_dir), records, spelling)
+        for shard in host.shards(records.manifest):
+            lengths.count(shard, records.shards[shard])
+    check_same_on_all_processes(records.manifest.key, "set of records")
+    with raise_on_all_processes():
+        _drop_long_records(data, records, lengths)
+    limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
+    return record_batches(
+        records, tokenizer, config.template, limits, config.batch_size, config.seed, held
+    )
+
+
+def _check_plan_tokens(
+    config: SftConfig, tokenizer: TextTokenizer, records: TokenizedRecords
+) -> None:
+    """Raise InputError if the plans have boxes and the tokenizer lacks their control tokens."""
+    if len(records) and BOX_START in records.text(0)[1] and not tokenizer.marks_plans:
+        raise InputError(
+            f"the plans of the records hold {BOX_START}, which the tokenizer of init {config.init} "
+            "would spell letter by letter; set add_plan_tokens: true"
+        )
+
+
+def _drop_long_records(data: SftDataConfig, records: TokenizedRecords, lengths: Lengths) -> None:
+    """Drop the records that exceed the limits; InputError if too many are too long or unusable."""
+    total = records.manifest.records
+    results = [shard.result for shard in records.shards]
+    unusable = check_usable(results, total, data.records.unusable_limit)
+    limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
+    records.keep(lengths.fitting(records, limits))
+    too_long = total - unusable - len(records)
+    if too_long > data.records.too_long_limit * total:
+        raise InputError(
+            f"{too_long} of {total} records are longer than data.max_prompt_tokens "
+            f"{limits.max_prompt_tokens} or data.max_plan_tokens {limits.max_plan_tokens}, more "
+            f"than the share {data.records.too_long_limit} (data.records.too_long_limit)"
+        )
+    _log.info("%d records; left out: %d unusable, %d too long", len(records), unusable, too_long)
+
+
+def to_token_batch(batch: SftExampleBatch, count: int, mesh: Mesh) -> TokenBatch:
+    """Put a batch of examples on the mesh; every plan token is in the loss.
+
+    The whole batch has `count` rows; `batch` holds those that `held_rows` gives this process.
     """
     T = batch.plan_ids_BT.shape[1]
     mask_BT = np.arange(T)[None, :] < batch.plan_len_B[:, None]

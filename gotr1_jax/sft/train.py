@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -22,10 +20,6 @@ from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.image_tokenizer import ImageTokenizer, load_vq
 from gotr1_jax.convert.opened import check_vocabulary, read_sizes
 from gotr1_jax.convert.writer import copy_files
-from gotr1_jax.data.lengths import Lengths, Spelling
-from gotr1_jax.data.pipeline import TextLimits, record_batches, sft_batches
-from gotr1_jax.data.shards import TokenizedRecords
-from gotr1_jax.data.token_cache import ImageTokens
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.progress import Progress
 from gotr1_jax.models.config import JanusConfig
@@ -39,21 +33,10 @@ from gotr1_jax.parallel.processes import (
     raise_on_all_processes,
 )
 from gotr1_jax.parallel.sharding import state_shardings
-from gotr1_jax.plan import BOX_START
-from gotr1_jax.sft.config import SftConfig, SftDataConfig
-from gotr1_jax.sft.dataset import to_rows
-from gotr1_jax.sft.image_encoder import ImageEncoder, state_digest
+from gotr1_jax.sft.config import SftConfig
+from gotr1_jax.sft.dataset import make_batches, to_token_batch
 from gotr1_jax.sft.losses import SftWeights
-from gotr1_jax.sft.tokenize_images import (
-    Host,
-    TokensProgress,
-    check_tokenizer,
-    check_usable,
-    given_shards,
-    tokenize_records,
-)
 from gotr1_jax.sft.update import make_sft_step
-from gotr1_jax.shapes.dataset import ShapesSource
 from gotr1_jax.shapes.tokenizer import train_tokenizer
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer, add_plan_tokens
 from gotr1_jax.trainer.checkpoint import Checkpoints, restore_path
@@ -101,8 +84,12 @@ def _train(config: SftConfig, signals: StopSignals) -> Path:
     )
     # A run that ended before its first checkpoint is started again by the same command.
     run = open_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
-    data = _data(config, start, held_rows(config.batch_size, mesh))
-    batches = iter(data)
+    vq = ImageTokenizer(start.config.vq, start.config.image_size, start.vq)
+    batches = iter(
+        make_batches(
+            config, vq, start.tokenizer, start.tokenizer_dir, held_rows(config.batch_size, mesh)
+        )
+    )
 
     graphdef, abstract = nnx.split(
         abstract_policy(start.config, dtype=jnp.dtype(config.dtype), remat=config.remat)
@@ -132,7 +119,7 @@ def _train(config: SftConfig, signals: StopSignals) -> Path:
             for step in loop.steps(first):
                 with raise_on_all_processes():
                     batch = next(batches)
-                rows = to_rows(batch, config.batch_size, mesh)
+                rows = to_token_batch(batch, config.batch_size, mesh)
                 state, result = step_fn(state, rows, jax.random.fold_in(key, step))
                 if step % config.log_every == 0 or step == config.steps:
                     values = {
@@ -202,82 +189,6 @@ def _marking(loaded: Checkpoint, folder: Path) -> TextTokenizer:
     tokenizer = TextTokenizer.from_dir(folder)
     check_vocabulary(tokenizer.vocab_size, loaded.config.decoder.vocab_size, folder)
     return tokenizer
-
-
-def _data(config: SftConfig, start: Start, held: np.ndarray) -> Any:
-    """Batches of examples, the rows `held` of each; their images go through the tokenizer once
-    and stay on disk."""
-    data = config.data
-    if data.source != "shapes":
-        return _record_data(config, start, held)
-    source = ShapesSource("train", data.examples, config.seed, data.unfaithful_fraction, data.plans)
-    encode = ImageEncoder(start.config.vq, start.vq, jax.local_devices()[:1])
-    cache = ImageTokens(Path(data.cache_dir), state_digest(start.vq), encode)
-    with Progress("image tokens", data.examples, 0) as progress:
-        # Others of a run find what process 0 wrote, if they share its storage.
-        for turn in (is_main_process(), True):
-            with raise_on_all_processes():
-                if turn:
-                    ids_NU = cache.ids(source, lambda done, _: progress.update(done))
-    check_same_on_all_processes(hashlib.sha256(ids_NU.tobytes()).hexdigest(), "set of image tokens")
-    limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
-    return sft_batches(
-        source, ids_NU, start.tokenizer, config.template, limits, config.batch_size, config.seed,
-        held,
-    )  # fmt: skip
-
-
-def _record_data(config: SftConfig, start: Start, held: np.ndarray) -> Any:
-    """Batches of records; every process makes its share of what is not on the disk yet."""
-    data, host = config.data, Host(jax.process_index(), jax.process_count())
-    images = ImageTokenizer(start.config.vq, start.config.image_size, start.vq)
-    with raise_on_all_processes(), TokensProgress() as progress:
-        folder = given_shards(data)
-        if folder is None:
-            folder = tokenize_records(data, images, host, progress)
-        else:
-            check_tokenizer(folder, images)
-    tokenizer = (start.tokenizer_dir / TOKENIZER_FILE).read_bytes()
-    spelling = Spelling(start.tokenizer, config.template, hashlib.sha256(tokenizer).hexdigest())
-    with raise_on_all_processes():
-        records = TokenizedRecords(folder, data.records.prompts)
-        _check_marks(config, start, records)
-        lengths = Lengths.beside(Path(data.cache_dir), records, spelling)
-        for shard in host.shards(records.manifest):
-            lengths.count(shard, records.shards[shard])
-    check_same_on_all_processes(records.manifest.key, "set of records")
-    with raise_on_all_processes():
-        _leave_out(data, records, lengths)
-    limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
-    return record_batches(
-        records, start.tokenizer, config.template, limits, config.batch_size, config.seed, held
-    )
-
-
-def _check_marks(config: SftConfig, start: Start, records: TokenizedRecords) -> None:
-    """Raise InputError where plans have boxes and the tokenizer knows no marks of them."""
-    if len(records) and BOX_START in records.text(0)[1] and not start.tokenizer.marks_plans:
-        raise InputError(
-            f"the plans of the records hold {BOX_START}, which the tokenizer of init {config.init} "
-            "would spell letter by letter; set add_plan_tokens: true"
-        )
-
-
-def _leave_out(data: SftDataConfig, records: TokenizedRecords, lengths: Lengths) -> None:
-    """Leave out the records that are too long; InputError where too many are no use."""
-    total = records.manifest.records
-    results = [shard.result for shard in records.shards]
-    unusable = check_usable(results, total, data.records.unusable_limit)
-    limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
-    records.keep(lengths.fitting(records, limits))
-    too_long = total - unusable - len(records)
-    if too_long > data.records.too_long_limit * total:
-        raise InputError(
-            f"{too_long} of {total} records are longer than data.max_prompt_tokens "
-            f"{limits.max_prompt_tokens} or data.max_plan_tokens {limits.max_plan_tokens}, more "
-            f"than the share {data.records.too_long_limit} (data.records.too_long_limit)"
-        )
-    _log.info("%d records; left out: %d unusable, %d too long", len(records), unusable, too_long)
 
 
 def _initial_state(

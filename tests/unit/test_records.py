@@ -29,7 +29,7 @@ CONFIG = RecordsConfig(prompts=PROMPTS)
 
 def texts_and_pixels(record: Record | Unusable) -> tuple:
     assert isinstance(record, Record)
-    pixels = np.asarray(record.image())
+    pixels = np.asarray(record.load_image())
     return record.index, record.caption, record.plan, record.prompts, pixels.tobytes()
 
 
@@ -148,7 +148,7 @@ def test_records_that_cannot_be_used_are_told_apart(tmp_path: Path) -> None:
     for record, message in zip(found[7:], ("nowhere.png cannot be read: No such", "bad.png")):
         assert isinstance(record, Record)
         with pytest.raises(InputError, match=message):
-            record.image()
+            record.load_image()
 
 
 @pytest.mark.parametrize("kind", WRITERS)
