@@ -40,6 +40,7 @@ setup(
         "tokenizers>=0.23",
         "safetensors>=0.8",
         "huggingface_hub>=2.4",
+        "httpx2>=2.16",
         "ml_dtypes>=0.5",
         "numpy>=2.4",
         "scipy>=1.17",

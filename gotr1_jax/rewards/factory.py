@@ -14,10 +14,9 @@ from gotr1_jax.rewards.multimodal.terms import MULTIMODAL_TERMS, MultimodalJudge
 from gotr1_jax.rewards.python import PythonJudge
 from gotr1_jax.rewards.shapes import ShapesJudge
 from gotr1_jax.shapes.judge import SHAPES_TERMS
-from gotr1_jax.vlm_engine import QwenEngineConfig
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import Engine
-from gotr1_jax.vlm_engine.http import HttpConfig, HttpEngine
+from gotr1_jax.vlm_engine.config import HttpConfig, QwenEngineConfig
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -190,6 +189,8 @@ def make_engine(config: JudgeConfig, mesh: Mesh | None = None) -> Engine:
     """The engine of a judge that answers questions; InputError for a kind that has none."""
     check_engine(config)
     if config.kind == "http":
+        from gotr1_jax.vlm_engine.http import HttpEngine
+
         assert config.http is not None
         return HttpEngine(config.http)
     from gotr1_jax.vlm_engine.engine import QwenEngine

@@ -91,10 +91,7 @@ class QwenEngine:
           checkpoint: the model; its decoder is laid out anew for decoding.
           config: sizes; `config.checkpoint` only names the model here.
           mesh: devices of this process on which the parameters lie. None: the default device.
-
-        Raises InputError for sizes that do not fit each other.
         """
-        config.check()
         self.identity = f"qwen2_5_vl {config.checkpoint} {config.dtype} {config.max_pixels}"
         dtype = jnp.dtype(config.dtype)
         self._limits = limits_of(config, mesh)
@@ -124,7 +121,6 @@ class QwenEngine:
 
         Raises InputError in one line for what cannot be read.
         """
-        config.check()
         dtype = jnp.dtype(config.dtype)
         path = find_checkpoint(config.checkpoint)
         placed = None

@@ -6,7 +6,9 @@ answers is given up after a few hundredths of a second.
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import io
 import threading
 from collections.abc import Callable
@@ -21,8 +23,9 @@ from PIL import Image
 
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.rewards.multimodal.terms import MultimodalJudge
-from gotr1_jax.vlm_engine.base import Question, Scale, make_image_input
-from gotr1_jax.vlm_engine.http import HttpConfig, HttpEngine
+from gotr1_jax.vlm_engine.base import Answer, Question, Scale, make_image_input
+from gotr1_jax.vlm_engine.config import HttpConfig
+from gotr1_jax.vlm_engine.http import HttpEngine
 
 QUESTION = Question("score", (), "ask ", "text", 32, Scale(0, 10, ""))
 
@@ -32,7 +35,11 @@ def engine_for(server: Server, **settings: Any) -> tuple[HttpEngine, list[float]
     pauses: list[float] = []
     values: dict[str, Any] = {"retries": 3, "backoff": 1.0, "timeout": 60.0, "concurrency": 4}
     config = HttpConfig(server.url, "judge-7b", **{**values, **settings})
-    return HttpEngine(config, pauses.append), pauses
+
+    async def wait(seconds: float) -> None:
+        pauses.append(seconds)
+
+    return HttpEngine(config, wait), pauses
 
 
 def test_what_is_sent_and_what_comes_back(tmp_path) -> None:
@@ -185,6 +192,37 @@ def test_a_server_that_never_answers_and_one_that_drips_are_given_up() -> None:
         assert not server.ended.is_set()
     assert silent.error == drips.error == "no answer within 0.2 s"
     assert len(pauses) == 2
+
+
+def test_an_endless_answer_is_given_up() -> None:
+    def flood(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        with contextlib.suppress(OSError):  # the client hangs up
+            while True:
+                handler.wfile.write(b" " * 2**20)
+
+    with Server(good_after(flood, 1)) as server:
+        engine, pauses = engine_for(server, retries=0)
+        first, second = engine.answer([QUESTION, Question("boxes", (), "", "again", 9)])
+    assert first.error == "a response of more than 8388608 bytes" and second.text == "fine"
+
+
+def test_proxies_of_the_environment_are_not_used(monkeypatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with Server(lambda h, n, body: say(h, "fine")) as server:
+        engine, _ = engine_for(server, retries=0)
+        assert engine.answer([QUESTION])[0].text == "fine"
+
+
+def test_in_a_notebook_with_a_running_loop() -> None:
+    async def cell(engine: HttpEngine) -> list[Answer]:
+        return engine.answer([QUESTION])
+
+    with Server(lambda h, n, body: say(h, "fine")) as server:
+        engine, _ = engine_for(server)
+        assert asyncio.run(cell(engine))[0].text == "fine"
 
 
 def test_nobody_listens() -> None:

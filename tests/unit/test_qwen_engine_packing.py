@@ -162,6 +162,6 @@ def test_a_scale_with_many_branches_is_refused() -> None:
     [("checkpoint", ""), ("rows", 0), ("tokens", 100), ("patches", 64), ("image_tokens", 9)],
 )
 def test_sizes_that_do_not_fit(field: str, value: object) -> None:
-    QwenEngineConfig("model").check()
+    QwenEngineConfig("model")
     with pytest.raises(InputError, match=f"judge.qwen2_5_vl.{field} is"):
-        QwenEngineConfig(**({"checkpoint": "model"} | {field: value})).check()  # type: ignore
+        QwenEngineConfig(**({"checkpoint": "model"} | {field: value}))  # type: ignore

@@ -299,7 +299,7 @@ def test_large_images_are_stored_small(tmp_path: Path) -> None:
     card = build_card(record(image=noise))
     assert card.image.startswith("data:image/jpeg;base64,") and len(card.image) < 120_000
     assert (card.width, card.height) == (384, 384)
-    assert build_card(record()).raw_image.startswith("data:image/png;base64,")
+    assert build_card(record()).image.startswith("data:image/png;base64,")
 
 
 def test_groups_are_ordered_best_first_with_unknown_totals_last() -> None:
