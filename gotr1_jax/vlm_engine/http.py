@@ -168,8 +168,8 @@ class HttpEngine:
             raise _TransientError(f"no answer within {self._config.timeout:g} s") from error
         except (httpx2.HTTPError, OSError) as error:
             cause: BaseException = error
-            while cause.__context__ is not None:  # the first one says most: ConnectionRefusedError
-                cause = cause.__context__
+            while inner := cause.__cause__ or cause.__context__:
+                cause = inner  # the innermost says most: ConnectionRefusedError
             raise _TransientError(f"{type(cause).__name__}: {cause}") from error
         if response.status_code == 200:
             return bytes(data)
