@@ -1,45 +1,15 @@
-"""A small world of colored shapes with exact captions, plans and images."""
+"""The shapes world: colored shapes on a plain canvas, with an exact judge and no outside data.
 
-from gotr1_jax.shapes.captions import (
-    CaptionSpec,
-    ObjectSpec,
-    is_heldout,
-    parse_caption,
-    sample_caption,
-    write_caption,
-)
-from gotr1_jax.shapes.relations import relation_score
-from gotr1_jax.shapes.render import render, shape_mask
-from gotr1_jax.shapes.vocabulary import BACKGROUND, COLORS, IMAGE_SIZE, RELATIONS, SHAPES, SIZES
-from gotr1_jax.shapes.world import (
-    Example,
-    Scene,
-    SceneObject,
-    make_plan,
-    sample_example,
-    sample_scene,
-)
+A policy of 1-3 M parameters learns it in minutes, through the same code as Janus-Pro.
 
-__all__ = [
-    "BACKGROUND",
-    "COLORS",
-    "IMAGE_SIZE",
-    "RELATIONS",
-    "SHAPES",
-    "SIZES",
-    "CaptionSpec",
-    "Example",
-    "ObjectSpec",
-    "Scene",
-    "SceneObject",
-    "is_heldout",
-    "make_plan",
-    "parse_caption",
-    "relation_score",
-    "render",
-    "sample_caption",
-    "sample_example",
-    "sample_scene",
-    "shape_mask",
-    "write_caption",
-]
+vocabulary  colors, shapes, sizes, relations, and every number of the geometry
+captions    `CaptionSpec` <-> English; the splits train, heldout, unseen
+scenes      `Scene`: objects placed so that a caption is true; `relation_score` of two boxes
+render      scene -> image, uint8 (64, 64, 3)
+plans       scene -> plan with boxes, or rationale in words
+dataset     `ShapesSource`: (caption, plan, image) by index, a function of (seed, split, index)
+tokenizer   trains the byte-level BPE of the embedded checkpoint
+questions   questions about a scene with one right answer, for `gotr1 eval understanding`
+detect      image -> the objects in it, from pixels alone
+judge       (caption, plan, image) -> scores sem, spa, ri, pi, verdict
+"""

@@ -1,31 +1,68 @@
-"""The shapes world as a data source: examples and captions of a split."""
+"""The shapes world as a data set: examples and captions of a split."""
 
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.shapes.captions import SPLITS, sample_caption, write_caption
-from gotr1_jax.shapes.rationales import write_rationale
+from gotr1_jax.shapes.captions import (
+    SPLITS,
+    contradict,
+    is_heldout,
+    sample_caption,
+    write_caption,
+)
+from gotr1_jax.shapes.plans import write_plan, write_rationale
 from gotr1_jax.shapes.render import render
-from gotr1_jax.shapes.world import Example, sample_example
+from gotr1_jax.shapes.scenes import Scene, sample_scene
 
-# Bumped when the world draws something else for the same (seed, index): caches hang on it.
+# To be raised when the same (seed, index) gives another example: it names the caches.
 _WORLD_VERSION = 1
-
-
-# Draws before a request for distinct captions is given up.
+# Draws of a caption before `shapes_captions` gives up.
 _TRIES_PER_CAPTION = 200
+
+
+@dataclass(frozen=True)
+class Example:
+    """A training sample; plan and image (`render(scene)`) always agree with each other, and with
+    the caption when `faithful`."""
+
+    caption: str
+    plan: str
+    scene: Scene
+    faithful: bool
+
+
+def sample_example(
+    rng: np.random.Generator, split: str, unfaithful_fraction: float = 0.0
+) -> Example:
+    """Draw caption, plan and scene; in `unfaithful_fraction` of them plan and image contradict
+    the caption (sides swapped, or one color wrong).
+
+    What is drawn for a training caption is never a held-out composition either.
+    """
+    while True:
+        spec = sample_caption(rng, split)
+        faithful = bool(rng.random() >= unfaithful_fraction)
+        drawn = spec
+        if not faithful:
+            side = spec.relation is not None and rng.random() < 0.5
+            drawn = contradict(rng, spec, "side" if side else "color")
+        if split != "train" or not is_heldout(drawn):
+            break
+    scene = Scene(spec, sample_scene(rng, drawn).objects)
+    return Example(write_caption(spec), write_plan(scene), scene, faithful)
 
 
 class ShapesSource:
     """`length` examples of the shapes world; each is a function of (seed, split, index) alone.
 
-    `unfaithful_fraction` of the plans and images contradict their captions. `plans` says how
-    these are written; the images, and so `key`, are the same either way.
+    `unfaithful_fraction` of the plans and images contradict their captions. `plans` selects plans
+    with boxes or rationales; images, and so `key`, are the same for both.
     Raises InputError for an unknown split, or a fraction outside [0, 1].
     """
 
@@ -43,9 +80,7 @@ class ShapesSource:
             raise InputError(f"unfaithful fraction {unfaithful_fraction} is not within 0..1")
         if length < 1:
             raise InputError(f"number of examples {length} must be at least 1")
-        self._split = split
-        self._length = length
-        self._seed = seed
+        self._split, self._length, self._seed = split, length, seed
         self._unfaithful_fraction = unfaithful_fraction
         self._plans = plans
 
@@ -76,9 +111,9 @@ class ShapesSource:
 
 
 def shapes_captions(split: str, count: int, seed: int = 0) -> tuple[str, ...]:
-    """`count` different captions of a split, in an order fixed by the seed.
+    """`count` distinct captions of a split, in an order fixed by the seed.
 
-    Raises InputError when the split has not that many.
+    Raises InputError if the split has fewer.
     """
     rng = np.random.default_rng((seed, zlib.crc32(split.encode())))
     found: dict[str, None] = {}

@@ -1,9 +1,9 @@
 """Finding the shapes world's objects in an image, from its pixels alone.
 
-Each pixel is the background moved some way towards a color. Its direction from the background
-names the color, however far an anti-aliased or blurred edge has moved it; how far it has moved
-is its coverage, and half coverage is the edge. The outline of a component, stretched to its
-box, is compared with the renderer's own mask of each shape.
+Each pixel is a mixture of the background and one color. Its direction from the background in RGB
+gives the color, even on an anti-aliased or blurred edge; its distance along that direction gives
+the coverage, and half coverage is the edge. The mask of a component is compared with the
+renderer's mask of each shape, stretched to the component's box.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from gotr1_jax.plan import Box, box_from_pixels
 from gotr1_jax.shapes.render import shape_mask
+from gotr1_jax.shapes.scenes import PixelBox
 from gotr1_jax.shapes.vocabulary import BACKGROUND, COLORS, IMAGE_SIZE, SHAPES, SIZE_PIXELS, SIZES
 
 _COLOR_NAMES = tuple(COLORS)
@@ -27,10 +28,12 @@ MAX_FOUND = 16
 # colors are at least 35 apart, and grey is 20 from green.
 _MIN_COSINE = 0.945
 _MIN_OTHER = 110.0  # distance from the background (RGB) at which such a pixel is foreground
+_CORE = np.ones((3, 3), bool)
 _FAINT = 0.12  # coverage at which the tip of a triangle shows: a quarter when drawn
-# Growing the cores back: enough for the tip of a triangle, too little for a long noise tail.
+# Pixels by which eroded cores are grown: enough for the tip of a triangle, too little for a long
+# noise tail.
 _REGROW = 4
-# Where the extent leaves the two sizes of the world: 0 credit, full credit, full, 0 (pixels).
+# Extents in pixels at which the fit is 0, 1, 1 and 0, linear between.
 _EXTENTS = (7.0, 11.0, 30.0, 40.0)
 
 
@@ -39,23 +42,23 @@ class DetectedObject:
     """One object found in an image.
 
     Attributes:
-        color: a color of the world, or None for anything else that is no background.
+        color: a color of the world, or None for any other foreground.
         shape: the shape whose mask fits best.
         size: "small" or "large", by the extent.
-        fit: in [0, 1], how surely it is that shape at a size of this world; 1 for whatever
-            the renderer draws.
-        box: half-open pixels (x1, y1, x2, y2) of the 64 px image.
+        fit: in [0, 1], how well it fits that shape at a size of this world; 1 for anything the
+            renderer draws.
+        box: (x1, y1, x2, y2) in pixels of the 64 px image, half open.
     """
 
     color: str | None
     shape: str
     size: str
     fit: float
-    box: tuple[int, int, int, int]
+    box: PixelBox
 
     @property
     def kind(self) -> tuple[str, str] | None:
-        """(color, shape), or None for a patch that is no object of the world."""
+        """(color, shape); None for a patch that is no object of the world."""
         return (self.color, self.shape) if self.color is not None and self.fit > 0 else None
 
     @property
@@ -95,31 +98,10 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
     return solid.astype(np.uint8), faint.astype(np.uint8)
 
 
-def _shifted(mask: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """`mask` (H, W) moved by one pixel each way along an axis; zero comes in at the border."""
-    back, forth = np.zeros_like(mask), np.zeros_like(mask)
-    if axis == 0:
-        back[:-1], forth[1:] = mask[1:], mask[:-1]
-    else:
-        back[:, :-1], forth[:, 1:] = mask[:, 1:], mask[:, :-1]
-    return back, forth
-
-
-def _erode(mask: np.ndarray) -> np.ndarray:
-    """Binary erosion by a 3×3 square."""
-    for axis in (0, 1):
-        back, forth = _shifted(mask, axis)
-        mask = mask & back & forth
-    return mask
-
-
-def _regrow(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Grow labelled cores by up to _REGROW pixels into the rest of their mask."""
+def _grow(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Grow labelled cores by up to _REGROW pixels within the mask."""
     for _ in range(_REGROW):
-        grown = labels
-        for axis in (0, 1):
-            back, forth = _shifted(grown, axis)
-            grown = np.maximum(grown, np.maximum(back, forth))
+        grown = ndimage.maximum_filter(labels, size=3, mode="constant")
         labels = np.where(labels > 0, labels, np.where(mask, grown, 0))
     return labels
 
@@ -129,18 +111,19 @@ def _template(shape: str, width: int, height: int) -> np.ndarray:
     return shape_mask(shape, width, height) >= 0.5
 
 
-def _ramp(value: float, zero: float, full: float) -> float:
+def _linear(value: float, zero: float, full: float) -> float:
+    """0 at `zero`, 1 at `full`, linear between, clipped to [0, 1]."""
     return min(1.0, max(0.0, (value - zero) / (full - zero)))
 
 
 def _measure(
     mask: np.ndarray, faint: np.ndarray, x1: int, y1: int, color: str | None
 ) -> DetectedObject:
-    """Shape, size and box of one component.
+    """The detected object of one component.
 
     Args:
         mask: bool (h, w), the component cropped to its box.
-        faint: bool (w,), the row above the box: faint pixels of the same color.
+        faint: bool (w,), faint pixels of the same color in the row above the box.
         x1, y1: corner of the crop in the image.
         color: its color, or None.
     """
@@ -157,9 +140,9 @@ def _measure(
     overlap, shape, full_height = max(candidates)
     extent = (width + full_height) / 2
     size = SIZES[0] if extent < sum(SIZE_PIXELS.values()) / 2 else SIZES[1]
-    fit = _ramp(overlap, 0.6, 0.85)
-    fit *= _ramp(min(width, full_height) / max(width, full_height), 0.5, 0.8)
-    fit *= _ramp(extent, *_EXTENTS[:2]) * _ramp(-extent, -_EXTENTS[3], -_EXTENTS[2])
+    fit = _linear(overlap, 0.6, 0.85)
+    fit *= _linear(min(width, full_height) / max(width, full_height), 0.5, 0.8)
+    fit *= _linear(extent, *_EXTENTS[:2]) * _linear(-extent, -_EXTENTS[3], -_EXTENTS[2])
     top = y1 + height - full_height
     return DetectedObject(color, shape, size, fit, (x1, top, x1 + width, y1 + height))
 
@@ -176,7 +159,7 @@ def find_objects(image: np.ndarray) -> list[DetectedObject]:
     """The objects in an image, largest box first, at most MAX_FOUND.
 
     Args:
-        image: uint8 (H, W, 3) RGB of any size; it is judged at 64×64.
+        image: uint8 (H, W, 3) RGB of any size; it is resized to 64×64.
 
     A component counts when it has at least MIN_AREA pixels and a solid 3×3 core; two that are
     joined by a bridge of one or two pixels are split.
@@ -192,10 +175,10 @@ def find_objects(image: np.ndarray) -> list[DetectedObject]:
         if counts[value] < MIN_AREA:
             continue
         mask = classes == value
-        labels, number = ndimage.label(_erode(mask))
+        labels, number = ndimage.label(ndimage.binary_erosion(mask, _CORE))
         if number == 0:
             continue
-        labels = _regrow(labels, mask)
+        labels = _grow(labels, mask)
         for label, place in enumerate(ndimage.find_objects(labels), start=1):
             crop = labels[place] == label
             if np.count_nonzero(crop) < MIN_AREA:

@@ -1,8 +1,8 @@
-"""Questions about scenes of the shapes world, with the only right answer of each.
+"""Questions about scenes of the shapes world, each with its one right answer.
 
-Four kinds (count, color, shape, relation), each asked for a word and for yes or no. What a question
-names, the scene holds exactly once, so that no answer is a matter of taste; half of the yes-or-no
-questions are true.
+Four kinds (count, color, shape, relation), each with an open and a yes-or-no form. An object that
+a question names occurs exactly once in the scene, so the answer is unambiguous. Half of the
+yes-or-no answers are yes.
 """
 
 from __future__ import annotations
@@ -15,23 +15,21 @@ from typing import TypeVar
 import numpy as np
 
 from gotr1_jax.shapes.captions import sample_caption
-from gotr1_jax.shapes.relations import relation_score
+from gotr1_jax.shapes.scenes import Scene, SceneObject, relation_score, sample_scene
 from gotr1_jax.shapes.vocabulary import (
     COLORS,
-    IMAGE_SIZE,
     MAX_OBJECTS,
     NUMBER_WORDS,
     OPPOSITES,
     PLURALS,
     SHAPES,
 )
-from gotr1_jax.shapes.world import Scene, SceneObject, sample_scene
 
 _T = TypeVar("_T")
 
 QUESTION_KINDS = ("count", "color", "shape", "relation")
 YES_NO = " yes/no"
-"""What a kind's name ends with where the answer is yes or no."""
+"""Suffix of the kind of a yes-or-no question."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,14 @@ class SceneQuestion:
 
 
 def sample_questions(count: int, split: str, seed: int) -> Iterator[SceneQuestion]:
-    """`count` questions, each about a scene of its own of a split, kinds and answers in turn.
+    """`count` questions, each about its own scene of a split; kinds and answers alternate.
 
-    Each is a function of (seed, split, its place) alone. Raises ValueError for an unknown split.
+    Question i is a function of (seed, split, i) alone. Raises ValueError for an unknown split.
     """
-    for place in range(count):
-        rng = np.random.default_rng((seed, place))
-        kind = QUESTION_KINDS[place % len(QUESTION_KINDS)]
-        turn = place // len(QUESTION_KINDS)
+    for index in range(count):
+        rng = np.random.default_rng((seed, index))
+        kind = QUESTION_KINDS[index % len(QUESTION_KINDS)]
+        turn = index // len(QUESTION_KINDS)
         truth = None if turn % 2 else bool(turn // 2 % 2)
         question = None
         while question is None:
@@ -64,9 +62,9 @@ def sample_questions(count: int, split: str, seed: int) -> Iterator[SceneQuestio
 def ask(
     rng: np.random.Generator, scene: Scene, kind: str, truth: bool | None
 ) -> SceneQuestion | None:
-    """A question of a kind about a scene, or None where the scene leaves it open.
+    """A question of a kind about a scene; None if the scene has no unambiguous one.
 
-    truth: whether the answer of a yes-or-no question is yes; None asks for a word.
+    truth: whether the answer of a yes-or-no question is yes; None: an open question.
     Raises ValueError for an unknown kind.
     """
     if kind not in QUESTION_KINDS:
@@ -85,19 +83,19 @@ def _count(rng: np.random.Generator, scene: Scene, truth: bool | None) -> tuple[
     shape, number = _pick(rng, sorted(Counter(o.spec.shape for o in scene.objects).items()))
     if truth is None:
         return f"How many {PLURALS[shape]} are there?", str(number)
-    said = number if truth else _other(rng, range(1, MAX_OBJECTS + 1), number)
-    if said == 1:
+    stated = number if truth else _other(rng, range(1, MAX_OBJECTS + 1), number)
+    if stated == 1:
         return f"Is there exactly one {shape}?", ""
-    return f"Are there exactly {NUMBER_WORDS[said]} {PLURALS[shape]}?", ""
+    return f"Are there exactly {NUMBER_WORDS[stated]} {PLURALS[shape]}?", ""
 
 
 def _color(rng: np.random.Generator, scene: Scene, truth: bool | None) -> tuple[str, str] | None:
-    known = _once(scene, "shape")
+    known = _unique(scene, "shape")
     return _attribute(rng, known, truth, "color", "{0.shape}", tuple(COLORS)) if known else None
 
 
 def _shape(rng: np.random.Generator, scene: Scene, truth: bool | None) -> tuple[str, str] | None:
-    known = _once(scene, "color")
+    known = _unique(scene, "color")
     return _attribute(rng, known, truth, "shape", "{0.color} object", SHAPES) if known else None
 
 
@@ -109,24 +107,24 @@ def _attribute(
     name: str,
     values: Sequence[str],
 ) -> tuple[str, str]:
-    """About one attribute of one of the objects `known`, which `name` names by another."""
+    """About one attribute of one of `known`, identified by another one in the format `name`."""
     spec = _pick(rng, known).spec
     named, value = name.format(spec), getattr(spec, attribute)
     if truth is None:
         return f"What {attribute} is the {named}?", value
-    said = value if truth else _other(rng, values, value)
-    return f"Is the {named} {'a ' if attribute == 'shape' else ''}{said}?", ""
+    stated = value if truth else _other(rng, values, value)
+    return f"Is the {named} {'a ' if attribute == 'shape' else ''}{stated}?", ""
 
 
 def _relation(rng: np.random.Generator, scene: Scene, truth: bool | None) -> tuple[str, str] | None:
-    """About two objects of which one is clearly on one side of the other."""
-    known = _once(scene, "kind")
+    """About two objects with a relation that scores 1."""
+    known = _unique(scene, "kind")
     pairs = [
         (a, b, relation)
         for a in known
         for b in known
         for relation in OPPOSITES
-        if a is not b and relation_score(relation, _box(a), _box(b)) == 1
+        if a is not b and relation_score(relation, a.relative_box, b.relative_box) == 1
     ]
     if not pairs:
         return None
@@ -135,18 +133,14 @@ def _relation(rng: np.random.Generator, scene: Scene, truth: bool | None) -> tup
     if truth is None:
         sides = "left or right of" if relation in ("left of", "right of") else "above or below"
         return f"Is {names[0]} {sides} {names[1]}?", relation.removesuffix(" of")
-    said = relation if truth else OPPOSITES[relation]
-    return f"Is {names[0]} {said} {names[1]}?", ""
+    stated = relation if truth else OPPOSITES[relation]
+    return f"Is {names[0]} {stated} {names[1]}?", ""
 
 
-def _once(scene: Scene, attribute: str) -> list[SceneObject]:
-    """The objects that share an attribute ("shape", "color", "kind") with no other one."""
-    times = Counter(getattr(o.spec, attribute) for o in scene.objects)
-    return [o for o in scene.objects if times[getattr(o.spec, attribute)] == 1]
-
-
-def _box(obj: SceneObject) -> tuple[float, ...]:
-    return tuple(v / IMAGE_SIZE for v in obj.box)
+def _unique(scene: Scene, attribute: str) -> list[SceneObject]:
+    """The objects whose attribute ("shape", "color", "kind") occurs once in the scene."""
+    counts = Counter(getattr(o.spec, attribute) for o in scene.objects)
+    return [o for o in scene.objects if counts[getattr(o.spec, attribute)] == 1]
 
 
 def _pick(rng: np.random.Generator, values: Sequence[_T]) -> _T:

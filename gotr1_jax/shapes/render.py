@@ -7,8 +7,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
+from gotr1_jax.shapes.scenes import Scene
 from gotr1_jax.shapes.vocabulary import BACKGROUND, COLORS, IMAGE_SIZE
-from gotr1_jax.shapes.world import Scene
 
 _SUPERSAMPLE = 8
 

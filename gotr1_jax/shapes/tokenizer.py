@@ -1,8 +1,8 @@
 """The tokenizer of the shapes world: a small byte-level BPE in the files Janus is released with.
 
-Ids: the eight special tokens, the 256 byte symbols, the merges, then the four box tokens. Every
+Ids: the eight special tokens, the 256 byte symbols, the merges, then the four plan tokens. Every
 word of the world (with its leading space) and every coordinate that occurs is one token; any
-other text falls back to smaller pieces, down to bytes, and comes back unchanged.
+other text is split into smaller pieces, down to bytes, and decodes unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from gotr1_jax.io.files import atomic_write
 from gotr1_jax.plan import box_from_pixels
+from gotr1_jax.shapes.dataset import sample_example
 from gotr1_jax.shapes.vocabulary import (
     BORDER,
     COLORS,
@@ -27,23 +29,22 @@ from gotr1_jax.shapes.vocabulary import (
     SHAPES,
     SIZES,
 )
-from gotr1_jax.shapes.world import make_plan, sample_example
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, PLAN_TOKENS, SPECIAL_STRINGS
 
 BOS = SPECIAL_STRINGS["bos"]
 SPECIAL_TOKENS: tuple[str, ...] = (*SPECIAL_STRINGS.values(), "<|User|>", "<|Assistant|>")
 _CORPUS_EXAMPLES = 2000
-# Far above what the corpus can use: merging ends when every piece of it is one token.
+# Never reached: merging ends when every piece of the corpus is one token.
 _VOCAB_LIMIT = 4096
 
 
 def train_tokenizer(
     out_dir: str | os.PathLike[str], *, image_size: int = IMAGE_SIZE, num_image_tokens: int = 64
 ) -> Tokenizer:
-    """Build the tokenizer and write its five files to `out_dir`, made if missing.
+    """Train the tokenizer and write its five files to `out_dir`, created if missing.
 
-    The result is a function of this module alone. `image_size` (pixels) and `num_image_tokens`
-    (of an image that is read, not written) go into the processor's files.
+    The result depends on no argument but `image_size` (pixels) and `num_image_tokens` (of an
+    input image), which go into the processor's files.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -61,21 +62,20 @@ def train_tokenizer(
     )
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "tokenizer.json", tokenizer.to_str(pretty=True))
+    atomic_write(out / "tokenizer.json", tokenizer.to_str(pretty=True))
     for name, content in _settings(image_size, num_image_tokens).items():
-        _write(out / name, json.dumps(content, ensure_ascii=False, indent=1))
+        atomic_write(out / name, json.dumps(content, ensure_ascii=False, indent=1))
     return tokenizer
 
 
 def coordinate_numbers() -> tuple[int, ...]:
-    """Every per-mille number that a plan of this world can hold, ascending."""
+    """Every per-mille coordinate that occurs in a plan of this world, ascending."""
     pixels = range(BORDER, IMAGE_SIZE - BORDER + 1, GRID_STEP)
     return tuple(box_from_pixels(0, 0, p, p, IMAGE_SIZE, IMAGE_SIZE).x2 for p in pixels)
 
 
 def _corpus() -> Iterator[str]:
-    """Texts whose every piece becomes one token; plans as the tokenizer sees them, that is cut
-    at the box tokens."""
+    """Texts whose every piece becomes one token; plans are cut at the plan tokens."""
     for lead in ("", " "):
         words = [*SIZES, *COLORS, *SHAPES, *PLURALS.values(), *NUMBER_WORDS.values()]
         for word in [*words, "a", "and", *RELATIONS]:
@@ -86,7 +86,7 @@ def _corpus() -> Iterator[str]:
     for _ in range(_CORPUS_EXAMPLES):
         example = sample_example(rng, "train")
         yield GOTR1_TEMPLATE.format(caption=example.caption)
-        text = make_plan(example.scene)
+        text = example.plan
         for token in PLAN_TOKENS:
             text = text.replace(token, "\0")
         yield from filter(None, text.split("\0"))
@@ -124,9 +124,3 @@ def _settings(image_size: int, num_image_tokens: int) -> dict[str, dict[str, obj
             "background_color": [127, 127, 127],
         },
     }
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

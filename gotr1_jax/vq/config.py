@@ -10,7 +10,7 @@ from gotr1_jax.config import check_seed, positive
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.parallel.config import DistributedConfig, MeshConfig
-from gotr1_jax.shapes import IMAGE_SIZE
+from gotr1_jax.shapes.vocabulary import IMAGE_SIZE
 from gotr1_jax.trainer.config import CheckpointConfig, OptimizerConfig
 
 

@@ -25,9 +25,8 @@ from gotr1_jax.models.vq import VQModel, abstract_vq
 from gotr1_jax.parallel.mesh import connect, held_rows, make_mesh, replicated
 from gotr1_jax.parallel.placement import check_rows, put_held_rows
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
-from gotr1_jax.shapes import IMAGE_SIZE
 from gotr1_jax.shapes.dataset import ShapesSource
-from gotr1_jax.shapes.vocabulary import GRID_STEP
+from gotr1_jax.shapes.vocabulary import GRID_STEP, IMAGE_SIZE
 from gotr1_jax.trainer.checkpoint import Checkpoints, restore_path
 from gotr1_jax.trainer.loop import Loop
 from gotr1_jax.trainer.optimizer import make_optimizer

@@ -21,8 +21,9 @@ from gotr1_jax.data.pipeline import (
 from gotr1_jax.data.sources import read_captions
 from gotr1_jax.data.token_cache import ImageTokens
 from gotr1_jax.errors import InputError, RunError
-from gotr1_jax.shapes import is_heldout, parse_caption, render
+from gotr1_jax.shapes.captions import is_heldout, parse_caption
 from gotr1_jax.shapes.dataset import ShapesSource, shapes_captions
+from gotr1_jax.shapes.render import render
 from gotr1_jax.shapes.tokenizer import train_tokenizer
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, TextTokenizer
 

@@ -210,7 +210,7 @@ def test_setup_installs_every_library(imports: list[Import]) -> None:
             "shapes",
         ),
         ("gotr1_jax.models.vq", "from ..trainer.state import x", "models imports trainer"),
-        ("gotr1_jax.shapes.world", "from .. import sampler", "shapes imports sampler"),
+        ("gotr1_jax.shapes.scenes", "from .. import sampler", "shapes imports sampler"),
         ("gotr1_jax.convert.read", "from gotr1_jax.sampler import x", "convert imports sampler"),
         ("gotr1_jax.plan.boxes", "from gotr1_jax import models", "plan imports models"),
         ("gotr1_jax.config", "from gotr1_jax.new_unit import x", "config imports new_unit"),

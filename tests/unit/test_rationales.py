@@ -10,9 +10,8 @@ from gotr1_jax.convert.find import EMBEDDED
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec, parse_caption
 from gotr1_jax.shapes.dataset import ShapesSource
-from gotr1_jax.shapes.rationales import CENTER, place_in_words, write_rationale
-from gotr1_jax.shapes.relations import relation_score
-from gotr1_jax.shapes.world import Scene, SceneObject
+from gotr1_jax.shapes.plans import CENTER, place_in_words, write_rationale
+from gotr1_jax.shapes.scenes import Scene, SceneObject, relation_score
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
 RED, BLUE = ObjectSpec("circle", "red", "small"), ObjectSpec("square", "blue", "large")

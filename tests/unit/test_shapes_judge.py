@@ -13,11 +13,13 @@ from scipy.ndimage import gaussian_filter
 from gotr1_jax.plan import Box, format_object, parse_plan
 from gotr1_jax.rewards import JudgeRequest, build_judge
 from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec, parse_caption
+from gotr1_jax.shapes.dataset import sample_example
 from gotr1_jax.shapes.detect import MAX_FOUND, find_objects
 from gotr1_jax.shapes.judge import name_likeness, parse_name
+from gotr1_jax.shapes.plans import write_plan
 from gotr1_jax.shapes.render import render
+from gotr1_jax.shapes.scenes import Scene, SceneObject
 from gotr1_jax.shapes.vocabulary import BACKGROUND, COLORS, SHAPES, SIZE_PIXELS, SIZES
-from gotr1_jax.shapes.world import Scene, SceneObject, make_plan, sample_example
 
 LEFT, RIGHT, MIDDLE = (4, 20), (36, 20), (20, 20)
 
@@ -34,7 +36,7 @@ def _scene(*placed: tuple[str, tuple[int, int]]) -> Scene:
 
 
 def _judge(caption: str, plan: Scene | str, raw_image: Scene | np.ndarray) -> dict[str, float]:
-    text = plan if isinstance(plan, str) else make_plan(plan)
+    text = plan if isinstance(plan, str) else write_plan(plan)
     image = raw_image if isinstance(raw_image, np.ndarray) else render(raw_image)
     (result,) = build_judge("shapes").judge([JudgeRequest(caption, parse_plan(text), image)])
     assert set(result.scores) == {"sem", "spa", "ri", "pi"} and "\n" not in result.rationale
@@ -250,7 +252,7 @@ def test_invalid_and_overlapping_boxes() -> None:
 
 
 def test_words_against_the_caption() -> None:
-    circle, square = make_plan(TRUE_PAIR).split(" and ")
+    circle, square = write_plan(TRUE_PAIR).split(" and ")
     for words, sem in (
         (" left of ", 1.0),
         (" and ", 1.0),
@@ -301,7 +303,7 @@ def test_captions_of_another_world_cannot_be_judged() -> None:
 
 
 def test_results_tell_what_was_found() -> None:
-    request = JudgeRequest(PAIR, parse_plan(make_plan(TRUE_PAIR)), render(TRUE_PAIR))
+    request = JudgeRequest(PAIR, parse_plan(write_plan(TRUE_PAIR)), render(TRUE_PAIR))
     (result,) = build_judge("shapes").judge([request])
     assert result.detections == (
         ("large red circle", Box(62, 312, 438, 688)),

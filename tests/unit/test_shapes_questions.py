@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from gotr1_jax.shapes import CaptionSpec, ObjectSpec, Scene, SceneObject
-from gotr1_jax.shapes.captions import split_of
+from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec, split_of
 from gotr1_jax.shapes.questions import QUESTION_KINDS, YES_NO, ask, sample_questions
+from gotr1_jax.shapes.scenes import Scene, SceneObject
 
 QUESTIONS = list(sample_questions(160, "heldout", 7))
 _NUMBERS = {"one": 1, "two": 2, "three": 3}

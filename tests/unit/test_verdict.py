@@ -17,8 +17,8 @@ from gotr1_jax.rewards.shapes import ShapesJudge
 from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec
 from gotr1_jax.shapes.dataset import ShapesSource
 from gotr1_jax.shapes.render import render
+from gotr1_jax.shapes.scenes import Scene, SceneObject
 from gotr1_jax.shapes.vocabulary import SIZE_PIXELS
-from gotr1_jax.shapes.world import Scene, SceneObject
 
 
 def image(*placed: tuple[str, tuple[int, int]]) -> np.ndarray:

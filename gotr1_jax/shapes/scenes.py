@@ -1,72 +1,88 @@
-"""Scenes of the shapes world: objects placed so that a caption is true, plans, and examples."""
+"""Scenes of the shapes world: objects placed so that a caption is true."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 
-from gotr1_jax.plan import box_from_pixels, format_object
-from gotr1_jax.shapes.captions import (
-    CaptionSpec,
-    ObjectSpec,
-    contradict,
-    is_heldout,
-    sample_caption,
-    write_caption,
-)
-from gotr1_jax.shapes.relations import relation_score
+from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec
 from gotr1_jax.shapes.vocabulary import (
     BORDER,
+    FULL_GAP,
+    FULL_NEAR,
+    FULL_TILT,
     GRID_STEP,
     IMAGE_SIZE,
     MIN_GAP,
     NEXT_TO_MAX_GAP,
+    OPPOSITES,
+    RELATIONS,
     SCENE_TILT,
     SIZE_PIXELS,
     SIZES,
+    ZERO_NEAR,
+    ZERO_TILT,
 )
 
-__all__ = [
-    "Example",
-    "PixelBox",
-    "Scene",
-    "SceneObject",
-    "make_plan",
-    "relation_score",
-    "sample_example",
-    "sample_scene",
-]
-
 PixelBox = tuple[int, int, int, int]
+"""x1, y1, x2, y2 in pixels of the 64 px image, half open, origin top left."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A drawn object: its size is given; box (x1, y1, x2, y2) in pixels, half open, exact."""
+    """A drawn object; `spec.size` is set, and `box` is its exact extent."""
 
     spec: ObjectSpec
     box: PixelBox
 
+    @property
+    def relative_box(self) -> tuple[float, ...]:
+        """The box in fractions 0..1 of the image."""
+        return tuple(v / IMAGE_SIZE for v in self.box)
+
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn for a caption; objects stand in the caption's order."""
+    """What is drawn for a caption; objects are in the caption's order."""
 
     caption: CaptionSpec
     objects: tuple[SceneObject, ...]
 
 
-@dataclass(frozen=True)
-class Example:
-    """A training sample: plan and image (`render(scene)`) agree with each other always, and
-    with the caption when `faithful`."""
+def relation_score(relation: str, box_a: Sequence[float], box_b: Sequence[float]) -> float:
+    """Degree in [0, 1] to which box `a` is `relation` box `b`.
 
-    caption: str
-    plan: str
-    scene: Scene
-    faithful: bool
+    Boxes are (x1, y1, x2, y2) in fractions 0..1 of the image, origin top left. A side relation
+    is the product of two parts: separation (1 once the boxes are apart along the axis, falling
+    linearly to 0 where the centres are level) and direction (1 while the centres' offset across
+    the axis is at most FULL_TILT of that along it, 0 from ZERO_TILT). "next to" means left or
+    right of; its gap may also not exceed FULL_NEAR, and scores 0 from ZERO_NEAR.
+
+    Raises ValueError for an unknown relation.
+    """
+    if relation not in RELATIONS:
+        raise ValueError(f"unknown relation {relation!r}; known: {', '.join(RELATIONS)}")
+    if relation in ("right of", "below"):
+        box_a, box_b = box_b, box_a
+    axis = 1 if relation in ("above", "below") else 0
+    offset = [(box_b[k] + box_b[k + 2] - box_a[k] - box_a[k + 2]) / 2 for k in (0, 1)]
+    along, across = offset[axis], abs(offset[1 - axis])
+    if relation == "next to":
+        along = abs(along)
+    halves = sum((box[2 + axis] - box[axis]) / 2 for box in (box_a, box_b))
+    separation = _clip(along / max(halves + FULL_GAP, 1e-6))
+    tilt = across / max(along, 1e-6)
+    score = separation * _clip((ZERO_TILT - tilt) / (ZERO_TILT - FULL_TILT))
+    if relation == "next to":
+        score *= _clip((ZERO_NEAR - (along - halves)) / (ZERO_NEAR - FULL_NEAR))
+    return float(score)
+
+
+def _clip(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
 
 
 def sample_scene(rng: np.random.Generator, spec: CaptionSpec) -> Scene:
@@ -85,44 +101,10 @@ def sample_scene(rng: np.random.Generator, spec: CaptionSpec) -> Scene:
     return Scene(spec, tuple(SceneObject(obj, box) for obj, box in zip(objects, boxes)))
 
 
-def make_plan(scene: Scene) -> str:
-    """The plan of what is drawn: every object with its size and its true box, in caption order,
-    joined by the caption's relation and by "and"."""
-    pieces = [
-        format_object(obj.spec.name, box_from_pixels(*obj.box, IMAGE_SIZE, IMAGE_SIZE))
-        for obj in scene.objects
-    ]
-    if scene.caption.relation is not None:
-        pieces[:2] = [f"{pieces[0]} {scene.caption.relation} {pieces[1]}"]
-    return " and ".join(pieces)
-
-
-def sample_example(
-    rng: np.random.Generator, split: str, unfaithful_fraction: float = 0.0
-) -> Example:
-    """Draw caption, plan and scene; in `unfaithful_fraction` of them plan and image contradict
-    the caption (sides swapped, or one color wrong).
-
-    What is drawn then stays in the caption's split, too: no held-out composition reaches
-    training through a mistake.
-    """
-    while True:
-        spec = sample_caption(rng, split)
-        faithful = bool(rng.random() >= unfaithful_fraction)
-        drawn = spec
-        if not faithful:
-            side = spec.relation is not None and rng.random() < 0.5
-            drawn = contradict(rng, spec, "side" if side else "color")
-        if split != "train" or not is_heldout(drawn):
-            break
-    scene = Scene(spec, sample_scene(rng, drawn).objects)
-    return Example(write_caption(spec), make_plan(scene), scene, faithful)
-
-
 def _place(
     rng: np.random.Generator, sides: list[int], relation: str | None
 ) -> list[PixelBox] | None:
-    """Boxes for squares of the given sides, or None when the last ones found no room."""
+    """Boxes for squares of the given sides; None if no room is left for the last ones."""
     boxes: list[PixelBox] = []
     if relation is not None:
         pairs = _pair_corners(relation, sides[0], sides[1])
@@ -162,8 +144,7 @@ def _free_corners(side: int, boxes: list[PixelBox]) -> np.ndarray:
 def _pair_corners(relation: str, side_a: int, side_b: int) -> np.ndarray:
     """Every pair of corners (ax, ay, bx, by) that makes the relation true, int16 (N, 4)."""
     if relation in ("right of", "below"):
-        swapped = {"right of": "left of", "below": "above"}[relation]
-        return _pair_corners(swapped, side_b, side_a)[:, [2, 3, 0, 1]]
+        return _pair_corners(OPPOSITES[relation], side_b, side_a)[:, [2, 3, 0, 1]]
     if relation == "next to":
         left, right = (_pair_corners(name, side_a, side_b) for name in ("left of", "right of"))
         both = np.concatenate([left, right])
