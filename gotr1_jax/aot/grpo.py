@@ -22,8 +22,8 @@ from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import captions_at_once
 from gotr1_jax.grpo.policy import policy_shapes
 from gotr1_jax.grpo.rollout import PROMPT_MULTIPLE
-from gotr1_jax.grpo.train import make_learner, make_sampler, state_shapes
-from gotr1_jax.grpo.update import PolicyBatch
+from gotr1_jax.grpo.setup import make_learner, make_sampler, state_shapes
+from gotr1_jax.grpo.update import Learner, PolicyBatch
 from gotr1_jax.models.vq import abstract_vq, image_decoder
 from gotr1_jax.parallel.mesh import by_rows, local_part, make_mesh, replicated, row_multiple
 from gotr1_jax.parallel.placement import check_rows
@@ -98,7 +98,7 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
 
     sampling = (*always, "sampler")
     tokens, C = sizes.num_image_tokens, _prompt_width(config)
-    _learning(run, config, learner, state, reference, mesh, (C, tokens), always)
+    _learning(run, config, learner, policy.frozen, state, mesh, (C, tokens), always)
     weights(run, sampler, policy.whole(policy.trained), always)
     captions, samples = max(_rollouts(config, mesh), key=math.prod)
     prompts = prompt_shapes(captions, C, mesh)
@@ -144,7 +144,7 @@ def _prompt_width(config: GrpoConfig) -> int:
 
 
 def _learning(
-    run: Run, config: GrpoConfig, learner: Any, state: Any, reference: Any, mesh: Mesh,
+    run: Run, config: GrpoConfig, learner: Learner, frozen: Any, state: Any, mesh: Mesh,
     widths: tuple[int, int], beside: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Old log-probabilities and the update, of one share of a rollout."""
@@ -158,7 +158,7 @@ def _learning(
         sampled_text_BT=floats["text"],
         sampled_image_BU=floats["image"],
         old=logps if updates > 1 else None,
-        ref=logps if reference is not None else None,
+        ref=logps if learner.reference is not None else None,
         advantages_B=_of(B, None, jnp.float32),
         row_mask_B=_of(B, None, bool),
     )
@@ -166,14 +166,14 @@ def _learning(
     holds = ("policy", "train state")
     run(
         Program(
-            "update", learner.update, (state, learner.frozen, batch), holds=holds, beside=beside,
+            "update", learner.update, (state, frozen, batch), holds=holds, beside=beside,
             times=updates,
         )
     )  # fmt: skip
-    times = updates - 1 + updates * (reference is not None)
+    times = updates - 1 + updates * (learner.reference is not None)
     run(
         Program(
-            "old log-probabilities", learner.replay, (state.params, learner.frozen, batch.rows),
+            "old log-probabilities", learner.token_logps, (state.params, frozen, batch.rows),
             holds=("policy",), beside=beside, times=times,
         )
     )  # fmt: skip

@@ -273,7 +273,7 @@ def _load(
 
     from gotr1_jax.grpo.policy import load_policy
     from gotr1_jax.grpo.rollout import encode_captions, records
-    from gotr1_jax.grpo.train import make_rollout_worker
+    from gotr1_jax.grpo.setup import make_rollout_worker
     from gotr1_jax.parallel.mesh import make_mesh
 
     G = config.samples

@@ -22,7 +22,10 @@ class GroupAdvantages:
 
 
 def group_advantages(
-    rewards_PG: jax.Array, valid_mask_PG: jax.Array, kind: AdvantageKind, eps: float = 1e-6
+    rewards_PG: jax.typing.ArrayLike,
+    valid_mask_PG: jax.typing.ArrayLike = True,
+    kind: AdvantageKind = "mean_std",
+    eps: float = 1e-6,
 ) -> GroupAdvantages:
     """Advantage of each reward relative to its group.
 
@@ -37,7 +40,7 @@ def group_advantages(
 
     Args:
         rewards_PG: float, (P, G).
-        valid_mask_PG: bool, (P, G).
+        valid_mask_PG: bool, (P, G), or one value for all.
         kind: which advantage.
         eps: added to the deviation, and the spread below which rewards count as equal.
     """

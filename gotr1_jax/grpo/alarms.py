@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+
+import numpy as np
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.grpo.config import RewardConfig
 
 
 class ZeroRewardAlarm:
@@ -60,3 +64,22 @@ class FailureTracker:
             f"({bad / total:.0%}, more than the {self._limit:.0%} allowed): see the judge's words "
             "in samples/, and correct the judge or raise the limit"
         )
+
+
+class RewardAlarms:
+    """Both of a run: a line when all rewards are 0, and a reason to stop when a judge fails."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._zero = ZeroRewardAlarm(config.alarm_steps)
+        self._failures = FailureTracker(config.failure_limit, config.failure_steps)
+
+    def check(self, total_B: np.ndarray, note: Callable[[str], None]) -> str | None:
+        """Take in the totals of a step's rows (NaN: could not be scored).
+
+        Returns why the run cannot go on, or None; `note` gets a line for a person.
+        """
+        scored_B = np.isfinite(total_B)
+        mean = float(total_B[scored_B].mean()) if scored_B.any() else float("nan")
+        if (line := self._zero.add(mean)) is not None:
+            note(line)
+        return self._failures.add(int((~scored_B).sum()), len(total_B))

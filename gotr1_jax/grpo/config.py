@@ -11,6 +11,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.parallel.config import DistributedConfig, MeshConfig
 from gotr1_jax.rewards.base import TERMS
+from gotr1_jax.rewards.combine import check_rule
 from gotr1_jax.rewards.factory import JudgeConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
 from gotr1_jax.trainer.config import CheckpointConfig, OptimizerConfig
@@ -136,6 +137,7 @@ class RewardConfig:
                 raise InputError(f"reward.terms holds {term!r}; choose from {', '.join(TERMS)}")
         if not self.terms:
             raise InputError("reward.terms is empty; name at least one term")
+        check_rule(self.rule, self.terms)
         positive("reward", failure_steps=self.failure_steps)
         if self.alarm_steps < 0:
             raise InputError(f"reward.alarm_steps is {self.alarm_steps}; use 0 or more")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from gotr1_jax.grpo.config import GrpoConfig
@@ -19,9 +17,18 @@ def step_metrics(
     groups: SampledGroups,
     results: list[PolicyMetrics],
     state: TrainState,
-    times: Mapping[str, float],
+    rollout_seconds: float,
+    step_seconds: float,
 ) -> dict[str, float]:
-    """Everything that a line of metrics.jsonl holds."""
+    """What a line of metrics.jsonl holds, without the judge's own metrics.
+
+    Args:
+      config: of the run.
+      groups: what was sampled.
+      results: of each optimizer step on it.
+      state: after the last of them.
+      rollout_seconds: time until all groups were sampled and scored; step_seconds: until now.
+    """
     scored = groups.scored
     values = dict(term_statistics({"total": scored.total_B, **scored.scores}))
     values |= {
@@ -49,10 +56,16 @@ def step_metrics(
     if config.loss.logp_mode != "conditional" or config.rollout.guidance == 1:
         values["policy/logp_diff/image"] = float(results[0].logp_diff.image)
     schedule = make_schedule(config.optimizer, config.steps * config.update.updates_per_rollout)
-    values |= dict(times)
+    values |= {
+        "time/rollout": rollout_seconds - scored.reward_seconds,
+        "time/reward": scored.reward_seconds,
+        "judge/seconds": scored.judge_seconds,
+        "time/update": step_seconds - rollout_seconds,
+        "time/step": step_seconds,
+    }
     values["loss"] = float(np.mean([r.loss for r in results]))
     values["grad_norm"] = float(np.mean([r.grad_norm for r in results]))
     values["lr"] = float(schedule(max(int(state.updates) - 1, 0)))
     values["updates/skipped"] = float(state.skipped)
-    values["samples_per_second"] = len(scored) * groups.rounds / times["time/step"]
+    values["samples_per_second"] = len(scored) * groups.rounds / step_seconds
     return values

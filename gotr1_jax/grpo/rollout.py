@@ -128,9 +128,19 @@ class RolloutWorker:
         self, params: Any, prompts: Prompts, indices: Sequence[int], samples: int,
         seed: int, step: int, first: int = 0,
     ) -> ScoredRollout:  # fmt: skip
-        """Sample `samples` rows for each caption of `indices`, decode and judge them.
+        """`sample`, then `score`."""
+        rollout = self.sample(params, prompts, indices, samples, seed, step, first)
+        return self.score(rollout, prompts, indices)
 
-        `params` is what `sampler.prepare` made; `first` numbers a caption's first sample.
+    def sample(
+        self, params: Any, prompts: Prompts, indices: Sequence[int], samples: int,
+        seed: int, step: int, first: int = 0,
+    ) -> Rollout:  # fmt: skip
+        """Sample `samples` plans and images for each caption of `indices`, caption-major.
+
+        Args:
+          params: decode weights, what `sampler.prepare` makes.
+          seed, step, first: of the random streams; `first` numbers a caption's first sample.
         """
         parts, captions_at_once = [], max(1, self.rows_at_once // samples)
         for i in range(0, len(indices), captions_at_once):
@@ -139,7 +149,14 @@ class RolloutWorker:
             drawn = self.sampler(params, prompts.batch(part), keys_B, samples)
             # Else the loops of the next part would be given their memory before this one ends.
             parts.append(jax.block_until_ready(drawn))
-        rollout = parts[0] if len(parts) == 1 else join_on_mesh(parts)
+        return parts[0] if len(parts) == 1 else join_on_mesh(parts)
+
+    def score(self, rollout: Rollout, prompts: Prompts, indices: Sequence[int]) -> ScoredRollout:
+        """Decode the images of a rollout and let the judge score every row.
+
+        Each process does so for its own rows; the scores of all are then known to all.
+        """
+        samples = rollout.rows.plan_len_B.shape[0] // len(indices)
         start = time.perf_counter()
         captions = tuple(prompts.captions[i] for i in indices for _ in range(samples))
         own = own_rows(len(captions), self.mesh)

@@ -12,11 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from gotr1_jax.decoding.guidance import LogpSettings
 from gotr1_jax.grpo.config import EntropyConfig
+from gotr1_jax.grpo.dynamic_sampling import SampledGroups
 from gotr1_jax.grpo.entropy import PerModality, coefficients, entropy_loss, update_coefficients
 from gotr1_jax.grpo.losses import (
     LossBatch,
@@ -27,6 +30,7 @@ from gotr1_jax.grpo.losses import (
     count_normalisers,
     policy_loss,
 )
+from gotr1_jax.parallel.placement import put_rows, take_on_mesh
 from gotr1_jax.sampler.token_batch import TokenBatch
 from gotr1_jax.tokenizers.janus import SpecialIds
 from gotr1_jax.trainer.logprobs import TokenLogps, token_logps
@@ -186,3 +190,51 @@ def _loss_batch(part: PolicyBatch, new: TokenLogps) -> LossBatch:
         ref_text_BT=None if part.ref is None else part.ref.plan_logp_BT,
         ref_image_BU=None if part.ref is None else part.ref.image_logp_BU,
     )
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The compiled device side of an update.
+
+    Attributes:
+      token_logps: (params, frozen, rows) -> teacher-forced log-probs, see `make_token_logps`.
+      update: (state, frozen, batch) -> (state, metrics), see `make_policy_step`.
+      reference: trained part of the reference policy; None without KL.
+    """
+
+    token_logps: Any
+    update: Any
+    reference: Any
+
+
+def policy_batches(
+    groups: SampledGroups,
+    state: TrainState,
+    frozen: Any,
+    learner: Learner,
+    updates: int,
+    mesh: Mesh,
+) -> list[PolicyBatch]:
+    """One batch for each of the `updates` optimizer steps of a rollout, with its log-probs.
+
+    All batches have the log-probs of the policy that sampled: `state` is that before the first.
+    """
+    scored = groups.scored
+    shares = np.split(np.arange(len(scored)), updates)
+    batches = []
+    for i, share in enumerate(shares):
+        rollout = scored.rollout if len(shares) == 1 else take_on_mesh(scored.rollout, share)
+        rows, reference = rollout.rows, learner.reference
+        batches.append(
+            PolicyBatch(
+                rows=rows,
+                sampled_text_BT=rollout.plan_logp_BT,
+                sampled_image_BU=rollout.image_logp_BU,
+                # Later updates move away from the policy that sampled; the first starts at it.
+                old=learner.token_logps(state.params, frozen, rows) if i else None,
+                ref=None if reference is None else learner.token_logps(reference, frozen, rows),
+                advantages_B=put_rows(groups.advantages_B[share], mesh),
+                row_mask_B=put_rows(groups.row_mask_B[share], mesh),
+            )
+        )
+    return batches

@@ -14,19 +14,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from gotr1_jax.config import to_yaml
 from gotr1_jax.convert.checkpoint import CARRIED_FILES, Checkpoint, load_checkpoint, save_checkpoint
 from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.image_tokenizer import ImageTokenizer, load_vq
 from gotr1_jax.convert.opened import check_vocabulary, read_sizes
 from gotr1_jax.convert.writer import copy_files
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.progress import Progress
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.siglip import Understanding
-from gotr1_jax.parallel.mesh import connect, held_rows, make_mesh
-from gotr1_jax.parallel.placement import check_rows, mirror_shardings, to_first_host
+from gotr1_jax.parallel.mesh import held_rows
+from gotr1_jax.parallel.placement import mirror_shardings, to_first_host
 from gotr1_jax.parallel.processes import (
     check_same_on_all_processes,
     is_main_process,
@@ -39,12 +37,9 @@ from gotr1_jax.sft.losses import SftWeights
 from gotr1_jax.sft.update import make_sft_step
 from gotr1_jax.shapes.tokenizer import train_tokenizer
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer, add_plan_tokens
-from gotr1_jax.trainer.checkpoint import Checkpoints, restore_path
-from gotr1_jax.trainer.loop import Loop
 from gotr1_jax.trainer.optimizer import make_optimizer, make_schedule
-from gotr1_jax.trainer.start import check_same_run, find_resume, open_run_dir, start_writing
-from gotr1_jax.trainer.state import TrainState, new_state, stop_if_skipped
-from gotr1_jax.trainer.stopping import StopSignals
+from gotr1_jax.trainer.run import Run
+from gotr1_jax.trainer.state import TrainState, new_state
 
 _log = logging.getLogger(__name__)
 
@@ -63,84 +58,56 @@ class Start:
 
 def train_sft(config: SftConfig) -> Path:
     """Run the job; returns the folder of the finished model in the released format."""
-    with StopSignals(config.checkpoint.grace_seconds) as signals:
-        return _train(config, signals)
-
-
-def _train(config: SftConfig, signals: StopSignals) -> Path:
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    check_rows(config.micro_batch, mesh, "micro_batch")
-    connect(mesh)
-    check_same_run(config)
-    resume = find_resume(config.resume, config.run_dir)
-    # A new tokenizer is made apart: what it refuses leaves no run behind.
-    scratch = TemporaryDirectory(prefix="gotr1_tokenizer_")
-    with raise_on_all_processes():
-        images = load_vq(find_checkpoint(config.vq))
-        loaded = None if config.init is None else _load(config, mesh)
-        start = _start(config, Path(scratch.name), images, loaded)
-    check_same_on_all_processes(
-        (start.tokenizer_dir / TOKENIZER_FILE).read_text("utf-8"), "tokenizer"
-    )
-    # A run that ended before its first checkpoint is started again by the same command.
-    run = open_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
-    vq = ImageTokenizer(start.config.vq, start.config.image_size, start.vq)
-    batches = iter(
-        make_batches(
-            config, vq, start.tokenizer, start.tokenizer_dir, held_rows(config.batch_size, mesh)
-        )
-    )
-
-    graphdef, abstract = nnx.split(
-        abstract_policy(start.config, dtype=jnp.dtype(config.dtype), remat=config.remat)
-    )
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    state = _initial_state(config, start, abstract, optimizer, mesh)
-    first = 0
-    saving = config.checkpoint
-    with Checkpoints(run.checkpoints, saving.keep, saving.keep_best) as checkpoints:
-        loop = Loop(checkpoints, saving, config.steps, signals)
-        if resume is not None:
-            restored = restore_path(resume, state)
-            state, first = restored.tree, restored.step
-            loop.resume(restored.meta)
-            batches.set_state(restored.meta["data"])
-            checkpoints.drop_after(first)
-        metrics = start_writing(run, to_yaml(config), first)
+    row_counts, bad_updates = {"micro_batch": config.micro_batch}, config.log_every + 1
+    with (
+        # A new tokenizer is made apart: what it refuses leaves no run behind.
+        TemporaryDirectory(prefix="gotr1_tokenizer_") as scratch,
+        Run("sft", config, row_counts=row_counts, max_bad_updates=bad_updates) as run,
+    ):
+        mesh = run.mesh
+        with raise_on_all_processes():
+            images = load_vq(find_checkpoint(config.vq))
+            loaded = None if config.init is None else _load(config, mesh)
+            start = _start(config, Path(scratch), images, loaded)
+        tokenizer = (start.tokenizer_dir / TOKENIZER_FILE).read_text("utf-8")
+        check_same_on_all_processes(tokenizer, "tokenizer")
+        run.open()
+        vq = ImageTokenizer(start.config.vq, start.config.image_size, start.vq)
+        held = held_rows(config.batch_size, mesh)
+        data = make_batches(config, vq, start.tokenizer, start.tokenizer_dir, held)
+        batches = iter(data)
+        abstract = abstract_policy(start.config, dtype=jnp.dtype(config.dtype), remat=config.remat)
+        graphdef, shapes = nnx.split(abstract)
+        optimizer = make_optimizer(config.optimizer, config.steps)
+        state = run.restore(_initial_state(config, start, shapes, optimizer, mesh), batches)
         weights = SftWeights(config.text_weight, config.image_weight, config.boi_weight)
-        step_fn = make_sft_step(
+        update = make_sft_step(
             graphdef, optimizer, start.tokenizer.specials, weights, config.caption_dropout,
             config.micro_batch,
         )  # fmt: skip
         schedule = make_schedule(config.optimizer, config.steps)
         key = jax.random.key(config.seed)
-        shown: dict[str, float] = {}
-        with signals.finishing_steps(), metrics, Progress("sft", config.steps, first) as progress:
-            for step in loop.steps(first):
-                with raise_on_all_processes():
-                    batch = next(batches)
-                rows = to_token_batch(batch, config.batch_size, mesh)
-                state, result = step_fn(state, rows, jax.random.fold_in(key, step))
-                if step % config.log_every == 0 or step == config.steps:
-                    values = {
-                        "loss": float(result.loss),
-                        "nats/text": float(result.stats.text),
-                        "nats/image": float(result.stats.image),
-                        "nats/boi": float(result.stats.boi),
-                        "grad_norm": float(result.grad_norm),
-                        "lr": float(schedule(state.updates - 1)),
-                        "updates/skipped": int(state.skipped),
-                    }
-                    stop_if_skipped(state.skipped_in_a_row, config.log_every + 1, step)
-                    with raise_on_all_processes():
-                        metrics.write(step, values | loop.measures())
-                    shown = {"text": values["nats/text"], "image": values["nats/image"]}
-                progress.update(step, **shown)
-                meta = {"seed": config.seed, "data": batches.get_state()}
-                loop.end_step(step, state, meta)
-    policy = to_first_host(state.params)
-    with raise_on_all_processes():
-        return _export(config, run.root, start, policy)
+        for step in run.steps():
+            with raise_on_all_processes():
+                batch = next(batches)
+            rows = to_token_batch(batch, config.batch_size, mesh)
+            state, result = update(state, rows, jax.random.fold_in(key, step))
+            if step % config.log_every == 0 or step == config.steps:
+                text, image = float(result.stats.text), float(result.stats.image)
+                values = {
+                    "loss": float(result.loss),
+                    "nats/text": text,
+                    "nats/image": image,
+                    "nats/boi": float(result.stats.boi),
+                    "grad_norm": float(result.grad_norm),
+                    "lr": float(schedule(state.updates - 1)),
+                    "updates/skipped": int(state.skipped),
+                }
+                run.log(values, state.skipped_in_a_row, text=text, image=image)
+            run.end_step(state)
+        policy = to_first_host(state.params)
+        with raise_on_all_processes():
+            return _export(config, run.dir.root, start, policy)
 
 
 def _load(config: SftConfig, mesh: Mesh) -> Checkpoint:

@@ -55,7 +55,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: Path | str, keep: int = 3, keep_best: bool = True, beside: Any = None
+        self, directory: Path | str, keep: int = 3, keep_best: bool = True, frozen: Any = None
     ) -> None:
         """Opens `directory`, which may not exist yet.
 
@@ -63,16 +63,16 @@ class Checkpoints:
             directory: where the steps lie.
             keep: how many of the newest good steps stay.
             keep_best: whether the one with the best score stays too.
-            beside: a pytree of what the run reads and does not save, such as the weights under its
-                adapters: steps are restored beside the same shapes and dtypes only. None asks for
-                nothing.
+            frozen: a pytree of arrays that the run reads and does not save, such as the weights
+                under its adapters: steps are restored only where their shapes and dtypes match.
+                None: not checked.
         """
         if keep < 1:
             raise InputError(f"checkpoints: keep is {keep}, it must be at least 1")
         self.directory = Path(directory).absolute()
         self._keep = keep
         self._keep_best = keep_best
-        self._beside = None if beside is None else specs(beside)
+        self._frozen = None if frozen is None else specs(frozen)
         self._bad: set[int] = set()
         self._writer: ocp.AsyncCheckpointer | None = None
         self._thread: threading.Thread | None = None
@@ -110,7 +110,7 @@ class Checkpoints:
         with raise_on_all_processes():
             self.wait()
         arrays = flatten(tree)
-        record = {"meta": encode(meta), "arrays": specs(tree), "beside": self._beside}
+        record = {"meta": encode(meta), "arrays": specs(tree), "frozen": self._frozen}
         folder = self.folder(step)
         try:
             self._remove_unfinished()
@@ -185,8 +185,8 @@ class Checkpoints:
             step: which one; None takes the newest good one, and says which it passed over.
 
         Raises:
-            InputError: its arrays are not those of `target`, or what was beside them is not what
-                is; a path and both values are named.
+            InputError: its arrays are not those of `target`, or the frozen arrays were others; a
+                path and both values are named.
             RunError: it does not count or is damaged; or no step is good.
         """
         self.wait()
@@ -204,8 +204,9 @@ class Checkpoints:
             record = reader.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
             record = record.meta
             compare(record["arrays"], specs(target), folder)
-            if self._beside is not None and record.get("beside") is not None:
-                compare(record["beside"], self._beside, folder)
+            frozen = record.get("frozen", record.get("beside"))  # its name in older checkpoints
+            if self._frozen is not None and frozen is not None:
+                compare(frozen, self._frozen, folder)
             abstract = {path: _abstract(leaf) for path, leaf in wanted.items()}
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             arrays = reader.restore(folder, args=args).state
@@ -338,12 +339,12 @@ def resolve_resume(mode: str, run_dir: Path | str) -> Path | None:
     )
 
 
-def restore_path(path: Path, target: Any, beside: Any = None) -> Restored:
+def restore_path(path: Path, target: Any, frozen: Any = None) -> Restored:
     """Restores from what `resolve_resume` found: the newest good step, or exactly the one named."""
     if (path / MANIFEST_NAME).is_file():
         step = int(path.name.removeprefix(_PREFIX))
-        return Checkpoints(path.parent, beside=beside).restore(target, step)
-    return Checkpoints(path, beside=beside).restore(target)
+        return Checkpoints(path.parent, frozen=frozen).restore(target, step)
+    return Checkpoints(path, frozen=frozen).restore(target)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -16,24 +16,19 @@ import optax
 from flax import nnx
 from PIL import Image
 
-from gotr1_jax.config import to_yaml
 from gotr1_jax.convert.image_tokenizer import save_vq
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.io.progress import Progress
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.models.vq import VQModel, abstract_vq
-from gotr1_jax.parallel.mesh import connect, held_rows, make_mesh, replicated
-from gotr1_jax.parallel.placement import check_rows, put_held_rows
+from gotr1_jax.parallel.mesh import held_rows, replicated
+from gotr1_jax.parallel.placement import put_held_rows
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
 from gotr1_jax.shapes.dataset import ShapesSource
 from gotr1_jax.shapes.vocabulary import GRID_STEP, IMAGE_SIZE
-from gotr1_jax.trainer.checkpoint import Checkpoints, restore_path
-from gotr1_jax.trainer.loop import Loop
 from gotr1_jax.trainer.optimizer import make_optimizer
+from gotr1_jax.trainer.run import Run
 from gotr1_jax.trainer.run_dir import RunDir
-from gotr1_jax.trainer.start import check_same_run, find_resume, open_run_dir, start_writing
-from gotr1_jax.trainer.state import stop_if_skipped
-from gotr1_jax.trainer.stopping import StopSignals
 from gotr1_jax.vq import losses as vq_loss
 from gotr1_jax.vq.config import VqTrainConfig
 
@@ -74,52 +69,29 @@ StepFn = Callable[[VqState, jax.Array], tuple[VqState, VqMetrics]]
 
 def train_vq(config: VqTrainConfig) -> Path:
     """Run the job; returns the folder of the finished tokenizer in the released format."""
-    with StopSignals(config.checkpoint.grace_seconds) as signals:
-        return _train(config, signals)
-
-
-def _train(config: VqTrainConfig, signals: StopSignals) -> Path:
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    check_rows(config.batch_size, mesh, "batch_size")
-    check_rows(config.crop.batch_size, mesh, "crop.batch_size")
-    connect(mesh)
-    check_same_run(config)
-    resume = find_resume(config.resume, config.run_dir)
-    # A run that ended before its first checkpoint is started again by the same command.
-    run = open_run_dir(config.run_dir, to_yaml(config), may_exist=config.resume != "never")
-    # The tokenizer is small next to its activations: every device holds it whole.
-    state = jax.jit(partial(init_state, config), out_shardings=replicated(mesh))()
-    first = 0
-    images = draw_images("train", config.seed, config.images)
-    saving = config.checkpoint
-    with Checkpoints(run.checkpoints, saving.keep, saving.keep_best) as checkpoints:
-        loop = Loop(checkpoints, saving, config.steps, signals)
-        if resume is not None:
-            restored = restore_path(resume, state)
-            state, first = restored.tree, restored.step
-            loop.resume(restored.meta)
-            checkpoints.drop_after(first)
-        metrics = start_writing(run, to_yaml(config), first)
-        step_fn = make_step(config)
-        with signals.finishing_steps(), metrics, Progress("vq", config.steps, first) as progress:
-            shown: dict[str, float] = {}
-            for step in loop.steps(first):
-                count = batch_rows(config, step)
-                held = held_rows(count, mesh)
-                part = batch_of_step(images, config, step, held)
-                state, result = step_fn(state, put_held_rows(part, held, count, mesh))
-                if step % config.log_every == 0 or step == config.steps:
-                    stop_if_skipped(state.skipped_in_a_row, config.log_every + 1, step)
-                    values = {name: float(value) for name, value in asdict(result).items()}
-                    with raise_on_all_processes():
-                        metrics.write(step, values | loop.measures())
-                    shown = {name: values[name] for name in ("psnr", "perplexity", "used_frac")}
-                progress.update(step, **shown)
-                loop.end_step(step, state, {"seed": config.seed})
-    with raise_on_all_processes():
-        if is_main_process():
-            _finish(config, run, jax.device_get(state.params))
-    return _export_dir(config, run)
+    row_counts = {"batch_size": config.batch_size, "crop.batch_size": config.crop.batch_size}
+    bad_updates = config.log_every + 1
+    with Run("vq", config, row_counts=row_counts, max_bad_updates=bad_updates) as run:
+        run.open()
+        # The tokenizer is small next to its activations: every device holds it whole.
+        new_state = jax.jit(partial(init_state, config), out_shardings=replicated(run.mesh))
+        images = draw_images("train", config.seed, config.images)
+        state = run.restore(new_state())
+        update = make_step(config)
+        for step in run.steps():
+            count = batch_rows(config, step)
+            held = held_rows(count, run.mesh)
+            part = batch_of_step(images, config, step, held)
+            state, result = update(state, put_held_rows(part, held, count, run.mesh))
+            if step % config.log_every == 0 or step == config.steps:
+                values = {name: float(value) for name, value in asdict(result).items()}
+                shown = {name: values[name] for name in ("psnr", "perplexity", "used_frac")}
+                run.log(values, state.skipped_in_a_row, **shown)
+            run.end_step(state)
+        with raise_on_all_processes():
+            if is_main_process():
+                _finish(config, run.dir, jax.device_get(state.params))
+        return _export_dir(config, run.dir)
 
 
 def _export_dir(config: VqTrainConfig, run: RunDir) -> Path:

@@ -32,6 +32,7 @@ from tiny_checkpoints import write_tiny
 
 from gotr1_jax import cli
 from gotr1_jax.convert.checkpoint import load_checkpoint
+from gotr1_jax.grpo import setup
 from gotr1_jax.grpo import train as train_grpo
 from gotr1_jax.grpo.config import EntropyConfig
 from gotr1_jax.grpo.entropy import new_entropy_state
@@ -64,7 +65,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def quiet_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """The devices of this process are set already; every image earns something else."""
     monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
-    monkeypatch.setattr(train_grpo, "make_judge", lambda *_: Brightness())
+    monkeypatch.setattr(setup, "make_judge", lambda *_: Brightness())
 
 
 def run(values: dict[str, Any], *words: str) -> int:
@@ -80,7 +81,7 @@ def finished(
     root = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
-        patch.setattr(train_grpo, "make_judge", lambda *_: Brightness())
+        patch.setattr(setup, "make_judge", lambda *_: Brightness())
         saved = record_saves(patch)
         assert run(grpo_values(checkpoint, root)) == 0
     return root, saved
@@ -243,7 +244,7 @@ def test_rewards_of_nothing_but_zeros_raise_an_alarm_and_no_nan(
         def judge(self, requests: Any) -> Any:
             return [JudgeResult(dict.fromkeys(self.terms, 0.0)) for _ in requests]
 
-    monkeypatch.setattr(train_grpo, "make_judge", lambda *_: Unmoved())
+    monkeypatch.setattr(setup, "make_judge", lambda *_: Unmoved())
     saved = record_saves(monkeypatch)
     values = grpo_values(checkpoint, tmp_path / "run")
     values["reward"] |= {"alarm_steps": 2}
@@ -271,7 +272,7 @@ def test_told_to_stop_in_a_rollout_and_resumed_is_as_never_told(
                 signal.raise_signal(signal.SIGTERM)
             return super().judge(requests)
 
-    monkeypatch.setattr(train_grpo, "make_judge", lambda *_: Telling())
+    monkeypatch.setattr(setup, "make_judge", lambda *_: Telling())
     again = record_saves(monkeypatch)
     values = grpo_values(checkpoint, tmp_path / "run")
     assert run(values) == 75
@@ -338,7 +339,7 @@ def _adapters(params: Any) -> list[tuple[str, np.ndarray]]:
 def test_a_judge_that_fails_too_often_ends_the_run_with_a_checkpoint(
     checkpoint, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(train_grpo, "make_judge", lambda *_: Blind())
+    monkeypatch.setattr(setup, "make_judge", lambda *_: Blind())
     values = grpo_values(checkpoint, tmp_path / "run")
     values["reward"] |= {"failure_steps": 3}
     assert run(values) == 1

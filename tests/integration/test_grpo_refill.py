@@ -28,7 +28,7 @@ from tiny import (
 )
 
 from gotr1_jax import cli
-from gotr1_jax.grpo import train as train_grpo
+from gotr1_jax.grpo import setup
 from gotr1_jax.rewards import JudgeRequest, JudgeResult
 from gotr1_jax.trainer.metrics import read_metrics
 
@@ -82,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def whole(folder: Path) -> tuple[list[dict[str, Any]], dict[int, Any]]:
     """Metrics and saved states of a run that nobody ended."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_grpo, "make_judge", lambda *_: Coin())
+        patch.setattr(setup, "make_judge", lambda *_: Coin())
         saved = record_saves(patch)
         assert run(values_of(folder / "checkpoint", folder / "whole")) == 0
     return steady_metrics(folder / "whole"), saved
@@ -125,7 +125,7 @@ def test_killed_in_a_refill_and_resumed(folder, whole, middle, tmp_path, monkeyp
     done = len(read_metrics(tmp_path / "run" / "metrics.jsonl"))
     assert 1 <= done < 4
 
-    monkeypatch.setattr(train_grpo, "make_judge", lambda *_: Coin())
+    monkeypatch.setattr(setup, "make_judge", lambda *_: Coin())
     saved = record_saves(monkeypatch)
     assert run(values) == 0
     # The last save may not have been whole yet.
@@ -135,6 +135,6 @@ def test_killed_in_a_refill_and_resumed(folder, whole, middle, tmp_path, monkeyp
 
 
 if __name__ == "__main__":
-    train_grpo.make_judge = lambda *_: Coin(int(sys.argv[2]))
+    setup.make_judge = lambda *_: Coin(int(sys.argv[2]))
     with compiled_once(Path(sys.argv[3])):
         sys.exit(cli.run(["train", "grpo", "--config", sys.argv[1]]))

@@ -31,7 +31,7 @@ from tiny import SHAPES, Brightness, grpo_values, steady_metrics, write_config, 
 
 from gotr1_jax import cli
 from gotr1_jax.convert.opened import PARTS, split_part
-from gotr1_jax.grpo import train as train_grpo
+from gotr1_jax.grpo import setup
 from gotr1_jax.sampler.sampler import Sampler
 from gotr1_jax.trainer import checkpoint
 from gotr1_jax.trainer.checkpoint import Checkpoints
@@ -95,7 +95,7 @@ class Life:
 
     def watch(self) -> None:
         """Puts itself into the job; nothing else of it is changed but the judge."""
-        steps, sample, make_step = Loop.steps, Sampler.__call__, train_grpo.make_policy_step
+        steps, sample, make_step = Loop.steps, Sampler.__call__, setup.make_policy_step
         write_manifest = checkpoint.write_manifest
         life = self
 
@@ -128,8 +128,8 @@ class Life:
 
         Loop.steps = stepping
         Sampler.__call__ = sampling
-        train_grpo.make_judge = lambda *_: Watched()
-        train_grpo.make_policy_step = making
+        setup.make_judge = lambda *_: Watched()
+        setup.make_policy_step = making
         checkpoint.write_manifest = writing
         sys.addaudithook(self.audit)
 

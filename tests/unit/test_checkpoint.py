@@ -185,7 +185,7 @@ def test_what_lies_beside_is_held_to_the_same_shapes_and_dtypes(tmp_path):
     def frozen(words: int, dtype: Any = jnp.float32) -> Any:
         return {"frozen": {"embed": jax.ShapeDtypeStruct((words, 2), dtype)}}
 
-    with Checkpoints(tmp_path, beside=frozen(5)) as checkpoints:
+    with Checkpoints(tmp_path, frozen=frozen(5)) as checkpoints:
         checkpoints.save(1, make_tree(), META)
     assert same(checkpoints.restore(make_tree()).tree, make_tree())
     assert restore_path(tmp_path, make_tree(), frozen(5)).step == 1

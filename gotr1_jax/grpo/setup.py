@@ -1,0 +1,196 @@
+"""What a GRPO run is made of: policy, captions, judge, sampler and compiled updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from gotr1_jax.convert.checkpoint import Checkpoint
+from gotr1_jax.data.pipeline import caption_batches
+from gotr1_jax.data.sources import read_captions
+from gotr1_jax.decoding.guidance import LogpSettings
+from gotr1_jax.grpo.config import CaptionsConfig, EvaluationConfig, GrpoConfig
+from gotr1_jax.grpo.entropy import new_entropy_state
+from gotr1_jax.grpo.losses import PolicyLossConfig
+from gotr1_jax.grpo.policy import SplitPolicy, load_policy
+from gotr1_jax.grpo.rollout import Prompts, RolloutWorker, encode_captions
+from gotr1_jax.grpo.update import Learner, make_policy_step, make_token_logps
+from gotr1_jax.models.config import JanusConfig
+from gotr1_jax.parallel.mesh import local_part
+from gotr1_jax.parallel.placement import mirror_shardings
+from gotr1_jax.parallel.processes import check_same_on_all_processes, raise_on_all_processes
+from gotr1_jax.parallel.sharding import placed_shapes, shardings_of
+from gotr1_jax.rewards import Judge, make_judge
+from gotr1_jax.sampler.image_decoder import ImageDecoder
+from gotr1_jax.sampler.sampler import Sampler, SamplerConfig
+from gotr1_jax.shapes.dataset import shapes_captions
+from gotr1_jax.tokenizers.janus import SpecialIds
+from gotr1_jax.trainer.optimizer import make_optimizer
+from gotr1_jax.trainer.run import Run
+from gotr1_jax.trainer.state import TrainState, new_state
+
+
+@dataclass(frozen=True)
+class GrpoJob:
+    """Everything that stays the same over the steps of a run.
+
+    Attributes:
+      policy: split into its trained and frozen arrays; `trained` is None once a state holds it.
+      checkpoint: that the run starts from, without the policy.
+      prompts, heldout: captions to train on, and to evaluate on.
+      batches: the captions of each step, by index; its state is saved with a checkpoint.
+      worker: samples and scores. learner: updates. optimizer: of the trained arrays.
+    """
+
+    config: GrpoConfig
+    policy: SplitPolicy
+    checkpoint: Checkpoint
+    prompts: Prompts
+    heldout: Prompts
+    batches: Any
+    worker: RolloutWorker
+    learner: Learner
+    optimizer: Any
+    mesh: Mesh
+
+    def initial_state(self) -> TrainState:
+        """The state before the first update, sharded like the parameters; owns its arrays."""
+        shardings = shardings_of(state_shapes(self.config, self.policy, self.optimizer, self.mesh))
+
+        def copy(params: Any) -> TrainState:
+            entropy = new_entropy_state(self.config.entropy)
+            return new_state(jax.tree.map(jnp.copy, params), self.optimizer, entropy)
+
+        return jax.jit(copy, out_shardings=shardings)(self.policy.trained)
+
+    def release_initial_weights(self) -> GrpoJob:
+        """The job without the trained arrays that it was loaded with: the state has its own."""
+        return replace(self, policy=replace(self.policy, trained=None))
+
+    def sampling_params(self, state: TrainState) -> Any:
+        """Decode weights of a state. They live as long as the caller holds them."""
+        return self.worker.sampler.prepare(self.policy.whole(state.params))
+
+
+def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
+    """Load what the configuration names onto the run's mesh, and open the run directory.
+
+    Raises InputError before the directory is made, RunError where processes read other data.
+    """
+    with raise_on_all_processes():
+        policy, checkpoint = load_policy(config.policy, config.seed, run.mesh)
+        encode = partial(
+            encode_captions, tokenizer=checkpoint.tokenizer, template=config.policy.template,
+            limit=config.policy.max_prompt_tokens,
+        )  # fmt: skip
+        prompts = encode(train_captions(config.captions, config.seed))
+        heldout = encode(heldout_captions(config.evaluation))
+    check_same_on_all_processes(prompts.texts(), "set of captions, or tokenizer,")
+    check_same_on_all_processes(heldout.texts(), "set of held-out captions")
+    batches: Iterator[Any] = iter(
+        caption_batches(prompts.captions, config.rollout.captions_per_step, config.seed)
+    )
+    run.open()
+    with raise_on_all_processes():
+        # Answers stay with the run: a resumed step does not ask twice.
+        judge = make_judge(config.judge, run.dir.root / "judge_cache", local_part(run.mesh))
+    optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
+    reference = policy.reference() if config.loss.kl != "none" else None
+    return GrpoJob(
+        config=config,
+        policy=policy,
+        checkpoint=checkpoint,
+        prompts=prompts,
+        heldout=heldout,
+        batches=batches,
+        worker=make_rollout_worker(config, policy, checkpoint, judge, run.mesh),
+        learner=make_learner(config, policy, checkpoint.tokenizer.specials, optimizer, reference),
+        optimizer=optimizer,
+        mesh=run.mesh,
+    )
+
+
+def train_captions(config: CaptionsConfig, seed: int) -> tuple[str, ...]:
+    """The captions to train on."""
+    if config.source == "shapes":
+        return shapes_captions("train", config.count, seed)
+    return read_captions(config.source, config.column)
+
+
+def heldout_captions(config: EvaluationConfig) -> tuple[str, ...]:
+    """The captions to evaluate on."""
+    if config.source == "shapes":
+        return shapes_captions("heldout", config.captions)
+    return read_captions(config.source, config.column, config.captions)
+
+
+def make_rollout_worker(
+    config: GrpoConfig, policy: SplitPolicy, checkpoint: Checkpoint, judge: Judge, mesh: Mesh
+) -> RolloutWorker:
+    """What samples and scores in a job; the checkpoint has the text and image tokenizers."""
+    tokenizer = checkpoint.tokenizer
+    sampler = make_sampler(config, policy, checkpoint.config, tokenizer.specials, mesh)
+    grid, local = checkpoint.config.grid, local_part(mesh)
+    decoder = ImageDecoder(checkpoint.vq_module(), grid, config.rollout.decode_batch, local)
+    at_once = config.rollout.rows_at_once
+    return RolloutWorker(sampler, decoder, judge, config.reward, tokenizer, mesh, at_once)
+
+
+def make_sampler(
+    config: GrpoConfig, policy: SplitPolicy, sizes: JanusConfig, specials: SpecialIds, mesh: Mesh
+) -> Sampler:
+    """The sampler of a job; the arrays of `policy` may be abstract."""
+    rollout = config.rollout
+    sampling = SamplerConfig(
+        max_plan_tokens=rollout.max_plan_tokens,
+        guidance=rollout.guidance,
+        text_temperature=rollout.text_temperature,
+        image_temperature=rollout.image_temperature,
+    )
+    # The sampler reads one tree, adapters and all.
+    graphdef = nnx.split(nnx.merge(policy.graphdef, policy.trained, policy.frozen))[0]
+    return Sampler(graphdef, sizes, specials, sampling, mesh)
+
+
+def make_learner(
+    config: GrpoConfig, policy: SplitPolicy, specials: SpecialIds, optimizer: Any, reference: Any
+) -> Learner:
+    """The compiled updates of a job; the arrays of `policy` may be abstract."""
+    rollout, loss = config.rollout, config.loss
+    settings = LogpSettings(
+        loss.logp_mode, rollout.guidance, rollout.text_temperature, rollout.image_temperature
+    )
+    loss_config = PolicyLossConfig(
+        kind=loss.kind,
+        clip_low=loss.clip_low,
+        clip_high=loss.clip_high,
+        text_weight=loss.text_weight,
+        image_weight=loss.image_weight,
+        kl_kind=loss.kl,
+        kl_weight=loss.kl_weight,
+        max_tokens=rollout.max_plan_tokens + 1,
+    )
+    graphdef, micro = policy.graphdef, config.update.micro_batch
+    return Learner(
+        token_logps=make_token_logps(graphdef, specials, settings, micro),
+        update=make_policy_step(
+            graphdef, optimizer, specials, settings, loss_config, micro, config.entropy
+        ),
+        reference=reference,
+    )
+
+
+def state_shapes(config: GrpoConfig, policy: SplitPolicy, optimizer: Any, mesh: Mesh) -> TrainState:
+    """The abstract state of a job with its shardings; the arrays of `policy` may be abstract."""
+    abstract = jax.eval_shape(
+        lambda params: new_state(params, optimizer, new_entropy_state(config.entropy)),
+        policy.trained,
+    )
+    return placed_shapes(abstract, mirror_shardings(abstract, policy.trained, mesh))
