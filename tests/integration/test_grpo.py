@@ -309,8 +309,8 @@ def test_all_parameters_with_kl_refill_and_two_updates(checkpoint, tmp_path, mon
 def test_broken_updates_end_the_run(checkpoint, tmp_path, monkeypatch, capsys):
     honest = train_grpo.group_advantages
 
-    def endless(*arguments: Any) -> Any:
-        groups = honest(*arguments)
+    def endless(*arguments: Any, **named: Any) -> Any:
+        groups = honest(*arguments, **named)
         return replace(groups, adv_PG=groups.adv_PG * np.inf)
 
     monkeypatch.setattr(train_grpo, "group_advantages", endless)
