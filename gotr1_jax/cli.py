@@ -84,9 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         traceback.print_exc()
         code = 1
     if code and "train" in given:
-        from gotr1_jax.parallel.processes import leave
+        from gotr1_jax.parallel.processes import exit_process
 
-        leave(code)
+        exit_process(code)
     sys.exit(code)
 
 
@@ -112,9 +112,9 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except RuntimeError as error:
-        from gotr1_jax.parallel.processes import lost_others
+        from gotr1_jax.parallel.processes import describe_lost_process
 
-        if (line := lost_others(error)) is None:
+        if (line := describe_lost_process(error)) is None:
             raise
         return _fail(line, 1)
     return 0

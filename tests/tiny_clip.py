@@ -14,7 +14,7 @@ import numpy as np
 from gotr1_jax.convert.clip import PORT, abstract_state, clip_config_to_json
 from gotr1_jax.convert.tree import foreign_tensors
 from gotr1_jax.convert.writer import write_safetensors
-from gotr1_jax.models.clip import ClipConfig, TowerConfig
+from gotr1_jax.models.clip import ClipConfig, ClipTowerConfig
 
 # Merges that build on each other, in the order of their ranks.
 _LINES = """
@@ -56,8 +56,8 @@ MERGES: tuple[tuple[str, str], ...] = tuple(
 )
 
 TINY = ClipConfig(
-    vision=TowerConfig(width=32, mlp_size=48, num_layers=3, num_heads=4),
-    text=TowerConfig(width=24, mlp_size=40, num_layers=2, num_heads=3),
+    vision=ClipTowerConfig(width=32, mlp_size=48, num_layers=3, num_heads=4),
+    text=ClipTowerConfig(width=24, mlp_size=40, num_layers=2, num_heads=3),
     image_size=42,
     patch_size=14,
     vocab_size=512 + len(MERGES) + 2,

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gotr1_jax.models.clip import ClipConfig, TowerConfig
+from gotr1_jax.models.clip import ClipConfig, ClipTowerConfig
 
 
 class TorchBlock(nn.Module):
     """One of open_clip's residual blocks, under its names."""
 
-    def __init__(self, sizes: TowerConfig) -> None:
+    def __init__(self, sizes: ClipTowerConfig) -> None:
         super().__init__()
         D, F_ = sizes.width, sizes.mlp_size
         self.ln_1, self.ln_2 = nn.LayerNorm(D), nn.LayerNorm(D)
@@ -31,7 +31,7 @@ class TorchBlock(nn.Module):
 
 
 class TorchTower(nn.Module):
-    def __init__(self, sizes: TowerConfig) -> None:
+    def __init__(self, sizes: ClipTowerConfig) -> None:
         super().__init__()
         self.resblocks = nn.ModuleList(TorchBlock(sizes) for _ in range(sizes.num_layers))
 

@@ -25,11 +25,17 @@ from gotr1_jax.grpo.rollout import PROMPT_MULTIPLE
 from gotr1_jax.grpo.setup import make_learner, make_sampler, state_shapes
 from gotr1_jax.grpo.update import Learner, PolicyBatch
 from gotr1_jax.models.vq import abstract_vq, image_decoder
-from gotr1_jax.parallel.mesh import by_rows, local_part, make_mesh, replicated, row_multiple
+from gotr1_jax.parallel.mesh import (
+    data_parallel_mesh,
+    local_mesh,
+    make_mesh,
+    replicated,
+    row_multiple,
+)
 from gotr1_jax.parallel.placement import check_rows
 from gotr1_jax.parallel.sharding import placed_shapes
 from gotr1_jax.rewards.factory import JudgeConfig
-from gotr1_jax.sampler.image_decoder import whole_shares
+from gotr1_jax.sampler.image_decoder import round_up_to_devices
 from gotr1_jax.sampler.token_batch import TokenBatch
 from gotr1_jax.trainer.logprobs import TokenLogps
 from gotr1_jax.trainer.optimizer import make_optimizer
@@ -77,9 +83,9 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
     reference = policy.trained if has_kl else None
     learner = make_learner(config, policy, specials, optimizer, reference)
     sampler = make_sampler(config, policy, sizes, specials, mesh)
-    params = sampler.layout(policy.whole(policy.trained))[1]
+    params = sampler.prepare_program(policy.whole(policy.trained))[1]
     vq_graph, vq = nnx.split(abstract_vq(sizes.vq))
-    decoding = by_rows(local)
+    decoding = data_parallel_mesh(local)
     vq = placed_shapes(vq, jax.tree.map(lambda _: replicated(decoding), vq))
     judges = [part for part in (config.judge, *config.judge.also) if part.kind == "qwen2_5_vl"]
     judge_parts = [judge_shapes(part, _sizes_of(part, models), local) for part in judges]
@@ -104,7 +110,7 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
     prompts = prompt_shapes(captions, C, mesh)
     parts = config.rollout.rows // config.rollout.rows_at_once
     rollout(run, sampler, params, prompts, samples, parts, mesh, sampling)
-    batch = whole_shares(config.rollout.decode_batch, decoding)
+    batch = round_up_to_devices(config.rollout.decode_batch, decoding)
     ids = on_rows(shape((batch, tokens), jnp.int32), decoding)
     own = math.ceil(config.rollout.rows * local.size / mesh.size)
     decode = image_decoder(vq_graph, sizes.grid)
@@ -122,7 +128,7 @@ def grpo(config: GrpoConfig, models: Models, target: Target, run: Run) -> Iterat
 
 def _host_mesh(mesh: Mesh, target: Target) -> Mesh:
     """The part of the mesh that one process decodes and judges on."""
-    part = local_part(mesh)
+    part = local_mesh(mesh)
     return Mesh(np.array(target.host[: part.size]).reshape(part.devices.shape), part.axis_names)
 
 

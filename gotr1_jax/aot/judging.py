@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from gotr1_jax.aot.measure import Program, device_bytes
 from gotr1_jax.aot.sampling import Run, on_rows, shape
 from gotr1_jax.decoding.kv_cache import empty_cache
-from gotr1_jax.decoding.weights import TextParams, text_shardings
+from gotr1_jax.decoding.weights import DecodeWeights, decode_weights_shardings
 from gotr1_jax.images.qwen_pack import pack_images
 from gotr1_jax.models.qwen2_5_vl import abstract_qwen
 from gotr1_jax.models.qwen_config import QwenConfig
@@ -50,7 +50,7 @@ class JudgeShapes:
     programs: TextPrograms
     reader: ImageReader
     state: Any
-    text: TextParams
+    text: DecodeWeights
     units: Any
 
     @property
@@ -78,7 +78,7 @@ def judge_shapes(config: JudgeConfig, sizes: QwenConfig, mesh: Mesh) -> JudgeSha
     units = jax.ShapeDtypeStruct(
         (engine.image_tokens, vision.out_size), dtype, sharding=replicated(mesh)
     )
-    text = placed_shapes(text, text_shardings(text, mesh))
+    text = placed_shapes(text, decode_weights_shardings(text, mesh))
     return JudgeShapes(config, sizes, mesh, programs, reader, state, text, units)
 
 

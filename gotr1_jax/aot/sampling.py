@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gotr1_jax.aot.measure import Program, device_bytes
-from gotr1_jax.parallel.mesh import ROWS, row_multiple, rows
+from gotr1_jax.parallel.mesh import ROWS, row_multiple, row_sharding
 from gotr1_jax.sampler.image_loop import ImageContext
 from gotr1_jax.sampler.plan_loop import PromptCache
-from gotr1_jax.sampler.policy_weights import SamplingParams
+from gotr1_jax.sampler.policy_weights import PolicyWeights
 from gotr1_jax.sampler.sampler import Sampler
 from gotr1_jax.sampler.token_batch import PromptBatch
 
@@ -50,19 +50,19 @@ def prompt_shapes(captions: int, width: int, mesh: Mesh) -> PromptBatch:
 def key_shapes(count: int, mesh: Mesh) -> jax.ShapeDtypeStruct:
     """A key a row."""
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
-    return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=rows(mesh))
+    return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=row_sharding(mesh))
 
 
-def weights(run: Run, sampler: Sampler, state: Any, beside: tuple[str, ...]) -> SamplingParams:
+def weights(run: Run, sampler: Sampler, state: Any, beside: tuple[str, ...]) -> PolicyWeights:
     """The policy's state laid out for sampling."""
-    program, params = sampler.layout(state)
+    program, params = sampler.prepare_program(state)
     holds = ("policy", "train state")
     run(Program("sampler's weights", program, (state,), holds=holds, beside=beside))
     return params
 
 
 def rollout(
-    run: Run, sampler: Sampler, params: SamplingParams, prompts: PromptBatch, samples: int,
+    run: Run, sampler: Sampler, params: PolicyWeights, prompts: PromptBatch, samples: int,
     parts: int, mesh: Mesh, beside: tuple[str, ...],
 ) -> None:  # fmt: skip
     """All programs of a rollout, the loops in their last bucket, where caches are the largest.
@@ -78,32 +78,32 @@ def rollout(
         program = Program(name, function, args, **more)
         return on_rows(run(program), mesh)
 
-    captions, last = measure("prefill", programs.read, params, prompts)
+    captions, last = measure("prefill", programs.prefill_prompts, params, prompts)
     limit = config.max_plan_tokens
     plans = _shapes(mesh, programs.start_plans, params, last, rows=B, size=limit)
-    plan_reads = (params.layers, params.text_head_VD, captions.segment, plans.segment)
+    plan_reads = (params.layers, params.text_head_VD, captions.cache, plans.cache)
     plans = measure(
         "plan loop, last bucket", programs.plan_bucket, params, captions, keys, plans,
-        **_buckets(limit, config.plan_bucket, plan_reads, plans.segment),
+        **_buckets(limit, config.plan_bucket, plan_reads, plans.cache),
     )  # fmt: skip
     plans = _shapes(mesh, programs.finish_plans, plans)[0]
-    ramp = None
+    uncond = None
     if sampler.branches == 2:
-        size = captions.segment.size + limit
-        ramp = measure("null context", programs.ramp, params, static={"size": size})
+        size = captions.cache.size + limit
+        uncond = measure("null context", programs.prefill_uncond, params, static={"size": size})
     context = ImageContext(
-        PromptCache(captions.segment, captions.len_P), plans.segment, plans.len_B, ramp
+        PromptCache(captions.cache, captions.len_P), plans.cache, plans.len_B, uncond
     )
     tokens = sampler.model_config.num_image_tokens
     images = _shapes(mesh, programs.start_images, params, rows=B, size=tokens)
-    image_reads = (params.layers, params.image_head, context, images.segment)
+    image_reads = (params.layers, params.image_head, context, images.cache)
     measure(
         "image loop, last bucket", programs.image_bucket, params, context, keys, images,
-        **_buckets(tokens, config.image_bucket, image_reads, images.segment),
+        **_buckets(tokens, config.image_bucket, image_reads, images.cache),
     )  # fmt: skip
 
 
-def _buckets(total: int, bucket: int, reads: Any, segment: Any) -> dict[str, Any]:
+def _buckets(total: int, bucket: int, reads: Any, cache: Any) -> dict[str, Any]:
     """Turns and reads of the last of the buckets that `total` tokens are drawn in, and how many
     of them the whole phase is worth by the bytes that it reads.
 
@@ -111,7 +111,7 @@ def _buckets(total: int, bucket: int, reads: Any, segment: Any) -> dict[str, Any
     """
     sizes = [min(size, total) for size in range(bucket, total + bucket, bucket)]
     turns = [size - before for size, before in zip(sizes, [0, *sizes])]
-    grown = device_bytes(segment)
+    grown = device_bytes(cache)
     fixed = device_bytes(reads) - grown
     whole = sum(n * (fixed + grown * size / total) for n, size in zip(turns, sizes))
     times = whole / (turns[-1] * (fixed + grown))

@@ -17,7 +17,7 @@ from gotr1_jax.aot.sizes import policy_sizes
 from gotr1_jax.aot.target import Target
 from gotr1_jax.models.janus import abstract_policy
 from gotr1_jax.parallel.mesh import make_mesh, replicated
-from gotr1_jax.parallel.placement import check_rows, mirror_shardings
+from gotr1_jax.parallel.placement import check_rows, train_state_shardings
 from gotr1_jax.parallel.sharding import placed_shapes
 from gotr1_jax.sft.config import SftConfig
 from gotr1_jax.sft.losses import SftWeights
@@ -37,7 +37,7 @@ def sft(config: SftConfig, models: Models, target: Target, run: Run) -> Iterator
     graphdef, params = nnx.split(module)
     optimizer = make_optimizer(config.optimizer, config.steps)
     shapes = jax.eval_shape(partial(new_state, optimizer=optimizer), params)
-    state = placed_shapes(shapes, mirror_shardings(shapes, params, mesh))
+    state = placed_shapes(shapes, train_state_shardings(shapes, params, mesh))
     lasting = ("train state",)
     yield Job(mesh, {"train state": device_bytes(state)}, lasting)
 

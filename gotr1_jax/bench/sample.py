@@ -46,7 +46,7 @@ def bench_sample(
     made: dict[str, np.ndarray] = {}
 
     def ours() -> None:
-        rollout = sampler.paint(params, prompts, boi, one, keys)
+        rollout = sampler.sample_images(params, prompts, boi, one, keys)
         made["ours"] = np.asarray(rollout.rows.image_ids_BU)
 
     states = {"policy": state}

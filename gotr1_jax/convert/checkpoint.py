@@ -41,7 +41,7 @@ from gotr1_jax.convert.writer import (
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
-from gotr1_jax.models.siglip import Understanding
+from gotr1_jax.models.siglip import JanusUnderstanding
 from gotr1_jax.models.vq import VQModel
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer
 
@@ -92,7 +92,7 @@ class Checkpoint:
         """The image tokenizer as a module."""
         return nnx.merge(split_part("vq", self.config, self.dtype)[0], self.vq)
 
-    def understanding_module(self) -> Understanding:
+    def understanding_module(self) -> JanusUnderstanding:
         """Vision tower and aligner as a module."""
         graphdef = split_part("understanding", self.config, self.dtype)[0]
         return nnx.merge(graphdef, self.understanding)

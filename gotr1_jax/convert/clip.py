@@ -28,7 +28,7 @@ from gotr1_jax.convert.tree import check_tensors, load_tree, our_view, tree_shap
 from gotr1_jax.convert.writer import WEIGHTS_FILE, OutTensor, new_checkpoint, write_safetensors
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.json import read_json
-from gotr1_jax.models.clip import VIT_H_14, Clip, ClipConfig, TowerConfig, abstract_clip
+from gotr1_jax.models.clip import VIT_H_14, Clip, ClipConfig, ClipTowerConfig, abstract_clip
 from gotr1_jax.tokenizers.clip import ClipTokenizer
 
 HPS_FILE = "HPS_v2.1_compressed.pt"
@@ -260,7 +260,7 @@ def parse_clip_config(data: Any, source: str) -> ClipConfig:
 def clip_config_to_json(config: ClipConfig, dtype: str) -> dict[str, Any]:
     """The config.json of a CLIPModel of these sizes."""
 
-    def tower(sizes: TowerConfig) -> dict[str, Any]:
+    def tower(sizes: ClipTowerConfig) -> dict[str, Any]:
         named = {theirs: getattr(sizes, ours) for ours, theirs in _TOWER_KEYS.items()}
         extra = {"hidden_act": "gelu", "layer_norm_eps": sizes.norm_eps}
         return {**named, **extra, "projection_dim": config.embedding_size}
@@ -283,14 +283,14 @@ def clip_config_to_json(config: ClipConfig, dtype: str) -> dict[str, Any]:
     }
 
 
-def _tower(section: Mapping[str, Any], where: str) -> TowerConfig:
+def _tower(section: Mapping[str, Any], where: str) -> ClipTowerConfig:
     if (act := section.get("hidden_act", "quick_gelu")) != "gelu":
         raise ValueError(f"{where}.hidden_act {act!r} is not supported; HPS has 'gelu'")
     eps = section.get("layer_norm_eps", 1e-5)
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
         raise ValueError(f"{where}.layer_norm_eps {eps!r} is no small number above 0")
     sizes = {ours: _size(section, theirs, where) for ours, theirs in _TOWER_KEYS.items()}
-    return TowerConfig(**sizes, norm_eps=float(eps))
+    return ClipTowerConfig(**sizes, norm_eps=float(eps))
 
 
 def _size(section: Mapping[str, Any], key: str, where: str) -> int:

@@ -24,7 +24,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.io.json import read_json
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import abstract_policy
-from gotr1_jax.models.siglip import Understanding
+from gotr1_jax.models.siglip import JanusUnderstanding
 from gotr1_jax.models.vq import abstract_vq
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
@@ -91,7 +91,9 @@ def abstract_part(part: str, config: JanusConfig, dtype: Any = jnp.float32) -> A
     if part == "vq":
         return abstract_vq(config.vq, dtype)
     if part == "understanding":
-        return nnx.eval_shape(lambda: Understanding(config, rngs=nnx.Rngs(0), param_dtype=dtype))
+        return nnx.eval_shape(
+            lambda: JanusUnderstanding(config, rngs=nnx.Rngs(0), param_dtype=dtype)
+        )
     raise ValueError(f"unknown part {part!r}; parts are {', '.join(PARTS)}")
 
 

@@ -1,15 +1,12 @@
-"""Classifier-free guidance, and the choice of a token from logits."""
+"""Classifier-free guidance, and what a recorded log-probability means."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-
-if TYPE_CHECKING:
-    pass
 
 
 def guide(cond: jax.Array, uncond: jax.Array, weight: float) -> jax.Array:
@@ -20,14 +17,14 @@ def guide(cond: jax.Array, uncond: jax.Array, weight: float) -> jax.Array:
 def split_branches(x: jax.Array, rows: int) -> tuple[jax.Array, ...]:
     """(N, ...) with N = `rows` times the branches -> an array (rows, ...) for each branch.
 
-    Where rows are split over a mesh, the branches of a row lie on its device.
+    Where rows are sharded, both branches of a row are on one device.
     """
     by_row = x.reshape(rows, -1, *x.shape[1:])
     return tuple(by_row[:, i] for i in range(by_row.shape[1]))
 
 
 def join_branches(cond: jax.Array, uncond: jax.Array) -> jax.Array:
-    """(B, ...) of each branch -> (2 B, ...), a row's two side by side; undoes `split_branches`."""
+    """(B, ...) of each branch -> (2 B, ...), those of a row adjacent; undoes `split_branches`."""
     return jnp.stack([cond, uncond], axis=1).reshape(-1, *cond.shape[1:])
 
 
@@ -36,7 +33,7 @@ LogpMode = Literal["guided", "guided_detach", "conditional"]
 
 @dataclass(frozen=True)
 class LogpSettings:
-    """What a log-probability means; travels with a rollout, a replay at other values is wrong.
+    """What a log-probability means; part of a rollout, whose tokens are scored at the same values.
 
     Attributes:
       mode: `guided` scores image tokens under the guided distribution and differentiates both

@@ -1,4 +1,4 @@
-"""Choice of a token from logits: greedy, top-k, top-p."""
+"""Sampling of a token from logits: greedy, top-k, top-p."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class TokenSamplingConfig:
-    """How a token is drawn.
+    """How a token is sampled.
 
     Attributes:
-      greedy: take the most likely token; the other fields then change nothing but log-probs.
-      top_k: draw among the k most likely tokens (and those tied with the last); 0 means all.
-      top_p: draw among the smallest set of tokens whose probability reaches p; 1 means all.
+      greedy: take the most likely token; top_k and top_p then have no effect.
+      top_k: sample among the k most likely tokens (and those tied with the last); 0 means all.
+      top_p: sample among the smallest set of tokens whose probability reaches p; 1 means all.
     """
 
     greedy: bool = False
@@ -32,7 +32,7 @@ class TokenSamplingConfig:
 def top_k_top_p_filter(logits_BV: jax.Array, config: TokenSamplingConfig) -> jax.Array:
     """Logits with everything outside of the top-k and top-p sets at -inf.
 
-    The top-p set is taken of what top-k left; it always holds the most likely token.
+    Top-k is applied first; the top-p set always holds the most likely token.
     """
     if 0 < config.top_k < logits_BV.shape[-1]:
         last = jax.lax.top_k(logits_BV, config.top_k)[0][:, -1:]
@@ -49,17 +49,17 @@ def top_k_top_p_filter(logits_BV: jax.Array, config: TokenSamplingConfig) -> jax
 def sample_token(
     logits_BV: jax.Array, keys_B: jax.Array, positions_B: jax.Array, config: TokenSamplingConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """Draw one token a row.
+    """Sample one token a row.
 
     Args:
       logits_BV: float32, guided and divided by the temperature.
-      keys_B: a key for each row; the position of the drawn token is folded in, so that neither
-        the bucket nor the place in the batch has a say.
-      positions_B: int32 position of the drawn token in its row.
+      keys_B: a key for each row; the position of the token is folded in, so that the token depends
+        neither on the bucket nor on the place in the batch.
+      positions_B: int32 position of the sampled token in its row.
       config: greedy or not, top-k, top-p.
 
     Returns:
-      ids (B,) int32 and their log-probabilities (B,) under the whole of `logits_BV`.
+      ids (B,) int32 and their log-probabilities (B,) under `logits_BV` before top-k and top-p.
     """
     if config.greedy:
         ids = jnp.argmax(logits_BV, axis=-1)

@@ -1,7 +1,6 @@
-"""What the sampler's loops read and write: weights laid out for decoding, and the cache.
+"""A decoder's weights for decoding: LoRA merged, layers unstacked, outputs first, one dtype.
 
-Letters besides the usual ones: K kv heads, g query heads of each, h head width, N rows of a
-segment (P captions, B rows, or 1 for the ramp), S its slots.
+Letters as in `decoding.kv_cache`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from gotr1_jax.models.decoder import Decoder
-from gotr1_jax.parallel.sharding import SAMPLING_RULES, partition_spec
+from gotr1_jax.parallel.sharding import DECODE_RULES, partition_spec
 
 
 @jax.tree_util.register_dataclass
@@ -22,12 +21,12 @@ from gotr1_jax.parallel.sharding import SAMPLING_RULES, partition_spec
 class LayerWeights:
     """One block with q, k, v in one matrix and gate, up in another: fewer, larger products.
 
-    Every matrix has its outputs first (see `sampling.forward.project`).
+    Every matrix has its outputs first (see `decoding.forward.project`).
 
     Attributes:
       attention_norm_D, mlp_norm_D: scales of the two norms.
       qkv_KfhD: f = g + 2 heads for each kv head: its g query heads, then its key and its value.
-        Grouped by kv head so that the matrix can be cut over K without moving anything.
+        Grouped by kv head so that the matrix can be sharded over K without moving anything.
       qkv_bias_Kfh: its bias, or None.
       out_DKgh: output projection.
       gate_up_2FD: gate at [0], up at [1].
@@ -45,12 +44,12 @@ class LayerWeights:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class TextParams:
-    """A decoder laid out for decoding: adapters folded in, layers apart, one dtype.
+class DecodeWeights:
+    """A decoder's weights: LoRA merged, layers unstacked, one dtype.
 
     Attributes:
       text_embed_VD: text embedding.
-      layers: one entry a layer.
+      layers: one entry for each layer.
       norm_D: scale of the final norm.
       text_head_VD: text head.
     """
@@ -88,12 +87,11 @@ def _layer_weights(decoder: Decoder, i: int, dtype: jnp.dtype) -> LayerWeights:
     )
 
 
-def lay_out_text(decoder: Decoder, dtype: jnp.dtype) -> TextParams:
-    """Weights of a decoder without adapters, in `dtype`, as the loops read them."""
-    text_head = (
-        decoder.embed.table[...] if decoder.lm_head is None else decoder.lm_head.kernel[...].T
-    )
-    return TextParams(
+def decode_weights(decoder: Decoder, dtype: jnp.dtype) -> DecodeWeights:
+    """DecodeWeights, in `dtype`, of a decoder whose LoRA is merged."""
+    head = decoder.lm_head
+    text_head = decoder.embed.table[...] if head is None else head.kernel[...].T
+    return DecodeWeights(
         text_embed_VD=decoder.embed.table[...].astype(dtype),
         layers=tuple(_layer_weights(decoder, i, dtype) for i in range(decoder.cfg.num_layers)),
         norm_D=decoder.norm.scale[...].astype(dtype),
@@ -101,14 +99,14 @@ def lay_out_text(decoder: Decoder, dtype: jnp.dtype) -> TextParams:
     )
 
 
-def text_shardings(params: TextParams, mesh: Mesh) -> TextParams:
-    """Shardings of (abstract) TextParams by SAMPLING_RULES; embeddings are whole, to be looked up.
+def decode_weights_shardings(params: DecodeWeights, mesh: Mesh) -> DecodeWeights:
+    """Shardings of (abstract) DecodeWeights by DECODE_RULES; embeddings stay whole for look-ups.
 
     Raises InputError for a size that does not divide.
     """
 
     def on(x: jax.Array | None, *axes: str | None) -> Any:
-        return None if x is None else _placed(x, axes, mesh)
+        return None if x is None else weight_sharding(x, axes, mesh)
 
     def layer(w: LayerWeights) -> LayerWeights:
         return LayerWeights(
@@ -121,7 +119,7 @@ def text_shardings(params: TextParams, mesh: Mesh) -> TextParams:
             down_DF=on(w.down_DF, "embed", "mlp"),
         )
 
-    return TextParams(
+    return DecodeWeights(
         text_embed_VD=on(params.text_embed_VD, None, "embed"),
         layers=tuple(layer(w) for w in params.layers),
         norm_D=on(params.norm_D, "embed"),
@@ -129,5 +127,6 @@ def text_shardings(params: TextParams, mesh: Mesh) -> TextParams:
     )
 
 
-def _placed(x: jax.Array, axes: tuple[str | None, ...], mesh: Mesh) -> Any:
-    return NamedSharding(mesh, partition_spec(axes, x.shape, SAMPLING_RULES, mesh))
+def weight_sharding(x: jax.Array, axes: tuple[str | None, ...], mesh: Mesh) -> Any:
+    """Sharding of one array with logical `axes` by DECODE_RULES."""
+    return NamedSharding(mesh, partition_spec(axes, x.shape, DECODE_RULES, mesh))

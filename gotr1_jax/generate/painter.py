@@ -15,8 +15,7 @@ from gotr1_jax.generate.config import GenerateConfig
 from gotr1_jax.generate.work import Batch, Survey, batch_rows, bytes_per_row, default_rows
 from gotr1_jax.models.janus import abstract_policy
 from gotr1_jax.models.vq import image_decoder
-from gotr1_jax.parallel.mesh import make_mesh, replicated, row_multiple
-from gotr1_jax.parallel.mesh import rows as row_sharding
+from gotr1_jax.parallel.mesh import make_mesh, replicated, row_multiple, row_sharding
 from gotr1_jax.sampler.sampler import Sampler, SamplerConfig, fold_keys
 from gotr1_jax.sampler.token_batch import PromptBatch, TokenBatch
 
@@ -99,9 +98,9 @@ class BatchPainter:
             plans, lengths = jnp.asarray(batch.plan_ids_BT), jnp.asarray(batch.plan_len_B)
             if self._mesh is not None:
                 plans, lengths = jax.device_put((plans, lengths), row_sharding(self._mesh))
-            rollout = self._sampler.paint(self._params, prompts, plans, lengths, keys_B)
+            rollout = self._sampler.sample_images(self._params, prompts, plans, lengths, keys_B)
         elif self._config.plans_only:
-            rollout = self._sampler.plan(self._params, prompts, keys_B, 1)
+            rollout = self._sampler.sample_plans(self._params, prompts, keys_B, 1)
         else:
             rollout = self._sampler(self._params, prompts, keys_B, 1)
         return jax.tree.map(np.asarray, rollout.rows)

@@ -20,8 +20,8 @@ from jax.sharding import Mesh
 from gotr1_jax.data.pipeline import pad_rows
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import RewardConfig
-from gotr1_jax.parallel.mesh import fetch_rows, own_rows
-from gotr1_jax.parallel.placement import join_on_mesh, take_on_mesh
+from gotr1_jax.parallel.mesh import assigned_rows, fetch_rows
+from gotr1_jax.parallel.placement import concatenate_on_mesh, take_on_mesh
 from gotr1_jax.parallel.processes import gather, raise_on_all_processes
 from gotr1_jax.plan import Plan, parse_plan
 from gotr1_jax.rewards import Judge, JudgeRequest, JudgeResult, combine, stack_scores
@@ -149,7 +149,7 @@ class RolloutWorker:
             drawn = self.sampler(params, prompts.batch(part), keys_B, samples)
             # Else the loops of the next part would be given their memory before this one ends.
             parts.append(jax.block_until_ready(drawn))
-        return parts[0] if len(parts) == 1 else join_on_mesh(parts)
+        return parts[0] if len(parts) == 1 else concatenate_on_mesh(parts)
 
     def score(self, rollout: Rollout, prompts: Prompts, indices: Sequence[int]) -> ScoredRollout:
         """Decode the images of a rollout and let the judge score every row.
@@ -159,7 +159,7 @@ class RolloutWorker:
         samples = rollout.rows.plan_len_B.shape[0] // len(indices)
         start = time.perf_counter()
         captions = tuple(prompts.captions[i] for i in indices for _ in range(samples))
-        own = own_rows(len(captions), self.mesh)
+        own = assigned_rows(len(captions), self.mesh)
         with raise_on_all_processes():
             figures_NF, judged, judge_seconds = self._look(rollout, captions, own)
         columns = dict(zip(self._figures, _exchange(figures_NF, own, len(captions)).T))
@@ -253,7 +253,7 @@ def join(parts: Sequence[ScoredRollout]) -> ScoredRollout:
 
     starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
     return ScoredRollout(
-        rollout=join_on_mesh([part.rollout for part in parts]),
+        rollout=concatenate_on_mesh([part.rollout for part in parts]),
         captions=tuple(caption for part in parts for caption in part.captions),
         caption_indices_B=stack("caption_indices_B"),
         judged={

@@ -23,8 +23,8 @@ from gotr1_jax.grpo.policy import SplitPolicy, load_policy
 from gotr1_jax.grpo.rollout import Prompts, RolloutWorker, encode_captions
 from gotr1_jax.grpo.update import Learner, make_policy_step, make_token_logps
 from gotr1_jax.models.config import JanusConfig
-from gotr1_jax.parallel.mesh import local_part
-from gotr1_jax.parallel.placement import mirror_shardings
+from gotr1_jax.parallel.mesh import local_mesh
+from gotr1_jax.parallel.placement import train_state_shardings
 from gotr1_jax.parallel.processes import check_same_on_all_processes, raise_on_all_processes
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of
 from gotr1_jax.rewards import Judge, make_judge
@@ -100,7 +100,7 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
     run.open()
     with raise_on_all_processes():
         # Answers stay with the run: a resumed step does not ask twice.
-        judge = make_judge(config.judge, run.dir.root / "judge_cache", local_part(run.mesh))
+        judge = make_judge(config.judge, run.dir.root / "judge_cache", local_mesh(run.mesh))
     optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
     reference = policy.reference() if config.loss.kl != "none" else None
     return GrpoJob(
@@ -137,7 +137,7 @@ def make_rollout_worker(
     """What samples and scores in a job; the checkpoint has the text and image tokenizers."""
     tokenizer = checkpoint.tokenizer
     sampler = make_sampler(config, policy, checkpoint.config, tokenizer.specials, mesh)
-    grid, local = checkpoint.config.grid, local_part(mesh)
+    grid, local = checkpoint.config.grid, local_mesh(mesh)
     decoder = ImageDecoder(checkpoint.vq_module(), grid, config.rollout.decode_batch, local)
     at_once = config.rollout.rows_at_once
     return RolloutWorker(sampler, decoder, judge, config.reward, tokenizer, mesh, at_once)
@@ -193,4 +193,4 @@ def state_shapes(config: GrpoConfig, policy: SplitPolicy, optimizer: Any, mesh: 
         lambda params: new_state(params, optimizer, new_entropy_state(config.entropy)),
         policy.trained,
     )
-    return placed_shapes(abstract, mirror_shardings(abstract, policy.trained, mesh))
+    return placed_shapes(abstract, train_state_shardings(abstract, policy.trained, mesh))

@@ -28,7 +28,7 @@ from gotr1_jax.grpo.rollout import ScoredRollout, records
 from gotr1_jax.grpo.setup import GrpoJob, make_job
 from gotr1_jax.grpo.update import policy_batches
 from gotr1_jax.io.files import write_json_atomic
-from gotr1_jax.parallel.placement import to_first_host
+from gotr1_jax.parallel.placement import gather_to_main
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
 from gotr1_jax.report import write_report
 from gotr1_jax.rewards.multimodal.counts import pop_metrics
@@ -116,7 +116,7 @@ def _finish(
     after: Evaluation,
 ) -> dict[str, Any]:
     """Writes summary, model in the released format, and report; returns the summary."""
-    model = to_first_host(merge_adapters(job.policy, params))
+    model = gather_to_main(merge_adapters(job.policy, params))
     with raise_on_all_processes():
         if not is_main_process():
             return {}

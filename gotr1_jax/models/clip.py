@@ -18,7 +18,7 @@ from gotr1_jax.models.siglip import PatchEmbed, run_blocks, stacked_blocks
 
 
 @dataclass(frozen=True)
-class TowerConfig:
+class ClipTowerConfig:
     """Sizes of one transformer."""
 
     width: int
@@ -44,8 +44,8 @@ class ClipConfig:
       embedding_size: of the common space.
     """
 
-    vision: TowerConfig = TowerConfig(1280, 5120, 32, 16)
-    text: TowerConfig = TowerConfig(1024, 4096, 24, 16)
+    vision: ClipTowerConfig = ClipTowerConfig(1280, 5120, 32, 16)
+    text: ClipTowerConfig = ClipTowerConfig(1024, 4096, 24, 16)
     image_size: int = 224
     patch_size: int = 14
     vocab_size: int = 49408
@@ -94,7 +94,7 @@ class ClipVisionTower(nnx.Module):
         return self.pool(run_blocks(self.blocks, self.embed(pixels_BHWC)))
 
 
-class TextTower(nnx.Module):
+class ClipTextTower(nnx.Module):
     """Caption ids (B,S), padded behind the end token, -> vectors (B,E), not of unit length."""
 
     def __init__(self, cfg: ClipConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
@@ -131,7 +131,7 @@ class Clip(nnx.Module):
         self, cfg: ClipConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype = jnp.float32
     ) -> None:
         self.vision = ClipVisionTower(cfg, rngs=rngs, param_dtype=param_dtype)
-        self.text = TextTower(cfg, rngs=rngs, param_dtype=param_dtype)
+        self.text = ClipTextTower(cfg, rngs=rngs, param_dtype=param_dtype)
 
     def encode_images(self, pixels_BHWC: jax.Array) -> jax.Array:
         """Normalised pixels, in the dtype of the activations -> float32 unit vectors (B,E)."""

@@ -17,7 +17,7 @@ from flax import nnx
 
 from gotr1_jax.models.config import DecoderConfig, LoraConfig
 from gotr1_jax.models.layers import Embedding, Linear, RMSNorm
-from gotr1_jax.parallel.sharding import pin_rows
+from gotr1_jax.parallel.sharding import constrain_rows
 
 # q (B,S,H,C), k (B,S,K,C), v (B,S,K,C), rotary applied -> mixed values (B,S,H,C)
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -103,14 +103,14 @@ class DecoderBlock(nnx.Module):
     ) -> jax.Array:
         """x (B,S,D), rope tables (B or 1,S,C//2) -> (B,S,D)."""
         cfg, lead = self.cfg, x.shape[:-1]
-        x = pin_rows(x)
+        x = constrain_rows(x)
         h = self.attention_norm(x)
         q = apply_rope(self.q(h).reshape(*lead, cfg.num_heads, cfg.head_dim), rope)
         k = apply_rope(self.k(h).reshape(*lead, cfg.num_kv_heads, cfg.head_dim), rope)
         v = self.v(h).reshape(*lead, cfg.num_kv_heads, cfg.head_dim)
         x = x + self.o(attend(q, k, v).reshape(*lead, -1))
         h = self.mlp_norm(x)
-        return pin_rows(x + self.down(jax.nn.silu(self.gate(h)) * self.up(h)))
+        return constrain_rows(x + self.down(jax.nn.silu(self.gate(h)) * self.up(h)))
 
 
 class Decoder(nnx.Module):

@@ -59,17 +59,22 @@ class Linear(nnx.Module):
         return y.reshape(*lead, y.shape[-1])
 
 
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * scale over the last axis, statistics in float32."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return wide.astype(x.dtype) * scale
+
+
 class RMSNorm(nnx.Module):
-    """x / rms(x) * scale, statistics in float32."""
+    """`rms_norm` with its scale."""
 
     def __init__(self, size: int, eps: float, param_dtype: jnp.dtype = jnp.float32) -> None:
         self.scale = nnx.Param(jnp.ones((size,), param_dtype), axes=("embed",))
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return wide.astype(x.dtype) * self.scale[...].astype(x.dtype)
+        return rms_norm(x, self.scale[...].astype(x.dtype), self.eps)
 
 
 class LayerNorm(nnx.Module):

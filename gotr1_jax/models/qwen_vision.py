@@ -61,7 +61,7 @@ def image_attention(q: jax.Array, k: jax.Array, v: jax.Array, images_RN: jax.Arr
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
-class VisionBlock(nnx.Module):
+class QwenVisionBlock(nnx.Module):
     """x + attention(norm1(x)), then x + mlp(norm2(x)); gated SiLU mlp; biases everywhere."""
 
     def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
@@ -113,7 +113,7 @@ class QwenPatchEmbed(nnx.Module):
         return patches @ kernel.reshape(-1, kernel.shape[-1]).astype(patches.dtype)
 
 
-class Merger(nnx.Module):
+class QwenMerger(nnx.Module):
     """Patches (R,N,D) -> units (R,N/M,out): norm, the M patches of a unit joined, GELU mlp."""
 
     def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
@@ -144,13 +144,15 @@ class QwenVisionTower(nnx.Module):
         self.patch = QwenPatchEmbed(cfg, rngs=rngs, param_dtype=param_dtype)
 
         def one_block(key: jax.Array) -> Any:
-            block = VisionBlock(cfg, rngs=nnx.Rngs(params=key), param_dtype=param_dtype)
+            block = QwenVisionBlock(cfg, rngs=nnx.Rngs(params=key), param_dtype=param_dtype)
             return nnx.split(block)[1]
 
-        shape = nnx.eval_shape(lambda: VisionBlock(cfg, rngs=nnx.Rngs(0), param_dtype=param_dtype))
+        shape = nnx.eval_shape(
+            lambda: QwenVisionBlock(cfg, rngs=nnx.Rngs(0), param_dtype=param_dtype)
+        )
         keys = jax.random.split(rngs.params(), cfg.num_layers)
         self.blocks = nnx.merge(nnx.split(shape)[0], jax.vmap(one_block)(keys))
-        self.merger = Merger(cfg, rngs=rngs, param_dtype=param_dtype)
+        self.merger = QwenMerger(cfg, rngs=rngs, param_dtype=param_dtype)
 
     def rope(self, positions_RN2: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Rotary tables (R,N,C//2): half of the pairs turn with the row, half with the column."""

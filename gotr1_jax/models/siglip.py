@@ -130,7 +130,7 @@ class SiglipTower(nnx.Module):
         return self.norm(run_blocks(self.blocks, x))
 
 
-class Understanding(nnx.Module):
+class JanusUnderstanding(nnx.Module):
     """Images as the decoder sees them: tower, then aligner.
 
     Pixels are (B, image_size, image_size, 3), scaled to [0,1] and normalised by the checkpoint's

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.models.config import VQConfig
-from gotr1_jax.models.vq_blocks import SAME, Conv, GroupNorm, Level, middle
+from gotr1_jax.models.vq_blocks import SAME, Conv, GroupNorm, VQLevel, middle
 
 
 @jax.tree_util.register_dataclass
@@ -52,7 +52,7 @@ class VQEncoder(nnx.Module):
         last = len(cfg.encoder_multipliers) - 1
         self.conv_in = Conv(3, base, 3, rngs=rngs, dtype=dtype)
         self.conv_blocks = nnx.List(
-            Level(
+            VQLevel(
                 widths[i],
                 widths[i + 1],
                 cfg.num_res_blocks,
@@ -88,7 +88,7 @@ class VQDecoder(nnx.Module):
         self.conv_in = Conv(cfg.z_channels, outs[0], 3, rngs=rngs, dtype=dtype)
         self.mid = middle(outs[0], groups, rngs=rngs, dtype=dtype)
         self.conv_blocks = nnx.List(
-            Level(
+            VQLevel(
                 widths[i],
                 widths[i + 1],
                 cfg.num_res_blocks + 1,
@@ -112,7 +112,7 @@ class VQDecoder(nnx.Module):
         return self.conv_out(jax.nn.silu(self.norm_out(h)), SAME)
 
 
-class Quantizer(nnx.Module):
+class VQQuantizer(nnx.Module):
     """The codebook; `embedding` is (codebook_size, code_dim), normalised on every look-up."""
 
     def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs, dtype):
@@ -148,7 +148,7 @@ class VQModel(nnx.Module):
         self.config = cfg
         self.encoder = VQEncoder(cfg, rngs=rngs, dtype=dtype)
         self.decoder = VQDecoder(cfg, rngs=rngs, dtype=dtype)
-        self.quantize = Quantizer(cfg, rngs=rngs, dtype=dtype)
+        self.quantize = VQQuantizer(cfg, rngs=rngs, dtype=dtype)
         self.quant_conv = Conv(cfg.z_channels, cfg.code_dim, 1, rngs=rngs, dtype=dtype)
         self.post_quant_conv = Conv(cfg.code_dim, cfg.z_channels, 1, rngs=rngs, dtype=dtype)
 

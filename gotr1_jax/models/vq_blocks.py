@@ -123,7 +123,7 @@ class Upsample(nnx.Module):
         return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), SAME)
 
 
-class Level(nnx.Module):
+class VQLevel(nnx.Module):
     """One resolution: residual blocks, each followed by attention where `attention`, then a resize.
 
     `resize` is "down", "up" or None; the attribute it makes is named as in the checkpoints.

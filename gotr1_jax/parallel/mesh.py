@@ -49,7 +49,7 @@ def make_mesh(
     return Mesh(np.array(chosen).reshape([sizes[a] for a in AXES]), AXES)
 
 
-def rows(mesh: Mesh) -> NamedSharding:
+def row_sharding(mesh: Mesh) -> NamedSharding:
     """Arrays whose leading axis is rows of the batch."""
     return NamedSharding(mesh, ROWS)
 
@@ -59,7 +59,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def put(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def put_global(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """A host array that every process has whole onto devices of all of them; nothing is sent."""
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
@@ -71,7 +71,7 @@ def row_multiple(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def connect(mesh: Mesh) -> None:
+def warm_up_collectives(mesh: Mesh) -> None:
     """Let the groups of CPU devices that programs reduce over find each other now.
 
     Every process calls it. Gloo gives up where one process uses a group for the first time half a
@@ -89,7 +89,7 @@ def connect(mesh: Mesh) -> None:
     jax.block_until_ready(jax.jit(program)(np.ones(1, np.float32)))
 
 
-def local_part(mesh: Mesh) -> Mesh:
+def local_mesh(mesh: Mesh) -> Mesh:
     """The part of the mesh whose devices are this process's own: it computes there by itself.
 
     Raises InputError where they form no block of the mesh.
@@ -103,21 +103,21 @@ def local_part(mesh: Mesh) -> Mesh:
         ) from error
 
 
-def by_rows(mesh: Mesh) -> Mesh:
+def data_parallel_mesh(mesh: Mesh) -> Mesh:
     """The same devices with rows over all of them: for work whose parameters each holds whole."""
     return Mesh(mesh.devices.reshape(-1, 1, 1), mesh.axis_names)
 
 
-def own_rows(count: int, mesh: Mesh) -> np.ndarray:
+def assigned_rows(count: int, mesh: Mesh) -> np.ndarray:
     """Which of `count` rows on the mesh are this process's to look at, ascending, int64.
 
     Each row is one process's. Rows that several processes hold (`tensor` spans them) are dealt
     out among these.
     """
     holders: dict[tuple[int, int], set[int]] = {}
-    places: Mapping[Any, Any] = rows(mesh).devices_indices_map((count,))
+    places: Mapping[Any, Any] = row_sharding(mesh).devices_indices_map((count,))
     for device, index in places.items():
-        start, stop = _stretch(index, count)
+        start, stop = _bounds(index, count)
         holders.setdefault((start, stop), set()).add(device.process_index)
     own = [np.zeros(0, np.int64)]
     for (start, stop), processes in sorted(holders.items()):
@@ -126,24 +126,24 @@ def own_rows(count: int, mesh: Mesh) -> np.ndarray:
     return np.concatenate(own)
 
 
-def held_rows(count: int, mesh: Mesh) -> np.ndarray:
+def addressable_rows(count: int, mesh: Mesh) -> np.ndarray:
     """Which of `count` rows on the mesh lie on devices of this process, ascending, int64."""
-    places = rows(mesh).addressable_devices_indices_map((count,)).values()
-    return np.unique(np.concatenate([np.arange(*_stretch(index, count)) for index in places]))
+    places = row_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([np.arange(*_bounds(index, count)) for index in places]))
 
 
 def fetch_rows(x: jax.Array, wanted: np.ndarray) -> np.ndarray:
     """Rows `wanted`, which this process holds, of an array (B, ...) over the rows of the mesh."""
     out = np.empty((len(wanted), *x.shape[1:]), x.dtype)
     for shard in x.addressable_shards:
-        start, stop = _stretch(shard.index, x.shape[0])
+        start, stop = _bounds(shard.index, x.shape[0])
         here = (wanted >= start) & (wanted < stop)
         if here.any():
             out[here] = np.asarray(shard.data)[wanted[here] - start]
     return out
 
 
-def _stretch(index: Any, count: int) -> tuple[int, int]:
+def _bounds(index: Any, count: int) -> tuple[int, int]:
     """First row and the one behind the last of a device's part of `count` rows."""
     start, stop, _ = index[0].indices(count)
     return start, stop

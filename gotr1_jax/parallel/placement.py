@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.parallel.mesh import put, replicated, row_multiple, rows
+from gotr1_jax.parallel.mesh import put_global, replicated, row_multiple, row_sharding
 from gotr1_jax.parallel.processes import is_main_process
 from gotr1_jax.parallel.sharding import state_shardings
 
@@ -32,12 +32,12 @@ def put_rows(tree: Any, mesh: Mesh) -> Any:
 
     Every process gives the whole arrays.
     """
-    return jax.tree.map(lambda x: put(np.asarray(x), rows(mesh)), tree)
+    return jax.tree.map(lambda x: put_global(np.asarray(x), row_sharding(mesh)), tree)
 
 
-def put_held_rows(tree: Any, held: np.ndarray, count: int, mesh: Mesh) -> Any:
-    """As `put_rows`, of arrays that have only the rows `held` (see `held_rows`) of `count`."""
-    layout = rows(mesh)
+def put_addressable_rows(tree: Any, held: np.ndarray, count: int, mesh: Mesh) -> Any:
+    """As `put_rows`, of arrays with only the rows `held` of `count`; see `addressable_rows`."""
+    layout = row_sharding(mesh)
 
     def one(x: np.ndarray) -> jax.Array:
         def slice_of(index: Any) -> np.ndarray:
@@ -55,7 +55,7 @@ def take_on_mesh(tree: Any, index: np.ndarray) -> Any:
     return _laid_out_alike(_take, tree, index)
 
 
-def join_on_mesh(trees: Sequence[Any]) -> Any:
+def concatenate_on_mesh(trees: Sequence[Any]) -> Any:
     """The rows of all trees, one after the other, laid out as those of the first."""
     return _laid_out_alike(_join, *trees)
 
@@ -73,7 +73,7 @@ def _join(*trees: Any) -> Any:
     return jax.tree.map(lambda *x: jnp.concatenate(x), *trees)
 
 
-def mirror_shardings(abstract: Any, params: Any, mesh: Mesh) -> Any:
+def train_state_shardings(abstract: Any, params: Any, mesh: Mesh) -> Any:
     """Shardings of a train state: whatever mirrors `params` (moments) lies as they do.
 
     `abstract` is the state's shapes; leaves that match no parameter's path are replicated.
@@ -94,7 +94,7 @@ def mirror_shardings(abstract: Any, params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, abstract)
 
 
-def to_first_host(tree: Any) -> Any:
+def gather_to_main(tree: Any) -> Any:
     """The arrays of a tree as numpy arrays in process 0; None in the others.
 
     Every process calls it. One array after another goes whole through the devices.

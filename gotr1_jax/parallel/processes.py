@@ -87,7 +87,7 @@ def check_same_on_all_processes(text: str | Iterable[str], what: str) -> None:
         )
 
 
-def lost_others(error: Exception) -> str | None:
+def describe_lost_process(error: Exception) -> str | None:
     """What to say of an error that is no mistake of ours: another process ended. Else None."""
     if not (isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1):
         return None
@@ -100,7 +100,7 @@ def lost_others(error: Exception) -> str | None:
     )
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """End this process where it is one of several, without waiting for the others; else nothing.
 
     The others, if they have not met the same error, are ended by the runtime within the heartbeat.

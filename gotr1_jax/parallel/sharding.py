@@ -33,7 +33,7 @@ PARAMETER_RULES: dict[str, str | None] = {
 # Weights laid out for decoding: as in training, but nothing over `fsdp`: to gather weights at
 # every token would cost more than the token. So they are gathered over `fsdp` once a rollout, and
 # nothing of the layers is sent where that axis is 1.
-SAMPLING_RULES: dict[str, str | None] = PARAMETER_RULES | {"embed": None}
+DECODE_RULES: dict[str, str | None] = PARAMETER_RULES | {"embed": None}
 
 
 def partition_spec(
@@ -85,7 +85,7 @@ def state_shardings(
     return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def pin_rows(x: jax.Array) -> jax.Array:
+def constrain_rows(x: jax.Array) -> jax.Array:
     """x (B, ...) inside a jit: rows over the mesh's row axes, the rest whole; its values stay.
 
     Left to itself the compiler splits activations like the parameters that they meet, and then

@@ -26,7 +26,7 @@ from gotr1_jax.convert.clip import (
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.clip import clip_pixels
 from gotr1_jax.models.clip import abstract_clip
-from gotr1_jax.parallel.mesh import replicated, row_multiple, rows
+from gotr1_jax.parallel.mesh import replicated, row_multiple, row_sharding
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.tokenizers.clip import ClipTokenizer
@@ -165,7 +165,7 @@ class HpsJudge:
             return lambda batch: compiled(state, batch)
         mesh = self._mesh
         compiled = jax.jit(encode, out_shardings=replicated(mesh))
-        return lambda batch: compiled(state, jax.device_put(batch, rows(mesh)))
+        return lambda batch: compiled(state, jax.device_put(batch, row_sharding(mesh)))
 
 
 def _result(cosine: float, broken: bool) -> JudgeResult:

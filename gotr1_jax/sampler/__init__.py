@@ -1,1 +1,2 @@
-"""Drawing plans and images from a policy, and scoring them again: rows, sampler, replay."""
+"""The policy's decoding: `sampler` runs `plan_loop` and `image_loop` on a `token_batch` of prompts,
+`image_decoder` turns image tokens into pixels, `answer` answers questions about images."""

@@ -8,24 +8,24 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gotr1_jax.models.vq import VQModel, image_decoder
-from gotr1_jax.parallel.mesh import by_rows, replicated
+from gotr1_jax.parallel.mesh import data_parallel_mesh, replicated
 from gotr1_jax.parallel.placement import put_rows
 
 
-def whole_shares(batch: int, mesh: Mesh) -> int:
-    """The smallest number of rows, `batch` or more, that is a multiple of the mesh's devices."""
+def round_up_to_devices(batch: int, mesh: Mesh) -> int:
+    """`batch` rounded up to a multiple of the mesh's devices."""
     return -(-batch // mesh.size) * mesh.size
 
 
 class ImageDecoder:
-    """Image ids -> uint8 images, some rows at a time, split over this process's devices."""
+    """Image ids -> uint8 images, a batch at a time, sharded over this process's devices."""
 
     def __init__(self, vq: VQModel, grid: int, batch: int, mesh: Mesh) -> None:
-        """mesh: devices of this process; each takes a share of `batch` rows, rounded up."""
+        """mesh: devices of this process; `batch` rows are rounded up to a multiple of them."""
         graphdef, state = nnx.split(vq)
-        self._mesh = by_rows(mesh)
+        self._mesh = data_parallel_mesh(mesh)
         self._state = jax.device_put(state, replicated(self._mesh))
-        self._batch = whole_shares(batch, mesh)
+        self._batch = round_up_to_devices(batch, mesh)
         self._decode = image_decoder(graphdef, grid)
 
     def __call__(self, ids_BU: np.ndarray) -> list[np.ndarray]:
@@ -33,7 +33,7 @@ class ImageDecoder:
         images: list[np.ndarray] = []
         for start in range(0, len(ids_BU), self._batch):
             part = ids_BU[start : start + self._batch]
-            # The last batch is filled up: one shape, one compilation.
+            # The last batch is padded: one shape, one compilation.
             full = np.concatenate([part, np.repeat(part[-1:], self._batch - len(part), axis=0)])
             pixels = self._decode(self._state, put_rows(full, self._mesh))
             images += list(np.asarray(pixels)[: len(part)])

@@ -19,8 +19,8 @@ from gotr1_jax.data.shards import TokenizedRecords
 from gotr1_jax.data.token_cache import ImageTokens
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.progress import Progress
-from gotr1_jax.parallel.mesh import held_rows
-from gotr1_jax.parallel.placement import put_held_rows
+from gotr1_jax.parallel.mesh import addressable_rows
+from gotr1_jax.parallel.placement import put_addressable_rows
 from gotr1_jax.parallel.processes import (
     check_same_on_all_processes,
     is_main_process,
@@ -149,11 +149,11 @@ def _drop_long_records(data: SftDataConfig, records: TokenizedRecords, lengths: 
 def to_token_batch(batch: SftExampleBatch, count: int, mesh: Mesh) -> TokenBatch:
     """Put a batch of examples on the mesh; every plan token is in the loss.
 
-    The whole batch has `count` rows; `batch` holds those that `held_rows` gives this process.
+    The whole batch has `count` rows; `batch` those of `addressable_rows`.
     """
     T = batch.plan_ids_BT.shape[1]
     mask_BT = np.arange(T)[None, :] < batch.plan_len_B[:, None]
-    put = partial(put_held_rows, held=held_rows(count, mesh), count=count, mesh=mesh)
+    put = partial(put_addressable_rows, held=addressable_rows(count, mesh), count=count, mesh=mesh)
     return TokenBatch(
         prompt_ids_BC=put(batch.prompt_ids_BC),
         prompt_len_B=put(batch.prompt_len_B),

@@ -14,7 +14,7 @@ from flax import nnx
 
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.models.vq import abstract_vq
-from gotr1_jax.parallel.mesh import make_mesh, replicated, rows
+from gotr1_jax.parallel.mesh import make_mesh, replicated, row_sharding
 
 
 class ImageEncoder:
@@ -27,7 +27,7 @@ class ImageEncoder:
         devices = list(jax.local_devices() if devices is None else devices)
         self.devices = len(devices)
         mesh = make_mesh(devices=devices)
-        self._rows = rows(mesh)
+        self._rows = row_sharding(mesh)
         self._state = jax.device_put(state, replicated(mesh))
         self._encode = jax.jit(partial(_encode, nnx.split(abstract_vq(config))[0]))
 

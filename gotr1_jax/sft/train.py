@@ -22,9 +22,9 @@ from gotr1_jax.convert.writer import copy_files
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
-from gotr1_jax.models.siglip import Understanding
-from gotr1_jax.parallel.mesh import held_rows
-from gotr1_jax.parallel.placement import mirror_shardings, to_first_host
+from gotr1_jax.models.siglip import JanusUnderstanding
+from gotr1_jax.parallel.mesh import addressable_rows
+from gotr1_jax.parallel.placement import gather_to_main, train_state_shardings
 from gotr1_jax.parallel.processes import (
     check_same_on_all_processes,
     is_main_process,
@@ -73,7 +73,7 @@ def train_sft(config: SftConfig) -> Path:
         check_same_on_all_processes(tokenizer, "tokenizer")
         run.open()
         vq = ImageTokenizer(start.config.vq, start.config.image_size, start.vq)
-        held = held_rows(config.batch_size, mesh)
+        held = addressable_rows(config.batch_size, mesh)
         data = make_batches(config, vq, start.tokenizer, start.tokenizer_dir, held)
         batches = iter(data)
         abstract = abstract_policy(start.config, dtype=jnp.dtype(config.dtype), remat=config.remat)
@@ -105,7 +105,7 @@ def train_sft(config: SftConfig) -> Path:
                 }
                 run.log(values, state.skipped_in_a_row, text=text, image=image)
             run.end_step(state)
-        policy = to_first_host(state.params)
+        policy = gather_to_main(state.params)
         with raise_on_all_processes():
             return _export(config, run.dir.root, start, policy)
 
@@ -144,7 +144,7 @@ def _start(
             f"model.decoder.vocab_size is {sizes.decoder.vocab_size}, the tokenizer has "
             f"{tokenizer.vocab_size} tokens; use at least that many"
         )
-    understanding = nnx.split(Understanding(sizes, rngs=nnx.Rngs(config.seed)))[1]
+    understanding = nnx.split(JanusUnderstanding(sizes, rngs=nnx.Rngs(config.seed)))[1]
     return Start(sizes, tokenizer, tokenizer_dir, images.state, understanding, None)
 
 
@@ -162,7 +162,7 @@ def _initial_state(
     config: SftConfig, start: Start, abstract: nnx.State, optimizer: Any, mesh: Any
 ) -> TrainState:
     """Parameters drawn, or taken from a checkpoint, straight into their shards."""
-    shardings = mirror_shardings(
+    shardings = train_state_shardings(
         jax.eval_shape(partial(new_state, optimizer=optimizer), abstract), abstract, mesh
     )
     if start.policy is not None:

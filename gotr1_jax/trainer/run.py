@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from gotr1_jax.config import to_yaml
 from gotr1_jax.io.progress import Progress
 from gotr1_jax.parallel.config import DistributedConfig, MeshConfig
-from gotr1_jax.parallel.mesh import connect, make_mesh
+from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.parallel.placement import check_rows
 from gotr1_jax.parallel.processes import (
     check_same_on_all_processes,
@@ -110,7 +110,7 @@ class Run:
             self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
             for setting, count in self._row_counts.items():
                 check_rows(count, self.mesh, setting)
-            connect(self.mesh)
+            warm_up_collectives(self.mesh)
             same: Any = config
             same = replace(same, distributed=DistributedConfig())
             check_same_on_all_processes(to_yaml(same), "configuration")

@@ -15,16 +15,14 @@ import numpy as np
 
 from gotr1_jax.decoding.forward import (
     MASKED,
+    attend_to_caches,
     prefill,
-    prefill_embedded_behind,
+    prefill_after,
     run_layers,
-    shared_scores,
-    shared_values,
-    softmax_parts,
     text_logits,
 )
 from gotr1_jax.decoding.kv_cache import KVCache, empty_cache, write_slot
-from gotr1_jax.decoding.weights import TextParams
+from gotr1_jax.decoding.weights import DecodeWeights
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import mrope_tables, rope_tables
 
@@ -105,13 +103,13 @@ class AnswerState:
     step: jax.Array
 
 
-def read_head(params: TextParams, ids_1S: jax.Array, cfg: DecoderConfig) -> KVCache:
+def read_head(params: DecodeWeights, ids_1S: jax.Array, cfg: DecoderConfig) -> KVCache:
     """Keys and values of a text from position 0 on."""
-    return prefill(params, cfg, ids_1S)[1]
+    return prefill(params, cfg, params.text_embed_VD[ids_1S])[1]
 
 
 def read_prefixes(
-    params: TextParams,
+    params: DecodeWeights,
     units_UD: jax.Array,
     tokens: PackedTokens,
     head: SharedPrefix,
@@ -119,11 +117,11 @@ def read_prefixes(
 ) -> KVCache:
     """Keys and values of prefixes behind the head."""
     x, rope = _embedded(params, units_UD, tokens, cfg)
-    return prefill_embedded_behind(params, cfg, x, rope, [_in_front(head)])[1]
+    return prefill_after(params, cfg, x, rope, [_in_front(head)])[1]
 
 
 def read_questions(
-    params: TextParams, units_UD: jax.Array, tokens: PackedTokens, head: SharedPrefix,
+    params: DecodeWeights, units_UD: jax.Array, tokens: PackedTokens, head: SharedPrefix,
     prefixes: tuple[KVCache, jax.Array] | None, cfg: DecoderConfig, reads: int,
 ) -> tuple[jax.Array, PrefixCache]:  # fmt: skip
     """Questions behind their prefixes: hidden (B,M,D) of their last M tokens, and the context.
@@ -133,7 +131,7 @@ def read_questions(
     """
     x, rope = _embedded(params, units_UD, tokens, cfg)
     before = [] if prefixes is None else [prefixes]
-    hidden, own = prefill_embedded_behind(params, cfg, x, rope, [_in_front(head), *before])
+    hidden, own = prefill_after(params, cfg, x, rope, [_in_front(head), *before])
     at_BM = jnp.asarray(tokens.len_B)[:, None] - reads + jnp.arange(reads)
     hidden_BMD = jnp.take_along_axis(hidden, at_BM[..., None], axis=1)
     parts = [*before, (own, jnp.asarray(tokens.len_B))]
@@ -151,7 +149,7 @@ def _in_front(head: SharedPrefix) -> tuple[KVCache, jax.Array]:
 
 
 def _embedded(
-    params: TextParams, units_UD: jax.Array, tokens: PackedTokens, cfg: DecoderConfig
+    params: DecodeWeights, units_UD: jax.Array, tokens: PackedTokens, cfg: DecoderConfig
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     places_BS = jnp.asarray(tokens.places_BS)
     x = params.text_embed_VD[tokens.ids_BS]
@@ -162,7 +160,7 @@ def _embedded(
 
 
 def score_logps(
-    params: TextParams, hidden_BMD: jax.Array, asked_BMK: jax.Array
+    params: DecodeWeights, hidden_BMD: jax.Array, asked_BMK: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities, float32 (B,M,K), of tokens asked for; and whether logits are finite."""
     logits = text_logits(params, hidden_BMD)
@@ -172,7 +170,7 @@ def score_logps(
 
 
 def start_answers(
-    params: TextParams, hidden_BD: jax.Array, limit_B: jax.Array, cfg: DecoderConfig,
+    params: DecodeWeights, hidden_BD: jax.Array, limit_B: jax.Array, cfg: DecoderConfig,
     ends: tuple[int, ...], room: int, size: int,
 ) -> AnswerState:  # fmt: skip
     """The first token of every row. limit_B 0 is a row that is not asked at all.
@@ -214,12 +212,12 @@ def _draw(state: AnswerState, logits_BV: jax.Array, ends: tuple[int, ...]) -> An
 
 
 def run_answer_bucket(
-    params: TextParams, head: SharedPrefix, context: PrefixCache, state: AnswerState,
+    params: DecodeWeights, head: SharedPrefix, context: PrefixCache, state: AnswerState,
     cfg: DecoderConfig, ends: tuple[int, ...],
 ) -> AnswerState:  # fmt: skip
     """Read and draw tokens until the segment's slots are full or every row is done."""
-    size, H, C = state.segment.size, head.segment.size, context.segment.size
-    head_bias = jnp.where(jnp.arange(H) < jnp.asarray(head.len_1), 0.0, MASKED)
+    size = state.segment.size
+    head_bias = jnp.where(jnp.arange(head.segment.size) < jnp.asarray(head.len_1), 0.0, MASKED)
 
     def unfinished(state: AnswerState) -> jax.Array:
         return (state.step < size) & ~jnp.all(state.done_B)
@@ -231,16 +229,11 @@ def run_answer_bucket(
         def attend(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             nonlocal segment
             segment = write_slot(segment, i, t, k, v)
-            q = q * cfg.head_dim**-0.5
-            parts = (
+            caches = (
                 (head.segment, head_bias), (context.segment, context.bias_BS[:, None, None]),
                 (segment, own_bias),
             )  # fmt: skip
-            scores = [shared_scores(q, part.k_NKhS[i]) + bias for part, bias in parts]
-            weights, inverse = softmax_parts(jnp.concatenate(scores, axis=-1))
-            by_part = jnp.split(weights.astype(v.dtype), [H, H + C], axis=-1)
-            values = [shared_values(w, part.v_NKSh[i]) for w, (part, _) in zip(by_part, parts)]
-            return sum(values[1:], values[0]) * inverse.astype(v.dtype)
+            return attend_to_caches(i, q, caches)
 
         rope = rope_tables(context.start_B + t, cfg.head_dim, cfg.rope_theta)
         x = params.text_embed_VD[state.token_B]

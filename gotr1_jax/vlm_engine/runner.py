@@ -14,10 +14,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gotr1_jax.decoding.kv_cache import KVCache, cache_sharding, grow_cache
-from gotr1_jax.decoding.weights import TextParams, lay_out_text, text_shardings
+from gotr1_jax.decoding.weights import DecodeWeights, decode_weights, decode_weights_shardings
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import Decoder
-from gotr1_jax.parallel.mesh import ROWS, row_multiple, rows
+from gotr1_jax.parallel.mesh import ROWS, row_multiple, row_sharding
 from gotr1_jax.vlm_engine.packing import Chunk, Limits, TokenRow, rung
 from gotr1_jax.vlm_engine.programs import (
     AnswerState,
@@ -201,7 +201,7 @@ class ChunkRunner:
         return jax.tree.map(self._on_rows, PackedTokens(ids, places, positions, lengths))
 
     def _on_rows(self, x: np.ndarray) -> jax.Array:
-        return jnp.asarray(x) if self._mesh is None else jax.device_put(x, rows(self._mesh))
+        return jnp.asarray(x) if self._mesh is None else jax.device_put(x, row_sharding(self._mesh))
 
 
 @dataclass(frozen=True)
@@ -209,14 +209,14 @@ class TextPrograms:
     """The text model's jitted functions; the module `programs` has what they compute.
 
     Attributes:
-      lay_out: the decoder's state -> TextParams over the mesh.
+      lay_out: the decoder's state -> DecodeWeights over the mesh.
       read_head, read_prefixes, read_questions, start, bucket, score: what rows begin with,
         prefixes, questions behind them, the first tokens, a stretch of the answers, probabilities
         of scores.
       take: rows of a tree, by their index.
     """
 
-    lay_out: Callable[[nnx.State], TextParams]
+    lay_out: Callable[[nnx.State], DecodeWeights]
     read_head: Any
     read_prefixes: Any
     read_questions: Any
@@ -232,36 +232,36 @@ def text_programs(
 ) -> TextPrograms:  # fmt: skip
     """Jitted functions of a decoder; arguments as for `ChunkRunner`. Nothing is compiled yet."""
 
-    def lay_out(state: nnx.State) -> TextParams:
+    def lay_out(state: nnx.State) -> DecodeWeights:
         decoder = nnx.merge(graphdef, state)
         assert isinstance(decoder, Decoder)
-        params = lay_out_text(decoder, dtype)
+        params = decode_weights(decoder, dtype)
         if mesh is None:
             return params
-        return jax.lax.with_sharding_constraint(params, text_shardings(params, mesh))
+        return jax.lax.with_sharding_constraint(params, decode_weights_shardings(params, mesh))
 
     def pinned(tree: Any) -> Any:
         return _pin(tree, mesh)
 
-    def head(params: TextParams, ids_1S: jax.Array) -> KVCache:
+    def head(params: DecodeWeights, ids_1S: jax.Array) -> KVCache:
         segment = read_head(params, ids_1S, cfg)
         if mesh is None:
             return segment
         return jax.lax.with_sharding_constraint(segment, head_sharding(mesh))
 
     def prefixes(
-        params: TextParams, units: jax.Array, tokens: PackedTokens, head: SharedPrefix
+        params: DecodeWeights, units: jax.Array, tokens: PackedTokens, head: SharedPrefix
     ) -> KVCache:
         return pinned(read_prefixes(params, units, tokens, head, cfg))
 
     def questions(
-        params: TextParams, units: jax.Array, tokens: PackedTokens, head: SharedPrefix,
+        params: DecodeWeights, units: jax.Array, tokens: PackedTokens, head: SharedPrefix,
         prefixes: tuple[KVCache, jax.Array] | None, reads: int,
     ) -> tuple[jax.Array, PrefixCache]:  # fmt: skip
         return pinned(read_questions(params, units, tokens, head, prefixes, cfg, reads))
 
     def start(
-        params: TextParams, hidden_BMD: jax.Array, limit: jax.Array, room: int, size: int
+        params: DecodeWeights, hidden_BMD: jax.Array, limit: jax.Array, room: int, size: int
     ) -> AnswerState:
         return pinned(start_answers(params, hidden_BMD[:, -1], limit, cfg, ends, room, size))
 

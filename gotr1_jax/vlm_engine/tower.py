@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from gotr1_jax.images.qwen import Geometry, QwenImage, count_windows
 from gotr1_jax.images.qwen_pack import Grid, PatchBatch, RowShape, assign_rows, pack_images
 from gotr1_jax.models.qwen_vision import QwenVisionTower
-from gotr1_jax.parallel.mesh import replicated, row_multiple, rows
+from gotr1_jax.parallel.mesh import replicated, row_multiple, row_sharding
 from gotr1_jax.vlm_engine.packing import Limits, rung
 
 
@@ -110,7 +110,7 @@ class ImageReader:
 
     def _spread(self, batch: PatchBatch) -> PatchBatch:
         assert self._mesh is not None
-        return jax.device_put(batch, rows(self._mesh))
+        return jax.device_put(batch, row_sharding(self._mesh))
 
 
 def _row_patches(units: int, geometry: Geometry) -> int:

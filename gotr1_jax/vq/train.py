@@ -21,8 +21,8 @@ from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.io.progress import Progress
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.models.vq import VQModel, abstract_vq
-from gotr1_jax.parallel.mesh import held_rows, replicated
-from gotr1_jax.parallel.placement import put_held_rows
+from gotr1_jax.parallel.mesh import addressable_rows, replicated
+from gotr1_jax.parallel.placement import put_addressable_rows
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
 from gotr1_jax.shapes.dataset import ShapesSource
 from gotr1_jax.shapes.vocabulary import GRID_STEP, IMAGE_SIZE
@@ -80,9 +80,9 @@ def train_vq(config: VqTrainConfig) -> Path:
         update = make_step(config)
         for step in run.steps():
             count = batch_rows(config, step)
-            held = held_rows(count, run.mesh)
+            held = addressable_rows(count, run.mesh)
             part = batch_of_step(images, config, step, held)
-            state, result = update(state, put_held_rows(part, held, count, run.mesh))
+            state, result = update(state, put_addressable_rows(part, held, count, run.mesh))
             if step % config.log_every == 0 or step == config.steps:
                 values = {name: float(value) for name, value in asdict(result).items()}
                 shown = {name: values[name] for name in ("psnr", "perplexity", "used_frac")}

@@ -156,7 +156,7 @@ def test_rows_do_not_depend_on_their_company(policy, rollout: Rollout) -> None:
 
 def test_given_plans_are_painted_the_same(policy, rollout: Rollout) -> None:
     sampler, rows = sampler_of(policy), rollout.rows
-    painted = sampler.paint(
+    painted = sampler.sample_images(
         sampler.prepare(nnx.split(policy)[1]),
         PROMPTS,
         jnp.asarray(rows.plan_ids_BT),
@@ -173,7 +173,9 @@ def test_without_any_plan_the_caption_is_painted(policy) -> None:
     sampler = sampler_of(policy)
     params, one = sampler.prepare(nnx.split(policy)[1]), jnp.ones(len(KEYS), jnp.int32)
     bare, padded = (
-        sampler.paint(params, PROMPTS, jnp.full((len(KEYS), T), SPECIALS.boi, jnp.int32), one, KEYS)
+        sampler.sample_images(
+            params, PROMPTS, jnp.full((len(KEYS), T), SPECIALS.boi, jnp.int32), one, KEYS
+        )
         for T in (1, 4)
     )
     np.testing.assert_array_equal(bare.rows.image_ids_BU, padded.rows.image_ids_BU)

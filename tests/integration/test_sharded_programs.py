@@ -27,7 +27,7 @@ from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.models.lora import split_lora
 from gotr1_jax.parallel.mesh import make_mesh
-from gotr1_jax.parallel.placement import mirror_shardings, put_rows
+from gotr1_jax.parallel.placement import put_rows, train_state_shardings
 from gotr1_jax.parallel.sharding import placed_shapes, state_shardings
 from gotr1_jax.sampler.sampler import Sampler, SamplerConfig
 from gotr1_jax.trainer.config import OptimizerConfig
@@ -59,7 +59,7 @@ def split(lora: bool, dtype: str = "float32", remat: str = "none") -> tuple[Any,
 def state_of(params: Any, mesh: Mesh) -> tuple[TrainState, Any]:
     """A state on the mesh, and where its arrays lie."""
     init = partial(new_state, optimizer=OPTIMIZER)
-    places = mirror_shardings(jax.eval_shape(init, params), params, mesh)
+    places = train_state_shardings(jax.eval_shape(init, params), params, mesh)
     return jax.jit(init, out_shardings=places)(params), places
 
 
@@ -144,7 +144,7 @@ def layout(mesh: Mesh) -> tuple[str, set[tuple[int, ...]]]:
     merged = nnx.split(nnx.merge(graphdef, adapters, rest))[0]
     sampler = Sampler(merged, STEP_MODEL, SPECIALS, SamplerConfig(max_plan_tokens=4), mesh)
     shapes = placed_shapes(whole, state_shardings(whole, mesh))
-    program, made = sampler.layout(shapes)
+    program, made = sampler.prepare_program(shapes)
     layers = {x.shape for x in jax.tree.leaves(made.layers) if x.ndim > 1}
     return program.lower(shapes).compile().as_text(), layers
 

@@ -266,19 +266,19 @@ import numpy as np
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.parallel import mesh
 from gotr1_jax.parallel.processes import broadcast_from_main, check_same_on_all_processes
-from gotr1_jax.parallel.processes import gather, leave, raise_on_all_processes
-from gotr1_jax.parallel.placement import put_held_rows, take_on_mesh, to_first_host
+from gotr1_jax.parallel.processes import exit_process, gather, raise_on_all_processes
+from gotr1_jax.parallel.placement import put_addressable_rows, take_on_mesh, gather_to_main
 index = jax.process_index()
 def say(*what): print("seen", *what, flush=True)
 by_rows, by_tensor = mesh.make_mesh(1, 2, 2), mesh.make_mesh(1, 1, 4)
 for there in (by_rows, by_tensor):
-    say(mesh.own_rows(4, there).tolist(), mesh.held_rows(4, there).tolist())
-say(dict(mesh.local_part(by_rows).shape))
-own = mesh.own_rows(4, by_rows)
-x = put_held_rows(10 * own[:, None], own, 4, by_rows)
+    say(mesh.assigned_rows(4, there).tolist(), mesh.addressable_rows(4, there).tolist())
+say(dict(mesh.local_mesh(by_rows).shape))
+own = mesh.assigned_rows(4, by_rows)
+x = put_addressable_rows(10 * own[:, None], own, 4, by_rows)
 turned = take_on_mesh(x, np.array([3, 2, 1, 0]))
 say(mesh.fetch_rows(turned, own).tolist())
-whole = to_first_host(x)
+whole = gather_to_main(x)
 say(None if whole is None else whole.tolist())
 say(gather(np.float32([index])).tolist(), broadcast_from_main(index == 0))
 for kind in (RunError, InputError):
@@ -296,7 +296,7 @@ try:
     mesh.make_mesh(2, 1, 1)
 except InputError as error:
     say(error)
-leave(3 + index)
+exit_process(3 + index)
 """
 
 

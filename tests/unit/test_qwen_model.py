@@ -17,7 +17,7 @@ from gotr1_jax.images.qwen_pack import RowShape, mrope_positions, pack_images, u
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import mrope_tables, rope_tables
 from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
-from gotr1_jax.parallel.mesh import make_mesh, rows
+from gotr1_jax.parallel.mesh import make_mesh, row_sharding
 from gotr1_jax.parallel.sharding import state_shardings
 
 GRIDS = ((2, 3), (4, 5), (1, 1), (5, 4))
@@ -54,7 +54,7 @@ def test_a_mesh_changes_nothing() -> None:
 
     alone = jax.jit(run)(state, batch, ids, places, positions)
     mesh = make_mesh(2, 2, 2)
-    by_row = rows(mesh)
+    by_row = row_sharding(mesh)
     by_second = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
     spread = jax.device_put(
         (state, batch, ids, places, positions),

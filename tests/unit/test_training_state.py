@@ -21,7 +21,7 @@ from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.lora import merge_lora, split_lora
 from gotr1_jax.parallel.mesh import make_mesh
-from gotr1_jax.parallel.placement import mirror_shardings, put_rows
+from gotr1_jax.parallel.placement import put_rows, train_state_shardings
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.trainer.config import OptimizerConfig
 from gotr1_jax.trainer.logprobs import token_logps
@@ -226,7 +226,7 @@ def test_on_a_mesh_as_on_one_device():
     mesh = make_mesh(2, 2, 2)
     params = parameters()
     init = partial(new_state, optimizer=SGD)
-    shardings = mirror_shardings(jax.eval_shape(init, params), params, mesh)
+    shardings = train_state_shardings(jax.eval_shape(init, params), params, mesh)
     state = jax.jit(init, out_shardings=shardings)(
         jax.device_put(params, state_shardings(params, mesh))
     )

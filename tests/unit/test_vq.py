@@ -18,7 +18,7 @@ from tiny import compiled_once
 from gotr1_jax.convert.image_tokenizer import load_vq
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import VQConfig
-from gotr1_jax.models.vq import Quantizer, VQModel, unit
+from gotr1_jax.models.vq import VQModel, VQQuantizer, unit
 from gotr1_jax.parallel.config import MeshConfig
 from gotr1_jax.trainer.config import OptimizerConfig
 from gotr1_jax.vq import losses as vq_loss
@@ -55,10 +55,10 @@ def one_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def quantizer(rows: list[list[float]]) -> Quantizer:
+def quantizer(rows: list[list[float]]) -> VQQuantizer:
     table = jnp.asarray(rows, jnp.float32)
     cfg = VQConfig(codebook_size=table.shape[0], code_dim=table.shape[1])
-    module = Quantizer(cfg, rngs=nnx.Rngs(0), dtype=jnp.float32)
+    module = VQQuantizer(cfg, rngs=nnx.Rngs(0), dtype=jnp.float32)
     module.embedding[...] = table
     return module
 
