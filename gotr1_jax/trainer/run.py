@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from gotr1_jax.config import to_yaml
 from gotr1_jax.io.progress import Progress
 from gotr1_jax.parallel.config import DistributedConfig, MeshConfig
-from gotr1_jax.parallel.mesh import make_mesh
+from gotr1_jax.parallel.mesh import make_mesh, warm_up_collectives
 from gotr1_jax.parallel.placement import check_rows
 from gotr1_jax.parallel.processes import (
     check_same_on_all_processes,
