@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from gotr1_jax.config import check_seed, positive
+from gotr1_jax.config import positive
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import LoraConfig
-from gotr1_jax.parallel.config import DistributedConfig, MeshConfig
 from gotr1_jax.rewards.base import TERMS
 from gotr1_jax.rewards.combine import check_rule
 from gotr1_jax.rewards.factory import JudgeConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
-from gotr1_jax.trainer.config import CheckpointConfig, OptimizerConfig
+from gotr1_jax.trainer.config import JobConfig
 
 
 @dataclass(frozen=True)
@@ -234,15 +233,10 @@ class EvaluationConfig:
         positive("evaluation", captions=self.captions, samples=self.samples)
 
 
-@dataclass(frozen=True)
-class GrpoConfig:
+@dataclass(frozen=True, kw_only=True)
+class GrpoConfig(JobConfig):
     """Reinforcement learning of plan and image together: `gotr1 train grpo`."""
 
-    run_dir: str
-    seed: int = 0
-    steps: int = 1000
-    # auto: continue if run_dir has checkpoints; never: refuse to; PATH: continue that run.
-    resume: str = "auto"
     # Steps between saved groups of samples for the report.
     samples_every: int = 50
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -254,15 +248,11 @@ class GrpoConfig:
     # Adaptive entropy term; null: none.
     entropy: EntropyConfig | None = None
     update: UpdateConfig = field(default_factory=UpdateConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def check(self) -> None:
-        positive("grpo", steps=self.steps, samples_every=self.samples_every)
-        check_seed(self.seed)
+        super().check()
+        positive("grpo", samples_every=self.samples_every)
         scored = [t for part in (self.judge, *self.judge.also) for t in part.scored_terms]
         for term in self.reward.terms:
             if term not in scored:

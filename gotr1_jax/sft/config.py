@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gotr1_jax.config import check_seed, positive
+from gotr1_jax.config import positive
 from gotr1_jax.data.config import RecordsConfig
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import DecoderConfig, SiglipConfig
-from gotr1_jax.parallel.config import DistributedConfig, MeshConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
-from gotr1_jax.trainer.config import CheckpointConfig, OptimizerConfig
+from gotr1_jax.trainer.config import JobConfig
 
 
 @dataclass(frozen=True)
@@ -54,16 +53,12 @@ class SftDataConfig:
             raise InputError(f"data.unfaithful_fraction is {self.unfaithful_fraction}; use 0 to 1")
 
 
-@dataclass(frozen=True)
-class SftConfig:
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(JobConfig):
     """Plan and image learned from examples: `gotr1 train sft`."""
 
-    run_dir: str
     # Checkpoint that holds the VQ tokenizer: a folder (`gotr1 train vq` writes one) or a hub id.
     vq: str
-    seed: int = 0
-    steps: int = 1000
-    resume: str = "auto"
     batch_size: int = 64
     # Rows of one forward and backward pass.
     micro_batch: int = 64
@@ -86,14 +81,10 @@ class SftConfig:
     boi_weight: float = 1.0
     log_every: int = 20
     data: SftDataConfig = field(default_factory=SftDataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def check(self) -> None:
-        positive("sft", steps=self.steps, batch_size=self.batch_size, micro_batch=self.micro_batch)
-        check_seed(self.seed)
+        super().check()
+        positive("sft", batch_size=self.batch_size, micro_batch=self.micro_batch)
         if (self.init is None) == (self.model is None):
             raise InputError(
                 "set exactly one of init (a checkpoint) and model (sizes of a new one)"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 RESAMPLES = 10_000
-
-
 _DRAWN_AT_ONCE = 2**22  # of a bootstrap's values, to bound its memory
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, in JSON: its arrays by path, and the values beside them."""
+"""The JSON record of a checkpoint: shapes and dtypes of its arrays by path, and its meta."""
 
 from __future__ import annotations
 

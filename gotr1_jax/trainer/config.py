@@ -1,13 +1,14 @@
-"""What the configurations of all jobs share."""
+"""Settings that every training job has."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from gotr1_jax.config import positive
+from gotr1_jax.config import check_seed, positive
 from gotr1_jax.errors import InputError
+from gotr1_jax.parallel.config import DistributedConfig, MeshConfig
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,18 @@ class OptimizerConfig:
 class CheckpointConfig:
     """Training checkpoints in run_dir/checkpoints, and how a signal ends a run."""
 
-    # A checkpoint every so many steps, and after so many minutes without one (0: by steps alone).
+    # Steps between checkpoints; and minutes without one after which one is due (0: never).
     every: int = 100
     every_minutes: float = 0.0
-    # Newest checkpoints that are kept, and whether the one with the best held-out total is too:
-    # then every evaluated step is saved.
+    # Newest checkpoints that are kept; and whether the one with the best held-out total is kept
+    # too, so that every evaluated step is saved.
     keep: int = 2
     keep_best: bool = True
-    # A run that is told to stop ends its step and saves it. When that takes longer than so many
-    # seconds, the step is given up and the last checkpoint stays; 0: as long as it takes. Set it to
-    # the platform's own grace less the time of a save: spot TPU VMs give about 30 s, Slurm
-    # GraceTime and KillWait, GKE terminationGracePeriodSeconds. What a given-up step costs is
-    # bounded by every_minutes.
+    # After a stop signal the current step is finished and saved. If that takes longer than this,
+    # the step is abandoned and the last checkpoint stays; 0: no limit. Set it to the platform's
+    # grace period less the time of a save: about 30 s for spot TPU VMs, GraceTime and KillWait for
+    # Slurm, terminationGracePeriodSeconds for GKE. every_minutes bounds what an abandoned step
+    # costs.
     grace_seconds: float = 0.0
 
     def check(self) -> None:
@@ -57,3 +58,27 @@ class CheckpointConfig:
         for name in ("every_minutes", "grace_seconds"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"checkpoint.{name} is {getattr(self, name)}; use 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """The fields that the configuration of every job has."""
+
+    # Directory of the run; made if it is not there.
+    run_dir: str
+    seed: int = 0
+    # Steps of the whole run.
+    steps: int = 1000
+    # auto: go on from run_dir's checkpoints if it has any; never: refuse to; PATH: go on from that
+    # run, or from one of its checkpoints.
+    resume: str = "auto"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+
+    def check(self) -> None:
+        """Raise InputError for a value out of range."""
+        if self.steps < 1:
+            raise InputError(f"steps is {self.steps}; it must be above 0")
+        check_seed(self.seed)

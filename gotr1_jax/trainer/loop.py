@@ -1,4 +1,4 @@
-"""The one path by which a run saves, and by which it stops."""
+"""When a run saves and when it stops: one path for both."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _META = "goodput"
 class Loop:
     """The steps of a run. Every process of it makes the same calls.
 
-    A step is saved every so many steps and minutes, when it is the last, when it was evaluated
-    and the best are kept, when a signal asked for an end, and when the run cannot go on. An
-    update that went wrong raises before `end_step` and is never saved.
+    A step is saved every `every` steps and `every_minutes`, when it is the last, when it was
+    evaluated and the best is kept, on a stop signal, and when the run cannot go on. A bad update
+    raises before `end_step` and is never saved.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Loop:
         signals.before_abandoning = checkpoints.settle
 
     def resume(self, meta: Mapping[str, Any]) -> None:
-        """Takes over what a checkpoint's meta knows of the time spent so far."""
+        """Restores the time spent so far from a checkpoint's meta."""
         if _META in meta:
             self._goodput.resume(meta[_META])
 
@@ -59,10 +59,7 @@ class Loop:
             yield step
 
     def measures(self) -> dict[str, float]:
-        """Metrics of the run itself: `time/goodput`, 0..1, and what is held in memory.
-
-        What counts of the step at work ends here: evaluations and samples come after.
-        """
+        """`time/goodput`, 0..1, and memory in use. Ends the productive part of the step."""
         return {"time/goodput": self._goodput.end(), **memory_metrics()}
 
     def end_step(
@@ -74,18 +71,18 @@ class Loop:
         score: float | None = None,
         failure: str | None = None,
     ) -> None:
-        """Saves the step where it is to be saved, and ends the run where it is to end.
+        """Saves the step if it is due and ends the run if it must end.
 
         Args:
-            step: the step that is done.
+            step: the finished step.
             state: the pytree of arrays after it.
             meta: what else a resumed run needs, as for `Checkpoints.save`.
-            score: how good `state` is, where it was evaluated; NaN is none.
-            failure: why the run cannot go on, though `state` is good.
+            score: held-out score of `state` if it was evaluated; NaN counts as none.
+            failure: why the run cannot go on although `state` is good.
 
         Raises:
-            Stopped: a signal asked for it, and the step is saved.
-            RunError: a save failed, this one or one before; or `failure`, and the step is saved.
+            Stopped: after a stop signal; the step is saved.
+            RunError: this save or an earlier one failed; or `failure`, and the step is saved.
         """
         with raise_on_all_processes():
             self._checkpoints.check()
@@ -107,7 +104,7 @@ class Loop:
             self._checkpoints.save(step, state, record, score)
         self._saved_at = self._clock()
         if stop or failure is not None or step == self._last:
-            # It counts from here on.
+            # Wait until its manifest is written.
             with raise_on_all_processes():
                 self._checkpoints.wait()
         if failure is not None:
@@ -120,5 +117,5 @@ class Loop:
 
 
 def _any_process(*flags: bool) -> tuple[bool, ...]:
-    """Each flag, true where it is in any process: all decide alike, whatever their clocks say."""
+    """Each flag, True if it is in any process: clocks and signals differ between them."""
     return tuple(bool(vote) for vote in gather(np.asarray(flags, np.int32)).max(axis=0))

@@ -17,8 +17,7 @@ MANIFEST_NAME = "manifest.json"
 def write_manifest(folder: Path, step: int, score: float | None) -> None:
     """Hashes all files under `folder` and writes its manifest, atomically and last.
 
-    The files are on disk before the manifest is: it outlives no power cut that they do not.
-    Raises OSError or RunError.
+    All files are flushed to disk before the manifest is. Raises OSError or RunError.
     """
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     hashes = _hash_all(folder, names)

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: `metrics.jsonl`, TensorBoard events, and progress."""
+"""Metrics of a run: `metrics.jsonl` and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gotr1_jax.trainer.run_dir import RunDir
 
 
 def is_timing(name: str) -> bool:
-    """Whether a metric is of the machine and its clock, so that a repeated run may differ in it."""
+    """Whether a metric measures the machine, so that it differs between identical runs."""
     machine = name.startswith(("time/", "memory/"))
     return machine or name in ("judge/seconds", "samples_per_second")
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, null as NaN; a last line that a kill cut short is left out.
+    """The lines of a `metrics.jsonl`, null as NaN; a truncated last line is left out.
 
     Raises InputError if the file cannot be read.
     """
@@ -42,8 +42,7 @@ class MetricsWriter:
     def __init__(self, run: RunDir, start_step: int = 0) -> None:
         """Opens both for a run that goes on from `start_step` (0: from the beginning).
 
-        Lines of later steps are removed: the run writes them again, and its file becomes that of
-        a run that was never interrupted.
+        Lines of later steps are removed, since the run writes them again.
         """
         self._path, self._writes = run.metrics, is_main_process()
         if not self._writes:
@@ -79,8 +78,8 @@ class MetricsWriter:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds the values of a step: numbers or arrays of one number; NaN is written as null.
 
-        The line is on disk then: a checkpoint that outlives a power cut has its metrics. Raises
-        RunError when the disk is full.
+        The line is flushed to disk, so it survives a power cut that a checkpoint survives.
+        Raises RunError when the disk is full.
         """
         if not self._writes:
             return

@@ -10,11 +10,11 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from gotr1_jax.config import to_yaml
 from gotr1_jax.io.progress import Progress
-from gotr1_jax.parallel.config import DistributedConfig, MeshConfig
+from gotr1_jax.parallel.config import DistributedConfig
 from gotr1_jax.parallel.mesh import make_mesh, warm_up_collectives
 from gotr1_jax.parallel.placement import check_rows
 from gotr1_jax.parallel.processes import (
@@ -23,32 +23,13 @@ from gotr1_jax.parallel.processes import (
     raise_on_all_processes,
 )
 from gotr1_jax.trainer.checkpoint import Checkpoints, resolve_resume, restore_path
-from gotr1_jax.trainer.config import CheckpointConfig
+from gotr1_jax.trainer.config import JobConfig
 from gotr1_jax.trainer.loop import Loop
 from gotr1_jax.trainer.metrics import MetricsWriter
 from gotr1_jax.trainer.run_dir import RunDir, create_run_dir, store_config
 from gotr1_jax.trainer.samples import drop_samples_after
 from gotr1_jax.trainer.state import stop_if_skipped
 from gotr1_jax.trainer.stopping import StopSignals
-
-
-class JobConfig(Protocol):
-    """The fields that the configuration of every job has."""
-
-    @property
-    def run_dir(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def resume(self) -> str: ...
-    @property
-    def checkpoint(self) -> CheckpointConfig: ...
-    @property
-    def mesh(self) -> MeshConfig: ...
-    @property
-    def distributed(self) -> DistributedConfig: ...
 
 
 class Run:
@@ -111,8 +92,7 @@ class Run:
             for setting, count in self._row_counts.items():
                 check_rows(count, self.mesh, setting)
             warm_up_collectives(self.mesh)
-            same: Any = config
-            same = replace(same, distributed=DistributedConfig())
+            same = replace(config, distributed=DistributedConfig())  # each has its own index there
             check_same_on_all_processes(to_yaml(same), "configuration")
             with raise_on_all_processes():
                 self._resume = resolve_resume(config.resume, config.run_dir)

@@ -1,4 +1,4 @@
-"""The directory of a run: where everything lies, and writing that never leaves half a file.
+"""The directory of a run: its files, and how it is made.
 
     config.yaml  metrics.jsonl  checkpoints/  samples/step_000010/  report.html  summary.json
 
@@ -16,26 +16,12 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import _clear_errors, atomic_write
 
 CONFIG_NAME = "config.yaml"
-
-
 METRICS_NAME = "metrics.jsonl"
-
-
 CHECKPOINTS_NAME = "checkpoints"
-
-
 SAMPLES_NAME = "samples"
-
-
 TENSORBOARD_NAME = "tensorboard"
-
-
 REPORT_NAME = "report.html"
-
-
 SUMMARY_NAME = "summary.json"
-
-
 # What a killed process leaves of a file or folder that it did not get to rename.
 _LEFTOVER = re.compile(r"\..+\.(tmp|old)\d+")
 

@@ -1,4 +1,4 @@
-"""What a training step carries, and the optimizer that changes it: pure trees and optax."""
+"""The state of training and the pieces of an update: pure trees."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def apply_gradients(
 
 
 def stop_if_skipped(in_a_row: Any, limit: int, step: int) -> None:
-    """Raise RunError when `limit` updates or more in a row, the last at `step`, were skipped."""
+    """Raise RunError if at least `limit` consecutive updates, the last at `step`, were skipped."""
     bad = int(in_a_row)
     if bad >= limit:
         raise RunError(
@@ -83,9 +83,10 @@ def stop_if_skipped(in_a_row: Any, limit: int, step: int) -> None:
 
 
 def split_rows(tree: Any, pieces: int) -> Any:
-    """Every array (B, ...) as (pieces, B / pieces, ...): piece i holds rows i, i + pieces, ….
+    """Every array (B, ...) as micro-batches (pieces, B / pieces, ...): strided rows.
 
-    Taking rows in strides leaves each device its own rows, where blocks would move them.
+    Micro-batch i holds rows i, i + pieces, …: a stride keeps each row on its device, where
+    contiguous blocks would move them.
     """
 
     def cut(x: jax.Array) -> jax.Array:
@@ -97,10 +98,10 @@ def split_rows(tree: Any, pieces: int) -> Any:
 def sum_over_pieces(
     gradient: Callable[[Any], tuple[Any, Any]], pieces: Any, combine: Callable[[Any, Any], Any]
 ) -> tuple[Any, Any]:
-    """Gradients summed, and statistics combined, over the leading axis of `pieces`.
+    """Gradient accumulation: gradients summed, statistics combined, over micro-batches.
 
-    `gradient(piece) -> (grads, stats)`. One piece runs alone at a time, so memory is that of a
-    piece.
+    `gradient(micro_batch) -> (grads, stats)`; `pieces` has them on its leading axis. They run one
+    after the other, in the memory of one.
     """
     count = jax.tree.leaves(pieces)[0].shape[0]
     first = gradient(jax.tree.map(lambda x: x[0], pieces))

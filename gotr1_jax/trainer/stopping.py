@@ -1,6 +1,5 @@
-"""How a run is told to stop: SIGTERM, with which Slurm, GKE and TPU VMs announce that they will
-take the machine away, SIGUSR1, which `srun` hands on to its tasks where it would kill them for a
-SIGTERM, and SIGINT."""
+"""Stop signals: SIGTERM (how Slurm, GKE and TPU VMs announce preemption), SIGUSR1 (which `srun`
+passes on to its tasks, where a SIGTERM would kill them) and SIGINT."""
 
 from __future__ import annotations
 
@@ -22,17 +21,17 @@ _log = logging.getLogger(__name__)
 
 
 class StopSignals:
-    """While entered, the first signal asks for an end, and a SIGINT after it is an end.
+    """While entered, the first signal asks the run to stop; a later SIGINT ends it at once.
 
-    Outside of `finishing_steps` there is nothing to save, and a signal raises Stopped where the
-    program is. Inside it only sets `asked`: the step at work is finished, unless it takes longer
-    than the grace; then the process exits with Stopped's code and the last checkpoint stays. A
-    second signal ends the process at once with 128 + its number.
+    Outside of `finishing_steps` there is nothing to save, and a signal raises Stopped. Inside, it
+    only sets `asked`, and the current step is finished. If that takes longer than the grace
+    period, the process exits with Stopped's exit code, and the last checkpoint stays. A second
+    signal ends the process with 128 + its number.
 
-    A thread watches: Python's own handlers wait while the main thread compiles or computes.
-    Signals that were ignored when the process began stay so. Outside of the main thread no
-    signal is taken. In a group of processes this takes the place of JAX's preemption service,
-    whose notice is SIGTERM too; `Loop` lets all of them stop at the same step.
+    A thread watches, because Python's own handlers wait while the main thread compiles or
+    computes. Signals that were ignored at start stay ignored, and only the main thread takes
+    any. With several processes this replaces JAX's preemption service, which listens to SIGTERM
+    too; `Loop` makes all of them stop at the same step.
     """
 
     def __init__(self, grace_seconds: float = 0.0) -> None:
@@ -48,7 +47,7 @@ class StopSignals:
 
     @property
     def asked(self) -> bool:
-        """Whether the run was told to stop."""
+        """Whether a signal asked the run to stop."""
         return self._asked is not None
 
     def __enter__(self) -> StopSignals:
@@ -75,7 +74,7 @@ class StopSignals:
 
     @contextmanager
     def finishing_steps(self) -> Iterator[None]:
-        """Inside, a signal waits for the step; who runs the steps looks at `asked`."""
+        """Inside, signals wait for the end of the step; the caller looks at `asked`."""
         # What a handler raises inside of a destructor or of garbage collection, Python drops.
         self.check()
         self._deferred = True
@@ -86,13 +85,13 @@ class StopSignals:
         self.check()
 
     def check(self) -> None:
-        """Raises Stopped if the run was told to stop."""
+        """Raises Stopped if a signal asked for it."""
         if self._asked is not None:
             name = signal.Signals(self._asked).name
             raise Stopped(f"stopped by {name}; the same command goes on from the last checkpoint")
 
     def step_done(self) -> None:
-        """The step at work is not abandoned any more: what follows saves it."""
+        """The current step is complete and will be saved: it is no longer abandoned."""
         with self._leaving:
             self._deadline = None
             self._grace = 0.0
@@ -104,7 +103,7 @@ class StopSignals:
             self.check()
 
     def _watch(self) -> None:
-        told = False
+        first_came = False
         while True:
             with self._leaving:
                 left = None if self._deadline is None else self._deadline - time.monotonic()
@@ -118,11 +117,11 @@ class StopSignals:
             for number in numbers:
                 if number not in self._old:
                     continue
-                if told:
+                if first_came:
                     if number == signal.SIGINT:
                         os._exit(128 + number)
                     continue
-                told = True
+                first_came = True
                 self._first(number)
 
     def _first(self, number: int) -> None:

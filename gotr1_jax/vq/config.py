@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from gotr1_jax.config import check_seed, positive
+from gotr1_jax.config import positive
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import VQConfig
-from gotr1_jax.parallel.config import DistributedConfig, MeshConfig
 from gotr1_jax.shapes.vocabulary import IMAGE_SIZE
-from gotr1_jax.trainer.config import CheckpointConfig, OptimizerConfig
+from gotr1_jax.trainer.config import JobConfig
 
 
 @dataclass(frozen=True)
@@ -53,19 +52,16 @@ class RestartConfig:
     steps: int = 2600
 
 
-@dataclass(frozen=True)
-class VqTrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class VqTrainConfig(JobConfig):
     """The image tokenizer of the shapes world: `gotr1 train vq`."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
         "pictures": "images", "eval_pictures": "eval_images",
     }  # fmt: skip
 
-    run_dir: str
     model: VQConfig
-    seed: int = 0
     steps: int = 3600
-    resume: str = "auto"
     # Whole images a step, after the windows of `crop`.
     batch_size: int = 16
     # Images drawn beforehand to learn from (of training captions), and held-out ones to measure
@@ -83,20 +79,16 @@ class VqTrainConfig:
     weights: VqLossWeights = field(default_factory=VqLossWeights)
     crop: CropConfig = field(default_factory=CropConfig)
     restart: RestartConfig = field(default_factory=RestartConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def check(self) -> None:
-        positive("vq", steps=self.steps, batch_size=self.batch_size, images=self.images)
+        super().check()
+        positive("vq", batch_size=self.batch_size, images=self.images)
         positive("vq", eval_images=self.eval_images, log_every=self.log_every)
         if self.eval_images < 8:
             raise InputError(
                 f"vq.eval_images is {self.eval_images}; use 8 or more, a row of the sheet that "
                 "shows them"
             )
-        check_seed(self.seed)
         down = self.model.downsampling
         for name, size in (("crop.size", self.crop.size), ("the image size", IMAGE_SIZE)):
             if size % down or not 0 < size <= IMAGE_SIZE:

@@ -14,9 +14,12 @@ from gotr1_jax import cli
 from gotr1_jax.config import from_dict, load_config, parse_overrides, to_yaml
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import GrpoConfig
-from gotr1_jax.models.config import LoraConfig
+from gotr1_jax.models.config import LoraConfig, VQConfig
 from gotr1_jax.sft.config import SftConfig
 from gotr1_jax.trainer.config import OptimizerConfig
+from gotr1_jax.vq.config import VqTrainConfig
+
+VQ = VQConfig(16, 4, 4, 8, (1, 1), (1, 1), 1, 2)
 
 
 def load(tmp_path: Path, values: dict[str, Any], *overrides: str) -> GrpoConfig:
@@ -99,7 +102,7 @@ FAULTS = {
     "clip": ({"loss.clip_low": 1.0}, "loss.clip_low is 1.0"),
     "guidance": ({"rollout.guidance": 0.5}, "rollout.guidance is 0.5; use 1"),
     "no temperature": ({"rollout.image_temperature": 0}, "rollout.image_temperature is 0.0"),
-    "no step": ({"steps": 0}, "grpo.steps is 0; it must be above 0"),
+    "no step": ({"steps": 0}, "steps is 0; it must be above 0"),
     "endless rate": ({"optimizer.learning_rate": float("inf")}, "optimizer.learning_rate is inf"),
     "no rate": ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate is nan"),
     "lora target": ({"policy.lora.targets": ["qkv"]}, "policy.lora.targets holds 'qkv'; choose"),
@@ -205,3 +208,17 @@ def test_command_line_ends_with_2_and_one_line(values, tmp_path, capsys, monkeyp
         assert len(lines) == 1 and lines[0].startswith("gotr1: error: "), lines
     assert not (tmp_path / "run").exists()
     assert yaml.safe_load(path.read_text()) == values
+
+
+def test_an_older_name_of_a_key_is_read_with_one_line(values, tmp_path, caplog):
+    update = {**values["update"], "refill_rounds": 3}
+    config = load(tmp_path, {**values, "update": update})
+    assert config.update.resample_rounds == 3
+    line = "configuration key update.refill_rounds is called update.resample_rounds now"
+    assert [record.getMessage() for record in caplog.records] == [line]
+    with pytest.raises(InputError, match="update.resample_rounds is given twice"):
+        load(tmp_path, {**values, "update": {**update, "resample_rounds": 2}})
+    old = VqTrainConfig(run_dir="run", model=VQ, images=9, eval_images=8)
+    written = yaml.safe_load(to_yaml(old))
+    renamed = {"pictures": written.pop("images"), "eval_pictures": written.pop("eval_images")}
+    assert from_dict(VqTrainConfig, {**written, **renamed}) == old
