@@ -1,4 +1,10 @@
-"""Whether this process is one of several: a Slurm step, or a slice of TPU hosts."""
+"""Detection of the cluster: is this process one of several of a Slurm step or a TPU slice?
+
+`jax.distributed` finds addresses and indices itself and is given none of them. It cannot say
+beforehand whether there are other processes, and would wait where there are none: it counts the
+tasks of Slurm's allocation instead of the step (the shell of `salloc`), starts TPU clusters where
+JAX_PLATFORMS excludes TPUs, fails without a metadata server, and reads variables of MPI.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-# Without these `jax.distributed` does not take the process for a task of a Slurm step.
+# `jax.distributed` detects a task of a Slurm step by these.
 _SLURM = (
     "SLURM_JOB_ID",
     "SLURM_STEP_NODELIST",
@@ -23,19 +29,19 @@ _METADATA_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Cluster:
-    """Processes that were started together; `jax.distributed` finds their addresses by itself."""
+    """Processes that were started together."""
 
     name: str
     processes: int
-    # Whether the process has its host to itself, and so all of the host's devices.
+    # Whether this is the only process on its host, and so uses all of the host's devices.
     alone_on_host: bool
 
 
 def find_cluster(environment: Mapping[str, str] | None = None) -> Cluster | None:
-    """The cluster of this process; None where it is alone.
+    """The cluster of this process; None if it is the only one.
 
-    environment: variables of the process; None: os.environ. Nothing but these is read, save on a
-    TPU VM outside Kubernetes, where the VM's metadata server is asked.
+    environment: variables of the process; None: os.environ. Only on a TPU VM outside Kubernetes
+    the VM's metadata server is queried as well.
     """
     variables = os.environ if environment is None else environment
     cluster = _slurm(variables) or _kubernetes_tpu(variables) or _tpu_vm(variables)
@@ -43,10 +49,10 @@ def find_cluster(environment: Mapping[str, str] | None = None) -> Cluster | None
 
 
 def _slurm(variables: Mapping[str, str]) -> Cluster | None:
-    """A task of `srun`; a batch script and an interactive shell are none."""
+    """A task of `srun`, but not a batch script or an interactive shell."""
     if not all(name in variables for name in _SLURM):
         return None
-    # The allocation's SLURM_NTASKS lives on in the shell of `salloc`, which is a step of one task.
+    # The shell of `salloc` is a step of one task, with SLURM_NTASKS of the whole allocation.
     processes = int(variables.get("SLURM_STEP_NUM_TASKS") or variables["SLURM_NTASKS"])
     counts = _tasks_per_node(variables.get("SLURM_STEP_TASKS_PER_NODE", ""))
     node = int(variables.get("SLURM_NODEID", "0"))
@@ -67,7 +73,7 @@ def _may_use_tpu(variables: Mapping[str, str]) -> bool:
 
 
 def _kubernetes_tpu(variables: Mapping[str, str]) -> Cluster | None:
-    """A pod on GKE with TPUs: GKE names the hosts of its slice, and the slices of a JobSet."""
+    """A pod on GKE with TPUs: GKE sets the hosts of its slice and the slices of a JobSet."""
     hosts = variables.get("TPU_PROCESS_ADDRESSES") or variables.get("TPU_WORKER_HOSTNAMES")
     if not hosts or not _may_use_tpu(variables):
         return None
@@ -78,8 +84,8 @@ def _kubernetes_tpu(variables: Mapping[str, str]) -> Cluster | None:
 def _tpu_vm(variables: Mapping[str, str]) -> Cluster | None:
     """A worker of a Cloud TPU VM slice.
 
-    `import jax` sets TPU_SKIP_MDS_QUERY on a machine without TPU chips; so elsewhere no query is
-    made, and none where a person has set it.
+    No query where TPU_SKIP_MDS_QUERY is set: by the user, or by `import jax` on a machine without
+    TPU chips.
     """
     if not _may_use_tpu(variables) or "TPU_SKIP_MDS_QUERY" in variables:
         return None
@@ -104,7 +110,7 @@ def _metadata(variables: Mapping[str, str], key: str) -> str | None:
         f"http://{server}/computeMetadata/v1/instance/attributes/{key}",
         headers={"Metadata-Flavor": "Google"},
     )
-    # The server is on the machine's own link: a proxy in the environment must not be asked.
+    # The server is link-local: no proxy of the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=_METADATA_SECONDS) as answer:

@@ -10,27 +10,27 @@ from gotr1_jax.errors import InputError
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one axis may be -1: all devices that are left."""
+    """Devices along each mesh axis; one axis may be -1: all remaining devices."""
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-    # Devices that the CPU is divided into when there is no accelerator: one a core splits rows
-    # over cores where single operations do not fill them.
+    # Devices that the CPU is divided into when there is no accelerator. One for each core shards
+    # the batch over cores, which helps where single operations do not use all of them.
     cpu_devices: int = 1
 
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """Processes that train together; all null: the environment says (Slurm, TPU slices)."""
+    """Processes that train together; all null: detected from the environment (Slurm, TPU)."""
 
-    # host:port where process 0 listens, reachable from all; the next two go with it.
+    # host:port where process 0 listens, reachable from all; needs the next two.
     coordinator: str | None = None
-    # How many processes there are.
+    # Number of processes.
     processes: int | None = None
     # Index of this one, from 0.
     process: int | None = None
-    # When a process is not heard of for so long, the others end.
+    # Seconds without a sign of life of one process after which the others end.
     heartbeat_seconds: int = 100
 
     def check(self) -> None:

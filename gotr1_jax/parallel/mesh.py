@@ -19,13 +19,13 @@ ROWS = PartitionSpec(("data", "fsdp"))
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh over `devices` (default: all); one axis may be -1, for the devices that are left.
+    """A mesh over `devices` (default: all); one axis may be -1: all devices that are left.
 
-    Devices of a process stand together, `tensor` running fastest: its traffic stays on a host
-    where it can. Raises InputError for sizes that do not fit the devices.
+    Devices of a process are adjacent and `tensor` is the innermost axis, so that its traffic stays
+    on one host where possible. Raises InputError for sizes that do not fit the devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    # A slice of TPU hosts numbers its chips by their place, across hosts.
+    # TPU slices number their chips by position, across hosts.
     devices.sort(key=lambda device: device.process_index)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
@@ -50,32 +50,32 @@ def make_mesh(
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """Arrays whose leading axis is rows of the batch."""
+    """Sharding of arrays whose leading axis is the batch."""
     return NamedSharding(mesh, ROWS)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Arrays that every device holds whole."""
+    """Sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def put_global(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """A host array that every process has whole onto devices of all of them; nothing is sent."""
+    """Put a host array that every process has whole on the devices; processes exchange nothing."""
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def row_multiple(mesh: Mesh) -> int:
-    """A batch must hold a multiple of this many rows."""
+    """Number of shards of the batch axis: a batch must be a multiple of it."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def warm_up_collectives(mesh: Mesh) -> None:
-    """Let the groups of CPU devices that programs reduce over find each other now.
+    """Connect the CPU devices of several processes now, for every set of mesh axes.
 
-    Every process calls it. Gloo gives up where one process uses a group for the first time half a
-    minute after the other, as when one of them takes longer to compile.
+    Every process calls it. Gloo times out when one process uses a group of devices for the first
+    time half a minute after another, for example because it takes longer to compile.
     """
     if jax.process_count() == 1 or jax.default_backend() != "cpu":
         return
@@ -90,29 +90,29 @@ def warm_up_collectives(mesh: Mesh) -> None:
 
 
 def local_mesh(mesh: Mesh) -> Mesh:
-    """The part of the mesh whose devices are this process's own: it computes there by itself.
+    """The part of the mesh with this process's devices, for programs that it runs by itself.
 
-    Raises InputError where they form no block of the mesh.
+    Raises InputError when they are not a block of the mesh.
     """
     try:
         return mesh.local_mesh
     except ValueError as error:
         raise InputError(
-            f"the devices of process {jax.process_index()} form no block of the mesh "
+            f"the devices of process {jax.process_index()} are not a block of the mesh "
             f"{dict(mesh.shape)}; choose sizes so that each process has whole rows or columns"
         ) from error
 
 
 def data_parallel_mesh(mesh: Mesh) -> Mesh:
-    """The same devices with rows over all of them: for work whose parameters each holds whole."""
+    """The same devices, all along `data`: for programs with replicated parameters."""
     return Mesh(mesh.devices.reshape(-1, 1, 1), mesh.axis_names)
 
 
 def assigned_rows(count: int, mesh: Mesh) -> np.ndarray:
-    """Which of `count` rows on the mesh are this process's to look at, ascending, int64.
+    """Which of `count` rows on the mesh are assigned to this process, ascending, int64.
 
-    Each row is one process's. Rows that several processes hold (`tensor` spans them) are dealt
-    out among these.
+    Each row is assigned to one process that holds it; rows that several processes hold (`tensor`
+    spans them) are divided among these.
     """
     holders: dict[tuple[int, int], set[int]] = {}
     places: Mapping[Any, Any] = row_sharding(mesh).devices_indices_map((count,))
@@ -127,13 +127,13 @@ def assigned_rows(count: int, mesh: Mesh) -> np.ndarray:
 
 
 def addressable_rows(count: int, mesh: Mesh) -> np.ndarray:
-    """Which of `count` rows on the mesh lie on devices of this process, ascending, int64."""
+    """Which of `count` rows on the mesh are on devices of this process, ascending, int64."""
     places = row_sharding(mesh).addressable_devices_indices_map((count,)).values()
     return np.unique(np.concatenate([np.arange(*_bounds(index, count)) for index in places]))
 
 
 def fetch_rows(x: jax.Array, wanted: np.ndarray) -> np.ndarray:
-    """Rows `wanted`, which this process holds, of an array (B, ...) over the rows of the mesh."""
+    """Rows `wanted`, all on this process's devices, of an array (B, ...) sharded by rows."""
     out = np.empty((len(wanted), *x.shape[1:]), x.dtype)
     for shard in x.addressable_shards:
         start, stop = _bounds(shard.index, x.shape[0])
@@ -144,6 +144,6 @@ def fetch_rows(x: jax.Array, wanted: np.ndarray) -> np.ndarray:
 
 
 def _bounds(index: Any, count: int) -> tuple[int, int]:
-    """First row and the one behind the last of a device's part of `count` rows."""
+    """First row and end of a device's shard of `count` rows."""
     start, stop, _ = index[0].indices(count)
     return start, stop

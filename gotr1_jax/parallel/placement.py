@@ -1,4 +1,4 @@
-"""Putting batches and states onto the mesh."""
+"""Batches and train states on the mesh: put there, moved, gathered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from gotr1_jax.errors import InputError
 from gotr1_jax.parallel.mesh import put_global, replicated, row_multiple, row_sharding
 from gotr1_jax.parallel.processes import is_main_process
-from gotr1_jax.parallel.sharding import state_shardings
+from gotr1_jax.parallel.sharding import shardings_of, state_shardings
 
 
 def check_rows(count: int, mesh: Mesh, what: str) -> None:
@@ -28,55 +28,51 @@ def check_rows(count: int, mesh: Mesh, what: str) -> None:
 
 
 def put_rows(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays (B, ...) onto the mesh, rows split over its row axes.
-
-    Every process gives the whole arrays.
-    """
+    """Put host arrays (B, ...) on the mesh, sharded by rows; every process gives them whole."""
     return jax.tree.map(lambda x: put_global(np.asarray(x), row_sharding(mesh)), tree)
 
 
 def put_addressable_rows(tree: Any, held: np.ndarray, count: int, mesh: Mesh) -> Any:
     """As `put_rows`, of arrays with only the rows `held` of `count`; see `addressable_rows`."""
-    layout = row_sharding(mesh)
 
-    def one(x: np.ndarray) -> jax.Array:
-        def slice_of(index: Any) -> np.ndarray:
+    def put(x: np.ndarray) -> jax.Array:
+        def shard(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(count)
             first = int(np.searchsorted(held, start))
             return x[first : first + stop - start]
 
-        return jax.make_array_from_callback((count, *x.shape[1:]), layout, slice_of)
+        return jax.make_array_from_callback((count, *x.shape[1:]), row_sharding(mesh), shard)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(put, tree)
 
 
 def take_on_mesh(tree: Any, index: np.ndarray) -> Any:
-    """Rows `index` of arrays (B, ...), laid out as they are; devices pass on what has to move."""
-    return _laid_out_alike(_take, tree, index)
+    """Rows `index` of arrays (B, ...), in the same sharding; devices exchange what has to move."""
+    return _in_same_sharding(_take, tree, index)
 
 
 def concatenate_on_mesh(trees: Sequence[Any]) -> Any:
-    """The rows of all trees, one after the other, laid out as those of the first."""
-    return _laid_out_alike(_join, *trees)
+    """The rows of all trees, concatenated, in the sharding of the first."""
+    return _in_same_sharding(_concatenate, *trees)
 
 
-def _laid_out_alike(change: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    layout = jax.tree.map(lambda x: x.sharding, tree)
-    return jax.jit(change, out_shardings=layout)(tree, *rest)
+def _in_same_sharding(change: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    return jax.jit(change, out_shardings=shardings_of(tree))(tree, *rest)
 
 
 def _take(tree: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def _join(*trees: Any) -> Any:
+def _concatenate(*trees: Any) -> Any:
     return jax.tree.map(lambda *x: jnp.concatenate(x), *trees)
 
 
 def train_state_shardings(abstract: Any, params: Any, mesh: Mesh) -> Any:
-    """Shardings of a train state: whatever mirrors `params` (moments) lies as they do.
+    """Shardings of a train state: each optimizer moment has the sharding of its parameter.
 
-    `abstract` is the state's shapes; leaves that match no parameter's path are replicated.
+    `abstract` is the state's shapes. A leaf belongs to the parameter whose path its own ends with;
+    other leaves are replicated.
     """
     wanted = state_shardings(params, mesh)
     by_path = {
@@ -97,7 +93,7 @@ def train_state_shardings(abstract: Any, params: Any, mesh: Mesh) -> Any:
 def gather_to_main(tree: Any) -> Any:
     """The arrays of a tree as numpy arrays in process 0; None in the others.
 
-    Every process calls it. One array after another goes whole through the devices.
+    Every process calls it. One array after another is gathered on the devices.
     """
 
     def fetch(x: jax.Array) -> np.ndarray | None:
@@ -107,8 +103,3 @@ def gather_to_main(tree: Any) -> Any:
         return np.asarray(whole) if is_main_process() else None
 
     return jax.tree.map(fetch, tree)
-
-
-def count_parameters(state: Any) -> int:
-    """Number of scalars in a tree."""
-    return sum(int(jnp.size(x)) for x in jax.tree.leaves(state))

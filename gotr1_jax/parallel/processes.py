@@ -1,7 +1,7 @@
-"""Several processes of one run: who writes, what small things they tell each other, how they end.
+"""Several processes of one run: the main process, small exchanges between all, how they end.
 
-Every process makes the same calls in the same order. Between them no more than a few numbers a
-row travel outside of compiled programs.
+Every process makes the same calls in the same order. Outside of compiled programs, processes
+exchange no more than a few numbers a row.
 """
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ from jax.experimental import multihost_utils
 
 from gotr1_jax.errors import GotR1Error, InputError, RunError, Stopped
 
-# Bytes of an error's text that the other processes get to see, behind one for its kind.
-_TEXT = 600
+_MESSAGE_BYTES = 600  # of an error's message that the other processes see
 _OTHER = 1
-_LAST_WORDS = 2.0  # seconds
+_EXIT_DELAY = 2.0  # seconds
 _KINDS: dict[int, type[GotR1Error]] = {2: InputError, 3: Stopped, 4: RunError}
 
 
 def is_main_process() -> bool:
-    """Whether this is process 0, which alone writes what is not a checkpoint's arrays."""
-    # A process alone may have touched no device yet, and need not here.
+    """Whether this is process 0, which writes all files except a checkpoint's arrays."""
+    # `jax.process_index` starts the devices, which a single process may not have done yet.
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def gather(values: np.ndarray) -> np.ndarray:
-    """(N, ...): what each of the N processes gave, arrays of one shape and dtype, by process.
+    """Stack the arrays of the N processes, of one shape and dtype: (N, ...).
 
-    float64 and int64 do not survive: give arrays of four bytes or fewer an element.
+    Elements have at most four bytes: float64 and int64 are truncated.
     """
     if jax.process_count() == 1:
         return np.asarray(values)[None]
@@ -43,16 +42,16 @@ def gather(values: np.ndarray) -> np.ndarray:
 
 
 def broadcast_from_main(flag: bool) -> bool:
-    """The flag of process 0."""
+    """The flag of process 0, in every process."""
     return bool(gather(np.asarray([flag], np.int32))[0, 0])
 
 
 @contextmanager
 def raise_on_all_processes() -> Iterator[None]:
-    """After the block all processes know how it ended in each: an error in one is one in all.
+    """If any process raises inside the block, all raise.
 
-    The block must hold nothing that waits for other processes. Its own error is raised where it
-    happened; the others raise one of its kind that names the process.
+    The block must not wait for other processes. A process that failed raises its own error; the
+    others raise one of the same kind that names the process.
     """
     if jax.process_count() == 1:
         yield
@@ -71,8 +70,10 @@ def raise_on_all_processes() -> Iterator[None]:
 
 
 def check_same_on_all_processes(text: str | Iterable[str], what: str) -> None:
-    """Raise RunError, in every process, unless all give the same text, or the same texts in the
-    same order; `what` they stand for."""
+    """Raise RunError in every process unless all give the same text, or the same texts in order.
+
+    `what` names the text in the message.
+    """
     if jax.process_count() == 1:
         return
     digest = hashlib.sha256()
@@ -83,45 +84,45 @@ def check_same_on_all_processes(text: str | Iterable[str], what: str) -> None:
     if len(other):
         raise RunError(
             f"process {other[0]} has another {what} than process 0; start all processes with the "
-            "same command, on files that are the same"
+            "same command, on the same files"
         )
 
 
 def describe_lost_process(error: Exception) -> str | None:
-    """What to say of an error that is no mistake of ours: another process ended. Else None."""
+    """A message for an error that comes from the end of another process; None for other errors."""
     if not (isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1):
         return None
     first_line = str(error).strip().splitlines()[0][:200]
     if "RESOURCE_EXHAUSTED" in first_line:  # our own memory
         return None
     return (
-        f"process {jax.process_index()} cannot go on with the others: one has probably ended, see "
-        f"what it said ({first_line}); the same command everywhere goes on from the last checkpoint"
+        f"process {jax.process_index()} lost the others: one has probably ended, see its messages "
+        f"({first_line}); the same command on all hosts continues from the last checkpoint"
     )
 
 
 def exit_process(code: int) -> None:
-    """End this process where it is one of several, without waiting for the others; else nothing.
+    """End this process without waiting for the others; does nothing in a single process.
 
-    The others, if they have not met the same error, are ended by the runtime within the heartbeat.
+    The runtime ends the others, unless the same error ends them, within the heartbeat.
     """
     if not jax.distributed.is_initialized():
         return
     if is_main_process():
-        # With process 0 the runtime of all ends: let the others say what they have to say.
-        time.sleep(_LAST_WORDS)
+        # The end of process 0 ends the runtime of all: let the others print their errors first.
+        time.sleep(_EXIT_DELAY)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _to_note(error: Exception | None) -> np.ndarray:
-    note = np.zeros(1 + _TEXT, np.uint8)
+    note = np.zeros(1 + _MESSAGE_BYTES, np.uint8)
     if error is None:
         return note
     kinds = [number for number, kind in _KINDS.items() if isinstance(error, kind)]
     text = str(error) if kinds else f"{type(error).__name__}: {error}"
-    data = " ".join(text.split()).encode("utf-8", "replace")[:_TEXT]
+    data = " ".join(text.split()).encode("utf-8", "replace")[:_MESSAGE_BYTES]
     note[0] = kinds[0] if kinds else _OTHER
     note[1 : 1 + len(data)] = np.frombuffer(data, np.uint8)
     return note

@@ -12,14 +12,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gotr1_jax.errors import InputError
 from gotr1_jax.parallel.mesh import ROWS
 
-# Parameters are split over `fsdp` along the model width and over `tensor` along the rest.
+# Parameters are sharded over `fsdp` along the model width and over `tensor` along the rest.
 PARAMETER_RULES: dict[str, str | None] = {
     "layers": None,
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
-    # The image head's inner width: its other side is split already.
+    # The image head's inner width: its other axis is sharded already.
     "head_mlp": None,
     # The judge's vision tower: its sizes divide by few mesh axes, and it is small.
     "patch": None,
@@ -30,9 +30,8 @@ PARAMETER_RULES: dict[str, str | None] = {
     "code": None,
 }
 
-# Weights laid out for decoding: as in training, but nothing over `fsdp`: to gather weights at
-# every token would cost more than the token. So they are gathered over `fsdp` once a rollout, and
-# nothing of the layers is sent where that axis is 1.
+# Decode weights: as in training, but nothing over `fsdp`, because a gather at every token would cost
+# more than the token. They are gathered over `fsdp` once a rollout.
 DECODE_RULES: dict[str, str | None] = PARAMETER_RULES | {"embed": None}
 
 
@@ -44,9 +43,8 @@ def partition_spec(
 ) -> PartitionSpec:
     """The PartitionSpec of one array.
 
-    A leading dimension without a name is the stack of layers; one named None is not split.
-    Raises InputError for an unknown name, for one mesh axis asked for twice, and for a size that
-    does not divide.
+    A leading dimension without a name is the stack of layers; one named None is not sharded.
+    Raises InputError for an unknown name, a mesh axis used twice, and a size that does not divide.
     """
     if len(shape) == len(axes) + 1:
         axes = ("layers", *axes)
@@ -86,11 +84,11 @@ def state_shardings(
 
 
 def constrain_rows(x: jax.Array) -> jax.Array:
-    """x (B, ...) inside a jit: rows over the mesh's row axes, the rest whole; its values stay.
+    """Constrain x (B, ...) inside a jit to be sharded by rows only.
 
-    Left to itself the compiler splits activations like the parameters that they meet, and then
-    sums them over the mesh at every product instead of fetching a layer's weights. Nothing happens
-    outside of a jit, without a mesh, and where the rows do not divide.
+    Otherwise the compiler shards activations like the parameters, and then sums them over the mesh
+    at every product instead of gathering a layer's weights. No effect outside of a jit, without a
+    mesh, or if the rows do not divide.
     """
     mesh = jax.typeof(x).sharding.mesh if isinstance(x, jax.core.Tracer) else None
     if mesh is None or not {"data", "fsdp"} <= set(mesh.axis_names):
@@ -101,12 +99,12 @@ def constrain_rows(x: jax.Array) -> jax.Array:
 
 
 def placed_shapes(shapes: Any, shardings: Any) -> Any:
-    """A tree of shapes and dtypes that says where its arrays lie; both trees are alike."""
+    """Add shardings to a tree of shapes and dtypes; both trees have the same structure."""
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings
     )
 
 
 def shardings_of(tree: Any) -> Any:
-    """Where the arrays of a tree lie."""
+    """Shardings of the arrays of a tree."""
     return jax.tree.map(lambda x: x.sharding, tree)

@@ -1,4 +1,4 @@
-"""What has to be said to the process and to JAX before the first device is touched."""
+"""Set-up before the first use of a device: processes joined, CPU divided, memory allocator."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import sys
+from importlib.util import find_spec
 
 import jax
 
@@ -20,9 +21,9 @@ _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD, _ARENA_MAX = -4, -1, -2, -8
 def keep_freed_memory() -> None:
     """Let glibc's malloc keep what it frees; does nothing elsewhere.
 
-    XLA's CPU backend allocates its temporaries anew at every step. By default glibc gives them
-    back to the kernel and takes them zeroed again: a quarter of a million page faults a step of
-    the embedded model, which take longer than the arithmetic when several processes compete.
+    XLA's CPU backend allocates its temporaries anew at every step. By default glibc returns them to
+    the kernel and gets zeroed pages again: a quarter of a million page faults a step of the
+    embedded model, which take longer than the arithmetic when several processes compete.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -45,19 +46,11 @@ def start_processes(
     process: int | None = None,
     heartbeat_seconds: int = 100,
 ) -> int:
-    """Call before `start_devices`: joins the processes that were started together, if any.
+    """Join the processes of this run, if there are several; call before `start_devices`.
 
-    Devices of all of them are then in `jax.devices()`. Without a coordinator the environment
-    says whether there are others (Slurm steps, TPU slices on GKE and of Cloud TPU VMs); a process
-    that is alone returns at once and starts nothing.
-
-    Args:
-        coordinator: "host:port" of process 0, where it listens; the next two go with it.
-        processes: how many there are.
-        process: index of this one, 0 to processes - 1.
-        heartbeat_seconds: a process that is not heard of for so long ends the others.
-
-    Returns: how many processes there are. Raises RunError when they do not come together.
+    `jax.devices()` then lists the devices of all. Without a coordinator the environment decides
+    (`parallel.cluster`); a single process returns at once and starts nothing. Arguments as in
+    DistributedConfig. Returns the number of processes; raises RunError when they cannot be joined.
     """
     cluster = None if coordinator is not None else find_cluster()
     if coordinator is not None:
@@ -68,8 +61,8 @@ def start_processes(
         count, name = 1, ""
     if count == 1:
         return 1
-    # JAX gives every task of Slurm one GPU, also where a task has its host to itself; an empty list
-    # is no restriction.
+    # JAX gives every Slurm task one GPU, even if the task is alone on its host; an empty list is no
+    # restriction.
     alone = cluster is not None and cluster.alone_on_host
     everything = alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ
     try:
@@ -83,7 +76,7 @@ def start_processes(
         )
     except (ValueError, RuntimeError) as error:
         raise RunError(
-            f"{count} processes ({name}) could not be joined: {error}; look whether all of them "
+            f"{count} processes ({name}) could not be joined: {error}; check that all of them "
             "were started and can reach process 0"
         ) from error
     _LOG.info("joined %d processes (%s)", count, name)
@@ -91,7 +84,7 @@ def start_processes(
 
 
 def start_devices(cpu_devices: int = 1) -> None:
-    """Call once, before JAX is used: splits the CPU, if that is what the work will run on."""
+    """Divide the CPU into `cpu_devices` devices, if there is no accelerator; call before JAX."""
     only_cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu"
     if only_cpu or not _has_accelerator():
         keep_freed_memory()
@@ -99,13 +92,11 @@ def start_devices(cpu_devices: int = 1) -> None:
 
 
 def _has_accelerator() -> bool:
-    """Whether a JAX plugin for an accelerator is installed; touches no device."""
-    from importlib.util import find_spec
-
+    """Whether a JAX plugin for an accelerator is installed; starts no device."""
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "libtpu", "jax_rocm7_plugin")
     return any(find_spec(name) is not None for name in plugins)
 
 
 def default_dtype() -> str:
-    """What a model computes in unless told otherwise: bfloat16 on accelerators, float32 on CPUs."""
+    """Default dtype of activations: bfloat16 on accelerators, float32 on CPUs."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"

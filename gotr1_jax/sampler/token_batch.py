@@ -1,7 +1,7 @@
-"""One row of the policy: prompt, plan, BOI, image; and its unconditional twin.
+"""Token batches of the policy: prompt, plan, BOI, image; and the unconditional context.
 
-A row is packed from position 0 and padded on the right, so a causal mask is the only mask that a
-full forward needs and positions equal the reference's. The last image token is never an input:
+For a full forward a row is packed from position 0 and padded on the right, so a causal mask is the
+only mask it needs and positions equal the reference's. The last image token is never an input:
 nothing is predicted from it.
 """
 
@@ -24,8 +24,8 @@ class PromptBatch:
     """Prompts of P captions, padded on the right.
 
     Attributes:
-      ids_PC: int32 token ids, BOS first; what lies behind `len_P` is never read. Let C come from a
-        few sizes only (multiples of 16, say): every new C compiles the sampler anew.
+      ids_PC: int32 token ids, BOS first; ids after `len_P` have no effect. Use few sizes C only
+        (multiples of 16, for example): every new C compiles the sampler again.
       len_P: int32 number of tokens of each prompt, at least 1.
     """
 
@@ -36,16 +36,15 @@ class PromptBatch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenBatch:
-    """B sampled (or taught) rows; segments are padded on the right.
+    """B sampled or supervised rows; prompt, plan and image are each padded on the right.
 
     Attributes:
       prompt_ids_BC: int32, BOS first.
       prompt_len_B: int32, at least 1.
       plan_ids_BT: int32 plan tokens; the last one of a row is BOI.
       plan_len_B: int32 number of plan tokens with BOI, at least 1.
-      plan_mask_BT: True on plan tokens that the policy chose itself: False on a forced BOI and on
-        padding.
-      image_ids_BU: int32 image tokens, row-major; all of them are chosen by the policy.
+      plan_mask_BT: True on plan tokens that the policy sampled: False on a forced BOI and padding.
+      image_ids_BU: int32 image tokens, row-major; all of them are sampled.
     """
 
     prompt_ids_BC: jax.Array
@@ -61,32 +60,16 @@ class TokenBatch:
         return self.prompt_len_B + self.plan_len_B
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class PackedRows:
-    """Rows as one sequence each: S = C + T + U - 1 input positions.
-
-    Attributes:
-      ids_BS: int32 ids, of text or of the image; 0 on padding.
-      is_image_BS: True where the id is an image token.
-      positions_1S: int32 0 .. S-1, the same for all rows.
-    """
-
-    ids_BS: jax.Array
-    is_image_BS: jax.Array
-    positions_1S: jax.Array
-
-
 def null_context(length_B: jax.Array, size: int, specials: SpecialIds) -> jax.Array:
-    """The one unconditional context: BOS, pads, BOI; unmasked, as long as what it replaces.
+    """The unconditional context: BOS, pads, BOI; unmasked, as long as prompt and plan.
 
     Args:
       length_B: int32 tokens of prompt and plan with BOI, at least 2.
-      size: columns of the result; columns behind a row's length hold pads and are no part of it.
+      size: columns of the result; columns after a row's length hold pads and do not belong to it.
       specials: ids of BOS, pad and BOI.
 
     Returns:
-      ids (B, size) int32. Every context is a prefix of a longer one but for its BOI.
+      ids (B, size) int32. Without its BOI, every context is a prefix of the longer ones.
     """
     at_1S = jnp.arange(size, dtype=jnp.int32)[None, :]
     ids = jnp.where(at_1S == 0, specials.bos, specials.pad)
@@ -95,15 +78,15 @@ def null_context(length_B: jax.Array, size: int, specials: SpecialIds) -> jax.Ar
 
 
 def unconditional_prefix(size: int, specials: SpecialIds) -> jax.Array:
-    """What all null contexts share in front of their BOI: ids (1, size) int32."""
+    """The tokens before BOI that all null contexts share: ids (1, size) int32."""
     longest = jnp.full((1,), size + 1, jnp.int32)
     return null_context(longest, size + 1, specials)[:, :size]
 
 
-def _source_BS(rows: TokenBatch) -> jax.Array:
-    """Where position s of a packed row comes from in [prompt C | plan T | image U - 1].
+def packed_source(rows: TokenBatch) -> jax.Array:
+    """Column of [prompt C | plan T | image U - 1] of each packed position, int32 (B, S).
 
-    Padding points at a column of the image; only `_is_padding` positions do so wrongly.
+    S = C + T + U - 1. Padding gets a column of the image.
     """
     C, T = rows.prompt_ids_BC.shape[1], rows.plan_ids_BT.shape[1]
     U = rows.image_ids_BU.shape[1]
@@ -114,27 +97,15 @@ def _source_BS(rows: TokenBatch) -> jax.Array:
     return jnp.where(at < prompt, at, jnp.where(at < context, plan, image))
 
 
-def pack(rows: TokenBatch) -> PackedRows:
-    """Rows as one sequence: prompt, plan with BOI, image without its last token, padding."""
-    U = rows.image_ids_BU.shape[1]
-    segments = [rows.prompt_ids_BC, rows.plan_ids_BT, rows.image_ids_BU[:, : U - 1]]
-    ids = jnp.take_along_axis(jnp.concatenate(segments, axis=1), _source_BS(rows), axis=1)
-    at = jnp.arange(ids.shape[1], dtype=jnp.int32)[None, :]
-    context = rows.context_len_B[:, None]
-    is_image = (at >= context) & (at < context + U - 1)
-    ids = jnp.where((at < context) | is_image, ids, 0)
-    return PackedRows(ids, is_image, at)
-
-
 def embed_rows(policy: JanusPolicy, rows: TokenBatch) -> tuple[jax.Array, jax.Array]:
     """Inputs of the conditional forward: x (B, S, D) and positions (1, S), S = C + T + U - 1.
 
-    Padding is filled with some embedding of the row; nothing that counts attends to it.
+    Padding repeats some embedding of the row; no other position attends to it.
     """
     U = rows.image_ids_BU.shape[1]
     text = policy.embed_text(jnp.concatenate([rows.prompt_ids_BC, rows.plan_ids_BT], axis=1))
     image = policy.embed_image(rows.image_ids_BU[:, : U - 1])
-    source = _source_BS(rows)
+    source = packed_source(rows)
     x = jnp.take_along_axis(jnp.concatenate([text, image], axis=1), source[..., None], axis=1)
     return x, jnp.arange(source.shape[1], dtype=jnp.int32)[None, :]
 
@@ -142,8 +113,8 @@ def embed_rows(policy: JanusPolicy, rows: TokenBatch) -> tuple[jax.Array, jax.Ar
 def drop_context(rows: TokenBatch, drop_B: jax.Array, specials: SpecialIds) -> TokenBatch:
     """Rows with prompt and plan replaced by the null context where `drop_B` is True.
 
-    The segments keep their lengths, so positions do not change; the plan mask becomes False, since
-    no plan is left to be learned. For caption dropout.
+    Lengths and positions do not change; the plan mask becomes False, as there is no plan to learn.
+    For caption dropout.
     """
     C, T = rows.prompt_ids_BC.shape[1], rows.plan_ids_BT.shape[1]
     context = null_context(rows.context_len_B, C + T, specials)
@@ -158,14 +129,3 @@ def drop_context(rows: TokenBatch, drop_B: jax.Array, specials: SpecialIds) -> T
         plan_mask_BT=rows.plan_mask_BT & ~drop,
         image_ids_BU=rows.image_ids_BU,
     )
-
-
-def embed_null_rows(
-    policy: JanusPolicy, rows: TokenBatch, specials: SpecialIds
-) -> tuple[jax.Array, jax.Array]:
-    """Inputs of a whole unconditional forward, laid out as `embed_rows` lays out the rows.
-
-    The naive form: `replay` and the sampler compute the ramp that all null contexts share once.
-    """
-    everywhere = jnp.ones(rows.prompt_len_B.shape, bool)
-    return embed_rows(policy, drop_context(rows, everywhere, specials))

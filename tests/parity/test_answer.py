@@ -139,7 +139,7 @@ def test_pixels_of_every_mode(tmp_path: Path, mode: str) -> None:
     np.testing.assert_array_equal(preprocess(raw_image, settings), _their_pixels(path, settings))
 
 
-@pytest.mark.parametrize("pictures", [1, 2])
+@pytest.mark.parametrize("images", [1, 2])
 def test_prompt_ids(ckpt: Path, images: int) -> None:
     """Their processor and chat rules on the same tokenizer."""
     from transformers import JanusProcessor, PreTrainedTokenizerFast
@@ -164,7 +164,7 @@ def test_prompt_ids(ckpt: Path, images: int) -> None:
     assert ours == expected
 
 
-@pytest.mark.parametrize("pictures", [1, 2])
+@pytest.mark.parametrize("images", [1, 2])
 def test_logits_and_answer(ckpt: Path, port: Any, tmp_path: Path, images: int) -> None:
     paths = [_image(tmp_path / f"{i}.png", (60 + 30 * i, 50), seed=i) for i in range(images)]
     checkpoint = load_checkpoint(ckpt, parts=("policy", "understanding"))

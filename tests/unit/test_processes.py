@@ -360,7 +360,7 @@ def test_two_processes_agree() -> None:
                 disk,
                 disk,
                 "process 1 has another configuration than process 0; start all processes with the "
-                "same command, on files that are the same",
+                "same command, on the same files",
                 "mesh {'data': 2, 'fsdp': 1, 'tensor': 1} takes 2 of 4 devices and leaves process 1"
                 " without any; use all devices, or start fewer processes",
             ]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from packed_rows import embed_null_rows, pack
 
 from gotr1_jax.decoding.guidance import LogpSettings
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, VQConfig
@@ -14,10 +15,8 @@ from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.sampler.token_batch import (
     TokenBatch,
     drop_context,
-    embed_null_rows,
     embed_rows,
     null_context,
-    pack,
     unconditional_prefix,
 )
 from gotr1_jax.tokenizers.janus import SpecialIds
@@ -59,7 +58,7 @@ def real(rows: TokenBatch) -> TokenBatch:
     return clean
 
 
-def test_pack_lays_segments_end_to_end(rows: TokenBatch) -> None:
+def test_rows_are_packed_without_gaps(rows: TokenBatch) -> None:
     packed = pack(rows)
     assert packed.ids_BS.tolist() == [
         [1, 10, 11, 12, 13, 3, 5, 6, 7],
