@@ -30,8 +30,8 @@ PARAMETER_RULES: dict[str, str | None] = {
     "code": None,
 }
 
-# Decode weights: as in training, but nothing over `fsdp`, because a gather at every token would cost
-# more than the token. They are gathered over `fsdp` once a rollout.
+# Decode weights: as in training, but nothing over `fsdp`, because a gather at every token would
+# cost more than the token. They are gathered over `fsdp` once a rollout.
 DECODE_RULES: dict[str, str | None] = PARAMETER_RULES | {"embed": None}
 
 
