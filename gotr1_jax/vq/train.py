@@ -1,10 +1,9 @@
-"""Train the image tokenizer on the shapes world: `gotr1 train vq --config FILE`."""
+"""The image tokenizer of the shapes world: `gotr1 train vq --config FILE`."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from PIL import Image
 
@@ -20,51 +18,19 @@ from gotr1_jax.convert.image_tokenizer import save_vq
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.io.progress import Progress
 from gotr1_jax.models.config import VQConfig
-from gotr1_jax.models.vq import VQModel, abstract_vq
+from gotr1_jax.models.vq import abstract_vq
 from gotr1_jax.parallel.mesh import addressable_rows, replicated
 from gotr1_jax.parallel.placement import put_addressable_rows
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
 from gotr1_jax.shapes.dataset import ShapesSource
 from gotr1_jax.shapes.vocabulary import GRID_STEP, IMAGE_SIZE
-from gotr1_jax.trainer.optimizer import make_optimizer
 from gotr1_jax.trainer.run import Run
 from gotr1_jax.trainer.run_dir import RunDir
 from gotr1_jax.vq import losses as vq_loss
 from gotr1_jax.vq.config import VqTrainConfig
+from gotr1_jax.vq.update import init_state, make_step, to_pixels
 
 _log = logging.getLogger(__name__)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class VqState:
-    """Everything a step changes: weights, optimizer, each code's running share of use, step, and
-    how many updates in a row were not finite and changed nothing."""
-
-    params: nnx.State
-    opt_state: optax.OptState
-    usage_I: jax.Array
-    step: jax.Array
-    skipped_in_a_row: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class VqMetrics:
-    """Scalars of one step, float32: `psnr` in dB, `perplexity` in codes of this batch,
-    `used_frac` the share of codes in use by the running mean."""
-
-    loss: jax.Array
-    l1: jax.Array
-    l2: jax.Array
-    commitment: jax.Array
-    psnr: jax.Array
-    perplexity: jax.Array
-    used_frac: jax.Array
-    grad_norm: jax.Array
-
-
-StepFn = Callable[[VqState, jax.Array], tuple[VqState, VqMetrics]]
 
 
 def train_vq(config: VqTrainConfig) -> Path:
@@ -144,84 +110,6 @@ def batch_of_step(
     corner = GRID_STEP * rng.integers(0, places, (B, 2))
     windows = [images[index[b]][y : y + size, x : x + size] for b in rows for y, x in [corner[b]]]
     return np.stack(windows)
-
-
-def to_pixels(images: jax.Array) -> jax.Array:
-    """uint8 0..255 → float32 [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
-
-
-def init_state(config: VqTrainConfig) -> VqState:
-    """A fresh tokenizer with its optimizer."""
-    params = nnx.split(VQModel(config.model, rngs=nnx.Rngs(config.seed)))[1]
-    size = config.model.codebook_size
-    usage_I = jnp.full((size,), 1.0 / size, jnp.float32)
-    opt_state = make_optimizer(config.optimizer, config.steps).init(params)
-    zero = jnp.zeros((), jnp.int32)
-    return VqState(params, opt_state, usage_I, zero, zero)
-
-
-def make_step(config: VqTrainConfig) -> StepFn:
-    """The compiled update on uint8 images (B, H, W, 3); its state is donated."""
-    size, dim = config.model.codebook_size, config.model.code_dim
-    graphdef = nnx.split(abstract_vq(config.model))[0]
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    weights = config.weights
-
-    def loss_fn(params: nnx.State, pixels: jax.Array, quantizing: jax.Array) -> tuple[Any, Any]:
-        model = nnx.merge(graphdef, params)
-        quantized = model.quantize(model.encode(pixels))
-        codes = jnp.where(quantizing, quantized.codes_BhwZ, quantized.latents_BhwZ)
-        latents = quantized.latents_BhwZ.reshape(-1, dim)
-        nearest = quantized.nearest_BhwZ.reshape(-1, dim)
-        l1, l2 = vq_loss.pixel_losses(model.decode(codes), pixels)
-        commitment = vq_loss.commitment_loss(latents, nearest)
-        loss = weights.l1 * l1 + weights.l2 * l2
-        loss += weights.codebook * vq_loss.codebook_loss(latents, nearest)
-        # Committing to codes that nothing is decoded from only draws all encodings together.
-        loss += weights.commitment * jnp.where(quantizing, commitment, 0.0)
-        return loss, (l1, l2, commitment, quantized.ids_Bhw, latents, nearest)
-
-    @partial(jax.jit, donate_argnums=0)
-    def step_fn(state: VqState, images: jax.Array) -> tuple[VqState, VqMetrics]:
-        pixels, quantizing = to_pixels(images), state.step >= config.quantize_from
-        (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, pixels, quantizing
-        )
-        l1, l2, commitment, ids, latents, nearest = aux
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-
-        counts_I = vq_loss.code_counts(ids, size)
-        restart = config.restart
-        usage_I = restart.decay * state.usage_I + (1 - restart.decay) * counts_I / counts_I.sum()
-        old = params["quantize"]["embedding"]
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        moved_IZ, moved_usage_I = vq_loss.restart_unused(
-            old[...], usage_I, latents, nearest, key, below=restart.below, fresh=restart.fresh
-        )
-        moving = state.step < restart.steps
-        params["quantize"]["embedding"] = old.replace(jnp.where(moving, moved_IZ, old[...]))
-        metrics = VqMetrics(
-            loss=loss,
-            l1=l1,
-            l2=l2,
-            commitment=commitment,
-            psnr=vq_loss.psnr(l2),
-            perplexity=vq_loss.perplexity(counts_I),
-            used_frac=(usage_I >= restart.below / size).mean(),
-            grad_norm=optax.tree.norm(grads),
-        )
-        good = jnp.isfinite(loss) & jnp.isfinite(metrics.grad_norm)
-        params, opt_state, usage_I = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old),
-            (params, opt_state, jnp.where(moving, moved_usage_I, usage_I)),
-            (state.params, state.opt_state, state.usage_I),
-        )
-        skipped = jnp.where(good, 0, state.skipped_in_a_row + 1)
-        return VqState(params, opt_state, usage_I, state.step + 1, skipped), metrics
-
-    return step_fn
 
 
 def evaluate(

@@ -30,36 +30,37 @@ from gotr1_jax.models.vq import VQModel
 from gotr1_jax.trainer import checkpoint
 from gotr1_jax.trainer.optimizer import make_optimizer
 from gotr1_jax.vq import train as train_vq
+from gotr1_jax.vq import update as update_vq
 from gotr1_jax.vq.config import VqTrainConfig
 
 STEPS = 8
 
 
-def light_state(config: VqTrainConfig) -> train_vq.VqState:
+def light_state(config: VqTrainConfig) -> update_vq.VqState:
     """The job's arrays, all ones: drawing them takes most of a minute to compile."""
     shapes = nnx.split(nnx.eval_shape(lambda: VQModel(config.model, rngs=nnx.Rngs(0))))[1]
     params = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
     opt_state = make_optimizer(config.optimizer, config.steps).init(params)
     zero = jnp.zeros((), jnp.int32)
-    return train_vq.VqState(params, opt_state, jnp.ones(16), zero, zero)
+    return update_vq.VqState(params, opt_state, jnp.ones(16), zero, zero)
 
 
-def light_step(_: VqTrainConfig) -> train_vq.StepFn:
+def light_step(_: VqTrainConfig) -> update_vq.StepFn:
     """In the place of an update, which takes a minute to compile: moves all that is saved."""
 
     @partial(jax.jit, donate_argnums=0)
     def update(
-        state: train_vq.VqState, images: jax.Array
-    ) -> tuple[train_vq.VqState, train_vq.VqMetrics]:
+        state: update_vq.VqState, images: jax.Array
+    ) -> tuple[update_vq.VqState, update_vq.VqMetrics]:
         seen = images.astype(jnp.float32).mean() / 255
         kept = (state.params, state.opt_state, state.usage_I)
         moved = jax.tree.map(lambda x: (0.9 * x + seen).astype(x.dtype), kept)
         norms = [optax.tree.norm(tree) for tree in moved]
         values = dict.fromkeys(("l1", "l2", "commitment", "used_frac"), seen)
-        metrics = train_vq.VqMetrics(
+        metrics = update_vq.VqMetrics(
             loss=norms[0], grad_norm=norms[1], psnr=norms[2], perplexity=seen, **values
         )
-        return train_vq.VqState(*moved, state.step + 1, state.skipped_in_a_row), metrics
+        return update_vq.VqState(*moved, state.step + 1, state.skipped_in_a_row), metrics
 
     return update
 
@@ -76,7 +77,7 @@ def in_step(step: int, happen: Callable[[], None]) -> None:
     """`happen` when the update of `step` was given to the device, before it is known to be done."""
     make_step = train_vq.make_step
 
-    def making(config: VqTrainConfig) -> train_vq.StepFn:
+    def making(config: VqTrainConfig) -> update_vq.StepFn:
         update = make_step(config)
 
         def updating(state: Any, batch: Any) -> Any:
