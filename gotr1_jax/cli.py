@@ -154,8 +154,7 @@ def _train(job: str, path: Path, overrides: Sequence[str]) -> None:
     module_name, schema, function = JOBS[job]
     module = importlib.import_module(module_name)
     config: Any = load_config(getattr(module, schema), path, overrides)
-    group = config.distributed
-    start_processes(group.coordinator, group.processes, group.process, group.heartbeat_seconds)
+    start_processes(config.distributed)
     start_devices(config.mesh.cpu_devices)
     getattr(module, function)(config)
 

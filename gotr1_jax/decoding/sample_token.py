@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from gotr1_jax.errors import InputError
+
 
 @dataclass(frozen=True)
 class TokenSamplingConfig:
@@ -24,9 +26,9 @@ class TokenSamplingConfig:
 
     def __post_init__(self) -> None:
         if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; give 0 (all tokens) or a positive number")
+            raise InputError(f"top_k is {self.top_k}; give 0 (all tokens) or a positive number")
         if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p is {self.top_p}; give a number in (0, 1], 1 for all tokens")
+            raise InputError(f"top_p is {self.top_p}; give a number in (0, 1], 1 for all tokens")
 
 
 def top_k_top_p_filter(logits_BV: jax.Array, config: TokenSamplingConfig) -> jax.Array:

@@ -16,7 +16,7 @@ from gotr1_jax.generate.work import Batch, Survey, batch_rows, bytes_per_row, de
 from gotr1_jax.models.janus import abstract_policy
 from gotr1_jax.models.vq import image_decoder
 from gotr1_jax.parallel.mesh import make_mesh, replicated, row_multiple, row_sharding
-from gotr1_jax.sampler.sampler import Sampler, SamplerConfig, fold_keys
+from gotr1_jax.sampler.sampler import Sampler, SamplerConfig, sample_keys
 from gotr1_jax.sampler.token_batch import PromptBatch, TokenBatch
 
 
@@ -74,7 +74,7 @@ class BatchPainter:
         jax.block_until_ready(self._params)
         model = checkpoint.config
         del checkpoint  # the policy's weights as they were loaded are used up
-        self._keys = jax.jit(partial(fold_keys, config.seed, 0))
+        self._keys = jax.jit(partial(sample_keys, config.seed, 0))
         parts = 1 if self._mesh is None else row_multiple(self._mesh)
         if config.batch_size is not None:
             self.batch_size = -(-config.batch_size // parts) * parts

@@ -1,8 +1,8 @@
 """CLIP (arXiv 2103.00020): images and captions in one space; HPS v2.1 is a tuned ViT-H/14.
 
 Both towers are pre-norm transformers with exact GELU. An image's vector is that of the class
-token in front of its patches; a caption's is that of its end token, which under the causal mask
-has seen the whole caption and nothing behind it.
+token before its patches; a caption's is that of its end token, which under the causal mask
+attends to the whole caption and to no padding.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class ClipVisionTower(nnx.Module):
 
 
 class ClipTextTower(nnx.Module):
-    """Caption ids (B,S), padded behind the end token, -> vectors (B,E), not of unit length."""
+    """Caption ids (B,S), padded after the end token, -> vectors (B,E), not of unit length."""
 
     def __init__(self, cfg: ClipConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
         tower, D = cfg.text, cfg.text.width

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 class DecoderConfig:
     """A pre-norm decoder of the Llama / Qwen2 family.
 
-    `mrope_section`: how many of the rotary pairs turn with time, height and width, for a decoder
-    that is given positions in all three; empty for one that knows a single position.
+    `mrope_section`: number of rotary pairs that rotate with time, height and width, for positions
+    in all three; empty for single positions.
     """
 
     vocab_size: int
@@ -126,15 +126,7 @@ class JanusConfig:
 
 
 def _decoder(hidden: int, mlp: int, layers: int, heads: int) -> DecoderConfig:
-    return DecoderConfig(
-        vocab_size=102400,
-        hidden_size=hidden,
-        mlp_size=mlp,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=hidden // heads,
-    )
+    return DecoderConfig(102400, hidden, mlp, layers, heads, heads, hidden // heads)
 
 
 JANUS_PRO_1B = JanusConfig(_decoder(2048, 5632, 24, 16))

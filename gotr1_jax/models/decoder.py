@@ -1,8 +1,9 @@
-"""The one decoder of the project: Llama (Janus-Pro) and Qwen2 (the judge) are its settings.
+"""The decoder of the policy (Llama, Janus-Pro) and of the judge (Qwen2), by configuration.
 
 Layers are stacked: every array under `Decoder.layers` has a leading axis of length num_layers
-and the forward pass is one `lax.scan`. A block takes the attention itself as a function, so that
-training (causal), the sampler (cache segments) and the judge (M-RoPE) share its weights and code.
+and the forward pass is one `lax.scan`. A block takes its attention as a function, so that a causal
+forward and one after a shared prefix use the same code. Token-by-token decoding has other needs:
+see `decoding.forward`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from gotr1_jax.models.config import DecoderConfig, LoraConfig
-from gotr1_jax.models.layers import Embedding, Linear, RMSNorm
+from gotr1_jax.models.layers import Embedding, Linear, RMSNorm, stack_blocks
 from gotr1_jax.parallel.sharding import constrain_rows
 
 # q (B,S,H,C), k (B,S,K,C), v (B,S,K,C), rotary applied -> mixed values (B,S,H,C)
@@ -45,7 +46,7 @@ def mrope_tables(
 ) -> tuple[jax.Array, jax.Array]:
     """`rope_tables` of positions (3,...) in time, height and width: each (..., head_dim // 2).
 
-    The first section[0] pairs turn with time, the next ones with height, the last with width
+    The first section[0] pairs rotate with time, the next with height, the last with width
     (arXiv 2409.12191, section 2.1).
     """
     of_pair = jnp.moveaxis(positions_3[np.repeat(np.arange(3), section)], 0, -1)
@@ -57,12 +58,12 @@ def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotate x (..., S, heads, C) by tables (..., S, C // 2); pairs are (i, i + C // 2)."""
     cos, sin = (t[..., None, :] for t in tables)
     low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+    return rotated.astype(x.dtype)
 
 
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Causal attention over whole rows; grouped heads are handled without copying k and v."""
+    """Causal attention over whole rows; grouped heads need no copy of k and v."""
     return jax.nn.dot_product_attention(q, k, v, is_causal=True)
 
 
@@ -70,13 +71,9 @@ class DecoderBlock(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); gated SiLU mlp."""
 
     def __init__(
-        self,
-        cfg: DecoderConfig,
-        *,
-        rngs: nnx.Rngs,
-        lora: LoraConfig | None = None,
+        self, cfg: DecoderConfig, *, rngs: nnx.Rngs, lora: LoraConfig | None = None,
         param_dtype: jnp.dtype = jnp.float32,
-    ) -> None:
+    ) -> None:  # fmt: skip
         def linear(
             name: str, n_in: int, n_out: int, axes: tuple[str, str], bias: bool = False
         ) -> Linear:
@@ -117,14 +114,9 @@ class Decoder(nnx.Module):
     """Token embedding, stacked blocks, final norm, text head."""
 
     def __init__(
-        self,
-        cfg: DecoderConfig,
-        *,
-        rngs: nnx.Rngs,
-        lora: LoraConfig | None = None,
-        param_dtype: jnp.dtype = jnp.float32,
-        remat: str = "none",
-    ) -> None:
+        self, cfg: DecoderConfig, *, rngs: nnx.Rngs, lora: LoraConfig | None = None,
+        param_dtype: jnp.dtype = jnp.float32, remat: str = "none",
+    ) -> None:  # fmt: skip
         self.cfg = cfg
         self.remat = remat
         self.embed = Embedding(
@@ -132,15 +124,10 @@ class Decoder(nnx.Module):
             param_dtype=param_dtype,
         )  # fmt: skip
 
-        def one_block(key: jax.Array) -> Any:
-            block = DecoderBlock(cfg, rngs=nnx.Rngs(params=key), lora=lora, param_dtype=param_dtype)
-            return nnx.split(block)[1]
+        def block(rngs: nnx.Rngs) -> DecoderBlock:
+            return DecoderBlock(cfg, rngs=rngs, lora=lora, param_dtype=param_dtype)
 
-        keys = jax.random.split(rngs.params(), cfg.num_layers)
-        shape = nnx.eval_shape(
-            lambda: DecoderBlock(cfg, rngs=nnx.Rngs(0), lora=lora, param_dtype=param_dtype)
-        )
-        self.layers = nnx.merge(nnx.split(shape)[0], jax.vmap(one_block)(keys))
+        self.layers = stack_blocks(block, rngs, cfg.num_layers)
         self.norm = RMSNorm(cfg.hidden_size, cfg.norm_eps, param_dtype)
         self.lm_head = (
             None

@@ -22,15 +22,9 @@ class JanusPolicy(nnx.Module):
     """
 
     def __init__(
-        self,
-        cfg: JanusConfig,
-        *,
-        rngs: nnx.Rngs,
-        lora: LoraConfig | None = None,
-        dtype: jnp.dtype = jnp.float32,
-        param_dtype: jnp.dtype = jnp.float32,
-        remat: str = "none",
-    ) -> None:
+        self, cfg: JanusConfig, *, rngs: nnx.Rngs, lora: LoraConfig | None = None,
+        dtype: jnp.dtype = jnp.float32, param_dtype: jnp.dtype = jnp.float32, remat: str = "none",
+    ) -> None:  # fmt: skip
         D, I = cfg.decoder.hidden_size, cfg.image_vocab
         self.cfg = cfg
         self.dtype = dtype

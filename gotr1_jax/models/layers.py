@@ -1,4 +1,4 @@
-"""The small modules that every network here is made of.
+"""The small modules of every network here.
 
 Parameters are stored in `param_dtype` and cast to the dtype of the activations at use, so
 float32 master weights compute in bfloat16 when the activations are bfloat16. Each parameter
@@ -8,27 +8,35 @@ to mesh axes. Kernels are (in, out), images are NHWC.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.models.config import LoraConfig
 
+Block = TypeVar("Block", bound=nnx.Module)
+
+
+def stack_blocks(make: Callable[[nnx.Rngs], Block], rngs: nnx.Rngs, count: int) -> Block:
+    """One module whose arrays have a leading axis of `count` blocks, each drawn by its own key."""
+
+    def init(key: jax.Array) -> nnx.State:
+        return nnx.split(make(nnx.Rngs(params=key)))[1]
+
+    graphdef = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))[0]
+    return nnx.merge(graphdef, jax.vmap(init)(jax.random.split(rngs.params(), count)))
+
 
 class Linear(nnx.Module):
     """y = x @ kernel (+ bias) (+ low-rank adapter); x (..., in) -> (..., out)."""
 
     def __init__(
-        self,
-        features_in: int,
-        features_out: int,
-        *,
-        rngs: nnx.Rngs,
-        axes: tuple[str, str],
-        bias: bool = False,
-        lora: LoraConfig | None = None,
-        param_dtype: jnp.dtype = jnp.float32,
-    ) -> None:
+        self, features_in: int, features_out: int, *, rngs: nnx.Rngs, axes: tuple[str, str],
+        bias: bool = False, lora: LoraConfig | None = None, param_dtype: jnp.dtype = jnp.float32,
+    ) -> None:  # fmt: skip
         scale = features_in**-0.5
         draw = jax.random.normal(rngs.params(), (features_in, features_out), param_dtype)
         self.kernel = nnx.Param(draw * jnp.asarray(scale, param_dtype), axes=axes)

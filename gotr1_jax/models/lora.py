@@ -1,4 +1,4 @@
-"""Low-rank adapters on a policy: splitting them off, switching them off, folding them in."""
+"""Low-rank adapters of a policy: split off, merged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def split_lora(model: nnx.Module) -> tuple[Any, Any, Any]:
     return parts
 
 
-def _folded(layer: Linear) -> jax.Array:
+def _merged_kernel(layer: Linear) -> jax.Array:
     """W + scale * A @ B of one layer or of a stack, in W's dtype; summed in float32."""
     assert layer.lora_a is not None and layer.lora_b is not None
     delta = jnp.einsum("...ir,...ro->...io", layer.lora_a[...], layer.lora_b[...])
@@ -33,7 +33,7 @@ def merge_lora(model: nnx.Module) -> nnx.Module:
     """
     for _, node in nnx.iter_graph(model):
         if isinstance(node, Linear) and node.lora_a is not None:
-            node.kernel[...] = _folded(node)
+            node.kernel[...] = _merged_kernel(node)
             node.lora_a = node.lora_b = None
             node.lora_scale = 0.0
     return model

@@ -27,13 +27,9 @@ class Qwen2_5_VL(nnx.Module):
     """
 
     def __init__(
-        self,
-        cfg: QwenConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        self, cfg: QwenConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32,
         param_dtype: jnp.dtype = jnp.float32,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.cfg = cfg
         self.dtype = dtype
         self.vision = QwenVisionTower(cfg.vision, rngs=rngs, param_dtype=param_dtype)
@@ -46,11 +42,11 @@ class Qwen2_5_VL(nnx.Module):
     def embed(
         self, ids_BS: jax.Array, places_BS: jax.Array | None = None, units: jax.Array | None = None
     ) -> jax.Array:
-        """Text ids (B,S) -> (B,S,D), with images put in.
+        """Text ids (B,S) -> (B,S,D), with the vectors of images at their tokens.
 
         Args:
-          places_BS: index into the rows of `units`, joined, of each image token; -1 for text.
-          units: what `embed_images` gave, (R,U,D).
+          places_BS: index of each image token into the concatenated rows of `units`; -1 for text.
+          units: (R,U,D) from `embed_images`.
         """
         x = self.text.embed(ids_BS, self.dtype)
         if units is None or places_BS is None:

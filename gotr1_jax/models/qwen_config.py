@@ -14,11 +14,11 @@ class QwenVisionConfig:
 
     Attributes:
       width, mlp_size, num_layers, num_heads: of its blocks.
-      out_size: width of what it hands to the text model.
-      full_attention: numbers of the blocks whose patches see their whole image; in the others
-        they see their window.
+      out_size: width of its output, the text model's input.
+      full_attention: indices of the blocks whose patches attend to their whole image; in the others
+        they attend to their window.
       geometry: of patches, units and windows.
-      rope_theta, norm_eps: constants of the family, which no released file states.
+      rope_theta, norm_eps: constants of the family, in no released file.
     """
 
     width: int
@@ -32,7 +32,7 @@ class QwenVisionConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        # Rows and columns turn half of the pairs each.
+        # Half of the rotary pairs is for rows, half for columns.
         if self.width % (4 * self.num_heads):
             raise ValueError(
                 f"vision width {self.width} does not give {self.num_heads} heads whose size is a "
@@ -70,21 +70,11 @@ class QwenConfig:
 def _qwen(hidden: int, mlp: int, layers: int, heads: tuple[int, int], vocab: int) -> QwenConfig:
     """Sizes as the released config.json files state them."""
     text = DecoderConfig(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        mlp_size=mlp,
-        num_layers=layers,
-        num_heads=heads[0],
-        num_kv_heads=heads[1],
-        head_dim=128,
-        rope_theta=1e6,
-        qkv_bias=True,
-        tie_embeddings=vocab == 151936,
-        mrope_section=(16, 24, 24),
-    )
-    return QwenConfig(
-        text, QwenVisionConfig(1280, 3420, 32, 16, hidden, (7, 15, 23, 31), Geometry())
-    )
+        vocab, hidden, mlp, layers, *heads, head_dim=128, rope_theta=1e6, qkv_bias=True,
+        tie_embeddings=vocab == 151936, mrope_section=(16, 24, 24),
+    )  # fmt: skip
+    vision = QwenVisionConfig(1280, 3420, 32, 16, hidden, (7, 15, 23, 31), Geometry())
+    return QwenConfig(text, vision)
 
 
 QWEN2_5_VL_3B = _qwen(2048, 11008, 36, (16, 2), 151936)

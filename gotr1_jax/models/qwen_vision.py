@@ -1,12 +1,10 @@
 """Qwen2.5-VL's vision tower on packed rows of patches (arXiv 2502.13923, section 2.1).
 
-Patches stay packed (no slot is wasted in the products with weights); attention alone looks at
-them in another shape:
-- in most blocks a patch sees its window: keys, queries and values are gathered into windows of
-  J slots, a batch of small attentions, and gathered back;
-- in a few it sees its image: a row's patches attend to each other where their image agrees.
-All index arithmetic is done by `images.qwen_pack`. Letters as there, and D width, H heads, C
-head width.
+Patches stay packed (no padding in the products with weights); only attention reshapes them:
+- in most blocks a patch attends to its window: keys, queries and values are gathered into windows
+  of J slots, a batch of small attentions, and gathered back;
+- in a few it attends to its image: a mask keeps a row's images apart.
+`images.qwen_pack` makes all indices. Letters as there, and D width, H heads, C head width.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from flax import nnx
 
 from gotr1_jax.images.qwen_pack import PatchBatch
 from gotr1_jax.models.decoder import Attend, apply_rope, rope_frequencies
-from gotr1_jax.models.layers import GeluMLP, Linear, RMSNorm
+from gotr1_jax.models.layers import GeluMLP, Linear, RMSNorm, stack_blocks
 from gotr1_jax.models.qwen_config import QwenVisionConfig
 
 jax.tree_util.register_dataclass(
@@ -36,7 +34,7 @@ def window_attention(
 ) -> jax.Array:
     """q, k, v (R,N,H,C) -> mixed values (R,N,H,C), each patch over its own window.
 
-    Scores take R · W · H · J² numbers. `windows_RWJ` and `slots_RN` as in PatchBatch.
+    Scores are R · W · H · J² numbers. `windows_RWJ` and `slots_RN` as in PatchBatch.
     """
     R, W, J = windows_RWJ.shape
 
@@ -54,8 +52,7 @@ def window_attention(
 def image_attention(q: jax.Array, k: jax.Array, v: jax.Array, images_RN: jax.Array) -> jax.Array:
     """q, k, v (R,N,H,C) -> mixed values (R,N,H,C), each patch over its own image.
 
-    Scores take R · H · N² numbers: the tower's largest array, bounded by the rows of a call.
-    `images_RN` as in PatchBatch.
+    Scores are R · H · N² numbers, the tower's largest array. `images_RN` as in PatchBatch.
     """
     mask = (images_RN[:, :, None] == images_RN[:, None, :])[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
@@ -130,11 +127,11 @@ class QwenMerger(nnx.Module):
 
 
 class QwenVisionTower(nnx.Module):
-    """A batch of packed images -> what the text model reads, one vector a unit.
+    """A batch of packed images -> inputs of the text model, one vector a unit.
 
-    The arrays of all blocks are stacked and run by one `lax.scan`. The two kinds of attention
-    are the branches of a `lax.cond` on a flag of each layer: the block is compiled once, only
-    the branch that is taken runs, and any set of layers can have full attention.
+    The arrays of all blocks are stacked and run by one `lax.scan`. A `lax.cond` on a flag of each
+    layer selects window or full attention: the block is compiled once, only one branch runs, and
+    any set of layers can have full attention.
     """
 
     def __init__(
@@ -143,19 +140,14 @@ class QwenVisionTower(nnx.Module):
         self.cfg = cfg
         self.patch = QwenPatchEmbed(cfg, rngs=rngs, param_dtype=param_dtype)
 
-        def one_block(key: jax.Array) -> Any:
-            block = QwenVisionBlock(cfg, rngs=nnx.Rngs(params=key), param_dtype=param_dtype)
-            return nnx.split(block)[1]
-
-        shape = nnx.eval_shape(
-            lambda: QwenVisionBlock(cfg, rngs=nnx.Rngs(0), param_dtype=param_dtype)
-        )
-        keys = jax.random.split(rngs.params(), cfg.num_layers)
-        self.blocks = nnx.merge(nnx.split(shape)[0], jax.vmap(one_block)(keys))
+        self.blocks = stack_blocks(
+            lambda rngs: QwenVisionBlock(cfg, rngs=rngs, param_dtype=param_dtype),
+            rngs, cfg.num_layers,
+        )  # fmt: skip
         self.merger = QwenMerger(cfg, rngs=rngs, param_dtype=param_dtype)
 
     def rope(self, positions_RN2: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Rotary tables (R,N,C//2): half of the pairs turn with the row, half with the column."""
+        """Rotary tables (R,N,C//2): half of the pairs rotate with the row, half with the column."""
         frequency = rope_frequencies(self.cfg.head_dim // 2, self.cfg.rope_theta)
         angle = positions_RN2[..., None].astype(jnp.float32) * frequency
         angle = angle.reshape(*positions_RN2.shape[:2], -1)
@@ -171,14 +163,14 @@ class QwenVisionTower(nnx.Module):
         )
         rope = self.rope(jnp.asarray(batch.positions_RN2))
         graphdef, stacked = nnx.split(self.blocks)
-        whole = jnp.array([i in self.cfg.full_attention for i in range(self.cfg.num_layers)])
+        full = jnp.array([i in self.cfg.full_attention for i in range(self.cfg.num_layers)])
 
         def step(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
-            params, whole_image = layer
+            params, full_attention = layer
 
             def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
                 return jax.lax.cond(
-                    whole_image,
+                    full_attention,
                     lambda: image_attention(q, k, v, images_RN),
                     lambda: window_attention(q, k, v, windows_RWJ, slots_RN),
                 )
@@ -186,6 +178,6 @@ class QwenVisionTower(nnx.Module):
             return nnx.merge(graphdef, params)(x, rope, attend), None
 
         x = self.patch(jnp.asarray(batch.patches_RNE, dtype))
-        x, _ = jax.lax.scan(step, x, (stacked, whole))
+        x, _ = jax.lax.scan(step, x, (stacked, full))
         units = self.merger(x)
         return jnp.take_along_axis(units, jnp.asarray(batch.units_RU)[..., None], axis=1)

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.models.config import JanusConfig, SiglipConfig
-from gotr1_jax.models.layers import GeluMLP, LayerNorm, Linear
+from gotr1_jax.models.layers import GeluMLP, LayerNorm, Linear, stack_blocks
 
 
 class BlockSizes(Protocol):
-    """What a block must know of a configuration."""
+    """Sizes of a tower, of SigLIP or CLIP."""
 
     @property
     def width(self) -> int: ...
@@ -77,7 +77,7 @@ class SiglipBlock(nnx.Module):
         self.fc2 = linear(F, D, ("mlp", "embed"))
 
     def __call__(self, x: jax.Array, causal: bool = False) -> jax.Array:
-        """x (B,N,D) -> (B,N,D); every position sees every other, or if `causal` the earlier."""
+        """x (B,N,D) -> (B,N,D); attention over all positions or, if `causal`, over earlier ones."""
         B, N, D = x.shape
         h = self.norm1(x)
         q, k, v = (f(h).reshape(B, N, self.num_heads, -1) for f in (self.q, self.k, self.v))
@@ -88,14 +88,10 @@ class SiglipBlock(nnx.Module):
 
 
 def stacked_blocks(cfg: BlockSizes, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> SiglipBlock:
-    """All blocks of a tower: one whose arrays have a leading axis of `num_layers`."""
-
-    def one_block(key: jax.Array) -> Any:
-        return nnx.split(SiglipBlock(cfg, rngs=nnx.Rngs(params=key), param_dtype=param_dtype))[1]
-
-    shape = nnx.eval_shape(lambda: SiglipBlock(cfg, rngs=nnx.Rngs(0), param_dtype=param_dtype))
-    keys = jax.random.split(rngs.params(), cfg.num_layers)
-    return nnx.merge(nnx.split(shape)[0], jax.vmap(one_block)(keys))
+    """All blocks of a tower, as `stack_blocks` stacks them."""
+    return stack_blocks(
+        lambda rngs: SiglipBlock(cfg, rngs=rngs, param_dtype=param_dtype), rngs, cfg.num_layers
+    )
 
 
 def run_blocks(blocks: SiglipBlock, x: jax.Array, causal: bool = False) -> jax.Array:
@@ -131,12 +127,12 @@ class SiglipTower(nnx.Module):
 
 
 class JanusUnderstanding(nnx.Module):
-    """Images as the decoder sees them: tower, then aligner.
+    """Images -> inputs of the decoder: tower, then aligner.
 
     Pixels are (B, image_size, image_size, 3), scaled to [0,1] and normalised by the checkpoint's
     preprocessor_config.json (mean and deviation 0.5 in the released ones: [-1,1]), in the dtype
-    of the activations. The result is (B, N, decoder width); its N vectors stand in the place of
-    the image's placeholder tokens.
+    of the activations. The result is (B, N, decoder width); its N vectors replace the image's
+    placeholder tokens.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from gotr1_jax.models.vq_blocks import SAME, Conv, GroupNorm, VQLevel, middle
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class VQOutput:
-    """What the quantizer made of a grid of encodings.
+    """Output of the quantizer.
 
     Attributes:
       codes_BhwZ: the chosen unit codes; their gradient goes straight through to the encodings.
@@ -53,17 +53,11 @@ class VQEncoder(nnx.Module):
         self.conv_in = Conv(3, base, 3, rngs=rngs, dtype=dtype)
         self.conv_blocks = nnx.List(
             VQLevel(
-                widths[i],
-                widths[i + 1],
-                cfg.num_res_blocks,
-                groups,
-                attention=i == last,
-                resize=None if i == last else "down",
-                rngs=rngs,
-                dtype=dtype,
+                widths[i], widths[i + 1], cfg.num_res_blocks, groups, attention=i == last,
+                resize=None if i == last else "down", rngs=rngs, dtype=dtype,
             )
             for i in range(last + 1)
-        )
+        )  # fmt: skip
         self.mid = middle(widths[-1], groups, rngs=rngs, dtype=dtype)
         self.norm_out = GroupNorm(widths[-1], groups, dtype=dtype)
         self.conv_out = Conv(widths[-1], cfg.z_channels, 3, rngs=rngs, dtype=dtype)
@@ -89,17 +83,11 @@ class VQDecoder(nnx.Module):
         self.mid = middle(outs[0], groups, rngs=rngs, dtype=dtype)
         self.conv_blocks = nnx.List(
             VQLevel(
-                widths[i],
-                widths[i + 1],
-                cfg.num_res_blocks + 1,
-                groups,
-                attention=i == 0,
-                resize=None if i == last else "up",
-                rngs=rngs,
-                dtype=dtype,
+                widths[i], widths[i + 1], cfg.num_res_blocks + 1, groups, attention=i == 0,
+                resize=None if i == last else "up", rngs=rngs, dtype=dtype,
             )
             for i in range(last + 1)
-        )
+        )  # fmt: skip
         self.norm_out = GroupNorm(outs[-1], groups, dtype=dtype)
         self.conv_out = Conv(outs[-1], 3, 3, rngs=rngs, dtype=dtype)
 
@@ -136,7 +124,7 @@ class VQQuantizer(nnx.Module):
 
 
 class VQModel(nnx.Module):
-    """The whole tokenizer: `encode_ids` makes tokens of an image, `decode_ids` an image of them.
+    """The whole tokenizer: `encode_ids` maps images to tokens, `decode_ids` tokens to images.
 
     Args:
       cfg: sizes; each side of an image is divided by 2**(number of multipliers - 1).
@@ -185,7 +173,7 @@ def image_decoder(graphdef: nnx.GraphDef, grid: int) -> Any:
 
     def decode(state: Any, ids_BU: jax.Array) -> jax.Array:
         pixels = nnx.merge(graphdef, state).decode_ids(ids_BU, grid)
-        # Cut off, not rounded, as the reference does.
+        # Truncated, not rounded, as in the reference.
         return jnp.clip((pixels + 1.0) / 2 * 255, 0, 255).astype(jnp.uint8)
 
     return jax.jit(decode)

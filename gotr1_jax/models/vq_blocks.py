@@ -126,21 +126,13 @@ class Upsample(nnx.Module):
 class VQLevel(nnx.Module):
     """One resolution: residual blocks, each followed by attention where `attention`, then a resize.
 
-    `resize` is "down", "up" or None; the attribute it makes is named as in the checkpoints.
+    `resize` is "down", "up" or None; its attribute is named as in the checkpoints.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        num_blocks: int,
-        groups: int,
-        *,
-        attention: bool,
-        resize: str | None,
-        rngs: nnx.Rngs,
-        dtype,
-    ):
+        self, in_channels: int, out_channels: int, num_blocks: int, groups: int, *,
+        attention: bool, resize: str | None, rngs: nnx.Rngs, dtype,
+    ):  # fmt: skip
         widths = [in_channels] + [out_channels] * num_blocks
         self.res = nnx.List(
             ResBlock(a, b, groups, rngs=rngs, dtype=dtype)
@@ -169,10 +161,7 @@ class VQLevel(nnx.Module):
 
 def middle(channels: int, groups: int, *, rngs: nnx.Rngs, dtype) -> nnx.List:
     """Residual block, attention, residual block: the middle of both encoder and decoder."""
-    return nnx.List(
-        [
-            ResBlock(channels, channels, groups, rngs=rngs, dtype=dtype),
-            AttnBlock(channels, groups, rngs=rngs, dtype=dtype),
-            ResBlock(channels, channels, groups, rngs=rngs, dtype=dtype),
-        ]
-    )
+    first = ResBlock(channels, channels, groups, rngs=rngs, dtype=dtype)
+    attention = AttnBlock(channels, groups, rngs=rngs, dtype=dtype)
+    last = ResBlock(channels, channels, groups, rngs=rngs, dtype=dtype)
+    return nnx.List([first, attention, last])

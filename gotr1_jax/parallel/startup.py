@@ -12,6 +12,7 @@ import jax
 
 from gotr1_jax.errors import RunError
 from gotr1_jax.parallel.cluster import find_cluster
+from gotr1_jax.parallel.config import DistributedConfig
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,25 +41,20 @@ def keep_freed_memory() -> None:
         mallopt(option, value)
 
 
-def start_processes(
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process: int | None = None,
-    heartbeat_seconds: int = 100,
-) -> int:
+def start_processes(config: DistributedConfig | None = None) -> int:
     """Join the processes of this run, if there are several; call before `start_devices`.
 
     `jax.devices()` then lists the devices of all. Without a coordinator the environment decides
-    (`parallel.cluster`); a single process returns at once and starts nothing. Arguments as in
-    DistributedConfig. Returns the number of processes; raises RunError when they cannot be joined.
+    (`parallel.cluster`); a single process returns at once and starts nothing. Returns the number of
+    processes; raises RunError when they cannot be joined.
     """
-    cluster = None if coordinator is not None else find_cluster()
-    if coordinator is not None:
-        count, name = processes or 1, f"coordinator {coordinator}"
-    elif cluster is not None:
-        count, name = cluster.processes, cluster.name
+    config = config or DistributedConfig()
+    given = config.coordinator is not None
+    cluster = None if given else find_cluster()
+    if given:
+        count, name = config.processes or 1, f"coordinator {config.coordinator}"
     else:
-        count, name = 1, ""
+        count, name = (cluster.processes, cluster.name) if cluster is not None else (1, "")
     if count == 1:
         return 1
     # JAX gives every Slurm task one GPU, even if the task is alone on its host; an empty list is no
@@ -67,12 +63,12 @@ def start_processes(
     everything = alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ
     try:
         jax.distributed.initialize(
-            coordinator_address=coordinator,
-            num_processes=processes,
-            process_id=process,
+            coordinator_address=config.coordinator,
+            num_processes=config.processes,
+            process_id=config.process,
             local_device_ids=[] if everything else None,
-            cluster_detection_method=None if coordinator is None else "deactivate",
-            heartbeat_timeout_seconds=heartbeat_seconds,
+            cluster_detection_method="deactivate" if given else None,
+            heartbeat_timeout_seconds=config.heartbeat_seconds,
         )
     except (ValueError, RuntimeError) as error:
         raise RunError(

@@ -82,10 +82,7 @@ class SamplerConfig:
                     f"{name} is {getattr(self, name)}; it must be greater than 0 (for the most "
                     "likely token set greedy)"
                 )
-        try:
-            _ = self.token_sampling
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        _ = self.token_sampling  # checks top_k and top_p
 
     @property
     def token_sampling(self) -> TokenSamplingConfig:
@@ -123,24 +120,21 @@ class Rollout:
 def row_keys(
     seed: int, step: int, caption_index_P: jax.Array, samples: int, first: int = 0
 ) -> jax.Array:
-    """A key for each row (P * samples,), caption-major; see `fold_keys`.
+    """A key for each row (P * samples,), caption-major; see `sample_keys`.
 
     first: index of each caption's first sample.
     """
     captions_P = jnp.asarray(caption_index_P)
     caption_B = jnp.repeat(captions_P, samples)
     sample_B = jnp.tile(jnp.arange(first, first + samples), len(captions_P))
-    return fold_keys(seed, step, caption_B, sample_B)
+    return sample_keys(seed, step, caption_B, sample_B)
 
 
-def fold_keys(seed: int, step: int, caption_B: jax.Array, sample_B: jax.Array) -> jax.Array:
-    """Keys (B,), each folded from (seed, step, caption index, sample index) alone."""
+def sample_keys(seed: int, step: int, caption_B: jax.Array, sample_B: jax.Array) -> jax.Array:
+    """Keys (B,), each a function of (seed, step, caption index, sample index) only."""
+    fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     base = jax.random.fold_in(jax.random.key(seed), step)
-
-    def one(caption: jax.Array, sample: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(base, caption), sample)
-
-    return jax.vmap(one)(caption_B, sample_B)
+    return jax.vmap(jax.random.fold_in)(fold_in(base, caption_B), sample_B)
 
 
 @dataclass(frozen=True)

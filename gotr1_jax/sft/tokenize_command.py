@@ -66,8 +66,7 @@ def run(options: argparse.Namespace) -> None:
     if given is not None:
         raise InputError(f"data.source {given} holds image tokens already; name records")
     if options.host is None:
-        group = config.distributed
-        start_processes(group.coordinator, group.processes, group.process, group.heartbeat_seconds)
+        start_processes(config.distributed)
     start_devices(config.mesh.cpu_devices)
     host = Host(jax.process_index(), jax.process_count())
     if options.host is not None:

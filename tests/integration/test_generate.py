@@ -21,7 +21,7 @@ from gotr1_jax.generate import command as generate
 from gotr1_jax.generate.config import GenerateConfig
 from gotr1_jax.generate.painter import BatchPainter
 from gotr1_jax.generate.work import Survey
-from gotr1_jax.sampler.sampler import fold_keys, row_keys
+from gotr1_jax.sampler.sampler import row_keys, sample_keys
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_keys_are_folded_from_seed_step_caption_and_sample() -> None:
         for sample in range(6)
     ]
     places, samples = np.repeat([1, 4], 6), np.tile(np.arange(6), 2)
-    for keys in (row_keys(3, 7, np.array([1, 4]), 6), fold_keys(3, 7, places, samples)):
+    for keys in (row_keys(3, 7, np.array([1, 4]), 6), sample_keys(3, 7, places, samples)):
         np.testing.assert_array_equal(jax.random.key_data(keys), by_hand)
 
 

@@ -1,4 +1,4 @@
-"""Several processes: when they are joined, how, and what they then see."""
+"""Several processes: detection, joining, exchanges."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def changed(variables: dict[str, str], **values: str | None) -> dict[str, str]:
         (POD | {"JAX_PLATFORMS": "tpu,cpu"}, Cluster("GKE TPU", 4, True)),
     ],
 )
-def test_environments_are_told_apart(variables: dict[str, str], expected: Cluster | None) -> None:
+def test_detection(variables: dict[str, str], expected: Cluster | None) -> None:
     assert find_cluster(variables) == expected
 
 
@@ -148,7 +148,7 @@ def set_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) ->
 
 def test_a_process_alone_joins_nothing(joined: list[dict[str, Any]]) -> None:
     assert startup.start_processes() == 1
-    assert startup.start_processes("localhost:1", 1, 0) == 1
+    assert startup.start_processes(DistributedConfig("localhost:1", 1, 0)) == 1
     assert joined == []
 
 
@@ -156,7 +156,7 @@ def test_detected_processes_are_joined_with_all_devices_of_their_host(
     joined: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_variables(monkeypatch, STEP)
-    assert startup.start_processes(heartbeat_seconds=7) == 2
+    assert startup.start_processes(DistributedConfig(heartbeat_seconds=7)) == 2
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2")
     monkeypatch.setenv("SLURM_NODEID", "0")
     assert startup.start_processes() == 2
@@ -181,7 +181,7 @@ def test_what_is_given_goes_before_what_is_detected(
     joined: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_variables(monkeypatch, STEP)
-    assert startup.start_processes("10.0.0.1:8476", 3, 2, 30) == 3
+    assert startup.start_processes(DistributedConfig("10.0.0.1:8476", 3, 2, 30)) == 3
     assert joined == [
         {
             "coordinator_address": "10.0.0.1:8476",
@@ -202,7 +202,7 @@ def test_processes_that_do_not_meet_are_an_error(
 
     monkeypatch.setattr(jax.distributed, "initialize", late)
     with pytest.raises(RunError, match=r"3 processes \(coordinator host:1\) could not be joined"):
-        startup.start_processes("host:1", 3, 2)
+        startup.start_processes(DistributedConfig("host:1", 3, 2))
 
 
 def test_training_joins_before_it_touches_devices(
@@ -241,10 +241,11 @@ def test_fields_that_cannot_be(values: dict[str, Any], message: str) -> None:
 
 CHILD = """
 import sys, time
+from gotr1_jax.parallel.config import DistributedConfig
 from gotr1_jax.parallel.startup import start_devices, start_processes
 given = sys.argv[1:]
 place = (given[0], int(given[1]), int(given[2])) if given else (None, None, None)
-count = start_processes(*place, heartbeat_seconds=5)
+count = start_processes(DistributedConfig(*place, heartbeat_seconds=5))
 start_devices(2)
 import jax
 import numpy as np
@@ -258,8 +259,9 @@ time.sleep(600)
 
 AGREE = """
 import sys
+from gotr1_jax.parallel.config import DistributedConfig
 from gotr1_jax.parallel.startup import start_devices, start_processes
-start_processes(sys.argv[1], 2, int(sys.argv[3]), heartbeat_seconds=5)
+start_processes(DistributedConfig(sys.argv[1], 2, int(sys.argv[3]), heartbeat_seconds=5))
 start_devices(2)
 import jax
 import numpy as np
