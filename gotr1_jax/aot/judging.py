@@ -22,11 +22,11 @@ from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.parallel.mesh import replicated
 from gotr1_jax.parallel.sharding import placed_shapes, state_shardings
 from gotr1_jax.rewards.factory import JudgeConfig
-from gotr1_jax.vlm_engine.engine import limits_of
+from gotr1_jax.vlm_engine.engine import program_limits
 from gotr1_jax.vlm_engine.packing import power_of_two
 from gotr1_jax.vlm_engine.programs import PackedTokens, SharedPrefix
-from gotr1_jax.vlm_engine.runner import TextPrograms, head_sharding, text_programs
-from gotr1_jax.vlm_engine.tower import ImageReader
+from gotr1_jax.vlm_engine.runner import TextPrograms, shared_prefix_sharding, text_programs
+from gotr1_jax.vlm_engine.tower import VisionRunner
 
 _HEAD = 416  # tokens of an instruction: those of the longest here, rounded up
 
@@ -48,7 +48,7 @@ class JudgeShapes:
     sizes: QwenConfig
     mesh: Mesh
     programs: TextPrograms
-    reader: ImageReader
+    reader: VisionRunner
     state: Any
     text: DecodeWeights
     units: Any
@@ -69,9 +69,9 @@ def judge_shapes(config: JudgeConfig, sizes: QwenConfig, mesh: Mesh) -> JudgeSha
     state = placed_shapes(state, state_shardings(state, mesh))
     # Any ids do: they are constants of a program.
     programs = text_programs(nnx.split(module.text)[0], sizes.text, dtype, (0, 1), mesh)
-    text = jax.eval_shape(programs.lay_out, state["text"])
+    text = jax.eval_shape(programs.prepare_weights, state["text"])
     vision = sizes.vision
-    reader = ImageReader(
+    reader = VisionRunner(
         nnx.split(module.vision)[0], vision.geometry, vision.out_size, dtype, engine.patches,
         engine.image_tokens, mesh,
     )  # fmt: skip
@@ -84,7 +84,11 @@ def judge_shapes(config: JudgeConfig, sizes: QwenConfig, mesh: Mesh) -> JudgeSha
 
 def load_judge(run: Run, judge: JudgeShapes, beside: tuple[str, ...]) -> None:
     """Its text model laid out: parameters as loaded lie beside those that are made of them."""
-    run(Program("judge: weights", judge.programs.lay_out, (judge.state["text"],), beside=beside))
+    run(
+        Program(
+            "judge: weights", judge.programs.prepare_weights, (judge.state["text"],), beside=beside
+        )
+    )
 
 
 def judging(run: Run, judge: JudgeShapes, image: int, images: int, beside: tuple[str, ...]) -> None:
@@ -104,7 +108,7 @@ def judging(run: Run, judge: JudgeShapes, image: int, images: int, beside: tuple
     empty = pack_images([], geometry, batch.shape, batch.rows).batch
     there = on_rows(jax.tree.map(_shape, empty), judge.mesh, heads=False)
     measure(
-        "judge: images", judge.reader.encode, judge.state["vision"], there,
+        "judge: images", judge.reader.encode_batch, judge.state["vision"], there,
         times=math.ceil(images / len(batch.names)),
     )  # fmt: skip
     _questions(measure, judge)
@@ -114,11 +118,11 @@ def _questions(measure: Any, judge: JudgeShapes) -> None:
     """The largest chunk: as many rows and tokens as the limits let through."""
     engine, cfg, mesh = judge.config.qwen2_5_vl, judge.sizes.text, judge.mesh
     assert engine is not None
-    limits = limits_of(engine, mesh)
+    limits = program_limits(engine, mesh)
     answer = power_of_two(_longest_answer(judge.config))
     # The most rows that leave a question of some hundred tokens room.
     length = max(limits.tokens // limits.rows, _HEAD + 512 + answer)
-    B = limits.most(min(length, limits.tokens // limits.multiple))
+    B = limits.max_rows(min(length, limits.tokens // limits.multiple))
     length = limits.tokens // B
     rest = max(16, (length - answer - _HEAD) // 16 * 16)
     stretch = on_rows(
@@ -133,21 +137,23 @@ def _questions(measure: Any, judge: JudgeShapes) -> None:
     )
     dtype = jnp.dtype(engine.dtype)
     segment = jax.eval_shape(lambda: empty_cache(cfg, 1, _HEAD, dtype))
-    segment = jax.tree.map(lambda x: _on(x, head_sharding(mesh)), segment)
+    segment = jax.tree.map(lambda x: _on(x, shared_prefix_sharding(mesh)), segment)
     head = SharedPrefix(segment, _on(shape((1,), jnp.int32), replicated(mesh)))
     lengths = on_rows(shape((B,), jnp.int32), mesh)
     programs = judge.programs
     hidden, context = measure(
-        "judge: questions", programs.read_questions, judge.text, judge.units, stretch, head, None,
-        static={"reads": 1},
+        "judge: questions", programs.prefill_questions, judge.text, judge.units, stretch, head,
+        None, static={"num_logits": 1},
     )  # fmt: skip
     hidden, context = (on_rows(x, mesh) for x in (hidden, context))
-    state = jax.eval_shape(programs.start, judge.text, hidden, lengths, room=answer, size=answer)
+    state = jax.eval_shape(
+        programs.start_answers, judge.text, hidden, lengths, room=answer, size=answer
+    )
     state = on_rows(state, mesh)
     measure(
-        "judge: answers, last bucket", programs.bucket, judge.text, head, context, state,
+        "judge: answers, last bucket", programs.decode_bucket, judge.text, head, context, state,
         turns=max(1, answer // 2),
-        reads=(judge.text.layers, judge.text.text_head_VD, head, context.segment, state.segment),
+        reads=(judge.text.layers, judge.text.text_head_VD, head, context.cache, state.cache),
     )  # fmt: skip
 
 

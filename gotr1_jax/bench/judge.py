@@ -35,7 +35,7 @@ from gotr1_jax.tokenizers.qwen import ImageTokens
 from gotr1_jax.vlm_engine import QwenEngineConfig
 from gotr1_jax.vlm_engine.base import Question, Scale, make_image_input
 from gotr1_jax.vlm_engine.engine import QwenEngine
-from gotr1_jax.vlm_engine.packing import PrefixGroup, TokenRow
+from gotr1_jax.vlm_engine.packing import PrefixGroup, QuestionTokens
 
 ANSWER_TOKENS = 32
 QUESTIONS_OF_A_IMAGE = 4
@@ -101,14 +101,14 @@ class JudgeBench:
 class _NoPrefixes(QwenEngine):
     """An engine in which questions share their instruction and no more."""
 
-    def group(self, rows: Sequence[TokenRow], tail: int = 1) -> list[PrefixGroup]:
+    def share_prefixes(self, rows: Sequence[QuestionTokens], tail: int = 1) -> list[PrefixGroup]:
         return [PrefixGroup(0, tuple(range(len(rows))))] if rows else []
 
 
 class _NothingShared(_NoPrefixes):
     """An engine in which questions share the system's turn and no more."""
 
-    def opening(self, question: Question) -> str:
+    def shared_text(self, question: Question) -> str:
         return ""
 
 

@@ -1,10 +1,10 @@
 """Qwen2.5-VL as an engine: questions of any number and mixture, a few programs of fixed shapes.
 
-Questions are taken in waves, as many as there is room for the vectors of their images. In a
-wave each image goes through the vision tower once. Each instruction is read once for all of its
-questions, then prefixes that some of them share (an image, a caption), then the questions behind
-them, and either answers are written or scores are read off. The vectors of the last wave are kept
-for the next call, and so are the instructions.
+Questions are split into batches whose images' vectors fit into one array. Each image of a batch
+goes through the vision tower once. Each instruction is read once for all of its questions, then
+the prefixes that some of them share (an image, a caption), then the rest of each question; then
+answers are decoded or scores are read off. The image vectors of the last batch and the KV caches of
+the last instructions are kept for the next call.
 """
 
 from __future__ import annotations
@@ -33,46 +33,46 @@ from gotr1_jax.tokenizers.qwen import ImageTokens
 from gotr1_jax.vlm_engine.base import Answer, ImageInput, Question, Scale
 from gotr1_jax.vlm_engine.config import QwenEngineConfig
 from gotr1_jax.vlm_engine.packing import (
-    Limits,
     PrefixGroup,
-    TokenRow,
-    common,
-    make_chunks,
+    ProgramLimits,
+    QuestionTokens,
+    common_prefix,
+    make_batches,
+    next_bucket,
     power_of_two,
-    rung,
     share_prefixes,
 )
 from gotr1_jax.vlm_engine.programs import SharedPrefix
-from gotr1_jax.vlm_engine.runner import ChunkRunner, Counts, GeneratedAnswers, row_shards
+from gotr1_jax.vlm_engine.runner import EngineCounts, TextRunner, row_shards
 from gotr1_jax.vlm_engine.scores import ScoreTokens, score_tokens
-from gotr1_jax.vlm_engine.tower import ImageReader
+from gotr1_jax.vlm_engine.tower import VisionRunner
 
-_WAVE = 2048
-"""Questions of a wave at most: it bounds the integers that the host holds."""
-_HEADS = 8
-"""Instructions whose cache is kept."""
+_MAX_QUESTIONS = 2048
+"""Questions of a batch at most: it bounds the integers that the host holds."""
+_MAX_INSTRUCTIONS = 8
+"""Instructions whose KV cache is kept."""
 
 
 @dataclass(frozen=True)
-class _Behind:
-    """Rows of a wave with the same instruction.
+class _InstructionGroup:
+    """Questions of a batch with the same instruction.
 
     Attributes:
-      numbers: their places in the wave.
-      head_S: int32 tokens that all of them begin with.
-      rows: theirs, behind these.
+      indices: of the questions in the batch.
+      shared_S: int32 tokens that all of them begin with.
+      rows: the questions without these.
     """
 
-    numbers: tuple[int, ...]
-    head_S: np.ndarray
-    rows: tuple[TokenRow, ...]
+    indices: tuple[int, ...]
+    shared_S: np.ndarray
+    rows: tuple[QuestionTokens, ...]
 
 
-def limits_of(config: QwenEngineConfig, mesh: Mesh | None) -> Limits:
+def program_limits(config: QwenEngineConfig, mesh: Mesh | None) -> ProgramLimits:
     """Of one program on a mesh: rows are a power of two times its row shards."""
     shards = row_shards(mesh)
     rows = (1 << max(1, config.rows // shards).bit_length() - 1) * shards
-    return Limits(rows, config.tokens, shards)
+    return ProgramLimits(rows, config.tokens, shards)
 
 
 class QwenEngine:
@@ -88,13 +88,13 @@ class QwenEngine:
         """An engine with a loaded checkpoint.
 
         Args:
-          checkpoint: the model; its decoder is laid out anew for decoding.
+          checkpoint: the model; its decoder's weights are copied into the form for decoding.
           config: sizes; `config.checkpoint` only names the model here.
           mesh: devices of this process on which the parameters lie. None: the default device.
         """
         self.identity = f"qwen2_5_vl {config.checkpoint} {config.dtype} {config.max_pixels}"
         dtype = jnp.dtype(config.dtype)
-        self._limits = limits_of(config, mesh)
+        self._limits = program_limits(config, mesh)
         self._tokenizer, self._capacity = checkpoint.tokenizer, config.image_tokens
         most = max(
             checkpoint.preprocessing.min_pixels,
@@ -103,14 +103,14 @@ class QwenEngine:
         self._preprocessing = replace(checkpoint.preprocessing, max_pixels=most)
         module = abstract_qwen(checkpoint.config, dtype=dtype, param_dtype=checkpoint.dtype)
         sizes, ids = checkpoint.config, checkpoint.tokenizer.ids
-        self._vision = checkpoint.state["vision"]
-        self._held: tuple[jax.Array, dict[str, int]] | None = None
-        self._heads: dict[bytes, SharedPrefix] = {}
-        self._read_images = ImageReader(
+        self._vision_state = checkpoint.state["vision"]
+        self._image_vectors: tuple[jax.Array, dict[str, int]] | None = None
+        self._instructions: dict[bytes, SharedPrefix] = {}
+        self._vision = VisionRunner(
             nnx.split(module.vision)[0], sizes.vision.geometry, sizes.vision.out_size, dtype,
             config.patches, config.image_tokens, mesh,
         )  # fmt: skip
-        self._runner = ChunkRunner(
+        self._text = TextRunner(
             (nnx.split(module.text)[0], checkpoint.state["text"]), sizes.text, dtype,
             (ids.message_end, ids.text_end), ids.text_end, self._limits, mesh,
         )  # fmt: skip
@@ -123,15 +123,15 @@ class QwenEngine:
         """
         dtype = jnp.dtype(config.dtype)
         path = find_checkpoint(config.checkpoint)
-        placed = None
+        shardings = None
         if mesh is not None:
-            placed = state_shardings(abstract_state(read_qwen_config(path), dtype), mesh)
-        return cls(load_qwen(path, dtype, placed), config, mesh)
+            shardings = state_shardings(abstract_state(read_qwen_config(path), dtype), mesh)
+        return cls(load_qwen(path, dtype, shardings), config, mesh)
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> EngineCounts:
         """Work done so far."""
-        return self._runner.counts
+        return self._text.counts
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) in pixels that the model's coordinates refer to."""
@@ -144,20 +144,22 @@ class QwenEngine:
         """
         different = list({q.key: q for q in questions}.values())
         answers: dict[str, Answer] = {}
-        for wave in self._waves(different):
-            units, rows = self._open(wave, [()] * len(wave))
-            fitting = [i for i, row in enumerate(rows) if self._fits(row, row.limit)]
-            for part in self._by_instruction(wave, rows, fitting):
-                head, size = self._read_head(part.head_S), len(part.head_S)
-                groups = self.group(part.rows)
-                for chunk in make_chunks(groups, part.rows, self._limits, decode=True, head=size):
-                    done = self._runner.write(chunk, head, part.rows, units)
-                    for member, written in zip(chunk.members, done):
-                        question = wave[part.numbers[member]]
-                        answers[question.key] = self._read_answer(written)
-            for question, row in zip(wave, rows):
+        for batch in self._split_by_images(different):
+            vectors, rows = self._encode(batch, [()] * len(batch))
+            fitting = [i for i, row in enumerate(rows) if self._fits(row, row.max_answer)]
+            for group in self._group_by_instruction(batch, rows, fitting):
+                shared, size = self._read_instruction(group.shared_S), len(group.shared_S)
+                groups = self.share_prefixes(group.rows)
+                for part in make_batches(groups, group.rows, self._limits, True, size):
+                    found = self._text.decode(part, shared, group.rows, vectors)
+                    for member, tokens in zip(part.members, found):
+                        cut = tokens.finite and not tokens.ended
+                        answers[batch[group.indices[member]].key] = Answer(
+                            self._tokenizer.decode(tokens.ids), truncated=cut, finite=tokens.finite
+                        )
+            for question, row in zip(batch, rows):
                 answers.setdefault(question.key, Answer(error=self._too_long(row)))
-            del units  # makes room for the next wave's
+            del vectors  # makes room for those of the next batch
         return [answers[q.key] for q in questions]
 
     def expected_scores(self, questions: Sequence[Question]) -> list[float]:
@@ -169,127 +171,125 @@ class QwenEngine:
         """
         scales = {q.scale: self._score_tokens(q.scale) for q in questions}
         means: dict[str, float] = {}
-        for reads in sorted({s.reads for s in scales.values()}):
-            here = {q.key: q for q in questions if scales[q.scale].reads == reads}
-            for wave in self._waves(list(here.values())):
-                forms = [scales[q.scale] for q in wave]
-                means |= dict(zip([q.key for q in wave], self._means(wave, forms, reads)))
+        for num_logits in sorted({s.num_logits for s in scales.values()}):
+            here = {q.key: q for q in questions if scales[q.scale].num_logits == num_logits}
+            for batch in self._split_by_images(list(here.values())):
+                found = self._batch_scores(batch, [scales[q.scale] for q in batch], num_logits)
+                means |= dict(zip([q.key for q in batch], found))
         return [means[q.key] for q in questions]
 
-    def _means(
-        self, wave: Sequence[Question], forms: Sequence[ScoreTokens], reads: int
+    def _batch_scores(
+        self, batch: Sequence[Question], scales: Sequence[ScoreTokens], num_logits: int
     ) -> list[float]:
-        units, rows = self._open(wave, [form.prompt for form in forms])
+        vectors, rows = self._encode(batch, [scale.prompt for scale in scales])
         fitting = [i for i, row in enumerate(rows) if self._fits(row, 0)]
-        means = [math.nan] * len(wave)
-        for part in self._by_instruction(wave, rows, fitting, reads):
-            head, size = self._read_head(part.head_S), len(part.head_S)
-            groups = self.group(part.rows, tail=reads)
-            for chunk in make_chunks(groups, part.rows, self._limits, decode=False, head=size):
-                members = [part.numbers[n] for n in chunk.members]
-                wanted = [[forms[i].asked(m) for m in range(reads)] for i in members]
-                found = self._runner.score(chunk, head, part.rows, units, reads, wanted)
-                for i, places, (logps, finite) in zip(members, wanted, found):
+        means = [math.nan] * len(batch)
+        for group in self._group_by_instruction(batch, rows, fitting, num_logits):
+            shared, size = self._read_instruction(group.shared_S), len(group.shared_S)
+            groups = self.share_prefixes(group.rows, tail=num_logits)
+            for part in make_batches(groups, group.rows, self._limits, False, size):
+                members = [group.indices[n] for n in part.members]
+                wanted = [[scales[i].tokens_at(m) for m in range(num_logits)] for i in members]
+                found = self._text.score(part, shared, group.rows, vectors, wanted)
+                for i, positions, (logps, finite) in zip(members, wanted, found):
                     if finite:
-                        kept = [row[: len(ids)].tolist() for row, ids in zip(logps, places)]
-                        means[i] = forms[i].mean(kept)
+                        kept = [row[: len(ids)].tolist() for row, ids in zip(logps, positions)]
+                        means[i] = scales[i].mean(kept)
         return means
 
-    def _by_instruction(
-        self, wave: Sequence[Question], rows: Sequence[TokenRow], fitting: Sequence[int],
+    def _group_by_instruction(
+        self, batch: Sequence[Question], rows: Sequence[QuestionTokens], fitting: Sequence[int],
         tail: int = 1,
-    ) -> Iterator[_Behind]:  # fmt: skip
-        """The rows `fitting` of a wave; the last `tail` tokens of each are in no head."""
-        together: dict[str, list[int]] = {}
+    ) -> Iterator[_InstructionGroup]:  # fmt: skip
+        """The rows `fitting` of a batch; the last `tail` tokens of each are not shared."""
+        by_text: dict[str, list[int]] = {}
         for i in fitting:
-            together.setdefault(self.opening(wave[i]), []).append(i)
-        for text, numbers in together.items():
+            by_text.setdefault(self.shared_text(batch[i]), []).append(i)
+        for text, indices in by_text.items():
             opening = np.array(self._tokenizer.encode_opening(text), np.int32)
             # Where text follows at once, the last tokens may be others.
-            size = min(min(common(opening, rows[i].ids_S), rows[i].size - tail) for i in numbers)
-            behind = tuple(rows[i].part(size) for i in numbers)
-            yield _Behind(tuple(numbers), opening[:size], behind)
+            size = min(
+                min(common_prefix(opening, rows[i].ids_S), rows[i].size - tail) for i in indices
+            )
+            own = tuple(rows[i].span(size) for i in indices)
+            yield _InstructionGroup(tuple(indices), opening[:size], own)
 
-    def _read_head(self, ids_S: np.ndarray) -> SharedPrefix:
+    def _read_instruction(self, ids_S: np.ndarray) -> SharedPrefix:
         key = ids_S.tobytes()
-        if key not in self._heads:
-            if len(self._heads) == _HEADS:
-                del self._heads[next(iter(self._heads))]
-            self._heads[key] = self._runner.read_head(ids_S)
-        return self._heads[key]
+        if key not in self._instructions:
+            if len(self._instructions) == _MAX_INSTRUCTIONS:
+                del self._instructions[next(iter(self._instructions))]
+            self._instructions[key] = self._text.prefill_shared(ids_S)
+        return self._instructions[key]
 
-    def _waves(self, questions: Sequence[Question]) -> Iterator[list[Question]]:
-        """Questions about the same images together, as many as their vectors have room."""
-        together: dict[tuple[str, ...], list[Question]] = {}
+    def _split_by_images(self, questions: Sequence[Question]) -> Iterator[list[Question]]:
+        """Questions about the same images together, as many as there is room for vectors."""
+        by_images: dict[tuple[str, ...], list[Question]] = {}
         for question in questions:
-            together.setdefault(tuple(p.key for p in question.images), []).append(question)
-        wave: list[Question] = []
+            by_images.setdefault(tuple(p.key for p in question.images), []).append(question)
+        batch: list[Question] = []
         held: dict[str, int] = {}
-        for same in together.values():
-            new = {p.key: rung(math.prod(self._grid(p))) for p in same[0].images}
-            for start in range(0, len(same), _WAVE):
-                part = same[start : start + _WAVE]
+        for same in by_images.values():
+            new = {p.key: next_bucket(math.prod(self._grid(p))) for p in same[0].images}
+            for start in range(0, len(same), _MAX_QUESTIONS):
+                part = same[start : start + _MAX_QUESTIONS]
                 full = sum((held | new).values()) > self._capacity
-                if wave and (full or len(wave) + len(part) > _WAVE):
-                    yield wave
-                    wave, held = [], {}
-                wave, held = wave + part, held | new
-        if wave:
-            yield wave
+                if batch and (full or len(batch) + len(part) > _MAX_QUESTIONS):
+                    yield batch
+                    batch, held = [], {}
+                batch, held = batch + part, held | new
+        if batch:
+            yield batch
 
-    def _open(
-        self, wave: Sequence[Question], endings: Sequence[Sequence[int]]
-    ) -> tuple[jax.Array, list[TokenRow]]:
-        """The vectors of a wave's images, and its questions as tokens, with their endings."""
-        images = {p.key: p for q in wave for p in q.images}
+    def _encode(
+        self, batch: Sequence[Question], endings: Sequence[Sequence[int]]
+    ) -> tuple[jax.Array, list[QuestionTokens]]:
+        """The vectors of a batch's images, and its questions as tokens with their endings."""
+        images = {p.key: p for q in batch for p in q.images}
         grids = {key: self._grid(image) for key, image in images.items()}
         # Second tries and other ways of reading ask about the same images in calls that follow.
-        if self._held is None or not grids.keys() <= self._held[1].keys():
-            self._held = None  # makes room
-            self._held = self._read_images(
-                self._vision, grids, lambda key: self._pixels(images[key])
+        if self._image_vectors is None or not grids.keys() <= self._image_vectors[1].keys():
+            self._image_vectors = None  # makes room
+            self._image_vectors = self._vision.encode_images(
+                self._vision_state, grids, lambda key: self._pixels(images[key])
             )
             self.counts.images += len(images)
-        units, places = self._held
-        return units, [
-            self._tokens(q, [grids[p.key] for p in q.images], places, ending)
-            for q, ending in zip(wave, endings)
+        vectors, starts = self._image_vectors
+        return vectors, [
+            self._tokenize(q, [grids[p.key] for p in q.images], starts, ending)
+            for q, ending in zip(batch, endings)
         ]
 
-    def _tokens(
-        self, question: Question, grids: Sequence[Grid], places: dict[str, int],
+    def _tokenize(
+        self, question: Question, grids: Sequence[Grid], starts: dict[str, int],
         ending: Sequence[int],
-    ) -> TokenRow:  # fmt: skip
+    ) -> QuestionTokens:  # fmt: skip
         shown = (ImageTokens(h * w) for h, w in grids)
         message: list[str | ImageTokens] = [question.instruction, *shown, question.text]
         ids = np.array([*self._tokenizer.encode_chat(message), *ending], np.int32)
         mask = ids == self._tokenizer.ids.image
-        where = np.full(ids.shape, -1, np.int32)
-        where[mask] = np.concatenate(
-            [np.zeros(0, np.int32)]
-            + [
-                places[p.key] + np.arange(h * w, dtype=np.int32)
-                for p, (h, w) in zip(question.images, grids)
-            ]
-        )
+        index = np.full(ids.shape, -1, np.int32)
+        vectors = [starts[p.key] + np.arange(h * w) for p, (h, w) in zip(question.images, grids)]
+        if vectors:
+            index[mask] = np.concatenate(vectors)
         positions = mrope_positions(mask[None], [grids])[:, 0]
-        return TokenRow(ids, where, positions, question.max_answer_tokens)
+        return QuestionTokens(ids, index, positions, question.max_answer_tokens)
 
-    def opening(self, question: Question) -> str:
-        """The text in front that a question has in common with all others of its kind."""
+    def shared_text(self, question: Question) -> str:
+        """The text at its beginning that a question shares with all others of its kind."""
         return question.instruction
 
-    def group(self, rows: Sequence[TokenRow], tail: int = 1) -> list[PrefixGroup]:
+    def share_prefixes(self, rows: Sequence[QuestionTokens], tail: int = 1) -> list[PrefixGroup]:
         """Which questions share a prefix; the last `tail` tokens of each are in none."""
         return share_prefixes(rows, tail)
 
-    def _fits(self, row: TokenRow, limit: int) -> bool:
-        return self._limits.fits(row.size, power_of_two(limit) if limit else 0)
+    def _fits(self, row: QuestionTokens, answer: int) -> bool:
+        return self._limits.fits(row.size, power_of_two(answer) if answer else 0)
 
-    def _too_long(self, row: TokenRow) -> str:
+    def _too_long(self, row: QuestionTokens) -> str:
         return (
-            f"the question has {row.size} tokens and its answer up to {row.limit}, too many for "
-            f"judge.qwen2_5_vl.tokens {self._limits.tokens}"
+            f"the question has {row.size} tokens and its answer up to {row.max_answer}, too many "
+            f"for judge.qwen2_5_vl.tokens {self._limits.tokens}"
         )
 
     def _grid(self, image: ImageInput) -> Grid:
@@ -299,11 +299,6 @@ class QwenEngine:
 
     def _pixels(self, image: ImageInput) -> Pixels:
         return read_image(Image.fromarray(image.pixels), self._preprocessing)
-
-    def _read_answer(self, written: GeneratedAnswers) -> Answer:
-        text = self._tokenizer.decode(written.ids)
-        cut = written.finite and not written.ended
-        return Answer(text, truncated=cut, finite=written.finite)
 
     def _score_tokens(self, scale: Scale | None) -> ScoreTokens:
         if scale is None:

@@ -1,8 +1,8 @@
-"""What is compiled: reading heads, prefixes and questions, writing answers, scores.
+"""What is compiled: prefill of prefixes and questions, decoding of answers, scores.
 
-The cache of a row is a head (what all rows begin with, held once), a prefix (read once for all its
-questions), the question's own tokens behind it, and the answer. Letters as in `sampling.state`; U
-image vectors, M places of a row.
+The context of a row is the shared prefix (stored once for all rows), the prefix of its group (read
+once for all its questions), the rest of its question, and its answer. Letters of array names are
+those of `decoding.kv_cache`; U image vectors, M positions whose logits are needed.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from gotr1_jax.models.decoder import mrope_tables, rope_tables
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PackedTokens:
-    """Tokens of some rows, padded on the right.
+    """Token spans of B rows, padded on the right.
 
     Attributes:
       ids_BS: int32 token ids.
-      places_BS: int32 index into the image vectors; -1 for text.
+      vector_index_BS: int32 index into the image vectors; -1 for text.
       positions_B3S: int32 positions in time, height and width.
-      len_B: int32 tokens that are none of the padding.
+      len_B: int32 tokens without padding.
     """
 
     ids_BS: jax.Array | np.ndarray
-    places_BS: jax.Array | np.ndarray
+    vector_index_BS: jax.Array | np.ndarray
     positions_B3S: jax.Array | np.ndarray
     len_B: jax.Array | np.ndarray
 
@@ -48,29 +48,27 @@ class PackedTokens:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SharedPrefix:
-    """What all rows begin with: the system's turn, an instruction.
+    """The beginning of all rows (the system's turn, an instruction): KV cache of one row.
 
-    Attributes:
-      segment: keys and values, one row.
-      len_1: int32 (1,), filled slots.
+    `len_1` is int32 (1,), the number of filled slots.
     """
 
-    segment: KVCache
+    cache: KVCache
     len_1: jax.Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class PrefixCache:
-    """What the tokens of an answer see besides the head and the answer.
+class QuestionCache:
+    """The context of an answer behind the shared prefix.
 
     Attributes:
-      segment: keys and values of prefix and question, B rows.
+      cache: KV cache of prefix and question, B rows.
       bias_BS: float32 0 at its filled slots, MASKED elsewhere.
       start_B: int32 position of an answer's first token.
     """
 
-    segment: KVCache
+    cache: KVCache
     bias_BS: jax.Array
     start_B: jax.Array
 
@@ -78,10 +76,10 @@ class PrefixCache:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AnswerState:
-    """Where the answers stand. All rows are at the same step; a finished row idles along.
+    """The answers so far. All rows are at the same step; a finished row idles along.
 
     Attributes:
-      segment: keys and values of the answers' tokens; slot t holds token t.
+      cache: KV cache of the answers; slot t holds token t.
       token_B: int32 the newest token, not yet read.
       ids_BT: int32 tokens so far; what stands behind `len_B` means nothing.
       len_B: int32 tokens of each answer, the end token included.
@@ -89,10 +87,10 @@ class AnswerState:
       done_B: the row has its end token, is cut, or has logits that are not finite.
       ended_B: it has its end token.
       finite_B: all logits that a token of it was taken from were finite.
-      step: int32 scalar, tokens read so far; one fewer than drawn.
+      step: int32 scalar, tokens read so far; one fewer than picked.
     """
 
-    segment: KVCache
+    cache: KVCache
     token_B: jax.Array
     ids_BT: jax.Array
     len_B: jax.Array
@@ -103,84 +101,81 @@ class AnswerState:
     step: jax.Array
 
 
-def read_head(params: DecodeWeights, ids_1S: jax.Array, cfg: DecoderConfig) -> KVCache:
+def prefill_shared(params: DecodeWeights, ids_1S: jax.Array, cfg: DecoderConfig) -> KVCache:
     """Keys and values of a text from position 0 on."""
     return prefill(params, cfg, params.text_embed_VD[ids_1S])[1]
 
 
-def read_prefixes(
-    params: DecodeWeights,
-    units_UD: jax.Array,
-    tokens: PackedTokens,
-    head: SharedPrefix,
+def prefill_prefixes(
+    params: DecodeWeights, vectors_UD: jax.Array, tokens: PackedTokens, shared: SharedPrefix,
     cfg: DecoderConfig,
-) -> KVCache:
-    """Keys and values of prefixes behind the head."""
-    x, rope = _embedded(params, units_UD, tokens, cfg)
-    return prefill_after(params, cfg, x, rope, [_in_front(head)])[1]
+) -> KVCache:  # fmt: skip
+    """Keys and values of the groups' prefixes behind the shared prefix."""
+    x, rope = _embed(params, vectors_UD, tokens, cfg)
+    return prefill_after(params, cfg, x, rope, [_filled(shared)])[1]
 
 
-def read_questions(
-    params: DecodeWeights, units_UD: jax.Array, tokens: PackedTokens, head: SharedPrefix,
-    prefixes: tuple[KVCache, jax.Array] | None, cfg: DecoderConfig, reads: int,
-) -> tuple[jax.Array, PrefixCache]:  # fmt: skip
+def prefill_questions(
+    params: DecodeWeights, vectors_UD: jax.Array, tokens: PackedTokens, shared: SharedPrefix,
+    prefixes: tuple[KVCache, jax.Array] | None, cfg: DecoderConfig, num_logits: int,
+) -> tuple[jax.Array, QuestionCache]:  # fmt: skip
     """Questions behind their prefixes: hidden (B,M,D) of their last M tokens, and the context.
 
     prefixes: B rows, one for each question, and how many of their slots are filled, int32 (B,);
-    None: the questions stand behind the head at once. `reads` is M.
+    None: the questions follow the shared prefix at once. `num_logits` is M.
     """
-    x, rope = _embedded(params, units_UD, tokens, cfg)
+    x, rope = _embed(params, vectors_UD, tokens, cfg)
     before = [] if prefixes is None else [prefixes]
-    hidden, own = prefill_after(params, cfg, x, rope, [_in_front(head), *before])
-    at_BM = jnp.asarray(tokens.len_B)[:, None] - reads + jnp.arange(reads)
+    hidden, own = prefill_after(params, cfg, x, rope, [_filled(shared), *before])
+    at_BM = jnp.asarray(tokens.len_B)[:, None] - num_logits + jnp.arange(num_logits)
     hidden_BMD = jnp.take_along_axis(hidden, at_BM[..., None], axis=1)
     parts = [*before, (own, jnp.asarray(tokens.len_B))]
-    segment = KVCache(
+    cache = KVCache(
         tuple(jnp.concatenate(k, axis=3) for k in zip(*(part.k_NKhS for part, _ in parts))),
         tuple(jnp.concatenate(v, axis=2) for v in zip(*(part.v_NKSh for part, _ in parts))),
     )
     filled = jnp.concatenate([jnp.arange(s.size) < n[:, None] for s, n in parts], axis=1)
     last = jnp.take_along_axis(jnp.asarray(tokens.positions_B3S)[:, 0], at_BM[:, -1:], axis=1)
-    return hidden_BMD, PrefixCache(segment, jnp.where(filled, 0.0, MASKED), last[:, 0] + 1)
+    return hidden_BMD, QuestionCache(cache, jnp.where(filled, 0.0, MASKED), last[:, 0] + 1)
 
 
-def _in_front(head: SharedPrefix) -> tuple[KVCache, jax.Array]:
-    return head.segment, jnp.asarray(head.len_1)
+def _filled(shared: SharedPrefix) -> tuple[KVCache, jax.Array]:
+    return shared.cache, jnp.asarray(shared.len_1)
 
 
-def _embedded(
-    params: DecodeWeights, units_UD: jax.Array, tokens: PackedTokens, cfg: DecoderConfig
+def _embed(
+    params: DecodeWeights, vectors_UD: jax.Array, tokens: PackedTokens, cfg: DecoderConfig
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    places_BS = jnp.asarray(tokens.places_BS)
+    index_BS = jnp.asarray(tokens.vector_index_BS)
     x = params.text_embed_VD[tokens.ids_BS]
-    seen = units_UD[jnp.maximum(places_BS, 0)].astype(x.dtype)
-    x = jnp.where((places_BS >= 0)[..., None], seen, x)
+    seen = vectors_UD[jnp.maximum(index_BS, 0)].astype(x.dtype)
+    x = jnp.where((index_BS >= 0)[..., None], seen, x)
     positions_3BS = jnp.moveaxis(jnp.asarray(tokens.positions_B3S), 1, 0)
     return x, mrope_tables(positions_3BS, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
 
 
 def score_logps(
-    params: DecodeWeights, hidden_BMD: jax.Array, asked_BMK: jax.Array
+    params: DecodeWeights, hidden_BMD: jax.Array, ids_BMK: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities, float32 (B,M,K), of tokens asked for; and whether logits are finite."""
+    """Log-probabilities float32 (B,M,K) of `ids_BMK`; bool (B,), whether logits are finite."""
     logits = text_logits(params, hidden_BMD)
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    logps = jnp.take_along_axis(logits, asked_BMK, axis=-1) - total
+    logps = jnp.take_along_axis(logits, ids_BMK, axis=-1) - total
     return logps, jnp.isfinite(logits).all(axis=(1, 2))
 
 
 def start_answers(
-    params: DecodeWeights, hidden_BD: jax.Array, limit_B: jax.Array, cfg: DecoderConfig,
+    params: DecodeWeights, hidden_BMD: jax.Array, limit_B: jax.Array, cfg: DecoderConfig,
     ends: tuple[int, ...], room: int, size: int,
 ) -> AnswerState:  # fmt: skip
-    """The first token of every row. limit_B 0 is a row that is not asked at all.
+    """The first token of every row. A row with limit_B 0 is padding.
 
-    room: T, the longest answer; size: slots of the segment to begin with.
+    room: T, the longest answer; size: slots of the KV cache at first.
     """
-    B = hidden_BD.shape[0]
+    B = hidden_BMD.shape[0]
     nothing = jnp.zeros((B,), bool)
     state = AnswerState(
-        segment=empty_cache(cfg, B, size, hidden_BD.dtype),
+        cache=empty_cache(cfg, B, size, hidden_BMD.dtype),
         token_B=jnp.zeros((B,), jnp.int32),
         ids_BT=jnp.zeros((B, room), jnp.int32),
         len_B=jnp.zeros((B,), jnp.int32),
@@ -190,19 +185,19 @@ def start_answers(
         finite_B=~nothing,
         step=jnp.int32(-1),
     )
-    return _draw(state, text_logits(params, hidden_BD), ends)
+    return _pick_token(state, text_logits(params, hidden_BMD[:, -1]), ends)
 
 
-def _draw(state: AnswerState, logits_BV: jax.Array, ends: tuple[int, ...]) -> AnswerState:
-    """The most likely token of every row that goes on."""
+def _pick_token(state: AnswerState, logits_BV: jax.Array, ends: tuple[int, ...]) -> AnswerState:
+    """The most likely token of every unfinished row."""
     t, going = state.step + 1, ~state.done_B
-    drawn = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    picked = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     finite = jnp.isfinite(logits_BV).all(axis=-1)
-    is_end = jnp.isin(drawn, jnp.array(ends, jnp.int32))
+    is_end = jnp.isin(picked, jnp.array(ends, jnp.int32))
     return replace(
         state,
-        token_B=drawn,
-        ids_BT=jax.lax.dynamic_update_slice(state.ids_BT, drawn[:, None], (0, t)),
+        token_B=picked,
+        ids_BT=jax.lax.dynamic_update_slice(state.ids_BT, picked[:, None], (0, t)),
         len_B=jnp.where(going, t + 1, state.len_B),
         done_B=state.done_B | is_end | ~finite | (t + 1 >= state.limit_B),
         ended_B=state.ended_B | (going & is_end),
@@ -211,33 +206,34 @@ def _draw(state: AnswerState, logits_BV: jax.Array, ends: tuple[int, ...]) -> An
     )
 
 
-def run_answer_bucket(
-    params: DecodeWeights, head: SharedPrefix, context: PrefixCache, state: AnswerState,
+def decode_bucket(
+    params: DecodeWeights, shared: SharedPrefix, context: QuestionCache, state: AnswerState,
     cfg: DecoderConfig, ends: tuple[int, ...],
 ) -> AnswerState:  # fmt: skip
-    """Read and draw tokens until the segment's slots are full or every row is done."""
-    size = state.segment.size
-    head_bias = jnp.where(jnp.arange(head.segment.size) < jnp.asarray(head.len_1), 0.0, MASKED)
+    """Read and pick tokens until the answers' KV cache is full or every row is done."""
+    size = state.cache.size
+    filled = jnp.arange(shared.cache.size) < jnp.asarray(shared.len_1)
+    shared_bias = jnp.where(filled, 0.0, MASKED)
 
     def unfinished(state: AnswerState) -> jax.Array:
         return (state.step < size) & ~jnp.all(state.done_B)
 
-    def token(state: AnswerState) -> AnswerState:
-        t, segment = state.step, state.segment
+    def decode_token(state: AnswerState) -> AnswerState:
+        t, cache = state.step, state.cache
         own_bias = jnp.where(jnp.arange(size) > t, MASKED, 0.0)
 
         def attend(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            nonlocal segment
-            segment = write_slot(segment, i, t, k, v)
+            nonlocal cache
+            cache = write_slot(cache, i, t, k, v)
             caches = (
-                (head.segment, head_bias), (context.segment, context.bias_BS[:, None, None]),
-                (segment, own_bias),
+                (shared.cache, shared_bias), (context.cache, context.bias_BS[:, None, None]),
+                (cache, own_bias),
             )  # fmt: skip
             return attend_to_caches(i, q, caches)
 
         rope = rope_tables(context.start_B + t, cfg.head_dim, cfg.rope_theta)
         x = params.text_embed_VD[state.token_B]
         hidden = run_layers(params, cfg, x, rope, attend)
-        return _draw(replace(state, segment=segment), text_logits(params, hidden), ends)
+        return _pick_token(replace(state, cache=cache), text_logits(params, hidden), ends)
 
-    return jax.lax.while_loop(unfinished, token, state)
+    return jax.lax.while_loop(unfinished, decode_token, state)

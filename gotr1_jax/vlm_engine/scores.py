@@ -24,31 +24,33 @@ class ScoreTokens:
 
     Attributes:
       prompt: what stands behind the question: the answer prefix, then the tokens of the one
-        branch that goes on. The logits at its last `reads` tokens are needed.
-      reads: number of places at which tokens are predicted.
+        branch that goes on. The logits at its last `num_logits` tokens are needed.
+      num_logits: number of positions at which tokens are predicted.
       values: the scale's numbers.
       tails: tokens of each number behind the answer prefix.
     """
 
     prompt: tuple[int, ...]
-    reads: int
+    num_logits: int
     values: tuple[int, ...]
     tails: tuple[tuple[int, ...], ...]
 
-    def asked(self, place: int) -> list[int]:
-        """Tokens whose probability at a place is needed, ascending."""
-        branch = self.prompt[len(self.prompt) - self.reads + 1 :][:place]
-        return sorted({t[place] for t in self.tails if len(t) > place and t[:place] == branch})
+    def tokens_at(self, position: int) -> list[int]:
+        """Tokens whose probability at a position is needed, ascending."""
+        branch = self.prompt[len(self.prompt) - self.num_logits + 1 :][:position]
+        return sorted(
+            {t[position] for t in self.tails if len(t) > position and t[:position] == branch}
+        )
 
     def mean(self, logps: Sequence[Sequence[float]]) -> float:
-        """The probability-weighted mean; logps[place] belongs to `asked(place)`, in nats."""
-        known = [dict(zip(self.asked(i), map(float, row))) for i, row in enumerate(logps)]
-        branch = self.prompt[len(self.prompt) - self.reads + 1 :]
+        """The probability-weighted mean; logps[i] belongs to `tokens_at(i)`, in nats."""
+        known = [dict(zip(self.tokens_at(i), map(float, row))) for i, row in enumerate(logps)]
+        branch = self.prompt[len(self.prompt) - self.num_logits + 1 :]
         weights = []
         for tail in self.tails:
             logp = sum(known[i][token] for i, token in enumerate(tail))
             end = len(tail)
-            if end < self.reads and branch[:end] == tail:
+            if end < self.num_logits and branch[:end] == tail:
                 going_on = sum(math.exp(p) for p in known[end].values())
                 logp = logp + math.log1p(-going_on) if going_on < 1 else -math.inf
             weights.append(logp)

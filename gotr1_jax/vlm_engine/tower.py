@@ -1,4 +1,4 @@
-"""Images through the vision tower, once each, into one array that all questions read from."""
+"""Images through the vision tower, once each, into one array of vectors for all questions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gotr1_jax.images.qwen import Geometry, QwenImage, count_windows
 from gotr1_jax.images.qwen_pack import Grid, PatchBatch, RowShape, assign_rows, pack_images
 from gotr1_jax.models.qwen_vision import QwenVisionTower
 from gotr1_jax.parallel.mesh import replicated, row_multiple, row_sharding
-from gotr1_jax.vlm_engine.packing import Limits, rung
+from gotr1_jax.vlm_engine.packing import ProgramLimits, next_bucket
 
 
 @dataclass(frozen=True)
-class TowerBatch:
+class VisionBatch:
     """Images of one program: their names, the shape of a row, and the number of rows."""
 
     names: tuple[str, ...]
@@ -28,8 +28,8 @@ class TowerBatch:
     rows: int
 
 
-class ImageReader:
-    """The compiled tower; `units` is the array of vectors, `places` where each image begins.
+class VisionRunner:
+    """The vision tower's programs: images in, vectors out, one array for all of them.
 
     Args:
       tower: graphdef of the split vision tower.
@@ -55,13 +55,13 @@ class ImageReader:
             return module(batch, dtype).reshape(-1, width)
 
         whole = None if mesh is None else replicated(mesh)
-        self.encode = jax.jit(encode, out_shardings=whole)
-        self._put = jax.jit(_put, donate_argnums=0, out_shardings=whole)
+        self.encode_batch = jax.jit(encode, out_shardings=whole)
+        self._write = jax.jit(_write, donate_argnums=0, out_shardings=whole)
         self._empty = jax.jit(
             partial(jnp.zeros, dtype=dtype), static_argnums=0, out_shardings=whole
         )
 
-    def __call__(
+    def encode_images(
         self, state: nnx.State, grids: Mapping[str, Grid], read: Callable[[str], QwenImage]
     ) -> tuple[jax.Array, dict[str, int]]:
         """All images' vectors (U,D), and the index of each one's first.
@@ -72,29 +72,29 @@ class ImageReader:
         per_unit = self._geometry.unit_patches
         sizes = [batch.rows * batch.shape.patches // per_unit for batch in batches]
         total = max(1, -(-sum(sizes) // self._capacity)) * self._capacity
-        units, start = self._empty((total, self._width)), 0
-        places: dict[str, int] = {}
+        vectors, start = self._empty((total, self._width)), 0
+        starts: dict[str, int] = {}
         for batch, size in zip(batches, sizes):
             images = [read(name) for name in batch.names]
             packed = pack_images(images, self._geometry, batch.shape, batch.rows)
             there = packed.batch if self._mesh is None else self._spread(packed.batch)
-            units = self._put(units, self.encode(state, there), jnp.int32(start))
-            places |= {n: start + int(s) for n, s in zip(batch.names, packed.starts_P)}
+            vectors = self._write(vectors, self.encode_batch(state, there), jnp.int32(start))
+            starts |= {n: start + int(s) for n, s in zip(batch.names, packed.starts_P)}
             start += size
-        return units, places
+        return vectors, starts
 
-    def batches(self, grids: Mapping[str, Grid]) -> Iterator[TowerBatch]:
+    def batches(self, grids: Mapping[str, Grid]) -> Iterator[VisionBatch]:
         """Images of like sizes together, the larger ones first."""
         names = sorted(grids, key=lambda n: (-grids[n][0] * grids[n][1], grids[n]))
         while names:
-            shape = self._row(grids[names[0]])
-            limits = Limits(1 << 30, self._patches, self._multiple)
-            most = max(self._multiple, limits.most(shape.patches))
+            shape = self._row_shape(grids[names[0]])
+            limits = ProgramLimits(1 << 30, self._patches, self._multiple)
+            most = max(self._multiple, limits.max_rows(shape.patches))
             fit = [n for n in names if self._belongs(grids[n], shape)]
             assigned = assign_rows([grids[n] for n in fit], self._geometry, shape)
             chosen = {name: row for name, row in zip(fit, assigned) if row < most}
-            number = min(most, limits.padded(max(chosen.values()) + 1))
-            yield TowerBatch(tuple(chosen), shape, number)
+            number = min(most, limits.pad_rows(max(chosen.values()) + 1))
+            yield VisionBatch(tuple(chosen), shape, number)
             names = [n for n in names if n not in chosen]
 
     def _belongs(self, grid: Grid, shape: RowShape) -> bool:
@@ -104,9 +104,9 @@ class ImageReader:
         least = shape.patches if shape.patches > _row_patches(1, self._geometry) else 0
         return windows <= shape.windows and 5 * least <= 8 * patches
 
-    def _row(self, grid: Grid) -> RowShape:
+    def _row_shape(self, grid: Grid) -> RowShape:
         patches = _row_patches(grid[0] * grid[1], self._geometry)
-        return RowShape(patches, rung(count_windows(grid, self._geometry), 4))
+        return RowShape(patches, next_bucket(count_windows(grid, self._geometry), 4))
 
     def _spread(self, batch: PatchBatch) -> PatchBatch:
         assert self._mesh is not None
@@ -115,8 +115,8 @@ class ImageReader:
 
 def _row_patches(units: int, geometry: Geometry) -> int:
     """Patches of the smallest row for an image of so many units."""
-    return rung(units) * geometry.unit_patches
+    return next_bucket(units) * geometry.unit_patches
 
 
-def _put(units_UD: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice(units_UD, new.astype(units_UD.dtype), (start, 0))
+def _write(vectors_UD: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice(vectors_UD, new.astype(vectors_UD.dtype), (start, 0))

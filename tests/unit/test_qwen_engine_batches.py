@@ -60,10 +60,10 @@ def about(seed: int, text: str, limit: int = 6, ask: str = "Judge a cat. ") -> Q
 def test_memory_is_bounded_whatever_the_number_of_questions(directory: Path) -> None:
     """Ten times the questions: the same programs, no larger chunk, images once each."""
     engine = make_engine(directory)
-    programs: Any = engine._runner.programs
+    programs: Any = engine._text.programs
     few = [about(i // 2, f"Score {i % 2}.") for i in range(16)]
     first = engine.answer(few)
-    largest, shapes = engine.counts.most_tokens, programs.read_questions._cache_size()
+    largest, shapes = engine.counts.most_tokens, programs.prefill_questions._cache_size()
     assert largest <= 2048
     assert engine.counts.images == 8
     many = [about(i // 2, f"Score {i % 2}.") for i in range(160)]
@@ -71,11 +71,11 @@ def test_memory_is_bounded_whatever_the_number_of_questions(directory: Path) -> 
     assert again[:16] == first
     assert engine.counts.most_tokens == largest
     assert engine.counts.images == 8 + 80
-    assert programs.read_questions._cache_size() <= shapes + 2, "the last chunk may be smaller"
+    assert programs.prefill_questions._cache_size() <= shapes + 2, "the last chunk may be smaller"
     # Vectors of images: 9 tokens each take 16 places, a wave has no more than 64 of them.
-    waves = list(engine._waves(many))
+    waves = list(engine._split_by_images(many))
     assert max(len({p.key for q in wave for p in q.images}) for wave in waves) == 4
-    units, rows = engine._open(waves[0], [()] * len(waves[0]))
+    units, rows = engine._encode(waves[0], [()] * len(waves[0]))
     assert units.shape[0] <= 2 * 64 and len(rows) == 8
 
 
@@ -83,14 +83,14 @@ def test_neither_programs_nor_arrays_grow_with_the_questions(directory: Path) ->
     """A mixture that fills a wave, 3 times and 9 times: the same programs, no more held."""
     engine = make_engine(directory)
     held: list[int] = []
-    bucket = engine._runner.programs.bucket
+    bucket = engine._text.programs.decode_bucket
 
     def measured(*arguments: Any) -> Any:
         state = bucket(*arguments)
         held.append(sum(x.nbytes for x in jax.live_arrays()))
         return state
 
-    engine._runner.programs = replace(engine._runner.programs, bucket=measured)
+    engine._text.programs = replace(engine._text.programs, decode_bucket=measured)
 
     def mixture(number: int) -> list[Question]:
         sizes = ((56, 56), (84, 112), (112, 84), (84, 84))
@@ -103,8 +103,8 @@ def test_neither_programs_nor_arrays_grow_with_the_questions(directory: Path) ->
         ]
 
     def compiled() -> dict[str, int]:
-        tower, text = vars(engine._read_images), vars(engine._runner.programs)
-        found = {**tower, **text, "bucket": bucket}.items()
+        tower, text = vars(engine._vision), vars(engine._text.programs)
+        found = {**tower, **text, "decode_bucket": bucket}.items()
         return {name: f._cache_size() for name, f in found if hasattr(f, "_cache_size")}
 
     seen = []
@@ -118,26 +118,27 @@ def test_neither_programs_nor_arrays_grow_with_the_questions(directory: Path) ->
     (few_calls, few_bytes, few), (many_calls, many_bytes, many) = seen
     assert many_calls == 3 * few_calls
     assert many_bytes <= few_bytes
-    assert many == few and {"encode", "read_questions", "bucket", "score"} <= set(few)
+    expected = {"encode_batch", "prefill_questions", "decode_bucket", "score_logps"}
+    assert many == few and expected <= set(few)
 
 
 def test_prefixes_are_read_once(directory: Path) -> None:
     engine = make_engine(directory)
     asked = [about(0, f"Is there a thing number {i}?") for i in range(4)]
     engine.answer(asked)
-    head, prefix = engine.counts.head_tokens, engine.counts.prefix_tokens
+    head, prefix = engine.counts.shared_tokens, engine.counts.prefix_tokens
     own = engine.counts.question_tokens
-    sizes = [row.size for row in engine._open(asked, [()] * 4)[1]]
+    sizes = [row.size for row in engine._encode(asked, [()] * 4)[1]]
     assert head + prefix + own < 0.55 * sum(sizes)
     assert head + prefix + own / 4 == pytest.approx(np.mean(sizes))
     assert own <= 4 * len(" 0?<|im_end|>assistant")
     # An instruction is read once for all images, and kept; an image is no part of it.
     more = [about(n, "Is it there?") for n in (1, 2, 3)]
     engine.answer(more)
-    assert engine.counts.head_tokens == head > len("Judge a cat. ")
+    assert engine.counts.shared_tokens == head > len("Judge a cat. ")
     assert engine.counts.prefix_tokens == prefix, "three images begin with nothing in common"
     engine.answer([about(1, "Is it there?", ask="Another one. ")])
-    assert engine.counts.head_tokens > head
+    assert engine.counts.shared_tokens > head
 
 
 def test_images_that_are_held_are_not_encoded_again(directory: Path) -> None:
@@ -226,13 +227,13 @@ def test_a_mesh_changes_nothing(directory: Path) -> None:
     assert spread.answer(asked) == alone.answer(asked)
     scores = spread.expected_scores(asked), alone.expected_scores(asked)
     np.testing.assert_allclose(*scores, atol=1e-4)
-    weights = spread._runner._params.layers[0].qkv_KfhD
+    weights = spread._text._params.layers[0].qkv_KfhD
     assert weights.sharding.shard_shape(weights.shape)[0] == weights.shape[0] // 2
 
 
 def test_bfloat16(directory: Path) -> None:
     low, high = make_engine(directory, dtype="bfloat16"), make_engine(directory)
-    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(low._runner._params))
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(low._text._params))
     asked = [about(i, "Score.") for i in range(3)]
     assert all(a.finite and a.text for a in low.answer(asked))
     scores = low.expected_scores(asked), high.expected_scores(asked)

@@ -1,4 +1,4 @@
-"""Shared prefixes, chunks and score distributions, worked out by hand."""
+"""Shared prefixes, batches and score distributions, worked out by hand."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import pytest
 from gotr1_jax.errors import InputError
 from gotr1_jax.vlm_engine import QwenEngineConfig
 from gotr1_jax.vlm_engine.packing import (
-    Chunk,
-    Limits,
     PrefixGroup,
-    TokenRow,
-    make_chunks,
+    ProgramLimits,
+    QuestionBatch,
+    QuestionTokens,
+    make_batches,
+    next_bucket,
     power_of_two,
-    rung,
     share_prefixes,
 )
 from gotr1_jax.vlm_engine.scores import score_tokens
 
 
-def row(ids: list[int], places: dict[int, int] | None = None, limit: int = 8) -> TokenRow:
+def row(ids: list[int], places: dict[int, int] | None = None, limit: int = 8) -> QuestionTokens:
     where = np.full(len(ids), -1, np.int32)
     for at, place in (places or {}).items():
         where[at] = place
     positions = np.tile(np.arange(len(ids), dtype=np.int32), (3, 1))
-    return TokenRow(np.array(ids, np.int32), where, positions, limit)
+    return QuestionTokens(np.array(ids, np.int32), where, positions, limit)
 
 
 def test_sizes_of_programs() -> None:
-    assert [rung(n) for n in (0, 1, 16, 17, 196, 256, 257, 500, 513, 1100)] == [
+    assert [next_bucket(n) for n in (0, 1, 16, 17, 196, 256, 257, 500, 513, 1100)] == [
         16, 16, 16, 32, 208, 256, 288, 512, 576, 1152,
     ]  # fmt: skip
-    assert all(rung(n) <= max(n + 15, 1.125 * n) for n in range(1, 5000))
+    assert all(next_bucket(n) <= max(n + 15, 1.125 * n) for n in range(1, 5000))
     assert [power_of_two(n) for n in (1, 2, 3, 8, 9)] == [1, 2, 4, 8, 16]
 
 
@@ -81,8 +81,8 @@ def test_different_images_are_not_the_same_prefix() -> None:
     assert share_prefixes(other, least=1) == [PrefixGroup(1, (0, 1))]
 
 
-@pytest.mark.parametrize("multiple, head", [(1, 0), (3, 0), (1, 100)])
-def test_chunks_hold_every_question_once_and_keep_the_limits(multiple: int, head: int) -> None:
+@pytest.mark.parametrize("multiple, shared", [(1, 0), (3, 0), (1, 100)])
+def test_chunks_hold_every_question_once_and_keep_the_limits(multiple: int, shared: int) -> None:
     rng = np.random.default_rng(0)
     rows = [
         row([1] * 9 + [int(a)] * 9 + [*rng.integers(5, 90, int(n)).tolist()], limit=int(limit))
@@ -90,37 +90,37 @@ def test_chunks_hold_every_question_once_and_keep_the_limits(multiple: int, head
             rng.integers(2, 9, 300), rng.integers(1, 300, 300), rng.integers(1, 200, 300)
         )
     ]
-    limits = Limits(8 * multiple, 3000 * multiple, multiple)
-    assert all(limits.fits(head + r.size, power_of_two(r.limit)) for r in rows)
-    chunks = list(make_chunks(share_prefixes(rows), rows, limits, decode=True, head=head))
-    assert any(chunk.prefix for chunk in chunks)
-    assert sorted(i for chunk in chunks for i in chunk.members) == list(range(300))
-    for chunk in chunks:
-        number = limits.padded(len(chunk.members))
+    limits = ProgramLimits(8 * multiple, 3000 * multiple, multiple)
+    assert all(limits.fits(shared + r.size, power_of_two(r.max_answer)) for r in rows)
+    batches = list(make_batches(share_prefixes(rows), rows, limits, decode=True, shared=shared))
+    assert any(batch.prefix for batch in batches)
+    assert sorted(i for batch in batches for i in batch.members) == list(range(300))
+    for batch in batches:
+        number = limits.pad_rows(len(batch.members))
         assert number % multiple == 0 and number <= limits.rows
-        assert chunk.head >= head and number * chunk.row_tokens <= limits.tokens
-        for group in chunk.groups:
-            assert group.prefix <= chunk.prefix
-            assert all(rows[i].size - group.prefix <= chunk.rest for i in group.members)
-            assert all(rows[i].limit <= chunk.answer for i in group.members)
+        assert batch.shared >= shared and number * batch.row_tokens <= limits.tokens
+        for group in batch.groups:
+            assert group.prefix <= batch.prefix
+            assert all(rows[i].size - group.prefix <= batch.own for i in group.members)
+            assert all(rows[i].max_answer <= batch.answer for i in group.members)
     assert not limits.fits(3000, 64)
 
 
 def test_like_lengths_go_together() -> None:
-    limits = Limits(8, 100_000)
+    limits = ProgramLimits(8, 100_000)
     rows = [row(list(range(n))) for n in (20, 21, 22, 2000)]
     groups = [PrefixGroup(1, (i,)) for i in range(4)]
-    chunks = list(make_chunks(groups, rows, limits, decode=False))
-    assert [chunk.members for chunk in chunks] == [[0, 1, 2], [3]]
-    assert chunks[0] == Chunk(tuple(groups[:3]), head=16, prefix=16, rest=32, answer=0)
+    batches = list(make_batches(groups, rows, limits, decode=False))
+    assert [batch.members for batch in batches] == [[0, 1, 2], [3]]
+    assert batches[0] == QuestionBatch(tuple(groups[:3]), shared=16, prefix=16, own=32, answer=0)
 
 
 def test_a_long_answer_and_a_long_question_need_not_fit_together() -> None:
-    limits = Limits(4, 1000)
+    limits = ProgramLimits(4, 1000)
     rows = [row([1, 2, *range(10, 700)], limit=4), row([1, 2, 3], limit=512)]
-    assert all(limits.fits(r.size, power_of_two(r.limit)) for r in rows)
-    chunks = list(make_chunks([PrefixGroup(2, (0, 1))], rows, limits, decode=True))
-    assert [(chunk.members, chunk.answer) for chunk in chunks] == [([0], 4), ([1], 512)]
+    assert all(limits.fits(r.size, power_of_two(r.max_answer)) for r in rows)
+    batches = list(make_batches([PrefixGroup(2, (0, 1))], rows, limits, decode=True))
+    assert [(batch.members, batch.answer) for batch in batches] == [([0], 4), ([1], 512)]
 
 
 def single_digits(text: str) -> list[int]:
@@ -128,28 +128,28 @@ def single_digits(text: str) -> list[int]:
 
 
 def test_ten_is_one_and_zero() -> None:
-    form = score_tokens(single_digits, '{"score": ', 0, 10)
-    assert (form.prompt[-2:], form.reads) == ((ord(" "), ord("1")), 2)
-    assert [chr(t) for t in form.asked(0)] == list("0123456789")
-    assert [chr(t) for t in form.asked(1)] == ["0"]
+    scale = score_tokens(single_digits, '{"score": ', 0, 10)
+    assert (scale.prompt[-2:], scale.num_logits) == ((ord(" "), ord("1")), 2)
+    assert [chr(t) for t in scale.tokens_at(0)] == list("0123456789")
+    assert [chr(t) for t in scale.tokens_at(1)] == ["0"]
     # "1" .5, "7" .2, the others next to nothing, and "0" behind "1" .4.
     first = [math.log({"1": 0.5, "7": 0.2}.get(d, 1e-30)) for d in "0123456789"]
-    mean = form.mean([first, [math.log(0.4)]])
+    mean = scale.mean([first, [math.log(0.4)]])
     assert mean == pytest.approx((1 * 0.3 + 10 * 0.2 + 7 * 0.2) / 0.7)
-    certain = form.mean([first, [0.0]])  # a 1 is always a 10
+    certain = scale.mean([first, [0.0]])  # a 1 is always a 10
     assert certain == pytest.approx((10 * 0.5 + 7 * 0.2) / 0.7)
     from_one = score_tokens(single_digits, "", 1, 10)
-    assert [chr(t) for t in from_one.asked(0)] == list("123456789")
-    assert math.isnan(form.mean([[-math.inf] * 10, [-1.0]]))
+    assert [chr(t) for t in from_one.tokens_at(0)] == list("123456789")
+    assert math.isnan(scale.mean([[-math.inf] * 10, [-1.0]]))
 
 
 def test_ten_may_be_one_token() -> None:
     def encode(text: str) -> list[int]:
         return [7, 100 + int(text[1:])]
 
-    form = score_tokens(encode, " ", 8, 10)
-    assert (form.prompt, form.reads, form.asked(0)) == ((7,), 1, [108, 109, 110])
-    assert form.mean([[math.log(0.1), math.log(0.1), math.log(0.2)]]) == pytest.approx(9.25)
+    scale = score_tokens(encode, " ", 8, 10)
+    assert (scale.prompt, scale.num_logits, scale.tokens_at(0)) == ((7,), 1, [108, 109, 110])
+    assert scale.mean([[math.log(0.1), math.log(0.1), math.log(0.2)]]) == pytest.approx(9.25)
 
 
 def test_a_scale_with_many_branches_is_refused() -> None:
