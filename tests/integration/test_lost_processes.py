@@ -1,4 +1,4 @@
-"""Two processes of `gotr1 train sft`: what becomes of the other when one fails or is killed."""
+"""Two processes of `gotr1 train sft`: one fails or is killed, the other ends."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def start(folder: Path, run: Path, *own: list[str]) -> Group:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
-    """A run that nothing happened to."""
+    """An uninterrupted run."""
     with start(folder, folder / "whole") as group:
         assert group.end() == [0, 0], group.said(0) + group.said(1)
     return folder / "whole"
@@ -65,7 +65,9 @@ def test_two_processes_train_as_one(folder: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize("victim", [1, 0])
-def test_the_other_ends_and_the_run_goes_on(folder: Path, whole: Path, victim: int) -> None:
+def test_the_other_process_ends_and_the_run_continues(
+    folder: Path, whole: Path, victim: int
+) -> None:
     run = folder / f"killed_{victim}"
     with start(folder, run) as group:
         group.wait_for(run / "metrics.jsonl", lines=2)

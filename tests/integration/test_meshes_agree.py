@@ -1,9 +1,9 @@
 """GRPO on one device, on a mesh of eight, and in two processes of four devices: the same run.
 
-Also where only a part of a step's captions is drawn at once.
+Also if a step's captions are sampled in parts.
 
-Exact: captions, plans, image tokens, and with them rewards. To rounding: losses, gradients and
-parameters, whose sums are made in another order.
+Exact: captions, plans, image tokens and rewards. Up to rounding: losses, gradients and parameters,
+whose sums have another order.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def assert_same_run(run: Path, other: Path) -> None:
 
 
 def assert_same_samples(run: Path, other: Path, rows: int) -> None:
-    """Of every step the first `rows` rows."""
+    """The first `rows` rows of every step."""
     for step in range(1, STEPS + 1):
         folder = f"step_{step:06d}"
         found = read_samples(run / "samples" / folder)
@@ -97,7 +97,7 @@ def assert_same_samples(run: Path, other: Path, rows: int) -> None:
         assert len(found) == rows <= len(wanted) == 8
         for a, b in zip(found, wanted):
             assert (a.caption, a.plan_text, a.scores) == (b.caption, b.plan_text, b.scores)
-            # Another token would paint another patch; a rounded one is off by one level.
+            # Another token is another patch; rounding differs by one level.
             assert np.abs(a.image.astype(int) - b.image).max() <= 1
 
 
@@ -110,13 +110,13 @@ def test_eight_devices_are_as_one(folder: Path, checkpoint: Path, one: Path) -> 
 
 def test_two_processes_are_as_one(one: Path, two: Path) -> None:
     assert_same_run(two, one)
-    # Process 0 writes what it judged: the first half.
+    # Process 0 writes its own rows: the first half.
     assert_same_samples(two, one, rows=4)
     assert not [path.name for path in two.rglob("*") if "tmp" in path.name]
     assert (two / "report.html").is_file() and (two / "model" / "config.json").is_file()
 
 
-def test_another_mesh_goes_on_from_a_checkpoint(
+def test_another_mesh_continues_from_a_checkpoint(
     folder: Path, checkpoint: Path, one: Path, two: Path
 ) -> None:
     run = folder / "moved"

@@ -45,7 +45,7 @@ KEYS = row_keys(0, 4, jnp.arange(4), G)
 
 @pytest.fixture(scope="module")
 def policy() -> JanusPolicy:
-    """A policy whose adapters do something."""
+    """A policy whose adapters change its outputs."""
     policy = JanusPolicy(CONFIG, rngs=nnx.Rngs(0), lora=LORA)
     block = policy.decoder.layers
     for layer in (block.q, block.v, block.down):
@@ -73,8 +73,8 @@ def sample(policy, settings=SETTINGS, prompts=PROMPTS, keys=KEYS, samples=G, **m
     return jax.device_get(sampler(params, prompts, keys, samples))
 
 
-def replay(policy, rollout: Rollout):
-    """Teacher-forced log-probabilities of what was drawn."""
+def teacher_forced(policy, rollout: Rollout):
+    """Teacher-forced log-probabilities of the sampled tokens."""
     graphdef, state = nnx.split(policy)
 
     @jax.jit
@@ -97,16 +97,16 @@ def assert_same(one: Rollout, two: Rollout) -> None:
 
 def test_logps_equal_teacher_forced_ones(policy, rollout: Rollout) -> None:
     """Both phases, with guidance, temperatures and adapters; the ratio is then exactly one."""
-    again = replay(policy, rollout)
+    again = teacher_forced(policy, rollout)
     np.testing.assert_allclose(rollout.plan_logp_BT, again.plan_logp_BT, atol=1e-4)
     np.testing.assert_allclose(rollout.image_logp_BU, again.image_logp_BU, atol=1e-4)
     assert np.all(rollout.image_logp_BU < 0)
 
 
-def test_plans_end_at_boi_and_only_drawn_tokens_count(rollout: Rollout) -> None:
+def test_plans_end_at_boi_and_the_mask_is_on_sampled_tokens(rollout: Rollout) -> None:
     rows = rollout.rows
     lengths = rows.plan_len_B.tolist()
-    assert len(set(lengths)) > 2 and 8 in lengths and min(lengths) < 8, "a dull sample"
+    assert len(set(lengths)) > 2 and 8 in lengths and min(lengths) < 8, "plans of several lengths"
     for ids, length, mask, logp in zip(
         rows.plan_ids_BT.tolist(), lengths, rows.plan_mask_BT.tolist(), rollout.plan_logp_BT
     ):
@@ -143,8 +143,8 @@ def test_sharing_a_caption_changes_nothing(policy, rollout: Rollout) -> None:
     assert_same(rollout, sample(policy, prompts=apart, samples=1))
 
 
-def test_rows_do_not_depend_on_their_company(policy, rollout: Rollout) -> None:
-    """The captions in another order draw what they drew."""
+def test_rows_do_not_depend_on_the_rest_of_the_batch(policy, rollout: Rollout) -> None:
+    """Captions in another order: the same samples."""
     order = jnp.array([3, 1, 0, 2])
     prompts = PromptBatch(PROMPTS.ids_PC[order], PROMPTS.len_P[order])
     two = sample(policy, prompts=prompts, keys=row_keys(0, 4, order, G))
@@ -154,21 +154,21 @@ def test_rows_do_not_depend_on_their_company(policy, rollout: Rollout) -> None:
     assert not np.array_equal(other.rows.image_ids_BU, two.rows.image_ids_BU)
 
 
-def test_given_plans_are_painted_the_same(policy, rollout: Rollout) -> None:
+def test_images_of_given_plans_are_the_same(policy, rollout: Rollout) -> None:
     sampler, rows = sampler_of(policy), rollout.rows
-    painted = sampler.sample_images(
+    images = sampler.sample_images(
         sampler.prepare(nnx.split(policy)[1]),
         PROMPTS,
         jnp.asarray(rows.plan_ids_BT),
         rows.plan_len_B,
         KEYS,
     )
-    np.testing.assert_array_equal(painted.rows.image_ids_BU, rows.image_ids_BU)
-    np.testing.assert_allclose(painted.image_logp_BU, rollout.image_logp_BU, atol=1e-4)
-    assert not np.any(painted.rows.plan_mask_BT) and not np.any(painted.plan_logp_BT)
+    np.testing.assert_array_equal(images.rows.image_ids_BU, rows.image_ids_BU)
+    np.testing.assert_allclose(images.image_logp_BU, rollout.image_logp_BU, atol=1e-4)
+    assert not np.any(images.rows.plan_mask_BT) and not np.any(images.plan_logp_BT)
 
 
-def test_without_any_plan_the_caption_is_painted(policy) -> None:
+def test_an_empty_plan_is_allowed(policy) -> None:
     """BOI alone, in an array without a slot more: as with slots that are not filled."""
     sampler = sampler_of(policy)
     params, one = sampler.prepare(nnx.split(policy)[1]), jnp.ones(len(KEYS), jnp.int32)
@@ -201,12 +201,12 @@ def test_without_guidance_there_is_one_branch(policy) -> None:
     settings = replace(SETTINGS, guidance=1.0, plan_bucket=7, image_bucket=9)
     assert sampler_of(policy, settings).branches == 1
     rollout = sample(policy, settings)
-    again = replay(policy, rollout)
+    again = teacher_forced(policy, rollout)
     np.testing.assert_allclose(rollout.image_logp_BU, again.image_logp_BU, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
-def test_devices_draw_the_same(policy, rollout: Rollout, shape) -> None:
+def test_devices_sample_the_same(policy, rollout: Rollout, shape) -> None:
     """8 rows on 8 devices (captions do not divide: every device reads all), and 4 x 2 heads."""
     mesh = make_mesh(*shape)
     settings = replace(SETTINGS, plan_bucket=7, image_bucket=9)
@@ -221,7 +221,7 @@ def test_rows_that_do_not_divide_are_refused(policy) -> None:
 
 def test_bfloat16_stays_close(policy, rollout: Rollout) -> None:
     low = sample(policy, replace(SETTINGS, plan_bucket=7, image_bucket=9), dtype=jnp.bfloat16)
-    again = replay(policy, low)
+    again = teacher_forced(policy, low)
     assert np.abs(low.image_logp_BU - again.image_logp_BU).max() < 0.3
 
 

@@ -1,4 +1,4 @@
-"""What compiled programs of a mesh of eight devices hold and send, read from their text."""
+"""Compiled programs on a mesh of eight devices: their collectives, read from the HLO text."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
 
 
 def split(lora: bool, dtype: str = "float32", remat: str = "none") -> tuple[Any, Any, Any]:
-    """graphdef, what is trained, and the rest, of a policy with random parameters."""
+    """graphdef, trained parameters and the rest of a policy with random parameters."""
     policy = JanusPolicy(
         STEP_MODEL, rngs=nnx.Rngs(0), lora=LORA if lora else None, dtype=jnp.dtype(dtype),
         remat=remat,
@@ -57,7 +57,7 @@ def split(lora: bool, dtype: str = "float32", remat: str = "none") -> tuple[Any,
 
 
 def state_of(params: Any, mesh: Mesh) -> tuple[TrainState, Any]:
-    """A state on the mesh, and where its arrays lie."""
+    """A state on the mesh, and its shardings."""
     init = partial(new_state, optimizer=OPTIMIZER)
     places = train_state_shardings(jax.eval_shape(init, params), params, mesh)
     return jax.jit(init, out_shardings=places)(params), places
@@ -82,7 +82,7 @@ def step_of(graphdef: Any, micro: int = 4) -> Any:
 
 
 def groups(text: str) -> list[tuple[int, ...]]:
-    """Shapes of what all-gathers of a program make, on one device."""
+    """Shapes of the results of a program's all-gathers, on one device."""
     found = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
     shapes = [s for line in found for s in re.findall(r"\[([\d,]+)\]", line)]
     return [tuple(map(int, shape.split(","))) for shape in shapes]
@@ -107,7 +107,7 @@ def test_an_update_gathers_no_stack_and_replicates_no_optimizer(lora: bool) -> N
     assert shapes, "parameters over `fsdp` have to be gathered, layer by layer"
     assert not stacks & set(shapes)
 
-    # Moments lie as their parameters do, before and after.
+    # Moments have the shardings of their parameters, before and after.
     after = compiled.output_shardings[0]
     for found in (places, after):
         leaves = jax.tree.leaves(found.opt_state)
@@ -124,21 +124,21 @@ def test_an_update_gathers_no_stack_and_replicates_no_optimizer(lora: bool) -> N
     assert held < 0.55 * whole
 
 
-def test_laying_out_for_sampling_sends_only_what_lies_elsewhere() -> None:
-    # Without `fsdp` both tables of rules place the layers alike: only the tables of text and
-    # image embeddings, which sampling holds whole, are sent, and what the latter are made of.
-    text, layers = layout(mesh_of(4, 1, 2))
+def test_decode_weights_are_gathered_over_fsdp_only() -> None:
+    # Without `fsdp` both tables of rules give layers the same sharding: only the text and image
+    # embeddings, which decoding holds whole, are sent, and the inputs of the latter.
+    text, layers = prepare_program(mesh_of(4, 1, 2))
     sent = collectives(text)
     D, V, I = STEP_MODEL.decoder.hidden_size, STEP_MODEL.decoder.vocab_size, STEP_MODEL.image_vocab
     assert 0 < sum(traffic.bytes for traffic in sent.values()) <= 4 * D * (V + 2 * I)
     assert layers and not layers & set(groups(text))
     # With it each layer's weights are gathered once.
-    text, layers = layout(mesh_of(2, 2, 2))
+    text, layers = prepare_program(mesh_of(2, 2, 2))
     assert sum(traffic.bytes for traffic in collectives(text).values()) > 4 * D * (V + 2 * I)
 
 
-def layout(mesh: Mesh) -> tuple[str, set[tuple[int, ...]]]:
-    """The program that lays out weights, and the shapes of layers' weights that it makes."""
+def prepare_program(mesh: Mesh) -> tuple[str, set[tuple[int, ...]]]:
+    """The program of `Sampler.prepare`, and the shapes of the layers' weights in its result."""
     graphdef, adapters, rest = split(lora=True)
     whole = nnx.merge_state(adapters, rest)
     merged = nnx.split(nnx.merge(graphdef, adapters, rest))[0]

@@ -1,4 +1,4 @@
-"""The mesh, and where parameters lie on it."""
+"""The mesh, and the shardings of parameters on it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Chip:
     process_index: int
 
 
-def test_devices_of_a_process_stand_together():
+def test_devices_of_a_process_are_adjacent():
     # Four hosts of 2 x 2 chips in a slice of 4 x 4, numbered row by row.
     chips = [Chip(4 * y + x, 2 * (y // 2) + x // 2) for y in range(4) for x in range(4)]
     grid = make_mesh(2, 2, 4, devices=chips).devices
@@ -64,7 +64,7 @@ def test_devices_of_a_process_stand_together():
         ((4, 2, 2), "needs 16 devices, there are 8"),
     ],
 )
-def test_meshes_that_cannot_be(sizes, message):
+def test_impossible_meshes_are_refused(sizes, message):
     with pytest.raises(InputError, match=message):
         make_mesh(*sizes)
 
