@@ -1,4 +1,4 @@
-"""`gotr1 eval dpg`: dense captions, asked about in questions that depend on each other."""
+"""`gotr1 eval dpg`: dense captions, scored by questions that depend on each other."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation import job, published
-from gotr1_jax.evaluation.asks import ModelQuery, is_missing
-from gotr1_jax.evaluation.crops import grid_cells
+from gotr1_jax.evaluation import benchmark, published
+from gotr1_jax.evaluation.benchmark import Answers, ImageScore, ModelOption, ModelOptions
 from gotr1_jax.evaluation.dpg_rules import Proposition, dependent_scores, read_questions
-from gotr1_jax.evaluation.folders import Item, dpg_items
-from gotr1_jax.evaluation.summary import ResultRow
+from gotr1_jax.evaluation.folders import find_dpg_images
+from gotr1_jax.evaluation.queries import ModelQuery, is_failed
+from gotr1_jax.evaluation.results import ResultRow, make_row, write_results
 from gotr1_jax.generate.config import LAYOUTS, GenerateConfig
 from gotr1_jax.generate.prompts import Task, read_tasks
-from gotr1_jax.vlm_engine.base import ImageInput
+from gotr1_jax.vlm_engine.base import ImageInput, make_image_input
 
 NAME = "dpg"
-MODELS: job.Models = {
-    "yes": job.Model("vqa-model", "BLIP-VQA", "Salesforce/blip-vqa-capfilt-large", "BlipVqa")
+MODELS: ModelOptions = {
+    "yes": ModelOption("vqa-model", "BLIP-VQA", "Salesforce/blip-vqa-capfilt-large", "BlipVqa")
 }
-_REMARK = "BLIP-VQA in the place of mPLUG"
+_SUBSTITUTE = "BLIP-VQA in the place of mPLUG"
 _NOTE = (
     "Rows of categories: share of questions answered with yes, whatever their parents. What counts "
     "as captions there are questions, and the intervals draw questions."
@@ -33,11 +33,7 @@ _NOTE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gotr1 eval dpg`."""
-    job.add_arguments(parser, NAME, MODELS)
-    parser.add_argument(
-        "--prompts", type=Path, required=True, metavar="DIR",
-        help="the benchmark's folder of prompt files",
-    )  # fmt: skip
+    benchmark.add_arguments(parser, NAME, MODELS, "the benchmark's folder of prompt files")
     parser.add_argument(
         "--questions", type=Path, required=True, metavar="FILE",
         help="the benchmark's dpg_bench.csv",
@@ -45,97 +41,112 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Does what the parsed command line says."""
+    """Draw the images if needed, score them, write the results."""
     questions = read_questions(options.questions)
-    tasks = _tasks(options, questions)
-    job.check_scorer(options)
-    folder = options.images or options.out / job.IMAGES
-    if options.images is None:
-        job.draw_images(options, NAME, options.prompts, folder)
-    items = dpg_items(folder, [task.stem for task in tasks])
-    book, names = job.open_book(options, MODELS)
+    tasks = _read_tasks(options, questions)
+    benchmark.check_options(options)
+    folder, _ = benchmark.image_folder(options, NAME, options.prompts)
+    items = find_dpg_images(folder, [task.stem for task in tasks])
+    models, names = benchmark.open_models(options, MODELS)
     rules = DpgRules([questions[task.stem] for task in tasks], tasks[0].count)
-    scored = job.score_items(items, rules, book, NAME)
-    samples = [
-        {"picture": item.name, "caption": task.caption, "values": s.values, "words": s.words}
-        for item, task, s in zip(items, tasks, scored)
-    ]
-    remark = job.JUDGE_REMARK if options.scorer == "judge" else _REMARK
-    values = np.array([s.values["score"] for s in scored])
-    failed = int(np.isnan(values).sum())
-    rows = [ResultRow(NAME, (values,), len(values), failed, names["yes"], remark)]
-    rows += [
-        ResultRow(category, (np.array(shares),), len(items), failed, names["yes"], remark)
+    scores = benchmark.score_images(items, rules, models, NAME)
+    remark = benchmark.comparison_remark(options, [_SUBSTITUTE])
+    total = make_row(
+        NAME, [s.values["score"] for s in scores], range(len(items)), names["yes"], remark
+    )
+    rows = [total] + [
+        ResultRow(category, (np.array(shares),), total.images, total.failed, names["yes"], remark)
         for category, shares in sorted(rules.categories.items())
+    ]
+    records = [
+        benchmark.image_record(item, task.caption, score)
+        for item, task, score in zip(items, tasks, scores)
     ]
     head = {"benchmark": NAME, "scorer": options.scorer, "cells": tasks[0].count}
     notes = [_NOTE, published.REASONGEN]
-    left = len(questions) - len(tasks)
-    if left:
-        notes.insert(0, f"{left} items of the table have no prompt file and are left out.")
-    job.finish(options, "DPG-Bench", head, rows, samples, notes)
+    unused = len(questions) - len(tasks)
+    if unused:
+        notes.insert(0, f"{unused} items of the table have no prompt file and are left out.")
+    write_results(options.out, "DPG-Bench", head, rows, records, notes)
 
 
 class DpgRules:
-    """Questions and scores of DPG-Bench; see `dpg_rules`.
+    """Queries and scores of DPG-Bench; see `dpg_rules`.
 
     Attributes:
-        categories: by broad category the share of cells that each question scored so far was
-            answered with yes in.
+        categories: by broad category, for each question scored so far the share of cells in which
+            it was answered with yes.
     """
 
     def __init__(self, propositions: Sequence[Sequence[Proposition]], cells: int) -> None:
-        """propositions: of each item. cells: how many of an image's grid are looked at."""
+        """propositions: of each caption. cells: how many of an image's grid are scored."""
         self._propositions, self._cells = propositions, cells
         self.categories: dict[str, list[float]] = {}
 
-    def asks(self, item: Item, image: ImageInput, answers: job.Answers) -> list[ModelQuery]:
+    def queries(self, caption: int, image: ImageInput, answers: Answers) -> list[ModelQuery]:
         """All questions about all cells."""
         return [
             ModelQuery("yes", cell, proposition.question)
-            for cell in self._grid(item, image)
-            for proposition in self._propositions[item.place]
+            for cell in grid_cells(image, self._cells)
+            for proposition in self._propositions[caption]
         ]
 
-    def score(self, item: Item, image: ImageInput, answers: job.Answers) -> job.ItemScore:
+    def score(self, caption: int, image: ImageInput, answers: Answers) -> ImageScore:
         """score: the mean over the cells of the mean over the questions.
 
-        A cell with a question that could not be told is left out.
+        A cell with a question that could not be scored is left out.
         """
-        propositions = self._propositions[item.place]
-        cells, yes = [], []
-        for cell in self._grid(item, image):
-            given = {
+        propositions = self._propositions[caption]
+        scores: list[float] = []
+        yes: list[dict[int, bool]] = []
+        for cell in grid_cells(image, self._cells):
+            probs = {
                 p.number: answers[ModelQuery("yes", cell, p.question).key] for p in propositions
             }
-            if any(map(is_missing, given.values())):
+            if any(map(is_failed, probs.values())):
                 continue
-            said = {number: share > 0.5 for number, share in given.items()}
-            yes.append(said)
-            cells.append(sum(dependent_scores(propositions, said).values()) / len(propositions))
+            yes.append({number: prob > 0.5 for number, prob in probs.items()})
+            scores.append(sum(dependent_scores(propositions, yes[-1]).values()) / len(propositions))
         for proposition in propositions if yes else ():
-            share = sum(said[proposition.number] for said in yes) / len(yes)
-            self.categories.setdefault(proposition.broad, []).append(share)
-        no = [p.question for p in propositions if yes and not any(s[p.number] for s in yes)]
-        score = sum(cells) / len(cells) if cells else math.nan
-        return job.ItemScore({"score": score}, f"never: {' '.join(no)}" if no else "")
-
-    def _grid(self, item: Item, image: ImageInput) -> list[ImageInput]:
-        try:
-            return grid_cells(image, self._cells)
-        except InputError as error:
-            raise InputError(f"{item.path}: {error}; say how many by --n") from error
+            share = sum(cell[proposition.number] for cell in yes) / len(yes)
+            self.categories.setdefault(proposition.broad_category, []).append(share)
+        never = [p.question for p in propositions if yes and not any(c[p.number] for c in yes)]
+        score = sum(scores) / len(scores) if scores else math.nan
+        reason = f"never: {' '.join(never)}" if never else ""
+        return ImageScore({"score": score}, reason)
 
 
-def _tasks(
+def grid_cells(image: ImageInput, count: int) -> list[ImageInput]:
+    """The first `count` (1 to 4) cells of a grid of two columns, row by row; one is the whole.
+
+    InputError where the image cannot be such a grid of squares.
+    """
+    if count == 1:
+        return [image]
+    height, width = image.size
+    side = width // 2
+    rows = -(-count // 2)
+    if width % 2 or height != rows * side:
+        raise InputError(
+            f"an image of {width}x{height} is no grid of {count} squares in two columns; give "
+            "the number of cells by --n"
+        )
+    corners = [(i // 2 * side, i % 2 * side) for i in range(count)]
+    return [
+        make_image_input(np.ascontiguousarray(image.pixels[y : y + side, x : x + side]))
+        for y, x in corners
+    ]
+
+
+def _read_tasks(
     options: argparse.Namespace, questions: Mapping[str, Sequence[Proposition]]
 ) -> list[Task]:
-    """The prompts, each with questions of its own."""
+    """The prompts, each with questions."""
     count = options.n or LAYOUTS[NAME]
     config = GenerateConfig(options.out, prompts=options.prompts, layout=NAME, n=count)
     tasks = list(read_tasks(config))
     if count > 4:
-        raise InputError(f"--n is {count}; dpg looks at 4 pictures of a caption at most")
+        raise InputError(f"--n is {count}; dpg scores 4 images of a caption at most")
     for task in tasks:
         if task.stem not in questions:
             raise InputError(f"{options.questions} has no questions for {task.where}")

@@ -1,6 +1,6 @@
 """DPG-Bench's questions and their score (TencentQQGYLab/ELLA, dpg_bench/compute_dpg_bench.py).
 
-Two differences, on purpose: the published script leaves out the first row of its table, and its
+Two deliberate differences: the published script leaves out the first row of its table, and its
 scores of categories are those of the last cell of each image; here all rows and cells count.
 """
 
@@ -22,7 +22,7 @@ class Proposition:
 
     Attributes:
         number: its own.
-        parents: numbers of the questions without whose yes it counts for nothing.
+        parents: numbers of the questions that must be answered with yes, else it scores 0.
         category: such as "entity - whole".
         question: in plain words; yes is right.
     """
@@ -33,7 +33,7 @@ class Proposition:
     question: str
 
     @property
-    def broad(self) -> str:
+    def broad_category(self) -> str:
         """The category's first part: entity, attribute, relation, global or other."""
         return self.category.split("-")[0].strip()
 
@@ -41,8 +41,8 @@ class Proposition:
 def read_questions(path: Path) -> dict[str, tuple[Proposition, ...]]:
     """The questions of each item, in the table's order.
 
-    InputError, naming the line, for a table that is none of DPG-Bench's, for a question that is
-    there twice and for a parent that is not there.
+    InputError, naming the line, for a table that is not DPG-Bench's, for a question that occurs
+    twice and for a parent that does not exist.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -87,7 +87,7 @@ def _proposition(row: Mapping[str, str | None], path: Path, line: int) -> Propos
 def dependent_scores(
     propositions: Sequence[Proposition], yes: Mapping[int, bool]
 ) -> dict[int, float]:
-    """1 for each question that is answered with yes and whose parents, too, have a 1, else 0.
+    """1 for each question that is answered with yes and whose parents have a 1 too, else 0.
 
     In the table's order, so that a child's child of a failed parent fails as well.
     """

@@ -1,4 +1,4 @@
-"""The images of a benchmark's folder, held against its captions: all there, and nothing else."""
+"""The image folders of the benchmarks, checked against the captions: complete, nothing extra."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.geneval_rules import Metadata, parse_metadata
+from gotr1_jax.evaluation.geneval_rules import GenevalPrompt, parse_prompt
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
-class Item:
-    """An image that is to be scored.
+class BenchmarkImage:
+    """An image to score.
 
     Attributes:
         name: its path within the benchmark's folder.
         path: its file.
-        place: of its caption.
+        caption: index of its caption.
     """
 
     name: str
     path: Path
-    place: int
+    caption: int
 
 
-def compbench_items(folder: Path, captions: Sequence[str], count: int | None) -> list[Item]:
+def find_compbench_images(
+    folder: Path, captions: Sequence[str], count: int | None
+) -> list[BenchmarkImage]:
     """The images of one category of T2I-CompBench: samples/{caption}_{000000}.png.
 
-    The number counts images over all captions, `count` a caption (None: as many as are there
-    of the first). Raises InputError for missing, extra and misnamed images.
+    The number counts images over all captions, `count` those of one caption (None: as many as
+    the first caption has). Raises InputError for missing, extra and misnamed images.
     """
     samples = folder / "samples"
     found: dict[int, Path] = {}
@@ -56,41 +58,44 @@ def compbench_items(folder: Path, captions: Sequence[str], count: int | None) ->
     for index, caption in wanted.items():
         if found[index].name.split("_")[0] != caption:
             raise InputError(
-                f"{found[index]} is at the place of {caption!r}; are these other captions?"
+                f"{found[index]} has the number of {caption!r}; are these other captions?"
             )
     _refuse_extra((found[index] for index in sorted(found.keys() - wanted.keys())), len(wanted))
-    return [Item(f"samples/{found[i].name}", found[i], i // count) for i in wanted]
+    return [BenchmarkImage(f"samples/{found[i].name}", found[i], i // count) for i in wanted]
 
 
-def geneval_items(folder: Path, wanted: Sequence[Metadata], count: int | None) -> list[Item]:
-    """GenEval's images: {00000}/samples/{00000}.png beside each line's metadata.jsonl.
+def find_geneval_images(
+    folder: Path, wanted: Sequence[GenevalPrompt], count: int | None
+) -> list[BenchmarkImage]:
+    """GenEval's images: {00000}/samples/{00000}.png next to each line's metadata.jsonl.
 
-    `count` as for `compbench_items`. Raises InputError for missing and extra images or folders
-    and for a folder whose metadata is that of another line.
+    `count` as for `find_compbench_images`. Raises InputError for missing and extra images or
+    folders, and for a folder whose metadata is of another line.
     """
     folders = {int(f.name): f for f in _entries(folder) if f.is_dir() and f.name.isdigit()}
-    items: list[Item] = []
-    for place, metadata in enumerate(wanted):
-        if place not in folders:
-            raise InputError(f"{folder} has no folder {place:05d}, of {metadata.prompt!r}")
-        _check_metadata(folders[place] / "metadata.jsonl", metadata)
-        images = _entries(folders[place] / "samples")
+    items: list[BenchmarkImage] = []
+    for index, metadata in enumerate(wanted):
+        if index not in folders:
+            raise InputError(f"{folder} has no folder {index:05d}, of {metadata.prompt!r}")
+        _check_metadata(folders[index] / "metadata.jsonl", metadata)
+        images = _entries(folders[index] / "samples")
         count = len(images) if count is None else count
-        names = {f"{index:05d}.png": index for index in range(count)}
+        names = {f"{i:05d}.png": i for i in range(count)}
         _refuse_extra([path for path in images if path.name not in names], count)
         if len(images) < count or not count:
             raise InputError(
-                f"{folders[place] / 'samples'} holds {len(images)} of {count or 'its'} images"
+                f"{folders[index] / 'samples'} holds {len(images)} of {count or 'its'} images"
             )
         items += [
-            Item(path.relative_to(folder).as_posix(), path, place)
+            BenchmarkImage(path.relative_to(folder).as_posix(), path, index)
             for path in sorted(images, key=lambda path: names[path.name])
         ]
-    _refuse_extra([f for place, f in sorted(folders.items()) if place >= len(wanted)], len(wanted))
+    extra = [folder for index, folder in sorted(folders.items()) if index >= len(wanted)]
+    _refuse_extra(extra, len(wanted))
     return items
 
 
-def dpg_items(folder: Path, stems: Sequence[str]) -> list[Item]:
+def find_dpg_images(folder: Path, stems: Sequence[str]) -> list[BenchmarkImage]:
     """DPG-Bench's images: one {stem}.png for each prompt file; InputError as above."""
     found: Mapping[str, Path] = {path.stem: path for path in _entries(folder)}
     for stem in stems:
@@ -98,11 +103,11 @@ def dpg_items(folder: Path, stems: Sequence[str]) -> list[Item]:
             raise InputError(f"{folder} has no image {stem}.png")
     extra = (path for stem, path in sorted(found.items()) if stem not in set(stems))
     _refuse_extra(extra, len(stems))
-    return [Item(found[stem].name, found[stem], place) for place, stem in enumerate(stems)]
+    return [BenchmarkImage(found[stem].name, found[stem], i) for i, stem in enumerate(stems)]
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder, by name; hidden files apart."""
+    """The entries of a folder, sorted by name, without hidden files."""
     if not folder.is_dir():
         raise InputError(f"there are no images: {folder} is no folder")
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -117,10 +122,10 @@ def _first_count(found: Mapping[int, Path], captions: Sequence[str]) -> int:
     return max(1, min(ahead) // captions.index(second or captions[0]))
 
 
-def _check_metadata(path: Path, wanted: Metadata) -> None:
+def _check_metadata(path: Path, wanted: GenevalPrompt) -> None:
     if not path.is_file():
-        raise InputError(f"{path} is missing; GenEval's images lie beside their metadata")
-    found = parse_metadata(path.read_text(encoding="utf-8").strip(), str(path))
+        raise InputError(f"{path} is missing; GenEval's images need their metadata file")
+    found = parse_prompt(path.read_text(encoding="utf-8").strip(), str(path))
     if found != wanted:
         raise InputError(
             f"{path} is about {found.prompt!r}, but the line of --prompts about {wanted.prompt!r}"

@@ -12,24 +12,25 @@ import numpy as np
 
 from gotr1_jax.data.sources import iter_captions
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.asks import Detection
+from gotr1_jax.evaluation.detections import Detection
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
-MOST_OBJECTS = 16
+MAX_OBJECTS = 16
 _THRESHOLD, _COUNTING_THRESHOLD = 0.3, 0.9
-_POSITION = 0.1  # of both sizes: how much of the offset of the middles does not count
+_POSITION = 0.1  # of both sizes: the part of the centers' offset that does not count
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What an image has to show, or not to show.
+class Requirement:
+    """Objects of one class that an image must show, or must not.
 
     Attributes:
         name: of the class.
-        count: at least so many, in an exclusion fewer than so many.
-        color: of all of them; empty where any will do.
-        relation, target: where each of them is, from all objects of the inclusion `target`.
+        count: at least so many; in an exclusion fewer than so many.
+        color: of all of them; empty where any color is right.
+        relation, target: the position of each of them relative to all objects of the requirement
+            `include[target]`; empty where any position is right.
     """
 
     name: str
@@ -40,129 +41,133 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Metadata:
-    """One line of GenEval's file: what is to be drawn, and how it is judged."""
+class GenevalPrompt:
+    """One line of GenEval's metadata file: the prompt and what its image must show."""
 
     tag: str
     prompt: str
-    include: tuple[Wanted, ...]
-    exclude: tuple[Wanted, ...]
+    include: tuple[Requirement, ...]
+    exclude: tuple[Requirement, ...]
 
     @property
     def names(self) -> list[str]:
-        """The classes to be looked for, each once."""
-        return list(dict.fromkeys(wanted.name for wanted in (*self.include, *self.exclude)))
+        """The classes to detect, each once."""
+        return list(dict.fromkeys(required.name for required in (*self.include, *self.exclude)))
 
 
-def read_metadata(path: Path) -> list[Metadata]:
-    """All lines of a metadata file; InputError, naming the line, for what is none of GenEval's."""
+def read_prompts(path: Path) -> list[GenevalPrompt]:
+    """All lines of a metadata file; InputError, naming the line, for one that is not GenEval's."""
     if not path.is_file():
         raise InputError(f"geneval needs its metadata file; there is no file {path}")
     return [
-        parse_metadata(entry.line, f"{path}, line {entry.number}")
+        parse_prompt(entry.line, f"{path}, line {entry.number}")
         for entry in iter_captions(path, json_lines=False)
     ]
 
 
-def parse_metadata(text: str, where: str) -> Metadata:
-    """The metadata in a line of JSON; InputError for anything else."""
+def parse_prompt(text: str, where: str) -> GenevalPrompt:
+    """The prompt in a line of JSON; InputError for anything else."""
     try:
         value = json.loads(text)
-        metadata = Metadata(
+        prompt = GenevalPrompt(
             value["tag"],
             value["prompt"],
-            tuple(map(_wanted, value["include"])),
-            tuple(map(_wanted, value.get("exclude", ()))),
+            tuple(map(_requirement, value["include"])),
+            tuple(map(_requirement, value.get("exclude", ()))),
         )
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(
             f"{where} is no line of GenEval's metadata (an object with tag, prompt and include): "
             f"{error!r}"
         ) from error
-    if metadata.tag not in TAGS:
-        raise InputError(f"{where}: tag {metadata.tag!r} is none of {', '.join(TAGS)}")
-    if any(w.relation and w.target >= i for i, w in enumerate(metadata.include)):
+    if prompt.tag not in TAGS:
+        raise InputError(f"{where}: tag {prompt.tag!r} is none of {', '.join(TAGS)}")
+    if any(required.relation and required.target >= i for i, required in enumerate(prompt.include)):
         raise InputError(f"{where}: a position refers to an object that comes later")
-    return metadata
+    return prompt
 
 
-def _wanted(value: Mapping[str, Any]) -> Wanted:
+def _requirement(value: Mapping[str, Any]) -> Requirement:
     relation, target = value.get("position", ("", 0))
     if relation and relation not in RELATIONS:
         raise ValueError(f"unknown position {relation!r}")
-    return Wanted(value["class"], int(value["count"]), value.get("color", ""), relation, target)
+    return Requirement(
+        value["class"], int(value["count"]), value.get("color", ""), relation, target
+    )
 
 
-def kept_objects(metadata: Metadata, found: Sequence[Detection]) -> list[Detection]:
-    """The objects of one class that count: above the task's threshold, best first, at most 16."""
-    least = _COUNTING_THRESHOLD if metadata.tag == "counting" else _THRESHOLD
-    best = sorted(found, key=lambda f: -f.score)
-    return [f for f in best if f.score > least][:MOST_OBJECTS]
+def filter_detections(prompt: GenevalPrompt, found: Sequence[Detection]) -> list[Detection]:
+    """The detections of one class above the task's threshold, best first, at most 16."""
+    threshold = _COUNTING_THRESHOLD if prompt.tag == "counting" else _THRESHOLD
+    best = sorted(found, key=lambda detection: -detection.score)
+    return [d for d in best if d.score > threshold][:MAX_OBJECTS]
 
 
-def colored_objects(wanted: Wanted, objects: Mapping[str, Sequence[Detection]]) -> list[Detection]:
-    """The objects whose color decides: the best `count`, if there are so many."""
-    best = list(objects[wanted.name][: wanted.count])
-    return best if wanted.color and len(best) == wanted.count else []
+def objects_to_color(
+    required: Requirement, objects: Mapping[str, Sequence[Detection]]
+) -> list[Detection]:
+    """The objects whose color decides: the best `count`, if there are as many."""
+    best = list(objects[required.name][: required.count])
+    return best if required.color and len(best) == required.count else []
 
 
-def judge_image(
-    metadata: Metadata,
+def check_image(
+    prompt: GenevalPrompt,
     objects: Mapping[str, Sequence[Detection]],
     colors: Mapping[tuple[str, Detection], str],
 ) -> tuple[bool, str]:
-    """Whether an image shows what it has to, and what speaks against it.
+    """Whether an image shows what its prompt requires, and each violation.
 
     Args:
-        metadata: what is wanted.
-        objects: of each class's name what `kept_objects` kept.
-        colors: of each (expected color, object) of `colored_objects`, the one that it has.
+        prompt: the requirements.
+        objects: by class name, the result of `filter_detections`.
+        colors: by (expected color, object) of `objects_to_color`, the color that it has.
     """
-    against: list[str] = []
+    violations: list[str] = []
     groups: list[Sequence[Detection] | None] = []
-    for wanted in metadata.include:
-        best = objects[wanted.name][: wanted.count]
-        reason = _against(wanted, best, groups, colors)
-        groups.append(None if reason else best)
-        against += [reason] if reason else []
-    for wanted in metadata.exclude:
-        number = len(objects[wanted.name])
-        if number >= wanted.count:
-            against.append(f"{number} {wanted.name}, fewer than {wanted.count} wanted")
-    return not against, "; ".join(against)
+    for required in prompt.include:
+        best = objects[required.name][: required.count]
+        violation = _violation(required, best, groups, colors)
+        groups.append(None if violation else best)
+        violations += [violation] if violation else []
+    for excluded in prompt.exclude:
+        number = len(objects[excluded.name])
+        if number >= excluded.count:
+            violations.append(f"{number} {excluded.name}, fewer than {excluded.count} wanted")
+    return not violations, "; ".join(violations)
 
 
-def _against(
-    wanted: Wanted,
+def _violation(
+    required: Requirement,
     best: Sequence[Detection],
     groups: Sequence[Sequence[Detection] | None],
     colors: Mapping[tuple[str, Detection], str],
 ) -> str:
-    """What speaks against one inclusion; empty where it holds."""
-    if len(best) < wanted.count:
-        return f"{len(best)} {wanted.name}, {wanted.count} wanted"
-    if wanted.color:
-        named = [colors[wanted.color, found] for found in best]
-        if named.count(wanted.color) < wanted.count:
-            return f"{wanted.name} is {', '.join(named) or 'colorless'}, not {wanted.color}"
-    if wanted.relation:
-        targets = groups[wanted.target]
+    """What is wrong with the objects of one requirement; empty where it holds."""
+    if len(best) < required.count:
+        return f"{len(best)} {required.name}, {required.count} wanted"
+    if required.color:
+        named = [colors[required.color, found] for found in best]
+        if named.count(required.color) < required.count:
+            return f"{required.name} is {', '.join(named) or 'colorless'}, not {required.color}"
+    if required.relation:
+        targets = groups[required.target]
         if targets is None:
-            return f"nothing for {wanted.name} to be {wanted.relation}"
+            return f"nothing for {required.name} to be {required.relation}"
         for found in best:
             for target in targets:
                 true = relations(found, target)
-                if wanted.relation not in true:
+                if required.relation not in true:
                     shown = " and ".join(sorted(true)) or "at no side"
-                    return f"{wanted.name} is {shown}, not {wanted.relation}"
+                    return f"{required.name} is {shown}, not {required.relation}"
     return ""
 
 
 def relations(a: Detection, b: Detection) -> set[str]:
-    """Where a is from b, of `RELATIONS`.
+    """The position of a relative to b, out of `RELATIONS`.
 
-    A tenth of both widths (heights) is taken off the middles' offset; what is left, over the
-    length of the whole offset, must be more than a half.
+    A tenth of both widths (heights) is subtracted from the centers' offset. The rest, divided by
+    the length of the whole offset, must be more than a half.
     """
     first, second = np.array(a[:4]).reshape(2, 2), np.array(b[:4]).reshape(2, 2)
     offset = first.mean(axis=0) - second.mean(axis=0)

@@ -1,8 +1,8 @@
-"""Noun phrases and kinds of words of a caption, by spaCy or by rules.
+"""Noun phrases and parts of speech of a caption, by spaCy or by rules.
 
 T2I-CompBench's scores are defined on what spaCy's en_core_web_sm finds. The rules need nothing
-installed; they follow the word order of such captions and know no verbs but by their form, so
-what is scored with them is not comparable with published figures.
+installed. They follow the word order of such captions and know verbs by their ending only, so
+their scores are not comparable with published ones.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ SPACY_MODEL = "en_core_web_sm"
 
 
 class Word(NamedTuple):
-    """A word and its kind: NOUN, PROPN, ADJ or anything else."""
+    """A word and its part of speech: NOUN, PROPN, ADJ or anything else."""
 
     text: str
-    kind: str
+    pos: str
 
 
 @dataclass(frozen=True)
-class Wording:
-    """A caption's words and noun phrases, in their order."""
+class ParsedCaption:
+    """A caption's words and noun phrases, in order."""
 
     words: tuple[Word, ...]
     phrases: tuple[str, ...]
 
 
-class Reader(Protocol):
-    """Reads captions; `name` says how."""
+class CaptionParser(Protocol):
+    """Parses captions; `name` says how."""
 
     name: str
 
-    def read(self, caption: str) -> Wording: ...
+    def parse(self, caption: str) -> ParsedCaption: ...
 
 
-class SpacyReader:
+class SpacyParser:
     """spaCy with its small English model."""
 
     name = f"spaCy {SPACY_MODEL}"
@@ -52,25 +52,25 @@ class SpacyReader:
 
         return spacy.load(SPACY_MODEL)
 
-    def read(self, caption: str) -> Wording:
+    def parse(self, caption: str) -> ParsedCaption:
         """The words and noun chunks that spaCy finds."""
-        read = self._pipeline(caption)
-        return Wording(
-            tuple(Word(token.text, token.pos_) for token in read),
-            tuple(chunk.text for chunk in read.noun_chunks),
+        document = self._pipeline(caption)
+        return ParsedCaption(
+            tuple(Word(token.text, token.pos_) for token in document),
+            tuple(chunk.text for chunk in document.noun_chunks),
         )
 
 
-def make_reader(kind: str) -> Reader:
-    """The reader of a kind, "spacy" or "rules"; InputError where spaCy or its model is missing."""
+def make_parser(kind: str) -> CaptionParser:
+    """The parser of a kind, "spacy" or "rules"; InputError where spaCy or its model is missing."""
     if kind == "rules":
-        return RuleReader()
+        return RuleParser()
     if find_spec("spacy") is None or find_spec(SPACY_MODEL) is None:
         raise InputError(
             f"noun phrases as published need spaCy with {SPACY_MODEL}: pip install spacy and "
             f"python -m spacy download {SPACY_MODEL}; or give --phrases rules (not comparable)"
         )
-    return SpacyReader()
+    return SpacyParser()
 
 
 def _words(text: str) -> frozenset[str]:
@@ -96,30 +96,29 @@ _NOT_ADVERBS = _words("butterfly dragonfly firefly fly family jelly belly lily e
 _TOKEN = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 
 
-class RuleReader:
-    """Noun phrases are runs of words without prepositions, conjunctions and the like in them.
+class RuleParser:
+    """A noun phrase is a run of words without prepositions, conjunctions and the like.
 
-    A phrase ends, too, before a word on -ed or -ing that a preposition or an article follows and
-    that does not follow an article itself: that is taken for a verb. A comma behind the first
-    adjective is part of the phrase. The last word counts as a noun, articles as others, the rest
-    as adjectives.
+    A phrase also ends before a word in -ed or -ing that stands before a preposition or an article
+    but not after an article: it is taken for a verb. A comma after the first adjective is part of
+    the phrase. The last word is a noun, articles are determiners, the rest are adjectives.
     """
 
     name = "rules"
 
-    def read(self, caption: str) -> Wording:
+    def parse(self, caption: str) -> ParsedCaption:
         """The words and noun phrases of a caption in English."""
         tokens = _TOKEN.findall(caption)
-        kinds = ["X"] * len(tokens)
+        tags = ["X"] * len(tokens)
         phrases = []
         for start, end in _runs(tokens):
             phrases.append(" ".join(tokens[start:end]).replace(" ,", ","))
             for i in range(start, end):
                 is_last = i == end - 1
-                plain = tokens[i].lower() in _DETERMINERS
+                is_determiner = tokens[i].lower() in _DETERMINERS
                 if tokens[i] != ",":
-                    kinds[i] = "DET" if plain else "NOUN" if is_last else "ADJ"
-        return Wording(tuple(map(Word, tokens, kinds)), tuple(phrases))
+                    tags[i] = "DET" if is_determiner else "NOUN" if is_last else "ADJ"
+        return ParsedCaption(tuple(map(Word, tokens, tags)), tuple(phrases))
 
 
 def _runs(tokens: list[str]) -> list[tuple[int, int]]:
@@ -138,19 +137,19 @@ def _runs(tokens: list[str]) -> list[tuple[int, int]]:
 
 def _breaks(tokens: list[str], i: int, start: int) -> bool:
     word = tokens[i].lower()
-    # "on the left of": a noun behind its article, else a verb.
+    # "on the left of": a noun after its article, else a verb.
     if word in ("left", "right"):
         return not (i and tokens[i - 1].lower() == "the")
     if word == "," and i == start + 2 and tokens[start].lower() in _DETERMINERS:
-        behind = tokens[i + 1].lower() if i + 1 < len(tokens) else "."
-        return behind in _BREAKS or behind in _DETERMINERS
+        following = tokens[i + 1].lower() if i + 1 < len(tokens) else "."
+        return following in _BREAKS or following in _DETERMINERS
     if word in _BREAKS or not word[0].isalnum():
         return True
     if word.endswith("ly") and word not in _NOT_ADVERBS:
         return True
     if not word.endswith(("ed", "ing")):
         return False
-    behind = tokens[i + 1].lower() if i + 1 < len(tokens) else "."
-    at_end = word.endswith("ed") and not behind[0].isalnum()
+    following = tokens[i + 1].lower() if i + 1 < len(tokens) else "."
+    at_end = word.endswith("ed") and not following[0].isalnum()
     named = i > start and all(token.lower() in _DETERMINERS for token in tokens[start:i])
-    return not named and (behind in _BREAKS or behind in _DETERMINERS or at_end)
+    return not named and (following in _BREAKS or following in _DETERMINERS or at_end)

@@ -1,8 +1,8 @@
-"""Figures of the papers that a benchmark's numbers are put beside."""
+"""The papers' numbers, shown next to a benchmark's own."""
 
 from __future__ import annotations
 
-# Captions that the figures are of: of each category of T2I-CompBench, and of GenEval.
+# How many captions the numbers are of: each category of T2I-CompBench, and GenEval.
 T2I_COMPBENCH_CAPTIONS = 300
 GENEVAL_CAPTIONS = 553
 
@@ -27,10 +27,5 @@ REASONGEN = (
 
 
 def t2i_compbench(category: str) -> dict[str, float]:
-    """The papers' figures of a category, by model."""
+    """The papers' numbers of a category, by model."""
     return dict(zip(T2I_COMPBENCH_MODELS, T2I_COMPBENCH[category]))
-
-
-def fewer(captions: int, whole: int) -> list[str]:
-    """A remark on a number that is not of the benchmark's `whole` captions, if so."""
-    return [] if captions == whole else [f"{captions} captions in the place of {whole}"]

@@ -1,7 +1,7 @@
 """`gotr1 eval t2i_compbench`: attributes, relations and their mixture, in six categories.
 
-Attributes (color, shape, texture) are what a VQA model says to each noun phrase; spatial relations
-go by where a detector finds the objects; other relations by CLIP; complex captions by all three.
+A VQA model scores attributes (color, shape, texture) by noun phrase; a detector scores spatial
+relations by the objects' positions; CLIP scores other relations; all three score complex captions.
 """
 
 from __future__ import annotations
@@ -14,35 +14,36 @@ from typing import Any
 
 from gotr1_jax.data.sources import iter_captions
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation import job, published
-from gotr1_jax.evaluation.asks import Kind, ModelQuery, found_objects, is_missing
+from gotr1_jax.evaluation import benchmark, published
+from gotr1_jax.evaluation.benchmark import Answers, ImageScore, ModelOption, ModelOptions
 from gotr1_jax.evaluation.compbench_rules import (
-    Parts,
+    ComplexKind,
     attribute_score,
+    classify_complex,
     complex_objects,
-    complex_parts,
     phrase_questions,
-    place_word,
-    read_part_lists,
+    read_complex_lists,
     simple_objects,
+    spatial_relation,
     spatial_score,
     without_adjectives,
 )
-from gotr1_jax.evaluation.folders import Item, compbench_items
-from gotr1_jax.evaluation.phrases import Reader, Wording, make_reader
-from gotr1_jax.evaluation.summary import ResultRow, caption_means
-from gotr1_jax.generate.config import LAYOUTS
+from gotr1_jax.evaluation.detections import read_detections
+from gotr1_jax.evaluation.folders import BenchmarkImage, find_compbench_images
+from gotr1_jax.evaluation.phrases import CaptionParser, ParsedCaption, make_parser
+from gotr1_jax.evaluation.queries import ModelQuery, QueryKind, is_failed
+from gotr1_jax.evaluation.results import ResultRow, make_row, write_results
 from gotr1_jax.vlm_engine.base import ImageInput
 
 NAME = "t2i_compbench"
 CATEGORIES = tuple(published.T2I_COMPBENCH)
-MODELS: job.Models = {
-    "yes": job.Model("vqa-model", "BLIP-VQA", "Salesforce/blip-vqa-capfilt-large", "BlipVqa"),
-    "find": job.Model("detector", "OWLv2", "google/owlv2-base-patch16-ensemble", "Owl"),
-    "match": job.Model("clip-model", "CLIP", "openai/clip-vit-base-patch32", "ClipMatch"),
+MODELS: ModelOptions = {
+    "yes": ModelOption("vqa-model", "BLIP-VQA", "Salesforce/blip-vqa-capfilt-large", "BlipVqa"),
+    "find": ModelOption("detector", "OWLv2", "google/owlv2-base-patch16-ensemble", "Owl"),
+    "match": ModelOption("clip-model", "CLIP", "openai/clip-vit-base-patch32", "ClipMatch"),
 }
-_KINDS: Mapping[str, Kind] = {"spatial": "find", "non_spatial": "match"}
-_COMPLEX_KINDS: Mapping[Parts, tuple[Kind, ...]] = {
+_KINDS: Mapping[str, QueryKind] = {"spatial": "find", "non_spatial": "match"}
+_COMPLEX_KINDS: Mapping[ComplexKind, tuple[QueryKind, ...]] = {
     "spatial": ("yes", "find"),
     "action": ("yes", "match"),
     "both": ("yes", "find", "match"),
@@ -51,18 +52,15 @@ _BLIP_NOTE = "BLIP-VQA's port in transformers reads images at 384 pixels, the or
 _RULES_REMARK = "noun phrases by rules in the place of spaCy's"
 _DETECTOR_REMARK = "OWLv2 in the place of UniDet"
 _PARTS_NOTE = (
-    "Which parts a complex caption has goes by its words: the published lists "
-    "(complex_val_spatial.txt, complex_val_action.txt) are not beside the captions."
+    "The words of a complex caption decide which parts it has: the published lists "
+    "(complex_val_spatial.txt, complex_val_action.txt) are not next to the captions."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gotr1 eval t2i_compbench`."""
-    job.add_arguments(parser, NAME, MODELS)
-    parser.add_argument(
-        "--prompts", type=Path, required=True, metavar="PATH",
-        help="the benchmark's folder with {category}_val.txt, or one category's file",
-    )  # fmt: skip
+    prompts = "the benchmark's folder with {category}_val.txt, or one category's file"
+    benchmark.add_arguments(parser, NAME, MODELS, prompts)
     parser.add_argument(
         "--category", nargs="+", choices=CATEGORIES, default=list(CATEGORIES),
         help="which ones (all six)",
@@ -74,110 +72,109 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Does what the parsed command line says."""
+    """For each category: draw the images if needed and score them. Write the results."""
     files = _caption_files(options.prompts, options.category)
     captions = {name: _read_captions(file) for name, file in files.items()}
-    lists = read_part_lists(files["complex"]) if "complex" in files else {}
-    job.check_scorer(options)
-    how = options.phrases or ("rules" if options.scorer == "judge" else "spacy")
-    reader = make_reader(how) if set(files) != {"non_spatial"} else None
-    items = {name: _items(options, name, captions[name], file) for name, file in files.items()}
-    book, names = job.open_book(options, MODELS)
+    lists = read_complex_lists(files["complex"]) if "complex" in files else {}
+    benchmark.check_options(options)
+    phrases = options.phrases or ("rules" if options.scorer == "judge" else "spacy")
+    parser = make_parser(phrases) if set(files) != {"non_spatial"} else None
+    items = {name: _find_images(options, name, captions[name], files[name]) for name in files}
+    models, names = benchmark.open_models(options, MODELS)
     rows: list[ResultRow] = []
-    images: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for name in files:
-        rules = CompbenchRules(name, captions[name], reader, lists)
-        scored = job.score_items(items[name], rules, book, name)
-        values = [s.values["score"] for s in scored]
-        means = caption_means(values, [item.place for item in items[name]])
-        failed = sum(value != value for value in values)
-        scorer = " + ".join(dict.fromkeys(names[kind] for kind in rules.kinds))
-        remark = _remark(options.scorer, how, rules.kinds, len(captions[name]))
-        figures = published.t2i_compbench(name)
-        rows.append(ResultRow(name, (means,), len(values), failed, scorer, remark, figures))
-        images += [
-            {"category": name, "picture": item.name, "caption": captions[name][item.place],
-             "values": s.values, "words": s.words}
-            for item, s in zip(items[name], scored)
-        ]  # fmt: skip
+        rules = CompbenchRules(name, captions[name], parser, lists)
+        scores = benchmark.score_images(items[name], rules, models, name)
+        substitutes = [_DETECTOR_REMARK] if "find" in rules.kinds else []
+        if phrases == "rules" and rules.kinds != ["match"]:
+            substitutes.append(_RULES_REMARK)
+        rows.append(
+            make_row(
+                name,
+                [score.values["score"] for score in scores],
+                [item.caption for item in items[name]],
+                " + ".join(dict.fromkeys(names[kind] for kind in rules.kinds)),
+                benchmark.comparison_remark(
+                    options, substitutes, len(captions[name]), published.T2I_COMPBENCH_CAPTIONS
+                ),
+                published.t2i_compbench(name),
+            )
+        )
+        records += [
+            benchmark.image_record(item, captions[name][item.caption], score, category=name)
+            for item, score in zip(items[name], scores)
+        ]
     notes = [_PARTS_NOTE] if "complex" in files and not lists else []
     if options.scorer == "models" and set(files) - {"spatial", "non_spatial"}:
         notes.append(_BLIP_NOTE)
-    head = {"benchmark": NAME, "scorer": options.scorer, "phrases": reader and reader.name}
-    job.finish(options, "T2I-CompBench", head, rows, images, [*notes, published.REASONGEN])
+    head = {"benchmark": NAME, "scorer": options.scorer, "phrases": parser and parser.name}
+    notes.append(published.REASONGEN)
+    write_results(options.out, "T2I-CompBench", head, rows, records, notes)
 
 
 class CompbenchRules:
-    """Questions and scores of one category: the mean of what its captions ask for.
+    """Queries and scores of one category: the mean of the parts that its captions have.
 
     Attributes:
-        kinds: of the questions that the category asks: "yes" for attributes, "find" for
-            positions, "match" for other relations.
+        kinds: of the category's queries: "yes" for attributes, "find" for positions, "match" for
+            other relations.
     """
 
     def __init__(
         self,
         category: str,
         captions: Sequence[str],
-        reader: Reader | None,
-        lists: Mapping[Parts, Sequence[str]],
+        parser: CaptionParser | None,
+        lists: Mapping[ComplexKind, Sequence[str]],
     ) -> None:
-        """reader: of noun phrases; only non_spatial goes without. lists: as `complex_parts`."""
+        """parser: None only for non_spatial. lists: see `classify_complex`."""
         self._captions, self._is_complex = captions, category == "complex"
-        self._wordings = [Wording((), ()) if reader is None else reader.read(c) for c in captions]
+        self._parsed = [
+            ParsedCaption((), ()) if parser is None else parser.parse(c) for c in captions
+        ]
         if self._is_complex:
-            self._kinds = [_COMPLEX_KINDS[part] for part in complex_parts(captions, lists)]
+            self._kinds = [_COMPLEX_KINDS[kind] for kind in classify_complex(captions, lists)]
         else:
             self._kinds = [(_KINDS.get(category, "yes"),)] * len(captions)
         self.kinds = [kind for kind in MODELS if any(kind in kinds for kinds in self._kinds)]
 
-    def asks(self, item: Item, image: ImageInput, answers: job.Answers) -> list[ModelQuery]:
-        """All questions of the caption at once."""
-        kinds, wording = self._kinds[item.place], self._wordings[item.place]
-        asks: list[ModelQuery] = []
-        if "yes" in kinds:
-            asks += [ModelQuery("yes", image, question) for question in phrase_questions(wording)]
-        if "find" in kinds:
-            asks += [ModelQuery("find", image, name) for name in self._objects(item.place)]
-        if "match" in kinds:
-            asks.append(ModelQuery("match", image, self._text(item.place)))
-        return asks
+    def queries(self, caption: int, image: ImageInput, answers: Answers) -> list[ModelQuery]:
+        """All queries of the caption at once."""
+        kinds, parsed = self._kinds[caption], self._parsed[caption]
+        texts: dict[QueryKind, Sequence[str]] = {
+            "yes": phrase_questions(parsed),
+            "find": (complex_objects if self._is_complex else simple_objects)(parsed) or (),
+            "match": [without_adjectives(parsed) if self._is_complex else self._captions[caption]],
+        }
+        return [ModelQuery(kind, image, text) for kind in kinds for text in texts[kind]]
 
-    def score(self, item: Item, image: ImageInput, answers: job.Answers) -> job.ItemScore:
+    def score(self, caption: int, image: ImageInput, answers: Answers) -> ImageScore:
         """score: the mean of the parts; each part under its kind's name."""
-        given: dict[str, list[Any]] = {kind: [] for kind in self._kinds[item.place]}
-        words = []
-        for ask in self.asks(item, image, answers):
-            answer = answers[ask.key]
-            given[ask.kind].append(answer)
-            shown = "failed" if is_missing(answer) else (
-                f"{len(answer)} found" if ask.kind == "find" else f"{answer:.3f}"
+        by_kind: dict[str, list[Any]] = {kind: [] for kind in self._kinds[caption]}
+        reasons = []
+        for query in self.queries(caption, image, answers):
+            answer = answers[query.key]
+            by_kind[query.kind].append(answer)
+            shown = "failed" if is_failed(answer) else (
+                f"{len(answer)} found" if query.kind == "find" else f"{answer:.3f}"
             )  # fmt: skip
-            words.append(f"{ask.text} {shown}")
-        values = {kind: self._part(kind, item.place, part, image) for kind, part in given.items()}
+            reasons.append(f"{query.text} {shown}")
+        values = {kind: self._part(kind, caption, part, image) for kind, part in by_kind.items()}
         score = sum(values.values()) / len(values)
-        return job.ItemScore({"score": score, **values}, "; ".join(words))
+        return ImageScore({"score": score, **values}, "; ".join(reasons))
 
-    def _part(self, kind: str, place: int, given: Sequence[Any], image: ImageInput) -> float:
-        if any(is_missing(answer) for answer in given):
+    def _part(self, kind: str, caption: int, answers: Sequence[Any], image: ImageInput) -> float:
+        if any(map(is_failed, answers)):
             return math.nan
         if kind == "yes":
-            return attribute_score(given)
+            return attribute_score(answers)
         if kind == "match":
-            return given[0]
-        if not given:
+            return answers[0]
+        if not answers:
             return 0.0  # the caption names no two objects
-        first, second = found_objects(given[0]), found_objects(given[-1])
-        return spatial_score(place_word(self._captions[place]), first, second, image.size)
-
-    def _objects(self, place: int) -> tuple[str, ...]:
-        wording = self._wordings[place]
-        return (complex_objects if self._is_complex else simple_objects)(wording) or ()
-
-    def _text(self, place: int) -> str:
-        return (
-            without_adjectives(self._wordings[place]) if self._is_complex else self._captions[place]
-        )
+        first, second = read_detections(answers[0]), read_detections(answers[-1])
+        return spatial_score(spatial_relation(self._captions[caption]), first, second, image.size)
 
 
 def _caption_files(path: Path, categories: Sequence[str]) -> dict[str, Path]:
@@ -204,27 +201,13 @@ def _read_captions(file: Path) -> list[str]:
     return captions
 
 
-def _items(
+def _find_images(
     options: argparse.Namespace, category: str, captions: Sequence[str], file: Path
-) -> list[Item]:
+) -> list[BenchmarkImage]:
     """The images of a category, drawn first unless they are given."""
-    if options.images is None:
-        folder = options.out / job.IMAGES / category
-        job.draw_images(options, NAME, file, folder)
-        return compbench_items(folder, captions, options.n or LAYOUTS[NAME])
-    folder = options.images / category
-    if not folder.is_dir() and len(set(options.category)) == 1:
-        folder = options.images
-    return compbench_items(folder, captions, options.n)
-
-
-def _remark(scorer: str, how: str, kinds: Sequence[Kind], captions: int) -> str:
-    """Why a category's number is not comparable with published ones, if so."""
-    remarks = published.fewer(captions, published.T2I_COMPBENCH_CAPTIONS)
-    if scorer == "judge":
-        return " and ".join([job.JUDGE_REMARK, *remarks])
-    if how == "rules" and kinds != ["match"]:
-        remarks.insert(0, _RULES_REMARK)
-    if "find" in kinds:
-        remarks.insert(0, _DETECTOR_REMARK)
-    return " and ".join(remarks)
+    folder, count = benchmark.image_folder(options, NAME, file, category)
+    if options.images is not None:
+        # The images of a single category may lie in --images itself.
+        is_single = len(set(options.category)) == 1 and not (folder / category).is_dir()
+        folder = folder if is_single else folder / category
+    return find_compbench_images(folder, captions, count)

@@ -1,7 +1,7 @@
-"""Detectors and models of images and text from `transformers`, for scoring (extra `eval`).
+"""The models that benchmarks are scored with, from `transformers` (extra `eval`).
 
-The only module outside `convert` that needs torch, and only inside its functions. Image
-processors are those on PIL: torchvision is not needed. A model is loaded when it is first asked.
+Torch is imported inside functions only. Image processors are those on PIL: torchvision is not
+needed. A model is loaded at its first query.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.asks import Detection, ModelQuery, mask_runs
-from gotr1_jax.evaluation.crops import crop_object
+from gotr1_jax.evaluation.detections import Detection, crop_object, encode_mask
+from gotr1_jax.evaluation.queries import ModelQuery
 from gotr1_jax.generate.config import fingerprint
 from gotr1_jax.vlm_engine.base import ImageInput
 
@@ -29,14 +29,14 @@ _COLOR_TEXTS = ("a photo of a {color} {name}", "a photo of a {color}-colored {na
                 "a photo of a {color} object")  # fmt: skip
 # GenEval's names of classes that COCO names otherwise.
 _COCO_NAMES = {"computer keyboard": "keyboard", "computer mouse": "mouse", "tv remote": "remote"}
-_LEAST_SCORE = 0.3  # of a detection that is kept: GenEval's lower threshold
-_LEAST_OWL_SCORE = 0.2
-_MOST_FOUND = 16
+_MIN_SCORE = 0.3  # GenEval's lower threshold
+_MIN_OWL_SCORE = 0.2
+_MAX_DETECTIONS = 16
 _QUERY_TOKENS = 16  # of OWLv2's texts
-_LONGEST_QUESTION = 35  # tokens, as BLIP was trained
+_MAX_QUESTION_TOKENS = 35  # as BLIP was trained
 
 
-def need_torch() -> None:
+def check_torch() -> None:
     """InputError where torch is not installed."""
     if find_spec("torch") is None:
         raise InputError(
@@ -44,11 +44,13 @@ def need_torch() -> None:
         )
 
 
-class _Model:
-    """What all models have: where they come from, their device, one image at a time."""
+class _TorchModel:
+    """A model of `transformers`, with its image processor and tokenizer; one image at a time."""
 
-    images = 1
+    images_per_call = 1
     name: str
+    # Names in `transformers`: the model's class, that of its image processor, and any tokenizer.
+    classes: tuple[str, ...]
 
     def __init__(self, source: str) -> None:
         """source: hub id or directory of the checkpoint."""
@@ -60,14 +62,14 @@ class _Model:
         path = Path(self.source)
         return f"{self.name} {fingerprint(path)[:16] if path.is_dir() else self.source}"
 
-    def answer(self, asks: Sequence[ModelQuery]) -> list[Any]:
-        """Answers to questions about one image."""
+    def answer(self, queries: Sequence[ModelQuery]) -> list[Any]:
+        """Answers to queries about one image."""
         import torch
 
         with torch.inference_mode():
-            return self._answer(asks[0].image, asks)
+            return self._answer(queries[0].image, queries)
 
-    def _answer(self, image: ImageInput, asks: Sequence[ModelQuery]) -> list[Any]:
+    def _answer(self, image: ImageInput, queries: Sequence[ModelQuery]) -> list[Any]:
         raise NotImplementedError
 
     @cached_property
@@ -76,8 +78,15 @@ class _Model:
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
+    @cached_property
+    def _parts(self) -> list[Any]:
+        """Instances of `classes`, the model in evaluation mode on the device."""
+        import transformers
+
+        model, *rest = [self._load(getattr(transformers, name)) for name in self.classes]
+        return [model.to(self._device).eval(), *rest]
+
     def _load(self, kind: Any) -> Any:
-        """Anything that `transformers` loads by `from_pretrained`."""
         try:
             return kind.from_pretrained(self.source)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -86,16 +95,16 @@ class _Model:
                 f"{str(error).splitlines()[0]}"
             ) from error
 
-    def _load_model(self, kind: Any) -> Any:
-        return self._load(kind).to(self._device).eval()
-
-    def _pixels(self, processor: Any, raw_images: Sequence[Image.Image]) -> Any:
-        return processor(images=list(raw_images), return_tensors="pt")["pixel_values"].to(
+    def _pixels(self, images: Sequence[Image.Image] | ImageInput) -> Any:
+        """The model's input `pixel_values` of some images, or of one."""
+        if isinstance(images, ImageInput):
+            images = [Image.fromarray(images.pixels)]
+        return self._parts[1](images=list(images), return_tensors="pt")["pixel_values"].to(
             self._device
         )
 
 
-class BlipVqa(_Model):
+class BlipVqa(_TorchModel):
     """The probability of "yes": the first step of BLIP's answer, yes against no.
 
     T2I-CompBench's BLIPvqa_eval does so at 480 pixels; the port works at the size that its
@@ -103,13 +112,7 @@ class BlipVqa(_Model):
     """
 
     name = "BLIP-VQA"
-
-    @cached_property
-    def _parts(self) -> tuple[Any, Any, Any]:
-        from transformers import AutoTokenizer, BlipForQuestionAnswering, BlipImageProcessorPil
-
-        model = self._load_model(BlipForQuestionAnswering)
-        return model, self._load(BlipImageProcessorPil), self._load(AutoTokenizer)
+    classes = ("BlipForQuestionAnswering", "BlipImageProcessorPil", "AutoTokenizer")
 
     @cached_property
     def _yes_no(self) -> list[int]:
@@ -118,22 +121,21 @@ class BlipVqa(_Model):
             raise InputError(f"the tokenizer of {self.source} has no token yes or no")
         return ids
 
-    def _answer(self, raw_image: ImageInput, asks: Sequence[ModelQuery]) -> list[float]:
-        model, processor, tokenizer = self._parts
-        image = self._pixels(processor, [Image.fromarray(raw_image.pixels)])
-        seen = model.vision_model(pixel_values=image).last_hidden_state
-        texts = [clean_question(ask.text) for ask in asks]
-        rows = tokenizer(texts, truncation=True, max_length=_LONGEST_QUESTION)["input_ids"]
-        shares = [0.0] * len(asks)
-        # Of one length at a time: the port lets padding change the answer.
+    def _answer(self, image: ImageInput, queries: Sequence[ModelQuery]) -> list[float]:
+        model, _, tokenizer = self._parts
+        features = model.vision_model(pixel_values=self._pixels(image)).last_hidden_state
+        texts = [clean_question(query.text) for query in queries]
+        rows = tokenizer(texts, truncation=True, max_length=_MAX_QUESTION_TOKENS)["input_ids"]
+        yes = [0.0] * len(queries)
+        # One length at a time: in the port, padding changes the answer.
         for length in sorted({len(row) for row in rows}):
-            places = [i for i, row in enumerate(rows) if len(row) == length]
-            for i, share in zip(places, self._first_step(seen, [rows[i] for i in places])):
-                shares[i] = share
-        return shares
+            indices = [i for i, row in enumerate(rows) if len(row) == length]
+            for i, value in zip(indices, self._first_step(features, [rows[i] for i in indices])):
+                yes[i] = value
+        return yes
 
-    def _first_step(self, seen: Any, rows: Sequence[Sequence[int]]) -> list[float]:
-        """Yes against no for questions (token ids) of one length about one image."""
+    def _first_step(self, features: Any, rows: Sequence[Sequence[int]]) -> list[float]:
+        """Probabilities of yes against no, for questions (token ids) of one length."""
         import torch
 
         model = self._parts[0]
@@ -141,7 +143,7 @@ class BlipVqa(_Model):
         ids = torch.tensor(rows, device=self._device)
         ids[:, 0] = bos + 1  # [ENC], as BLIP was trained; [DEC] is the id before it
         question = model.text_encoder(
-            input_ids=ids, encoder_hidden_states=seen.expand(len(rows), -1, -1)
+            input_ids=ids, encoder_hidden_states=features.expand(len(rows), -1, -1)
         ).last_hidden_state
         first = model.text_decoder(
             input_ids=torch.full((len(rows), 1), bos, device=self._device),
@@ -156,37 +158,28 @@ def clean_question(question: str) -> str:
     return " ".join(text.split(" ")[:50])
 
 
-class _Clip(_Model):
+class _Clip(_TorchModel):
     """CLIP's unit vectors."""
 
     name = "CLIP"
+    classes = ("CLIPModel", "CLIPImageProcessorPil", "AutoTokenizer")
 
-    @cached_property
-    def _parts(self) -> tuple[Any, Any, Any]:
-        from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
-
-        return (
-            self._load_model(CLIPModel),
-            self._load(CLIPImageProcessorPil),
-            self._load(AutoTokenizer),
-        )
-
-    def _encode(self, images: Sequence[Image.Image], texts: Sequence[str]) -> tuple[Any, Any]:
+    def _encode(
+        self, images: Sequence[Image.Image] | ImageInput, texts: Sequence[str]
+    ) -> tuple[Any, Any]:
         """Unit vectors of images and of texts."""
-        model, processor, tokenizer = self._parts
-        words = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(
-            self._device
-        )
-        out = model(pixel_values=self._pixels(processor, images), **words)
+        model, _, tokenizer = self._parts
+        tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        out = model(pixel_values=self._pixels(images), **tokens.to(self._device))
         return out.image_embeds, out.text_embeds
 
 
 class ClipMatch(_Clip):
     """The cosine of an image and a text (T2I-CompBench's CLIPScore_eval, ViT-B/32)."""
 
-    def _answer(self, image: ImageInput, asks: Sequence[ModelQuery]) -> list[float]:
-        seen, read = self._encode([Image.fromarray(image.pixels)], [ask.text for ask in asks])
-        return (read @ seen[0]).float().tolist()
+    def _answer(self, image: ImageInput, queries: Sequence[ModelQuery]) -> list[float]:
+        vectors, text_vectors = self._encode(image, [query.text for query in queries])
+        return (text_vectors @ vectors[0]).float().tolist()
 
 
 class ClipColor(_Clip):
@@ -195,20 +188,20 @@ class ClipColor(_Clip):
     A color's vector is the mean of the unit vectors of three texts; the nearest one is taken.
     """
 
-    def _answer(self, image: ImageInput, asks: Sequence[ModelQuery]) -> list[str]:
+    def _answer(self, image: ImageInput, queries: Sequence[ModelQuery]) -> list[str]:
         answers: dict[str, str] = {}
-        for name in dict.fromkeys(ask.text for ask in asks):
-            group = [ask for ask in asks if ask.text == name]
-            crops = [crop_object(image, ask.place) for ask in group if ask.place is not None]
+        for name in dict.fromkeys(query.text for query in queries):
+            group = [query for query in queries if query.text == name]
+            crops = [crop_object(image, query.target) for query in group if query.target]
             texts = [t.format(color=c, name=name) for c in COLORS for t in _COLOR_TEXTS]
-            seen, read = self._encode(crops, texts)
-            mean = read.reshape(len(COLORS), len(_COLOR_TEXTS), -1).mean(dim=1)
-            nearest = (seen @ (mean / mean.norm(dim=-1, keepdim=True)).T).argmax(dim=-1)
-            answers |= {ask.key: COLORS[i] for ask, i in zip(group, nearest.tolist())}
-        return [answers[ask.key] for ask in asks]
+            vectors, text_vectors = self._encode(crops, texts)
+            mean = text_vectors.reshape(len(COLORS), len(_COLOR_TEXTS), -1).mean(dim=1)
+            nearest = (vectors @ (mean / mean.norm(dim=-1, keepdim=True)).T).argmax(dim=-1)
+            answers |= {query.key: COLORS[i] for query, i in zip(group, nearest.tolist())}
+        return [answers[query.key] for query in queries]
 
 
-class Mask2Former(_Model):
+class Mask2Former(_TorchModel):
     """Objects of COCO's classes with masks.
 
     A detection's score is its class's probability times the mean probability of its mask, as
@@ -216,52 +209,43 @@ class Mask2Former(_Model):
     """
 
     name = "Mask2Former"
+    classes = ("Mask2FormerForUniversalSegmentation", "Mask2FormerImageProcessorPil")
 
-    @cached_property
-    def _parts(self) -> tuple[Any, Any]:
-        from transformers import (
-            Mask2FormerForUniversalSegmentation,
-            Mask2FormerImageProcessorPil,
-        )
-
-        model = self._load_model(Mask2FormerForUniversalSegmentation)
-        return model, self._load(Mask2FormerImageProcessorPil)
-
-    def _answer(self, image: ImageInput, asks: Sequence[ModelQuery]) -> list[list[list[Any]]]:
+    def _answer(self, image: ImageInput, queries: Sequence[ModelQuery]) -> list[list[list[Any]]]:
         import torch
 
-        model, processor = self._parts
-        classes = [self._class(ask.text) for ask in asks]
-        out = model(pixel_values=self._pixels(processor, [Image.fromarray(image.pixels)]))
-        shares = out.class_queries_logits[0].float().softmax(dim=-1)[:, :-1]
-        best = shares.flatten().topk(min(100, shares.numel()))
+        class_ids = [self._class_id(query.text) for query in queries]
+        out = self._parts[0](pixel_values=self._pixels(image))
+        probs = out.class_queries_logits[0].float().softmax(dim=-1)[:, :-1]
+        best = probs.flatten().topk(min(100, probs.numel()))
         kept = [
-            (score, place // shares.shape[1], place % shares.shape[1])
-            for score, place in zip(best.values.tolist(), best.indices.tolist())
-            if score > _LEAST_SCORE
+            (prob, *divmod(index, probs.shape[1]))
+            for prob, index in zip(best.values.tolist(), best.indices.tolist())
+            if prob > _MIN_SCORE
         ]
         masks = torch.nn.functional.interpolate(
             out.masks_queries_logits.float(), size=image.size, mode="bilinear"
         )[0]
         return [
-            [list(f) for f in self._found(masks, [k[:2] for k in kept if k[2] == wanted])]
-            for wanted in classes
+            [list(d) for d in self._detections(masks, [k[:2] for k in kept if k[2] == class_id])]
+            for class_id in class_ids
         ]
 
-    def _found(self, masks: Any, kept: Sequence[tuple[float, int]]) -> list[Detection]:
-        found = []
-        for share, query in kept:
-            on = masks[query] > 0
+    def _detections(self, masks: Any, kept: Sequence[tuple[float, int]]) -> list[Detection]:
+        """kept: class probability and mask index of each candidate."""
+        detections = []
+        for prob, index in kept:
+            on = masks[index] > 0
             if not on.any():
                 continue
-            score = share * float(masks[query].sigmoid()[on].mean())
+            score = prob * float(masks[index].sigmoid()[on].mean())
             rows, columns = np.nonzero(on.cpu().numpy())
-            if score > _LEAST_SCORE:
+            if score > _MIN_SCORE:
                 box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-                found.append(Detection.of(box, score, mask_runs(on.cpu().numpy())))
-        return sorted(found, key=lambda f: -f.score)[:_MOST_FOUND]
+                detections.append(Detection.from_box(box, score, encode_mask(on.cpu().numpy())))
+        return sorted(detections, key=lambda d: -d.score)[:_MAX_DETECTIONS]
 
-    def _class(self, name: str) -> int:
+    def _class_id(self, name: str) -> int:
         known = {label: index for index, label in self._parts[0].config.id2label.items()}
         label = name if name in known else _COCO_NAMES.get(name, name)
         if label not in known:
@@ -271,26 +255,19 @@ class Mask2Former(_Model):
         return int(known[label])
 
 
-class Owl(_Model):
+class Owl(_TorchModel):
     """Objects of any name (OWLv2)."""
 
     name = "OWLv2"
+    classes = ("Owlv2ForObjectDetection", "Owlv2ImageProcessorPil", "AutoTokenizer")
 
-    @cached_property
-    def _parts(self) -> tuple[Any, Any, Any]:
-        from transformers import AutoTokenizer, Owlv2ForObjectDetection, Owlv2ImageProcessorPil
-
-        model = self._load_model(Owlv2ForObjectDetection)
-        return model, self._load(Owlv2ImageProcessorPil), self._load(AutoTokenizer)
-
-    def _answer(self, image: ImageInput, asks: Sequence[ModelQuery]) -> list[list[list[Any]]]:
-        model, processor, tokenizer = self._parts
-        words = tokenizer(
-            [f"a photo of a {ask.text}" for ask in asks], padding="max_length", truncation=True,
-            max_length=_QUERY_TOKENS, return_tensors="pt",
-        ).to(self._device)  # fmt: skip
-        pixels = self._pixels(processor, [Image.fromarray(image.pixels)])
-        out = model(pixel_values=pixels, **words)
+    def _answer(self, image: ImageInput, queries: Sequence[ModelQuery]) -> list[list[list[Any]]]:
+        model, _, tokenizer = self._parts
+        tokens = tokenizer(
+            [f"a photo of a {query.text}" for query in queries], padding="max_length",
+            truncation=True, max_length=_QUERY_TOKENS, return_tensors="pt",
+        )  # fmt: skip
+        out = model(pixel_values=self._pixels(image), **tokens.to(self._device))
         scores = out.logits[0].float().sigmoid().cpu().numpy()
         # Boxes are fractions of the image padded to a square, right and below.
         height, width = image.size
@@ -299,12 +276,7 @@ class Owl(_Model):
         boxes = boxes.clip(0, [width, height, width, height])
         answers = []
         for column in scores.T:
-            best = np.argsort(-column, kind="stable")[:_MOST_FOUND]
-            answers.append(
-                [
-                    list(Detection.of(boxes[i], column[i]))
-                    for i in best
-                    if column[i] > _LEAST_OWL_SCORE
-                ]
-            )
+            best = np.argsort(-column, kind="stable")[:_MAX_DETECTIONS]
+            kept = [i for i in best if column[i] > _MIN_OWL_SCORE]
+            answers.append([list(Detection.from_box(boxes[i], column[i])) for i in kept])
         return answers

@@ -1,10 +1,10 @@
 """What a model still understands after training: `gotr1 eval understanding`.
 
-Asks two checkpoints the same questions about the same images and counts what is right. Writes
-answers.jsonl (a line a question: the question, what counts as right, both answers and what was
-read out of them), scores.md and, last, scores.json. Each answer is kept in OUT/asked as soon as it
-is there, by the checkpoint's weights, the question and the image: a command that was stopped
-goes on, and nothing is asked twice.
+Two checkpoints answer the same questions about the same images; right answers are counted. Writes
+answers.jsonl (a line a question: the question, the right answers, both checkpoints' answers and
+how they were read), scores.md and, last, scores.json. Each answer is stored in OUT/asked at once,
+by the checkpoint's weights, the question and the image. A stopped command continues from there,
+and no question is asked twice.
 """
 
 from __future__ import annotations
@@ -13,41 +13,41 @@ import argparse
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.asks import UNBOUNDED
+from gotr1_jax.evaluation.queries import UNBOUNDED
 from gotr1_jax.evaluation.understanding_questions import (
     ALL,
     UnderstandingQuestion,
     read_questions,
     write_shapes_questions,
 )
-from gotr1_jax.evaluation.understanding_rules import read_answer
-from gotr1_jax.evaluation.understanding_scores import Answered, compare, table, to_json, verdict
+from gotr1_jax.evaluation.understanding_scores import ScoredAnswer, compare, table, verdict
+from gotr1_jax.io.files import atomic_write, write_json_atomic
+from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
 if TYPE_CHECKING:
     from gotr1_jax.generate.asking import GeneratedAnswer
-    from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
 ANSWERS, SCORES, TABLE = "answers.jsonl", "scores.json", "scores.md"
-ASKED = "asked"
-Ask = Callable[[Sequence[UnderstandingQuestion]], "Sequence[GeneratedAnswer]"]
+CACHE = "asked"
+AnswerFunction = Callable[[Sequence[UnderstandingQuestion]], "Sequence[GeneratedAnswer]"]
 
 
 @dataclass(frozen=True)
 class UnderstandingConfig:
-    """Whom to ask what.
+    """The checkpoints and the questions.
 
     Attributes:
       out: directory of the results.
       ckpt, baseline: checkpoint directory, finished run, hub id, or "embedded".
       data: questions, see `understanding_questions`; None draws them in the shapes world.
       questions, seed: how many are drawn, and their seed.
-      batch: questions asked at once.
-      max_tokens: longest answer; a longer one is cut. Answers are the most likely ones.
+      batch: questions answered at once.
+      max_tokens: longest answer; a longer one is cut. Decoding is greedy.
       max_bad: share of the file's lines that may be left out.
       dtype: "float32", "bfloat16", or None: bfloat16 on accelerators, float32 on a CPU.
       system: text in front of each conversation.
@@ -76,16 +76,16 @@ class UnderstandingConfig:
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two that are asked.
+class Respondent:
+    """One of the two checkpoints.
 
     Attributes:
       identity: all that its answers depend on besides question and image.
-      load: makes it ready to answer; called only if something is left to ask.
+      load: returns the function that answers; called only if an answer is missing.
     """
 
     identity: str
-    load: Callable[[], Ask]
+    load: Callable[[], AnswerFunction]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,29 +130,29 @@ def run(options: argparse.Namespace) -> None:
 
 
 def evaluate_understanding(
-    config: UnderstandingConfig, sides: Mapping[str, Side] | None = None
+    config: UnderstandingConfig, respondents: Mapping[str, Respondent] | None = None
 ) -> str:
-    """Asks both, writes the results, returns the table.
+    """Collects the answers of both, writes the results, returns the table.
 
-    sides: by "ckpt" and "baseline", who answers; None are the checkpoints of the configuration.
+    respondents: by "ckpt" and "baseline"; None are the checkpoints of the configuration.
 
     Raises InputError for bad input, RunError where a file cannot be written.
     """
-    from gotr1_jax.io.files import atomic_write, write_json_atomic
-    from gotr1_jax.vlm_engine.answer_cache import AnswerCache
-
     data = config.data or write_shapes_questions(config.out, config.questions, config.seed)
     questions, bad = read_questions(data, config.max_bad)
-    sides = sides or {
-        name: _checkpoint_side(getattr(config, name), questions, config)
+    respondents = respondents or {
+        name: _checkpoint_respondent(getattr(config, name), questions, config)
         for name in ("ckpt", "baseline")
     }
-    cache = AnswerCache(config.out / ASKED, UNBOUNDED)
+    cache = AnswerCache(config.out / CACHE, UNBOUNDED)
     answers = {
-        name: _ask_all(name, side, questions, cache, config.batch) for name, side in sides.items()
+        name: _collect_answers(name, respondent, questions, cache, config.batch)
+        for name, respondent in respondents.items()
     }
     compared = compare(questions, answers["ckpt"], answers["baseline"])
-    notes = [verdict(compared[ALL]), *_notes(config, bad)]
+    notes = [verdict(compared[ALL]), f"Checkpoint: {config.ckpt}; baseline: {config.baseline}."]
+    if bad:
+        notes.append(f"{len(bad)} lines were left out: see {SCORES}.")
     text = table(compared, notes)
     atomic_write(config.out / ANSWERS, "".join(_lines(questions, answers)))
     atomic_write(config.out / TABLE, text)
@@ -164,83 +164,78 @@ def evaluate_understanding(
             "baseline": config.baseline,
             "data": str(data),
             "left_out": bad,
-            "scores": to_json(compared),
+            "scores": {name: comparison.to_json() for name, comparison in compared.items()},
             "notes": notes,
         },
     )
     return text
 
 
-def _ask_all(
+def _collect_answers(
     name: str,
-    side: Side,
+    respondent: Respondent,
     questions: Sequence[UnderstandingQuestion],
     cache: AnswerCache,
     batch: int,
-) -> list[Answered]:
-    """One side's answers to all questions, in order; what is kept is not asked again."""
+) -> list[ScoredAnswer]:
+    """The answers to all questions, in order; only those that are not stored are asked for."""
     from gotr1_jax.io.progress import Progress
 
-    keys = [_key(side.identity, question) for question in questions]
-    left = {k: q for k, q in zip(keys, questions) if cache.get(k) is None}
-    if left:
-        ask = side.load()
-        done = len(questions) - len(left)
+    keys = [_key(respondent.identity, question) for question in questions]
+    missing = [(k, q) for k, q in dict(zip(keys, questions)).items() if cache.get(k) is None]
+    if missing:
+        answer = respondent.load()
+        done = len(questions) - len(missing)
         with Progress(name, len(questions), start=done, unit="question") as progress:
-            waiting = list(left.items())
-            for start in range(0, len(waiting), batch):
-                group = waiting[start : start + batch]
-                said = ask([question for _, question in group])
-                cache.add({k: {"said": s.text, "ended": s.ended} for (k, _), s in zip(group, said)})
+            for start in range(0, len(missing), batch):
+                group = missing[start : start + batch]
+                new = answer([question for _, question in group])
+                cache.add({k: {"said": a.text, "ended": a.ended} for (k, _), a in zip(group, new)})
                 done += len(group)
                 progress.update(done)
-    return [_answered(question, cache.get(key)) for key, question in zip(keys, questions)]
+    return [
+        _scored(question, str(stored["said"]), bool(stored["ended"]))
+        for question, key in zip(questions, keys)
+        if (stored := cache.get(key)) is not None
+    ]
+
+
+def _scored(question: UnderstandingQuestion, text: str, ended: bool) -> ScoredAnswer:
+    return ScoredAnswer(text, ended, question.read(text), question.is_right(text))
 
 
 def _key(identity: str, question: UnderstandingQuestion) -> str:
-    parts = (identity, question.asked, question.image_digest)
+    parts = (identity, question.prompt, question.image_digest)
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
-def _answered(question: UnderstandingQuestion, kept: Mapping[str, object] | None) -> Answered:
-    assert kept is not None
-    said = str(kept["said"])
-    read = read_answer(said, question.form, question.choices)
-    return Answered(said, bool(kept["ended"]), read, question.is_right(said))
-
-
 def _lines(
-    questions: Sequence[UnderstandingQuestion], answers: Mapping[str, Sequence[Answered]]
+    questions: Sequence[UnderstandingQuestion], answers: Mapping[str, Sequence[ScoredAnswer]]
 ) -> Iterator[str]:
-    for place, question in enumerate(questions):
+    for index, question in enumerate(questions):
         record = {
             "line": question.line,
             "image": str(question.image),
             "question": question.text,
-            "asked": question.asked,
+            "asked": question.prompt,
             "kind": question.kind,
             "form": question.form,
             "accepted": question.accepted,
-            **{name: asdict(given[place]) for name, given in answers.items()},
+            **{name: given[index].to_json() for name, given in answers.items()},
         }
         yield json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _notes(config: UnderstandingConfig, bad: Sequence[str]) -> list[str]:
-    notes = [f"Checkpoint: {config.ckpt}; baseline: {config.baseline}."]
-    return [*notes, f"{len(bad)} lines were left out: see {SCORES}."] if bad else notes
-
-
-def _checkpoint_side(
+def _checkpoint_respondent(
     name: str, questions: Sequence[UnderstandingQuestion], config: UnderstandingConfig
-) -> Side:
+) -> Respondent:
     from gotr1_jax.convert.find import checkpoint_path
     from gotr1_jax.generate.config import fingerprint
     from gotr1_jax.parallel.startup import default_dtype
 
     source, dtype = checkpoint_path(name), config.dtype or default_dtype()
     identity = (fingerprint(source), dtype, config.max_tokens, config.system)
-    return Side(repr(identity), lambda: _load(source, questions, config, dtype))
+    return Respondent(repr(identity), lambda: _load(source, questions, config, dtype))
 
 
 def _load(
@@ -248,25 +243,25 @@ def _load(
     questions: Sequence[UnderstandingQuestion],
     config: UnderstandingConfig,
     dtype: str,
-) -> Ask:
-    """A checkpoint that answers; all questions are encoded first, so that none is too long."""
+) -> AnswerFunction:
+    """The loaded checkpoint; a question that is too long is an InputError before any answer."""
     from gotr1_jax.generate.asking import ImageQuestioner
     from gotr1_jax.images import open_image
     from gotr1_jax.sampler.answer import AnswerConfig
 
-    asker = ImageQuestioner(source, AnswerConfig(config.max_tokens), dtype, config.system)
+    questioner = ImageQuestioner(source, AnswerConfig(config.max_tokens), dtype, config.system)
     width = 0
     for question in questions:
         try:
-            width = max(width, len(asker.prompt_ids(question.asked)))
+            width = max(width, len(questioner.prompt_ids(question.prompt)))
         except InputError as error:
             raise InputError(f"line {question.line} of the questions: {error}") from error
 
-    def ask(group: Sequence[UnderstandingQuestion]) -> Sequence[GeneratedAnswer]:
-        # The last group is filled up: one shape, one compilation.
-        filled = [*group, *[group[-1]] * (min(config.batch, len(questions)) - len(group))]
-        prompts = [asker.prompt_ids(question.asked) for question in filled]
-        raw_images = [open_image(question.image) for question in filled]
-        return asker(prompts, raw_images, width)[: len(group)]
+    def answer(group: Sequence[UnderstandingQuestion]) -> Sequence[GeneratedAnswer]:
+        # The last group is padded: one shape, one compilation.
+        padded = [*group, *[group[-1]] * (min(config.batch, len(questions)) - len(group))]
+        prompts = [questioner.prompt_ids(question.prompt) for question in padded]
+        raw_images = [open_image(question.image) for question in padded]
+        return questioner(prompts, raw_images, width)[: len(group)]
 
-    return ask
+    return answer

@@ -1,4 +1,4 @@
-"""Two checkpoints' answers to the same questions, counted side by side."""
+"""Two checkpoints' answers to the same questions, compared."""
 
 from __future__ import annotations
 
@@ -10,22 +10,36 @@ from typing import Any
 import numpy as np
 
 from gotr1_jax.evaluation.understanding_questions import ALL, UnderstandingQuestion
+from gotr1_jax.io.markdown import markdown_table
+from gotr1_jax.trainer.bootstrap import mean_interval
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One checkpoint's answer to one question: what it said, whether that ended by itself, what
-    was read out of it ("" if unclear), and whether it is right."""
+class ScoredAnswer:
+    """One checkpoint's answer to one question.
 
-    said: str
+    Attributes:
+      text: as the model wrote it.
+      ended: the model ended it; False: cut at the longest length.
+      content: by `read_answer`; "" if unclear.
+      is_right: whether it is right.
+    """
+
+    text: str
     ended: bool
-    read: str
-    right: bool
+    content: str
+    is_right: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """For answers.jsonl."""
+        return {
+            "said": self.text, "ended": self.ended, "read": self.content, "right": self.is_right
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figures of a group of questions; shares are of its questions, 0 to 1.
+    """The scores of a group of questions; shares are of its questions, 0 to 1.
 
     Attributes:
       questions, images: how many.
@@ -34,8 +48,8 @@ class Comparison:
       lost: questions that the baseline answered right and the checkpoint wrong; won: the reverse.
       commonest: share that is right by always giving the commonest answer of each kind.
       over_commonest: baseline - commonest; over_low, over_high: its interval, as above.
-      unclear_ckpt, unclear_baseline: answers out of which nothing could be read.
-      cut_ckpt, cut_baseline: answers that were cut at the longest length.
+      unclear_ckpt, unclear_baseline: number of unclear answers.
+      cut_ckpt, cut_baseline: number of answers that were cut at the longest length.
     """
 
     questions: int
@@ -56,30 +70,34 @@ class Comparison:
     cut_ckpt: int
     cut_baseline: int
 
+    def to_json(self) -> dict[str, Any]:
+        """For scores.json; its number of images is called "pictures"."""
+        return {{"images": "pictures"}.get(k, k): value for k, value in asdict(self).items()}
+
 
 def compare(
     questions: Sequence[UnderstandingQuestion],
-    ckpt: Sequence[Answered],
-    baseline: Sequence[Answered],
+    ckpt: Sequence[ScoredAnswer],
+    baseline: Sequence[ScoredAnswer],
 ) -> dict[str, Comparison]:
-    """Figures of all questions, and of each kind in the order in which the kinds come first."""
-    guessed = _commonest_right(questions)
+    """Scores of all questions, and of each kind in the order of first appearance."""
+    is_guessed = _right_by_commonest_answer(questions)
     groups = {ALL: list(range(len(questions)))}
-    for place, question in enumerate(questions):
-        groups.setdefault(question.kind, []).append(place)
+    for index, question in enumerate(questions):
+        groups.setdefault(question.kind, []).append(index)
     return {
         name: _compare(
             [questions[i] for i in group],
             [ckpt[i] for i in group],
             [baseline[i] for i in group],
-            [guessed[i] for i in group],
+            [is_guessed[i] for i in group],
         )
         for name, group in groups.items()
     }
 
 
-def _commonest_right(questions: Sequence[UnderstandingQuestion]) -> list[bool]:
-    """Whether each question is answered right by the commonest answer of its kind."""
+def _right_by_commonest_answer(questions: Sequence[UnderstandingQuestion]) -> list[bool]:
+    """Whether the commonest answer of its kind is right for each question."""
     counts: dict[str, Counter[str]] = {}
     for question in questions:
         counts.setdefault(question.kind, Counter()).update(question.accepted)
@@ -89,16 +107,16 @@ def _commonest_right(questions: Sequence[UnderstandingQuestion]) -> list[bool]:
 
 def _compare(
     questions: Sequence[UnderstandingQuestion],
-    ckpt: Sequence[Answered],
-    baseline: Sequence[Answered],
-    guessed: Sequence[bool],
+    ckpt: Sequence[ScoredAnswer],
+    baseline: Sequence[ScoredAnswer],
+    is_guessed: Sequence[bool],
 ) -> Comparison:
-    new = np.asarray([answer.right for answer in ckpt], np.float64)
-    old = np.asarray([answer.right for answer in baseline], np.float64)
-    guess = np.asarray(guessed, np.float64)
+    new = np.asarray([answer.is_right for answer in ckpt], np.float64)
+    old = np.asarray([answer.is_right for answer in baseline], np.float64)
+    guess = np.asarray(is_guessed, np.float64)
     images = [question.image_digest for question in questions]
-    low, high = _interval(new - old, images)
-    over_low, over_high = _interval(old - guess, images)
+    low, high = _interval_over_images(new - old, images)
+    over_low, over_high = _interval_over_images(old - guess, images)
     return Comparison(
         questions=len(questions),
         images=len(set(images)),
@@ -113,37 +131,30 @@ def _compare(
         over_commonest=float((old - guess).mean()),
         over_low=over_low,
         over_high=over_high,
-        unclear_ckpt=sum(not answer.read for answer in ckpt),
-        unclear_baseline=sum(not answer.read for answer in baseline),
+        unclear_ckpt=sum(not answer.content for answer in ckpt),
+        unclear_baseline=sum(not answer.content for answer in baseline),
         cut_ckpt=sum(not answer.ended for answer in ckpt),
         cut_baseline=sum(not answer.ended for answer in baseline),
     )
 
 
-def _interval(values: np.ndarray, images: Sequence[str]) -> tuple[float, float]:
+def _interval_over_images(values: np.ndarray, images: Sequence[str]) -> tuple[float, float]:
     """95 % interval of a mean; images are drawn with all of their questions."""
-    from gotr1_jax.trainer.bootstrap import mean_interval
-
     cluster = np.unique(np.asarray(images), return_inverse=True)[1]
     return mean_interval(np.bincount(cluster, values), np.bincount(cluster))
-
-
-def to_json(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
-    """Plain values by group."""
-    return {name: asdict(comparison) for name, comparison in comparisons.items()}
 
 
 def verdict(all_questions: Comparison) -> str:
     """One sentence: whether the baseline's answers are better than guessing at all."""
     c = all_questions
-    figures = (
+    numbers = (
         f"{c.baseline:.3f} against {c.commonest:.3f}, difference {c.over_commonest:+.3f}, "
         f"95 % interval [{c.over_low:+.3f}, {c.over_high:+.3f}]"
     )
     if c.over_low > 0:
-        return f"The baseline answers better than the commonest answer of each kind ({figures})."
+        return f"The baseline answers better than the commonest answer of each kind ({numbers})."
     return (
-        f"The baseline does not answer better than the commonest answer of each kind ({figures}): "
+        f"The baseline does not answer better than the commonest answer of each kind ({numbers}): "
         "it cannot answer these questions, so a difference to it says nothing about what training "
         "did to understanding."
     )
@@ -155,14 +166,13 @@ def table(comparisons: Mapping[str, Comparison], notes: Sequence[str]) -> str:
         "kind", "questions", "checkpoint", "baseline", "gain", "95 % interval", "right to wrong",
         "wrong to right", "commonest answer", "unclear",
     )  # fmt: skip
-    lines = ["# Understanding: the same questions, two checkpoints", ""]
-    lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for name, c in comparisons.items():
-        cells = (
-            " ".join(name.replace("|", "\\|").split()),
-            str(c.questions), f"{c.ckpt:.3f}", f"{c.baseline:.3f}", f"{c.gain:+.3f}",
+    rows = [
+        (
+            name, str(c.questions), f"{c.ckpt:.3f}", f"{c.baseline:.3f}", f"{c.gain:+.3f}",
             f"{c.low:+.3f} to {c.high:+.3f}", str(c.lost), str(c.won), f"{c.commonest:.3f}",
             f"{c.unclear_ckpt} / {c.unclear_baseline}",
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *notes]) + "\n"
+        )
+        for name, c in comparisons.items()
+    ]  # fmt: skip
+    title = "# Understanding: the same questions, two checkpoints"
+    return "\n".join([title, "", markdown_table(head, rows), "", *notes]) + "\n"

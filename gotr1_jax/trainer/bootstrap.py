@@ -1,48 +1,65 @@
-"""Bootstrap confidence intervals of means."""
+"""Bootstrap confidence intervals of means: percentiles of resampled means, seed 0."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 RESAMPLES = 10_000
-_DRAWN_AT_ONCE = 2**22  # of a bootstrap's values, to bound its memory
+_CHUNK = 2**22  # drawn values in memory at once
 
 
-def gain_interval(
-    before: np.ndarray, after: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
-) -> tuple[float, float]:
+def gain_interval(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean of after - before by a paired bootstrap over captions.
 
-    Captions that could not be told in either are left out.
+    Captions that could not be scored in either are left out.
     """
     gain = np.asarray(after, np.float64) - np.asarray(before, np.float64)
-    return mean_interval(gain, seed=seed, resamples=resamples)
+    return mean_interval(gain)
 
 
-def mean_interval(
-    values: np.ndarray,
-    counts: np.ndarray | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> tuple[float, float]:
+def mean_interval(values: np.ndarray, counts: np.ndarray | None = None) -> tuple[float, float]:
     """95 % interval of a mean by the bootstrap; (NaN, NaN) where there is no value.
 
     Args:
-      values: float (N,), one a unit that is drawn whole; NaN (could not be told) is left out.
+      values: float (N,), one a unit that is drawn whole; NaN (could not be scored) is left out.
       counts: None: each unit is one value. Else `values` are sums over so many values each, and
         the mean is over all of those: units are then clusters, like the questions on one image.
     """
     values = np.asarray(values, np.float64)
-    told = np.isfinite(values)
-    values = values[told]
-    if not len(values):
+    sizes = np.ones(len(values)) if counts is None else np.asarray(counts, np.float64)
+    known = np.isfinite(values)
+    if not known.any():
         return float("nan"), float("nan")
-    sizes = np.ones(len(values)) if counts is None else np.asarray(counts, np.float64)[told]
-    rng = np.random.default_rng(seed)
+    return _interval(_resampled_means(values[known], sizes[known], np.random.default_rng(0)))
+
+
+def mean_of_means_interval(groups: Sequence[np.ndarray]) -> tuple[float, float, float]:
+    """(mean, low, high): the mean of the groups' means and its 95 % bootstrap interval.
+
+    Values are drawn with replacement within each group. NaN values are left out; all three are NaN
+    where a group has nothing left.
+    """
+    known = [g[np.isfinite(g)] for g in (np.asarray(group, np.float64) for group in groups)]
+    if not known or not all(map(len, known)):
+        return float("nan"), float("nan"), float("nan")
+    rng = np.random.default_rng(0)
+    means = [_resampled_means(g, np.ones(len(g)), rng) for g in known]
+    mean = float(np.mean([group.mean() for group in known]))
+    return mean, *_interval(np.mean(means, axis=0))
+
+
+def _resampled_means(values: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """float64 (RESAMPLES,): the mean of each resample."""
     means = []
-    rows = max(1, _DRAWN_AT_ONCE // len(values))
-    for start in range(0, resamples, rows):
-        drawn = rng.integers(0, len(values), (min(rows, resamples - start), len(values)))
+    rows = max(1, _CHUNK // len(values))
+    for start in range(0, RESAMPLES, rows):
+        drawn = rng.integers(0, len(values), (min(rows, RESAMPLES - start), len(values)))
         means.append(values[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return np.concatenate(means)
+
+
+def _interval(means: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

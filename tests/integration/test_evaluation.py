@@ -16,7 +16,7 @@ from PIL import Image
 from tiny_checkpoints import write_tiny
 
 from gotr1_jax import cli
-from gotr1_jax.evaluation.asks import QueryAnswers
+from gotr1_jax.evaluation.queries import CachedModels
 
 COLOR = ["a green bench and a red bowl", "a blue bowl and a red dog"]
 SPATIAL = ["a hat on the left of a cat", "a hat on the right of a cat", "a hat near a bird"]
@@ -71,7 +71,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gotr1_jax.generate.painter.Painter", FakePainter)
+    monkeypatch.setattr("gotr1_jax.generate.painter.BatchPainter", FakePainter)
     monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
 
 
@@ -163,22 +163,22 @@ def test_an_evaluation_that_was_stopped_goes_on(
     tiny: Path, prompts: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch,
     alive: int,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("gotr1_jax.evaluation.judge_models.JudgeModel.pictures", 2)
+    monkeypatch.setattr("gotr1_jax.evaluation.judge_model.JudgeModel.images_per_call", 2)
     words = ["--ckpt", tiny, "--prompts", prompts / "geneval.jsonl", *judged(server)]
     assert evaluate("geneval", *words, "--out", tmp_path / "whole") == 0
     asked = len(server.bodies)
     calls = 0
-    whole = QueryAnswers.ask
+    whole = CachedModels.answer
 
-    def dying(self: QueryAnswers, asks: Any) -> Any:
+    def dying(self: CachedModels, queries: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > alive:
             raise KeyboardInterrupt
-        return whole(self, asks)
+        return whole(self, queries)
 
     with monkeypatch.context() as patch:
-        patch.setattr(QueryAnswers, "ask", dying)
+        patch.setattr(CachedModels, "answer", dying)
         assert evaluate("geneval", *words, "--out", tmp_path / "parts") == 130
     assert not (tmp_path / "parts" / "scores.json").exists()
     assert evaluate("geneval", *words, "--out", tmp_path / "parts") == 0

@@ -77,7 +77,7 @@ def test_the_three_benchmarks_by_models_without_torchvision(
     # All answers are there: models are not even loaded.
     before = (complex_out / "scores.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("gotr1_jax.evaluation.torch_models._Model._load", None)
+        patch.setattr("gotr1_jax.evaluation.torch_models._TorchModel._load", None)
         evaluate(*words)
     assert (complex_out / "scores.json").read_bytes() == before
 
@@ -101,7 +101,7 @@ def test_the_judge_in_this_process_needs_no_torch(
     tmp_path: Path, dpg: list[str | Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
-    monkeypatch.setattr("gotr1_jax.evaluation.torch_models.need_torch", None)
+    monkeypatch.setattr("gotr1_jax.evaluation.torch_models.check_torch", None)
     text = dataclasses.replace(TINY_QWEN.text, num_layers=1)
     vision = dataclasses.replace(TINY_QWEN.vision, num_layers=1, full_attention=(0,))
     sizes = dataclasses.replace(TINY_QWEN, text=text, vision=vision)

@@ -14,13 +14,13 @@ from PIL import Image
 from tiny_evaluators import WORDS, write_blip, write_clip, write_mask2former, write_owl
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.asks import (
+from gotr1_jax.evaluation.detections import (
     Detection,
-    ModelQuery,
-    found_objects,
-    mask_from_runs,
-    mask_runs,
+    decode_mask,
+    encode_mask,
+    read_detections,
 )
+from gotr1_jax.evaluation.queries import ModelQuery
 from gotr1_jax.evaluation.torch_models import (
     COLORS,
     BlipVqa,
@@ -106,7 +106,10 @@ def test_colors_go_by_the_mean_of_three_texts_and_a_gray_ground(clip: Path) -> N
     seen = image(3)
     mask = np.zeros((48, 48), bool)
     mask[10:30, 8:40] = np.random.default_rng(0).random((20, 32)) > 0.4
-    places = [Detection(8, 10, 40, 30, 0.9, mask_runs(mask)), Detection(0.4, 0.6, 20.5, 21.5, 0.8)]
+    places = [
+        Detection(8, 10, 40, 30, 0.9, encode_mask(mask)),
+        Detection(0.4, 0.6, 20.5, 21.5, 0.8),
+    ]
     got = ClipColor(str(clip)).answer(
         [ModelQuery("color", seen, "bench", "red", p) for p in places]
     )
@@ -118,16 +121,16 @@ def test_colors_go_by_the_mean_of_three_texts_and_a_gray_ground(clip: Path) -> N
     forms = ("a photo of a {} bench", "a photo of a {}-colored bench", "a photo of a {} object")
     pictured, read = clip_vectors(clip, crops, [f.format(c) for c in COLORS for f in forms])
     mean = read.reshape(10, 3, -1).mean(1)
-    expected = (image @ (mean / mean.norm(dim=1, keepdim=True)).T).argmax(1)
+    expected = (pictured @ (mean / mean.norm(dim=1, keepdim=True)).T).argmax(1)
     assert got == [COLORS[i] for i in expected]
 
 
 def test_masks_survive_their_runs() -> None:
     mask = np.random.default_rng(5).random((7, 9)) > 0.5
     for each in (mask, ~mask, np.zeros((7, 9), bool), np.ones((7, 9), bool)):
-        assert (mask_from_runs(mask_runs(each), 7, 9) == each).all()
+        assert (decode_mask(encode_mask(each), 7, 9) == each).all()
     with pytest.raises(InputError, match="63 pixels"):
-        mask_from_runs(mask_runs(mask), 9, 9)
+        decode_mask(encode_mask(mask), 9, 9)
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +160,10 @@ def test_mask2former_scores_class_times_mask(mask2former: Path, size: tuple[int,
                 if score > 0.3:
                     expected.append((score, on.numpy()))
         expected.sort(key=lambda pair: -pair[0])
-        found = found_objects(answer)
+        found = read_detections(answer)
         assert [f.score for f in found] == pytest.approx([score for score, _ in expected], abs=1e-5)
         for f, (_, on) in zip(found, expected):
-            assert (mask_from_runs(f.runs, *size) == on).all()
+            assert (decode_mask(f.mask_runs, *size) == on).all()
             rows, columns = np.nonzero(on)
             box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
             assert f[:4] == tuple(map(float, box))
@@ -178,7 +181,7 @@ def owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_owl(tmp_path_factory.mktemp("owl"))
 
 
-def test_owl_finds_each_name_in_a_image_padded_to_a_square(owl: Path) -> None:
+def test_owl_finds_each_name_in_an_image_padded_to_a_square(owl: Path) -> None:
     seen = image(9, 30, 60)
     got = Owl(str(owl)).answer([ModelQuery("find", seen, name) for name in ("cat", "dog")])
     model = hf.Owlv2ForObjectDetection.from_pretrained(owl).eval()
@@ -196,7 +199,7 @@ def test_owl_finds_each_name_in_a_image_padded_to_a_square(owl: Path) -> None:
         order = torch.argsort(expected["scores"], descending=True)
         boxes = expected["boxes"][order].clamp(min=0)
         boxes = torch.minimum(boxes, torch.tensor([60.0, 30.0, 60.0, 30.0]))
-        found = found_objects(answer)
+        found = read_detections(answer)
         assert found and len(found) == len(boxes)
         np.testing.assert_allclose([f.score for f in found], expected["scores"][order], atol=1e-5)
         np.testing.assert_allclose([f[:4] for f in found], boxes, atol=1e-3)

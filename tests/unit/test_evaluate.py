@@ -61,7 +61,7 @@ def test_no_value_has_no_interval():
 def test_interval_does_not_depend_on_what_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch):
     values = np.random.default_rng(3).normal(size=37)
     whole = mean_interval(values)
-    monkeypatch.setattr(evaluate, "_DRAWN_AT_ONCE", 1001)
+    monkeypatch.setattr(evaluate, "_CHUNK", 1001)
     assert mean_interval(values) == whole
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.folders import compbench_items, dpg_items, geneval_items
-from gotr1_jax.evaluation.geneval_rules import parse_metadata
+from gotr1_jax.evaluation.folders import find_compbench_images, find_dpg_images, find_geneval_images
+from gotr1_jax.evaluation.geneval_rules import parse_prompt
 
 
 def touch(*files: Path) -> None:
@@ -38,33 +38,35 @@ def compbench(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("count", [None, 2])
 def test_compbench_images_in_the_order_of_their_numbers(compbench: Path, count: int | None) -> None:
-    items = compbench_items(compbench, CAPTIONS, count)
-    assert [item.place for item in items] == [0, 0, 1, 1, 2, 2]
+    items = find_compbench_images(compbench, CAPTIONS, count)
+    assert [item.caption for item in items] == [0, 0, 1, 1, 2, 2]
     assert items[3].name == "samples/a dog_000003.png" and items[3].path.is_file()
 
 
 def test_compbench_images_that_are_not_as_they_should(compbench: Path) -> None:
     samples = compbench / "samples"
-    refuses("'a bird'", compbench_items, compbench, ["a cat.", "a bird", "a cat."], 2)
-    refuses("lacks image 000006", compbench_items, compbench, [*CAPTIONS, "x"], 2)
-    refuses("lacks image 000006", compbench_items, compbench, CAPTIONS, 3)
-    refuses("does not belong there: 4 are wanted", compbench_items, compbench, CAPTIONS[:2], 2)
+    refuses("'a bird'", find_compbench_images, compbench, ["a cat.", "a bird", "a cat."], 2)
+    refuses("lacks image 000006", find_compbench_images, compbench, [*CAPTIONS, "x"], 2)
+    refuses("lacks image 000006", find_compbench_images, compbench, CAPTIONS, 3)
+    refuses(
+        "does not belong there: 4 are wanted", find_compbench_images, compbench, CAPTIONS[:2], 2
+    )
     touch(samples / "notes.txt")
-    refuses("notes.txt is no image", compbench_items, compbench, CAPTIONS, 2)
+    refuses("notes.txt is no image", find_compbench_images, compbench, CAPTIONS, 2)
     (samples / "notes.txt").unlink()
     touch(samples / "a dog_0002.jpg")
-    refuses("have the same number", compbench_items, compbench, CAPTIONS, 2)
+    refuses("have the same number", find_compbench_images, compbench, CAPTIONS, 2)
     (samples / "a dog_0002.jpg").unlink()
     (samples / "a dog_000003.png").unlink()
-    refuses("lacks image 000003, of 'a dog'", compbench_items, compbench, CAPTIONS, None)
-    refuses("is no folder", compbench_items, compbench / "none", CAPTIONS, 2)
+    refuses("lacks image 000003, of 'a dog'", find_compbench_images, compbench, CAPTIONS, None)
+    refuses("is no folder", find_compbench_images, compbench / "none", CAPTIONS, 2)
 
 
 LINES = [
     json.dumps({"tag": "single_object", "include": [{"class": c, "count": 1}], "prompt": f"a {c}"})
     for c in ("cat", "dog")
 ]
-WANTED = [parse_metadata(line, "x") for line in LINES]
+WANTED = [parse_prompt(line, "x") for line in LINES]
 
 
 @pytest.fixture
@@ -79,27 +81,31 @@ def geneval(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("count", [None, 3])
 def test_geneval_images_lie_beside_their_metadata(geneval: Path, count: int | None) -> None:
-    items = geneval_items(geneval, WANTED, count)
-    assert [item.place for item in items] == [0, 0, 0, 1, 1, 1]
+    items = find_geneval_images(geneval, WANTED, count)
+    assert [item.caption for item in items] == [0, 0, 0, 1, 1, 1]
     assert items[4].name == "00001/samples/00001.png" and items[4].path.is_file()
 
 
 def test_geneval_folders_that_are_not_as_they_should(geneval: Path) -> None:
-    refuses("00001 does not belong there: 1 are wanted", geneval_items, geneval, WANTED[:1], 3)
-    refuses("has no folder 00002, of 'a cat'", geneval_items, geneval, [*WANTED, WANTED[0]], 3)
-    refuses("is about 'a cat', but the line", geneval_items, geneval, WANTED[::-1], 3)
-    refuses("holds 3 of 4 images", geneval_items, geneval, WANTED, 4)
-    refuses("00002.png does not belong", geneval_items, geneval, WANTED, 2)
+    refuses(
+        "00001 does not belong there: 1 are wanted", find_geneval_images, geneval, WANTED[:1], 3
+    )
+    refuses(
+        "has no folder 00002, of 'a cat'", find_geneval_images, geneval, [*WANTED, WANTED[0]], 3
+    )
+    refuses("is about 'a cat', but the line", find_geneval_images, geneval, WANTED[::-1], 3)
+    refuses("holds 3 of 4 images", find_geneval_images, geneval, WANTED, 4)
+    refuses("00002.png does not belong", find_geneval_images, geneval, WANTED, 2)
     (geneval / "00001" / "samples" / "00001.png").unlink()
-    refuses("00001/samples holds 2 of 3 images", geneval_items, geneval, WANTED, None)
+    refuses("00001/samples holds 2 of 3 images", find_geneval_images, geneval, WANTED, None)
     (geneval / "00001" / "metadata.jsonl").write_text('{"prompt": "a dog"}\n')
-    refuses("no line of GenEval's metadata", geneval_items, geneval, WANTED, None)
+    refuses("no line of GenEval's metadata", find_geneval_images, geneval, WANTED, None)
     (geneval / "00001" / "metadata.jsonl").unlink()
-    refuses("metadata.jsonl is missing", geneval_items, geneval, WANTED, None)
+    refuses("metadata.jsonl is missing", find_geneval_images, geneval, WANTED, None)
 
 
 def test_dpg_images_have_the_names_of_the_prompts(tmp_path: Path) -> None:
     touch(*(tmp_path / f"{stem}.png" for stem in ("12", "a_b")))
-    assert [item.name for item in dpg_items(tmp_path, ["a_b", "12"])] == ["a_b.png", "12.png"]
-    refuses("has no image 7.png", dpg_items, tmp_path, ["12", "7"])
-    refuses("a_b.png does not belong there", dpg_items, tmp_path, ["12"])
+    assert [item.name for item in find_dpg_images(tmp_path, ["a_b", "12"])] == ["a_b.png", "12.png"]
+    refuses("has no image 7.png", find_dpg_images, tmp_path, ["12", "7"])
+    refuses("a_b.png does not belong there", find_dpg_images, tmp_path, ["12"])

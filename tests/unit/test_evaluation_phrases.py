@@ -11,8 +11,8 @@ import pytest
 from gotr1_jax.data.sources import iter_captions
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation import phrases
-from gotr1_jax.evaluation.compbench_rules import phrase_questions, place_word, simple_objects
-from gotr1_jax.evaluation.phrases import RuleReader, Word, make_reader
+from gotr1_jax.evaluation.compbench_rules import phrase_questions, simple_objects, spatial_relation
+from gotr1_jax.evaluation.phrases import RuleParser, Word, make_parser
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,11 @@ from gotr1_jax.evaluation.phrases import RuleReader, Word, make_reader
     ],
 )  # fmt: skip
 def test_rules_find_noun_phrases(caption: str, found: list[str]) -> None:
-    assert list(RuleReader().read(caption).phrases) == found
+    assert list(RuleParser().parse(caption).phrases) == found
 
 
 def test_rules_tell_nouns_from_adjectives() -> None:
-    words = RuleReader().read("The small red hat was near two cats").words
+    words = RuleParser().parse("The small red hat was near two cats").words
     assert words == tuple(
         Word(*w)
         for w in [("The", "DET"), ("small", "ADJ"), ("red", "ADJ"), ("hat", "NOUN"), ("was", "X"),
@@ -47,7 +47,7 @@ def test_rules_tell_nouns_from_adjectives() -> None:
 
 def test_without_spacy_one_line_says_what_to_do() -> None:
     with pytest.raises(InputError, match="--phrases rules") as error:
-        make_reader("spacy")
+        make_parser("spacy")
     assert "\n" not in str(error.value)
 
 
@@ -62,22 +62,22 @@ def test_spacy_is_asked_for_chunks_and_kinds(monkeypatch: pytest.MonkeyPatch) ->
     module.load = lambda name: lambda caption: Document(tokens)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "spacy", module)
     monkeypatch.setattr(phrases, "find_spec", lambda name: name)
-    read = make_reader("spacy").read("a red hat")
+    read = make_parser("spacy").parse("a red hat")
     assert read.phrases == ("a red hat",)
     assert read.words == (Word("a", "DET"), Word("hat", "NOUN"))
 
 
 def test_every_prompt_file_is_read_whole(shared: Path) -> None:
-    reader = RuleReader()
+    parser = RuleParser()
     files = sorted((shared / "prompts" / "t2i_compbench").glob("*.txt"))
     assert len(files) == 16
     for file in files:
         captions = [line.text for line in iter_captions(file)]
         assert len(captions) == (300 if file.stem.endswith("_val") else 700), file
         for caption in captions:
-            read = reader.read(caption)
+            read = parser.parse(caption)
             assert read.phrases and phrase_questions(read), (file, caption)
             if file.stem == "spatial_val":
-                assert place_word(caption) and simple_objects(read), caption
+                assert spatial_relation(caption) and simple_objects(read), caption
     for file in (shared / "prompts" / "reasongen_r1").glob("*.txt"):
-        assert all(reader.read(line.text).words for line in iter_captions(file))
+        assert all(parser.parse(line.text).words for line in iter_captions(file))

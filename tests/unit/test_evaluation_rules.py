@@ -11,33 +11,33 @@ import pytest
 
 from gotr1_jax.data.sources import iter_captions
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.asks import Detection
 from gotr1_jax.evaluation.compbench_rules import (
     attribute_score,
+    classify_complex,
     complex_objects,
-    complex_parts,
     phrase_questions,
-    place_word,
     position_score,
-    read_part_lists,
+    read_complex_lists,
     simple_objects,
+    spatial_relation,
     spatial_score,
     without_adjectives,
 )
+from gotr1_jax.evaluation.detections import Detection
 from gotr1_jax.evaluation.dpg_rules import Proposition, dependent_scores, read_questions
 from gotr1_jax.evaluation.geneval_rules import (
     RELATIONS,
     TAGS,
-    Metadata,
-    Wanted,
-    colored_objects,
-    judge_image,
-    kept_objects,
-    parse_metadata,
-    read_metadata,
+    GenevalPrompt,
+    Requirement,
+    check_image,
+    filter_detections,
+    objects_to_color,
+    parse_prompt,
+    read_prompts,
     relations,
 )
-from gotr1_jax.evaluation.phrases import Word, Wording
+from gotr1_jax.evaluation.phrases import ParsedCaption, Word
 
 SIZE = (479, 479)
 
@@ -47,17 +47,17 @@ def square(x: float, y: float, score: float = 0.8, side: float = 100) -> Detecti
     return Detection(x - side / 2, y - side / 2, x + side / 2, y + side / 2, score)
 
 
-def wording(*words: tuple[str, str], phrases: tuple[str, ...] = ()) -> Wording:
-    return Wording(tuple(Word(*word) for word in words), phrases)
+def parsed(*words: tuple[str, str], phrases: tuple[str, ...] = ()) -> ParsedCaption:
+    return ParsedCaption(tuple(Word(*word) for word in words), phrases)
 
 
 # T2I-CompBench
 
 
 def test_noun_phrases_become_questions_but_for_four_and_at_most_eight() -> None:
-    read = wording(phrases=("a cat", "the left", "top", "the side", "the right", "The top"))
+    read = parsed(phrases=("a cat", "the left", "top", "the side", "the right", "The top"))
     assert phrase_questions(read) == ["a cat?", "The top?"]
-    assert len(phrase_questions(wording(phrases=tuple("abcdefghij")))) == 8
+    assert len(phrase_questions(parsed(phrases=tuple("abcdefghij")))) == 8
 
 
 def test_attributes_are_a_product() -> None:
@@ -118,54 +118,54 @@ def test_spatial_is_half_position_and_a_quarter_each_object() -> None:
     assert spatial_score("on the left of", [a, b], [b, a], SIZE) == pytest.approx(0.9)
 
 
-def test_place_words_in_their_order() -> None:
-    assert place_word("a cat next to a dog near a car") == "next to"
-    assert place_word("a cat on side of a dog next to me") == "on side of"
-    assert place_word("a hat on the top of a dog") == "on the top of"
-    assert place_word("a hat on top of a dog") == "on top of"
-    assert place_word("a hat above a dog") is None
+def test_relations_in_their_order() -> None:
+    assert spatial_relation("a cat next to a dog near a car") == "next to"
+    assert spatial_relation("a cat on side of a dog next to me") == "on side of"
+    assert spatial_relation("a hat on the top of a dog") == "on the top of"
+    assert spatial_relation("a hat on top of a dog") == "on top of"
+    assert spatial_relation("a hat above a dog") is None
 
 
 def test_objects_of_a_spatial_caption_are_its_first_and_last_noun() -> None:
-    read = wording(("a", "DET"), ("girl", "NOUN"), ("on", "ADP"), ("the", "DET"),
+    read = parsed(("a", "DET"), ("girl", "NOUN"), ("on", "ADP"), ("the", "DET"),
                    ("right", "NOUN"), ("of", "ADP"), ("cows", "NOUN"))  # fmt: skip
     assert simple_objects(read) == ("person", "cows")
-    assert simple_objects(wording(("red", "ADJ"))) is None
+    assert simple_objects(parsed(("red", "ADJ"))) is None
 
 
-def test_objects_of_a_complex_caption_are_the_nouns_around_its_place_word() -> None:
+def test_objects_of_a_complex_caption_are_the_nouns_around_its_relation() -> None:
     hat = (("the", "DET"), ("red", "ADJ"), ("hat", "NOUN"), ("was", "AUX"))
     rack = (("the", "DET"), ("coat", "NOUN"), ("rack", "NOUN"))
     top = (("on", "ADP"), ("top", "NOUN"), ("of", "ADP"))
-    assert complex_objects(wording(*hat, *top, *rack)) == ("hat", "coat")
+    assert complex_objects(parsed(*hat, *top, *rack)) == ("hat", "coat")
     names = (("New", "PROPN"), ("York", "PROPN"), (".", "PUNCT"))
-    assert complex_objects(wording(*hat, ("near", "ADP"), *names)) == ("hat", "York")
+    assert complex_objects(parsed(*hat, ("near", "ADP"), *names)) == ("hat", "York")
     next_to = (("next", "ADV"), ("to", "ADP"))
-    assert complex_objects(wording(*hat, *next_to, ("boy", "NOUN"))) == ("hat", "person")
-    # Two place words name four objects, none names none.
-    assert complex_objects(wording(*hat, *next_to, *rack, *top, *rack)) is None
-    assert complex_objects(wording(*hat, ("in", "ADP"), *rack)) is None
-    assert without_adjectives(wording(*hat, *top, *rack)) == "the hat was on top of the coat rack"
+    assert complex_objects(parsed(*hat, *next_to, ("boy", "NOUN"))) == ("hat", "person")
+    # Two relations name four objects, none names none.
+    assert complex_objects(parsed(*hat, *next_to, *rack, *top, *rack)) is None
+    assert complex_objects(parsed(*hat, ("in", "ADP"), *rack)) is None
+    assert without_adjectives(parsed(*hat, *top, *rack)) == "the hat was on top of the coat rack"
 
 
 def test_parts_of_complex_captions_by_the_lists_and_by_words(tmp_path: Path) -> None:
     captions = ["The hat was on top of the rack.", "The dog lay. It slept.", "A cat sat near it."]
     file = tmp_path / "complex_val.txt"
-    assert read_part_lists(file) == {}
+    assert read_complex_lists(file) == {}
     (tmp_path / "complex_val_spatial.txt").write_text("THE hat was on top of the rack\n")
     with pytest.raises(InputError, match="both or neither"):
-        read_part_lists(file)
+        read_complex_lists(file)
     (tmp_path / "complex_val_action.txt").write_text("the dog lay.\nno other\n")
-    by_lists = complex_parts(captions, read_part_lists(file))
+    by_lists = classify_complex(captions, read_complex_lists(file))
     assert by_lists == ["spatial", "action", "both"]
-    assert complex_parts(captions, {}) == by_lists
+    assert classify_complex(captions, {}) == by_lists
 
 
 def test_published_parts_are_met_by_words(shared: Path) -> None:
     file = shared / "prompts" / "t2i_compbench" / "complex_val.txt"
     captions = [line.text for line in iter_captions(file)]
-    # The published lists have 58, 212 and 30; one of the 30 has no place word.
-    assert Counter(complex_parts(captions, {})) == {"spatial": 58, "action": 213, "both": 29}
+    # The published lists have 58, 212 and 30; one of the 30 has no relation.
+    assert Counter(classify_complex(captions, {})) == {"spatial": 58, "action": 213, "both": 29}
 
 
 # GenEval
@@ -189,27 +189,33 @@ def test_relations(x: float, y: float, held: set[str]) -> None:
     assert relations(square(x, y), square(0, 0)) == held
 
 
-def judged(metadata: Metadata, colors: dict[Detection, str] | None = None, **found: Any) -> bool:
-    objects = {name: kept_objects(metadata, found.get(name, [])) for name in metadata.names}
+def judged(
+    metadata: GenevalPrompt, colors: dict[Detection, str] | None = None, **found: Any
+) -> bool:
+    objects = {name: filter_detections(metadata, found.get(name, [])) for name in metadata.names}
     named = {
         (wanted.color, f): (colors or {})[f]
         for wanted in metadata.include
-        for f in colored_objects(wanted, objects)
+        for f in objects_to_color(wanted, objects)
     }
-    return judge_image(metadata, objects, named)[0]
+    return check_image(metadata, objects, named)[0]
 
 
 def test_objects_count_above_a_threshold() -> None:
-    dog = Metadata("single_object", "a dog", (Wanted("dog", 1),), ())
+    dog = GenevalPrompt("single_object", "a dog", (Requirement("dog", 1),), ())
     assert judged(dog, dog=[square(0, 0, 0.31)])
     assert not judged(dog, dog=[square(0, 0, 0.3)])
-    pair = Metadata("two_object", "", (Wanted("dog", 1), Wanted("cat", 1)), ())
+    pair = GenevalPrompt(
+        "two_object", "", (Requirement("dog", 1), Requirement("cat", 1)), ()
+    )
     assert judged(pair, dog=[square(0, 0)], cat=[square(9, 0)])
     assert not judged(pair, dog=[square(0, 0), square(9, 0)])
 
 
 def test_counting_wants_as_many_and_no_more_at_a_higher_threshold() -> None:
-    two = Metadata("counting", "", (Wanted("dog", 2),), (Wanted("dog", 3),))
+    two = GenevalPrompt(
+        "counting", "", (Requirement("dog", 2),), (Requirement("dog", 3),)
+    )
     sure = [square(x, 0, 0.95) for x in range(3)]
     assert judged(two, dog=sure[:2]) and judged(two, dog=[*sure[:2], square(9, 0, 0.9)])
     assert not judged(two, dog=sure) and not judged(two, dog=sure[:1])
@@ -217,32 +223,45 @@ def test_counting_wants_as_many_and_no_more_at_a_higher_threshold() -> None:
 
 def test_no_more_than_sixteen_objects_are_seen() -> None:
     many = [square(x, 0, 0.5 + x / 100) for x in range(20)]
-    dog = Metadata("single_object", "", (Wanted("dog", 1),), ())
-    kept = kept_objects(dog, many)
+    dog = GenevalPrompt("single_object", "", (Requirement("dog", 1),), ())
+    kept = filter_detections(dog, many)
     assert len(kept) == 16 and kept[0] == many[19] and kept[-1] == many[4]
 
 
 def test_colors_of_the_best_objects_only() -> None:
-    red = Metadata("colors", "", (Wanted("dog", 1, "red"),), ())
+    red = GenevalPrompt("colors", "", (Requirement("dog", 1, "red"),), ())
     best, second = square(0, 0, 0.9), square(9, 0, 0.8)
     assert judged(red, {best: "red"}, dog=[second, best])
     assert not judged(red, {best: "blue"}, dog=[second, best])
-    two = Metadata("color_attr", "", (Wanted("dog", 1, "red"), Wanted("cat", 1, "blue")), ())
+    two = GenevalPrompt(
+        "color_attr",
+        "",
+        (Requirement("dog", 1, "red"), Requirement("cat", 1, "blue")),
+        (),
+    )
     assert judged(two, {best: "red", second: "blue"}, dog=[best], cat=[second])
     assert not judged(two, {best: "red", second: "red"}, dog=[best], cat=[second])
     assert not judged(two, {best: "red"}, dog=[best])
 
 
 def test_positions_hold_for_the_best_objects_of_both() -> None:
-    left = Metadata("position", "", (Wanted("cat", 1), Wanted("dog", 1, "", "left of", 0)), ())
+    left = GenevalPrompt(
+        "position",
+        "",
+        (Requirement("cat", 1), Requirement("dog", 1, "", "left of", 0)),
+        (),
+    )
     cat = square(0, 0)
     assert judged(left, cat=[cat], dog=[square(-200, 0)])
     assert judged(left, cat=[cat], dog=[square(-200, 0, 0.9), square(200, 0, 0.8)])
     assert not judged(left, cat=[cat], dog=[square(200, 0, 0.9), square(-200, 0, 0.8)])
     assert not judged(left, dog=[square(-200, 0)])
     # The group that it refers to must be right itself.
-    red = Metadata(
-        "position", "", (Wanted("cat", 1, "red"), Wanted("dog", 1, "", "left of", 0)), ()
+    red = GenevalPrompt(
+        "position",
+        "",
+        (Requirement("cat", 1, "red"), Requirement("dog", 1, "", "left of", 0)),
+        (),
     )
     assert judged(red, {cat: "red"}, cat=[cat], dog=[square(-200, 0)])
     assert not judged(red, {cat: "blue"}, cat=[cat], dog=[square(-200, 0)])
@@ -250,7 +269,7 @@ def test_positions_hold_for_the_best_objects_of_both() -> None:
 
 def test_all_of_genevals_metadata(shared: Path) -> None:
     path = shared / "prompts" / "geneval_metadata.jsonl"
-    found = read_metadata(path)
+    found = read_prompts(path)
     assert len(found) == 553
     numbers = Counter(metadata.tag for metadata in found)
     assert [numbers[tag] for tag in TAGS] == [80, 99, 80, 94, 100, 100]
@@ -292,7 +311,7 @@ def test_all_of_genevals_metadata(shared: Path) -> None:
 )
 def test_metadata_of_something_else(line: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
-        parse_metadata(line, "m.jsonl, line 3")
+        parse_prompt(line, "m.jsonl, line 3")
     assert str(error.value).startswith("m.jsonl, line 3") and "\n" not in str(error.value)
 
 
@@ -331,7 +350,7 @@ def test_questions_are_read_with_their_dependencies(tmp_path: Path) -> None:
     dog, red, photo = found["7"]
     assert (dog.parents, red.parents, photo.parents) == ((), (1, 3), ())
     assert [p.category for p in found["7"]] == ["entity - whole", "attribute - color", "global -"]
-    assert [p.broad for p in found["7"]] == ["entity", "attribute", "global"]
+    assert [p.broad_category for p in found["7"]] == ["entity", "attribute", "global"]
     assert red.question == "Is it red?"
 
 

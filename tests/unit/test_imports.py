@@ -202,7 +202,11 @@ def test_setup_installs_every_library(imports: list[Import]) -> None:
         ("gotr1_jax.plan.boxes", "import jax.numpy as jnp", "plan imports jax"),
         ("gotr1_jax.models.vq", "def f():\n    import torch", "models imports torch"),
         ("gotr1_jax.bench", "import torch", "bench imports torch"),
-        ("gotr1_jax.evaluation.job", "def f():\n    import torch", "evaluation imports torch"),
+        (
+            "gotr1_jax.evaluation.benchmark",
+            "def f():\n    import torch",
+            "evaluation imports torch",
+        ),
         ("gotr1_jax.images.qwen", "import scipy", "images imports scipy"),
         (
             "gotr1_jax.shapes.render",

@@ -12,9 +12,18 @@ import pytest
 from PIL import Image
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.understanding import Side, UnderstandingConfig, evaluate_understanding
-from gotr1_jax.evaluation.understanding_questions import ALL, UnderstandingQuestion, read_questions
-from gotr1_jax.evaluation.understanding_rules import normalise, read_answer
+from gotr1_jax.evaluation.understanding import (
+    Respondent,
+    UnderstandingConfig,
+    evaluate_understanding,
+)
+from gotr1_jax.evaluation.understanding_questions import (
+    ALL,
+    UnderstandingQuestion,
+    normalise,
+    read_answer,
+    read_questions,
+)
 from gotr1_jax.generate.asking import GeneratedAnswer
 
 CHOICES = ("red", "a blue one", "A")
@@ -100,7 +109,7 @@ def test_forms_and_accepted_answers(folder: Path) -> None:
     assert questions[0].is_right("the Cat.") and not questions[0].is_right("a cat, I think")
     assert questions[1].is_right("Two")
     assert not read_questions(write(folder, [ask_about("one.png", "x")]), 0)[0][0].is_right("")
-    asked = questions[3].asked.splitlines()
+    asked = questions[3].prompt.splitlines()
     assert asked[:3] == ["What is it?", "A. blue", "B. red"] and "letter" in asked[3]
     assert questions[0].image == questions[1].image != questions[2].image
 
@@ -163,8 +172,8 @@ class Scripted:
         ]
 
 
-def sides(ckpt: Scripted, baseline: Scripted) -> dict[str, Side]:
-    return {"ckpt": Side("new", ckpt.load), "baseline": Side("old", baseline.load)}
+def respondents(ckpt: Scripted, baseline: Scripted) -> dict[str, Respondent]:
+    return {"ckpt": Respondent("new", ckpt.load), "baseline": Respondent("old", baseline.load)}
 
 
 # Eight questions, two kinds; what is right by line: colors 1-4, yes or no 5-8.
@@ -199,7 +208,7 @@ def config(data: Path, out: Path, **more: Any) -> UnderstandingConfig:
 
 def test_side_by_side_by_hand(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    text = evaluate_understanding(config(data, out), sides(Scripted(NEW), Scripted(OLD)))
+    text = evaluate_understanding(config(data, out), respondents(Scripted(NEW), Scripted(OLD)))
     written = json.loads((out / "scores.json").read_text())
     assert (out / "scores.md").read_text() == text
     scores = written["scores"]
@@ -235,7 +244,7 @@ def test_a_baseline_that_can_answer(folder: Path, tmp_path: Path) -> None:
     # "red" and "yes" are wrong for two of the first image's and one of the second's.
     data = make_data(folder, (1, 4, 5, 7))
     text = evaluate_understanding(
-        config(data, tmp_path / "out"), sides(Scripted(NEW), Scripted(RIGHT))
+        config(data, tmp_path / "out"), respondents(Scripted(NEW), Scripted(RIGHT))
     )
     assert "answers better than the commonest answer" in text and "says nothing" not in text
 
@@ -245,33 +254,33 @@ def test_going_on_gives_what_an_uninterrupted_one_gives(
     data: Path, tmp_path: Path, stopped: str
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    evaluate_understanding(config(data, whole), sides(Scripted(NEW), Scripted(OLD)))
+    evaluate_understanding(config(data, whole), respondents(Scripted(NEW), Scripted(OLD)))
     first = {"ckpt": Scripted(NEW), "baseline": Scripted(OLD)}
     first[stopped].stop_at = 4
     with pytest.raises(KeyboardInterrupt):
-        evaluate_understanding(config(data, parts), sides(first["ckpt"], first["baseline"]))
+        evaluate_understanding(config(data, parts), respondents(first["ckpt"], first["baseline"]))
     assert not (parts / "scores.json").exists()
     # What a killed process left of its last line.
     with open(parts / "asked" / "answers.jsonl", "a") as file:
         file.write('{"key": "ab')
     second = {"ckpt": Scripted(NEW), "baseline": Scripted(OLD)}
-    evaluate_understanding(config(data, parts), sides(second["ckpt"], second["baseline"]))
+    evaluate_understanding(config(data, parts), respondents(second["ckpt"], second["baseline"]))
     for name in ("scores.json", "scores.md", "answers.jsonl"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
     for name in first:
         assert sorted(first[name].asked + second[name].asked) == list(range(1, 9))
     # With everything there, nobody is even loaded.
     third = Scripted(NEW), Scripted(OLD)
-    evaluate_understanding(config(data, parts), sides(*third))
+    evaluate_understanding(config(data, parts), respondents(*third))
     assert [side.loaded for side in third] == [0, 0]
 
 
 def test_a_changed_image_is_asked_about_anew(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    evaluate_understanding(config(data, out), sides(Scripted(NEW), Scripted(OLD)))
+    evaluate_understanding(config(data, out), respondents(Scripted(NEW), Scripted(OLD)))
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(data.parent / "two.png")
     again = Scripted(NEW)
-    evaluate_understanding(config(data, out), sides(again, Scripted(OLD)))
+    evaluate_understanding(config(data, out), respondents(again, Scripted(OLD)))
     assert again.asked == [3, 4, 7, 8]
 
 

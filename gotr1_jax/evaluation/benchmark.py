@@ -1,0 +1,230 @@
+"""What the benchmarks share: options, drawing the images, querying the models.
+
+A benchmark is a set of prompts and `BenchmarkRules`: which queries go to models about an image of
+a caption, and how a score follows from the answers. Its module's `run` reads the prompts, gets the
+images (`image_folder`), opens the models (`open_models`), scores (`score_images`) and writes
+(`results.write_results`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.evaluation.folders import BenchmarkImage
+from gotr1_jax.evaluation.queries import CachedModels, ModelQuery, QueryKind, QueryModel
+from gotr1_jax.generate.command import add_sampling_arguments, generate
+from gotr1_jax.generate.config import LAYOUTS, GenerateConfig, read_template
+from gotr1_jax.images import open_image
+from gotr1_jax.rewards.command import add_judge_options, device_mesh, read_judge_options
+from gotr1_jax.rewards.factory import check_engine, make_engine
+from gotr1_jax.vlm_engine.base import ImageInput, make_image_input
+
+IMAGES = "pictures"
+ANSWERS = "answers"
+
+Answers = Mapping[str, Any]
+"""Answers by the queries' keys."""
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """The score of an image: values in [0, 1] by name (NaN: could not be scored), and why."""
+
+    values: Mapping[str, float]
+    reason: str = ""
+
+
+class BenchmarkRules(Protocol):
+    """The queries of a benchmark about an image of a caption, and the score."""
+
+    def queries(self, caption: int, image: ImageInput, answers: Answers) -> list[ModelQuery]:
+        """The queries known so far; called again with their answers until no new ones come.
+
+        A query may depend on the answers to earlier ones. `caption` is an index.
+        """
+        ...
+
+    def score(self, caption: int, image: ImageInput, answers: Answers) -> ImageScore: ...
+
+
+@dataclass(frozen=True)
+class ModelOption:
+    """A model of `transformers` for one kind of query.
+
+    Attributes:
+        flag: of the command line, for another checkpoint.
+        name: of the model, for the table.
+        default: hub id.
+        class_name: in `torch_models`.
+    """
+
+    flag: str
+    name: str
+    default: str
+    class_name: str
+
+
+ModelOptions = Mapping[QueryKind, ModelOption]
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, layout: str, models: ModelOptions, prompts: str
+) -> None:
+    """The options of all benchmarks; `prompts` is the help of --prompts."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--ckpt", metavar="CKPT", help="checkpoint directory, finished run or hub id: draws with it"
+    )
+    source.add_argument(
+        "--images", type=Path, metavar="DIR", help="images that exist, in the benchmark's layout"
+    )
+    parser.add_argument("--prompts", type=Path, required=True, metavar="PATH", help=prompts)
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    parser.add_argument("--n", type=int, help=f"images of each caption ({LAYOUTS[layout]})")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="B", help="rows drawn at once (by free memory)"
+    )
+    add_sampling_arguments(parser)
+    parser.add_argument(
+        "--scorer", choices=("models", "judge"), default="models",
+        help="who scores: the benchmark's kind of models, by torch, or the judge alone (models)",
+    )  # fmt: skip
+    for model in models.values():
+        parser.add_argument(
+            f"--{model.flag}", default=model.default, metavar="CKPT",
+            help=f"{model.name}: hub id or directory ({model.default})",
+        )  # fmt: skip
+    add_judge_options(parser)
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """InputError for options that cannot work, before anything is drawn."""
+    if options.n is not None and options.n < 1:
+        raise InputError(f"--n is {options.n}; use 1 or more")
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out} is a file; choose a directory")
+    if options.scorer == "judge":
+        judge = read_judge_options(options)
+        check_engine(judge.judge)
+        device_mesh(judge)  # before drawing starts the devices
+    else:
+        from gotr1_jax.evaluation.torch_models import check_torch
+
+        check_torch()
+
+
+def image_folder(
+    options: argparse.Namespace, layout: str, prompts: Path, category: str = ""
+) -> tuple[Path, int | None]:
+    """The folder of the images, and how many a caption has (None: as many as there are).
+
+    Without --images, what is missing is drawn first, as `gotr1 generate --layout` does.
+    """
+    if options.images is not None:
+        return options.images, options.n
+    folder = options.out / IMAGES / category
+    given = {f.name: getattr(options, f.name) for f in fields(GenerateConfig) if f.name in options}
+    changed = {"out": folder, "prompts": prompts, "layout": layout}
+    template = read_template(options.template)
+    generate(GenerateConfig(**{**given, **changed, "template": template}))
+    return folder, options.n or LAYOUTS[layout]
+
+
+def open_models(
+    options: argparse.Namespace, models: ModelOptions
+) -> tuple[CachedModels, dict[QueryKind, str]]:
+    """The models with the store of their answers, and their names for the table."""
+    opened: dict[QueryKind, QueryModel] = {}
+    if options.scorer == "judge":
+        from gotr1_jax.evaluation.judge_model import JudgeModel
+
+        job = read_judge_options(options)
+        engine = make_engine(job.judge, device_mesh(job))
+        judge = JudgeModel(engine, job.judge.questions)
+        opened = {kind: judge for kind in models}
+        names: dict[QueryKind, str] = {kind: f"judge {engine.identity}" for kind in models}
+    else:
+        from gotr1_jax.evaluation import torch_models
+
+        names = {}
+        for kind, model in models.items():
+            source = getattr(options, model.flag.replace("-", "_"))
+            opened[kind] = getattr(torch_models, model.class_name)(source)
+            names[kind] = f"{model.name} ({source})"
+    return CachedModels(options.out / ANSWERS, opened), names
+
+
+def score_images(
+    images: Sequence[BenchmarkImage], rules: BenchmarkRules, models: CachedModels, label: str
+) -> list[ImageScore]:
+    """The score of each image; only queries without a stored answer go to the models.
+
+    InputError, naming the file, for an image that cannot be read or scored.
+    """
+    from gotr1_jax.io.progress import Progress
+
+    scores: list[ImageScore] = []
+    size = models.images_per_call
+    with Progress(label, len(images), unit="image") as progress:
+        for start in range(0, len(images), size):
+            batch = [(item, read_image(item.path)) for item in images[start : start + size]]
+            answers: dict[str, Any] = {}
+            while new := _new_queries(batch, rules, answers):
+                answers |= models.answer(new)
+            scores += [rules.score(item.caption, image, answers) for item, image in batch]
+            progress.update(len(scores))
+    return scores
+
+
+def _new_queries(
+    batch: Sequence[tuple[BenchmarkImage, ImageInput]], rules: BenchmarkRules, answers: Answers
+) -> list[ModelQuery]:
+    new: list[ModelQuery] = []
+    for item, image in batch:
+        try:
+            queries = rules.queries(item.caption, image, answers)
+        except InputError as error:
+            raise InputError(f"{item.path}: {error}") from error
+        new += [query for query in queries if query.key not in answers]
+    return new
+
+
+def read_image(path: Path) -> ImageInput:
+    """The image in a file; InputError where it cannot be decoded."""
+    return make_image_input(np.array(open_image(path)))
+
+
+def image_record(
+    item: BenchmarkImage, caption: str, score: ImageScore, **first: str
+) -> dict[str, Any]:
+    """The line of an image in pictures.jsonl."""
+    values = {"values": score.values, "words": score.reason}
+    return {**first, "picture": item.name, "caption": caption, **values}
+
+
+def comparison_remark(
+    options: argparse.Namespace,
+    substitutes: Iterable[str] = (),
+    captions: int = 0,
+    published_captions: int = 0,
+) -> str:
+    """Why a number is not comparable with published ones; empty where it is.
+
+    Args:
+        options: of the command: the scorer.
+        substitutes: models that differ from the benchmark's own, with the scorer "models".
+        captions, published_captions: how many the number and the published ones are of.
+    """
+    judge = ["the judge in the place of the benchmark's models"]
+    remarks = judge if options.scorer == "judge" else list(substitutes)
+    if captions != published_captions:
+        remarks.append(f"{captions} captions in the place of {published_captions}")
+    return " and ".join(remarks)
