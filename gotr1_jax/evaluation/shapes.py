@@ -1,9 +1,9 @@
 """The shapes world's own benchmark: `gotr1 eval shapes`.
 
-Draws plans and images for held-out captions, or takes images that are there, and scores them
-by the exact judge. For the same weights, captions and seed the scores are those that a GRPO run
-finds before and after its training. OUT/samples/00000 holds what was drawn of caption 0, as a run
-keeps its samples; the folder appears whole, so a command that was stopped goes on behind it.
+Draws plans and images for held-out captions, or takes images that exist, and scores them with the
+exact judge. With the same weights, captions and seed the scores equal those of a GRPO run before
+and after its training. OUT/samples/00000 holds the samples of caption 0 in a run's format. The
+folder appears whole, so a stopped command continues with the next caption.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import yaml
 from gotr1_jax.config import check_seed, load_config
 from gotr1_jax.convert.find import RUN_CONFIG
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.job import finish
-from gotr1_jax.evaluation.summary import IMAGES, ResultRow
+from gotr1_jax.evaluation.results import IMAGES, ResultRow, write_results
 from gotr1_jax.generate.config import check_note, fingerprint, read_template
 from gotr1_jax.grpo.config import GrpoConfig, RewardConfig, RolloutConfig
 from gotr1_jax.rewards import combine
@@ -36,21 +35,21 @@ if TYPE_CHECKING:
     from gotr1_jax.trainer.samples import SampleRecord
 
 NOTE = "evaluation.json"
-# Of the recipes that are shipped for this world.
+# As in the shipped recipes for this world.
 _ROLLOUT = RolloutConfig(max_plan_tokens=60, guidance=3.0)
 _REWARD = RewardConfig(rule="v2")
 
 
 @dataclass(frozen=True)
-class ShapesConfig:
+class ShapesEvaluationConfig:
     """What to draw and score.
 
     Attributes:
       out: directory of the results.
       ckpt: checkpoint directory, finished run, hub id, or "embedded"; None with `images`.
-      images: what `gotr1 generate` or a run drew; None with `ckpt`.
-      job: how is drawn, and how terms become a total; of a GRPO run.
-      captions, samples: held-out captions, and images of each.
+      images: output of `gotr1 generate` or a run; None with `ckpt`.
+      job: a GRPO configuration: its policy, rollout and reward settings are used.
+      captions, samples: number of held-out captions, and of images of each.
       seed: of the draws.
       batch_size: rows drawn at once.
     """
@@ -71,10 +70,10 @@ class ShapesConfig:
         check_seed(self.seed)
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"--out {self.out} is a file; choose a directory")
-        foreign = [term for term in self.job.reward.terms if term not in SHAPES_TERMS]
-        if foreign:
+        unknown = [term for term in self.job.reward.terms if term not in SHAPES_TERMS]
+        if unknown:
             raise InputError(
-                f"reward.terms holds {foreign[0]!r}, which the exact judge does not score; choose "
+                f"reward.terms holds {unknown[0]!r}, which the exact judge does not score; choose "
                 f"from {', '.join(SHAPES_TERMS)}"
             )
 
@@ -87,13 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint directory, finished run, hub id, or embedded: draws with it",
     )  # fmt: skip
     source.add_argument(
-        "--images", type=Path, metavar="DIR", help="what gotr1 generate or a run drew"
+        "--images", type=Path, metavar="DIR", help="output of gotr1 generate or of a run"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
     parser.add_argument(
         "--config", type=Path, metavar="FILE",
-        help="configuration of a GRPO run: drawing, template, reward and numbers are taken from it "
-        "(that of the run that --ckpt names)",
+        help="configuration of a GRPO run, for sampling, template, reward and numbers (by default "
+        "that of the run that --ckpt names)",
     )  # fmt: skip
     parser.add_argument("--captions", type=int, metavar="N", help="held-out captions (128)")
     parser.add_argument("--samples", type=int, metavar="N", help="images of each caption (4)")
@@ -116,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Does what the parsed command line says."""
+    """Draw the images if needed, score them, write the results."""
     config = read_options(options)
     if config.images is None:
         _draw(config)
@@ -136,64 +135,64 @@ def run(options: argparse.Namespace) -> None:
         "by_caption": scored.to_json(),
     }
     note = f"total: reward rule {reward.rule} of {', '.join(reward.terms)}."
-    finish(options, "The shapes world: held-out captions", head, rows, lines, [note])
+    write_results(config.out, "The shapes world: held-out captions", head, rows, lines, [note])
 
 
-def read_options(options: argparse.Namespace) -> ShapesConfig:
-    """The settings: what was given, else the configuration's, else those of the shipped recipes."""
+def read_options(options: argparse.Namespace) -> ShapesEvaluationConfig:
+    """The options, completed by the configuration's values, else those of the shipped recipes."""
     from gotr1_jax.grpo.evaluate import EVALUATION_SEED
 
-    job = _job(options.config, options.ckpt)
+    job = _base_job(options.config, options.ckpt)
     given = {"guidance": options.cfg, "max_plan_tokens": options.max_plan_tokens}
     rollout = replace(job.rollout, **{k: v for k, v in given.items() if v is not None})
     rollout.check()
     policy = job.policy
     if options.template is not None:
         policy = replace(policy, template=read_template(options.template))
-    return ShapesConfig(
+    defaults = {
+        "captions": job.evaluation.captions,
+        "samples": job.evaluation.samples,
+        "seed": EVALUATION_SEED,
+    }
+    numbers = {k: v if (x := getattr(options, k)) is None else x for k, v in defaults.items()}
+    return ShapesEvaluationConfig(
         out=options.out,
         ckpt=options.ckpt,
         images=options.images,
         job=replace(job, rollout=rollout, policy=policy),
-        captions=job.evaluation.captions if options.captions is None else options.captions,
-        samples=job.evaluation.samples if options.samples is None else options.samples,
-        seed=EVALUATION_SEED if options.seed is None else options.seed,
         batch_size=options.batch_size,
+        **numbers,
     )
 
 
-def _job(path: Path | None, ckpt: str | None) -> GrpoConfig:
+def _base_job(path: Path | None, ckpt: str | None) -> GrpoConfig:
     """The configuration in a file, else of the GRPO run that is evaluated, else the recipes'."""
-    if path is None and ckpt is not None:
-        own = Path(ckpt) / RUN_CONFIG
-        path = own if own.is_file() and _is_grpo(own) else None
+    own = Path(ckpt or "") / RUN_CONFIG
+    if path is None and ckpt is not None and own.is_file():
+        values = yaml.safe_load(own.read_text(encoding="utf-8"))
+        # Only GRPO runs sample images: the configurations of other jobs do not fit.
+        path = own if isinstance(values, dict) and "rollout" in values else None
     if path is None:
         return GrpoConfig(run_dir="", rollout=_ROLLOUT, reward=_REWARD)
     return load_config(GrpoConfig, path)
 
 
-def _is_grpo(path: Path) -> bool:
-    """Whether a run's configuration is of reinforcement learning: others draw nothing."""
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return isinstance(values, dict) and "rollout" in values
-
-
 def score(
     lines: Sequence[Mapping[str, Any]], reward: RewardConfig
 ) -> tuple[Evaluation, dict[str, int]]:
-    """Scores by caption, and how many images each of them could not be told of.
+    """Scores by caption, and for each term the number of images that could not be scored.
 
-    lines: of `judge_samples`, with all of the exact judge's terms. A caption with fewer images
-    than another has the mean of those that it has.
+    lines: of `judge_samples`, with all of the exact judge's terms. Captions may have different
+    numbers of images.
     """
     from gotr1_jax.grpo.evaluate import score_captions
 
-    places: dict[str, list[int]] = {}
-    for place, line in enumerate(lines):
-        places.setdefault(line["caption"], []).append(place)
-    most = max(map(len, places.values()))
-    # One value more, NaN, stands for the images that a caption does not have.
-    index_B = np.concatenate([row + [len(lines)] * (most - len(row)) for row in places.values()])
+    by_caption: dict[str, list[int]] = {}
+    for index, line in enumerate(lines):
+        by_caption.setdefault(line["caption"], []).append(index)
+    most = max(map(len, by_caption.values()))
+    # Missing images of a caption point to an appended NaN.
+    index_B = np.concatenate([i + [len(lines)] * (most - len(i)) for i in by_caption.values()])
     scores = {
         term: np.asarray([line["scores"][term] for line in lines], np.float32)  # null is NaN
         for term in SHAPES_TERMS
@@ -201,15 +200,15 @@ def score(
     total = combine(scores, reward.rule, reward.terms)
     failed = {n: int(np.isnan(v).sum()) for n, v in {"total": total, **scores}.items()}
 
-    def spread(values: np.ndarray) -> np.ndarray:
+    def caption_major(values: np.ndarray) -> np.ndarray:
         return np.append(values, np.float32("nan"))[index_B]
 
-    by_term = {term: spread(values) for term, values in scores.items()}
-    return score_captions(by_term, spread(total), most), failed
+    by_term = {term: caption_major(values) for term, values in scores.items()}
+    return score_captions(by_term, caption_major(total), most), failed
 
 
-def _draw(config: ShapesConfig) -> None:
-    """Draws and writes the captions that are not there yet."""
+def _draw(config: ShapesEvaluationConfig) -> None:
+    """Draw and write the captions that are missing."""
     from gotr1_jax.convert.find import checkpoint_path
     from gotr1_jax.io.files import write_json_atomic
     from gotr1_jax.io.progress import Progress
@@ -222,23 +221,23 @@ def _draw(config: ShapesConfig) -> None:
     note = _note(config, source)
     if (config.out / NOTE).exists():
         check_note(config.out / NOTE, note)
-    left = [i for i in range(len(captions)) if not (folder / _name(i)).is_dir()]
-    if not left:
+    missing = [i for i in range(len(captions)) if not (folder / _name(i)).is_dir()]
+    if not missing:
         return
-    roll = _load(config, source, captions)
+    sample = _load_sampler(config, source, captions)
     folder.mkdir(parents=True, exist_ok=True)
     write_json_atomic(config.out / NOTE, note)
     for unfinished in folder.glob(".*"):
         shutil.rmtree(unfinished)
-    done = len(captions) - len(left)
+    done = len(captions) - len(missing)
     with Progress("captions", len(captions), start=done, unit="caption") as progress:
-        together = max(1, min(len(captions), config.batch_size // config.samples))
-        for start in range(0, len(left), together):
-            group = left[start : start + together]
-            # The last group is filled up: one shape, one compilation.
-            found = roll(group + group[-1:] * (together - len(group)))
-            for place, index in enumerate(group):
-                own = found[place * config.samples : (place + 1) * config.samples]
+        size = max(1, min(len(captions), config.batch_size // config.samples))
+        for start in range(0, len(missing), size):
+            group = missing[start : start + size]
+            # The last group is padded: one shape, one compilation.
+            records = sample(group + group[-1:] * (size - len(group)))
+            for i, index in enumerate(group):
+                own = records[i * config.samples : (i + 1) * config.samples]
                 write_samples(folder, 0, own, name=_name(index))
             done += len(group)
             progress.update(done)
@@ -248,8 +247,8 @@ def _name(index: int) -> str:
     return f"{index:05d}"
 
 
-def _note(config: ShapesConfig, source: Path) -> dict[str, Any]:
-    """All that the images depend on."""
+def _note(config: ShapesEvaluationConfig, source: Path) -> dict[str, Any]:
+    """Everything that the images depend on."""
     policy, rollout = config.job.policy, config.job.rollout
     return {
         "checkpoint": str(source),
@@ -265,10 +264,10 @@ def _note(config: ShapesConfig, source: Path) -> dict[str, Any]:
     }
 
 
-def _load(
-    config: ShapesConfig, source: Path, captions: Sequence[str]
+def _load_sampler(
+    config: ShapesEvaluationConfig, source: Path, captions: Sequence[str]
 ) -> Callable[[list[int]], list[SampleRecord]]:
-    """A function that draws and judges the samples of captions, given by their places."""
+    """A function that draws and judges the samples of the captions with given indices."""
     import jax
 
     from gotr1_jax.grpo.policy import load_policy
@@ -290,10 +289,10 @@ def _load(
     )
     params = worker.sampler.prepare(policy.whole(policy.trained))
 
-    def roll(indices: list[int]) -> list[SampleRecord]:
+    def sample(indices: list[int]) -> list[SampleRecord]:
         scored = worker(params, prompts, indices, G, config.seed, 0)
         found = records(scored, G, np.zeros(len(scored)), len(indices))
         # Each caption has a folder of its own.
         return [replace(record, caption_index=0) for record in found]
 
-    return roll
+    return sample

@@ -21,7 +21,7 @@ from gotr1_jax.grpo.setup import make_rollout_worker
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.rewards import make_judge
 from gotr1_jax.shapes.dataset import shapes_captions
-from gotr1_jax.trainer import run_dir
+from gotr1_jax.trainer import samples as samples_module
 
 CAPTIONS, SAMPLES = 4, 2
 
@@ -105,7 +105,7 @@ def test_the_figures_of_a_run(own: Evaluation, whole: Path) -> None:
 def test_a_command_that_was_stopped_goes_on(
     job: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, write = tmp_path / "out", run_dir.write_samples
+    out, write = tmp_path / "out", samples_module.write_samples
     written: list[str] = []
 
     def counting(folder: Path, step: int, records: Any, *, name: str) -> Path:
@@ -114,11 +114,11 @@ def test_a_command_that_was_stopped_goes_on(
         written.append(name)
         return write(folder, step, records, name=name)
 
-    monkeypatch.setattr(run_dir, "write_samples", counting)
+    monkeypatch.setattr(samples_module, "write_samples", counting)
     assert run(command(job, out)) == 130
     assert not (out / "scores.json").exists()
     (out / "samples" / ".00003.tmp1").mkdir()  # what a killed process leaves
-    monkeypatch.setattr(run_dir, "write_samples", write)
+    monkeypatch.setattr(samples_module, "write_samples", write)
     assert run(command(job, out)) == 0
     for name in ("scores.json", "scores.md"):
         assert (out / name).read_text() == (whole / name).read_text()

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from gotr1_jax.grpo import evaluate
 from gotr1_jax.grpo.evaluate import Evaluation, captions_at_once, format_table
 from gotr1_jax.io.files import plain_json
+from gotr1_jax.trainer import bootstrap
 from gotr1_jax.trainer.bootstrap import gain_interval, mean_interval
 
 
@@ -61,7 +61,7 @@ def test_no_value_has_no_interval():
 def test_interval_does_not_depend_on_what_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch):
     values = np.random.default_rng(3).normal(size=37)
     whole = mean_interval(values)
-    monkeypatch.setattr(evaluate, "_CHUNK", 1001)
+    monkeypatch.setattr(bootstrap, "_CHUNK", 1001)
     assert mean_interval(values) == whole
 
 

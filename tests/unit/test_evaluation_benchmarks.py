@@ -79,7 +79,7 @@ def test_every_caption_of_t2i_compbench(shared: Path, category: str) -> None:
 
 
 def test_every_line_of_geneval(shared: Path) -> None:
-    prompts = read_prompts(shared / "prompts" / "geneval_prompt.jsonl")
+    prompts = read_prompts(shared / "prompts" / "geneval_metadata.jsonl")
     rules = GenevalRules(prompts)
     for index, prompt in enumerate(prompts):
         where = {"left of": (0, 190), "right of": (380, 190), "above": (190, 0),

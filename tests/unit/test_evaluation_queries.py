@@ -95,6 +95,16 @@ def test_detections_survive_the_store(tmp_path: Path) -> None:
     assert colors[0].key == colors[1].key != ModelQuery("color", image(0), "dog", "red").key
 
 
+def test_answers_of_earlier_versions_are_found() -> None:
+    seen = make_image_input(np.zeros((2, 3, 3), np.uint8))
+    hat = Detection.from_box((4, 2, 20, 12.5), 0.99, (3, 4))
+    queries = [ModelQuery("yes", seen, "a?"), ModelQuery("color", seen, "hat", "red", hat)]
+    assert [query.key for query in queries] == [
+        "facf21356555377a4920c55f38d00967c4d89acb7a0412493b80be70c815a721",
+        "6190f50a34eb2fcf6a5c69ccee36338ab057a113776796b88089349b50db543b",
+    ]
+
+
 def test_images_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG no")
     with pytest.raises(InputError, match=r"a\.png is no image") as error:

@@ -205,17 +205,13 @@ def test_objects_count_above_a_threshold() -> None:
     dog = GenevalPrompt("single_object", "a dog", (Requirement("dog", 1),), ())
     assert judged(dog, dog=[square(0, 0, 0.31)])
     assert not judged(dog, dog=[square(0, 0, 0.3)])
-    pair = GenevalPrompt(
-        "two_object", "", (Requirement("dog", 1), Requirement("cat", 1)), ()
-    )
+    pair = GenevalPrompt("two_object", "", (Requirement("dog", 1), Requirement("cat", 1)), ())
     assert judged(pair, dog=[square(0, 0)], cat=[square(9, 0)])
     assert not judged(pair, dog=[square(0, 0), square(9, 0)])
 
 
 def test_counting_wants_as_many_and_no_more_at_a_higher_threshold() -> None:
-    two = GenevalPrompt(
-        "counting", "", (Requirement("dog", 2),), (Requirement("dog", 3),)
-    )
+    two = GenevalPrompt("counting", "", (Requirement("dog", 2),), (Requirement("dog", 3),))
     sure = [square(x, 0, 0.95) for x in range(3)]
     assert judged(two, dog=sure[:2]) and judged(two, dog=[*sure[:2], square(9, 0, 0.9)])
     assert not judged(two, dog=sure) and not judged(two, dog=sure[:1])
