@@ -24,7 +24,8 @@ def write_failure(path: Path, error: OSError) -> RunError:
 
 
 @contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
+def clear_write_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError inside the block into the RunError of `write_failure`."""
     try:
         yield
     except OSError as error:
@@ -39,7 +40,7 @@ def atomic_write(path: Path | str, data: bytes | str) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    with _clear_errors(path):
+    with clear_write_errors(path):
         try:
             with open(temporary, "wb") as file:
                 file.write(data.encode() if isinstance(data, str) else data)

@@ -10,7 +10,6 @@ OUT.partial; a command that was stopped continues from there.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import types
@@ -145,13 +144,13 @@ def judge_samples(
             or an image cannot be read.
         RunError: a file cannot be written, or the judge failed for good.
     """
-    from gotr1_jax.io.files import atomic_write
+    from gotr1_jax.io.files import atomic_write, clear_write_errors
     from gotr1_jax.io.progress import Progress
 
     partial = out.with_name(out.name + PARTIAL)
     stored = _stored(judge, {sample.name for sample in samples}, (out, partial))
     lines: list[dict[str, Any]] = []
-    with _clear_errors(partial):
+    with clear_write_errors(partial):
         out.parent.mkdir(parents=True, exist_ok=True)
         with (
             open(partial, "a", encoding="utf-8") as file,
@@ -169,16 +168,6 @@ def judge_samples(
     atomic_write(out, "".join(json.dumps(line) + "\n" for line in lines))
     partial.unlink(missing_ok=True)
     return lines
-
-
-@contextlib.contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
-    from gotr1_jax.io.files import write_failure
-
-    try:
-        yield
-    except OSError as error:
-        raise write_failure(path, error) from error
 
 
 def _judge_group(
