@@ -1,1 +1,1 @@
-"""Where training data comes from: sources, Grain pipelines, caches; no parameters, no jax."""
+"""Training data: files of captions and records, Grain pipelines, caches; no jax, no parameters."""

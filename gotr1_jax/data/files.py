@@ -1,11 +1,13 @@
-"""What a user names as data: files, and names with wildcards."""
+"""Names of data files with wildcards, and parquet files."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from gotr1_jax.errors import InputError
 
@@ -20,26 +22,45 @@ def as_names(source: Names) -> tuple[str, ...]:
     return tuple(source)
 
 
-def expand(source: Names, what: str) -> tuple[Path, ...]:
-    """The files that names mean, in the order of the names; one may be meant twice.
+def expand_names(source: Names, what: str) -> tuple[Path, ...]:
+    """The files of names, in the order of the names; a file may occur twice.
 
-    A name with wildcards (*, ?, [a-z]; ** for any folders) stands for all files that fit it,
-    sorted. A file that is there is taken as it is, whatever its name. `what` says in an error what
-    was looked for. Raises InputError for a name that means no file.
+    A name with wildcards (*, ?, [a-z]; ** for any folders) gives all files that match, sorted; an
+    existing file is taken as it is, whatever its name. `what` the files should hold is for the
+    message. Raises InputError for a name without a file.
     """
-    found = [path for name in as_names(source) for path in _files_of(name, what)]
+    found: list[Path] = []
+    for name in as_names(source):
+        path = Path(name)
+        if path.is_dir():
+            raise InputError(f"{what}: {name} is a folder; name files")
+        if path.exists() or not glob.has_magic(name):
+            found.append(path)
+            continue
+        matches = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file())
+        if not matches:
+            raise InputError(f"{what}: no file fits {name!r} (looked from {Path.cwd()})")
+        found += matches
     if not found:
         raise InputError(f"no file is named for {what}")
     return tuple(found)
 
 
-def _files_of(name: str, what: str) -> list[Path]:
-    path = Path(name)
-    if path.is_dir():
-        raise InputError(f"{what}: {name} is a folder; name files")
-    if path.exists() or not glob.has_magic(name):
-        return [path]
-    paths = [p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file()]
-    if not paths:
-        raise InputError(f"{what}: no file fits {name!r} (looked from {Path.cwd()})")
-    return sorted(paths)
+@contextmanager
+def open_parquet(path: Path, what: str) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`, of which only the footer is read yet.
+
+    `what` the file should hold is for the message. Raises InputError for a file that is missing,
+    not parquet, or damaged where the block reads it.
+    """
+    # Imported late: most commands read no parquet, and the library loads slowly.
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise InputError(f"cannot read {what} from {path}: {error.strerror}") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"cannot read {what} from {path}: {error}") from error

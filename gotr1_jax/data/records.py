@@ -1,4 +1,4 @@
-"""Records of somebody's data set: caption, plan, prompts and image, read by number."""
+"""Records of a user's data set: caption, plan, prompts and image, read by index."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from gotr1_jax.data.config import RecordsConfig
-from gotr1_jax.data.files import Names, as_names, expand
+from gotr1_jax.data.files import Names, as_names, expand_names
 from gotr1_jax.data.tables import ENDINGS, Row, Table, open_table
 from gotr1_jax.errors import InputError
 from gotr1_jax.images import decode_image, open_image
 from gotr1_jax.io.hub import fetch_snapshot, is_hub_id
 
 _DATA_URL = "data:"
-_SAMPLE = 4096  # bytes at each end of a file that tell it from others
+_SAMPLE = 4096  # bytes at each end of a file that go into its key
+# A random stream of its own, apart from other draws by the same seed.
+_CROP_STREAM = 0x63726F70
+
+Crop = Literal["center", "random"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,10 @@ class Record:
     """One usable record.
 
     Attributes:
-      index: its number in the whole source, from 0.
-      where: names it in a message.
+      index: in the whole source, from 0.
+      where: its name in messages.
       caption, plan: text without blanks around it.
-      prompts: the texts of each kind of `RecordsConfig.prompts`, which may be none.
+      prompts: the texts of each kind of `RecordsConfig.prompts`; a kind may have none.
       image: bytes of an image file, or its path.
     """
 
@@ -50,7 +54,7 @@ class Record:
     image: bytes | Path
 
     def load_image(self) -> Image.Image:
-        """The image as RGB, upright. Raises InputError where there is no readable one."""
+        """The image as RGB, upright. Raises InputError if it cannot be read."""
         if isinstance(self.image, bytes):
             return decode_image(io.BytesIO(self.image), self.where)
         return open_image(self.image)
@@ -58,14 +62,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Unusable:
-    """A record that cannot be learned from, and why."""
+    """A record that cannot be used for training, and why."""
 
     index: int
     reason: str
 
 
 class Records:
-    """The records of several files, one after the other; rows are read when they are asked for.
+    """The records of several files, one after another; rows are read lazily.
 
     Raises InputError for a file that cannot be read, holds no record, or lacks a column.
     """
@@ -81,7 +85,7 @@ class Records:
         return int(self._ends[-1])
 
     def read(self, start: int, stop: int) -> Iterator[Record | Unusable]:
-        """Records start .. stop - 1, in order; what has no text or names no image is unusable."""
+        """Records start .. stop - 1, in order; those without text or image are `Unusable`."""
         columns = [name for key in self._keys() for name in (key, _head(key))]
         for table, first in zip(self._tables, self._ends.tolist()):
             low, high = max(start - first, 0), min(stop - first, len(table))
@@ -107,12 +111,36 @@ class Records:
         return Record(index, where, texts[0], texts[1], prompts, image)
 
 
-def record_files(source: Names, config: RecordsConfig) -> tuple[Path, ...]:
-    """The files of records that names mean: files, wildcards, folders, ids of hub data sets.
+def square_box(
+    width: int, height: int, crop: Crop, seed: int, index: int
+) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) in pixels of the largest square in an image.
 
-    Of a folder and of a data set those are taken that fit `config.files`. What exists goes before
-    an id. Raises InputError where there are none or one is named twice, and where a data set
-    cannot be had.
+    A random position is uniform and depends on seed and index alone.
+    """
+    side = min(width, height)
+    if crop == "center":
+        left, top = (width - side) // 2, (height - side) // 2
+    else:
+        draw = np.random.default_rng((seed, _CROP_STREAM, index))
+        left = int(draw.integers(width - side + 1))
+        top = int(draw.integers(height - side + 1))
+    return left, top, left + side, top + side
+
+
+def square_pixels(image: Image.Image, size: int, crop: Crop, seed: int, index: int) -> np.ndarray:
+    """The image's square, resized (bicubic, antialiased): uint8 (size, size, 3)."""
+    square = image.crop(square_box(image.width, image.height, crop, seed, index))
+    # Cropped first: resizing with a box also reads pixels around it.
+    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def record_files(source: Names, config: RecordsConfig) -> tuple[Path, ...]:
+    """The record files of `source`: files, wildcards, folders, ids of hub data sets.
+
+    Folders and data sets give the files that match `config.files`. An existing path is never
+    taken as an id. Raises InputError if there are none, if one is named twice, and for a data
+    set that cannot be fetched.
     """
     found: list[Path] = []
     for name in as_names(source):
@@ -120,7 +148,7 @@ def record_files(source: Names, config: RecordsConfig) -> tuple[Path, ...]:
         if not folder.exists() and is_hub_id(name):
             folder = fetch_snapshot(name, config.revision, config.files, "dataset")
         if not folder.is_dir():
-            found += expand(name, "records")
+            found += expand_names(name, "records")
             continue
         files = [
             path
@@ -142,9 +170,9 @@ def record_files(source: Names, config: RecordsConfig) -> tuple[Path, ...]:
 
 
 def files_key(files: Sequence[Path]) -> str:
-    """SHA-256 over names (below the folder that they share), sizes, beginnings and ends of files.
+    """Identifies a set of files without reading them whole.
 
-    Names a set of files without reading them whole.
+    SHA-256 over names (below their common folder), sizes, first and last bytes.
     """
     top = os.path.commonpath([path.absolute().parent for path in files])
     digest = hashlib.sha256()
@@ -163,7 +191,7 @@ def files_key(files: Sequence[Path]) -> str:
 
 
 def pick(row: Any, key: str) -> Any:
-    """The value under a key, whose dots go down into objects; None where there is none."""
+    """The value under a key, whose dots descend into objects; None if there is none."""
     if not isinstance(row, dict):
         return None
     if key in row:
@@ -173,10 +201,8 @@ def pick(row: Any, key: str) -> Any:
 
 
 def parsed(value: Any) -> Any:
-    """What a text spells as JSON or as a Python literal, if it is an object or a list.
-
-    Anything else comes back as it is.
-    """
+    """The object or list that a text spells as JSON or as a Python literal; other values as they
+    are."""
     text = _decoded(value)
     if text is None or text.lstrip()[:1] not in ("{", "["):
         return value
@@ -189,14 +215,14 @@ def parsed(value: Any) -> Any:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    """The texts of a value: its own, or those of a list; blank ones left out."""
+    """The texts of a value, which may be a list; blank ones are left out."""
     values = value if isinstance(value, list | tuple) else [value]
     texts = (_decoded(item) for item in values)
     return tuple(text.strip() for text in texts if text is not None and text.strip())
 
 
 def _decoded(value: Any) -> str | None:
-    """Text, of bytes too; None for anything else, and for what is not valid Unicode."""
+    """Text, also from UTF-8 bytes; None for anything else, and for invalid Unicode."""
     try:
         if isinstance(value, bytes):
             return value.decode("utf-8")

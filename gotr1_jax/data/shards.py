@@ -1,27 +1,26 @@
-"""Records with their images as token ids, on disk: what SFT reads.
+"""Records on disk with their images as token ids: what SFT reads.
 
 A folder holds manifest.json and shard_00000.arrow, shard_00001.arrow, …: Arrow files that are
-mapped into memory, not loaded. Shard k is made of records k·n .. (k+1)·n - 1 of the source, n =
-`Manifest.shard_records`; each of its rows says which record it is. Columns: record (int64),
-caption, plan, prompts (JSON, the texts of each kind), ids (uint16 or int32, a list of U).
+mapped into memory, not loaded. Shard k holds records k·n .. (k+1)·n - 1 of the source, n =
+`Manifest.shard_records`, without the unusable ones. Columns: record (int64, its index), caption,
+plan, prompts (JSON, the texts of each kind), ids (uint16 or int32, a list of U).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import os
-import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from gotr1_jax.data.config import PromptsConfig
 from gotr1_jax.data.records import Record
-from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.errors import InputError
+from gotr1_jax.io.files import atomic_write
+from gotr1_jax.io.json import read_json
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -29,19 +28,19 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards is made of; folders that differ in any of it are never mixed.
+    """What a folder of shards was made of; shards that differ in any of it are never mixed.
 
     Attributes:
-      source: the names as they were given.
-      files: `records.files_key` of the files that they meant.
-      records: how many these hold.
+      source: names as the user gave them.
+      files: `records.files_key` of the files of these names.
+      records: number of records in the files.
       shard_records: records of one shard.
       caption, plan, image, prompts: columns.
-      crop: the square of an image, with its seed where it is drawn.
+      crop: the square of an image, with the seed if it is random.
       image_size: pixels a side.
       vq: digest of the image tokenizer's weights.
       tokens: ids of one image (U).
-      codes: its vocabulary.
+      codes: size of the image vocabulary (I).
     """
 
     source: tuple[str, ...]
@@ -61,25 +60,24 @@ class Manifest:
 
     @property
     def key(self) -> str:
-        """Names the shards by all that they hang on; files that moved are the same files."""
-        values = {**dataclasses.asdict(self), "source": ()}
+        """A digest of everything but `source`: moved files keep their shards."""
+        values = {**asdict(self), "source": ()}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:20]
 
     @property
     def shards(self) -> int:
-        """How many shards the whole has."""
+        """Number of shards."""
         return -(-self.records // self.shard_records)
 
     def span(self, shard: int) -> tuple[int, int]:
-        """First record of a shard, and the one after its last."""
+        """First record of a shard, and the end, exclusive."""
         start = shard * self.shard_records
         return start, min(start + self.shard_records, self.records)
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What became of a shard's records: how many rows it has, how many records it lacks, and why
-    the first of these."""
+    """Rows of a shard, unusable records, and the reason of the first of these."""
 
     rows: int
     unusable: int
@@ -87,25 +85,23 @@ class ShardResult:
 
 
 def shard_path(folder: Path, shard: int) -> Path:
-    """Where a shard lies."""
+    """The file of a shard."""
     return folder / f"shard_{shard:05d}.arrow"
 
 
 def is_shards(path: Path) -> bool:
-    """Whether a folder holds shards, whole or not."""
+    """Whether a folder holds shards, complete or not."""
     return (path / MANIFEST).is_file()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder; InputError where it has none that can be read."""
+    """The manifest of a folder; InputError if it has no readable one."""
     path = folder / MANIFEST
+    values = read_json(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         manifest = Manifest(**values)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (TypeError, AttributeError) as error:
         raise InputError(f"{path} is no manifest of image tokens: {error}") from error
     if manifest.format != _FORMAT:
         raise InputError(f"{path} has the format {manifest.format}, this version reads {_FORMAT}")
@@ -113,28 +109,28 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def begin_folder(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest of an empty folder, or check the one that is there.
+    """Write the manifest of an empty folder, or check the existing one.
 
-    Several processes may do so at once. Raises InputError, naming what differs, where the folder
-    was made of something else; RunError where it cannot be written.
+    Several processes may do so at once. Raises InputError, naming the difference, for a folder
+    made of something else; RunError if it cannot be written.
     """
     if not is_shards(folder):
-        text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False) + "\n"
-        write_file(folder / MANIFEST, lambda part: part.write_text(text, encoding="utf-8"))
+        text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
+        atomic_write(folder / MANIFEST, text, parents=True)
     check_same(folder, read_manifest(folder), manifest)
 
 
 def check_same(folder: Path, found: Manifest, wanted: Manifest) -> None:
     """Raise InputError, naming the first difference, unless both describe the same shards.
 
-    The names of the source may differ where the files are the same.
+    `source` may differ if the files are the same.
     """
     if found.files != wanted.files:
         raise InputError(
             f"the image tokens in {folder} were made of other files, which were "
             f"{', '.join(found.source)}; choose another folder"
         )
-    for name, value in dataclasses.asdict(wanted).items():
+    for name, value in asdict(wanted).items():
         if name != "source" and getattr(found, name) != value:
             raise InputError(
                 f"the image tokens in {folder} were made with {name} {getattr(found, name)!r}, "
@@ -149,10 +145,9 @@ def write_shard(
     rows: Sequence[tuple[Record, np.ndarray]],
     reasons: Sequence[str],
 ) -> None:
-    """Write a shard of records and their ids (U,); it appears whole or not at all.
+    """Write a shard of records and their ids (U,), atomically; RunError if that fails.
 
-    `reasons` has a line for each record that is not in it. Raises RunError where it cannot be
-    written.
+    `reasons` has a line for each unusable record of the shard.
     """
     import pyarrow as pa
 
@@ -174,38 +169,17 @@ def write_shard(
     if reasons:
         notes["reason"] = reasons[0]
     batch = pa.record_batch(columns).replace_schema_metadata(notes)
-
-    def write(part: Path) -> None:
-        with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
-            writer.write_batch(batch)
-
-    write_file(shard_path(folder, shard), write)
-
-
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """`write(temporary path)`, flushed to the disk, then renamed; RunError where that fails."""
-    # Processes of several hosts may share the folder, and their ids.
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise RunError(
-            f"cannot write the image tokens to {path}: {error.strerror or error}; free some "
-            "space, or name another folder"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_file(buffer, batch.schema) as writer:
+        writer.write_batch(batch)
+    atomic_write(shard_path(folder, shard), buffer.getvalue().to_pybytes(), parents=True)
 
 
 class Shard:
     """One shard, mapped into memory."""
 
     def __init__(self, folder: Path, shard: int, manifest: Manifest) -> None:
-        """Raises InputError for a file that is damaged or not of this manifest."""
+        """Raises InputError for a file that is missing, damaged or of another manifest."""
         import pyarrow as pa
 
         path = shard_path(folder, shard)
@@ -233,7 +207,7 @@ class Shard:
         return len(self._batch)
 
     def record(self, row: int) -> int:
-        """The number of the record in the source."""
+        """The index of the row's record in the source."""
         return self._batch.column("record")[row].as_py()
 
     def text(self, row: int) -> tuple[str, str]:
@@ -246,14 +220,14 @@ class Shard:
 
 
 def missing_shards(folder: Path, manifest: Manifest) -> list[int]:
-    """The shards that are not there yet."""
+    """The shards without a file."""
     return [k for k in range(manifest.shards) if not shard_path(folder, k).is_file()]
 
 
 class TokenizedRecords:
-    """All rows of a folder of shards, or some: a source for `pipeline.sft_batches`.
+    """The rows of a folder of shards: the source of `pipeline.record_batches`.
 
-    Raises InputError where shards are missing or damaged.
+    Raises InputError if shards are missing or damaged.
     """
 
     def __init__(self, folder: Path, prompts: Sequence[PromptsConfig] = ()) -> None:
@@ -279,24 +253,24 @@ class TokenizedRecords:
         return len(self._rows)
 
     def keep(self, mask: np.ndarray) -> None:
-        """Leave out the rows where `mask`, bool over the rows of now, is False."""
+        """Drop the current rows where the bool `mask` is False."""
         self._rows = self._rows[mask]
 
-    def _place(self, index: int) -> tuple[Shard, int]:
+    def _locate(self, index: int) -> tuple[Shard, int]:
         row = int(self._rows[index])
         shard = int(np.searchsorted(self._ends, row, side="right")) - 1
         return self.shards[shard], row - int(self._ends[shard])
 
     def text(self, index: int) -> tuple[str, str]:
         """(caption, plan)."""
-        shard, row = self._place(index)
+        shard, row = self._locate(index)
         return shard.text(row)
 
     def draw_prompt(self, index: int, rng: np.random.Generator) -> str | None:
-        """One of the row's prompts: a kind that it has, then as the kind says; None without any."""
+        """A random prompt of the row: first a kind, then by its `take`; None if it has none."""
         if not self._kinds:
             return None
-        shard, row = self._place(index)
+        shard, row = self._locate(index)
         texts = shard.prompts(row)
         kinds = [(kind, texts[i]) for kind, i in self._kinds if texts[i]]
         if not kinds:
@@ -309,5 +283,5 @@ class TokenizedRecords:
 
     def image_ids(self, indices: np.ndarray) -> np.ndarray:
         """Image tokens of rows, int32 (B, U)."""
-        places = [self._place(int(index)) for index in indices]
+        places = [self._locate(int(index)) for index in indices]
         return np.stack([shard.ids[row] for shard, row in places]).astype(np.int32)

@@ -1,20 +1,22 @@
-"""Files of records, read by row number without being held: JSON lines, parquet, tar shards.
+"""Random access to the rows of record files: JSON lines, parquet, tar shards.
 
-A row is a dict by column name. Opening a file finds where its rows are; `rows` reads some of them.
+A row is a dict by column name. Opening a file indexes its rows; `rows` reads some of them.
 """
 
 from __future__ import annotations
 
 import json
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from gotr1_jax.data.parquet import open_parquet
+from gotr1_jax.data.files import open_parquet
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.json import parse_json_object
 
 Row = dict[str, Any]
 
@@ -23,55 +25,47 @@ IMAGE = "image"  # the column of a tar sample's image
 _JSON = ".json"
 
 
-class Table(Protocol):
+class Table(ABC):
     """Rows of one file."""
 
     path: Path
+    row_name = "row"
 
+    @abstractmethod
     def __len__(self) -> int: ...
-    def columns(self) -> tuple[str, ...]:
-        """Column names: of all rows, or of the first where every row has its own."""
-        ...
 
+    @abstractmethod
     def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Row]:
-        """Rows start .. stop - 1, with at least those of `columns` that they have."""
-        ...
+        """Rows start .. stop - 1, with at least those of `columns` that exist."""
+
+    def columns(self) -> tuple[str, ...]:
+        """Column names: of the file, or of its first row where each row has its own."""
+        return tuple(next(self.rows(0, 1, ())))
 
     def where(self, index: int) -> str:
-        """Names a row in a message."""
-        ...
+        """The name of a row in messages."""
+        return f"{self.path}, {self.row_name} {index + 1}"
 
 
-class JsonLines:
-    """Objects, one a line, in UTF-8; blank lines are no rows. Holds 8 bytes a row."""
+class JsonLines(Table):
+    """UTF-8 JSON objects, one a line; blank lines are skipped. Keeps 8 bytes a row in memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._starts = _reading(path, lambda file: np.fromiter(_line_starts(file), np.int64))
+        try:
+            with open(path, "rb") as file:
+                self._starts = np.fromiter(_line_starts(file), np.int64)
+        except OSError as error:
+            raise InputError(f"cannot read records from {path}: {error.strerror}") from error
 
     def __len__(self) -> int:
         return len(self._starts)
-
-    def columns(self) -> tuple[str, ...]:
-        return tuple(next(self.rows(0, 1, ())))
 
     def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Row]:
         with open(self.path, "rb") as file:
             for index in range(start, stop):
                 file.seek(int(self._starts[index]))
-                yield self._row(index, file.readline())
-
-    def where(self, index: int) -> str:
-        return f"{self.path}, row {index + 1}"
-
-    def _row(self, index: int, line: bytes) -> Row:
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # of JSON, or of UTF-8
-            raise InputError(f"{self.where(index)} is not JSON in UTF-8: {error}") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{self.where(index)} is not a JSON object")
-        return row
+                yield parse_json_object(file.readline(), self.where(index))
 
 
 def _line_starts(file: BinaryIO) -> Iterator[int]:
@@ -83,8 +77,8 @@ def _line_starts(file: BinaryIO) -> Iterator[int]:
         at += len(line)
 
 
-class Parquet:
-    """Rows of a parquet file; a few rows of one row group are held at a time."""
+class Parquet(Table):
+    """Rows of a parquet file; `rows` keeps a few rows of one row group in memory."""
 
     _ROWS_AT_ONCE = 64
 
@@ -117,15 +111,14 @@ class Parquet:
                 if low < high:
                     yield from batch.slice(low, high - low).to_pylist()
 
-    def where(self, index: int) -> str:
-        return f"{self.path}, row {index + 1}"
 
+class Tar(Table):
+    """Samples of an uncompressed tar shard (WebDataset): adjacent files with one stem.
 
-class Tar:
-    """Samples of an uncompressed tar shard: neighbouring files that differ in their ending only.
-
-    Holds 17 bytes a file.
+    Keeps 17 bytes a file in memory.
     """
+
+    row_name = "sample"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -152,20 +145,14 @@ class Tar:
     def __len__(self) -> int:
         return len(self._first) - 1
 
-    def columns(self) -> tuple[str, ...]:
-        return tuple(next(self.rows(0, 1, ())))
-
     def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Row]:
         with open(self.path, "rb") as file:
             for index in range(start, stop):
                 yield self._row(index, file)
 
-    def where(self, index: int) -> str:
-        return f"{self.path}, sample {index + 1}"
-
     def _row(self, index: int, file: BinaryIO) -> Row:
         row: Row = {}
-        spoken: Row = {}  # what the sample's .json holds
+        texts: Row = {}  # of the sample's .json
         for member in range(int(self._first[index]), int(self._first[index + 1])):
             ending = self._endings[self._kinds[member]]
             file.seek(int(self._offsets[member]))
@@ -176,8 +163,8 @@ class Tar:
             if ending in IMAGE_ENDINGS:
                 row.setdefault(IMAGE, data)
             elif ending == _JSON:
-                spoken = self._object(index, data)
-        return {**spoken, **row}
+                texts = self._object(index, data)
+        return {**texts, **row}
 
     def _object(self, index: int, data: bytes) -> Row:
         try:
@@ -188,13 +175,13 @@ class Tar:
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """The files of a tar, in order; only their headers are read."""
+    """The files of a tar, in order; reads headers only."""
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 if member.isfile():
                     yield member
-                archive.members = []  # type: ignore[attr-defined] # it would keep all of them
+                archive.members = []  # type: ignore[attr-defined] # keeps no list of all members
     except FileNotFoundError as error:
         raise InputError(f"cannot read records from {path}: {error.strerror}") from error
     except (tarfile.TarError, OSError) as error:
@@ -204,7 +191,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """("shard/0001", ".seg.png") of "shard/0001.seg.png", as WebDataset cuts names."""
+    """("shard/0001", ".seg.png") of "shard/0001.seg.png", as WebDataset splits names."""
     path = PurePosixPath(name)
     stem, dot, ending = path.name.partition(".")
     return str(path.parent / stem), (dot + ending).lower()
@@ -212,22 +199,14 @@ def _split_name(name: str) -> tuple[str, str]:
 
 _KINDS: dict[str, Callable[[Path], Table]] = {".jsonl": JsonLines, ".parquet": Parquet, ".tar": Tar}
 ENDINGS = tuple(_KINDS)
-"""Names of files that hold records end so."""
+"""Endings of record files."""
 
 
 def open_table(path: Path) -> Table:
-    """The rows of a file, by its ending. Raises InputError for what cannot be read or is empty."""
+    """The rows of a file, by its ending. Raises InputError if it cannot be read or is empty."""
     if path.suffix not in _KINDS:
-        raise InputError(f"{path} is no file of records: its name must end in {', '.join(ENDINGS)}")
+        raise InputError(f"{path} is no record file: its name must end in {', '.join(ENDINGS)}")
     table = _KINDS[path.suffix](path)
     if not len(table):
         raise InputError(f"{path} holds no record")
     return table
-
-
-def _reading(path: Path, read: Callable[[BinaryIO], Any]) -> Any:
-    try:
-        with open(path, "rb") as file:
-            return read(file)
-    except OSError as error:
-        raise InputError(f"cannot read records from {path}: {error.strerror}") from error

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from gotr1_jax.data.sources import iter_captions
+from gotr1_jax.data.captions import iter_captions
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.detections import Detection
 from gotr1_jax.evaluation.phrases import ParsedCaption, Word

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gotr1_jax.data.sources import iter_captions
+from gotr1_jax.data.captions import iter_captions
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.detections import Detection
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gotr1_jax.data.sources import iter_captions
+from gotr1_jax.data.captions import iter_captions
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation import benchmark, published
 from gotr1_jax.evaluation.benchmark import Answers, ImageScore, ModelOption, ModelOptions

@@ -37,10 +37,9 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from gotr1_jax.data.sources import read_lines
 from gotr1_jax.errors import InputError
 from gotr1_jax.images import open_image
-from gotr1_jax.io.files import atomic_write, write_failure
+from gotr1_jax.io.files import atomic_write, read_lines, write_failure
 from gotr1_jax.shapes.questions import sample_questions
 from gotr1_jax.shapes.render import render
 

@@ -9,9 +9,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from gotr1_jax.data.sources import iter_captions, read_lines
+from gotr1_jax.data.captions import iter_captions
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate.config import GenerateConfig
+from gotr1_jax.io.files import read_lines
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer
 
 JOINED_PLANS = "plans.jsonl"

@@ -13,8 +13,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gotr1_jax.convert.checkpoint import Checkpoint
+from gotr1_jax.data.captions import read_captions
 from gotr1_jax.data.pipeline import caption_batches
-from gotr1_jax.data.sources import read_captions
 from gotr1_jax.decoding.guidance import LogpSettings
 from gotr1_jax.grpo.config import CaptionsConfig, EvaluationConfig, GrpoConfig
 from gotr1_jax.grpo.entropy import new_entropy_state

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, strict JSON, and one line for a failed write."""
+"""Files that appear whole or not at all, strict JSON, lines of text, one line for an error."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import errno
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gotr1_jax.errors import RunError
+from gotr1_jax.errors import InputError, RunError
 
 
 def write_failure(path: Path, error: OSError) -> RunError:
     """The one line for a write that failed; a full disk is named as such."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
-            f"disk full: {path} was not written; free some space or choose another run directory"
+            f"disk full: {path} was not written; free some space or choose another directory"
         )
     return RunError(f"cannot write {path}: {error.strerror or error}")
 
@@ -32,15 +33,18 @@ def clear_write_errors(path: Path) -> Iterator[None]:
         raise write_failure(path, error) from error
 
 
-def atomic_write(path: Path | str, data: bytes | str) -> None:
+def atomic_write(path: Path | str, data: bytes | str, *, parents: bool = False) -> None:
     """Writes `data` (text as UTF-8) under a temporary name, flushes it to disk, then renames.
 
-    A reader sees the old file or the whole new one. Raises RunError when it cannot be written;
-    nothing of the new file is then left behind.
+    A reader sees the old file or the whole new one. `parents` creates missing folders. Raises
+    RunError when it cannot be written; nothing of the new file is then left behind.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    # Not the process id: processes of several hosts may write the same file.
+    temporary = path.with_name(f".{path.name}.tmp{secrets.randbelow(10**12)}")
     with clear_write_errors(path):
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
                 file.write(data.encode() if isinstance(data, str) else data)
@@ -84,3 +88,21 @@ def plain_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def read_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
+    """(number from 1, text without blanks around it) of the lines of a UTF-8 file that are not
+    blank; `what` the file should hold. Raises InputError for a file that cannot be read."""
+    number = 0
+    try:
+        # Not splitlines(): it also cuts at characters that may occur inside a caption.
+        with open(path, encoding="utf-8-sig") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield number, line.strip()
+    except OSError as error:
+        raise InputError(f"cannot read {what} from {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text (after line {number}); save it as UTF-8"
+        ) from error

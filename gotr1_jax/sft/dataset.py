@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gotr1_jax.convert.image_tokenizer import ImageTokenizer
-from gotr1_jax.data.lengths import Lengths, Spelling
-from gotr1_jax.data.pipeline import SftExampleBatch, TextLimits, record_batches, sft_batches
+from gotr1_jax.data.pipeline import SftExampleBatch, record_batches, sft_batches
 from gotr1_jax.data.shards import TokenizedRecords
-from gotr1_jax.data.token_cache import ImageTokens
+from gotr1_jax.data.text_tokens import TextFormat, TokenCounts
+from gotr1_jax.data.token_cache import ImageTokenCache
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.progress import Progress
 from gotr1_jax.parallel.mesh import addressable_rows
@@ -31,11 +31,11 @@ from gotr1_jax.sampler.token_batch import TokenBatch
 from gotr1_jax.sft.config import SftConfig, SftDataConfig
 from gotr1_jax.sft.image_encoder import ImageEncoder, state_digest
 from gotr1_jax.sft.tokenize_images import (
-    Host,
-    TokensProgress,
+    HostShare,
     check_tokenizer,
     check_usable,
     given_shards,
+    show_progress,
     tokenize_records,
 )
 from gotr1_jax.shapes.dataset import ShapesSource
@@ -61,61 +61,54 @@ def make_batches(
 
     Raises InputError on every process, before the first batch, for data that do not fit.
     """
-    if config.data.source != "shapes":
-        return _record_batches(config, vq, tokenizer, tokenizer_dir, held)
-    return _shapes_batches(config, vq, tokenizer, held)
-
-
-def _shapes_batches(
-    config: SftConfig, vq: ImageTokenizer, tokenizer: TextTokenizer, held: np.ndarray
-) -> grain.IterDataset[SftExampleBatch]:
     data = config.data
-    source = ShapesSource("train", data.examples, config.seed, data.unfaithful_fraction, data.plans)
+    text = TextFormat(tokenizer, config.template, data.max_prompt_tokens, data.max_plan_tokens)
+    if data.source == "shapes":
+        source = ShapesSource(
+            "train", data.examples, config.seed, data.unfaithful_fraction, data.plans
+        )
+        ids_NU = _shapes_image_ids(config, source, vq)
+        return sft_batches(source, ids_NU, text, config.batch_size, config.seed, held)
+    digest = hashlib.sha256((tokenizer_dir / TOKENIZER_FILE).read_bytes()).hexdigest()
+    records = _load_records(config, vq, text, digest)
+    return record_batches(records, text, config.batch_size, config.seed, held)
+
+
+def _shapes_image_ids(config: SftConfig, source: ShapesSource, vq: ImageTokenizer) -> np.ndarray:
+    """Image tokens of the shapes examples, int32 (N, U), the same on every process."""
     encode = ImageEncoder(vq.config, vq.state, jax.local_devices()[:1])
-    cache = ImageTokens(Path(data.cache_dir), state_digest(vq.state), encode)
-    with Progress("image tokens", data.examples, 0) as progress:
+    cache = ImageTokenCache(Path(config.data.cache_dir), state_digest(vq.state), encode)
+    with Progress("image tokens", len(source), 0) as progress:
         # The other processes find what process 0 wrote, if they share its storage.
         for turn in (is_main_process(), True):
             with raise_on_all_processes():
                 if turn:
                     ids_NU = cache.ids(source, lambda done, _: progress.update(done))
     check_same_on_all_processes(hashlib.sha256(ids_NU.tobytes()).hexdigest(), "set of image tokens")
-    limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
-    return sft_batches(
-        source, ids_NU, tokenizer, config.template, limits, config.batch_size, config.seed, held
-    )
+    return ids_NU
 
 
-def _record_batches(
-    config: SftConfig,
-    vq: ImageTokenizer,
-    tokenizer: TextTokenizer,
-    tokenizer_dir: Path,
-    held: np.ndarray,
-) -> grain.IterDataset[SftExampleBatch]:
-    """Every process tokenises its share of the images that are not on disk yet."""
-    data, host = config.data, Host(jax.process_index(), jax.process_count())
-    with raise_on_all_processes(), TokensProgress() as progress:
+def _load_records(
+    config: SftConfig, vq: ImageTokenizer, text: TextFormat, tokenizer_digest: str
+) -> TokenizedRecords:
+    """The records that fit; every process tokenises its share of those that are not cached."""
+    data, share = config.data, HostShare(jax.process_index(), jax.process_count())
+    with raise_on_all_processes(), show_progress() as on_progress:
         folder = given_shards(data)
         if folder is None:
-            folder = tokenize_records(data, vq, host, progress)
+            folder = tokenize_records(data, vq, share, on_progress)
         else:
             check_tokenizer(folder, vq)
-    digest = hashlib.sha256((tokenizer_dir / TOKENIZER_FILE).read_bytes()).hexdigest()
     with raise_on_all_processes():
         records = TokenizedRecords(folder, data.records.prompts)
-        _check_plan_tokens(config, tokenizer, records)
-        spelling = Spelling(tokenizer, config.template, digest)
-        lengths = Lengths.beside(Path(data.cache_dir), records, spelling)
-        for shard in host.shards(records.manifest):
-            lengths.count(shard, records.shards[shard])
+        _check_plan_tokens(config, text.tokenizer, records)
+        counts = TokenCounts.in_cache(Path(data.cache_dir), records, text, tokenizer_digest)
+        for shard in share.shards(records.manifest):
+            counts.count(shard, records.shards[shard])
     check_same_on_all_processes(records.manifest.key, "set of records")
     with raise_on_all_processes():
-        _drop_long_records(data, records, lengths)
-    limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
-    return record_batches(
-        records, tokenizer, config.template, limits, config.batch_size, config.seed, held
-    )
+        _drop_long_records(data, records, counts)
+    return records
 
 
 def _check_plan_tokens(
@@ -129,18 +122,17 @@ def _check_plan_tokens(
         )
 
 
-def _drop_long_records(data: SftDataConfig, records: TokenizedRecords, lengths: Lengths) -> None:
+def _drop_long_records(data: SftDataConfig, records: TokenizedRecords, counts: TokenCounts) -> None:
     """Drop the records that exceed the limits; InputError if too many are too long or unusable."""
     total = records.manifest.records
     results = [shard.result for shard in records.shards]
     unusable = check_usable(results, total, data.records.unusable_limit)
-    limits = TextLimits(data.max_prompt_tokens, data.max_plan_tokens)
-    records.keep(lengths.fitting(records, limits))
+    records.keep(counts.fitting(records))
     too_long = total - unusable - len(records)
     if too_long > data.records.too_long_limit * total:
         raise InputError(
             f"{too_long} of {total} records are longer than data.max_prompt_tokens "
-            f"{limits.max_prompt_tokens} or data.max_plan_tokens {limits.max_plan_tokens}, more "
+            f"{data.max_prompt_tokens} or data.max_plan_tokens {data.max_plan_tokens}, more "
             f"than the share {data.records.too_long_limit} (data.records.too_long_limit)"
         )
     _log.info("%d records; left out: %d unusable, %d too long", len(records), unusable, too_long)

@@ -1,4 +1,4 @@
-"""Images through the tokenizer, on the devices of this process."""
+"""The image tokenizer's encoder on the devices of this process."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from gotr1_jax.parallel.mesh import make_mesh, replicated, row_sharding
 
 
 class ImageEncoder:
-    """Pixels -> image tokens with one tokenizer's weights, rows split over devices."""
+    """Pixels -> image tokens, rows split over devices."""
 
     def __init__(
         self, config: VQConfig, state: nnx.State, devices: Sequence[jax.Device] | None = None
     ) -> None:
-        """devices: of this process; None: all that it has. Other processes take no part."""
+        """devices: of this process; None: all of them. Other processes take no part."""
         devices = list(jax.local_devices() if devices is None else devices)
         self.devices = len(devices)
         mesh = make_mesh(devices=devices)
@@ -32,7 +32,7 @@ class ImageEncoder:
         self._encode = jax.jit(partial(_encode, nnx.split(abstract_vq(config))[0]))
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (B, H, W, 3) -> int32 (B, U); every new B compiles anew."""
+        """uint8 (B, H, W, 3) -> int32 (B, U); each B is compiled once."""
         fill = -len(pixels) % self.devices
         full = np.concatenate([pixels, np.repeat(pixels[-1:], fill, axis=0)])
         ids = self._encode(self._state, jax.device_put(full, self._rows))
@@ -44,7 +44,7 @@ def _encode(graphdef: Any, state: nnx.State, pixels: jax.Array) -> jax.Array:
 
 
 def state_digest(state: nnx.State) -> str:
-    """SHA-256 over the arrays of a state, by path: names a set of weights."""
+    """SHA-256 over the paths and float32 values of a state's arrays: identifies the weights."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         digest.update(jax.tree_util.keystr(path).encode())

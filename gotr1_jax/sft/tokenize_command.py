@@ -1,4 +1,4 @@
-"""The images of records into token ids, once: `gotr1 tokenize-images --config FILE`."""
+"""Tokenise the images of records, once: `gotr1 tokenize-images --config FILE`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gotr1 tokenize-images`; keys of the configuration can be given too."""
     parser.description = (
         "Tokenise the images of the records that a configuration of gotr1 train sft names "
-        "(data.source, data.records, vq). The same command goes on where it was stopped. Every "
+        "(data.source, data.records, vq). The same command resumes where it stopped. Every "
         "key of the configuration can be given as --section.key VALUE."
     )
     parser.add_argument(
@@ -20,23 +20,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR",
-        help="folder to write, which data.source may then name; without it a folder in "
-        "data.cache_dir, where gotr1 train sft finds it by itself",
+        help="folder to write, which data.source may then name; by default a folder in "
+        "data.cache_dir, which gotr1 train sft finds by itself",
     )  # fmt: skip
     parser.add_argument(
         "--host", type=int, metavar="I",
-        help="index of this host, from 0; hosts that share the folder do a part each (without it: "
-        "of the processes that were started together)",
+        help="index of this host, from 0; hosts that share the folder do a part each (default: "
+        "the index of this process)",
     )  # fmt: skip
-    parser.add_argument("--hosts", type=int, metavar="N", help="how many hosts there are")
+    parser.add_argument("--hosts", type=int, metavar="N", help="number of hosts")
     parser.add_argument(
-        "--batch", type=int, default=16, metavar="B", help="images at once on a device (16)"
+        "--batch",
+        type=int,
+        default=16,
+        metavar="B",
+        help="images of one forward pass on each device (16)",
     )
     parser.set_defaults(overrides=[])
 
 
 def run(options: argparse.Namespace) -> None:
-    """Does what the parsed command line says, and prints the folder."""
+    """Run the parsed command; prints the folder."""
     if (options.host is None) != (options.hosts is None):
         raise InputError("give both --host and --hosts, or neither")
     if options.hosts is not None and not 0 <= options.host < options.hosts:
@@ -60,7 +64,12 @@ def run(options: argparse.Namespace) -> None:
     from gotr1_jax.convert.image_tokenizer import load_vq
     from gotr1_jax.parallel.processes import raise_on_all_processes
     from gotr1_jax.parallel.startup import start_devices, start_processes
-    from gotr1_jax.sft.tokenize_images import Host, TokensProgress, given_shards, tokenize_records
+    from gotr1_jax.sft.tokenize_images import (
+        HostShare,
+        given_shards,
+        show_progress,
+        tokenize_records,
+    )
 
     given = given_shards(config.data)
     if given is not None:
@@ -68,10 +77,11 @@ def run(options: argparse.Namespace) -> None:
     if options.host is None:
         start_processes(config.distributed)
     start_devices(config.mesh.cpu_devices)
-    host = Host(jax.process_index(), jax.process_count())
-    if options.host is not None:
-        host = Host(options.host, options.hosts)
-    images = load_vq(find_checkpoint(config.vq))
-    with raise_on_all_processes(), TokensProgress() as progress:
-        folder = tokenize_records(config.data, images, host, progress, options.out, options.batch)
+    if options.host is None:
+        share = HostShare(jax.process_index(), jax.process_count())
+    else:
+        share = HostShare(options.host, options.hosts)
+    vq = load_vq(find_checkpoint(config.vq))
+    with raise_on_all_processes(), show_progress() as on_progress:
+        folder = tokenize_records(config.data, vq, share, on_progress, options.out, options.batch)
     print(folder)

@@ -33,8 +33,7 @@ from tiny_checkpoints import write_tiny
 from gotr1_jax import cli
 from gotr1_jax.convert.image_tokenizer import load_vq
 from gotr1_jax.data.config import RecordsConfig
-from gotr1_jax.data.crop import square_pixels
-from gotr1_jax.data.records import Record, Records
+from gotr1_jax.data.records import Record, Records, square_pixels
 from gotr1_jax.data.shards import TokenizedRecords, read_manifest
 from gotr1_jax.sft.image_encoder import ImageEncoder
 from gotr1_jax.tokenizers.janus import PLAN_TOKENS, TextTokenizer

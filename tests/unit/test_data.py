@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -11,15 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gotr1_jax.data.captions import read_captions
 from gotr1_jax.data.pipeline import (
-    TextLimits,
     caption_batches,
     image_batches,
     pad_rows,
     sft_batches,
 )
-from gotr1_jax.data.sources import read_captions
-from gotr1_jax.data.token_cache import ImageTokens
+from gotr1_jax.data.text_tokens import TextFormat
+from gotr1_jax.data.token_cache import ImageTokenCache
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.shapes.captions import is_heldout, parse_caption
 from gotr1_jax.shapes.dataset import ShapesSource, shapes_captions
@@ -107,7 +108,7 @@ def test_caption_files(
             "line 1 has no text under 'prompt' or 'caption'; its keys: t",
         ),
         ("a.jsonl", b'{"prompt": "  "}', "line 1 has no text"),
-        ("a.jsonl", b'["x"]', "line 1 is not an object"),
+        ("a.jsonl", b'["x"]', "line 1 is not a JSON object"),
     ],
 )
 def test_unusable_caption_files(tmp_path: Path, name: str, data: bytes, message: str) -> None:
@@ -226,11 +227,11 @@ def test_no_batch_holds_a_caption_twice() -> None:
 def test_iterators_resume_exactly(codec: TextTokenizer) -> None:
     source = ShapesSource("train", 11, seed=1, unfaithful_fraction=0.3)
     ids_NU = np.arange(22, dtype=np.int32).reshape(11, 2)
-    limits = TextLimits(48, 64)
+    text = TextFormat(codec, GOTR1_TEMPLATE, 48, 64)
     for dataset in (
         caption_batches(CAPTIONS, 3, seed=5),
         image_batches(source, 3, seed=5),
-        sft_batches(source, ids_NU, codec, GOTR1_TEMPLATE, limits, 3, seed=5),
+        sft_batches(source, ids_NU, text, 3, seed=5),
     ):
         iterator = iter(dataset)
         for _ in range(4):
@@ -258,7 +259,8 @@ def test_image_batches_hold_the_sources_images() -> None:
 def test_sft_rows_spell_caption_and_plan(codec: TextTokenizer) -> None:
     source = ShapesSource("train", 8, seed=2)
     ids_NU = np.arange(24, dtype=np.uint16).reshape(8, 3)
-    batches = sft_batches(source, ids_NU, codec, GOTR1_TEMPLATE, TextLimits(40, 60), 8, seed=0)
+    text = TextFormat(codec, GOTR1_TEMPLATE, 40, 60)
+    batches = sft_batches(source, ids_NU, text, 8, seed=0)
     batch = next(iter(batches))
     assert batch.prompt_ids_BC.shape == (8, 40) and batch.plan_ids_BT.shape == (8, 60)
     for row, index in enumerate(batch.indices_B.tolist()):
@@ -275,7 +277,7 @@ def test_sft_rows_spell_caption_and_plan(codec: TextTokenizer) -> None:
     assert batch.image_ids_BU.dtype == batch.plan_ids_BT.dtype == np.int32
 
 
-def test_places_of_a_batch_are_those_rows_of_the_whole_batch(codec: TextTokenizer) -> None:
+def test_positions_of_a_batch_are_those_rows_of_the_whole_batch(codec: TextTokenizer) -> None:
     source, read = ShapesSource("train", 10, seed=2), []
 
     class Watched(ShapesSource):
@@ -283,8 +285,8 @@ def test_places_of_a_batch_are_those_rows_of_the_whole_batch(codec: TextTokenize
             read.append(index)
             return source.text(index)
 
-    ids_NU, limits = np.arange(20).reshape(10, 2), TextLimits(40, 60)
-    rest = (ids_NU, codec, GOTR1_TEMPLATE, limits, 4, 7)
+    ids_NU, text = np.arange(20).reshape(10, 2), TextFormat(codec, GOTR1_TEMPLATE, 40, 60)
+    rest = (ids_NU, text, 4, 7)
     whole = iter(sft_batches(source, *rest))
     part = iter(sft_batches(Watched("train", 10, seed=2), *rest, np.array([1, 2])))
     wanted: set[int] = set()
@@ -303,15 +305,16 @@ def test_sft_refuses_what_does_not_fit(codec: TextTokenizer) -> None:
     source = ShapesSource("train", 4)
     ids_NU = np.zeros((4, 2), np.int32)
 
-    def first(limits: TextLimits, ids: np.ndarray = ids_NU) -> object:
-        return next(iter(sft_batches(source, ids, codec, GOTR1_TEMPLATE, limits, 2, seed=0)))
+    def first(max_prompt: int, max_plan: int, ids: np.ndarray = ids_NU) -> object:
+        text = TextFormat(codec, GOTR1_TEMPLATE, max_prompt, max_plan)
+        return next(iter(sft_batches(source, ids, text, 2, seed=0)))
 
     with pytest.raises(InputError, match="the prompt has .* the limit of 20.*'a"):
-        first(TextLimits(20, 64))
+        first(20, 64)
     with pytest.raises(InputError, match="the plan of caption 'a .* over the limit of 10"):
-        first(TextLimits(64, 10))
+        first(64, 10)
     with pytest.raises(InputError, match="4 examples, but token ids of 3"):
-        first(TextLimits(64, 64), ids_NU[:3])
+        first(64, 64, ids_NU[:3])
 
 
 def test_pad_rows_by_hand() -> None:
@@ -326,7 +329,7 @@ def test_image_tokens_are_computed_once(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("gotr1_jax.data.token_cache._SHARD", 4)
     source, encode = ShapesSource("train", 10), Encoder()
     seen: list[tuple[int, int]] = []
-    cache = ImageTokens(tmp_path, "weights-1", encode, batch_size=3)
+    cache = ImageTokenCache(tmp_path, "weights-1", encode, batch_size=3)
     ids_NU = cache.ids(source, lambda done, total: seen.append((done, total)))
     assert ids_NU.shape == (10, 2) and ids_NU.dtype == np.int32
     for index in range(10):
@@ -336,11 +339,11 @@ def test_image_tokens_are_computed_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert seen[-1] == (10, 10) and seen == sorted(seen)
 
     again = Encoder()
-    np.testing.assert_array_equal(ImageTokens(tmp_path, "weights-1", again).ids(source), ids_NU)
+    np.testing.assert_array_equal(ImageTokenCache(tmp_path, "weights-1", again).ids(source), ids_NU)
     assert again.batches == []
     for other in (
-        (ImageTokens(tmp_path, "weights-2", again, 5), source),
-        (ImageTokens(tmp_path, "weights-1", again, 5), ShapesSource("train", 10, seed=1)),
+        (ImageTokenCache(tmp_path, "weights-2", again, 5), source),
+        (ImageTokenCache(tmp_path, "weights-1", again, 5), ShapesSource("train", 10, seed=1)),
     ):
         again.batches.clear()
         other[0].ids(other[1])
@@ -352,28 +355,27 @@ def test_damaged_and_missing_shards_are_computed_anew(
 ) -> None:
     monkeypatch.setattr("gotr1_jax.data.token_cache._SHARD", 4)
     source = ShapesSource("train", 10)
-    ids_NU = ImageTokens(tmp_path, "w", Encoder()).ids(source)
+    ids_NU = ImageTokenCache(tmp_path, "w", Encoder()).ids(source)
     first, second, third = sorted(tmp_path.rglob("*.npz"))
     data = bytearray(first.read_bytes())
     data[-150] ^= 1
     first.write_bytes(data)
     second.write_bytes(second.read_bytes()[:50])
     encode = Encoder()
-    np.testing.assert_array_equal(ImageTokens(tmp_path, "w", encode, 4).ids(source), ids_NU)
+    np.testing.assert_array_equal(ImageTokenCache(tmp_path, "w", encode, 4).ids(source), ids_NU)
     assert encode.batches == [4, 4]
     # A longer source of the same key keeps the full shards.
     encode.batches.clear()
-    longer = ImageTokens(tmp_path, "w", encode, 4).ids(ShapesSource("train", 12))
+    longer = ImageTokenCache(tmp_path, "w", encode, 4).ids(ShapesSource("train", 12))
     np.testing.assert_array_equal(longer[:10], ids_NU)
     assert encode.batches == [4]
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: object, **arrays: np.ndarray) -> None:
-        file.write(b"half")  # type: ignore[attr-defined]
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(RunError, match="cannot write the image tokens.*No space left"):
-        ImageTokens(tmp_path, "w", Encoder()).ids(ShapesSource("train", 3))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="disk full: .*ids_00000.npz was not written"):
+        ImageTokenCache(tmp_path, "w", Encoder()).ids(ShapesSource("train", 3))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gotr1_jax.data.sources import iter_captions
+from gotr1_jax.data.captions import iter_captions
 from gotr1_jax.evaluation.compbench_rules import spatial_relation
 from gotr1_jax.evaluation.detections import Detection
 from gotr1_jax.evaluation.dpg import DpgRules

@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from gotr1_jax.data.sources import iter_captions
+from gotr1_jax.data.captions import iter_captions
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation import phrases
 from gotr1_jax.evaluation.compbench_rules import phrase_questions, simple_objects, spatial_relation

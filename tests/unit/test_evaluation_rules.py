@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gotr1_jax.data.sources import iter_captions
+from gotr1_jax.data.captions import iter_captions
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.compbench_rules import (
     attribute_score,

@@ -17,8 +17,17 @@ from record_files import WRITERS, image, made, write_jsonl, write_parquet, write
 
 from gotr1_jax.config import load_config
 from gotr1_jax.data.config import PromptsConfig, RecordsConfig
-from gotr1_jax.data.crop import square_box, square_pixels
-from gotr1_jax.data.records import Record, Records, Unusable, files_key, parsed, pick, record_files
+from gotr1_jax.data.records import (
+    Record,
+    Records,
+    Unusable,
+    files_key,
+    parsed,
+    pick,
+    record_files,
+    square_box,
+    square_pixels,
+)
 from gotr1_jax.errors import InputError
 from gotr1_jax.sft.config import SftConfig
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -12,8 +13,7 @@ import numpy as np
 import pytest
 
 from gotr1_jax.data.config import PromptsConfig, RecordsConfig
-from gotr1_jax.data.lengths import Lengths, Spelling
-from gotr1_jax.data.pipeline import TextLimits, record_batches
+from gotr1_jax.data.pipeline import record_batches
 from gotr1_jax.data.records import Record
 from gotr1_jax.data.shards import (
     Manifest,
@@ -23,9 +23,9 @@ from gotr1_jax.data.shards import (
     missing_shards,
     read_manifest,
     shard_path,
-    write_file,
     write_shard,
 )
+from gotr1_jax.data.text_tokens import TextFormat, TokenCounts
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.shapes.tokenizer import train_tokenizer
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, TextTokenizer
@@ -118,7 +118,7 @@ def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
-def test_damaged_and_foreign_shards_are_told(tmp_path: Path) -> None:
+def test_damaged_and_foreign_shards_are_refused(tmp_path: Path) -> None:
     write(tmp_path)
     path = shard_path(tmp_path, 1)
     whole = path.read_bytes()
@@ -131,13 +131,13 @@ def test_damaged_and_foreign_shards_are_told(tmp_path: Path) -> None:
         Shard(tmp_path, 1, MANIFEST)
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
-    def full(part: Path) -> None:
-        part.write_bytes(b"half")
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(RunError, match="cannot write the image tokens.*No space left"):
-        write_file(tmp_path / "deep" / "x", full)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="disk full: .*shard_00000.arrow was not written"):
+        write_shard(tmp_path / "deep", 0, MANIFEST, [(record(0), ids(0))], [])
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -158,7 +158,7 @@ def test_prompts_are_drawn_by_kind_then_within(tmp_path: Path) -> None:
 
 def batches_of(folder: Path, codec: TextTokenizer, limit: int = 48):
     records = TokenizedRecords(folder, KINDS)
-    return record_batches(records, codec, GOTR1_TEMPLATE, TextLimits(limit, 32), 2, seed=3)
+    return record_batches(records, TextFormat(codec, GOTR1_TEMPLATE, limit, 32), 2, seed=3)
 
 
 def prompts_of(batch, codec: TextTokenizer) -> list[tuple[int, str]]:
@@ -208,25 +208,30 @@ def test_a_caption_stands_in_for_prompts_that_are_too_long(
         assert batch.prompt_ids_BC.shape[1] == limit and batch.prompt_len_B.max() <= limit
 
 
-def test_lengths_leave_out_what_does_not_fit(tmp_path: Path, codec: TextTokenizer) -> None:
+def test_token_counts_tell_what_fits(tmp_path: Path, codec: TextTokenizer) -> None:
     records = TokenizedRecords(write(tmp_path / "shards"))
-    lengths = Lengths.beside(tmp_path / "cache", records, Spelling(codec, GOTR1_TEMPLATE, "name"))
+
+    def counts(max_prompt: int, max_plan: int, template: str = GOTR1_TEMPLATE) -> TokenCounts:
+        text = TextFormat(codec, template, max_prompt, max_plan)
+        return TokenCounts.in_cache(tmp_path / "cache", records, text, "name")
+
+    first = counts(1, 1)
     with pytest.raises(InputError, match="lengths_00000.npy is not there"):
-        lengths.fitting(records, TextLimits(1, 1))
+        first.fitting(records)
     for shard, rows in enumerate(records.shards):
-        lengths.count(shard, rows)
+        first.count(shard, rows)
     prompt, plan = len(codec.encode_prompt("a circle 0")), len(codec.encode_plan("plan ö 0")) + 1
     for limits, expected in (((prompt, plan), 6), ((prompt - 1, plan), 0), ((prompt, plan - 1), 0)):
-        assert lengths.fitting(records, TextLimits(*limits)).sum() == expected
-    # Counts that are there are taken, and damaged ones made anew.
-    np.save(lengths.path(0), np.full((3, 2), 1000, np.int32))
-    lengths.count(0, records.shards[0])
-    assert lengths.fitting(records, TextLimits(prompt, plan)).tolist() == [False] * 3 + [True] * 3
-    lengths.path(0).write_bytes(b"")
-    lengths.count(0, records.shards[0])
-    assert lengths.fitting(records, TextLimits(prompt, plan)).all()
-    other = Lengths.beside(tmp_path / "cache", records, Spelling(codec, "{caption}", "name"))
-    assert other.folder != lengths.folder
+        assert counts(*limits).fitting(records).sum() == expected
+    # Existing counts are used, and damaged ones made anew.
+    fit = counts(prompt, plan)
+    np.save(fit.path(0), np.full((3, 2), 1000, np.int32))
+    fit.count(0, records.shards[0])
+    assert fit.fitting(records).tolist() == [False] * 3 + [True] * 3
+    fit.path(0).write_bytes(b"")
+    fit.count(0, records.shards[0])
+    assert fit.fitting(records).all()
+    assert counts(1, 1, "{caption}").folder != fit.folder == first.folder
 
 
 def test_faults_of_the_settings() -> None:
