@@ -18,6 +18,7 @@ from gotr1_jax.aot.measure import Program, device_bytes
 from gotr1_jax.aot.sampling import Run, on_rows, prompt_shapes, rollout, shape, weights
 from gotr1_jax.aot.sizes import judge_sizes, policy_sizes
 from gotr1_jax.aot.target import Target
+from gotr1_jax.decoding.guidance import LogpSettings
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import captions_at_once
 from gotr1_jax.grpo.policy import policy_shapes
@@ -36,8 +37,8 @@ from gotr1_jax.parallel.placement import check_rows
 from gotr1_jax.parallel.sharding import placed_shapes
 from gotr1_jax.rewards.factory import JudgeConfig
 from gotr1_jax.sampler.image_decoder import round_up_to_devices
+from gotr1_jax.sampler.sampler import Rollout
 from gotr1_jax.sampler.token_batch import TokenBatch
-from gotr1_jax.trainer.logprobs import TokenLogps
 from gotr1_jax.trainer.optimizer import make_optimizer
 
 
@@ -157,14 +158,12 @@ def _learning(
     updates = config.update.updates_per_rollout
     B, T = config.rollout.rows // updates, config.rollout.max_plan_tokens + 1
     rows = row_shapes(B, widths[0], T, widths[1])
-    floats = {"text": _of(B, T, jnp.float32), "image": _of(B, widths[1], jnp.float32)}
-    logps = TokenLogps(floats["text"], floats["image"], floats["text"], floats["image"])
+    plan_logp_BT, image_logp_BU = _of(B, T, jnp.float32), _of(B, widths[1], jnp.float32)
+    logp_BN = _of(B, T + widths[1], jnp.float32)
     batch = PolicyBatch(
-        rows=rows,
-        sampled_text_BT=floats["text"],
-        sampled_image_BU=floats["image"],
-        old=logps if updates > 1 else None,
-        ref=logps if learner.reference is not None else None,
+        rollout=Rollout(rows, plan_logp_BT, image_logp_BU, LogpSettings()),
+        old_logp_BN=logp_BN if updates > 1 else None,
+        ref_logp_BN=logp_BN if learner.reference is not None else None,
         advantages_B=_of(B, None, jnp.float32),
         row_mask_B=_of(B, None, bool),
     )
@@ -179,7 +178,8 @@ def _learning(
     times = updates - 1 + updates * (learner.reference is not None)
     run(
         Program(
-            "old log-probabilities", learner.token_logps, (state.params, frozen, batch.rows),
+            "old log-probabilities", learner.token_logps,
+            (state.params, frozen, batch.rollout.rows),
             holds=("policy",), beside=beside, times=times,
         )
     )  # fmt: skip

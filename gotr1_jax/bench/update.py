@@ -44,7 +44,7 @@ def bench_update(
     def loss(state: nnx.State) -> jax.Array:
         policy = nnx.merge(graphdef, state)
         logps = token_logps(policy, rows, SPECIALS, LogpSettings("conditional"), chunk=96)
-        return -logps.image_logp_BU.mean()
+        return -logps.logp_BN[:, 1:].mean()  # of the image
 
     step = jax.jit(jax.value_and_grad(loss))
     model = transformers_janus(MODEL, {"policy": state}) if is_wanted(against) else None

@@ -1,8 +1,9 @@
-"""Adaptive entropy: a coefficient a modality that holds the policy's entropy at a target.
+"""Adaptive entropy: a coefficient for each modality that holds its entropy at a target.
 
-The loss gets -α · entropy with α = sinh(ψ). After each optimizer step ψ takes one step of Adam on
-α · (entropy - target): α falls while the entropy is above its target and rises while it is below.
-α may become negative: then entropy is pushed down. From ReasonGen-R1 (arXiv 2505.24875).
+The loss gets the term -α · entropy with α = sinh(ψ). After each optimizer step ψ takes one step of
+Adam on α · (entropy - target): α falls while the entropy is above its target and rises while it is
+below. α may become negative: the entropy is then pushed down. From ReasonGen-R1 (arXiv
+2505.24875).
 """
 
 from __future__ import annotations
@@ -16,21 +17,13 @@ import jax.numpy as jnp
 import optax
 
 from gotr1_jax.grpo.config import EntropyConfig
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class PerModality:
-    """Float32 scalars, one over the sampled plan tokens and one over the image tokens."""
-
-    text: jax.Array
-    image: jax.Array
+from gotr1_jax.grpo.losses import PerModality
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EntropyState:
-    """ψ of both modalities and the state of its Adam; part of the training checkpoint."""
+    """ψ of both modalities and its Adam state; part of the training checkpoint."""
 
     psi: PerModality
     opt_state: Any
@@ -45,12 +38,12 @@ def new_entropy_state(config: EntropyConfig | None) -> EntropyState | None:
 
 
 def coefficients(state: EntropyState) -> PerModality:
-    """α = sinh(ψ), within ±config.bound because ψ is held within."""
+    """α = sinh(ψ); ψ is clipped so that |α| stays within config.bound."""
     return jax.tree.map(jnp.sinh, state.psi)
 
 
 def entropy_loss(alpha: PerModality, entropy: PerModality) -> jax.Array:
-    """What the policy loss gets: -Σ α · entropy; α is not differentiated."""
+    """The term of the policy loss: -Σ α · entropy; α is not differentiated."""
     text, image = jax.lax.stop_gradient((alpha.text, alpha.image))
     return -(text * entropy.text + image * entropy.image)
 
@@ -60,8 +53,8 @@ def update_coefficients(
 ) -> EntropyState:
     """One step of Adam on ψ, given the mini-batch's mean entropies (nats a token).
 
-    ψ itself is held within asinh(bound), so that it leaves the bound at once when the entropy
-    crosses its target.
+    ψ itself is clipped to ±asinh(bound), so α leaves the bound as soon as the entropy crosses
+    its target.
     """
 
     def gradient(psi: jax.Array, value: jax.Array, target: float) -> jax.Array:

@@ -1,13 +1,13 @@
-"""Clipped policy losses over rows of a plan and an image.
+"""Clipped policy losses over the tokens of a plan and an image.
 
-A row is one sequence: its plan's and its image's tokens are joined, each with its modality's
-weight. Every normaliser is an argument counted over the whole mini-batch, so losses, gradients
-and statistics of micro-batches add up to those of the mini-batch.
+A sample is one sequence of N = T + U tokens: its plan's, then its image's, each with the weight of
+its modality. Every normaliser is counted over the whole mini-batch, so losses, gradients and
+statistics of micro-batches add up to those of the mini-batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -20,16 +20,17 @@ LossKind = Literal["grpo", "dapo", "dr_grpo", "gspo"]
 
 @dataclass(frozen=True)
 class PolicyLossConfig:
-    """How rows become one loss.
+    """Which policy loss, and its weights.
 
     Attributes:
-        kind: `grpo`: weighted mean over a row's tokens, then mean over rows (arXiv 2402.03300).
-            `dapo`: weighted mean over all tokens (arXiv 2503.14476). `dr_grpo`: weighted sum over
-            a row's tokens / max_tokens, then mean over rows (arXiv 2503.20783). `gspo`: one ratio
-            a row, exp(weighted mean log-ratio), clipped as one (arXiv 2507.18071).
+        kind: `grpo`: weighted mean over a sample's tokens, then mean over samples (arXiv
+            2402.03300). `dapo`: weighted mean over all tokens (arXiv 2503.14476). `dr_grpo`:
+            weighted sum over a sample's tokens / max_tokens, then mean over samples (arXiv
+            2503.20783). `gspo`: one ratio a sample, exp(weighted mean log-ratio), clipped as one
+            (arXiv 2507.18071).
         clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
         text_weight, image_weight: weight of a plan token and of an image token.
-        kl_kind: estimator of the KL to the reference, added a token and summed like the loss.
+        kl_kind: estimator of the KL to the reference, added to each token's loss.
         kl_weight: its weight.
         max_tokens: the constant length of `dr_grpo`.
     """
@@ -52,10 +53,8 @@ class PolicyLossConfig:
             raise ValueError(
                 f"clip_low {self.clip_low} must lie in (0, 1], clip_high {self.clip_high} above 0"
             )
-        if (
-            min(self.text_weight, self.image_weight) < 0
-            or self.text_weight + self.image_weight == 0
-        ):
+        weights = (self.text_weight, self.image_weight)
+        if min(weights) < 0 or max(weights) == 0:
             raise ValueError(
                 f"text_weight {self.text_weight} and image_weight {self.image_weight} must not be"
                 " negative nor both 0"
@@ -68,75 +67,85 @@ class PolicyLossConfig:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class LossBatch:
-    """Log-probabilities (nats) of the sampled tokens of B rows, and their advantages.
+class PerModality:
+    """Float32 scalars, one of the sampled plan tokens and one of the image tokens."""
 
-    `logp` is the policy's (differentiated), `old` the one that the update starts from, `ref` the
-    reference's (None without KL). Masks are True on tokens that were sampled; values elsewhere
-    are ignored.
+    text: jax.Array
+    image: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LossBatch:
+    """Log-probabilities (nats) of the tokens of B samples, and the samples' advantages.
+
+    Attributes:
+        logp_BN: of the policy; differentiated.
+        old_logp_BN: of the policy before the update.
+        mask_BN: True on sampled tokens; values elsewhere are ignored.
+        is_image_BN: True on image tokens, False on plan tokens.
+        advantages_B: float32.
+        row_mask_B: False on samples without a reward; they leave the loss.
+        ref_logp_BN: of the reference policy; None without KL.
     """
 
-    logp_text_BT: jax.Array
-    old_text_BT: jax.Array
-    mask_text_BT: jax.Array
-    logp_image_BU: jax.Array
-    old_image_BU: jax.Array
-    mask_image_BU: jax.Array
+    logp_BN: jax.Array
+    old_logp_BN: jax.Array
+    mask_BN: jax.Array
+    is_image_BN: jax.Array
     advantages_B: jax.Array
-    row_mask_B: jax.Array  # False: the row has no reward and leaves the loss
-    ref_text_BT: jax.Array | None = None
-    ref_image_BU: jax.Array | None = None
+    row_mask_B: jax.Array
+    ref_logp_BN: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Normalisers:
-    """Counts over a whole mini-batch, float32 scalars; only rows in the loss count."""
+    """Samples with a reward and their sampled tokens, counted over a mini-batch; float32."""
 
     rows: jax.Array
-    text_tokens: jax.Array
-    image_tokens: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class ModalityStats:
-    """Of one modality's tokens: float32 scalars; means are shares of the mini-batch's."""
-
-    ratio_max: jax.Array  # largest exp(logp - old); 1 with nothing updated, 0 without tokens
-    clip_frac: jax.Array  # fraction of tokens whose gradient the clip took away
-    kl: jax.Array | None  # mean KL to the reference; None without one
+    tokens: PerModality
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LossStats:
-    text: ModalityStats
-    image: ModalityStats
+    """Statistics of a micro-batch; means are its shares of the mini-batch's means."""
+
+    ratio_max: PerModality  # largest exp(logp - old_logp); 1 before an update, 0 without tokens
+    clip_frac: PerModality  # fraction of tokens whose gradient is 0 because of the clip
+    kl: PerModality | None  # mean KL to the reference; None without one
 
 
 def count_normalisers(
-    mask_text_BT: jax.Array, mask_image_BU: jax.Array, row_mask_B: jax.Array
+    mask_BN: jax.Array, is_image_BN: jax.Array, row_mask_B: jax.Array
 ) -> Normalisers:
-    """Counts rows and sampled tokens of a mini-batch."""
-    row_mask_B = jnp.asarray(row_mask_B, bool)
+    """Count the samples and sampled tokens of a mini-batch."""
+    mask_BN = mask_BN & row_mask_B[:, None]
+    tokens = PerModality((mask_BN & ~is_image_BN).sum(), (mask_BN & is_image_BN).sum())
+    counts = Normalisers(row_mask_B.sum(), tokens)
+    return jax.tree.map(lambda count: count.astype(jnp.float32), counts)
 
-    def tokens(mask: jax.Array) -> jax.Array:
-        return (mask & row_mask_B[:, None]).sum().astype(jnp.float32)
 
-    return Normalisers(
-        row_mask_B.sum().astype(jnp.float32), tokens(mask_text_BT), tokens(mask_image_BU)
-    )
+def modality_means(
+    values_BN: jax.Array, mask_BN: jax.Array, is_image_BN: jax.Array, normalisers: Normalisers
+) -> PerModality:
+    """Mean of `values_BN` over the tokens of each modality where `mask_BN` is True.
+
+    The sums are this micro-batch's and the counts the mini-batch's: shares that add up.
+    """
+
+    def share(of_modality_BN: jax.Array, tokens: jax.Array) -> jax.Array:
+        return jnp.where(mask_BN & of_modality_BN, values_BN, 0.0).sum() / jnp.maximum(tokens, 1.0)
+
+    tokens = normalisers.tokens
+    return PerModality(share(~is_image_BN, tokens.text), share(is_image_BN, tokens.image))
 
 
 def add_stats(a: LossStats, b: LossStats) -> LossStats:
-    """Joins the statistics of two micro-batches of one mini-batch."""
-
-    def add(x: ModalityStats, y: ModalityStats) -> ModalityStats:
-        kl = None if x.kl is None or y.kl is None else x.kl + y.kl
-        return ModalityStats(jnp.maximum(x.ratio_max, y.ratio_max), x.clip_frac + y.clip_frac, kl)
-
-    return LossStats(add(a.text, b.text), add(a.image, b.image))
+    """Statistics of two micro-batches of one mini-batch together."""
+    total = jax.tree.map(jnp.add, a, b)
+    return replace(total, ratio_max=jax.tree.map(jnp.maximum, a.ratio_max, b.ratio_max))
 
 
 def policy_loss(
@@ -144,113 +153,77 @@ def policy_loss(
 ) -> tuple[jax.Array, LossStats]:
     """Loss (float32 scalar, to be minimised) and statistics of a micro-batch.
 
-    `normalisers` are those of the mini-batch that it is a part of. Log-ratios are held within
-    ±20 so that one broken token cannot make infinity times zero in the gradient.
+    `normalisers` are those of its mini-batch. Log-ratios are clipped to ±20: one broken token then
+    cannot make infinity times zero in the gradient.
     """
-    if config.kl_kind != "none" and (batch.ref_text_BT is None or batch.ref_image_BU is None):
-        raise ValueError(f"kl_kind {config.kl_kind!r} needs the reference's log-probabilities")
-    both_BS = _join(batch, config)
+    mask_BN = batch.mask_BN & batch.row_mask_B[:, None]
+
+    def masked(values_BN: jax.Array) -> jax.Array:
+        return jnp.where(mask_BN, values_BN, 0.0).astype(jnp.float32)
+
+    logp_BN = masked(batch.logp_BN)
+    log_ratio_BN = logp_BN - jax.lax.stop_gradient(masked(batch.old_logp_BN))
+    log_ratio_BN = jnp.clip(log_ratio_BN, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    weight_BN = jnp.where(batch.is_image_BN, config.image_weight, config.text_weight) * mask_BN
+    weight_B = jnp.maximum(weight_BN.sum(axis=1), 1e-9)
     adv_B = jnp.where(batch.row_mask_B, batch.advantages_B, 0.0).astype(jnp.float32)
-    weight_B = both_BS.weight.sum(axis=1)
 
     if config.kind == "gspo":
-        mean_B = (both_BS.weight * both_BS.log_ratio).sum(axis=1) / jnp.maximum(weight_B, 1e-9)
-        surrogate_B, clipped_B = _surrogate(mean_B, adv_B, config)
-        # A row's loss spread evenly over its tokens, so that KL joins it by the same mean.
-        token_loss_BS = jnp.broadcast_to(surrogate_B[:, None], both_BS.weight.shape)
-        clipped_BS = jnp.broadcast_to(clipped_B[:, None], both_BS.weight.shape)
+        mean_B = (weight_BN * log_ratio_BN).sum(axis=1) / weight_B
+        surrogate_B, clipped_B = clipped_surrogate(mean_B, adv_B, config)
+        # A sample's loss is spread evenly over its tokens, so that KL is averaged the same way.
+        token_loss_BN = jnp.broadcast_to(surrogate_B[:, None], mask_BN.shape)
+        clipped_BN = jnp.broadcast_to(clipped_B[:, None], mask_BN.shape)
     else:
-        token_loss_BS, clipped_BS = _surrogate(both_BS.log_ratio, adv_B[:, None], config)
+        token_loss_BN, clipped_BN = clipped_surrogate(log_ratio_BN, adv_B[:, None], config)
 
-    kl_BS = None
+    kl_BN = None
     if config.kl_kind != "none":
-        kl_BS = kl_estimate(both_BS.logp, both_BS.ref, config.kl_kind)
-        token_loss_BS = token_loss_BS + config.kl_weight * kl_BS
+        if batch.ref_logp_BN is None:
+            raise ValueError(f"kl_kind {config.kl_kind!r} needs the reference's log-probabilities")
+        ref_logp_BN = jax.lax.stop_gradient(masked(batch.ref_logp_BN))
+        kl_BN = kl_estimate(logp_BN, ref_logp_BN, config.kl_kind)
+        token_loss_BN = token_loss_BN + config.kl_weight * kl_BN
 
-    weighted_BS = both_BS.weight * token_loss_BS
-    if config.kind == "dapo":
-        total = (
-            config.text_weight * normalisers.text_tokens
-            + config.image_weight * normalisers.image_tokens
-        )
-        loss = weighted_BS.sum() / jnp.maximum(total, 1e-9)
-    else:
-        row_B = weighted_BS.sum(axis=1)
-        if config.kind == "dr_grpo":
-            row_B = row_B / config.max_tokens
-        else:
-            row_B = row_B / jnp.maximum(weight_B, 1e-9)
-        loss = row_B.sum() / jnp.maximum(normalisers.rows, 1.0)
-    return loss, _stats(both_BS, clipped_BS, kl_BS, batch.mask_text_BT.shape[1], normalisers)
+    loss = _reduce(weight_BN * token_loss_BN, weight_B, config, normalisers)
+    return loss, _stats(log_ratio_BN, clipped_BN, kl_BN, mask_BN, batch.is_image_BN, normalisers)
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """Plan and image as one sequence, (B, T + U); zero wherever the mask is False."""
-
-    logp: jax.Array
-    ref: jax.Array
-    log_ratio: jax.Array
-    mask: jax.Array
-    weight: jax.Array
-
-
-def _join(batch: LossBatch, config: PolicyLossConfig) -> _Tokens:
-    mask_BS = jnp.concatenate([batch.mask_text_BT, batch.mask_image_BU], axis=1).astype(bool)
-    mask_BS = mask_BS & jnp.asarray(batch.row_mask_B, bool)[:, None]
-
-    def join(text: jax.Array, image: jax.Array) -> jax.Array:
-        return jnp.where(mask_BS, jnp.concatenate([text, image], axis=1), 0.0).astype(jnp.float32)
-
-    logp_BS = join(batch.logp_text_BT, batch.logp_image_BU)
-    old_BS = join(batch.old_text_BT, batch.old_image_BU)
-    ref_BS = logp_BS
-    if batch.ref_text_BT is not None and batch.ref_image_BU is not None:
-        ref_BS = join(batch.ref_text_BT, batch.ref_image_BU)
-    log_ratio_BS = logp_BS - jax.lax.stop_gradient(old_BS)
-    plan_length = batch.mask_text_BT.shape[1]
-    is_text_S = jnp.arange(mask_BS.shape[1]) < plan_length
-    return _Tokens(
-        logp=logp_BS,
-        ref=jax.lax.stop_gradient(ref_BS),
-        log_ratio=jnp.clip(log_ratio_BS, -MAX_LOG_RATIO, MAX_LOG_RATIO),
-        mask=mask_BS,
-        weight=jnp.where(is_text_S, config.text_weight, config.image_weight) * mask_BS,
-    )
-
-
-def _surrogate(
+def clipped_surrogate(
     log_ratio: jax.Array, adv: jax.Array, config: PolicyLossConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """PPO's pessimistic loss, and where the clip takes its gradient away."""
+    """PPO's loss -min(ratio · A, clip(ratio) · A), and where the clip takes its gradient away."""
     ratio = jnp.exp(log_ratio)
     bounded = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
     clipped = bounded * adv < ratio * adv
     return -jnp.where(clipped, bounded * adv, ratio * adv), clipped
 
 
+def _reduce(
+    weighted_BN: jax.Array, weight_B: jax.Array, config: PolicyLossConfig, normalisers: Normalisers
+) -> jax.Array:
+    """The loss of weighted token losses, as `config.kind` averages them."""
+    if config.kind == "dapo":
+        tokens = normalisers.tokens
+        total = config.text_weight * tokens.text + config.image_weight * tokens.image
+        return weighted_BN.sum() / jnp.maximum(total, 1e-9)
+    length = config.max_tokens if config.kind == "dr_grpo" else weight_B
+    return (weighted_BN.sum(axis=1) / length).sum() / jnp.maximum(normalisers.rows, 1.0)
+
+
 def _stats(
-    both_BS: _Tokens,
-    clipped_BS: jax.Array,
-    kl_BS: jax.Array | None,
-    plan_length: int,
-    normalisers: Normalisers,
-) -> LossStats:
-    def of(part: slice, tokens: jax.Array) -> ModalityStats:
-        mask = both_BS.mask[:, part]
-        count = jnp.maximum(tokens, 1.0)
-        log_ratio = jnp.where(mask, both_BS.log_ratio[:, part], -jnp.inf)
-        kl = None
-        if kl_BS is not None:
-            kl = jnp.where(mask, kl_BS[:, part], 0.0).sum() / count
-        return ModalityStats(
-            ratio_max=jnp.exp(log_ratio.max(initial=-jnp.inf)),
-            clip_frac=(mask & clipped_BS[:, part]).sum() / count,
-            kl=kl,
-        )
+    log_ratio_BN: jax.Array, clipped_BN: jax.Array, kl_BN: jax.Array | None, mask_BN: jax.Array,
+    is_image_BN: jax.Array, normalisers: Normalisers,
+) -> LossStats:  # fmt: skip
+    def ratio_max(keep_BN: jax.Array) -> jax.Array:
+        return jnp.exp(jnp.where(keep_BN, log_ratio_BN, -jnp.inf).max(initial=-jnp.inf))
+
+    def means(values_BN: jax.Array) -> PerModality:
+        return modality_means(values_BN, mask_BN, is_image_BN, normalisers)
 
     stats = LossStats(
-        of(slice(None, plan_length), normalisers.text_tokens),
-        of(slice(plan_length, None), normalisers.image_tokens),
+        PerModality(ratio_max(mask_BN & ~is_image_BN), ratio_max(mask_BN & is_image_BN)),
+        means(clipped_BN.astype(jnp.float32)),
+        None if kl_BN is None else means(kl_BN),
     )
     return jax.lax.stop_gradient(stats)

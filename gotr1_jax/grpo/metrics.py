@@ -42,11 +42,13 @@ def step_metrics(
         "plan/boxes": float(scored.boxes_B.mean()),
     }
     for name in ("text", "image"):
-        stats = [getattr(r.stats, name) for r in results]
-        values[f"policy/ratio_max/{name}"] = float(max(s.ratio_max for s in stats))
-        values[f"policy/clip_frac/{name}"] = float(np.mean([s.clip_frac for s in stats]))
-        if stats[0].kl is not None:
-            values[f"policy/kl/{name}"] = float(np.mean([s.kl for s in stats]))
+        ratios = [getattr(r.stats.ratio_max, name) for r in results]
+        values[f"policy/ratio_max/{name}"] = float(max(ratios))
+        clipped = [getattr(r.stats.clip_frac, name) for r in results]
+        values[f"policy/clip_frac/{name}"] = float(np.mean(clipped))
+        kl = [getattr(r.stats.kl, name) for r in results if r.stats.kl is not None]
+        if kl:
+            values[f"policy/kl/{name}"] = float(np.mean(kl))
         entropy = [getattr(r.entropy, name) for r in results]
         values[f"policy/entropy/{name}"] = float(np.mean(entropy))
         if (alpha := results[-1].alpha) is not None:

@@ -116,6 +116,11 @@ class Rollout:
     image_logp_BU: jax.Array
     settings: LogpSettings
 
+    @property
+    def logp_BN(self) -> jax.Array:
+        """Log-probabilities of plan tokens, then image tokens: the axis of `rows.is_image_BN`."""
+        return jnp.concatenate([self.plan_logp_BT, self.image_logp_BU], axis=1)
+
 
 def row_keys(
     seed: int, step: int, caption_index_P: jax.Array, samples: int, first: int = 0

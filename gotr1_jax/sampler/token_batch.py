@@ -59,6 +59,18 @@ class TokenBatch:
         """Tokens of prompt and plan, BOI included: the position of the first image token."""
         return self.prompt_len_B + self.plan_len_B
 
+    @property
+    def sampled_mask_BN(self) -> jax.Array:
+        """True on tokens that the policy chose, N = T + U: plan tokens, then image tokens."""
+        image_mask_BU = jnp.ones(self.image_ids_BU.shape, bool)
+        return jnp.concatenate([self.plan_mask_BT, image_mask_BU], axis=1)
+
+    @property
+    def is_image_BN(self) -> jax.Array:
+        """True on image tokens, on the axis of `sampled_mask_BN`."""
+        (B, T), U = self.plan_ids_BT.shape, self.image_ids_BU.shape[1]
+        return jnp.broadcast_to(jnp.arange(T + U) >= T, (B, T + U))
+
 
 def null_context(length_B: jax.Array, size: int, specials: SpecialIds) -> jax.Array:
     """The unconditional context: BOS, pads, BOI; unmasked, as long as prompt and plan.

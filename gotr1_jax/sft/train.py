@@ -93,12 +93,12 @@ def train_sft(config: SftConfig) -> Path:
             rows = to_token_batch(batch, config.batch_size, mesh)
             state, result = update(state, rows, jax.random.fold_in(key, step))
             if step % config.log_every == 0 or step == config.steps:
-                text, image = float(result.stats.text), float(result.stats.image)
+                text, image = float(result.nats.text), float(result.nats.image)
                 values = {
                     "loss": float(result.loss),
                     "nats/text": text,
                     "nats/image": image,
-                    "nats/boi": float(result.stats.boi),
+                    "nats/boi": float(result.nats.boi),
                     "grad_norm": float(result.grad_norm),
                     "lr": float(schedule(state.updates - 1)),
                     "updates/skipped": int(state.skipped),

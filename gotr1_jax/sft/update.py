@@ -14,23 +14,32 @@ from flax import nnx
 
 from gotr1_jax.decoding.guidance import LogpSettings
 from gotr1_jax.sampler.token_batch import TokenBatch, drop_context
-from gotr1_jax.sft.losses import SftStats, SftWeights, count_tokens, sft_loss
+from gotr1_jax.sft.losses import SftWeights, TargetKinds, count_targets, sft_loss
 from gotr1_jax.tokenizers.janus import SpecialIds
 from gotr1_jax.trainer.logprobs import token_logps
 from gotr1_jax.trainer.state import TrainState, apply_gradients, split_rows, sum_over_pieces
 
-# Scores of taught tokens are plain: no guidance, temperature 1.
+# Cross entropy of the conditional distribution: no guidance, temperature 1.
 PLAIN = LogpSettings("conditional", 1.0, 1.0, 1.0)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SftMetrics:
-    """Float32 scalars of one update; cross entropies in nats a token."""
+    """Float32 scalars of one update; `nats` are mean cross entropies of the kinds of targets."""
 
     loss: jax.Array
-    stats: SftStats
+    nats: TargetKinds
     grad_norm: jax.Array
+
+
+def target_kinds(rows: TokenBatch) -> TargetKinds:
+    """Which tokens are targets, bool (B, N): plan tokens but BOI, image tokens, BOI."""
+    T = rows.plan_ids_BT.shape[1]
+    N = T + rows.image_ids_BU.shape[1]
+    is_boi_BN = jnp.arange(N)[None, :] == rows.plan_len_B[:, None] - 1
+    text_BN = rows.sampled_mask_BN & ~rows.is_image_BN
+    return TargetKinds(text_BN & ~is_boi_BN, rows.is_image_BN, text_BN & is_boi_BN)
 
 
 def make_sft_step(
@@ -44,29 +53,22 @@ def make_sft_step(
     """step(state, rows, key): one supervised update; the key draws which captions are dropped."""
 
     def step(state: TrainState, rows: TokenBatch, key: jax.Array) -> tuple[TrainState, SftMetrics]:
-        B, T = rows.plan_ids_BT.shape
+        B = rows.plan_len_B.shape[0]
         rows = drop_context(rows, jax.random.bernoulli(key, dropout, (B,)), specials)
-        last_BT = jnp.arange(T)[None, :] == rows.plan_len_B[:, None] - 1
-        boi_BT = last_BT & rows.plan_mask_BT
-        image_BU = jnp.ones(rows.image_ids_BU.shape, bool)
-        counts = count_tokens(rows.plan_mask_BT, boi_BT, image_BU)
+        counts = count_targets(target_kinds(rows))
 
-        def gradient(piece: Any) -> tuple[Any, Any]:
-            part, boi, image = piece
-
-            def loss_of(params: Any) -> tuple[jax.Array, SftStats]:
+        def gradient(part: TokenBatch) -> tuple[Any, Any]:
+            def loss_of(params: Any) -> tuple[jax.Array, TargetKinds]:
                 policy = nnx.merge(graphdef, params)
-                scores = token_logps(policy, part, specials, PLAIN)
-                plan, image_logp = scores.plan_logp_BT, scores.image_logp_BU
-                return sft_loss(plan, part.plan_mask_BT, boi, image_logp, image, weights, counts)
+                logp_BN = token_logps(policy, part, specials, PLAIN).logp_BN
+                return sft_loss(logp_BN, target_kinds(part), weights, counts)
 
-            (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-            return grads, (loss, stats)
+            (loss, nats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+            return grads, (loss, nats)
 
-        pieces = split_rows((rows, boi_BT, image_BU), B // micro_batch)
-        add = partial(jax.tree.map, jnp.add)
-        grads, (loss, stats) = sum_over_pieces(gradient, pieces, add)
+        pieces, add = split_rows(rows, B // micro_batch), partial(jax.tree.map, jnp.add)
+        grads, (loss, nats) = sum_over_pieces(gradient, pieces, add)
         state, norm = apply_gradients(state, grads, loss, optimizer)
-        return state, SftMetrics(loss, stats, norm)
+        return state, SftMetrics(loss, nats, norm)
 
     return jax.jit(step, donate_argnums=0)

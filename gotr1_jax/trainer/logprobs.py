@@ -1,102 +1,95 @@
-"""Log-probabilities of given rows by a full forward: what training differentiates.
+"""Teacher-forced log-probabilities: a full forward of given tokens, which training differentiates.
 
-Text logits are made at plan positions only and image logits at image positions only, a chunk
-of positions at a time, so that logits of all positions over a vocabulary of 100 000 never exist
-at once. The unconditional branch computes what all null contexts share (the ramp of BOS and
-pads) once; a row adds only BOI and its image tokens.
+Text logits are computed at plan positions only and image logits at image positions only, a chunk
+of positions at a time, so logits of all positions over a vocabulary of 100 000 never exist at
+once. The unconditional branch runs the unconditional prefix (BOS and pads) once for all rows; a
+row adds only its BOI and image tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gotr1_jax.decoding.guidance import guide
-from gotr1_jax.models.decoder import REMAT_POLICIES
+from gotr1_jax.decoding.guidance import LogpSettings, guide
+from gotr1_jax.models.decoder import REMAT_POLICIES, Decoder
+from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.sampler.token_batch import TokenBatch, embed_rows, unconditional_prefix
-
-if TYPE_CHECKING:
-    from gotr1_jax.models.decoder import Decoder
-    from gotr1_jax.models.janus import JanusPolicy
-    from gotr1_jax.tokenizers.janus import SpecialIds
-from gotr1_jax.decoding.guidance import LogpSettings
+from gotr1_jax.tokenizers.janus import SpecialIds
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenLogps:
-    """Scores of B rows, float32, nats.
+    """Scores of B samples, float32, nats; N = T + U: plan tokens, then image tokens.
 
     Attributes:
-      plan_logp_BT: log-probability of each plan token; 0 outside of `plan_mask_BT`.
-      image_logp_BU: log-probability of each image token.
-      plan_entropy_BT, image_entropy_BU: entropy of the distribution each was drawn from; the
-        plan's is 0 outside of `plan_mask_BT`.
+      logp_BN: log-probability of each token.
+      entropy_BN: entropy of the distribution that the token was sampled from.
+    Both are 0 where `TokenBatch.sampled_mask_BN` is False.
     """
 
-    plan_logp_BT: jax.Array
-    image_logp_BU: jax.Array
-    plan_entropy_BT: jax.Array
-    image_entropy_BU: jax.Array
+    logp_BN: jax.Array
+    entropy_BN: jax.Array
 
 
 def prefix_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, ramp_k: jax.Array, ramp_v: jax.Array,
-    ramp_len_B: jax.Array,
+    q: jax.Array, k: jax.Array, v: jax.Array, prefix_k: jax.Array, prefix_v: jax.Array,
+    prefix_len_B: jax.Array,
 ) -> jax.Array:  # fmt: skip
-    """Own tokens (causal) and the first `ramp_len_B` tokens of a shared ramp in one softmax.
+    """Causal attention that also sees the first `prefix_len_B` tokens of a shared prefix.
 
-    q (B,U,H,C), k and v (B,U,K,C), ramp_k and ramp_v (1,R,K,C) -> (B,U,H,C).
+    q (B,U,H,C), k and v (B,U,K,C), prefix_k and prefix_v (1,R,K,C) -> (B,U,H,C).
     """
     B, U, H, C = q.shape
-    K, R = k.shape[2], ramp_k.shape[1]
+    K, R = k.shape[2], prefix_k.shape[1]
     q = q.reshape(B, U, K, H // K, C) * C**-0.5
     wide = {"preferred_element_type": jnp.float32}
-    shared = jnp.einsum("bukgc,rkc->bkgur", q, ramp_k[0], **wide)
+    shared = jnp.einsum("bukgc,rkc->bkgur", q, prefix_k[0], **wide)
     own = jnp.einsum("bukgc,bwkc->bkguw", q, k, **wide)
-    in_ramp = jnp.arange(R)[None, :] < ramp_len_B[:, None]
-    shared = jnp.where(in_ramp[:, None, None, None, :], shared, -jnp.inf)
+    in_prefix = jnp.arange(R)[None, :] < prefix_len_B[:, None]
+    shared = jnp.where(in_prefix[:, None, None, None, :], shared, -jnp.inf)
     own = jnp.where(jnp.tril(jnp.ones((U, U), bool)), own, -jnp.inf)
     weights = jax.nn.softmax(jnp.concatenate([shared, own], axis=-1), axis=-1).astype(v.dtype)
-    mixed = jnp.einsum("bkgur,rkc->bukgc", weights[..., :R], ramp_v[0])
+    mixed = jnp.einsum("bkgur,rkc->bukgc", weights[..., :R], prefix_v[0])
     mixed = mixed + jnp.einsum("bkguw,bwkc->bukgc", weights[..., R:], v)
     return mixed.reshape(B, U, H, C)
 
 
 def _forward_on_prefix(
-    decoder: Decoder, ramp_1RD: jax.Array, own_BUD: jax.Array, ramp_len_B: jax.Array
+    decoder: Decoder, prefix_1RD: jax.Array, own_BUD: jax.Array, prefix_len_B: jax.Array
 ) -> jax.Array:
-    """Hidden (B,U,D) of own tokens that stand behind the first `ramp_len_B` tokens of a ramp."""
-    R, U = ramp_1RD.shape[1], own_BUD.shape[1]
-    ramp_rope = decoder.rope(jnp.arange(R, dtype=jnp.int32)[None, :])
-    own_rope = decoder.rope(ramp_len_B[:, None] + jnp.arange(U, dtype=jnp.int32)[None, :])
+    """Hidden states (B,U,D) of tokens that follow the first `prefix_len_B` tokens of a prefix."""
+    R, U = prefix_1RD.shape[1], own_BUD.shape[1]
+    prefix_rope = decoder.rope(jnp.arange(R, dtype=jnp.int32)[None, :])
+    own_rope = decoder.rope(prefix_len_B[:, None] + jnp.arange(U, dtype=jnp.int32)[None, :])
     graphdef, stacked = nnx.split(decoder.layers)
 
     def step(carry: tuple[jax.Array, jax.Array], layer: Any) -> tuple[Any, None]:
-        ramp, own = carry
+        prefix, own = carry
         block = nnx.merge(graphdef, layer)
         seen: list[tuple[jax.Array, jax.Array]] = []
 
-        def attend_ramp(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        def attend_prefix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             seen.append((k, v))
             return jax.nn.dot_product_attention(q, k, v, is_causal=True)
 
         def attend_own(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return prefix_attention(q, k, v, *seen[0], ramp_len_B)
+            return prefix_attention(q, k, v, *seen[0], prefix_len_B)
 
-        ramp = block(ramp, ramp_rope, attend_ramp)
+        prefix = block(prefix, prefix_rope, attend_prefix)
         own = block(own, own_rope, attend_own)
-        return (ramp, own), None
+        return (prefix, own), None
 
     policy = REMAT_POLICIES[decoder.remat]
     if policy is not None:
         step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-    (_, own_BUD), _ = jax.lax.scan(step, (ramp_1RD, own_BUD), stacked)
+    (_, own_BUD), _ = jax.lax.scan(step, (prefix_1RD, own_BUD), stacked)
     return decoder.norm(own_BUD)
 
 
@@ -113,15 +106,15 @@ def conditional_hidden(policy: JanusPolicy, rows: TokenBatch) -> tuple[jax.Array
 
 
 def unconditional_hidden(policy: JanusPolicy, rows: TokenBatch, specials: SpecialIds) -> jax.Array:
-    """Hidden states (B,U,D) that predict the image's tokens behind the null context."""
+    """Hidden states (B,U,D) that predict the image's tokens after the null context."""
     C, T = rows.prompt_ids_BC.shape[1], rows.plan_ids_BT.shape[1]
     U = rows.image_ids_BU.shape[1]
-    ramp = policy.embed_text(unconditional_prefix(C + T - 1, specials))
+    prefix = policy.embed_text(unconditional_prefix(C + T - 1, specials))
     boi = policy.embed_text(jnp.full((1, 1), specials.boi, jnp.int32))
     image = policy.embed_image(rows.image_ids_BU[:, : U - 1])
     boi = jnp.broadcast_to(boi, (image.shape[0], 1, image.shape[2]))
     own = jnp.concatenate([boi, image], axis=1)
-    return _forward_on_prefix(policy.decoder, ramp, own, rows.context_len_B - 1)
+    return _forward_on_prefix(policy.decoder, prefix, own, rows.context_len_B - 1)
 
 
 def guided_image_logits(
@@ -129,8 +122,8 @@ def guided_image_logits(
 ) -> jax.Array:
     """Guided image logits (..., I), float32, of both branches' hidden states (..., D).
 
-    The head's last layer is affine, so guiding what it reads is guiding what it makes, and the
-    largest product of the head is made once instead of twice.
+    The head's last layer is affine: guiding its input is guiding its output, and the largest
+    product of the head is computed once instead of twice.
     """
     head = policy.gen_head
     inner_cond, inner_uncond = (head.inner(h).astype(jnp.float32) for h in (cond, uncond))
@@ -152,8 +145,8 @@ def _score_in_chunks(
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """`_score` of `logits_of(*hidden)`, hidden each (B,N,D), `chunk` positions at a time.
 
-    The logits of a chunk are made again in the backward pass. No more than `chunk` positions:
-    no loop, and nothing is made twice.
+    The backward pass computes the logits of a chunk again. With at most `chunk` positions there
+    is no loop and nothing is computed twice.
     """
     B, N = ids_BN.shape
     if chunk >= N:
@@ -173,7 +166,7 @@ def _score_in_chunks(
 
 
 def _frozen(policy: JanusPolicy) -> JanusPolicy:
-    """The same policy with parameters that carry no gradient."""
+    """The same policy with a stop-gradient on its parameters."""
     graphdef, state = nnx.split(policy)
     return nnx.merge(graphdef, jax.tree.map(jax.lax.stop_gradient, state))
 
@@ -182,17 +175,17 @@ def token_logps(
     policy: JanusPolicy, rows: TokenBatch, specials: SpecialIds, settings: LogpSettings,
     chunk: int = 128,
 ) -> TokenLogps:  # fmt: skip
-    """Score the tokens of rows under the distributions that the sampler draws from.
+    """Score given tokens under the distributions that the sampler draws from.
 
     Plan: log_softmax(text logits / text_temperature), never guided. Image:
     log_softmax((uncond + w (cond - uncond)) / image_temperature), or cond alone by the mode.
 
     Args:
       policy: merged module, inside a jit; its `remat` governs both forwards.
-      rows: B rows.
+      rows: the tokens of B samples.
       specials: ids of BOS, pad and BOI.
       settings: mode, guidance and temperatures of the rollout.
-      chunk: positions whose logits are alive at once: memory against time.
+      chunk: positions whose logits are computed at once: memory against time.
     """
     h_plan, h_image = conditional_hidden(policy, rows)
 
@@ -217,9 +210,8 @@ def token_logps(
 
     image_logp, image_entropy = _score_in_chunks(image_logits, hidden, rows.image_ids_BU, chunk)
     mask = rows.plan_mask_BT
-    return TokenLogps(
-        plan_logp_BT=jnp.where(mask, plan_logp, 0.0),
-        image_logp_BU=image_logp,
-        plan_entropy_BT=jnp.where(mask, plan_entropy, 0.0),
-        image_entropy_BU=image_entropy,
-    )
+
+    def join(plan_BT: jax.Array, image_BU: jax.Array) -> jax.Array:
+        return jnp.concatenate([jnp.where(mask, plan_BT, 0.0), image_BU], axis=1)
+
+    return TokenLogps(join(plan_logp, image_logp), join(plan_entropy, image_entropy))

@@ -73,13 +73,13 @@ def sample(policy, settings=SETTINGS, prompts=PROMPTS, keys=KEYS, samples=G, **m
     return jax.device_get(sampler(params, prompts, keys, samples))
 
 
-def teacher_forced(policy, rollout: Rollout):
-    """Teacher-forced log-probabilities of the sampled tokens."""
+def teacher_forced(policy, rollout: Rollout) -> jax.Array:
+    """Teacher-forced log-probabilities (B, N) of the sampled tokens."""
     graphdef, state = nnx.split(policy)
 
     @jax.jit
     def logps(state, rows):
-        return token_logps(nnx.merge(graphdef, state), rows, SPECIALS, rollout.settings)
+        return token_logps(nnx.merge(graphdef, state), rows, SPECIALS, rollout.settings).logp_BN
 
     return logps(state, rollout.rows)
 
@@ -97,9 +97,7 @@ def assert_same(one: Rollout, two: Rollout) -> None:
 
 def test_logps_equal_teacher_forced_ones(policy, rollout: Rollout) -> None:
     """Both phases, with guidance, temperatures and adapters; the ratio is then exactly one."""
-    again = teacher_forced(policy, rollout)
-    np.testing.assert_allclose(rollout.plan_logp_BT, again.plan_logp_BT, atol=1e-4)
-    np.testing.assert_allclose(rollout.image_logp_BU, again.image_logp_BU, atol=1e-4)
+    np.testing.assert_allclose(rollout.logp_BN, teacher_forced(policy, rollout), atol=1e-4)
     assert np.all(rollout.image_logp_BU < 0)
 
 
@@ -201,8 +199,7 @@ def test_without_guidance_there_is_one_branch(policy) -> None:
     settings = replace(SETTINGS, guidance=1.0, plan_bucket=7, image_bucket=9)
     assert sampler_of(policy, settings).branches == 1
     rollout = sample(policy, settings)
-    again = teacher_forced(policy, rollout)
-    np.testing.assert_allclose(rollout.image_logp_BU, again.image_logp_BU, atol=1e-4)
+    np.testing.assert_allclose(rollout.logp_BN, teacher_forced(policy, rollout), atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
@@ -221,8 +218,8 @@ def test_rows_that_do_not_divide_are_refused(policy) -> None:
 
 def test_bfloat16_stays_close(policy, rollout: Rollout) -> None:
     low = sample(policy, replace(SETTINGS, plan_bucket=7, image_bucket=9), dtype=jnp.bfloat16)
-    again = teacher_forced(policy, low)
-    assert np.abs(low.image_logp_BU - again.image_logp_BU).max() < 0.3
+    difference = np.abs(low.logp_BN - teacher_forced(policy, low))
+    assert difference[low.rows.is_image_BN].max() < 0.3
 
 
 @pytest.mark.parametrize(

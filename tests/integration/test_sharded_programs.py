@@ -29,7 +29,7 @@ from gotr1_jax.models.lora import split_lora
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.parallel.placement import put_rows, train_state_shardings
 from gotr1_jax.parallel.sharding import placed_shapes, state_shardings
-from gotr1_jax.sampler.sampler import Sampler, SamplerConfig
+from gotr1_jax.sampler.sampler import Rollout, Sampler, SamplerConfig
 from gotr1_jax.trainer.config import OptimizerConfig
 from gotr1_jax.trainer.optimizer import make_optimizer
 from gotr1_jax.trainer.state import TrainState, new_state
@@ -65,12 +65,13 @@ def state_of(params: Any, mesh: Mesh) -> tuple[TrainState, Any]:
 
 def batch_on(mesh: Mesh) -> PolicyBatch:
     rows = random_rows(B)
+    plan_logp_BT, image_logp_BU = (
+        np.zeros(ids.shape, np.float32) for ids in (rows.plan_ids_BT, rows.image_ids_BU)
+    )
     return PolicyBatch(
-        rows=put_rows(rows, mesh),
-        sampled_text_BT=put_rows(np.zeros(rows.plan_ids_BT.shape, np.float32), mesh),
-        sampled_image_BU=put_rows(np.zeros(rows.image_ids_BU.shape, np.float32), mesh),
-        old=None,
-        ref=None,
+        rollout=put_rows(Rollout(rows, plan_logp_BT, image_logp_BU, SETTINGS), mesh),
+        old_logp_BN=None,
+        ref_logp_BN=None,
         advantages_B=put_rows(np.random.default_rng(0).standard_normal(B, np.float32), mesh),
         row_mask_B=put_rows(np.ones(B, bool), mesh),
     )

@@ -23,7 +23,7 @@ from gotr1_jax.grpo.losses import (
 NAN = math.nan
 
 
-# Rewards 0.2, 0.4, 0.9 and one that the judge could not tell. Mean of three = 0.5, so centered
+# Rewards 0.2, 0.4, 0.9 and one that could not be scored. Mean of three = 0.5, so centered
 # -0.3, -0.1, 0.4; std = sqrt((0.09 + 0.01 + 0.16) / 2) = sqrt(0.13);
 # leave one out: 0.2 - 0.65, 0.4 - 0.55, 0.9 - 0.3.
 @pytest.mark.parametrize(
@@ -98,20 +98,16 @@ def test_kl_estimators(kind, value, gradient):
 #   row 0, A = 1:  plan ratios 1.5, -; image ratios 1.0, 0.5
 #   row 1, A = -2: plan ratios 0.5, 1.1; image ratios 3.0, -
 # Clipped to [0.8, 1.2]: row 0 -> -1.2; -1, -0.5    row 1 -> 1.6, 2.2; 6 (min keeps the unclipped)
-TEXT_RATIO = np.array([[1.5, 9.0], [0.5, 1.1]])
-IMAGE_RATIO = np.array([[1.0, 0.5], [3.0, 9.0]])
+RATIO = np.array([[1.5, 9.0, 1.0, 0.5], [0.5, 1.1, 3.0, 9.0]])
 
 
 def hand_batch(**changes) -> LossBatch:
-    old_text = np.log([[0.3, 0.1], [0.2, 0.6]])
-    old_image = np.log([[0.01, 0.02], [0.03, 0.04]])
+    old_logp = np.log([[0.3, 0.1, 0.01, 0.02], [0.2, 0.6, 0.03, 0.04]])
     batch = LossBatch(
-        logp_text_BT=jnp.array(old_text + np.log(TEXT_RATIO)),
-        old_text_BT=jnp.array(old_text),
-        mask_text_BT=jnp.array([[True, False], [True, True]]),
-        logp_image_BU=jnp.array(old_image + np.log(IMAGE_RATIO)),
-        old_image_BU=jnp.array(old_image),
-        mask_image_BU=jnp.array([[True, True], [True, False]]),
+        logp_BN=jnp.array(old_logp + np.log(RATIO)),
+        old_logp_BN=jnp.array(old_logp),
+        mask_BN=jnp.array([[True, False, True, True], [True, True, True, False]]),
+        is_image_BN=jnp.array([[False, False, True, True]] * 2),
         advantages_B=jnp.array([1.0, -2.0]),
         row_mask_B=jnp.array([True, True]),
     )
@@ -123,7 +119,7 @@ def numbers(tree) -> list[float]:
 
 
 def whole_loss(batch: LossBatch, config: PolicyLossConfig):
-    norm = count_normalisers(batch.mask_text_BT, batch.mask_image_BU, batch.row_mask_B)
+    norm = count_normalisers(batch.mask_BN, batch.is_image_BN, batch.row_mask_B)
     return policy_loss(batch, config, norm)
 
 
@@ -143,12 +139,12 @@ def test_policy_losses(kind, expected):
     config = PolicyLossConfig(kind=kind, text_weight=4.0, image_weight=2.0, max_tokens=20)
     loss, stats = whole_loss(hand_batch(), config)
     assert loss == pytest.approx(expected, abs=1e-6)
-    assert stats.text.ratio_max == pytest.approx(1.5, abs=1e-6)
-    assert stats.image.ratio_max == pytest.approx(3.0, abs=1e-5)
+    assert stats.ratio_max.text == pytest.approx(1.5, abs=1e-6)
+    assert stats.ratio_max.image == pytest.approx(3.0, abs=1e-5)
     # Clipped: row 0's plan token (1.5, A > 0), row 1's first (0.5, A < 0); no sequence in gspo.
-    assert stats.text.clip_frac == pytest.approx(0.0 if kind == "gspo" else 2 / 3)
-    assert stats.image.clip_frac == 0
-    assert stats.text.kl is None
+    assert stats.clip_frac.text == pytest.approx(0.0 if kind == "gspo" else 2 / 3)
+    assert stats.clip_frac.image == 0
+    assert stats.kl is None
 
 
 def test_lower_and_upper_clip_are_apart():
@@ -165,22 +161,23 @@ def test_gspo_clips_the_whole_sequence():
     # With weight 2 a plan token the ratios are 1.0299 and 0.9808: both outside [0.99, 1.02].
     config = PolicyLossConfig(kind="gspo", clip_low=0.01, clip_high=0.02, text_weight=2.0)
 
-    def loss_of(logp_text_BT):
-        return whole_loss(hand_batch(logp_text_BT=logp_text_BT), config)
+    def loss_of(logp_BN):
+        return whole_loss(hand_batch(logp_BN=logp_BN), config)
 
-    (loss, stats), gradient = jax.value_and_grad(loss_of, has_aux=True)(hand_batch().logp_text_BT)
+    (loss, stats), gradient = jax.value_and_grad(loss_of, has_aux=True)(hand_batch().logp_BN)
     assert loss == pytest.approx((-1.02 + 2 * 0.99) / 2, abs=1e-6)
-    assert stats.text.clip_frac == 1 and stats.image.clip_frac == 1
-    np.testing.assert_array_equal(gradient, np.zeros((2, 2)))
+    assert stats.clip_frac.text == 1 and stats.clip_frac.image == 1
+    np.testing.assert_array_equal(gradient, np.zeros((2, 4)))
 
 
 def test_gradient_is_advantage_times_ratio_where_not_clipped():
-    def loss_of(logp_text_BT):
-        return whole_loss(hand_batch(logp_text_BT=logp_text_BT), PolicyLossConfig(kind="dapo"))[0]
+    def loss_of(logp_BN):
+        return whole_loss(hand_batch(logp_BN=logp_BN), PolicyLossConfig(kind="dapo"))[0]
 
-    # d(-r·A) = -r·A: only row 1's second plan token is free: 1.1 · 2 over 6 tokens.
-    gradient = jax.grad(loss_of)(hand_batch().logp_text_BT)
-    np.testing.assert_allclose(gradient, [[0.0, 0.0], [0.0, 2.2 / 6]], atol=1e-6)
+    # d(-r·A) = -r·A over 6 tokens. Only row 0's and row 1's first plan tokens are clipped.
+    gradient = jax.grad(loss_of)(hand_batch().logp_BN)
+    wanted = np.array([[0.0, 0.0, -1.0, -0.5], [0.0, 2.2, 6.0, 0.0]]) / 6
+    np.testing.assert_allclose(gradient, wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -192,57 +189,47 @@ def test_gradient_is_advantage_times_ratio_where_not_clipped():
 )
 def test_kl_joins_the_loss_by_the_same_mean(kind, expected):
     batch = hand_batch(advantages_B=jnp.zeros(2))
-    batch = dataclasses.replace(
-        batch, ref_text_BT=batch.logp_text_BT - math.log(2), ref_image_BU=batch.logp_image_BU
-    )
+    reference = batch.logp_BN - jnp.where(batch.is_image_BN, 0.0, math.log(2))
+    batch = dataclasses.replace(batch, ref_logp_BN=reference)
     config = PolicyLossConfig(
         kind=kind, text_weight=3.0, kl_kind="k3", kl_weight=0.1, max_tokens=10
     )
     loss, stats = whole_loss(batch, config)
     k3 = math.log(2) - 0.5
     assert loss == pytest.approx(0.1 * k3 * expected, abs=1e-6)
-    assert stats.text.kl == pytest.approx(k3, abs=1e-6) and stats.image.kl == 0
+    assert stats.kl.text == pytest.approx(k3, abs=1e-6) and stats.kl.image == 0
     with pytest.raises(ValueError, match="reference"):
         whole_loss(hand_batch(), config)
 
 
 @pytest.mark.parametrize("kind", ["grpo", "dapo", "dr_grpo", "gspo"])
 def test_nothing_updated_has_ratio_one(kind):
-    batch = hand_batch()
-    batch = dataclasses.replace(
-        batch, logp_text_BT=batch.old_text_BT, logp_image_BU=batch.old_image_BU
-    )
+    batch = hand_batch(logp_BN=hand_batch().old_logp_BN)
     loss, stats = whole_loss(batch, PolicyLossConfig(kind=kind, max_tokens=3))
     # Both rows have three tokens, so every kind is -mean(A) = 0.5.
     assert loss == pytest.approx(0.5, abs=1e-6)
-    for modality in (stats.text, stats.image):
-        assert modality.ratio_max == 1.0 and modality.clip_frac == 0.0
+    assert numbers(stats.ratio_max) == [1.0, 1.0] and numbers(stats.clip_frac) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("kind", ["grpo", "dapo", "dr_grpo", "gspo"])
 def test_what_is_masked_cannot_matter(kind):
     """NaN where nothing was sampled and a row without reward change no loss and no gradient."""
     config = PolicyLossConfig(kind=kind, kl_kind="k3", kl_weight=0.1, max_tokens=10)
-    clean = hand_batch()
-    clean = dataclasses.replace(
-        clean, ref_text_BT=clean.old_text_BT, ref_image_BU=clean.old_image_BU
-    )
+    clean = hand_batch(ref_logp_BN=hand_batch().old_logp_BN)
     names = [f.name for f in dataclasses.fields(clean)]
     dirty = {n: jnp.concatenate([getattr(clean, n), getattr(clean, n)[:1]]) for n in names}
-    for name in names:
-        modality = "text" if "text" in name else "image"
-        if name.startswith(("logp", "old", "ref")):
-            mask = dirty[f"mask_{modality}_B{'T' if modality == 'text' else 'U'}"].at[2].set(False)
-            dirty[name] = jnp.where(mask, dirty[name], NAN)
+    sampled = dirty["mask_BN"].at[2].set(False)
+    for name in ("logp_BN", "old_logp_BN", "ref_logp_BN"):
+        dirty[name] = jnp.where(sampled, dirty[name], NAN)
     dirty["advantages_B"] = dirty["advantages_B"].at[2].set(NAN)
     dirty["row_mask_B"] = dirty["row_mask_B"].at[2].set(False)
 
     def run(batch):
         def loss_of(logp):
-            return whole_loss(dataclasses.replace(batch, logp_text_BT=logp), config)
+            return whole_loss(dataclasses.replace(batch, logp_BN=logp), config)
 
         step = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
-        (loss, stats), gradient = step(batch.logp_text_BT)
+        (loss, stats), gradient = step(batch.logp_BN)
         return loss, stats, gradient
 
     loss, stats, gradient = run(clean)
@@ -250,25 +237,23 @@ def test_what_is_masked_cannot_matter(kind):
     assert loss_2 == pytest.approx(float(loss), abs=1e-6)
     assert numbers(stats_2) == pytest.approx(numbers(stats), abs=1e-6)
     np.testing.assert_allclose(gradient_2[:2], gradient, atol=1e-6)
-    np.testing.assert_array_equal(gradient_2[2], [0.0, 0.0])
+    np.testing.assert_array_equal(gradient_2[2], np.zeros(4))
 
 
 def random_batch(rows: int) -> LossBatch:
     rng = np.random.default_rng(0)
 
-    def logp(width):
-        return jnp.array(rng.normal(-2.0, 0.4, (rows, width)), jnp.float32)
+    def logp():
+        return jnp.array(rng.normal(-2.0, 0.4, (rows, 9)), jnp.float32)
 
+    is_image_BN = np.tile(np.arange(9) >= 5, (rows, 1))
     lengths = rng.integers(1, 6, rows)
     return LossBatch(
-        logp_text_BT=logp(5),
-        old_text_BT=logp(5),
-        ref_text_BT=logp(5),
-        mask_text_BT=jnp.array(np.arange(5) < lengths[:, None]),
-        logp_image_BU=logp(4),
-        old_image_BU=logp(4),
-        ref_image_BU=logp(4),
-        mask_image_BU=jnp.ones((rows, 4), bool),
+        logp_BN=logp(),
+        old_logp_BN=logp(),
+        ref_logp_BN=logp(),
+        mask_BN=jnp.array((np.arange(9) < lengths[:, None]) | is_image_BN),
+        is_image_BN=jnp.array(is_image_BN),
         advantages_B=jnp.array(rng.normal(size=rows), jnp.float32),
         row_mask_B=jnp.array([True] * (rows - 1) + [False]),
     )
@@ -280,15 +265,13 @@ def test_micro_batches_add_up_to_the_mini_batch(kind):
         kind=kind, text_weight=2.0, image_weight=0.5, kl_kind="k2", kl_weight=0.3, max_tokens=7
     )
     batch = random_batch(6)
-    norm = count_normalisers(batch.mask_text_BT, batch.mask_image_BU, batch.row_mask_B)
+    norm = count_normalisers(batch.mask_BN, batch.is_image_BN, batch.row_mask_B)
 
     def value_and_grad(part):
-        def loss_of(logps):
-            changed = dataclasses.replace(part, logp_text_BT=logps[0], logp_image_BU=logps[1])
-            return policy_loss(changed, config, norm)
+        def loss_of(logp):
+            return policy_loss(dataclasses.replace(part, logp_BN=logp), config, norm)
 
-        logps = (part.logp_text_BT, part.logp_image_BU)
-        return jax.jit(jax.value_and_grad(loss_of, has_aux=True))(logps)
+        return jax.jit(jax.value_and_grad(loss_of, has_aux=True))(part.logp_BN)
 
     (loss, stats), gradient = value_and_grad(batch)
     parts = [
@@ -296,19 +279,17 @@ def test_micro_batches_add_up_to_the_mini_batch(kind):
         for s in (slice(0, 2), slice(2, 4), slice(4, 6))
     ]
     assert sum(p[0][0] for p in parts) == pytest.approx(float(loss), abs=1e-6)
-    joined = jax.tree.map(lambda *a: jnp.concatenate(a), *[p[1] for p in parts])
-    for got, want in zip(joined, gradient, strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-7)
-        assert np.abs(want).max() > 1e-3
+    np.testing.assert_allclose(np.concatenate([p[1] for p in parts]), gradient, atol=1e-7)
+    assert np.abs(gradient[:, :5]).max() > 1e-3 and np.abs(gradient[:, 5:]).max() > 1e-3
     total = add_stats(add_stats(parts[0][0][1], parts[1][0][1]), parts[2][0][1])
     assert numbers(total) == pytest.approx(numbers(stats), abs=1e-6)
 
 
 def test_a_broken_token_keeps_the_gradient_finite():
-    batch = hand_batch(old_text_BT=jnp.full((2, 2), -1e4))
+    batch = hand_batch(old_logp_BN=jnp.full((2, 4), -1e4))
     gradient = jax.grad(
-        lambda x: whole_loss(dataclasses.replace(batch, logp_text_BT=x), PolicyLossConfig())[0]
-    )(batch.logp_text_BT)
+        lambda x: whole_loss(dataclasses.replace(batch, logp_BN=x), PolicyLossConfig())[0]
+    )(batch.logp_BN)
     assert np.isfinite(gradient).all()
 
 

@@ -1,4 +1,4 @@
-"""TokenBatch, the null context and log-probabilities: integer oracles written out by hand."""
+"""TokenBatch, the null context and teacher-forced log-probabilities: oracles by hand."""
 
 from __future__ import annotations
 
@@ -69,6 +69,14 @@ def test_rows_are_packed_without_gaps(rows: TokenBatch) -> None:
     assert packed.positions_1S.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 8]]
 
 
+def test_token_axis_is_plan_then_image(rows: TokenBatch) -> None:
+    assert rows.sampled_mask_BN.astype(int).tolist() == [
+        [1, 1, 0, 1, 1, 1, 1],
+        [1, 0, 0, 1, 1, 1, 1],
+    ]
+    assert rows.is_image_BN.astype(int).tolist() == [[0, 0, 0, 1, 1, 1, 1]] * 2
+
+
 def test_null_context_has_the_same_length_and_is_a_prefix_of_longer_ones() -> None:
     context = null_context(jnp.array([2, 4, 6]), 7, SPECIALS)
     assert context.tolist() == [
@@ -88,7 +96,7 @@ def test_dropout_replaces_prompt_and_plan_and_leaves_no_plan_to_learn(rows: Toke
 
 
 def test_null_rows_use_the_one_null_context(rows: TokenBatch, policy: JanusPolicy) -> None:
-    """Dropout, the naive unconditional forward and the ramp agree with `null_context`."""
+    """Dropout, the naive unconditional forward and the shared prefix agree with `null_context`."""
     rows = real(rows)
     for b in range(2):
         length = int(rows.context_len_B[b])
@@ -126,12 +134,12 @@ def test_padding_changes_nothing(rows: TokenBatch, policy: JanusPolicy) -> None:
     np.testing.assert_allclose(null(rows)[1], null(alone)[0], atol=1e-5)
 
 
-def test_shared_ramp_equals_whole_unconditional_rows(rows: TokenBatch, policy: JanusPolicy) -> None:
+def test_shared_prefix_equals_whole_null_rows(rows: TokenBatch, policy: JanusPolicy) -> None:
     rows = real(rows)
     graphdef, state = nnx.split(policy)
     weight = jnp.cos(jnp.arange(2 * 4 * 16.0)).reshape(2, 4, 16)
 
-    def ramp(state) -> jax.Array:
+    def shared(state) -> jax.Array:
         return (unconditional_hidden(nnx.merge(graphdef, state), rows, SPECIALS) * weight).sum()
 
     def naive(state) -> jax.Array:
@@ -140,7 +148,7 @@ def test_shared_ramp_equals_whole_unconditional_rows(rows: TokenBatch, policy: J
         at = rows.context_len_B[:, None] - 1 + jnp.arange(4)
         return (jnp.take_along_axis(hidden, at[..., None], axis=1) * weight).sum()
 
-    one, gradient = jax.jit(jax.value_and_grad(ramp))(state)
+    one, gradient = jax.jit(jax.value_and_grad(shared))(state)
     two, expected = jax.jit(jax.value_and_grad(naive))(state)
     np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
     jax.tree.map(
@@ -151,7 +159,7 @@ def test_shared_ramp_equals_whole_unconditional_rows(rows: TokenBatch, policy: J
 def by_hand(
     policy: JanusPolicy, rows: TokenBatch, settings: LogpSettings
 ) -> tuple[np.ndarray, ...]:
-    """Plan and image log-probabilities and entropies with all logits at once, in numpy."""
+    """Log-probabilities and entropies (B, N) with all logits at once, in numpy."""
 
     def score(logits: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         p = np.exp(logits - logits.max(-1, keepdims=True))
@@ -167,9 +175,13 @@ def by_hand(
     guided = uncond + settings.guidance * (cond - uncond)
     logits = cond if settings.mode == "conditional" else guided
     logits = logits / settings.image_temperature
-    plan_logp, plan_entropy = score(text, np.asarray(rows.plan_ids_BT))
+    plan_scores = score(text, np.asarray(rows.plan_ids_BT))
+    image_scores = score(logits, np.asarray(rows.image_ids_BU))
     mask = np.asarray(rows.plan_mask_BT)
-    return (plan_logp * mask, *score(logits, np.asarray(rows.image_ids_BU)), plan_entropy * mask)
+    return tuple(
+        np.concatenate([of_plan * mask, of_image], axis=1)
+        for of_plan, of_image in zip(plan_scores, image_scores)
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,11 +190,9 @@ def by_hand(
 def test_logps_of_every_mode_and_chunk(rows: TokenBatch, policy: JanusPolicy, mode, chunk) -> None:
     rows, settings = real(rows), LogpSettings(mode, 3.0, 0.7, 1.3)
     got = jax.jit(lambda: token_logps(policy, rows, SPECIALS, settings, chunk))()
-    plan, image, image_entropy, plan_entropy = by_hand(policy, rows, settings)
-    np.testing.assert_allclose(got.plan_logp_BT, plan, atol=1e-4)
-    np.testing.assert_allclose(got.image_logp_BU, image, atol=1e-4)
-    np.testing.assert_allclose(got.plan_entropy_BT, plan_entropy, atol=1e-4)
-    np.testing.assert_allclose(got.image_entropy_BU, image_entropy, atol=1e-4)
+    logp, entropy = by_hand(policy, rows, settings)
+    np.testing.assert_allclose(got.logp_BN, logp, atol=1e-4)
+    np.testing.assert_allclose(got.entropy_BN, entropy, atol=1e-4)
 
 
 def test_detached_branch_has_no_gradient(rows: TokenBatch, policy: JanusPolicy) -> None:
@@ -193,7 +203,8 @@ def test_detached_branch_has_no_gradient(rows: TokenBatch, policy: JanusPolicy) 
 
     def detached(state) -> jax.Array:
         module, settings = nnx.merge(graphdef, state), LogpSettings("guided_detach", 3.0)
-        return token_logps(module, rows, SPECIALS, settings, 2).image_logp_BU.sum()
+        logps = token_logps(module, rows, SPECIALS, settings, 2)
+        return jnp.where(rows.is_image_BN, logps.logp_BN, 0.0).sum()
 
     def expected(state) -> jax.Array:
         module = nnx.merge(graphdef, state)

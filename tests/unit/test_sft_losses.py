@@ -7,15 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gotr1_jax.sft.losses import SftWeights, count_tokens, sft_loss
+from gotr1_jax.sampler.token_batch import TokenBatch
+from gotr1_jax.sft.losses import SftWeights, TargetKinds, count_targets, sft_loss
+from gotr1_jax.sft.update import target_kinds
 
 # Row 0: plan -1, -2, BOI -3. Row 1: plan -4, BOI -5, padding. Image: -1 -2 and -3 (one left out).
-PLAN = jnp.array([[-1.0, -2.0, -3.0], [-4.0, -5.0, jnp.nan]])
-PLAN_MASK = jnp.array([[True, True, False], [True, False, False]])
-BOI_MASK = jnp.array([[False, False, True], [False, True, False]])
-IMAGE = jnp.array([[-1.0, -2.0], [-3.0, jnp.nan]])
-IMAGE_MASK = jnp.array([[True, True], [True, False]])
-COUNTS = count_tokens(PLAN_MASK, BOI_MASK, IMAGE_MASK)
+LOGP = jnp.array([[-1.0, -2.0, -3.0, -1.0, -2.0], [-4.0, -5.0, jnp.nan, -3.0, jnp.nan]])
+MASKS = TargetKinds(
+    text=jnp.array([[1, 1, 0, 0, 0], [1, 0, 0, 0, 0]], bool),
+    image=jnp.array([[0, 0, 0, 1, 1], [0, 0, 0, 1, 0]], bool),
+    boi=jnp.array([[0, 0, 1, 0, 0], [0, 1, 0, 0, 0]], bool),
+)
+COUNTS = count_targets(MASKS)
 
 
 @pytest.mark.parametrize(
@@ -28,43 +31,50 @@ COUNTS = count_tokens(PLAN_MASK, BOI_MASK, IMAGE_MASK)
     ],
 )
 def test_weighted_token_mean(weights, expected):
-    loss, stats = sft_loss(PLAN, PLAN_MASK, BOI_MASK, IMAGE, IMAGE_MASK, weights, COUNTS)
+    loss, nats = sft_loss(LOGP, MASKS, weights, COUNTS)
     assert loss == pytest.approx(expected, abs=1e-6)
-    got = (stats.text, stats.image, stats.boi)
-    assert got == pytest.approx((7 / 3, 2.0, 4.0), abs=1e-6)
+    assert (nats.text, nats.image, nats.boi) == pytest.approx((7 / 3, 2.0, 4.0), abs=1e-6)
 
 
-def test_boi_inside_the_plan_mask_counts_once():
-    both = PLAN_MASK | BOI_MASK
-    counts = count_tokens(both, BOI_MASK, IMAGE_MASK)
-    assert counts.text == 3 and counts.boi == 2
-    loss, _ = sft_loss(PLAN, both, BOI_MASK, IMAGE, IMAGE_MASK, SftWeights(2.0, 1.0, 0.0), counts)
-    assert loss == pytest.approx(20 / 9, abs=1e-6)
+def test_kinds_of_targets_of_a_token_batch():
+    # A sampled BOI, a BOI that the mask leaves out (a dropped caption), a plan of BOI alone.
+    rows = TokenBatch(
+        prompt_ids_BC=jnp.ones((3, 1), jnp.int32),
+        prompt_len_B=jnp.array([1, 1, 1]),
+        plan_ids_BT=jnp.array([[7, 8, 3], [7, 3, 0], [3, 0, 0]]),
+        plan_len_B=jnp.array([3, 2, 1]),
+        plan_mask_BT=jnp.array([[1, 1, 1], [0, 0, 0], [1, 0, 0]], bool),
+        image_ids_BU=jnp.zeros((3, 2), jnp.int32),
+    )
+    kinds = target_kinds(rows)
+    assert kinds.text.astype(int).tolist() == [[1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    assert kinds.boi.astype(int).tolist() == [[0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]]
+    assert kinds.image.astype(int).tolist() == [[0, 0, 0, 1, 1]] * 3
+    counts = count_targets(kinds)
+    assert (counts.text, counts.image, counts.boi) == (2, 6, 2)
 
 
 def test_micro_batches_add_up_with_their_gradients():
     weights = SftWeights(2.0, 1.0, 0.5)
 
     def value_and_grad(s):
-        def loss_of(plan, image):
-            masks = (PLAN_MASK[s], BOI_MASK[s])
-            return sft_loss(plan, *masks, image, IMAGE_MASK[s], weights, COUNTS)
+        masks = jax.tree.map(lambda mask: mask[s], MASKS)
 
-        return jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(PLAN[s], IMAGE[s])
+        def loss_of(logp):
+            return sft_loss(logp, masks, weights, COUNTS)
 
-    (loss, stats), gradient = value_and_grad(slice(None))
+        return jax.value_and_grad(loss_of, has_aux=True)(LOGP[s])
+
+    (loss, nats), gradient = value_and_grad(slice(None))
     first, second = value_and_grad(slice(0, 1)), value_and_grad(slice(1, 2))
     assert float(first[0][0] + second[0][0]) == pytest.approx(float(loss), abs=1e-6)
     total = jax.tree.map(jnp.add, first[0][1], second[0][1])
-    for got, want in zip(jax.tree.leaves(total), jax.tree.leaves(stats), strict=True):
+    for got, want in zip(jax.tree.leaves(total), jax.tree.leaves(nats), strict=True):
         assert float(got) == pytest.approx(float(want), abs=1e-6)
     # Weight over Σ w = 2·3 + 3 + 0.5·2 = 10; padding gets 0.
-    np.testing.assert_allclose(
-        jnp.concatenate([first[1][0], second[1][0]]),
-        [[-0.2, -0.2, -0.05], [-0.2, -0.05, 0.0]],
-        atol=1e-7,
-    )
-    np.testing.assert_allclose(gradient[1], [[-0.1, -0.1], [-0.1, 0.0]], atol=1e-7)
+    wanted = [[-0.2, -0.2, -0.05, -0.1, -0.1], [-0.2, -0.05, 0.0, -0.1, 0.0]]
+    np.testing.assert_allclose(gradient, wanted, atol=1e-7)
+    np.testing.assert_allclose(np.concatenate([first[1], second[1]]), wanted, atol=1e-7)
 
 
 def test_weights_that_leave_nothing_are_refused():

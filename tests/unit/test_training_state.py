@@ -23,6 +23,7 @@ from gotr1_jax.models.lora import merge_lora, split_lora
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.parallel.placement import put_rows, train_state_shardings
 from gotr1_jax.parallel.sharding import state_shardings
+from gotr1_jax.sampler.sampler import Rollout
 from gotr1_jax.trainer.config import OptimizerConfig
 from gotr1_jax.trainer.logprobs import token_logps
 from gotr1_jax.trainer.optimizer import make_optimizer, make_schedule
@@ -64,25 +65,25 @@ def step_of(micro: int) -> Any:
 
 
 @cache
-def replayer(micro: int) -> Any:
+def scorer(micro: int) -> Any:
     return make_token_logps(graphdef_of(), SPECIALS, SETTINGS, micro)
 
 
 @cache
-def replay_of(micro: int) -> Any:
-    return host(replayer(micro)(parameters(), nnx.State({}), random_rows(B)))
+def logps_of(micro: int) -> Any:
+    return host(scorer(micro)(parameters(), nnx.State({}), random_rows(B)))
 
 
 def batch_of(advantages: Any = None) -> PolicyBatch:
     if advantages is None:
         advantages = np.random.default_rng(0).standard_normal(B)
-    scores = replay_of(4)
+    rows = random_rows(B)
+    T = rows.plan_ids_BT.shape[1]
+    logp_BN = logps_of(4).logp_BN
     return PolicyBatch(
-        rows=random_rows(B),
-        sampled_text_BT=scores.plan_logp_BT,
-        sampled_image_BU=scores.image_logp_BU,
-        old=None,
-        ref=None,
+        rollout=Rollout(rows, logp_BN[:, :T], logp_BN[:, T:], SETTINGS),
+        old_logp_BN=None,
+        ref_logp_BN=None,
         advantages_B=np.asarray(advantages, np.float32),
         row_mask_B=np.arange(B) < B - 1,
     )
@@ -202,14 +203,14 @@ def stepped() -> tuple[TrainState, Any]:
 def test_before_an_update_the_ratio_is_one():
     _, metrics = stepped()
     assert np.isfinite(metrics.loss) and metrics.grad_norm > 0
-    assert metrics.stats.text.ratio_max == 1.0 and metrics.stats.image.ratio_max == 1.0
-    assert metrics.stats.text.clip_frac == 0.0 and metrics.stats.image.clip_frac == 0.0
-    # A replay is a program of its own, with the same values.
+    ratio, clipped = metrics.stats.ratio_max, metrics.stats.clip_frac
+    assert ratio.text == ratio.image == 1.0 and clipped.text == clipped.image == 0.0
+    # Teacher forcing in a program of its own gives the same values.
     assert metrics.logp_diff.text < 1e-5 and metrics.logp_diff.image < 1e-5
     # With all ratios 1 the token mean is that of the advantages, by the tokens' weights.
     batch = batch_of()
     keep = np.asarray(batch.row_mask_B)
-    tokens = 0.5 * np.asarray(batch.rows.plan_mask_BT).sum(1) + 9
+    tokens = 0.5 * np.asarray(batch.rollout.rows.plan_mask_BT).sum(1) + 9
     advantages = np.asarray(batch.advantages_B)
     wanted = -(tokens * advantages)[keep].sum() / tokens[keep].sum()
     assert metrics.loss == pytest.approx(wanted, abs=1e-5)
@@ -243,14 +244,16 @@ def test_on_a_mesh_as_on_one_device():
 def test_one_update_makes_a_good_row_more_likely():
     batch = batch_of(np.arange(B) == 3)
     state, _ = step_of(4)(fresh(), nnx.State({}), batch)
-    new = host(replayer(4)(state.params, nnx.State({}), batch.rows))
-    assert new.plan_logp_BT[3].sum() > batch.sampled_text_BT[3].sum() + 1e-3
-    assert new.image_logp_BU[3].sum() > batch.sampled_image_BU[3].sum() + 1e-3
+    rollout = batch.rollout
+    new = host(scorer(4)(state.params, nnx.State({}), rollout.rows)).logp_BN[3]
+    T = rollout.rows.plan_ids_BT.shape[1]
+    assert new[:T].sum() > rollout.plan_logp_BT[3].sum() + 1e-3
+    assert new[T:].sum() > rollout.image_logp_BU[3].sum() + 1e-3
 
 
-def test_replay_in_pieces_keeps_the_order_of_rows():
-    near(replay_of(2), replay_of(4))
-    assert len(set(replay_of(4).image_logp_BU[:, 0].tolist())) == B
+def test_logps_in_micro_batches_keep_the_order_of_rows():
+    near(logps_of(2), logps_of(4))
+    assert len(set(logps_of(4).logp_BN[:, -1].tolist())) == B
 
 
 # Adapters.
@@ -276,7 +279,7 @@ def test_fresh_adapters_change_nothing_and_folding_equals_applying():
     rng = np.random.default_rng(0)
     drawn = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape, np.float32), host(adapters))
     applied = host(score(LORA, drawn, rest))
-    assert np.abs(applied.image_logp_BU - plain.image_logp_BU).max() > 1e-2
+    assert np.abs(applied.logp_BN - plain.logp_BN)[:, -9:].max() > 1e-2
     near(score(None, fold(drawn, rest)), applied, atol=1e-4)
     # Switched off: what a KL to the policy before training is taken against.
     off = jax.tree.map(np.zeros_like, drawn)
