@@ -14,7 +14,7 @@ from PIL import Image
 from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.data.pipeline import pad_rows
 from gotr1_jax.images import preprocess, read_settings
-from gotr1_jax.sampler.answer import AnswerConfig, AnswerSampler, tokens_per_image
+from gotr1_jax.sampler.answer import AnswerConfig, AnswerSampler
 from gotr1_jax.sampler.sampler import row_keys
 from gotr1_jax.sampler.token_batch import PromptBatch
 
@@ -46,7 +46,7 @@ class ImageQuestioner:
         checkpoint = load_checkpoint(source, parts=parts, dtype=jnp.dtype(dtype))
         self._settings = read_settings(source, checkpoint.config.siglip.image_size)
         self._tokenizer, self._system = checkpoint.tokenizer, system
-        self._tokens = tokens_per_image(checkpoint.config)
+        self._tokens = checkpoint.config.siglip.num_tokens
         policy, state = nnx.split(checkpoint.policy_module(checkpoint.dtype))
         tower, self._tower = nnx.split(checkpoint.understanding_module())
         specials = self._tokenizer.specials

@@ -59,7 +59,7 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class SiglipConfig:
-    """SigLIP vision tower without class token; tokens = (image_size // patch_size) ** 2."""
+    """SigLIP vision tower, without class token."""
 
     image_size: int = 384
     patch_size: int = 16
@@ -68,6 +68,11 @@ class SiglipConfig:
     num_layers: int = 24
     num_heads: int = 16
     norm_eps: float = 1e-6
+
+    @property
+    def num_tokens(self) -> int:
+        """Vectors of one image, 576 in the released models."""
+        return (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ made of the same patches and blocks.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +16,8 @@ from flax import nnx
 from gotr1_jax.models.config import JanusConfig, SiglipConfig
 from gotr1_jax.models.layers import GeluMLP, LayerNorm, Linear, stack_blocks
 
-
-class BlockSizes(Protocol):
-    """Sizes of a tower, of SigLIP or CLIP."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def mlp_size(self) -> int: ...
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def num_heads(self) -> int: ...
-    @property
-    def norm_eps(self) -> float: ...
+if TYPE_CHECKING:
+    from gotr1_jax.models.clip import ClipTowerConfig
 
 
 class PatchEmbed(nnx.Module):
@@ -61,7 +49,9 @@ class PatchEmbed(nnx.Module):
 class SiglipBlock(nnx.Module):
     """x + attention(norm1(x)), then x + mlp(norm2(x)); exact GELU, biases everywhere."""
 
-    def __init__(self, cfg: BlockSizes, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
+    def __init__(
+        self, cfg: SiglipConfig | ClipTowerConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype
+    ) -> None:
         def linear(n_in: int, n_out: int, axes: tuple[str, str]) -> Linear:
             return Linear(n_in, n_out, rngs=rngs, axes=axes, bias=True, param_dtype=param_dtype)
 
@@ -87,7 +77,9 @@ class SiglipBlock(nnx.Module):
         return x + self.fc2(hidden)
 
 
-def stacked_blocks(cfg: BlockSizes, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> SiglipBlock:
+def stacked_blocks(
+    cfg: SiglipConfig | ClipTowerConfig, rngs: nnx.Rngs, param_dtype: jnp.dtype
+) -> SiglipBlock:
     """All blocks of a tower, as `stack_blocks` stacks them."""
     return stack_blocks(
         lambda rngs: SiglipBlock(cfg, rngs=rngs, param_dtype=param_dtype), rngs, cfg.num_layers
@@ -112,8 +104,7 @@ class SiglipTower(nnx.Module):
     ) -> None:
         self.cfg = cfg
         self.patch = PatchEmbed(cfg.patch_size, cfg.width, rngs=rngs, param_dtype=param_dtype)
-        tokens = (cfg.image_size // cfg.patch_size) ** 2
-        draw = jax.random.normal(rngs.params(), (tokens, cfg.width), param_dtype)
+        draw = jax.random.normal(rngs.params(), (cfg.num_tokens, cfg.width), param_dtype)
         self.positions = nnx.Param(
             draw * jnp.asarray(cfg.width**-0.5, param_dtype), axes=("patch", "embed")
         )

@@ -99,7 +99,7 @@ class AnswerSampler:
         Args:
           params: from `prepare`.
           tower: state of the understanding side.
-          prompts: ids with `tokens_per_image` placeholders for each image.
+          prompts: ids with `SiglipConfig.num_tokens` placeholders for each image.
           pixels_NHWC: float32, preprocessed, the N images of all prompts in the order of their
             placeholders.
           keys_P: a key for each prompt.
@@ -119,7 +119,7 @@ class AnswerSampler:
         return self._logits(params, tower, prompts, pixels_NHWC)
 
     def _check(self, prompts: PromptBatch, pixels_NHWC: jax.Array) -> None:
-        given = pixels_NHWC.shape[0] * tokens_per_image(self.model_config)
+        given = pixels_NHWC.shape[0] * self.model_config.siglip.num_tokens
         held = int((prompts.ids_PC == self.specials.image).sum())
         if held != given:
             raise InputError(f"prompts hold {held} image tokens, their images give {given}")
@@ -161,8 +161,3 @@ class AnswerSampler:
         state = run_plan_bucket(params, prompts, keys_P, state, loop)
         ended = state.len_B > 0
         return Answers(state.ids_BT[:, :T], jnp.where(ended, state.len_B, state.step), ended)
-
-
-def tokens_per_image(config: JanusConfig) -> int:
-    """Vectors of one image after the vision tower, 576 in the released models."""
-    return (config.siglip.image_size // config.siglip.patch_size) ** 2

@@ -19,7 +19,7 @@ from gotr1_jax.convert.checkpoint import load_checkpoint, out_tensors
 from gotr1_jax.generate.describe import DescribeConfig, describe
 from gotr1_jax.images import ImageSettings, open_image, preprocess, read_settings
 from gotr1_jax.models.config import SiglipConfig
-from gotr1_jax.sampler.answer import AnswerConfig, AnswerSampler, tokens_per_image
+from gotr1_jax.sampler.answer import AnswerConfig, AnswerSampler
 from gotr1_jax.sampler.token_batch import PromptBatch
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
 
@@ -58,7 +58,7 @@ def port(ckpt: Path) -> Any:
             "hidden_size": siglip.width, "num_hidden_layers": siglip.num_layers,
             "num_attention_heads": siglip.num_heads, "image_size": siglip.image_size,
             "patch_size": siglip.patch_size, "mlp_ratio": siglip.mlp_size / siglip.width,
-            "projection_dim": d.hidden_size, "num_image_tokens": tokens_per_image(CONFIG),
+            "projection_dim": d.hidden_size, "num_image_tokens": CONFIG.siglip.num_tokens,
         },
         vq_config={
             "embed_dim": vq.code_dim, "num_embeddings": vq.codebook_size,
@@ -170,7 +170,7 @@ def test_logits_and_answer(ckpt: Path, port: Any, tmp_path: Path, images: int) -
     checkpoint = load_checkpoint(ckpt, parts=("policy", "understanding"))
     tokenizer = checkpoint.tokenizer
     settings = read_settings(ckpt, SIDE)
-    ids = tokenizer.encode_question(QUESTION, images, tokens_per_image(CONFIG))
+    ids = tokenizer.encode_question(QUESTION, images, CONFIG.siglip.num_tokens)
     theirs = {
         "input_ids": torch.tensor([ids]),
         "pixel_values": torch.from_numpy(
