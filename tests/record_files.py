@@ -52,11 +52,11 @@ def made(count: int) -> list[Made]:
 
 def write_jsonl(folder: Path, records: Sequence[Made]) -> Path:
     """Images lie beside it; with a byte order mark, blank lines, and no last line end."""
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     lines = []
     for i, record in enumerate(records):
-        (folder / "pictures" / f"{i}.png").write_bytes(record.png)
-        image = f"pictures/{i}.png"
+        (folder / "images" / f"{i}.png").write_bytes(record.png)
+        image = f"images/{i}.png"
         if i % 4 == 2:
             image = "data:image/png;base64," + base64.b64encode(record.png).decode()
         row = {"caption": record.caption, "plan": record.plan, "image": image, **record.extra}

@@ -1,4 +1,4 @@
-"""Plans as objects: the grammar of a reasoning chain, its boxes, matching and drawing.
+"""Plans as objects: the grammar of a reasoning chain; boxes, editing, matching, drawing.
 
 >>> from gotr1_jax.plan import Box, parse_plan, replace_box
 >>> plan = parse_plan("A <|obj_start|>cat<|obj_end|> <|box_start|>(10,20),(400,500)<|box_end|>")

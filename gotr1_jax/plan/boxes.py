@@ -1,4 +1,4 @@
-"""Boxes in thousandths of the image, their overlap, and the way to pixels and back."""
+"""Boxes in thousandths of the image, their IoU, conversion from and to pixels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ LAST = SCALE - 1
 class Box:
     """A box as a plan writes it: (x1, y1) top left, (x2, y2) bottom right, origin top left.
 
-    Units are thousandths of the image's width (x) and height (y), 0..999. The values are
-    kept as written, so a box may be inverted or out of range; `clean` gives the usable one.
+    Units are thousandths of the image's width (x) and height (y), 0..999. Values are kept as
+    written, so a box may be inverted or out of range; `clean` gives a usable one.
     """
 
     x1: int
@@ -23,15 +23,14 @@ class Box:
 
     @property
     def is_valid(self) -> bool:
-        """True when every value is in 0..999 and the box has an area as written."""
+        """Whether the box as written lies within 0..999 and has an area."""
         return 0 <= self.x1 < self.x2 <= LAST and 0 <= self.y1 < self.y2 <= LAST
 
     def clean(self) -> Box:
         """This box with every value clamped to 0..999 and inverted sides collapsed.
 
-        An inverted side is not turned round: it becomes empty (x2 = x1), so an inverted box
-        has no area and overlaps nothing. Turning it round would reward corners in the wrong
-        order.
+        An inverted side becomes empty (x2 = x1), so an inverted box has no area and overlaps
+        nothing. Swapping the corners instead would reward their wrong order.
 
         >>> Box(-5, 10, 1200, 20).clean()
         Box(x1=0, y1=10, x2=999, y2=20)
@@ -49,7 +48,7 @@ class Box:
 def iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes after `Box.clean`, in [0, 1].
 
-    0 when either box has no area (degenerate, inverted, or wholly outside the image).
+    0 if either box has no area (degenerate, inverted, or outside the image).
 
     >>> iou(Box(0, 0, 100, 100), Box(0, 50, 100, 100))
     0.5
@@ -66,34 +65,21 @@ def iou(a: Box, b: Box) -> float:
 def box_from_pixels(x1: float, y1: float, x2: float, y2: float, width: int, height: int) -> Box:
     """The box of a half-open pixel box (x2, y2 exclusive) in a (width, height) image.
 
-    Each value is min(999, round(1000 · pixel / side)), and at least 0.
+    Each value is round(1000 · pixel / side), clamped to 0..999.
 
     >>> box_from_pixels(16, 8, 32, 48, 64, 64)
     Box(x1=250, y1=125, x2=500, y2=750)
     """
 
-    def thousandths(value: float, side: int) -> int:
-        return max(0, min(LAST, round(SCALE * value / side)))
-
-    return Box(
-        thousandths(x1, width),
-        thousandths(y1, height),
-        thousandths(x2, width),
-        thousandths(y2, height),
-    )
+    pixels, sides = (x1, y1, x2, y2), (width, height, width, height)
+    return Box(*(max(0, min(LAST, round(SCALE * v / s))) for v, s in zip(pixels, sides)))
 
 
 def box_to_pixels(box: Box, width: int, height: int) -> tuple[float, float, float, float]:
-    """(x1, y1, x2, y2) of a box in pixels of a (width, height) image: value · side / 1000.
-
-    The box is taken as written; clean it first where it may be out of range.
+    """(x1, y1, x2, y2) of a box as written, in pixels of a (width, height) image.
 
     >>> box_to_pixels(Box(250, 125, 500, 750), 64, 64)
     (16.0, 8.0, 32.0, 48.0)
     """
-    return (
-        box.x1 * width / SCALE,
-        box.y1 * height / SCALE,
-        box.x2 * width / SCALE,
-        box.y2 * height / SCALE,
-    )
+    x1, x2 = box.x1 * width / SCALE, box.x2 * width / SCALE
+    return x1, box.y1 * height / SCALE, x2, box.y2 * height / SCALE

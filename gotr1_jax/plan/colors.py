@@ -1,4 +1,4 @@
-"""Colors that are told apart, and the ink that is read on them."""
+"""Distinguishable colors, and black or white text on them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 Color = tuple[int, int, int]
 
 MAX_DISTINCT = 64
-"""Colors before they repeat."""
+"""Number of colors before they repeat."""
 
-# The first ones by hand, bright and in an order that people expect.
+# The first ones are chosen by hand: bright, in a familiar order.
 _FIRST: tuple[Color, ...] = (
     (255, 64, 64),
     (64, 160, 255),
@@ -34,7 +34,7 @@ def _linear(colors: np.ndarray) -> np.ndarray:
 
 
 def to_lab(colors: np.ndarray) -> np.ndarray:
-    """CIELAB, float64 (N, 3), of sRGB colors (N, 3) in 0..255: distances are what eyes see."""
+    """CIELAB, float64 (N, 3), of sRGB colors (N, 3) in 0..255: distances match perception."""
     xyz = _linear(np.asarray(colors, np.float64)) @ _TO_XYZ.T
     f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     x, y, z = f.T
@@ -43,7 +43,7 @@ def to_lab(colors: np.ndarray) -> np.ndarray:
 
 @cache
 def _palette() -> tuple[Color, ...]:
-    """The first colors, then always the candidate farthest from all chosen so far."""
+    """The first colors, then greedily the candidate farthest from all chosen ones."""
     candidates = np.array(
         [
             [round(255 * c) for c in colorsys.hsv_to_rgb(h / 30, s, v)]
@@ -53,7 +53,7 @@ def _palette() -> tuple[Color, ...]:
         ]
     )
     lab = to_lab(candidates)
-    # A dark line is lost on its dark outline, a dull one on a gray image.
+    # A dark line vanishes on its dark outline, a dull one on a gray image.
     clear = (lab[:, 0] >= _MIN_LIGHTNESS) & (np.hypot(lab[:, 1], lab[:, 2]) >= _MIN_CHROMA)
     candidates, lab = candidates[clear], lab[clear]
     chosen = list(_FIRST)

@@ -1,4 +1,4 @@
-"""Images of plans: boxes with readable labels drawn over an image."""
+"""Boxes with readable labels drawn over an image."""
 
 from __future__ import annotations
 
@@ -21,28 +21,23 @@ _Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 @dataclass(frozen=True)
 class _Item:
-    """One box to draw: its outline, its color, and its label, empty for none."""
+    """A box to draw; `label` is empty for none, `detected` false for a planned box."""
 
     rect: Rectangle
     color: Color
     label: str
-    located: bool
-
-
-def _fit_scale(width: int, height: int) -> int:
-    """The smallest whole scale at which the longer side has at least MIN_SIDE pixels."""
-    return max(1, -(-MIN_SIDE // max(width, height)))
+    detected: bool
 
 
 def _rectangle(box: Box, width: int, height: int) -> Rectangle:
-    """Corners to draw, inside the image; an empty box becomes a visible dot or bar."""
+    """Corners inside the image; an empty box becomes a visible dot or bar."""
     x1, y1, x2, y2 = box_to_pixels(box.clean(), width, height)
     x1, y1 = min(x1, width - 7), min(y1, height - 7)
     return x1, y1, max(x2 - 1, x1 + 6), max(y2 - 1, y1 + 6)
 
 
 def _bars(rect: Rectangle, width: int, dash: float | None) -> Iterator[Rectangle]:
-    """Filled bars along the inside of the outline of `rect`, whole or in dashes of `dash`."""
+    """Filled bars along the inside of the outline of `rect`; `dash`: length of dashes in pixels."""
     x1, y1, x2, y2 = rect
     for horizontal, begin, stop in ((True, x1, x2), (False, y1, y2)):
         at = begin
@@ -67,13 +62,13 @@ def _draw_box(
 
 
 def _size(draw: ImageDraw.ImageDraw, text: str, font: _Font) -> tuple[float, float]:
-    """Width and height of a label with its margins; all labels of one font are as high."""
+    """Width and height of a label with margins; at least the height of "Ag"."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     _, high, _, low = draw.textbbox((0, 0), "Ag", font=font)
     return right - left + 8, max(bottom - top, low - high) + 6
 
 
-def _lead(draw: ImageDraw.ImageDraw, item: _Item, place: Rectangle, line: int) -> None:
+def _draw_lead(draw: ImageDraw.ImageDraw, item: _Item, place: Rectangle, line: int) -> None:
     """A line from a label to its box."""
     x, y = (place[0] + place[2]) / 2, (place[1] + place[3]) / 2
     x1, y1, x2, y2 = item.rect
@@ -84,8 +79,8 @@ def _lead(draw: ImageDraw.ImageDraw, item: _Item, place: Rectangle, line: int) -
 
 def _draw_label(draw: ImageDraw.ImageDraw, item: _Item, place: Rectangle, font: _Font) -> None:
     x1, y1, x2, y2 = place
-    paper = _HALO if item.located else item.color
-    ink = item.color if item.located else ink_on(item.color)
+    paper = _HALO if item.detected else item.color
+    ink = item.color if item.detected else ink_on(item.color)
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=paper, outline=_HALO)
     draw.text(((x1 + x2) / 2, (y1 + y2) / 2), item.label, fill=ink, font=font, anchor="mm")
 
@@ -104,25 +99,25 @@ def _draw_labels(
             placed.append((item, place_label(item.rect, size, canvas, taken, small)))
     for item, place in placed:
         if not touches(place, item.rect):
-            _lead(draw, item, place, max(1, round(max(canvas) / 384)))
+            _draw_lead(draw, item, place, max(1, round(max(canvas) / 384)))
     for item, place in placed:
         _draw_label(draw, item, place, font)
 
 
 def _items(
     planned: Sequence[tuple[str, Box]],
-    located: Sequence[tuple[str, Box]],
+    detected: Sequence[tuple[str, Box]],
     canvas: tuple[int, int],
     ascii_only: bool,
 ) -> list[_Item]:
-    """All boxes, the planned ones first; a located box that matches one shares its color."""
-    partner = {j: i for i, j, _ in match_objects(planned, located) if j is not None}
+    """All boxes, planned ones first; a detected box has the color of its planned match."""
+    partner = {j: i for i, j, _ in match_objects(planned, detected) if j is not None}
     items = [
         _Item(_rectangle(box, *canvas), distinct_color(i), clean_label(name, i, ascii_only), False)
         for i, (name, box) in enumerate(planned)
     ]
     spare = len(planned)
-    for j, (name, box) in enumerate(located):
+    for j, (name, box) in enumerate(detected):
         label, number = "", partner.get(j)
         if number is None:
             label, number, spare = clean_label(name, spare, ascii_only), spare, spare + 1
@@ -142,25 +137,24 @@ def _load_font(font: str | Path | None, size: int) -> _Font:
 def draw_overlay(
     image: Image.Image,
     planned: Sequence[tuple[str, Box]],
-    located: Sequence[tuple[str, Box]] = (),
+    detected: Sequence[tuple[str, Box]] = (),
     scale: int | None = None,
     font: str | Path | None = None,
 ) -> Image.Image:
-    """Draw planned boxes (solid, named) and located boxes (dashed) over an image.
+    """Draw planned boxes (solid, named) and detected boxes (dashed) over an image.
 
-    A located box has the color of the planned box it matches by name; only one that matches
-    none carries its own label, colored on dark. Boxes are drawn at their cleaned values. Labels
-    keep off one another; one that finds no place at its box is tied to it by a line.
+    A detected box has the color of the planned box that it matches by name; only one without a
+    match has its own label, colored on dark. Boxes are drawn at their cleaned values. Labels do
+    not overlap if possible; one that does not fit at its box is connected to it by a line.
 
     Args:
         image: the image; left unchanged.
         planned: (name, box) of the plan's objects.
-        located: (name, box) of the objects found in the image.
-        scale: whole factor by which the image is enlarged (pixels repeated); None takes the
-            smallest that makes the longer side at least 384.
-        font: TrueType or OpenType file for the labels. The built-in font has Latin letters
-            without accents only: an object with a name in another script is labeled by its
-            number, "#0" being the first.
+        detected: (name, box) of the objects found in the image.
+        scale: whole factor of enlargement (pixels repeated); None takes the smallest that makes
+            the longer side at least 384.
+        font: TrueType or OpenType file for the labels. The built-in font has ASCII letters only:
+            it labels a name in another script by the object's index, "#0" being the first.
 
     Returns:
         A new RGB image of `scale` times the size.
@@ -172,23 +166,24 @@ def draw_overlay(
     >>> draw_overlay(image, [("cat", Box(100, 200, 500, 800))]).size
     (384, 384)
     """
-    factor = _fit_scale(*image.size) if scale is None else max(1, scale)
+    factor = -(-MIN_SIDE // max(image.size)) if scale is None else scale
+    factor = max(1, factor)
     canvas = image.convert("RGB").resize(
         (image.width * factor, image.height * factor), Image.Resampling.NEAREST
     )
     draw = ImageDraw.Draw(canvas)
     side = max(canvas.size)
-    letters = _load_font(font, max(9, round(side / 29)))
+    label_font = _load_font(font, max(9, round(side / 29)))
     items = [
         replace(
             item,
-            label=fit_label(item.label, lambda t: _size(draw, t, letters)[0], canvas.width),
+            label=fit_label(item.label, lambda t: _size(draw, t, label_font)[0], canvas.width),
         )
-        for item in _items(planned, located, canvas.size, ascii_only=font is None)
+        for item in _items(planned, detected, canvas.size, ascii_only=font is None)
     ]
     line = max(1 if side < 192 else 2, round(side / 192))
     for item in items:
-        _draw_box(draw, item.rect, item.color, line, dashed=item.located)
+        _draw_box(draw, item.rect, item.color, line, dashed=item.detected)
     # Labels last, so that no line crosses a name.
-    _draw_labels(draw, items, canvas.size, letters)
+    _draw_labels(draw, items, canvas.size, label_font)
     return canvas

@@ -1,8 +1,4 @@
-"""Plans with one thing changed: a plan is never altered in place.
-
-Every function gives a new plan, leaves all other characters as they are, and keeps the names and
-boxes of all other objects.
-"""
+"""Changes of plans. Every function returns a new plan and keeps all other text and objects."""
 
 from __future__ import annotations
 
@@ -23,10 +19,9 @@ from gotr1_jax.plan.grammar import (
 
 
 def replace_box(plan: Plan, index: int, box: Box) -> Plan:
-    """A new plan in which object `index` has `box`; one without a readable box gets it.
+    """A new plan in which object `index` has `box`, whether it had one or not.
 
-    Raises:
-        InputError: there is no object of that index.
+    Raises InputError if there is no such object.
 
     >>> plan = parse_plan("a <|obj_start|>cat<|obj_end|> <|box_start|>(1,2),(3,4)<|box_end|>.")
     >>> str(replace_box(plan, 0, Box(500, 20, 900, 500)))
@@ -39,35 +34,31 @@ def replace_box(plan: Plan, index: int, box: Box) -> Plan:
         before, after = plan.text[:name_end] + " ", plan.text[name_end:]
     else:
         before, after = plan.text[:section], plan.text[item.end :]
-    # Parsed again, so that the spans of the later objects are right.
+    # Parsed again: the spans of later objects move.
     return parse_plan(before + format_box(box) + after, max_objects=len(plan.objects))
 
 
 def swap_boxes(plan: Plan, first: int, second: int) -> Plan:
-    """A new plan in which two objects have each other's place.
+    """A new plan in which two objects have exchanged their boxes.
 
-    Raises:
-        InputError: an object is not there or has no readable box.
+    Raises InputError if an object does not exist or has no readable box.
 
     >>> plan = add_object(parse_plan(""), "cat", Box(0, 0, 9, 9))
     >>> plan = add_object(plan, "dog", Box(1, 2, 3, 4))
     >>> swap_boxes(plan, plan.index("cat"), plan.index("dog")).boxes
     (('cat', Box(x1=1, y1=2, x2=3, y2=4)), ('dog', Box(x1=0, y1=0, x2=9, y2=9)))
     """
-    boxes = [_object(plan, index).box for index in (first, second)]
-    for index, box in zip((first, second), boxes, strict=True):
-        if box is None:
-            raise InputError(f"object {index} of the plan has no readable box to swap")
-    a, b = boxes
-    assert a is not None and b is not None
+    a, b = (_object(plan, index).box for index in (first, second))
+    if a is None or b is None:
+        missing = first if a is None else second
+        raise InputError(f"object {missing} of the plan has no readable box to swap")
     return replace_box(replace_box(plan, first, b), second, a)
 
 
 def rename_object(plan: Plan, index: int, name: str) -> Plan:
     """A new plan in which object `index` is called `name`; blanks around the name stay.
 
-    Raises:
-        InputError: there is no object of that index, or the name holds a plan marker.
+    Raises InputError if there is no such object or the name holds a plan marker.
 
     >>> plan = parse_plan("<|obj_start|> cat <|obj_end|>")
     >>> str(rename_object(plan, 0, "dog"))
@@ -82,10 +73,9 @@ def rename_object(plan: Plan, index: int, name: str) -> Plan:
 
 
 def add_object(plan: Plan, name: str, box: Box) -> Plan:
-    """A new plan with one object more, behind the last one; in front of a text that has none.
+    """A new plan with one more object after the last one, or before a text without objects.
 
-    Raises:
-        InputError: the name holds a plan marker.
+    Raises InputError if the name holds a plan marker.
 
     >>> str(add_object(parse_plan("It is night."), "cat", Box(1, 2, 3, 4)))
     '<|obj_start|>cat<|obj_end|> <|box_start|>(1,2),(3,4)<|box_end|> It is night.'
@@ -100,10 +90,9 @@ def add_object(plan: Plan, name: str, box: Box) -> Plan:
 
 
 def remove_object(plan: Plan, index: int) -> Plan:
-    """A new plan without object `index`, of the blanks around it one less.
+    """A new plan without object `index` and one of the blanks around it.
 
-    Raises:
-        InputError: there is no object of that index.
+    Raises InputError if there is no such object.
 
     >>> plan = add_object(parse_plan("A cat."), "dog", Box(1, 2, 3, 4))
     >>> str(remove_object(plan, 0))
@@ -114,12 +103,11 @@ def remove_object(plan: Plan, index: int) -> Plan:
     if (not before or before[-1].isspace()) and after[:1].isspace():
         after = after[1:]
     elif before and after and not before[-1].isspace() and not after[0].isspace():
-        before += " "  # two words must not become one, nor two halves a marker
+        before += " "  # must join neither two words nor two halves of a marker
     left = [o for i, o in enumerate(plan.objects) if i != index]
     kept = parse_plan(before + after, max_objects=len(left))
     if [(o.name, o.box) for o in kept.objects] != [(o.name, o.box) for o in left]:
-        # Stray markers on both sides would make something new of what they hold. The object's
-        # last marker stays between them, as stray as they are.
+        # Stray markers on both sides have joined into an object; a stray BOX_END keeps them apart.
         kept = parse_plan(before + BOX_END + after, max_objects=len(left))
     return kept
 
@@ -131,6 +119,6 @@ def _object(plan: Plan, index: int) -> PlanObject:
 
 
 def _name_span(plan: Plan, item: PlanObject) -> tuple[int, int]:
-    """Half-open span of what stands between the name markers."""
+    """Half-open span of the text between the name markers."""
     begin = item.start + len(OBJ_START)
     return begin, plan.text.index(OBJ_END, begin)

@@ -4,14 +4,14 @@ A plan is free text in which an object is written, as the released GoT-R1 checkp
 
     <|obj_start|>red tulip bouquet<|obj_end|> <|box_start|>(36,66),(907,694)<|box_end|>
 
-A policy under training writes anything, so the parser gives every text a defined result:
+A policy under training writes anything, so every text has a defined parse:
 
-* An object is a name between obj_start and obj_end with no other marker inside. A marker that
-  comes out of order abandons what was open: of nested starts the innermost counts.
-* Its box is the box section that follows with nothing but white space between. It must be
-  exactly four integers `(x1,y1),(x2,y2)`; spaces around the integers are allowed. Anything
-  else (missing section, floats, words, two boxes) leaves the box None.
-* Integers of more than nine digits saturate at ±999 999 999: no text can make one slow.
+* An object is a name between obj_start and obj_end with no other marker inside. A marker out of
+  order closes what was open: of nested starts the innermost counts.
+* Its box is the box section that follows, after white space at most. It must be exactly four
+  integers `(x1,y1),(x2,y2)`; spaces around the integers are allowed. Anything else (missing
+  section, floats, words, two boxes) leaves the box None.
+* Integers of more than nine digits saturate at ±999 999 999, which bounds the time to read one.
 * Objects past `max_objects` are counted, not kept.
 """
 
@@ -29,7 +29,7 @@ BOX_START = "<|box_start|>"
 BOX_END = "<|box_end|>"
 MAX_OBJECTS = 64
 
-_MARKER = re.compile(r"<\|(?:obj|box)_(?:start|end)\|>")
+MARKER = re.compile(r"<\|(?:obj|box)_(?:start|end)\|>")
 # Possessive quantifiers: a hostile section cannot make the matcher backtrack.
 _NUMBER = r"\s*+([+-]?+[0-9]++)\s*+"
 _POINT = rf"\s*+\({_NUMBER},{_NUMBER}\)\s*+"
@@ -38,7 +38,7 @@ _MAX_DIGITS = 9
 
 
 def normalise_name(name: str) -> str:
-    """The form in which names are compared: case folded, runs of white space made one space.
+    """The form in which names are compared: case folded, single spaces.
 
     >>> normalise_name(" Red  Circle")
     'red circle'
@@ -51,10 +51,10 @@ class PlanObject:
     """One object of a plan.
 
     Attributes:
-        name: text between the name markers, white space at its ends removed; may be empty.
-        box: the box as written, or None when it is missing or cannot be read.
+        name: stripped text between the name markers; may be empty.
+        box: the box as written; None if it is missing or unreadable.
         start, end: half-open character span in the plan's text, from obj_start to the end of
-            the box section (readable or not), or of obj_end where there is no section.
+            the box section (readable or not), or of obj_end if there is no section.
     """
 
     name: str
@@ -65,13 +65,13 @@ class PlanObject:
 
 @dataclass(frozen=True)
 class Plan:
-    """A parsed plan; `str(plan)` is the very text it was parsed from.
+    """A parsed plan; `str(plan)` is the text it was parsed from.
 
     Attributes:
-        text: the whole text, the words between the objects included.
-        objects: the objects in the order of the text, at most as many as the parser kept.
-        num_dropped: objects past that number.
-        num_stray: markers that belong to no named object with a readable box.
+        text: the whole text.
+        objects: the kept objects, in the order of the text.
+        num_dropped: objects past the parser's limit.
+        num_stray: markers that belong to no object with a readable box.
     """
 
     text: str
@@ -84,15 +84,12 @@ class Plan:
 
     @property
     def boxes(self) -> tuple[tuple[str, Box], ...]:
-        """(name, box as written) of the objects that have a readable box."""
+        """(name, box as written) of the objects with a readable box."""
         return tuple((o.name, o.box) for o in self.objects if o.box is not None)
 
     def index(self, name: str) -> int:
-        """Number of the first object of that name, blanks and case apart.
-
-        Raises:
-            InputError: the plan has no such object.
-        """
+        """Index of the first object with that name, as `normalise_name` compares; InputError if
+        there is none."""
         wanted = normalise_name(name)
         for number, item in enumerate(self.objects):
             if normalise_name(item.name) == wanted:
@@ -102,7 +99,7 @@ class Plan:
 
 
 def _integer(digits: str) -> int:
-    """int(digits), saturated at nine digits; Python's own refuses thousands of digits."""
+    """int(digits), saturated at nine digits; int() refuses thousands of digits."""
     magnitude = digits.lstrip("+-").lstrip("0")
     value = int(magnitude or "0") if len(magnitude) <= _MAX_DIGITS else 10**_MAX_DIGITS - 1
     return -value if digits.startswith("-") else value
@@ -114,11 +111,7 @@ def _read_box(section: str) -> Box | None:
 
 
 def parse_plan(text: str, max_objects: int = MAX_OBJECTS) -> Plan:
-    """Read the objects out of a plan's text; never raises, linear in the text's length.
-
-    Args:
-        text: any text.
-        max_objects: objects to keep; the rest only count in `Plan.num_dropped`.
+    """The objects in a plan's text, at most `max_objects`; never raises, linear in its length.
 
     >>> plan = parse_plan("a <|obj_start|>cat<|obj_end|> <|box_start|>(1,2),(30,40)<|box_end|>!")
     >>> plan.boxes
@@ -140,7 +133,7 @@ def parse_plan(text: str, max_objects: int = MAX_OBJECTS) -> Plan:
     open_at: tuple[int, int] | None = None  # start and end of an obj_start without its end
     named: tuple[int, tuple[int, int], int] | None = None  # start, name span, end of obj_end
     section_at: int | None = None  # first character of the box section of `named`
-    for match in _MARKER.finditer(text):
+    for match in MARKER.finditer(text):
         marker, (begin, end) = match.group(), match.span()
         markers += 1
         if marker == BOX_END and named and section_at is not None:
@@ -173,16 +166,15 @@ def format_box(box: Box) -> str:
 
 
 def check_name(name: str) -> None:
-    """InputError for a name that holds one of the four markers."""
-    if _MARKER.search(name):
+    """Raise InputError if a name holds one of the four markers."""
+    if MARKER.search(name):
         raise InputError(f"object name {name!r} holds a plan marker: take it out of the name")
 
 
 def format_object(name: str, box: Box) -> str:
     """The text of one object, as the released checkpoints write it.
 
-    Raises:
-        InputError: the name holds one of the four markers.
+    Raises InputError if the name holds one of the four markers.
 
     >>> format_object("cat", Box(10, 20, 400, 500))
     '<|obj_start|>cat<|obj_end|> <|box_start|>(10,20),(400,500)<|box_end|>'

@@ -1,4 +1,4 @@
-"""Names as labels: what of a name can be drawn, and where a label goes."""
+"""Labels of boxes: text that can be drawn, and placement."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gotr1_jax.plan.grammar import BOX_END, BOX_START, OBJ_END, OBJ_START
+from gotr1_jax.plan.grammar import MARKER
 
 Rectangle = tuple[float, float, float, float]
 """Corners x1, y1, x2, y2 in pixels."""
 
 MAX_LABEL = 32
-_MARKERS = re.compile("|".join(map(re.escape, (OBJ_START, OBJ_END, BOX_START, BOX_END))))
 _ACCENTS = range(0x300, 0x370)
 
 
 def clean_label(name: str, index: int = 0, ascii_only: bool = True) -> str:
     """A name as it is drawn, at most MAX_LABEL characters.
 
-    Plan markers, control and direction characters go. With `ascii_only` (the built-in font has
-    no other letters) accents are dropped and a run of other letters becomes "?"; a name of which
-    nothing is left is the number of its object, "#index".
+    Plan markers, control and direction characters are removed. With `ascii_only` (the built-in
+    font has no other letters) accents are dropped and a run of other letters becomes "?"; a name
+    with nothing left becomes "#index".
     """
-    name = _MARKERS.sub(" ", name[: 64 * MAX_LABEL])
+    name = MARKER.sub(" ", name[: 64 * MAX_LABEL])
     kept = (" " if unicodedata.category(c)[0] in "CZ" else c for c in name)
     label = "".join(kept)
     if ascii_only:
@@ -37,14 +36,14 @@ def clean_label(name: str, index: int = 0, ascii_only: bool = True) -> str:
 
 
 def shorten(label: str, length: int) -> str:
-    """At most `length` characters, the end of a longer label replaced by dots."""
+    """At most `length` characters; the end of a longer label becomes dots."""
     if len(label) <= length:
         return label
     return label[: max(1, length - 3)].rstrip() + "..."[: max(0, length - 1)]
 
 
 def fit_label(label: str, width: Callable[[str], float], limit: float) -> str:
-    """The longest shortening of `label` whose `width` is within `limit`, at least a letter."""
+    """The longest shortening of `label` with a `width` up to `limit`, at least one letter."""
     length = len(label)
     while length > 1 and width(shorten(label, length)) > limit:
         length -= 1
@@ -52,7 +51,7 @@ def fit_label(label: str, width: Callable[[str], float], limit: float) -> str:
 
 
 def _overlaps(places_N4: np.ndarray, others: Sequence[Rectangle]) -> np.ndarray:
-    """Area (N,) that each place shares with all the others together."""
+    """Summed overlap area (N,) of each place with the others."""
     others_M4 = np.asarray(others, np.float64).reshape(-1, 4)
     low = np.maximum(places_N4[:, None, :2], others_M4[None, :, :2])
     high = np.minimum(places_N4[:, None, 2:], others_M4[None, :, 2:])
@@ -60,7 +59,7 @@ def _overlaps(places_N4: np.ndarray, others: Sequence[Rectangle]) -> np.ndarray:
 
 
 def touches(a: Rectangle, b: Rectangle) -> bool:
-    """Whether two rectangles overlap or are at most a pixel apart."""
+    """Whether two rectangles overlap or are at most one pixel apart."""
     return min(a[2], b[2]) + 1 >= max(a[0], b[0]) and min(a[3], b[3]) + 1 >= max(a[1], b[1])
 
 
@@ -86,20 +85,20 @@ def place_label(
     taken: Sequence[Rectangle],
     small: Sequence[Rectangle] = (),
 ) -> Rectangle:
-    """Where a label of `size` (width, height) goes, inside the canvas (width, height).
+    """The position of a label of `size` (width, height) inside the canvas (width, height).
 
-    At the box `rect` if it can be there without hiding another label (`taken`) or one of the
-    `small` boxes; else where it is near and hides least. Hiding a label counts most.
+    At the box `rect` if it hides no other label (`taken`) and none of the `small` boxes there,
+    else at the nearby position that hides least. Hiding a label costs most.
     """
     w, h = size
     corners = np.asarray(_spots(rect, size, canvas))
     corners = np.clip(corners, 0.0, np.maximum(0.0, np.subtract(canvas, size)))
     places = np.concatenate([corners, corners + size], axis=1)
-    # How far the label is from its box, in pixels.
+    # Distance of the label from its box, in pixels.
     x1, y1, x2, y2 = rect
     gap = np.maximum(0, np.maximum(places[:, 0] - x2, x1 - places[:, 2]))
     gap = gap + np.maximum(0, np.maximum(places[:, 1] - y2, y1 - places[:, 3]))
     others = [other for other in small if other != rect]
     cost = 20 * _overlaps(places, taken) + _overlaps(places, others) + h * gap / 2
-    x, y = places[cost.argmin(), :2].tolist()  # of equal ones the first
+    x, y = places[cost.argmin(), :2].tolist()  # the first of equal ones
     return x, y, x + w, y + h

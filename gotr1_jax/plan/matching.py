@@ -1,4 +1,4 @@
-"""Which found object is which planned one."""
+"""Matching of planned and detected objects."""
 
 from __future__ import annotations
 
@@ -15,19 +15,16 @@ from gotr1_jax.plan.grammar import normalise_name
 def match_objects(
     planned: Sequence[tuple[str, Box | None]], found: Sequence[tuple[str, Box]]
 ) -> list[tuple[int, int | None, float]]:
-    """Pair planned objects with found ones of the same name, for the largest sum of IoU.
-
-    Names are compared by `normalise_name`. Where a name occurs more than once the pairing is
-    optimal (Hungarian method) and one to one.
+    """Match planned objects with detected ones of the same name, one to one, for the largest sum
+    of IoU (Hungarian method). Names are compared by `normalise_name`.
 
     Args:
-        planned: name and box of each planned object; a box of None is never found.
-        found: name and box of each object located in the image.
+        planned: name and box of each planned object; a box of None is never matched.
+        found: name and box of each object detected in the image.
 
     Returns:
-        One (planned index, found index or None, IoU) for each planned object, in their order.
-        None, with IoU 0, when no found object of that name was left. A pair of the same name
-        may have IoU 0: found, but elsewhere.
+        (planned index, found index or None, IoU) of each planned object, in their order. None,
+        with IoU 0, if no detected object of that name was left. A match may have IoU 0.
 
     >>> found = [("dog", Box(0, 0, 9, 9)), ("Cat", Box(0, 0, 100, 50))]
     >>> match_objects([("cat", Box(0, 0, 100, 100)), ("bird", Box(0, 0, 9, 9))], found)

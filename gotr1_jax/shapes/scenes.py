@@ -72,12 +72,12 @@ def relation_score(relation: str, box_a: Sequence[float], box_b: Sequence[float]
     along, across = offset[axis], abs(offset[1 - axis])
     if relation == "next to":
         along = abs(along)
-    halves = sum((box[2 + axis] - box[axis]) / 2 for box in (box_a, box_b))
-    separation = _clip(along / max(halves + FULL_GAP, 1e-6))
+    half_a, half_b = ((box[2 + axis] - box[axis]) / 2 for box in (box_a, box_b))
+    separation = _clip(along / max(half_a + half_b + FULL_GAP, 1e-6))
     tilt = across / max(along, 1e-6)
     score = separation * _clip((ZERO_TILT - tilt) / (ZERO_TILT - FULL_TILT))
     if relation == "next to":
-        score *= _clip((ZERO_NEAR - (along - halves)) / (ZERO_NEAR - FULL_NEAR))
+        score *= _clip((ZERO_NEAR - (along - half_a - half_b)) / (ZERO_NEAR - FULL_NEAR))
     return float(score)
 
 
