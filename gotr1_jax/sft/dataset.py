@@ -19,7 +19,6 @@ from gotr1_jax.data.text_tokens import TextFormat, TokenCounts
 from gotr1_jax.data.token_cache import ImageTokenCache
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.progress import Progress
-from gotr1_jax.parallel.mesh import addressable_rows
 from gotr1_jax.parallel.placement import put_addressable_rows
 from gotr1_jax.parallel.processes import (
     check_same_on_all_processes,
@@ -145,7 +144,7 @@ def to_token_batch(batch: SftExampleBatch, count: int, mesh: Mesh) -> TokenBatch
     """
     T = batch.plan_ids_BT.shape[1]
     mask_BT = np.arange(T)[None, :] < batch.plan_len_B[:, None]
-    put = partial(put_addressable_rows, held=addressable_rows(count, mesh), count=count, mesh=mesh)
+    put = partial(put_addressable_rows, count=count, mesh=mesh)
     return TokenBatch(
         prompt_ids_BC=put(batch.prompt_ids_BC),
         prompt_len_B=put(batch.prompt_len_B),

@@ -48,7 +48,7 @@ def train_vq(config: VqTrainConfig) -> Path:
             count = batch_rows(config, step)
             held = addressable_rows(count, run.mesh)
             part = batch_of_step(images, config, step, held)
-            state, result = update(state, put_addressable_rows(part, held, count, run.mesh))
+            state, result = update(state, put_addressable_rows(part, count, run.mesh))
             if step % config.log_every == 0 or step == config.steps:
                 values = {name: float(value) for name, value in asdict(result).items()}
                 shown = {name: values[name] for name in ("psnr", "perplexity", "used_frac")}

@@ -277,7 +277,7 @@ for there in (by_rows, by_tensor):
     say(mesh.assigned_rows(4, there).tolist(), mesh.addressable_rows(4, there).tolist())
 say(dict(mesh.local_mesh(by_rows).shape))
 own = mesh.assigned_rows(4, by_rows)
-x = put_addressable_rows(10 * own[:, None], own, 4, by_rows)
+x = put_addressable_rows(10 * own[:, None], 4, by_rows)
 turned = take_on_mesh(x, np.array([3, 2, 1, 0]))
 say(mesh.fetch_rows(turned, own).tolist())
 whole = gather_to_main(x)
