@@ -27,6 +27,7 @@ setup(
     package_data={
         "gotr1_jax": ["assets/shapes/*"],
         "gotr1_jax.aot": ["gpu_targets/*"],
+        "gotr1_jax.ablate": ["templates/*"],
         "gotr1_jax.report": ["templates/*"],
     },
     entry_points={"console_scripts": ["gotr1 = gotr1_jax.cli:main"]},

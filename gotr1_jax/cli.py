@@ -135,7 +135,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
     if options.command == "train":
         _train(options.job, options.config, rest)
     elif options.command == "report":
-        from gotr1_jax.report import write_report
+        from gotr1_jax.report.page import write_report
 
         if not options.run.is_dir():
             raise InputError(f"no run at {options.run}: there is no such directory")

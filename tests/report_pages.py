@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gotr1_jax.plan import Box, format_object, parse_plan
+from gotr1_jax.report.scores import JudgedSample
 from gotr1_jax.trainer.samples import SampleRecord
 
 NAN = math.nan
@@ -61,3 +62,8 @@ def record(caption: str = "a red circle", **changes: Any) -> SampleRecord:
         "image": np.full((8, 8, 3), 7, np.uint8),
     }
     return SampleRecord(**{**values, **changes})
+
+
+def sample(caption: str = "a red circle", **changes: Any) -> JudgedSample:
+    """`record` without results of later judges."""
+    return JudgedSample(record(caption, **changes))

@@ -1,4 +1,4 @@
-"""Variants of a training run, trained in turn and compared: `gotr1 ablate --config FILE`."""
+"""Variants of a training run, trained one after the other and compared: `gotr1 ablate`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from gotr1_jax.errors import InputError, RunError, Stopped
 
-# Programs that variants have in common are compiled once.
+# Variants share the compiled programs.
 _CACHE_VARIABLE, _CACHE_NAME = "JAX_COMPILATION_CACHE_DIR", "compiled"
 _LOG_NAME = "train.log"
 
@@ -34,34 +34,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One training run: a variant with a seed.
 
     Attributes:
-      variant, title: the variant's name, and what the table calls it.
+      variant, title: the variant's name, and its name in the table.
       root: the run's directory.
-      words: what follows `gotr1` on its command line.
-      config: what they resolve to, a `GrpoConfig`.
+      arguments: of `gotr1` on its command line.
+      config: the resolved `GrpoConfig`.
     """
 
     variant: str
     title: str
     seed: int
     root: Path
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     config: Any
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train what is not trained yet, in processes of their own, and write the comparison.
+    """Train all runs that are not finished, each in its own process, and write the comparison.
 
-    The table is written anew after every run. A run that fails is left out of it, and the others
-    go on.
+    The table is written again after every run, without those that failed; the others continue.
 
     Raises:
-        InputError: a configuration cannot be used, or a run's directory holds another one's.
-        RunError: runs failed; all others are done.
-        Stopped: it was told to stop, and the run at work has saved.
+        InputError: a configuration is invalid, or a run's directory holds a run of another.
+        RunError: runs failed; all others are finished.
+        Stopped: on a stop signal; the current run has saved a checkpoint.
     """
     from gotr1_jax.ablate.config import AblationConfig
     from gotr1_jax.config import load_config
@@ -83,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
             clock = time.monotonic()
             code = train(planned, root / _CACHE_NAME)
             if code == Stopped.exit_code:
-                raise Stopped(f"{name} was told to stop; the same command goes on from there")
+                raise Stopped(f"{name} was stopped; the same command goes on from there")
             if code != 0 or not is_finished(planned):
                 failed.append(f"{name} (exit code {code}, see {planned.root / _LOG_NAME})")
                 print(f"{name}: failed", flush=True)
@@ -96,13 +95,13 @@ def run(options: argparse.Namespace) -> None:
         raise RunError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}")
 
 
-def plan_runs(config: Any, root: Path) -> list[Run]:
+def plan_runs(config: Any, root: Path) -> list[PlannedRun]:
     """Every seed of every variant of an `AblationConfig`; InputError if one cannot be used."""
     from gotr1_jax.config import load_config
     from gotr1_jax.grpo.config import GrpoConfig
 
     runs = []
-    # Every variant once before the next seed: an early table compares all of them.
+    # All variants before the next seed, so that an early table compares all of them.
     for seed, variant in product(config.seeds, config.variants):
         base = config.base if variant.base is None else variant.base
         folder = root / variant.name / f"seed_{seed}"
@@ -112,13 +111,13 @@ def plan_runs(config: Any, root: Path) -> list[Run]:
             resolved = load_config(GrpoConfig, base, overrides)
         except InputError as error:
             raise InputError(f"variant {variant.name!r}: {error}") from error
-        words = ("train", "grpo", "--config", base, *overrides)
+        arguments = ("train", "grpo", "--config", base, *overrides)
         title = variant.title or variant.name
-        runs.append(Run(variant.name, title, seed, folder, words, resolved))
+        runs.append(PlannedRun(variant.name, title, seed, folder, arguments, resolved))
     return runs
 
 
-def check_same(planned: Run) -> None:
+def check_same(planned: PlannedRun) -> None:
     """InputError when the run's directory holds a run of another configuration."""
     from gotr1_jax.config import load_config
     from gotr1_jax.grpo.config import GrpoConfig
@@ -134,18 +133,18 @@ def check_same(planned: Run) -> None:
         )
 
 
-def is_finished(planned: Run) -> bool:
-    """Whether the run came to its end."""
+def is_finished(planned: PlannedRun) -> bool:
+    """Whether the run is complete."""
     from gotr1_jax.trainer.run_dir import RunDir
 
     return RunDir(planned.root).summary.is_file()
 
 
-def train(planned: Run, cache: Path) -> int:
-    """Train in a process of its own, its output in train.log; returns the exit code.
+def train(planned: PlannedRun, cache: Path) -> int:
+    """Train in a separate process with its output in train.log; returns the exit code.
 
-    A process of its own, since what one run leaves behind (memory, signals, a crash) must not
-    reach the next. When this one is told to stop, the other is too, and has saved on return.
+    A separate process, because memory, signals or a crash of one run must not affect the next. A
+    stop signal is passed on, and the run has saved its checkpoint on return.
     """
     from gotr1_jax.io.files import write_failure
 
@@ -154,7 +153,7 @@ def train(planned: Run, cache: Path) -> int:
     except OSError as error:
         raise write_failure(planned.root, error) from error
     environment = {_CACHE_VARIABLE: str(cache.absolute()), **os.environ}
-    command = [sys.executable, "-m", "gotr1_jax.cli", *planned.words]
+    command = [sys.executable, "-m", "gotr1_jax.cli", *planned.arguments]
     with open(planned.root / _LOG_NAME, "ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:
@@ -165,11 +164,11 @@ def train(planned: Run, cache: Path) -> int:
             raise
 
 
-def write_comparison(root: Path, runs: Sequence[Run]) -> None:
+def write_comparison(root: Path, runs: Sequence[PlannedRun]) -> None:
     """ablation.md, ablation.json and ablation.svg of the runs that are finished, in `root`."""
-    from gotr1_jax.report.ablation import write_ablation
+    from gotr1_jax.ablate.report import write_ablation
 
-    by_variant: dict[str, list[Run]] = {}
+    by_variant: dict[str, list[PlannedRun]] = {}
     for planned in runs:
         if is_finished(planned):
             by_variant.setdefault(planned.variant, []).append(planned)
@@ -177,13 +176,13 @@ def write_comparison(root: Path, runs: Sequence[Run]) -> None:
     write_ablation(root, [compare(group, groups[0]) for group in groups])
 
 
-def compare(group: Sequence[Run], first: Sequence[Run]) -> Any:
-    """The `VariantResult` of one variant's finished runs, one a seed, beside the first variant's.
+def compare(group: Sequence[PlannedRun], first: Sequence[PlannedRun]) -> Any:
+    """The `VariantResult` of one variant's finished runs, one a seed, compared with the first's.
 
-    Seeds see the same captions: a caption's score is the mean of theirs.
+    All seeds are evaluated on the same captions; a caption's score is the mean over seeds.
     """
+    from gotr1_jax.ablate.report import Change, TermResult, VariantResult
     from gotr1_jax.io.json import read_json
-    from gotr1_jax.report.ablation import Change, TermResult, VariantResult
     from gotr1_jax.trainer.bootstrap import gain_interval
     from gotr1_jax.trainer.run_dir import RunDir
 
@@ -193,8 +192,8 @@ def compare(group: Sequence[Run], first: Sequence[Run]) -> Any:
         return Change(float(np.nanmean(new - old)), *gain_interval(old, new))
 
     before, after = _scores(group, "eval_before"), _scores(group, "eval_after")
-    beside = group is not first and evaluation == first[0].config.evaluation
-    others = _scores(first, "eval_after") if beside else {}
+    is_comparable = group is not first and evaluation == first[0].config.evaluation
+    others = _scores(first, "eval_after") if is_comparable else {}
     terms = {
         term: TermResult(
             before=float(np.nanmean(before[term])),
@@ -217,7 +216,7 @@ def compare(group: Sequence[Run], first: Sequence[Run]) -> Any:
     )
 
 
-def _scores(group: Sequence[Run], name: str) -> dict[str, np.ndarray]:
+def _scores(group: Sequence[PlannedRun], name: str) -> dict[str, np.ndarray]:
     """Scores by caption of each term, the mean over the runs of a variant."""
     from gotr1_jax.grpo.evaluate import Evaluation
     from gotr1_jax.io.json import read_json

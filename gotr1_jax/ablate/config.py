@@ -13,9 +13,9 @@ from gotr1_jax.errors import InputError
 class VariantConfig:
     """One way to train: a configuration of `gotr1 train grpo` with some fields changed."""
 
-    # Of its folder: lower-case letters, digits, "_" and "-".
+    # Also of its folder: lower-case letters, digits, "_" and "-".
     name: str
-    # What the table calls it; empty: its name.
+    # Its name in the table; empty: `name`.
     title: str = ""
     # The configuration file; null: that of the ablation.
     base: str | None = None

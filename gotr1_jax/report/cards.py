@@ -1,4 +1,4 @@
-"""One sample as the page shows it: image, boxes over it, plan with colored names, numbers."""
+"""One sample as the page shows it: image with boxes, plan with colored names, scores."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ import numpy as np
 from PIL import Image
 
 from gotr1_jax.plan import Box, box_to_pixels, match_objects, parse_plan
-from gotr1_jax.report.charts import format_value
-from gotr1_jax.report.scores import Opinion, letter
+from gotr1_jax.report.charts import format_decimals, format_signed, format_value
+from gotr1_jax.report.scores import JudgedSample, letter
+from gotr1_jax.rewards.base import JudgeResult
 from gotr1_jax.trainer.samples import SampleRecord
 
 NUM_COLORS = 8  # classes c0..c7 of style.css
 MAX_SIDE = 256  # larger images are stored smaller, as JPEG
 MAX_PLAN = 4000  # characters of a plan that are shown
-MAX_RAW_ANSWER = 3000  # characters of a judge's own words on one term
+MAX_RAW_ANSWER = 3000  # characters of a judge's raw answer that are shown
 JUDGE_STYLES = 3  # classes j0..j2 of style.css
-
-NO_OPINIONS: Mapping[str, tuple[Opinion, ...]] = {}
-FULL_ADVANTAGE = 2.0  # deeper colors end here
+FULL_ADVANTAGE = 2.0  # the color is deepest from here on
 
 
 @dataclass(frozen=True)
 class BoxMark:
-    """A rectangle in pixels of the image; `color` is the number of its class, None is grey."""
+    """A rectangle in pixels of the image; `color` is the number of its class, None is gray."""
 
     x: float
     y: float
@@ -41,7 +40,7 @@ class BoxMark:
 
 @dataclass(frozen=True)
 class TextSpan:
-    """A stretch of plan text; an object has its box as text and, where drawn, its color."""
+    """A span of plan text; an object has its box as text and, where drawn, its color."""
 
     text: str
     is_object: bool = False
@@ -50,52 +49,46 @@ class TextSpan:
 
 
 @dataclass(frozen=True)
-class Value:
-    """A number as text, and the share of a full bar (0..1); no text where there is none."""
+class ScoreValue:
+    """A number as text, and its share of a full bar (0..1); no text where there is none."""
 
     text: str
     share: float
 
 
 @dataclass(frozen=True)
-class Score:
-    """A reward term: the run's value, then one for each of the card's opinions."""
+class CardJudge:
+    """What one judge found and answered, the run's own or a later one.
 
-    name: str
-    values: tuple[Value, ...]
-
-
-@dataclass(frozen=True)
-class CardOpinion:
-    """What a judge said after training; `style` is the number of its class."""
+    `style` is the number of its class; the run's own has no letter, and `judge` -1.
+    """
 
     letter: str
     judge: int
     style: int
     detections: tuple[BoxMark, ...]
     rationale: str
-    raw_answers: tuple[tuple[str, str], ...]  # term, its own words
+    raw_answers: tuple[tuple[str, str], ...]  # term, text
 
 
 @dataclass(frozen=True)
 class Card:
-    """Everything of one sample, formatted."""
+    """A sample, formatted.
 
-    caption: str
+    `scores` has for each term, the total first, the run's value and one for each of `judges`.
+    """
+
+    record: SampleRecord
     image: str  # data URI
-    width: int
-    height: int
     planned: tuple[BoxMark, ...]
-    detections: tuple[BoxMark, ...]
     plan: tuple[TextSpan, ...]
-    is_cut: bool  # the plan was longer than what is shown
+    is_cut: bool  # the plan is longer than what is shown
     is_text: bool  # the plan names no object
-    scores: tuple[Score, ...]  # total first
-    opinions: tuple[CardOpinion, ...]
+    scores: Mapping[str, tuple[ScoreValue, ...]]
+    own: CardJudge
+    judges: tuple[CardJudge, ...]
     advantage: str
     advantage_share: float  # -1..1, for the color
-    rationale: str
-    raw_answers: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -110,7 +103,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class CaptionGroup:
-    """The samples of one caption, best first."""
+    """The samples of one caption, best first, and their totals."""
 
     caption: str
     cards: tuple[Card, ...]
@@ -133,24 +126,24 @@ def image_uri(image: np.ndarray) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 
 
-def plan_segments(text: str) -> tuple[TextSpan, ...]:
+def plan_spans(text: str) -> tuple[TextSpan, ...]:
     """A plan cut into words and objects; the k-th object with a box has color k."""
-    segments: list[TextSpan] = []
+    spans: list[TextSpan] = []
     at = colors = 0
     for item in parse_plan(text).objects:
         if item.start > at:
-            segments.append(TextSpan(text[at : item.start]))
+            spans.append(TextSpan(text[at : item.start]))
         if item.box is None:
-            segments.append(TextSpan(item.name, is_object=True))
+            spans.append(TextSpan(item.name, is_object=True))
         else:
             b = item.box
             corners = f"({b.x1},{b.y1})–({b.x2},{b.y2})"
-            segments.append(TextSpan(item.name, True, colors % NUM_COLORS, corners))
+            spans.append(TextSpan(item.name, True, colors % NUM_COLORS, corners))
             colors += 1
         at = item.end
     if at < len(text):
-        segments.append(TextSpan(text[at:]))
-    return tuple(segments)
+        spans.append(TextSpan(text[at:]))
+    return tuple(spans)
 
 
 def _mark(name: str, box: Box, color: int | None, width: int, height: int) -> BoxMark:
@@ -167,7 +160,7 @@ def _planned(record: SampleRecord) -> tuple[BoxMark, ...]:
 
 
 def _detections(record: SampleRecord, found: Sequence[tuple[str, Box]]) -> tuple[BoxMark, ...]:
-    """Rectangles of what a judge found, each in the color of the planned one it matches."""
+    """Rectangles of a judge's detections, each in the color of the planned box that it matches."""
     height, width = record.image.shape[:2]
     partner = {j: i for i, j, _ in match_objects(record.planned, found) if j is not None}
     return tuple(
@@ -176,90 +169,67 @@ def _detections(record: SampleRecord, found: Sequence[tuple[str, Box]]) -> tuple
     )
 
 
-def _share(value: float) -> float:
-    return min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0
-
-
-def _value(scores: Mapping[str, float], term: str) -> Value:
+def _score(scores: Mapping[str, float], term: str) -> ScoreValue:
     if term not in scores:
-        return Value("", 0.0)
-    return Value(_two_decimals(scores[term]), _share(scores[term]))
+        return ScoreValue("", 0.0)
+    value = scores[term]
+    share = min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0
+    return ScoreValue(format_decimals(value, 2), share)
 
 
-def _scores(record: SampleRecord, opinions: Sequence[Opinion]) -> tuple[Score, ...]:
-    """The total and every term that the run or a judge scored, the run's own order first."""
-    columns = [{"total": record.total, **record.scores}, *(o.result.scores for o in opinions)]
-    terms = dict.fromkeys(term for column in columns for term in column)
-    return tuple(Score(t, tuple(_value(column, t) for column in columns)) for t in terms)
-
-
-def _raw_answers(raw_answers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Terms with their words, cut where they are very long; empty ones are left out."""
-    texts = {term: str(text).strip() for term, text in raw_answers.items()}
-    return tuple(
-        (term, text if len(text) <= MAX_RAW_ANSWER else text[:MAX_RAW_ANSWER] + " …")
-        for term, text in texts.items()
-        if text
+def _card_judge(record: SampleRecord, judge: int, result: JudgeResult) -> CardJudge:
+    answers = {term: str(text).strip() for term, text in result.raw_answers.items()}
+    return CardJudge(
+        letter="" if judge < 0 else letter(judge),
+        judge=judge,
+        style=judge % JUDGE_STYLES,
+        detections=_detections(record, result.detections),
+        rationale=result.rationale,
+        raw_answers=tuple(
+            (term, text if len(text) <= MAX_RAW_ANSWER else text[:MAX_RAW_ANSWER] + " …")
+            for term, text in answers.items()
+            if text
+        ),
     )
 
 
-def build_card(record: SampleRecord, opinions: Sequence[Opinion] = ()) -> Card:
-    """The card of a sample, with what judges said of it after training."""
-    height, width = record.image.shape[:2]
-    advantage = record.advantage
-    share = max(-1.0, min(1.0, advantage / FULL_ADVANTAGE)) if math.isfinite(advantage) else 0.0
-    plan = plan_segments(record.plan_text[:MAX_PLAN])
+def build_card(sample: JudgedSample) -> Card:
+    """The card of a sample with the results of later judges."""
+    record, results = sample.record, sample.results
+    # The run's own order of terms first.
+    columns = [{"total": record.total, **record.scores}, *(r.scores for r in results.values())]
+    terms = dict.fromkeys(term for column in columns for term in column)
+    own = JudgeResult({}, record.detections, record.rationale, record.raw_answers)
+    plan = plan_spans(record.plan_text[:MAX_PLAN])
+    advantage = record.advantage if math.isfinite(record.advantage) else 0.0
     return Card(
-        caption=record.caption,
+        record=record,
         image=image_uri(record.image),
-        width=width,
-        height=height,
         planned=_planned(record),
-        detections=_detections(record, record.detections),
         plan=plan,
         is_cut=len(record.plan_text) > MAX_PLAN,
-        is_text=bool(plan) and not any(part.is_object for part in plan),
-        scores=_scores(record, opinions),
-        opinions=tuple(
-            CardOpinion(
-                letter=letter(opinion.judge),
-                judge=opinion.judge,
-                style=opinion.judge % JUDGE_STYLES,
-                detections=_detections(record, opinion.result.detections),
-                rationale=opinion.result.rationale,
-                raw_answers=_raw_answers(opinion.result.raw_answers),
-            )
-            for opinion in opinions
-        ),
-        advantage=f"{advantage:+.2f}".replace("-", "−") if math.isfinite(advantage) else "–",
-        advantage_share=share,
-        rationale=record.rationale,
-        raw_answers=_raw_answers(record.raw_answers),
+        is_text=bool(plan) and not any(span.is_object for span in plan),
+        scores={term: tuple(_score(column, term) for column in columns) for term in terms},
+        own=_card_judge(record, -1, own),
+        judges=tuple(_card_judge(record, judge, result) for judge, result in results.items()),
+        advantage=format_signed(record.advantage, 2),
+        advantage_share=max(-1.0, min(1.0, advantage / FULL_ADVANTAGE)),
     )
 
 
-def _two_decimals(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else "–"
-
-
-def build_groups(
-    records: Iterable[SampleRecord], opinions: Mapping[str, tuple[Opinion, ...]] = NO_OPINIONS
-) -> tuple[CaptionGroup, ...]:
-    """The samples of a step by caption, each group ordered from the highest total down.
-
-    `opinions` are those on this step's samples, by image name.
-    """
-    by_caption: dict[tuple[int, str], list[SampleRecord]] = defaultdict(list)
-    for record in records:
-        by_caption[record.caption_index, record.caption].append(record)
+def build_groups(samples: Iterable[JudgedSample]) -> tuple[CaptionGroup, ...]:
+    """The samples of a step by caption, each group ordered from the highest total down."""
+    by_caption: dict[tuple[int, str], list[JudgedSample]] = defaultdict(list)
+    for sample in samples:
+        by_caption[sample.record.caption_index, sample.record.caption].append(sample)
     groups = []
     for (_, caption), members in by_caption.items():
-        members.sort(key=lambda r: (math.isnan(r.total), -r.total, r.sample_index))
-        totals = [r.total for r in members if math.isfinite(r.total)] or [math.nan]
+        members.sort(key=lambda s: _worst_last(s.record))
+        totals = [t for s in members if math.isfinite(t := s.record.total)] or [math.nan]
         groups.append(
             CaptionGroup(
                 caption=caption,
-                cards=tuple(build_card(r, opinions.get(r.image_name, ())) for r in members),
+                cards=tuple(map(build_card, members)),
                 mean=format_value(sum(totals) / len(totals)),
                 low=format_value(min(totals)),
                 high=format_value(max(totals)),
@@ -268,28 +238,22 @@ def build_groups(
     return tuple(groups)
 
 
-def build_pairs(
-    before: Sequence[SampleRecord],
-    after: Sequence[SampleRecord],
-    limit: int,
-    opinions_before: Mapping[str, tuple[Opinion, ...]] = NO_OPINIONS,
-    opinions_after: Mapping[str, tuple[Opinion, ...]] = NO_OPINIONS,
-) -> tuple[Pair, ...]:
-    """Samples of the same caption and number in both lists, in the order of `before`.
+def _worst_last(record: SampleRecord) -> tuple[bool, float, int]:
+    return math.isnan(record.total), -record.total, record.sample_index
 
-    Opinions are by image name.
-    """
-    waiting: dict[tuple[str, int], list[SampleRecord]] = defaultdict(list)
-    for record in after:
-        waiting[record.caption, record.sample_index].append(record)
+
+def build_pairs(
+    before: Sequence[JudgedSample], after: Sequence[JudgedSample], limit: int
+) -> tuple[Pair, ...]:
+    """Samples of the same caption and number in both lists, in the order of `before`."""
+    waiting: dict[tuple[str, int], list[JudgedSample]] = defaultdict(list)
+    for sample in after:
+        waiting[sample.record.caption, sample.record.sample_index].append(sample)
     pairs: list[Pair] = []
     for old in before:
-        found = waiting[old.caption, old.sample_index]
-        if not found or len(pairs) == limit:
-            continue
-        new = found.pop(0)
-        gain = new.total - old.total
-        old_card = build_card(old, opinions_before.get(old.image_name, ()))
-        new_card = build_card(new, opinions_after.get(new.image_name, ()))
-        pairs.append(Pair(old.caption, old_card, new_card, gain))
+        found = waiting[old.record.caption, old.record.sample_index]
+        if found and len(pairs) < limit:
+            new = found.pop(0)
+            gain = new.record.total - old.record.total
+            pairs.append(Pair(old.record.caption, build_card(old), build_card(new), gain))
     return tuple(pairs)

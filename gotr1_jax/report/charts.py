@@ -1,4 +1,4 @@
-"""Small line charts as numbers ready for an SVG: raw values thin, smoothed values bold."""
+"""Small line charts as numbers for an SVG: raw values thin, smoothed values bold."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ChartSpec:
     Attributes:
         title: its heading.
         series: (label, metric name) of each line; an empty label where there is only one.
-        covers: a range that the chart shows whatever the values are, for charts to be compared.
-        subtitle: what the title means, where it does not say it.
-        level: (label, value) of a horizontal line that the values are to be compared with.
+        covers: a range that the chart always shows, so that charts can be compared.
+        subtitle: explains the title where needed.
+        level: (label, value) of a horizontal line to compare the values with.
     """
 
     title: str
@@ -35,7 +35,7 @@ class ChartSpec:
 
 @dataclass(frozen=True)
 class Line:
-    """One line: SVG paths of its raw and smoothed values, and its numbers for the pointer."""
+    """One line: SVG paths of its raw and smoothed values, and its numbers for the tooltip."""
 
     label: str
     raw_path: str
@@ -70,6 +70,16 @@ def format_value(value: float) -> str:
     return f"{value:.3f}" if size < 1 else f"{value:.2f}"
 
 
+def format_decimals(value: float, decimals: int = 3) -> str:
+    """A number with so many decimals; a dash where there is none."""
+    return f"{value:.{decimals}f}" if math.isfinite(value) else "–"
+
+
+def format_signed(value: float, decimals: int = 3) -> str:
+    """As `format_decimals`, with its sign."""
+    return f"{value:+.{decimals}f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
 def smooth(values: np.ndarray, half: int) -> np.ndarray:
     """Mean over the window [i - half, i + half], shorter at the ends; NaN does not count."""
     known = np.isfinite(values)
@@ -83,7 +93,7 @@ def smooth(values: np.ndarray, half: int) -> np.ndarray:
 
 
 def bin_means(values: np.ndarray, bins: int) -> np.ndarray:
-    """Means of `bins` equal stretches; the values themselves where there are not more of them."""
+    """Means of `bins` equal spans; the values themselves where there are no more than `bins`."""
     if len(values) <= bins:
         return values
     known = np.isfinite(values)
@@ -117,7 +127,7 @@ def _path(xs: np.ndarray, ys: np.ndarray) -> str:
 
 
 def build_chart(spec: ChartSpec, metrics: Metrics) -> Chart | None:
-    """The chart of those of the spec's metrics that have a value; None if none has."""
+    """The chart of the spec's metrics that have a value; None if none has."""
     present = [
         (label, metrics.values[name])
         for label, name in spec.series

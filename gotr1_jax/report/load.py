@@ -1,11 +1,11 @@
-"""Reading what a run has left behind, whole or cut off in the middle."""
+"""Reading a run directory, of a run that is complete, unfinished or damaged."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,17 @@ import numpy as np
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.report.scores import (
-    Opinions,
+    JudgedSample,
     ScoreLine,
     check_scores,
-    join_opinions,
+    join_results,
     judge_names,
     read_scores,
 )
 from gotr1_jax.trainer.run_dir import RunDir
-from gotr1_jax.trainer.samples import SampleRecord, read_samples, sample_steps, step_folder
+from gotr1_jax.trainer.samples import SampleRecord, read_samples, sample_steps
 
-EVAL_BEFORE = "eval_before"
-EVAL_AFTER = "eval_after"
+EVALUATIONS = ("eval_before", "eval_after")  # folders of samples
 SCORES = "scores*.jsonl"  # of `gotr1 judge`, in the run directory
 
 
@@ -41,17 +40,16 @@ class Metrics:
 
 @dataclass(frozen=True)
 class RunData:
-    """Everything the page shows; parts that the run does not have are empty.
+    """Everything that the page shows; parts that the run does not have are empty.
 
     Attributes:
         name: the directory's name.
         summary: summary.json.
-        config_text: config.yaml as it stands.
+        config_text: config.yaml, unparsed.
         before, after: samples of the evaluation before and after training.
         steps: samples of the chosen training steps, ascending.
         num_sampled_steps: steps that have samples, chosen or not.
-        judges: the identities of judges that saw samples after training.
-        opinions: what they said.
+        judges: the identities of judges that scored samples after training.
         problems: a line for each thing that could not be read.
     """
 
@@ -59,24 +57,12 @@ class RunData:
     summary: Mapping[str, Any]
     config_text: str
     metrics: Metrics
-    before: tuple[SampleRecord, ...]
-    after: tuple[SampleRecord, ...]
-    steps: Mapping[int, tuple[SampleRecord, ...]]
+    before: tuple[JudgedSample, ...]
+    after: tuple[JudgedSample, ...]
+    steps: Mapping[int, tuple[JudgedSample, ...]]
     num_sampled_steps: int
     judges: tuple[str, ...]
-    opinions: Opinions
     problems: tuple[str, ...]
-
-    def records(self) -> dict[tuple[str, str], SampleRecord]:
-        """All samples of the page by folder and image name."""
-        folders = {EVAL_BEFORE: self.before, EVAL_AFTER: self.after}
-        folders |= {step_name(step): records for step, records in self.steps.items()}
-        return {(f, r.image_name): r for f, records in folders.items() for r in records}
-
-
-def step_name(step: int) -> str:
-    """The name of a step's folder of samples."""
-    return step_folder(Path(), step).name
 
 
 def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None) -> RunData:
@@ -84,10 +70,10 @@ def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None)
 
     Args:
         root: a run directory; every file in it may be missing or broken.
-        max_records: about how many training samples to take; steps are left out beyond it,
-            evenly, but never the first and the last. Of the steps with scores as many again.
-        scores: files that `gotr1 judge` wrote; None takes those in the run directory, and one
-            of them that cannot be used becomes a line of `problems`.
+        max_records: about how many training samples to take. Beyond it steps are left out,
+            evenly, except the first and the last. Steps with scores may add as many again.
+        scores: files that `gotr1 judge` wrote; None takes those in the run directory, where an
+            unusable one becomes a line of `problems`.
 
     Raises:
         InputError: there is no such directory, or nothing of a run in it, or a file of `scores`
@@ -104,34 +90,34 @@ def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None)
     folders = sample_steps(run.samples)
     files = _read_score_files(root, scores, problems)
     judged = {line.folder for lines in files.values() for line in lines}
-    data = RunData(
-        name=root.resolve().name,
-        summary=_read_summary(run.summary, problems),
-        config_text=_read_text(run.config, problems),
-        metrics=read_metrics(run.metrics, problems),
-        before=_read_folder(run.samples / EVAL_BEFORE, problems),
-        after=_read_folder(run.samples / EVAL_AFTER, problems),
-        steps=_read_steps(folders, max_records, judged, problems),
-        num_sampled_steps=len(folders),
-        judges=(),
-        opinions={},
-        problems=(),
-    )
+    steps = _read_steps(folders, max_records, judged, problems)
+    records = {name: _read_folder(run.samples / name, problems) for name in EVALUATIONS}
+    records |= {folders[step].name: found for step, found in steps.items()}
+    by_image = {(f, r.image_name): r for f, found in records.items() for r in found}
     names = [f.name for f in run.samples.iterdir()] if run.samples.is_dir() else []
-    records = data.records()
     lines: list[ScoreLine] = []
     for path, own in files.items():
         try:
-            check_scores(path, own, names, records)
+            check_scores(path, own, names, by_image)
+            lines += own
         except InputError as error:
             if scores is not None:
                 raise
             problems.append(str(error))
-        else:
-            lines += own
     judges = judge_names(lines)
-    opinions = join_opinions(lines, judges)
-    return replace(data, judges=judges, opinions=opinions, problems=tuple(problems))
+    samples = join_results(records, lines, judges)
+    return RunData(
+        name=root.resolve().name,
+        summary=_read_summary(run.summary, problems),
+        config_text=_read_text(run.config, problems),
+        metrics=read_metrics(run.metrics, problems),
+        before=samples[EVALUATIONS[0]],
+        after=samples[EVALUATIONS[1]],
+        steps={step: samples[folders[step].name] for step in steps},
+        num_sampled_steps=len(folders),
+        judges=judges,
+        problems=tuple(problems),
+    )
 
 
 def _read_score_files(
@@ -151,7 +137,7 @@ def _read_score_files(
 def read_metrics(path: Path, problems: list[str]) -> Metrics:
     """Reads metrics.jsonl; of a step that was run twice the later line counts.
 
-    Lines that cannot be read (a run killed while writing its last one) are left out, and said.
+    Unreadable lines (of a killed run, the last one) are left out and counted in `problems`.
     """
     rows: dict[int, dict[str, float]] = {}
     broken = 0
@@ -179,9 +165,7 @@ def read_metrics(path: Path, problems: list[str]) -> Metrics:
 def choose_evenly(count: int, keep: int) -> list[int]:
     """At most max(2, keep) of 0..count-1, evenly spaced, with the first and the last."""
     keep = min(count, max(2, keep))
-    if keep < 2:
-        return list(range(count))
-    return [round(i * (count - 1) / (keep - 1)) for i in range(keep)]
+    return [round(i * (count - 1) / max(1, keep - 1)) for i in range(keep)]
 
 
 def _is_number(value: object) -> bool:
@@ -226,7 +210,7 @@ def _read_steps(
     if not folders:
         return {}
     order = list(folders)
-    # One step tells how many samples a step has.
+    # The first step gives the number of samples a step.
     first = _read_folder(folders[order[0]], problems)
     keep = max_records // max(1, len(first))
     chosen = {order[i] for i in choose_evenly(len(order), keep)}

@@ -11,14 +11,12 @@ from typing import Any
 import jinja2
 
 from gotr1_jax.io.files import atomic_write
-from gotr1_jax.report.cards import CaptionGroup, Pair, build_groups, build_pairs
-from gotr1_jax.report.charts import HEIGHT, WIDTH
-from gotr1_jax.report.load import EVAL_AFTER, EVAL_BEFORE, RunData, load_run, step_name
-from gotr1_jax.report.scores import JudgeTable, Opinion, judge_tables, letter
+from gotr1_jax.report.cards import Pair, build_groups, build_pairs
+from gotr1_jax.report.charts import HEIGHT, WIDTH, format_decimals, format_signed
+from gotr1_jax.report.load import RunData, load_run
+from gotr1_jax.report.scores import JudgedSample, JudgeTable, judge_tables, letter
 from gotr1_jax.report.sections import MEANINGS, build_charts, entropy_targets
-from gotr1_jax.rewards.base import TERMS
 from gotr1_jax.trainer.run_dir import RunDir
-from gotr1_jax.trainer.samples import SampleRecord
 
 MAX_RECORDS = 512  # training samples on the page; a sample takes about 8 KB
 MAX_PAIRS = 160
@@ -44,7 +42,7 @@ def build_table(summary: Mapping[str, Any]) -> tuple[TermRow, ...]:
     before, after = summary.get("before"), summary.get("after")
     if not isinstance(before, Mapping) or not isinstance(after, Mapping):
         return ()
-    names = [n for n in ("total", *TERMS) if n in before and n in after]
+    names = [n for n in dict.fromkeys([*MEANINGS, *before]) if n in before and n in after]
     numbers = {n: (_number(before[n]), _number(after[n])) for n in names}
     highest = max((v for pair in numbers.values() for v in pair if math.isfinite(v)), default=1.0)
     full = max(1.0, highest)
@@ -54,10 +52,10 @@ def build_table(summary: Mapping[str, Any]) -> tuple[TermRow, ...]:
         rows.append(
             TermRow(
                 name=name,
-                meaning=MEANINGS[name],
-                before=_decimals(old),
-                after=_decimals(new),
-                change=_signed(gain),
+                meaning=MEANINGS.get(name, ""),
+                before=format_decimals(old),
+                after=format_decimals(new),
+                change=format_signed(gain),
                 is_gain=gain >= 0,
                 before_at=_position(old, full),
                 after_at=_position(new, full),
@@ -72,16 +70,16 @@ def headline(summary: Mapping[str, Any]) -> str:
     if not rows or rows[0].name != "total":
         return ""
     old, new = _number(summary["before"]["total"]), _number(summary["after"]["total"])
-    # Of all captions of the evaluation, a few only have their samples kept.
+    # The samples of only a few of these captions are kept.
     number = summary.get("captions")
     captions = f"{number} held-out captions" if isinstance(number, int) else "held-out captions"
     text = f"The total on {captions} went from {rows[0].before} to {rows[0].after}"
     if old > 0 and math.isfinite(new):
-        text += f" ({_signed(100 * (new / old - 1), 0)} %)"
+        text += f" ({format_signed(100 * (new / old - 1), 0)} %)"
     interval = summary.get("total_gain_ci95")
     if isinstance(interval, Sequence) and len(interval) == 2:
-        low, high = (_number(v) for v in interval)
-        text += f"; the gain lies in [{_signed(low)}, {_signed(high)}] (95 %, paired bootstrap)"
+        low, high = (format_signed(_number(v)) for v in interval)
+        text += f"; the gain lies in [{low}, {high}] (95 %, paired bootstrap)"
     return text + "."
 
 
@@ -102,69 +100,50 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     return found
 
 
-def opinions_on(run: RunData, folder: str) -> dict[str, tuple[Opinion, ...]]:
-    """What judges said of the samples of one folder, by image name."""
-    return {name: found for (place, name), found in run.opinions.items() if place == folder}
-
-
 def tables_of_judges(run: RunData) -> tuple[JudgeTable, ...]:
-    """What each judge gave before training, while training and after it, beside the run's own."""
-    titles = {EVAL_BEFORE: "before", EVAL_AFTER: "after"}
-    parts: dict[str, dict[tuple[str, str], SampleRecord]] = {
-        title: {} for title in ("before", "after", "while training")
-    }
-    for key, record in run.records().items():
-        parts[titles.get(key[0], "while training")][key] = record
-    return judge_tables(run.judges, run.opinions, parts)
+    """The means of each later judge before, after and during training, next to the run's own."""
+    training = [sample for samples in run.steps.values() for sample in samples]
+    parts = {"before": run.before, "after": run.after, "while training": training}
+    return judge_tables(run.judges, parts)
 
 
 def choose_pairs(run: RunData) -> tuple[str, tuple[Pair, ...]]:
     """What to show side by side, with its heading: the evaluations, else first and last step."""
-    pairs = build_pairs(
-        run.before,
-        run.after,
-        MAX_PAIRS,
-        opinions_on(run, EVAL_BEFORE),
-        opinions_on(run, EVAL_AFTER),
-    )
+    pairs = build_pairs(run.before, run.after, MAX_PAIRS)
     if pairs or len(run.steps) < 2:
         return "Held-out captions, before and after", pairs
     first, last = min(run.steps), max(run.steps)
-    pairs = build_pairs(
-        _one_each(run.steps[first]),
-        _one_each(run.steps[last]),
-        MAX_PAIRS,
-        opinions_on(run, step_name(first)),
-        opinions_on(run, step_name(last)),
-    )
+    pairs = build_pairs(_one_each(run.steps[first]), _one_each(run.steps[last]), MAX_PAIRS)
     return f"The same captions at step {first} and step {last}", pairs
 
 
-def _one_each(records: Sequence[SampleRecord]) -> list[SampleRecord]:
+def _one_each(samples: Sequence[JudgedSample]) -> list[JudgedSample]:
     """The first sample of every caption: chosen by its number, not by its score."""
-    return list({r.caption: r for r in reversed(records)}.values())[::-1]
+    return list({s.record.caption: s for s in reversed(samples)}.values())[::-1]
 
 
-def render_page(run: RunData) -> str:
-    """The page's HTML. Text of the run is escaped by the template, never trusted."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gotr1_jax.report"),
+def make_environment(package: str) -> jinja2.Environment:
+    """The templates of a package; text is escaped."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(package),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
 
+
+def render_page(run: RunData) -> str:
+    """The page's HTML. Text of the run is escaped by the template, never trusted."""
+    environment = make_environment("gotr1_jax.report")
+
     def own(name: str) -> str:
-        """A style sheet or script of this package: the only text that is not escaped."""
+        """A style sheet or script of this package: not escaped."""
         assert environment.loader is not None
         return environment.loader.get_source(environment, name)[0]
 
     pairs_title, pairs = choose_pairs(run)
-    groups: dict[int, tuple[CaptionGroup, ...]] = {
-        step: build_groups(records, opinions_on(run, step_name(step)))
-        for step, records in run.steps.items()
-    }
+    groups = {step: build_groups(samples) for step, samples in run.steps.items()}
     cards = [card for pair in pairs for card in (pair.before, pair.after)]
     cards += [card for members in groups.values() for group in members for card in group.cards]
     return environment.get_template("page.html.j2").render(
@@ -179,12 +158,13 @@ def render_page(run: RunData) -> str:
         first_pairs=FIRST_PAIRS,
         sections=build_charts(run.metrics, entropy_targets(run.config_text)),
         judges=tables_of_judges(run),
-        is_wide=any(card.is_text or card.opinions for card in cards),
+        is_wide=any(card.is_text or card.judges for card in cards),
         has_planned=any(card.planned for card in cards),
-        has_detections=any(card.detections for card in cards),
-        detectors=sorted({o.judge for card in cards for o in card.opinions if o.detections}),
+        has_detections=any(card.own.detections for card in cards),
+        detectors=sorted({j.judge for card in cards for j in card.judges if j.detections}),
         letter=letter,
-        decimals=_decimals,
+        decimals=format_decimals,
+        signed=format_signed,
         chart_width=WIDTH,
         chart_height=HEIGHT,
         groups=groups,
@@ -194,13 +174,13 @@ def render_page(run: RunData) -> str:
 def write_report(run_dir: Path | str, scores: Sequence[Path] | None = None) -> Path:
     """Writes report.html into a run directory and returns its path.
 
-    The page needs no other file and makes no request. A run that is still going or was cut off
-    is shown as far as it can be read.
+    The page needs no other file and makes no request. An unfinished or damaged run is shown as far
+    as it can be read.
 
     Args:
         run_dir: the run directory.
-        scores: files that `gotr1 judge` wrote about the run; None takes those that lie in it as
-            scores*.jsonl, and names on the page what of them cannot be used.
+        scores: files that `gotr1 judge` wrote about the run; None takes its scores*.jsonl and
+            lists on the page those that cannot be used.
 
     Raises:
         InputError: `run_dir` is no run directory, or a file of `scores` is broken or of another
@@ -218,14 +198,6 @@ def write_report(run_dir: Path | str, scores: Sequence[Path] | None = None) -> P
 def _number(value: object) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number else math.nan  # type: ignore[arg-type]
-
-
-def _decimals(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "–"
-
-
-def _signed(value: float, decimals: int = 3) -> str:
-    return f"{value:+.{decimals}f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def _position(value: float, full: float) -> float:

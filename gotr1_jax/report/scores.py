@@ -1,12 +1,11 @@
-"""What `gotr1 judge` wrote about the samples of a run, read and laid beside them."""
+"""Scores that `gotr1 judge` wrote about the samples of a run, joined with the samples."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gotr1_jax.errors import InputError
@@ -19,34 +18,30 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class ScoreLine:
-    """A line of a file of scores: which sample, what it was when it was judged, the answer."""
+    """A line of a score file: the judge's identity and result, and the sample at that time."""
 
     folder: str  # step_000010, eval_after, ...
     image_name: str
-    judge: str  # its identity
+    judge: str
     caption: str
     plan_text: str
     result: JudgeResult
 
 
 @dataclass(frozen=True)
-class Opinion:
-    """What one judge said of one sample; `judge` counts the judges on the page from 0."""
+class JudgedSample:
+    """A sample of the run, with the results of later judges by their number, ascending."""
 
-    judge: int
-    result: JudgeResult
-
-
-# By folder and image name of a sample: one opinion for each judge that has seen it.
-Opinions = Mapping[tuple[str, str], tuple[Opinion, ...]]
+    record: SampleRecord
+    results: Mapping[int, JudgeResult] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TermMeans:
-    """Means of one term over the samples of one part of the run that a judge has seen.
+    """Means of one term over the samples of one part of the run that a judge has scored.
 
-    `judged` is the judge's and `own` the run's, NaN where none is known; `failed` counts the
-    samples whose term the judge could not tell.
+    `judged` is the judge's mean and `own` the run's, NaN where there is none; `failed` counts the
+    samples that the judge could not score.
     """
 
     judged: float
@@ -56,7 +51,7 @@ class TermMeans:
 
 @dataclass(frozen=True)
 class JudgeTable:
-    """A judge's means beside the run's: `rows[term]` has an entry for each of `parts`."""
+    """A judge's means next to the run's: `rows[term]` has an entry for each of `parts`."""
 
     letter: str
     name: str
@@ -66,7 +61,7 @@ class JudgeTable:
 
 
 def read_scores(path: Path) -> list[ScoreLine]:
-    """The lines of a file that `gotr1 judge` wrote; InputError for any line that is none."""
+    """The lines of a file that `gotr1 judge` wrote; InputError for any other line."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -94,7 +89,7 @@ def _read_line(line: str) -> ScoreLine:
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("a text is of another type")
     image, judge, caption, plan_text = texts
-    # A sample's own name lacks the folder where only that folder was judged.
+    # The sample's name lacks the folder where a single folder was judged.
     path = Path(image)
     result = result_from_json(value)
     return ScoreLine(path.parent.name, path.name, judge, caption, plan_text, result)
@@ -110,16 +105,16 @@ def check_scores(
 
     Args:
         folders: names of all sample folders of the run.
-        records: the samples that were read, by folder and image name.
+        records: the samples on the page, by folder and image name.
     """
     known = set(folders)
     read = {folder for folder, _ in records}
-    # Of a folder that was removed since, or that the page leaves out, nothing can be told.
-    strange = not any(line.folder in known for line in lines)
+    # Samples of a folder that was removed, or that the page leaves out, cannot be compared.
+    is_foreign = not any(line.folder in known for line in lines)
     for line in lines:
         record = records.get((line.folder, line.image_name))
         place = f"{line.folder}/{line.image_name}"
-        if strange or (record is None and line.folder in read):
+        if is_foreign or (record is None and line.folder in read):
             raise InputError(f"{path} holds scores of another run: there is no {place} in this one")
         if record is not None and (
             (record.caption, _judged_plan(record)) != (line.caption, line.plan_text)
@@ -136,21 +131,31 @@ def _judged_plan(record: SampleRecord) -> str:
 
 
 def judge_names(lines: Iterable[ScoreLine]) -> tuple[str, ...]:
-    """The identities of all judges, in the order in which they come up."""
+    """The identities of all judges, in the order of first appearance."""
     return tuple(dict.fromkeys(line.judge for line in lines))
 
 
-def join_opinions(lines: Iterable[ScoreLine], judges: Sequence[str]) -> Opinions:
-    """Opinions by sample, in the order of `judges`; of one judge the later line counts."""
-    found: dict[tuple[str, str], dict[int, Opinion]] = defaultdict(dict)
+def join_results(
+    folders: Mapping[str, Sequence[SampleRecord]],
+    lines: Iterable[ScoreLine],
+    judges: Sequence[str],
+) -> dict[str, tuple[JudgedSample, ...]]:
+    """Each folder's samples with their results; of one judge the later line counts."""
+    results: dict[tuple[str, str], dict[int, JudgeResult]] = {}
     for line in lines:
-        judge = judges.index(line.judge)
-        found[line.folder, line.image_name][judge] = Opinion(judge, line.result)
-    return {key: tuple(by[judge] for judge in sorted(by)) for key, by in found.items()}
+        by_judge = results.setdefault((line.folder, line.image_name), {})
+        by_judge[judges.index(line.judge)] = line.result
+    return {
+        folder: tuple(
+            JudgedSample(r, dict(sorted(results.get((folder, r.image_name), {}).items())))
+            for r in records
+        )
+        for folder, records in folders.items()
+    }
 
 
 def letter(judge: int) -> str:
-    """A short sign for a judge: A, B, ... Z, A2, ..."""
+    """The letter of a judge, counted from 0: A, B, ... Z, A2, ..."""
     again, index = divmod(judge, len(LETTERS))
     return LETTERS[index] + (str(again + 1) if again else "")
 
@@ -169,44 +174,40 @@ def short_name(identity: str) -> str:
 
 
 def judge_tables(
-    judges: Sequence[str],
-    opinions: Opinions,
-    parts: Mapping[str, Mapping[tuple[str, str], SampleRecord]],
+    judges: Sequence[str], parts: Mapping[str, Sequence[JudgedSample]]
 ) -> tuple[JudgeTable, ...]:
-    """A table for each judge; parts (title: samples by folder and name) it has not seen go."""
+    """A table for each judge, with the parts (samples by title) in which it scored any sample."""
     tables = []
     for judge, identity in enumerate(judges):
-        seen: dict[str, list[tuple[SampleRecord, JudgeResult]]] = {}
-        for title, records in parts.items():
-            pairs = [
-                (record, opinion.result)
-                for key, record in records.items()
-                for opinion in opinions.get(key, ())
-                if opinion.judge == judge
-            ]
-            if pairs:
-                seen[title] = pairs
-        terms = dict.fromkeys(t for pairs in seen.values() for _, r in pairs for t in r.scores)
+        scored = {t: [s for s in samples if judge in s.results] for t, samples in parts.items()}
+        scored = {title: samples for title, samples in scored.items() if samples}
+        terms = dict.fromkeys(
+            term for samples in scored.values() for s in samples for term in s.results[judge].scores
+        )
         if terms:
             tables.append(
                 JudgeTable(
                     letter=letter(judge),
                     name=short_name(identity),
                     identity=identity,
-                    parts=tuple((title, len(pairs)) for title, pairs in seen.items()),
-                    rows={t: tuple(_term_means(t, p) for p in seen.values()) for t in terms},
+                    parts=tuple((title, len(samples)) for title, samples in scored.items()),
+                    rows={t: tuple(_means(t, judge, s) for s in scored.values()) for t in terms},
                 )
             )
     return tuple(tables)
 
 
-def _term_means(term: str, pairs: Sequence[tuple[SampleRecord, JudgeResult]]) -> TermMeans | None:
-    asked = [(rec, res) for rec, res in pairs if term in res.scores]
-    if not asked:
+def _means(term: str, judge: int, samples: Sequence[JudgedSample]) -> TermMeans | None:
+    scored = [s for s in samples if term in s.results[judge].scores]
+    if not scored:
         return None
-    known = [res.scores[term] for _, res in asked if math.isfinite(res.scores[term])]
-    own = [s for rec, _ in asked if math.isfinite(s := rec.scores.get(term, math.nan))]
-    return TermMeans(_mean(known), _mean(own), len(asked) - len(known))
+    judged = _finite(s.results[judge].scores[term] for s in scored)
+    own = _finite(s.record.scores.get(term, math.nan) for s in scored)
+    return TermMeans(_mean(judged), _mean(own), len(scored) - len(judged))
+
+
+def _finite(values: Iterable[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
 
 
 def _mean(values: Sequence[float]) -> float:

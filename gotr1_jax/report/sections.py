@@ -1,4 +1,4 @@
-"""Which charts the page has, by section."""
+"""The charts of the page, by section."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import yaml
 
 from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
 from gotr1_jax.report.load import Metrics
-from gotr1_jax.rewards.base import TERMS
 
 UNIT, A_TENTH = (0.0, 1.0), (0.0, 0.1)
 _OF_BOXES = ("plan/boxes", "plan/parsed_frac")
 
+# The total and the reward terms, in the page's order.
 MEANINGS = {
     "total": "all terms combined",
     "sem": "the plan names what the caption names",
@@ -34,7 +34,7 @@ def _modalities(title: str, name: str, subtitle: str = "") -> ChartSpec:
 
 
 def _rare(title: str, name: str, subtitle: str = "") -> ChartSpec:
-    """A share that is small as a rule: its chart reaches to a tenth at least."""
+    """A share that is usually small: its chart reaches to a tenth at least."""
     return ChartSpec(title, (("", name),), A_TENTH, subtitle)
 
 
@@ -43,7 +43,7 @@ def _full(title: str, name: str, subtitle: str = "") -> ChartSpec:
 
 
 def _entropy(targets: Mapping[str, float]) -> tuple[ChartSpec, ...]:
-    """A chart for each modality, since their entropies differ by far, and the coefficients."""
+    """A chart for each modality, since their entropies differ widely, and the coefficients."""
     curves = tuple(
         ChartSpec(
             f"entropy of the {title}",
@@ -61,22 +61,22 @@ def _entropy(targets: Mapping[str, float]) -> tuple[ChartSpec, ...]:
 
 FIXED: Mapping[str, tuple[ChartSpec, ...]] = {
     "Rewards": tuple(
-        _full(name, f"reward/{name}/mean", MEANINGS[name]) for name in ("total", *TERMS)
+        _full(name, f"reward/{name}/mean", meaning) for name, meaning in MEANINGS.items()
     ),
     "Policy and plans": (
         _modalities("KL to the reference", "policy/kl"),
         _modalities("clipped fraction", "policy/clip_frac"),
         _modalities("largest ratio", "policy/ratio_max"),
-        _modalities("|Δ log-prob| sampler – replay", "policy/logp_diff"),
+        _modalities("|Δ log-prob| of the sampler", "policy/logp_diff", "against teacher forcing"),
         ChartSpec("gradient norm", (("", "grad_norm"),)),
         ChartSpec("learning rate", (("", "lr"),)),
-        ChartSpec("spread of the total (std)", (("", "reward/total/std"),)),
-        _full("groups without spread", "reward/frac_zero_std"),
-        _full("sampled in vain", "rollout/wasted_frac", "rows that nothing is learned from"),
+        ChartSpec("std of the total", (("", "reward/total/std"),)),
+        _full("zero-variance groups", "reward/frac_zero_std", "all rewards of a caption equal"),
+        _full("unused samples", "rollout/wasted_frac", "that no update learns from"),
         ChartSpec(
-            "search for groups with spread",
+            "dynamic sampling",
             (("rounds", "rollout/rounds"), ("missing", "rollout/missing_groups")),
-            subtitle="rounds of sampling; groups missing at their end",
+            subtitle="rounds; groups missing at the end",
         ),
         ChartSpec("plan length (tokens)", (("", "plan/length"),)),
         ChartSpec("boxes in a plan", (("", "plan/boxes"),)),
@@ -92,24 +92,24 @@ FIXED: Mapping[str, tuple[ChartSpec, ...]] = {
         ChartSpec("samples per second", (("", "samples_per_second"),)),
     ),
     "Judge": (
-        _rare("could not tell", "judge/failed_frac", "samples that lack a term"),
-        _rare("answers not read", "judge/unread_frac", "of the questions, asked twice in vain"),
+        _rare("could not be scored", "judge/failed_frac", "samples that lack a term"),
+        _rare("unreadable answers", "judge/unread_frac", "of the questions, after a second try"),
         ChartSpec(
-            "answers not read, by kind",
+            "unreadable answers, by kind",
             tuple((kind, f"judge/unread_frac/{kind}") for kind in ("score", "boxes", "verdict")),
             covers=A_TENTH,
         ),
         _rare("asked twice", "judge/asked_twice_frac", "of the questions"),
         _rare("no answer", "judge/no_answer_frac", "of the questions"),
         ChartSpec("questions a step", (("", "judge/questions"),)),
-        _full("known already", "judge/cached_frac", "answers out of the cache"),
+        _full("cached answers", "judge/cached_frac", "of the questions"),
         ChartSpec("seconds of the judge", (("", "judge/seconds"),), subtitle="a step"),
     ),
 }
 
 
 def entropy_targets(config_text: str) -> dict[str, float]:
-    """The entropies that a run's configuration holds its policy at, by modality, in nats."""
+    """The target entropies in a run's configuration, by modality, in nats a token."""
     try:
         config: Any = yaml.safe_load(config_text)
         section = config["entropy"]
@@ -124,10 +124,9 @@ def entropy_targets(config_text: str) -> dict[str, float]:
 
 
 def build_charts(metrics: Metrics, targets: Mapping[str, float]) -> dict[str, list[Chart]]:
-    """Charts by section; a metric that no section names gets a chart of its own at the end.
+    """Charts by section; a metric that no section names gets its own chart at the end.
 
-    `targets` are the entropies to hold, by modality (text, image), where the run has any. Where no
-    plan ever had a box, there are no charts of boxes.
+    `targets`: of `entropy_targets`. Without any box in any plan, charts of boxes are left out.
     """
     if not np.any(metrics.values.get("plan/boxes", 1.0)):
         boxless = {n: v for n, v in metrics.values.items() if n not in _OF_BOXES}

@@ -14,9 +14,9 @@ import yaml
 from gotr1_jax import cli
 from gotr1_jax.ablate import command as ablate
 from gotr1_jax.ablate.config import AblationConfig
+from gotr1_jax.ablate.report import Change, TermResult, VariantResult, plot, table
 from gotr1_jax.config import load_config, to_yaml
 from gotr1_jax.errors import InputError
-from gotr1_jax.report.ablation import Change, TermResult, VariantResult, plot, table
 
 BASE = {"run_dir": "unused", "steps": 3, "reward": {"rule": "sum"}}
 VALUES: dict[str, Any] = {
@@ -56,7 +56,7 @@ class Trainer:
         self.asked: list[tuple[str, int]] = []
         self.codes: dict[tuple[str, int], int] = {}
 
-    def __call__(self, planned: ablate.Run, cache: Path) -> int:
+    def __call__(self, planned: ablate.PlannedRun, cache: Path) -> int:
         key = planned.variant, planned.seed
         self.asked.append(key)
         planned.root.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def test_runs_are_the_base_with_overrides(config: Path) -> None:
     assert (one.steps, one.seed, one.reward.terms, one.reward.rule) == (4, 5, ("pi",), "sum")
     assert (two.steps, two.seed, two.reward.rule) == (2, 0, "v2")
     assert Path(one.run_dir) == runs[2].root == Path("out/one/seed_5")
-    assert runs[2].words[:3] == ("train", "grpo", "--config")
+    assert runs[2].arguments[:3] == ("train", "grpo", "--config")
 
 
 def test_all_variants_are_trained_and_compared(config: Path, trainer: Trainer) -> None:
@@ -182,7 +182,7 @@ def test_bad_configurations(config: Path, change: dict[str, Any], message: str) 
 
 def test_a_run_is_a_process_with_its_words_in_a_file(tmp_path: Path) -> None:
     for words, code, said in ((("--version",), 0, "gotr1"), (("no",), 2, "invalid choice")):
-        planned = ablate.Run("a", "a", 0, tmp_path / words[0], words, None)
+        planned = ablate.PlannedRun("a", "a", 0, tmp_path / words[0], words, None)
         assert ablate.train(planned, tmp_path / "cache") == code
         assert said in (planned.root / "train.log").read_text()
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_pages import NAN, PLAN, PageReader, record
+from report_pages import NAN, PLAN, PageReader, record, sample
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box
-from gotr1_jax.report import write_report
-from gotr1_jax.report.cards import build_card, build_groups, build_pairs, plan_segments
+from gotr1_jax.report.cards import build_card, build_groups, build_pairs, plan_spans
 from gotr1_jax.report.charts import (
     HEIGHT,
     WIDTH,
@@ -25,8 +24,9 @@ from gotr1_jax.report.charts import (
     smooth,
 )
 from gotr1_jax.report.load import Metrics, choose_evenly, load_run, read_metrics
-from gotr1_jax.report.page import build_table, choose_pairs, headline
-from gotr1_jax.report.sections import build_charts
+from gotr1_jax.report.page import build_table, choose_pairs, headline, write_report
+from gotr1_jax.report.sections import MEANINGS, build_charts
+from gotr1_jax.rewards.base import TERMS
 from gotr1_jax.trainer.run_dir import create_run_dir
 from gotr1_jax.trainer.samples import write_samples
 
@@ -183,6 +183,12 @@ def test_table_compares_terms_on_one_scale() -> None:
     assert build_table({"before": {"total": 1}}) == ()
 
 
+def test_every_term_has_a_meaning_and_an_unknown_one_a_row() -> None:
+    assert tuple(MEANINGS) == ("total", *TERMS)
+    rows = build_table({"before": {"new": 0.5, "pi": 0}, "after": {"pi": 1, "new": 0.5}})
+    assert [(row.name, bool(row.meaning)) for row in rows] == [("pi", True), ("new", False)]
+
+
 def test_headline_holds_without_interval_and_with_unknown_totals() -> None:
     assert headline({"before": {"total": 0.0}, "after": {"total": 0.5}, "captions": 128}) == (
         "The total on 128 held-out captions went from 0.000 to 0.500."
@@ -265,7 +271,7 @@ def test_numbers_are_short() -> None:
 
 def test_plan_objects_take_the_colors_of_their_boxes() -> None:
     text = f"see <|obj_start|>ghost<|obj_end|>, {PLAN}!"
-    parts = [(p.text, p.color, p.box) for p in plan_segments(text)]
+    parts = [(p.text, p.color, p.box) for p in plan_spans(text)]
     assert parts == [
         ("see ", None, ""),
         ("ghost", None, ""),
@@ -278,15 +284,15 @@ def test_plan_objects_take_the_colors_of_their_boxes() -> None:
 
 
 def test_card_draws_boxes_in_pixels_and_located_ones_in_their_partners_color() -> None:
-    card = build_card(record(image=np.zeros((100, 200, 3), np.uint8), advantage=-4.0))
+    card = build_card(sample(image=np.zeros((100, 200, 3), np.uint8), advantage=-4.0))
     planned = [(b.x, b.y, b.width, b.height, b.color) for b in card.planned]
     assert planned == [(0, 0, 100, 50, 0), (100, 25, 99.8, 50, 1)]
-    assert [(b.name, b.width, b.color) for b in card.detections] == [
+    assert [(b.name, b.width, b.color) for b in card.own.detections] == [
         ("red circle", 80, 0),
         ("dog", 18, None),
     ]
     assert (card.advantage, card.advantage_share) == ("−4.00", -1.0)
-    assert [(s.name, s.values[0].text, s.values[0].share) for s in card.scores] == [
+    assert [(term, own.text, own.share) for term, (own,) in card.scores.items()] == [
         ("total", "0.50", 0.5),
         ("sem", "1.00", 1.0),
         ("spa", "0.25", 0.25),
@@ -296,24 +302,23 @@ def test_card_draws_boxes_in_pixels_and_located_ones_in_their_partners_color() -
 
 def test_large_images_are_stored_small(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (384, 384, 3), dtype=np.uint8)
-    card = build_card(record(image=noise))
+    card = build_card(sample(image=noise))
     assert card.image.startswith("data:image/jpeg;base64,") and len(card.image) < 120_000
-    assert (card.width, card.height) == (384, 384)
-    assert build_card(record()).image.startswith("data:image/png;base64,")
+    assert build_card(sample()).image.startswith("data:image/png;base64,")
 
 
 def test_groups_are_ordered_best_first_with_unknown_totals_last() -> None:
-    records = [record(sample_index=i, total=t) for i, t in enumerate((0.2, NAN, 0.6))]
-    records.append(record("another", caption_index=1))
-    groups = build_groups(records)
+    samples = [sample(sample_index=i, total=t) for i, t in enumerate((0.2, NAN, 0.6))]
+    samples.append(sample("another", caption_index=1))
+    groups = build_groups(samples)
     assert [g.caption for g in groups] == ["a red circle", "another"]
-    assert [c.scores[0].values[0].text for c in groups[0].cards] == ["0.60", "0.20", "–"]
+    assert [c.scores["total"][0].text for c in groups[0].cards] == ["0.60", "0.20", "–"]
     assert (groups[0].mean, groups[0].low, groups[0].high) == ("0.400", "0.200", "0.600")
 
 
 def test_pairs_join_the_same_caption_and_number() -> None:
-    before = [record("a", total=0.1), record("b", total=0.5), record("a", total=0.2)]
-    after = [record("a", total=0.4), record("a", total=0.9), record("b", sample_index=1)]
+    before = [sample("a", total=0.1), sample("b", total=0.5), sample("a", total=0.2)]
+    after = [sample("a", total=0.4), sample("a", total=0.9), sample("b", sample_index=1)]
     pairs = build_pairs(before, after, limit=9)
     assert [(p.caption, round(p.gain, 6)) for p in pairs] == [("a", 0.3), ("a", 0.7)]
     assert len(build_pairs(before, after, limit=1)) == 1

@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_pages import NAN, PLAN, PageReader, record
+from report_pages import NAN, PLAN, PageReader, record, sample
 
 from gotr1_jax import cli
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box
-from gotr1_jax.report import write_report
 from gotr1_jax.report.cards import MAX_RAW_ANSWER, build_card
 from gotr1_jax.report.load import Metrics, load_run
-from gotr1_jax.report.page import tables_of_judges
-from gotr1_jax.report.scores import Opinion, letter, read_scores, short_name
+from gotr1_jax.report.page import tables_of_judges, write_report
+from gotr1_jax.report.scores import JudgedSample, letter, read_scores, short_name
 from gotr1_jax.report.sections import build_charts, entropy_targets
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.rewards.command import find_samples, judge_samples
@@ -30,7 +29,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=\"alert('2')\">"
 
 
 class OtherJudge:
-    """Finds a circle in every image; cannot tell `pi` of images that are darker than 9."""
+    """Finds a circle in every image; cannot score `pi` of images that are darker than 9."""
 
     terms = ("sem", "pi")
 
@@ -81,7 +80,7 @@ def test_judged_samples_show_the_judge_beside_the_run(run: Path) -> None:
     page = read_page(run)
     assert page.count("article", "judge") == 1
     assert "A http some/Model-7B" in page.text
-    # A pair and four samples while training: six cards, each with A's column, words and box.
+    # A pair and four samples while training: six cards, each with A's column, rationale and box.
     assert page.count("div", "judged") == 6 and page.count("g", "by") == 6
     assert page.count("details", "raw-answers") == 6 and page.count("details", "settings") == 1
     assert page.text.count('I say {"score": 3}') == 6
@@ -113,7 +112,9 @@ def test_a_step_that_was_judged_alone_is_found_and_stays_on_the_page(run: Path) 
     judge_run(run, "samples/step_000014", "scores_14.jsonl")
     data = load_run(run, max_records=2)
     assert list(data.steps) == [10, 14, 20]
-    assert set(data.opinions) == {("step_000014", "00_00.png")}
+    assert {step: [set(s.results) for s in found] for step, found in data.steps.items()} == {
+        10: [set(), set()], 14: [{0}], 20: [set(), set()],
+    }  # fmt: skip
 
 
 def test_judges_stand_side_by_side_and_a_later_line_counts(run: Path) -> None:
@@ -122,22 +123,26 @@ def test_judges_stand_side_by_side_and_a_later_line_counts(run: Path) -> None:
     again = judge_run(run, "samples/eval_after", "c.jsonl", sem=1.0)
     data = load_run(run, 100, [first, second, again])
     assert data.judges == ("http some/Model-7B multiple=28", "another")
-    sem = {key: [o.result.scores["sem"] for o in found] for key, found in data.opinions.items()}
-    assert sem["eval_after", "00_01.png"] == [1.0, 0.5]
-    assert sem["eval_before", "00_01.png"] == [0.25, 0.5]
-    after = [table.rows["sem"][1] for table in tables_of_judges(data)]
-    assert [means and means.judged for means in after] == [1.0, 0.5]
+    (before,), (after,) = data.before, data.after
+    assert after.record.image_name == "00_01.png"
+    assert {judge: result.scores["sem"] for judge, result in after.results.items()} == {
+        0: 1.0,
+        1: 0.5,
+    }
+    assert [result.scores["sem"] for result in before.results.values()] == [0.25, 0.5]
+    means = [table.rows["sem"][1] for table in tables_of_judges(data)]
+    assert [found and found.judged for found in means] == [1.0, 0.5]
     assert load_run(run, 100).judges == ()  # none of the files is called scores*.jsonl
 
 
-def test_card_has_a_column_for_each_opinion() -> None:
+def test_card_has_a_column_for_each_judge() -> None:
     raw_answers = {"pi": " yes ", "sem": "x" * (MAX_RAW_ANSWER + 1), "ri": ""}
     result = JudgeResult(
         {"sem": 0.5, "pi": NAN}, (("red circle", Box(0, 0, 500, 500)), ("cat", Box(9, 9, 20, 20))),
         "fine", raw_answers,
     )  # fmt: skip
-    card = build_card(record(), [Opinion(1, result)])
-    texts = {score.name: [value.text for value in score.values] for score in card.scores}
+    card = build_card(JudgedSample(record(), {1: result}))
+    texts = {term: [value.text for value in values] for term, values in card.scores.items()}
     assert texts == {
         "total": ["0.50", ""],
         "sem": ["1.00", "0.50"],
@@ -145,13 +150,13 @@ def test_card_has_a_column_for_each_opinion() -> None:
         "ri": ["–", ""],
         "pi": ["", "–"],
     }
-    (opinion,) = card.opinions
-    assert (opinion.letter, opinion.rationale) == ("B", "fine")
-    assert [(box.name, box.width, box.color) for box in opinion.detections] == [
+    (judge,) = card.judges
+    assert (judge.letter, judge.rationale) == ("B", "fine")
+    assert [(box.name, box.width, box.color) for box in judge.detections] == [
         ("red circle", 4.0, 0),
         ("cat", 0.09, None),
     ]
-    assert opinion.raw_answers == (("pi", "yes"), ("sem", "x" * MAX_RAW_ANSWER + " …"))
+    assert judge.raw_answers == (("pi", "yes"), ("sem", "x" * MAX_RAW_ANSWER + " …"))
 
 
 def test_text_of_a_judge_never_becomes_markup(run: Path) -> None:
@@ -166,7 +171,7 @@ def test_text_of_a_judge_never_becomes_markup(run: Path) -> None:
     page = read_page(run)
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert "img" not in {tag for tag, _ in page.tags}
-    # identity and name, words, said and its term, term in the card and the table, box
+    # identity and name, rationale, raw answer and its term, term in card and table, box
     assert page.text.count(HOSTILE) >= 7
 
 
@@ -231,7 +236,7 @@ def test_files_that_hold_no_scores_are_named(run: Path, capsys: pytest.CaptureFi
     assert not (run / "report.html").exists()
 
 
-def test_own_words_of_the_runs_judge_are_kept_and_older_runs_still_read(tmp_path: Path) -> None:
+def test_raw_answers_of_the_runs_judge_are_kept_and_older_runs_still_read(tmp_path: Path) -> None:
     folder = write_samples(tmp_path, 1, [record(raw_answers={"sem": "well\ndone"})])
     assert read_samples(folder)[0].raw_answers == {"sem": "well\ndone"}
     assert "well\ndone" in read_page(tmp_path_run(tmp_path, folder)).text
@@ -268,7 +273,7 @@ def test_plans_of_text_alone_are_shown_as_text(tmp_path: Path) -> None:
     assert text in page.text
     assert page.count("p", "text") == 1 and page.count("div", "wide") == 1
     assert page.count("rect", "planned") == 0 and "planned" not in page.text
-    assert not build_card(record(plan_text="")).is_text and not build_card(record()).is_text
+    assert not build_card(sample(plan_text="")).is_text and not build_card(sample()).is_text
 
 
 def test_judges_have_short_names() -> None:

@@ -30,7 +30,7 @@ if (pairs) {
   arrangePairs();
 }
 
-// Boxes on the pictures: each kind can be hidden, the same on the whole page.
+// Boxes on the images: each kind can be hidden, the same on the whole page.
 const boxKinds = [...document.querySelectorAll("input[data-boxes]")];
 const selectors = { planned: ".card .planned, .card .halo", own: ".card svg > .detection, .card svg > .under" };
 for (const box of boxKinds) {

@@ -1,4 +1,4 @@
-"""The comparison of an ablation's variants: a table, its numbers, and a plot."""
+"""The comparison of an ablation's variants: a table, its numbers and a plot."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import jinja2
-
 from gotr1_jax.io.files import atomic_write, write_json_atomic
+from gotr1_jax.io.markdown import markdown_table
+from gotr1_jax.report.page import make_environment
 from gotr1_jax.rewards.base import TERMS
 
 # Of the plot, in SVG units.
@@ -30,8 +30,8 @@ class TermResult:
 
     Attributes:
       gain: after against before.
-      over_first: after against the first variant's after; None for itself, and where that was
-        evaluated otherwise.
+      over_first: after against the first variant's after; None for the first itself, and where
+        the evaluations differ.
     """
 
     before: float
@@ -42,7 +42,7 @@ class TermResult:
 
 @dataclass(frozen=True)
 class VariantResult:
-    """One variant, its seeds averaged; `minutes` of training a run, evaluations apart."""
+    """One variant, averaged over seeds; `minutes` of training a run, without evaluations."""
 
     name: str
     title: str
@@ -55,7 +55,7 @@ class VariantResult:
 
 
 @dataclass(frozen=True)
-class _Mark:
+class _PlotMark:
     """A variant in one panel of the plot; x in SVG units from the panel's left edge."""
 
     y: float
@@ -64,7 +64,7 @@ class _Mark:
     low: float
     high: float
     text: str
-    tone: str  # "better" or "worse" where the interval leaves 0 out, else "same"
+    tone: str  # "better" or "worse" where the interval excludes 0, else "same"
 
 
 def write_ablation(root: Path, results: Sequence[VariantResult]) -> None:
@@ -75,38 +75,48 @@ def write_ablation(root: Path, results: Sequence[VariantResult]) -> None:
 
 
 def table(results: Sequence[VariantResult]) -> str:
-    """Markdown: a row a variant, a row for each state that training started from; then what the
-    variants are better or worse than the first by."""
+    """Markdown: a row a variant, a row for each state that training started from, then the
+    differences to the first variant."""
     names = _terms(results)
-    lines = _head(["trained on", *names, "seeds", "min a run"])
+    rows: list[list[str]] = []
     last: list[str] = []
     for result in results:
-        start = [_number(result.terms.get(name)) for name in names]
+        terms = [result.terms.get(name) for name in names]
+        start = ["–" if term is None else f"{term.before:.3f}" for term in terms]
         if start != last:
-            lines.append(_row(["*start*", *start, "", ""]))
+            rows.append(["*start*", *start, "", ""])
         last = start
-        cells = [_cell(result.terms.get(name)) for name in names]
+        cells = ["–" if t is None else f"{t.after:.3f} {_interval(t.gain)}" for t in terms]
         seeds = ", ".join(map(str, result.seeds))
-        lines.append(_row([result.title, *cells, seeds, f"{result.minutes:.1f}"]))
-    lines.append("")
+        rows.append([result.title, *cells, seeds, f"{result.minutes:.1f}"])
+    text = markdown_table(["trained on", *names, "seeds", "min a run"], rows) + "\n"
     for steps, captions, samples in sorted({(r.steps, r.captions, r.samples) for r in results}):
-        lines.append(
-            f"After {steps} steps: means over {captions} held-out captions, {samples} samples "
+        text += (
+            f"\nAfter {steps} steps: means over {captions} held-out captions, {samples} samples "
             "each, the same random streams before and after. In brackets the 95 % interval of the "
             "gain over the start (paired bootstrap over captions)."
         )
+    text += "\n"
     others = [r for r in results if any(term.over_first for term in r.terms.values())]
     if others:
-        lines += ["", f"The same, less those of: {results[0].title}.", ""]
-        lines += _head(["trained on", *names])
-        for result in others:
-            cells = [_difference(result.terms.get(name)) for name in names]
-            lines.append(_row([result.title, *cells]))
-    return "\n".join(lines) + "\n"
+        rows = [[r.title, *(_difference(r.terms.get(name)) for name in names)] for r in others]
+        differences = markdown_table(["trained on", *names], rows)
+        text += f"\nDifferences to: {results[0].title}.\n\n{differences}\n"
+    return text
+
+
+def _interval(change: Change) -> str:
+    return f"[{change.low:+.3f}, {change.high:+.3f}]"
+
+
+def _difference(term: TermResult | None) -> str:
+    if term is None or term.over_first is None:
+        return "–"
+    return f"{term.over_first.mean:+.3f} {_interval(term.over_first)}"
 
 
 def plot(results: Sequence[VariantResult]) -> str:
-    """SVG: a panel a term, in it each variant's start, its end, and the interval of the gain."""
+    """SVG: a panel a term with each variant's start, end and interval of the gain."""
     names = _terms(results)
     panels = []
     for i, name in enumerate(names):
@@ -118,7 +128,7 @@ def plot(results: Sequence[VariantResult]) -> str:
             tone = "better" if gain.low > 0 else "worse" if gain.high < 0 else "same"
             text = f"{result.title}: {name} {term.before:.3f} to {term.after:.3f}"
             marks.append(
-                _Mark(
+                _PlotMark(
                     y=_TOP + _ROW * (j + 0.5),
                     before=_PANEL * term.before,
                     after=_PANEL * term.after,
@@ -129,13 +139,7 @@ def plot(results: Sequence[VariantResult]) -> str:
                 )
             )
         panels.append((_LABELS + i * (_PANEL + _GAP), name, marks))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gotr1_jax.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = make_environment("gotr1_jax.ablate")
     return environment.get_template("ablation.svg.j2").render(
         labels=[(_TOP + _ROW * (j + 0.5), result.title) for j, result in enumerate(results)],
         panels=panels,
@@ -149,28 +153,3 @@ def plot(results: Sequence[VariantResult]) -> str:
 
 def _terms(results: Sequence[VariantResult]) -> list[str]:
     return [name for name in TERMS if any(name in result.terms for result in results)]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _head(cells: Sequence[str]) -> list[str]:
-    return [_row(cells), _row(["-"] * len(cells))]
-
-
-def _number(term: TermResult | None) -> str:
-    return "–" if term is None else f"{term.before:.3f}"
-
-
-def _cell(term: TermResult | None) -> str:
-    if term is None:
-        return "–"
-    return f"{term.after:.3f} [{term.gain.low:+.3f}, {term.gain.high:+.3f}]"
-
-
-def _difference(term: TermResult | None) -> str:
-    if term is None or term.over_first is None:
-        return "–"
-    change = term.over_first
-    return f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
