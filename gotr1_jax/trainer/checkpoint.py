@@ -1,9 +1,10 @@
-"""Checkpoints that count only when every byte of them is known to be good.
+"""Checkpoints that count only once a manifest of their files is written.
 
 A checkpoint is a folder `step_000010` that Orbax writes in the background: `state` (arrays under
 their flat paths) and `meta` (JSON). When it is committed, `manifest.json` with the SHA-256 of
-every file is written beside them; without it the step does not count. Orbax alone restores a
-flipped byte, names a step that a full disk swallowed as the latest, and casts dtypes silently.
+every file is written last; without it the step does not count. Orbax alone restores a flipped byte,
+takes a step that a full disk truncated for the latest, and casts dtypes silently. Its retention
+would delete a step before the newer one is known to be good, so `_retain` runs after the manifest.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Restored:
-    """What a checkpoint held: `tree` like the target asked for, `meta` as given to `save`."""
+    """A restored checkpoint: `tree` in the structure of the target, `meta` as given to `save`."""
 
     tree: Any
     meta: dict[str, Any]
@@ -50,8 +51,8 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one run.
 
-    Saving runs in the background; an error of it is raised by the next call that waits. Every
-    process of a run makes the same calls; process 0 writes manifests and deletes.
+    Saving runs in the background; its error is raised by the next call that waits. Every process
+    of a run makes the same calls; process 0 writes manifests and deletes.
     """
 
     def __init__(
@@ -60,9 +61,9 @@ class Checkpoints:
         """Opens `directory`, which may not exist yet.
 
         Args:
-            directory: where the steps lie.
-            keep: how many of the newest good steps stay.
-            keep_best: whether the one with the best score stays too.
+            directory: of the steps.
+            keep: number of the newest good steps to keep.
+            keep_best: whether to keep the one with the best score too.
             frozen: a pytree of arrays that the run reads and does not save, such as the weights
                 under its adapters: steps are restored only where their shapes and dtypes match.
                 None: not checked.
@@ -89,24 +90,24 @@ class Checkpoints:
         return self.directory / f"{_PREFIX}{step:06d}"
 
     def steps(self) -> list[int]:
-        """The steps that count, ascending; their bytes are not looked at."""
+        """The steps that have a manifest, ascending; their files are not verified."""
         return [step for step in self._folders() if (self.folder(step) / MANIFEST_NAME).is_file()]
 
     def save(
         self, step: int, tree: Any, meta: Mapping[str, Any], score: float | None = None
     ) -> None:
-        """Starts to save; returns once the arrays are copied, so that they may be donated.
+        """Starts a save; returns once the arrays are copied, so that they may be donated.
 
         Args:
             step: the number of steps done.
             tree: any pytree whose leaves are arrays.
             meta: JSON values and bytes: seed, state of the data iterator, counters.
-            score: what `keep_best` compares to find the best step.
+            score: for `keep_best`; higher is better.
 
         Raises:
-            RunError: this save cannot start, or the one before it failed.
+            RunError: this save cannot start, or the previous one failed.
         """
-        # Where the save before failed in one process alone, that one takes no part in this one.
+        # A process whose previous save failed alone must not take part in this one.
         with raise_on_all_processes():
             self.wait()
         arrays = flatten(tree)
@@ -132,25 +133,25 @@ class Checkpoints:
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns when the last save counts; raises its RunError if it failed."""
+        """Waits until the last save is complete; raises its RunError if it failed."""
         self.settle()
         self._thread = None
         self.check()
 
     def check(self) -> None:
-        """Raises the RunError of a save that failed by now; waits for none."""
+        """Raises the RunError of a save that has failed; does not wait."""
         error, self._error = self._error, None
         if error is not None:
             raise error
 
     def settle(self) -> None:
-        """Returns when no save is on its way, whatever became of it; any thread may call it."""
+        """Waits until no save is running, failed or not; any thread may call it."""
         thread = self._thread
         if thread is not None:
             thread.join()
 
     def close(self) -> None:
-        """Waits, and lets go of the background threads."""
+        """Waits for the last save and ends the background threads."""
         try:
             self.wait()
         finally:
@@ -159,9 +160,9 @@ class Checkpoints:
                 self._writer = None
 
     def latest_good(self) -> int | None:
-        """The newest step whose every file is as it was written, or None if no step counts.
+        """The newest step whose files all match its manifest, or None if there is no step.
 
-        Raises RunError where steps count but none of them is good.
+        Raises RunError if there are steps but none of them is good.
         """
         self.wait()
         found = -1
@@ -182,12 +183,12 @@ class Checkpoints:
         Args:
             target: a pytree of arrays or `jax.ShapeDtypeStruct`s; a leaf without a sharding goes
                 to the first local device.
-            step: which one; None takes the newest good one, and says which it passed over.
+            step: which one; None: the newest good one; damaged ones are named in the log.
 
         Raises:
             InputError: its arrays are not those of `target`, or the frozen arrays were others; a
                 path and both values are named.
-            RunError: it does not count or is damaged; or no step is good.
+            RunError: it is unfinished or damaged; or no step is good.
         """
         self.wait()
         if step is None:
@@ -215,7 +216,7 @@ class Checkpoints:
         return Restored(tree, decode(record["meta"]), step)
 
     def drop_after(self, step: int) -> None:
-        """Removes every later step than the one that a run goes on from; RunError if it cannot."""
+        """Removes every step after `step`, which a run resumes from; RunError if it cannot."""
         self.wait()
         for later in self._folders():
             if later > step:
@@ -225,7 +226,7 @@ class Checkpoints:
                     raise write_failure(self.folder(later), error) from error
 
     def warn_unfinished(self) -> None:
-        """Names the folders of steps that do not count, the newest first."""
+        """Logs the folders of steps without a manifest, the newest first."""
         for step in sorted(set(self._folders()) - set(self.steps()), reverse=True):
             _log.warning("checkpoint %s was never finished; it is ignored", self.folder(step))
 
@@ -249,7 +250,7 @@ class Checkpoints:
                 _log.warning("checkpoints in %s were not cleared away: %s", self.directory, error)
 
     def _retain(self, saved: int) -> None:
-        """Removes what is older than `saved`, which is good, save the newest and the best."""
+        """Removes steps older than `saved`, which is good, except the newest and the best."""
         scores: dict[int, float | None] = {}
         for step in self.steps():
             try:
@@ -274,20 +275,20 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdigit())
 
     def _remove(self, step: int) -> None:
-        """The manifest goes first: a half-deleted step does not count."""
+        """The manifest first, so that a half-deleted step does not count."""
         if jax.process_index() == 0:
             (self.folder(step) / MANIFEST_NAME).unlink(missing_ok=True)
             shutil.rmtree(self.folder(step), ignore_errors=True)
 
     def _remove_unfinished(self) -> None:
-        """Clears what a killed save left under Orbax's temporary names."""
+        """Removes what a killed save left under Orbax's temporary names."""
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             for path in self.directory.glob(f"{_PREFIX}*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _abandon(self, step: int) -> None:
-        """Leaves nothing of a save that failed, where the disk still lets it be removed."""
+        """Removes a failed save, as far as the disk allows."""
         with contextlib.suppress(OSError):
             self._remove(step)
             for path in self.directory.glob(f"{self.folder(step).name}.*"):
@@ -295,7 +296,7 @@ class Checkpoints:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _newest_good(self) -> int:
-        """The newest good step, -1 where none counts, -2 where none is good."""
+        """The newest good step; -1: there is none with a manifest; -2: none is good."""
         counted = self.steps()
         self.warn_unfinished()
         for step in reversed(counted):
@@ -308,13 +309,13 @@ class Checkpoints:
 
 
 def resolve_resume(mode: str, run_dir: Path | str) -> Path | None:
-    """Where `--resume` says to go on from: a folder for `restore_path`, or None to start afresh.
+    """The folder to resume from, for `restore_path`; None for a new run.
 
     Args:
         mode: `never`; `auto`: this run's own checkpoints, if there are any; or the path of a run
-            directory, its `checkpoints`, or one step's folder. Of another run it is where this one
-            begins: once this one has checkpoints of its own, the same command goes on from those.
-            A step of this run is gone back to every time.
+            directory, its `checkpoints`, or one step's folder. Another run's is where this run
+            begins; once this run has checkpoints of its own, the same command resumes from those.
+            One of this run's own steps is returned to every time.
         run_dir: the run's directory.
 
     Raises:

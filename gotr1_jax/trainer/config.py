@@ -69,8 +69,8 @@ class JobConfig:
     seed: int = 0
     # Steps of the whole run.
     steps: int = 1000
-    # auto: go on from run_dir's checkpoints if it has any; never: refuse to; PATH: go on from that
-    # run, or from one of its checkpoints.
+    # auto: resume from run_dir's checkpoints if it has any; never: refuse to; PATH: resume from
+    # that run, or from one of its checkpoints.
     resume: str = "auto"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -25,7 +25,7 @@ class Loop:
     """The steps of a run. Every process of it makes the same calls.
 
     A step is saved every `every` steps and `every_minutes`, when it is the last, when it was
-    evaluated and the best is kept, on a stop signal, and when the run cannot go on. A bad update
+    evaluated and the best is kept, on a stop signal, and when the run must end. A bad update
     raises before `end_step` and is never saved.
     """
 
@@ -78,7 +78,7 @@ class Loop:
             state: the pytree of arrays after it.
             meta: what else a resumed run needs, as for `Checkpoints.save`.
             score: held-out score of `state` if it was evaluated; NaN counts as none.
-            failure: why the run cannot go on although `state` is good.
+            failure: why the run must end although `state` is good.
 
         Raises:
             Stopped: after a stop signal; the step is saved.

@@ -40,7 +40,7 @@ class MetricsWriter:
     """
 
     def __init__(self, run: RunDir, start_step: int = 0) -> None:
-        """Opens both for a run that goes on from `start_step` (0: from the beginning).
+        """Opens both for a run that resumes after `start_step` (0: a new run).
 
         Lines of later steps are removed, since the run writes them again.
         """

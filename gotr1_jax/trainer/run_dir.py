@@ -22,7 +22,7 @@ SAMPLES_NAME = "samples"
 TENSORBOARD_NAME = "tensorboard"
 REPORT_NAME = "report.html"
 SUMMARY_NAME = "summary.json"
-# What a killed process leaves of a file or folder that it did not get to rename.
+# A file or folder that a killed process did not get to rename.
 _LEFTOVER = re.compile(r"\..+\.(tmp|old)\d+")
 
 
@@ -64,15 +64,14 @@ class RunDir:
 def create_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> RunDir:
     """Makes the directories of a run; a new one also gets its resolved configuration.
 
-    A run that is there keeps the configuration that it has: the job calls `store_config` once
-    its checkpoint was restored under the new one. What a killed process left half-written in it
-    is removed.
+    An existing run keeps its configuration: the job calls `store_config` once its checkpoint was
+    restored under the new one. Temporary files that a killed process left are removed.
 
     Args:
         root: the run's directory; its parents are made.
         config_text: the resolved configuration, YAML.
-        may_exist: whether a run that is already there may be gone on with. Otherwise its being
-            there is an InputError, so that a second run never mixes with a first.
+        may_exist: whether the directory may hold a run already; else that is an InputError, so
+            that two runs never mix.
     """
     run = RunDir(Path(root))
     if run.root.exists() and not run.root.is_dir():
@@ -94,5 +93,5 @@ def create_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> Ru
 
 
 def store_config(run: RunDir, config_text: str) -> None:
-    """Stores the resolved configuration, YAML, that the run goes on with."""
+    """Stores the resolved configuration, YAML."""
     atomic_write(run.config, config_text)
