@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.trainer import manifest
 from gotr1_jax.trainer.checkpoint import Checkpoints, resolve_resume, restore_path
+from gotr1_jax.trainer.manifest import write_manifest
 
 META = {"seed": 7, "iterator": b"\x00\xffstate", "counters": {"skipped": 2}, "list": [1, 2.5]}
 
@@ -179,8 +180,8 @@ def test_what_does_not_fit_is_named_with_both_values(tmp_path):
         checkpoints.restore({"params": tree["params"]})
 
 
-def test_what_lies_beside_is_held_to_the_same_shapes_and_dtypes(tmp_path):
-    """Adapters say nothing of the vocabulary and the dtype of the weights under them."""
+def test_frozen_arrays_must_have_the_same_shapes_and_dtypes(tmp_path):
+    """Adapters' own shapes do not depend on vocabulary and dtype of the weights under them."""
 
     def frozen(words: int, dtype: Any = jnp.float32) -> Any:
         return {"frozen": {"embed": jax.ShapeDtypeStruct((words, 2), dtype)}}
@@ -189,7 +190,7 @@ def test_what_lies_beside_is_held_to_the_same_shapes_and_dtypes(tmp_path):
         checkpoints.save(1, make_tree(), META)
     assert same(checkpoints.restore(make_tree()).tree, make_tree())
     assert restore_path(tmp_path, make_tree(), frozen(5)).step == 1
-    assert restore_path(tmp_path, make_tree()).step == 1  # who reads nothing beside
+    assert restore_path(tmp_path, make_tree()).step == 1  # not checked
     other = r"frozen/embed is float32 \(5, 2\) in the checkpoint but float32 \(6, 2\) here"
     with pytest.raises(InputError, match=other):
         restore_path(tmp_path / "step_000001", make_tree(), frozen(6))
@@ -197,6 +198,16 @@ def test_what_lies_beside_is_held_to_the_same_shapes_and_dtypes(tmp_path):
         restore_path(tmp_path, make_tree(), frozen(5, jnp.bfloat16))
     with pytest.raises(InputError, match=r"frozen/embed is float32 \(5, 2\) .* but absent here"):
         restore_path(tmp_path, make_tree(), {})
+    # Checkpoints of version 0.1.0 call the record of the frozen arrays "beside".
+    folder = tmp_path / "step_000001"
+    record = folder / "meta" / "metadata"
+    written = record.read_text("utf-8")
+    assert written.count('"frozen": {') == 1
+    record.write_text(written.replace('"frozen": {', '"beside": {'), "utf-8")
+    write_manifest(folder, 1, None)
+    assert restore_path(tmp_path, make_tree(), frozen(5)).step == 1
+    with pytest.raises(InputError, match=other):
+        restore_path(folder, make_tree(), frozen(6))
 
 
 def test_retention_keeps_the_newest_and_the_best(tmp_path):
