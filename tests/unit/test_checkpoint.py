@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.trainer import manifest
 from gotr1_jax.trainer.checkpoint import Checkpoints, resolve_resume, restore_path
-from gotr1_jax.trainer.manifest import write_manifest
+from gotr1_jax.trainer.manifest import MANIFEST_NAME, write_manifest
 
 META = {"seed": 7, "iterator": b"\x00\xffstate", "counters": {"skipped": 2}, "list": [1, 2.5]}
 
@@ -204,6 +204,7 @@ def test_frozen_arrays_must_have_the_same_shapes_and_dtypes(tmp_path):
     written = record.read_text("utf-8")
     assert written.count('"frozen": {') == 1
     record.write_text(written.replace('"frozen": {', '"beside": {'), "utf-8")
+    (folder / MANIFEST_NAME).unlink()
     write_manifest(folder, 1, None)
     assert restore_path(tmp_path, make_tree(), frozen(5)).step == 1
     with pytest.raises(InputError, match=other):
