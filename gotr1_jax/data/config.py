@@ -1,4 +1,4 @@
-"""What a record of somebody's data set looks like: columns, prompts, crop."""
+"""Columns, prompts and crop of the records of a user's data set."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from gotr1_jax.errors import InputError
 
 @dataclass(frozen=True)
 class PromptsConfig:
-    """One kind of prompts that records have, under a key of theirs."""
+    """One kind of prompts, under one column of the records."""
 
-    # Column; a dot goes down into an object: augmented_prompts.tags. The value is text, a list of
-    # texts, or either as JSON in a text.
+    # Column; a dot descends into an object: augmented_prompts.tags. The value is text, a list of
+    # texts, or either one as JSON in a text.
     key: str
-    # Of a list: one of its texts; all of them joined; or its first ones joined, how many is drawn.
+    # Of a list: one of its texts; all joined; or the first ones joined, of a random number.
     take: Literal["one", "all", "some"] = "one"
     joined_by: str = ", "
 
 
 @dataclass(frozen=True)
 class RecordsConfig:
-    """Columns of records and what is made of their images.
+    """Columns of records, and the crop of their images.
 
-    Columns of .jsonl files are the keys of a line, those of .parquet files their columns. In .tar
-    shards (WebDataset) they are the keys of a sample's .json, the endings of its files (txt, jpg),
-    and image, which is its file with the ending of an image. A dot goes down into an object, also
-    where that stands as JSON in a text.
+    Columns are the keys of a .jsonl line or the columns of a .parquet file. In .tar shards
+    (WebDataset) they are the keys of a sample's .json, the endings of its files (txt, jpg), and
+    "image" for the file with an image ending. A dot descends into an object, also into one that
+    is JSON in a text.
     """
 
     caption: str = "caption"
@@ -35,23 +35,23 @@ class RecordsConfig:
     # Bytes of a file, an object with bytes or path (as the `datasets` library writes it), a data
     # URL, or a path.
     image: str = "image"
-    # What relative paths of images begin at; empty: the folder of the file that names them.
+    # Folder of relative image paths; empty: the folder of the file that names them.
     image_root: str = ""
-    # Prompts to draw from, a kind and then one of it, anew in every epoch; empty: the caption. The
-    # caption also stands in for a prompt that a record lacks or that is too long.
+    # Prompts to draw from in every epoch, first a kind, then one of it; empty: the caption. The
+    # caption also replaces a prompt that a record lacks or that is too long.
     prompts: tuple[PromptsConfig, ...] = ()
-    # Files of a folder or a hub data set that are read, among .jsonl, .parquet and .tar files.
+    # Files to read of a folder or a hub data set, among .jsonl, .parquet and .tar files.
     files: tuple[str, ...] = ("*.jsonl", "*.parquet", "*.tar")
     # Branch, tag or commit of a hub data set; null: main.
     revision: str | None = None
-    # The square of an image that is kept: its middle, or a place drawn once for each record.
+    # The square of an image to keep: its middle, or a random place, fixed for each record.
     crop: Literal["center", "random"] = "center"
     crop_seed: int = 0
-    # Records without text or a readable image are left out, and those too long for the limits of
-    # `data`; more than these shares of them are an error.
+    # Records without text or a readable image, and those over the token limits of `data`, are left
+    # out; larger shares of them than these are an error.
     unusable_limit: float = 0.01
     too_long_limit: float = 0.1
-    # Records of one file of image tokens: the unit of restarts, and of hosts.
+    # Records of one file of image tokens: the unit of restarts and of sharing between hosts.
     shard_records: int = 4096
 
     def check(self) -> None:

@@ -152,22 +152,19 @@ def write_shard(
     import pyarrow as pa
 
     kind = np.uint16 if manifest.codes <= 2**16 else np.int32
-    ids = np.zeros((len(rows), manifest.tokens), kind)
-    for i, (_, row) in enumerate(rows):
-        ids[i] = row
+    records = [record for record, _ in rows]
+    ids = np.asarray([row for _, row in rows], kind).reshape(-1)
+    prompts = [json.dumps(record.prompts, ensure_ascii=False) for record in records]
     columns = {
-        "record": pa.array([record.index for record, _ in rows], pa.int64()),
-        "caption": pa.array([record.caption for record, _ in rows], pa.string()),
-        "plan": pa.array([record.plan for record, _ in rows], pa.string()),
-        "prompts": pa.array(
-            [json.dumps(record.prompts, ensure_ascii=False) for record, _ in rows], pa.string()
-        ),
-        "ids": pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), manifest.tokens),
+        "record": pa.array([record.index for record in records], pa.int64()),
+        "caption": pa.array([record.caption for record in records], pa.string()),
+        "plan": pa.array([record.plan for record in records], pa.string()),
+        "prompts": pa.array(prompts, pa.string()),
+        "ids": pa.FixedSizeListArray.from_arrays(pa.array(ids), manifest.tokens),
     }
     start, stop = manifest.span(shard)
-    notes = {"records": f"{start} {stop}", "unusable": str(len(reasons)), "reason": ""}
-    if reasons:
-        notes["reason"] = reasons[0]
+    reason = reasons[0] if reasons else ""
+    notes = {"records": f"{start} {stop}", "unusable": str(len(reasons)), "reason": reason}
     batch = pa.record_batch(columns).replace_schema_metadata(notes)
     buffer = pa.BufferOutputStream()
     with pa.ipc.new_file(buffer, batch.schema) as writer:
@@ -219,11 +216,6 @@ class Shard:
         return json.loads(self._batch.column("prompts")[row].as_py())
 
 
-def missing_shards(folder: Path, manifest: Manifest) -> list[int]:
-    """The shards without a file."""
-    return [k for k in range(manifest.shards) if not shard_path(folder, k).is_file()]
-
-
 class TokenizedRecords:
     """The rows of a folder of shards: the source of `pipeline.record_batches`.
 
@@ -232,11 +224,12 @@ class TokenizedRecords:
 
     def __init__(self, folder: Path, prompts: Sequence[PromptsConfig] = ()) -> None:
         self.manifest = read_manifest(folder)
-        missing = missing_shards(folder, self.manifest)
+        paths = [shard_path(folder, shard) for shard in range(self.manifest.shards)]
+        missing = [path.name for path in paths if not path.is_file()]
         if missing:
             raise InputError(
-                f"{folder} lacks {len(missing)} of {self.manifest.shards} shards, the first is "
-                f"{shard_path(folder, missing[0]).name}; run gotr1 tokenize-images to the end"
+                f"{folder} lacks {len(missing)} of {len(paths)} shards, the first is "
+                f"{missing[0]}; run gotr1 tokenize-images to the end"
             )
         for kind in prompts:
             if kind.key not in self.manifest.prompts:
@@ -283,5 +276,5 @@ class TokenizedRecords:
 
     def image_ids(self, indices: np.ndarray) -> np.ndarray:
         """Image tokens of rows, int32 (B, U)."""
-        places = [self._locate(int(index)) for index in indices]
-        return np.stack([shard.ids[row] for shard, row in places]).astype(np.int32)
+        rows = (self._locate(int(index)) for index in indices)
+        return np.stack([shard.ids[row] for shard, row in rows]).astype(np.int32)

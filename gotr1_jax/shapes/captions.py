@@ -1,4 +1,4 @@
-"""Captions of the shapes world: what they say, how they are written and read, how they split."""
+"""Captions of the shapes world: specification, English text, splits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gotr1_jax.shapes.vocabulary import (
 )
 
 SPLITS = ("train", "heldout", "unseen", "all")
-# What a caption is about, and how often.
+# Kinds of captions and their frequencies.
 _KINDS = ("one", "pair", "triple", "count", "list")
 _KIND_SHARES = (0.12, 0.48, 0.20, 0.14, 0.06)
 
@@ -35,7 +35,7 @@ _RELATION_PATTERN = re.compile(" (" + "|".join(RELATIONS) + ") ")
 
 @dataclass(frozen=True)
 class ObjectSpec:
-    """One object; `size` is None where a caption leaves it open."""
+    """One object; `size` is None if a caption states none."""
 
     shape: str
     color: str
@@ -54,7 +54,7 @@ class ObjectSpec:
 
 @dataclass(frozen=True)
 class CaptionSpec:
-    """One to three objects; `relation` holds between the first two, the third stands anywhere.
+    """One to three objects; `relation` is of the first two, the third may be anywhere.
 
     A count is a run of equal objects: "two red circles" is (red circle, red circle).
     """
@@ -110,10 +110,10 @@ def _read_phrase(text: str) -> tuple[ObjectSpec, int] | None:
 def is_heldout(spec: CaptionSpec) -> bool:
     """Whether a caption is held out of all training.
 
-    It is when it names a held-out (color, shape) pair, or when the composition of its objects
-    falls in the held-out share. A composition is the two related objects with their relation,
-    or, without a relation, all objects together; sizes and the third object of a relation do
-    not matter, and "a left of b" is the same composition as "b right of a".
+    It is if it names a held-out (color, shape) pair, or if the composition of its objects falls
+    in the held-out share. A composition is the two related objects with their relation, or,
+    without a relation, all objects. Sizes and the third object of a relation do not count, and
+    "a left of b" is the same composition as "b right of a".
     """
     kinds = [obj.kind for obj in spec.objects]
     if any(kind in HELDOUT_PAIRS for kind in kinds):
@@ -132,12 +132,12 @@ def is_heldout(spec: CaptionSpec) -> bool:
 
 
 def sample_caption(rng: np.random.Generator, split: str) -> CaptionSpec:
-    """Draw a caption of a split; no caption of one is in another.
+    """Draw a caption of a split. The splits are disjoint:
 
-    "train"; "heldout": new compositions of objects that training knows; "unseen": with an object
-    of a held-out (color, shape) pair, which no training shows at all; "all" for any.
+    "train"; "heldout": new compositions of training objects; "unseen": with an object of a
+    held-out (color, shape) pair, which never occurs in training. "all" draws from all three.
 
-    Raises ValueError for another split name.
+    Raises ValueError for another name.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
@@ -155,14 +155,14 @@ def split_of(spec: CaptionSpec) -> str:
 
 
 def contradict(rng: np.random.Generator, spec: CaptionSpec, kind: str) -> CaptionSpec:
-    """A caption that `spec` is contradicted by: kind "side" or "color".
+    """A caption that contradicts `spec`.
 
-    "side" turns the relation round ("next to", which has no opposite side, becomes above or
-    below); "color" gives one object another color. Raises ValueError where there is no side.
+    Kind "side" reverses the relation ("next to" becomes above or below); "color" gives one object
+    another color. Raises ValueError for "side" without a relation.
     """
     if kind == "side":
         if spec.relation is None:
-            raise ValueError(f"{write_caption(spec)!r} has no relation to turn round")
+            raise ValueError(f"{write_caption(spec)!r} has no relation to reverse")
         vertical = ("above", "below")[int(rng.integers(2))]
         return replace(spec, relation=OPPOSITES.get(spec.relation, vertical))
     if kind != "color":
@@ -188,7 +188,7 @@ def _sample_any(rng: np.random.Generator) -> CaptionSpec:
 
 
 def _sample_objects(rng: np.random.Generator, count: int) -> tuple[ObjectSpec, ...]:
-    """`count` objects of different (color, shape); every other one, roughly, without a size."""
+    """`count` objects of different (color, shape); about half of them without a size."""
     kinds = rng.choice(len(COLORS) * len(SHAPES), size=count, replace=False)
     colors = tuple(COLORS)
     sizes = (None, None, *SIZES)

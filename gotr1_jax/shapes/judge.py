@@ -117,41 +117,31 @@ def parse_name(name: str) -> ObjectSpec | None:
     return caption.objects[0] if caption is not None and len(caption.objects) == 1 else None
 
 
-def name_likeness(wanted: ObjectSpec, named: ObjectSpec | None) -> float:
-    """Likeness in [0, 1] of a planned name to a wanted object; None: not a name of this world."""
-    if named is None:
+def likeness(wanted: ObjectSpec, given: ObjectSpec | DetectedObject | None) -> float:
+    """Likeness in [0, 1] of a planned or detected object to a wanted one; 0 for None."""
+    if given is None:
         return 0.0
-    kind = ((named.color == wanted.color) + (named.shape == wanted.shape)) / 2
-    return kind**2 * (1.0 if wanted.size in (None, named.size) else WRONG_SIZE)
+    fit = given.fit if isinstance(given, DetectedObject) else 1.0
+    kind = ((given.color == wanted.color) + fit * (given.shape == wanted.shape)) / 2
+    return kind**2 * (1.0 if wanted.size in (None, given.size) else WRONG_SIZE)
 
 
-def detected_likeness(wanted: ObjectSpec, found: DetectedObject) -> float:
-    """Likeness in [0, 1] of an object in the image to a wanted one."""
-    kind = ((found.color == wanted.color) + found.fit * (found.shape == wanted.shape)) / 2
-    return kind**2 * (1.0 if wanted.size in (None, found.size) else WRONG_SIZE)
+def _assign(
+    caption: CaptionSpec, given: Sequence[ObjectSpec | DetectedObject | None], num_given: int
+) -> tuple[float, list[int | None]]:
+    """Agreement in [0, 1] of given objects with the caption, and the index of the given object
+    assigned to each wanted one, None if no object of likeness above 0 was left.
 
-
-@dataclass(frozen=True)
-class _Assignment:
-    """The best one-to-one assignment of given objects to wanted ones.
-
-    `agreement` is in [0, 1]; `chosen` has the index of the given object for each wanted one, None
-    if no object of likeness above 0 was left.
+    `num_given` also counts objects that are not in `given`.
     """
-
-    agreement: float
-    chosen: tuple[int | None, ...]
-
-
-def _assign(likeness: np.ndarray, num_given: int) -> _Assignment:
-    """Assign by a likeness table (wanted, given); `num_given` also counts objects outside it."""
-    chosen: list[int | None] = [None] * len(likeness)
+    table = np.array([[likeness(wanted, item) for item in given] for wanted in caption.objects])
+    chosen: list[int | None] = [None] * len(table)
     total = 0.0
-    for row, column in zip(*linear_sum_assignment(likeness, maximize=True)):
-        if likeness[row, column] > 0:
+    for row, column in zip(*linear_sum_assignment(table, maximize=True)):
+        if table[row, column] > 0:
             chosen[row] = int(column)
-            total += float(likeness[row, column])
-    return _Assignment(total / max(len(likeness), num_given), tuple(chosen))
+            total += float(table[row, column])
+    return total / max(len(table), num_given), chosen
 
 
 def _relation(caption: CaptionSpec, first: Box | None, second: Box | None) -> float:
@@ -204,18 +194,16 @@ def _layout(plan: Plan, num_planned: int, num_wanted: int) -> float:
 
 
 def _score_plan(
-    plan: Plan, caption: CaptionSpec, specs: Sequence[ObjectSpec | None]
+    plan: Plan, caption: CaptionSpec, names: Sequence[ObjectSpec | None]
 ) -> tuple[float, float, float]:
     """(sem, spa, relation of the planned boxes) of a plan that has objects."""
     num_planned = len(plan.objects) + plan.num_dropped
-    likeness = np.array([[name_likeness(w, spec) for spec in specs] for w in caption.objects])
-    match = _assign(likeness, num_planned)
+    agreement, chosen = _assign(caption, names, num_planned)
     complete = _MARKERS_EACH * (len(plan.boxes) + plan.num_dropped)
-    clear = complete / (complete + plan.num_stray)
-    sem = match.agreement * clear
-    if _contradicts(plan, caption, match.chosen):
+    sem = agreement * (complete / (complete + plan.num_stray))
+    if _contradicts(plan, caption, chosen):
         sem *= AGAINST_RELATION
-    boxes = [None if i is None else plan.objects[i].box for i in match.chosen[:2]]
+    boxes = [None if i is None else plan.objects[i].box for i in chosen[:2]]
     first, second, *_ = [b if b is not None and b.is_valid else None for b in boxes] + [None]
     relation = _relation(caption, first, second)
     return sem, _layout(plan, num_planned, len(caption.objects)) * relation, relation
@@ -225,11 +213,10 @@ def _score_image(caption: CaptionSpec, found: Sequence[DetectedObject]) -> tuple
     """(pi, relation of the detected boxes)."""
     if not found:
         return 0.0, _relation(caption, None, None)
-    likeness = np.array([[detected_likeness(w, f) for f in found] for w in caption.objects])
-    match = _assign(likeness, len(found))
-    first, second, *_ = [None if i is None else found[i].plan_box for i in match.chosen] + [None]
+    agreement, chosen = _assign(caption, found, len(found))
+    first, second, *_ = [None if i is None else found[i].plan_box for i in chosen] + [None]
     relation = _relation(caption, first, second)
-    return match.agreement * (PI_FLOOR + (1 - PI_FLOOR) * relation), relation
+    return agreement * (PI_FLOOR + (1 - PI_FLOOR) * relation), relation
 
 
 def is_true_of(caption: CaptionSpec, found: Sequence[DetectedObject]) -> bool:
@@ -248,12 +235,12 @@ def is_true_of(caption: CaptionSpec, found: Sequence[DetectedObject]) -> bool:
 
 
 def _score_overlap(
-    plan: Plan, specs: Sequence[ObjectSpec | None], found: Sequence[DetectedObject]
+    plan: Plan, names: Sequence[ObjectSpec | None], found: Sequence[DetectedObject]
 ) -> tuple[float, int]:
     """(ri, number of planned objects that were detected) of a plan that has objects."""
     planned = [
         (f"{spec.color} {spec.shape}" if spec else item.name, item.box if spec else None)
-        for spec, item in zip(specs, plan.objects)
+        for spec, item in zip(names, plan.objects)
     ]
     seen = [(" ".join(f.kind), f.plan_box) for f in found if f.kind is not None]
     matches = match_objects(planned, seen)

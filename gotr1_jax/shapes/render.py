@@ -16,8 +16,7 @@ _SUPERSAMPLE = 8
 def render(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
     """Draw a scene; uint8 (size, size, 3) RGB.
 
-    `size` other than 64 scales the boxes; it must be a multiple of 32, where every box still
-    ends on whole pixels. Raises ValueError otherwise.
+    `size` must be a multiple of 32, so that scaled boxes end on whole pixels; ValueError otherwise.
     """
     if size % (IMAGE_SIZE // 2):
         raise ValueError(f"image size {size} is not a multiple of {IMAGE_SIZE // 2}")

@@ -1,4 +1,4 @@
-"""The words, colors and measures of the shapes world; every number of its geometry is here.
+"""Words, colors and measures of the shapes world; every number of its geometry is here.
 
 Pixel coordinates are (x, y), origin top left, boxes half open. Positions and sizes are even, so
 a box written in per-mille of the image uses one of only 31 numbers per coordinate.
@@ -51,7 +51,7 @@ NEXT_TO_MAX_GAP = 8
 SCENE_TILT = 0.45
 
 # How a relation is scored, in fractions of the image. These are looser than the layout above,
-# so that a box measured a pixel off still counts in full.
+# so that a box that is off by one pixel still scores 1.
 FULL_GAP = 0.03
 FULL_TILT, ZERO_TILT = 0.6, 1.5
 FULL_NEAR, ZERO_NEAR = 0.16, 0.42

@@ -238,7 +238,7 @@ def test_two_steps_on_parquet_without_what_cannot_be_used(vq, tmp_path, capsys, 
     records[5] = replace(records[5], plan=records[5].plan * 5)
     path = write_parquet(tmp_path / "data", records)
     values = values_of(vq, tmp_path, path)
-    # Told while the images are tokenised, and again from the shards.
+    # Refused while the images are tokenised, and again from the shards.
     for _ in range(2):
         assert command(values) == 2
         message = capsys.readouterr().err.splitlines()[-1]

@@ -32,7 +32,7 @@ CAPTIONS = tuple(f"caption {letter}" for letter in "abcdefg")
 
 
 class Encoder:
-    """Stands for the image tokenizer: two numbers that hang on the image's content."""
+    """Stands for the image tokenizer: two numbers that depend on the image."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -54,7 +54,7 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 # --- sources
 
 
-def test_an_example_hangs_on_seed_and_index_alone() -> None:
+def test_an_example_depends_on_seed_and_index_alone() -> None:
     one, long = ShapesSource("train", 5, 3, 0.5), ShapesSource("train", 10**9, 3, 0.5)
     assert [one[i] for i in (4, 0)] == [long[i] for i in (4, 0)]
     assert one[0] != one[1]
@@ -297,7 +297,7 @@ def test_positions_of_a_batch_are_those_rows_of_the_whole_batch(codec: TextToken
             np.testing.assert_array_equal(getattr(rows, name), getattr(batch, name)[[1, 2]])
     assert part.get_state() == whole.get_state()
     assert len(read) >= 10 and wanted <= set(read)
-    # What is read ahead apart: two rows of a batch, not four.
+    # Prefetched batches included: two rows of a batch, not four.
     assert len(read) <= 2 * (5 + 8)
 
 

@@ -1,4 +1,4 @@
-"""Overlays: colors that are told apart, labels that can be read and stay where they belong."""
+"""Overlays: distinguishable colors, readable labels in their places."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_lab_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("count", "least"), [(8, 30), (20, 25), (MAX_DISTINCT, 10)])
-def test_colors_are_told_apart(count: int, least: float) -> None:
+def test_colors_are_distinguishable(count: int, least: float) -> None:
     lab = to_lab(np.array([distinct_color(i) for i in range(count)]))
     nearest = min(float(np.linalg.norm(a - b)) for a, b in combinations(lab, 2))
     assert nearest >= least

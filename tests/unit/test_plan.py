@@ -278,7 +278,7 @@ def test_overlay_size_and_colors() -> None:
     assert draw_overlay(image, [], scale=2).size == (128, 128)
 
 
-def test_overlay_located_is_dashed_in_the_planned_color() -> None:
+def test_overlay_detected_is_dashed_in_the_planned_color() -> None:
     image = Image.new("RGB", (64, 64), "white")
     drawn = np.asarray(draw_overlay(image, [], [("a", Box(250, 250, 750, 750))]))
     side = drawn[110:280, 96]

@@ -58,7 +58,7 @@ def test_all_kinds_of_files_hold_the_same_records(kind: str, tmp_path: Path) -> 
         for i, r in enumerate(given)
     ]
     assert [texts_and_pixels(r) for r in records.read(0, 10)] == expected
-    # Any stretch of them, across row groups too, and none.
+    # Any span of them, also across row groups and empty.
     for start, stop in ((2, 3), (3, 6), (5, 10), (9, 10), (4, 4)):
         assert [texts_and_pixels(r) for r in records.read(start, stop)] == expected[start:stop]
 
@@ -81,7 +81,7 @@ def test_several_files_are_one_source(tmp_path: Path) -> None:
     assert record_files(str(tmp_path), only) == (paths[1],)
 
 
-def test_the_key_of_files_hangs_on_names_and_sizes(tmp_path: Path) -> None:
+def test_the_key_of_files_depends_on_names_and_sizes(tmp_path: Path) -> None:
     one, two = (write_tar(tmp_path / name / "t", made(3)) for name in "ab")
     assert files_key([one]) == files_key([two])
     assert files_key([one]) != files_key([write_tar(tmp_path / "c" / "t", made(4))])
@@ -126,7 +126,7 @@ def test_the_fields_of_reasongen_r1(tmp_path: Path) -> None:
             assert record.prompts == found
 
 
-def test_records_that_cannot_be_used_are_told_apart(tmp_path: Path) -> None:
+def test_unusable_records_give_their_reason(tmp_path: Path) -> None:
     good = {"caption": "c", "plan": "p", "image": "0.png"}
     rows = [
         good,

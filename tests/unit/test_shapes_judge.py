@@ -15,7 +15,7 @@ from gotr1_jax.rewards import JudgeRequest, build_judge
 from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec, parse_caption
 from gotr1_jax.shapes.dataset import sample_example
 from gotr1_jax.shapes.detect import MAX_FOUND, find_objects
-from gotr1_jax.shapes.judge import name_likeness, parse_name
+from gotr1_jax.shapes.judge import likeness, parse_name
 from gotr1_jax.shapes.plans import write_plan
 from gotr1_jax.shapes.render import render
 from gotr1_jax.shapes.scenes import Scene, SceneObject
@@ -166,7 +166,7 @@ def test_relation_is_graded() -> None:
 def test_wrong_attributes() -> None:
     caption = "a small red circle"
     right = _scene(("small red circle", MIDDLE))
-    for wrong, likeness in (
+    for wrong, share in (
         ("small green circle", 1 / 4),
         ("small red square", 1 / 4),
         ("large red circle", 1 / 2),
@@ -175,8 +175,8 @@ def test_wrong_attributes() -> None:
         ("large green square", 0),
     ):
         scene = _scene((wrong, MIDDLE))
-        _is(_judge(caption, scene, scene), sem=likeness, spa=1, ri=1, pi=likeness)
-        assert _judge(caption, right, scene)["pi"] == pytest.approx(likeness)
+        _is(_judge(caption, scene, scene), sem=share, spa=1, ri=1, pi=share)
+        assert _judge(caption, right, scene)["pi"] == pytest.approx(share)
     # An open size takes either; a size not said where one is wanted costs half.
     large = _scene(("large red circle", MIDDLE))
     _is(_judge("a red circle", large, large), sem=1, spa=1, ri=1, pi=1)
@@ -265,7 +265,7 @@ def test_words_against_the_caption() -> None:
     assert _judge(PAIR, square + " left of " + circle, TRUE_PAIR)["sem"] == 0.5
 
 
-def test_broken_plans_score_low_and_are_told() -> None:
+def test_broken_plans_score_low() -> None:
     for text in (
         "",
         "gibberish \U0001f600",
@@ -302,7 +302,7 @@ def test_captions_of_another_world_cannot_be_judged() -> None:
         _is(_judge(caption, "", TRUE_PAIR), sem=nan, spa=nan, ri=nan, pi=nan)
 
 
-def test_results_tell_what_was_found() -> None:
+def test_results_hold_what_was_found() -> None:
     request = JudgeRequest(PAIR, parse_plan(write_plan(TRUE_PAIR)), render(TRUE_PAIR))
     (result,) = build_judge("shapes").judge([request])
     assert result.detections == (
@@ -316,7 +316,7 @@ def test_names() -> None:
     assert parse_name(" Small  RED circle") == ObjectSpec("circle", "red", "small")
     for name in ("", "red", "circle", "red circles", "a red circle", "red circle and a red cross"):
         assert parse_name(name) is None
-    assert name_likeness(ObjectSpec("circle", "red"), None) == 0.0
+    assert likeness(ObjectSpec("circle", "red"), None) == 0.0
 
 
 def test_speed() -> None:
