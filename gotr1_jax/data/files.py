@@ -15,7 +15,7 @@ Names = str | os.PathLike[str] | Sequence[str]
 """One name, or several."""
 
 
-def as_names(source: Names) -> tuple[str, ...]:
+def list_names(source: Names) -> tuple[str, ...]:
     """The names in `source`, which may be a single one."""
     if isinstance(source, (str, os.PathLike)):
         return (os.fspath(source),)
@@ -30,7 +30,7 @@ def expand_names(source: Names, what: str) -> tuple[Path, ...]:
     message. Raises InputError for a name without a file.
     """
     found: list[Path] = []
-    for name in as_names(source):
+    for name in list_names(source):
         path = Path(name)
         if path.is_dir():
             raise InputError(f"{what}: {name} is a folder; name files")

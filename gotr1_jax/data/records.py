@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from gotr1_jax.data.config import RecordsConfig
-from gotr1_jax.data.files import Names, as_names, expand_names
+from gotr1_jax.data.files import Names, expand_names, list_names
 from gotr1_jax.data.tables import ENDINGS, Row, Table, open_table
 from gotr1_jax.errors import InputError
 from gotr1_jax.images import decode_image, open_image
@@ -107,11 +107,11 @@ class Records:
         image = _image(pick(row, config.image), root)
         if image is None:
             return Unusable(index, f"{where} has no image under {config.image!r}")
-        prompts = tuple(_texts(parsed(pick(row, kind.key))) for kind in config.prompts)
+        prompts = tuple(_texts(parse_literal(pick(row, kind.key))) for kind in config.prompts)
         return Record(index, where, texts[0], texts[1], prompts, image)
 
 
-def square_box(
+def locate_square(
     width: int, height: int, crop: Crop, seed: int, index: int
 ) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) in pixels of the largest square in an image.
@@ -128,14 +128,14 @@ def square_box(
     return left, top, left + side, top + side
 
 
-def square_pixels(image: Image.Image, size: int, crop: Crop, seed: int, index: int) -> np.ndarray:
+def crop_square(image: Image.Image, size: int, crop: Crop, seed: int, index: int) -> np.ndarray:
     """The image's square, resized (bicubic, antialiased): uint8 (size, size, 3)."""
-    square = image.crop(square_box(image.width, image.height, crop, seed, index))
+    square = image.crop(locate_square(image.width, image.height, crop, seed, index))
     # Cropped first: resizing with a box also reads pixels around it.
     return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def record_files(source: Names, config: RecordsConfig) -> tuple[Path, ...]:
+def find_record_files(source: Names, config: RecordsConfig) -> tuple[Path, ...]:
     """The record files of `source`: files, wildcards, folders, ids of hub data sets.
 
     Folders and data sets give the files that match `config.files`. An existing path is never
@@ -143,7 +143,7 @@ def record_files(source: Names, config: RecordsConfig) -> tuple[Path, ...]:
     set that cannot be fetched.
     """
     found: list[Path] = []
-    for name in as_names(source):
+    for name in list_names(source):
         folder = Path(name)
         if not folder.exists() and is_hub_id(name):
             folder = fetch_snapshot(name, config.revision, config.files, "dataset")
@@ -169,7 +169,7 @@ def record_files(source: Names, config: RecordsConfig) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def files_key(files: Sequence[Path]) -> str:
+def fingerprint_files(files: Sequence[Path]) -> str:
     """Identifies a set of files without reading them whole.
 
     SHA-256 over names (below their common folder), sizes, first and last bytes.
@@ -197,10 +197,10 @@ def pick(row: Any, key: str) -> Any:
     if key in row:
         return row[key]
     head, dot, rest = key.partition(".")
-    return pick(parsed(row[head]), rest) if dot and head in row else None
+    return pick(parse_literal(row[head]), rest) if dot and head in row else None
 
 
-def parsed(value: Any) -> Any:
+def parse_literal(value: Any) -> Any:
     """The object or list that a text spells as JSON or as a Python literal; other values as they
     are."""
     text = _decoded(value)

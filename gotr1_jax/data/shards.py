@@ -32,7 +32,7 @@ class Manifest:
 
     Attributes:
       source: names as the user gave them.
-      files: `records.files_key` of the files of these names.
+      files: `records.fingerprint_files` of the files of these names.
       records: number of records in the files.
       shard_records: records of one shard.
       caption, plan, image, prompts: columns.
@@ -89,7 +89,7 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / f"shard_{shard:05d}.arrow"
 
 
-def is_shards(path: Path) -> bool:
+def has_shards(path: Path) -> bool:
     """Whether a folder holds shards, complete or not."""
     return (path / MANIFEST).is_file()
 
@@ -114,7 +114,7 @@ def begin_folder(folder: Path, manifest: Manifest) -> None:
     Several processes may do so at once. Raises InputError, naming the difference, for a folder
     made of something else; RunError if it cannot be written.
     """
-    if not is_shards(folder):
+    if not has_shards(folder):
         text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
         atomic_write(folder / MANIFEST, text, parents=True)
     check_same(folder, read_manifest(folder), manifest)

@@ -17,14 +17,14 @@ import numpy as np
 
 from gotr1_jax.convert.image_tokenizer import ImageTokenizer
 from gotr1_jax.data.config import RecordsConfig
-from gotr1_jax.data.files import as_names
+from gotr1_jax.data.files import list_names
 from gotr1_jax.data.records import (
     Record,
     Records,
     Unusable,
-    files_key,
-    record_files,
-    square_pixels,
+    crop_square,
+    find_record_files,
+    fingerprint_files,
 )
 from gotr1_jax.data.shards import (
     Manifest,
@@ -32,7 +32,7 @@ from gotr1_jax.data.shards import (
     ShardResult,
     begin_folder,
     check_same,
-    is_shards,
+    has_shards,
     read_manifest,
     shard_path,
     write_shard,
@@ -82,8 +82,8 @@ def show_progress() -> Iterator[OnProgress]:
 
 def given_shards(data: SftDataConfig) -> Path | None:
     """The folder of shards that a configuration names as its source; None if it names records."""
-    names = as_names(data.source)
-    return Path(names[0]) if len(names) == 1 and is_shards(Path(names[0])) else None
+    names = list_names(data.source)
+    return Path(names[0]) if len(names) == 1 and has_shards(Path(names[0])) else None
 
 
 def tokenize_records(
@@ -109,12 +109,12 @@ def tokenize_records(
             of something else.
         RunError: a shard cannot be written.
     """
-    files = record_files(data.source, data.records)
+    files = find_record_files(data.source, data.records)
     manifest = _manifest(data, files, vq)
     if folder is None:
         folder = Path(data.cache_dir) / f"records_{manifest.key}"
     records = None
-    if is_shards(folder):
+    if has_shards(folder):
         found = read_manifest(folder)
         manifest = replace(manifest, records=found.records, source=found.source)
         check_same(folder, found, manifest)
@@ -178,8 +178,8 @@ def _manifest(data: SftDataConfig, files: Sequence[Path], vq: ImageTokenizer) ->
     columns, size = data.records, vq.image_size
     seed = f", seed {columns.crop_seed}" if columns.crop == "random" else ""
     return Manifest(
-        source=as_names(data.source),
-        files=files_key(files),
+        source=list_names(data.source),
+        files=fingerprint_files(files),
         records=0,
         shard_records=columns.shard_records,
         caption=columns.caption,
@@ -254,4 +254,4 @@ class _ShardMaker:
         except InputError as error:
             return Unusable(item.index, str(error))
         config, size = self.config, self.manifest.image_size
-        return item, square_pixels(image, size, config.crop, config.crop_seed, item.index)
+        return item, crop_square(image, size, config.crop, config.crop_seed, item.index)

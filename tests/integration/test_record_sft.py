@@ -33,7 +33,7 @@ from tiny_checkpoints import write_tiny
 from gotr1_jax import cli
 from gotr1_jax.convert.image_tokenizer import load_vq
 from gotr1_jax.data.config import RecordsConfig
-from gotr1_jax.data.records import Record, Records, square_pixels
+from gotr1_jax.data.records import Record, Records, crop_square
 from gotr1_jax.data.shards import TokenizedRecords, read_manifest
 from gotr1_jax.sft.image_encoder import ImageEncoder
 from gotr1_jax.tokenizers.janus import PLAN_TOKENS, TextTokenizer
@@ -103,7 +103,7 @@ def test_shards_hold_the_records_and_their_tokens(whole, vq: Path) -> None:
         assert isinstance(record, Record)
         assert found.text(i) == (given.caption, given.plan)
         assert found.shards[i // 4].record(i % 4) == i
-        pixels = square_pixels(record.load_image(), 64, "center", 0, i)
+        pixels = crop_square(record.load_image(), 64, "center", 0, i)
         np.testing.assert_array_equal(found.image_ids(np.array([i])), encode(pixels[None]))
     assert len({found.image_ids(np.array([i])).tobytes() for i in range(COUNT)}) == COUNT
 

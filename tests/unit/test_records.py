@@ -21,12 +21,12 @@ from gotr1_jax.data.records import (
     Record,
     Records,
     Unusable,
-    files_key,
-    parsed,
+    crop_square,
+    find_record_files,
+    fingerprint_files,
+    locate_square,
+    parse_literal,
     pick,
-    record_files,
-    square_box,
-    square_pixels,
 )
 from gotr1_jax.errors import InputError
 from gotr1_jax.sft.config import SftConfig
@@ -76,16 +76,16 @@ def test_several_files_are_one_source(tmp_path: Path) -> None:
     assert found[0].where == f"{paths[0]}, row 2" and found[-1].where == f"{paths[2]}, sample 2"
     # Names: wildcards, a folder, a list; sorted within a name.
     for source in (str(tmp_path / "*" / "records.*"), str(tmp_path), list(map(str, paths))):
-        assert record_files(source, CONFIG) == tuple(paths)
+        assert find_record_files(source, CONFIG) == tuple(paths)
     only = RecordsConfig(files=("1/*",))
-    assert record_files(str(tmp_path), only) == (paths[1],)
+    assert find_record_files(str(tmp_path), only) == (paths[1],)
 
 
 def test_the_key_of_files_depends_on_names_and_sizes(tmp_path: Path) -> None:
     one, two = (write_tar(tmp_path / name / "t", made(3)) for name in "ab")
-    assert files_key([one]) == files_key([two])
-    assert files_key([one]) != files_key([write_tar(tmp_path / "c" / "t", made(4))])
-    assert files_key([one, two]) != files_key([two, one])
+    assert fingerprint_files([one]) == fingerprint_files([two])
+    assert fingerprint_files([one]) != fingerprint_files([write_tar(tmp_path / "c" / "t", made(4))])
+    assert fingerprint_files([one, two]) != fingerprint_files([two, one])
 
 
 def test_what_a_value_may_be() -> None:
@@ -93,8 +93,8 @@ def test_what_a_value_may_be() -> None:
     assert pick({"a": '{"b": ["x"]}'}, "a.b") == ["x"]
     assert pick({"a": b'{"b": 3}'}, "a.b") == 3
     assert pick({"a": "text"}, "a.b") is None and pick({}, "a") is None
-    assert parsed("['it''s', \"b\"]") == ["its", "b"]
-    assert parsed("[not a list") == "[not a list" and parsed("[photo] of a cat") != []
+    assert parse_literal("['it''s', \"b\"]") == ["its", "b"]
+    assert parse_literal("[not a list") == "[not a list" and parse_literal("[photo] of a cat") != []
 
 
 def test_the_fields_of_reasongen_r1(tmp_path: Path) -> None:
@@ -209,16 +209,16 @@ def test_unusable_files_are_one_clear_line(tmp_path: Path) -> None:
 
 def test_names_that_mean_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no file fits"):
-        record_files(str(tmp_path / "*.jsonl"), RecordsConfig())
+        find_record_files(str(tmp_path / "*.jsonl"), RecordsConfig())
     with pytest.raises(InputError, match="holds no file that fits"):
-        record_files(str(tmp_path), RecordsConfig())
+        find_record_files(str(tmp_path), RecordsConfig())
     path = str(write_jsonl(tmp_path / "j", made(1)))
     with pytest.raises(InputError, match="named twice"):
-        record_files([path, path], RecordsConfig())
+        find_record_files([path, path], RecordsConfig())
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(InputError, match="no data at org/set: .* hub cannot be reached") as error:
-        record_files("org/set", RecordsConfig())
+        find_record_files("org/set", RecordsConfig())
     assert "\n" not in str(error.value)
 
 
@@ -233,27 +233,27 @@ def test_a_hub_data_set_is_found_in_the_cache(
     (refs / "main").write_text("0" * 40)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert record_files("org/set", RecordsConfig()) == (path,)
+    assert find_record_files("org/set", RecordsConfig()) == (path,)
 
 
 def test_squares_by_hand() -> None:
-    assert square_box(10, 4, "center", 0, 0) == (3, 0, 7, 4)
-    assert square_box(4, 9, "center", 0, 0) == (0, 2, 4, 6)
-    assert square_box(5, 5, "random", 1, 2) == (0, 0, 5, 5)
-    boxes = {square_box(8, 4, "random", 7, i) for i in range(200)}
+    assert locate_square(10, 4, "center", 0, 0) == (3, 0, 7, 4)
+    assert locate_square(4, 9, "center", 0, 0) == (0, 2, 4, 6)
+    assert locate_square(5, 5, "random", 1, 2) == (0, 0, 5, 5)
+    boxes = {locate_square(8, 4, "random", 7, i) for i in range(200)}
     assert boxes == {(x, 0, x + 4, 4) for x in range(5)}
-    assert square_box(800, 4, "random", 7, 3) == square_box(800, 4, "random", 7, 3)
-    assert square_box(800, 4, "random", 7, 3) != square_box(800, 4, "random", 8, 3)
+    assert locate_square(800, 4, "random", 7, 3) == locate_square(800, 4, "random", 7, 3)
+    assert locate_square(800, 4, "random", 7, 3) != locate_square(800, 4, "random", 8, 3)
 
 
 def test_squares_keep_what_is_inside_and_nothing_else() -> None:
     pixels = np.zeros((4, 12, 3), np.uint8)
     pixels[:, 4:8] = (10, 200, 30)
     image = Image.fromarray(pixels)
-    found = square_pixels(image, 8, "center", 0, 0)
+    found = crop_square(image, 8, "center", 0, 0)
     assert found.shape == (8, 8, 3) and found.dtype == np.uint8
     # Nothing of the black around the square leaks in.
     assert (found == (10, 200, 30)).all()
     np.testing.assert_array_equal(
-        square_pixels(image.crop((4, 0, 8, 4)), 4, "center", 0, 0), pixels[:, 4:8]
+        crop_square(image.crop((4, 0, 8, 4)), 4, "center", 0, 0), pixels[:, 4:8]
     )
