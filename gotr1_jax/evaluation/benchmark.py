@@ -19,6 +19,7 @@ import numpy as np
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.folders import BenchmarkImage
 from gotr1_jax.evaluation.queries import CachedModels, ModelQuery, QueryKind, QueryModel
+from gotr1_jax.evaluation.results import check_out
 from gotr1_jax.generate.command import add_sampling_arguments, generate
 from gotr1_jax.generate.config import LAYOUTS, GenerateConfig, read_template
 from gotr1_jax.images import open_image
@@ -109,8 +110,7 @@ def check_options(options: argparse.Namespace) -> None:
     """InputError for options that cannot work, before anything is drawn."""
     if options.n is not None and options.n < 1:
         raise InputError(f"--n is {options.n}; use 1 or more")
-    if options.out.exists() and not options.out.is_dir():
-        raise InputError(f"--out {options.out} is a file; choose a directory")
+    check_out(options.out)
     if options.scorer == "judge":
         judge = read_judge_options(options)
         check_engine(judge.judge)

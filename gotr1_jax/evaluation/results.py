@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gotr1_jax.errors import RunError
+from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.io.files import atomic_write, plain_json, write_json_atomic
 from gotr1_jax.io.markdown import markdown_table
 from gotr1_jax.trainer.bootstrap import mean_of_means_interval
@@ -18,6 +18,12 @@ from gotr1_jax.trainer.bootstrap import mean_of_means_interval
 SCORES = "scores.json"
 TABLE = "scores.md"
 IMAGES = "pictures.jsonl"
+
+
+def check_out(out: Path) -> None:
+    """InputError unless the folder of the results exists or can be made."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; choose a directory")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import yaml
 from gotr1_jax.config import check_seed, load_config
 from gotr1_jax.convert.find import RUN_CONFIG
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.results import IMAGES, ResultRow, write_results
+from gotr1_jax.evaluation.results import IMAGES, ResultRow, check_out, write_results
 from gotr1_jax.generate.config import check_note, fingerprint, read_template
 from gotr1_jax.grpo.config import GrpoConfig, RewardConfig, RolloutConfig
 from gotr1_jax.rewards import combine
@@ -68,8 +68,7 @@ class ShapesEvaluationConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
         check_seed(self.seed)
-        if self.out.exists() and not self.out.is_dir():
-            raise InputError(f"--out {self.out} is a file; choose a directory")
+        check_out(self.out)
         unknown = [term for term in self.job.reward.terms if term not in SHAPES_TERMS]
         if unknown:
             raise InputError(
@@ -149,19 +148,16 @@ def read_options(options: argparse.Namespace) -> ShapesEvaluationConfig:
     policy = job.policy
     if options.template is not None:
         policy = replace(policy, template=read_template(options.template))
-    defaults = {
-        "captions": job.evaluation.captions,
-        "samples": job.evaluation.samples,
-        "seed": EVALUATION_SEED,
-    }
-    numbers = {k: v if (x := getattr(options, k)) is None else x for k, v in defaults.items()}
+    evaluation = job.evaluation
     return ShapesEvaluationConfig(
         out=options.out,
         ckpt=options.ckpt,
         images=options.images,
         job=replace(job, rollout=rollout, policy=policy),
+        captions=evaluation.captions if options.captions is None else options.captions,
+        samples=evaluation.samples if options.samples is None else options.samples,
+        seed=EVALUATION_SEED if options.seed is None else options.seed,
         batch_size=options.batch_size,
-        **numbers,
     )
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.queries import UNBOUNDED
+from gotr1_jax.evaluation.results import SCORES, TABLE, check_out
 from gotr1_jax.evaluation.understanding_questions import (
     ALL,
     UnderstandingQuestion,
@@ -32,26 +33,14 @@ from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 if TYPE_CHECKING:
     from gotr1_jax.generate.asking import GeneratedAnswer
 
-ANSWERS, SCORES, TABLE = "answers.jsonl", "scores.json", "scores.md"
+ANSWERS = "answers.jsonl"
 CACHE = "asked"
 AnswerFunction = Callable[[Sequence[UnderstandingQuestion]], "Sequence[GeneratedAnswer]"]
 
 
 @dataclass(frozen=True)
 class UnderstandingConfig:
-    """The checkpoints and the questions.
-
-    Attributes:
-      out: directory of the results.
-      ckpt, baseline: checkpoint directory, finished run, hub id, or "embedded".
-      data: questions, see `understanding_questions`; None draws them in the shapes world.
-      questions, seed: how many are drawn, and their seed.
-      batch: questions answered at once.
-      max_tokens: longest answer; a longer one is cut. Decoding is greedy.
-      max_bad: share of the file's lines that may be left out.
-      dtype: "float32", "bfloat16", or None: bfloat16 on accelerators, float32 on a CPU.
-      system: text in front of each conversation.
-    """
+    """The options of the command, see `add_arguments`; answers are decoded greedily."""
 
     out: Path
     ckpt: str
@@ -71,8 +60,7 @@ class UnderstandingConfig:
                 raise InputError(f"{name} is {getattr(self, name)}; give {least} or more")
         if not 0 <= self.max_bad <= 1:
             raise InputError(f"max_bad is {self.max_bad}; give a share from 0 to 1")
-        if self.out.exists() and not self.out.is_dir():
-            raise InputError(f"output {self.out} is a file; choose a directory")
+        check_out(self.out)
 
 
 @dataclass(frozen=True)
@@ -109,7 +97,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the questions drawn (0)")
     parser.add_argument("--batch", type=int, default=16, help="questions asked at once (16)")
     parser.add_argument(
-        "--max-tokens", type=int, default=32, metavar="T", help="longest answer (32)"
+        "--max-tokens",
+        type=int,
+        default=32,
+        metavar="T",
+        help="longest answer; a longer one is cut (32)",
     )
     parser.add_argument(
         "--max-bad", type=float, default=0.02, metavar="SHARE",
@@ -123,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Does what the parsed command line says."""
+    """Collect and compare the answers, print the table."""
     names = UnderstandingConfig.__dataclass_fields__
     config = UnderstandingConfig(**{name: getattr(options, name) for name in names})
     print(evaluate_understanding(config), end="")

@@ -247,7 +247,7 @@ def normalise(text: str) -> str:
 
 
 def read_answer(answer: str, form: AnswerForm, choices: Sequence[str] = ()) -> str:
-    """What an answer comes to: normalised text, "yes" or "no", or a letter; "" if unclear."""
+    """The content of an answer: normalised text, "yes" or "no", or a letter; "" if unclear."""
     if form == "short":
         return normalise(answer)
     if form == "yes_no":

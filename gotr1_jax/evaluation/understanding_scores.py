@@ -81,19 +81,11 @@ def compare(
     baseline: Sequence[ScoredAnswer],
 ) -> dict[str, Comparison]:
     """Scores of all questions, and of each kind in the order of first appearance."""
-    is_guessed = _right_by_commonest_answer(questions)
-    groups = {ALL: list(range(len(questions)))}
-    for index, question in enumerate(questions):
-        groups.setdefault(question.kind, []).append(index)
-    return {
-        name: _compare(
-            [questions[i] for i in group],
-            [ckpt[i] for i in group],
-            [baseline[i] for i in group],
-            [is_guessed[i] for i in group],
-        )
-        for name, group in groups.items()
-    }
+    rows = list(zip(questions, ckpt, baseline, _right_by_commonest_answer(questions)))
+    groups = {ALL: rows}
+    for row in rows:
+        groups.setdefault(row[0].kind, []).append(row)
+    return {name: _compare(group) for name, group in groups.items()}
 
 
 def _right_by_commonest_answer(questions: Sequence[UnderstandingQuestion]) -> list[bool]:
@@ -106,11 +98,9 @@ def _right_by_commonest_answer(questions: Sequence[UnderstandingQuestion]) -> li
 
 
 def _compare(
-    questions: Sequence[UnderstandingQuestion],
-    ckpt: Sequence[ScoredAnswer],
-    baseline: Sequence[ScoredAnswer],
-    is_guessed: Sequence[bool],
+    rows: Sequence[tuple[UnderstandingQuestion, ScoredAnswer, ScoredAnswer, bool]],
 ) -> Comparison:
+    questions, ckpt, baseline, is_guessed = zip(*rows)
     new = np.asarray([answer.is_right for answer in ckpt], np.float64)
     old = np.asarray([answer.is_right for answer in baseline], np.float64)
     guess = np.asarray(is_guessed, np.float64)
