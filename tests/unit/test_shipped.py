@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
@@ -64,3 +65,23 @@ def test_embedded_image_tokenizer_keeps_a_image() -> None:
     error = float(np.mean((np.asarray(back) - image) ** 2))
     # 20 dB; an untrained or misread one is below 10.
     assert error < 4 / 100
+
+
+def test_every_file_of_the_package_is_installed() -> None:
+    """Files besides modules are listed in setup.py, for the wheel, and in MANIFEST.in."""
+    (call,) = (
+        node.value
+        for node in ast.parse((ROOT / "setup.py").read_text("utf-8")).body
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    )
+    (package_data,) = (k.value for k in call.keywords if k.arg == "package_data")
+    installed: set[Path] = set()
+    for package, patterns in ast.literal_eval(package_data).items():
+        folder = ROOT.joinpath(*package.split("."))
+        installed |= {path for pattern in patterns for path in folder.glob(pattern)}
+    files = {p for p in (ROOT / "gotr1_jax").rglob("*") if p.is_file()}
+    files = {p for p in files if p.suffix != ".py" and "__pycache__" not in p.parts}
+    assert files == {path for path in installed if path.is_file()}
+    manifest = (ROOT / "MANIFEST.in").read_text("utf-8")
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in files}
+    assert {f for f in folders if f"recursive-include {f} *" not in manifest} == set()
