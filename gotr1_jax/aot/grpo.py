@@ -18,7 +18,7 @@ from gotr1_jax.aot.measure import Program, device_bytes
 from gotr1_jax.aot.sampling import Run, on_rows, prompt_shapes, rollout, shape, weights
 from gotr1_jax.aot.sizes import judge_sizes, policy_sizes
 from gotr1_jax.aot.target import Target
-from gotr1_jax.decoding.guidance import LogpSettings
+from gotr1_jax.decoding.config import LogpSettings
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import captions_at_once
 from gotr1_jax.grpo.policy import policy_shapes

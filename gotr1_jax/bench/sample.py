@@ -22,7 +22,8 @@ from gotr1_jax.bench.reference import (
 )
 from gotr1_jax.bench.timing import BenchResult, compare
 from gotr1_jax.models.vq import VQModel
-from gotr1_jax.sampler.sampler import Sampler, SamplerConfig, row_keys
+from gotr1_jax.sampler.config import SamplerConfig
+from gotr1_jax.sampler.sampler import Sampler, row_keys
 from gotr1_jax.sampler.token_batch import PromptBatch
 
 

@@ -18,7 +18,7 @@ from gotr1_jax.bench.reference import (
     transformers_janus,
 )
 from gotr1_jax.bench.timing import BenchResult, compare
-from gotr1_jax.decoding.guidance import LogpSettings
+from gotr1_jax.decoding.config import LogpSettings
 from gotr1_jax.sampler.token_batch import TokenBatch
 from gotr1_jax.trainer.logprobs import token_logps
 

@@ -1,9 +1,6 @@
-"""Classifier-free guidance, and what a recorded log-probability means."""
+"""Classifier-free guidance."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,29 +23,3 @@ def split_branches(x: jax.Array, rows: int) -> tuple[jax.Array, ...]:
 def join_branches(cond: jax.Array, uncond: jax.Array) -> jax.Array:
     """(B, ...) of each branch -> (2 B, ...), those of a row adjacent; undoes `split_branches`."""
     return jnp.stack([cond, uncond], axis=1).reshape(-1, *cond.shape[1:])
-
-
-LogpMode = Literal["guided", "guided_detach", "conditional"]
-
-
-@dataclass(frozen=True)
-class LogpSettings:
-    """What a log-probability means; part of a rollout, whose tokens are scored at the same values.
-
-    Attributes:
-      mode: `guided` scores image tokens under the guided distribution and differentiates both
-        branches; `guided_detach` has the same values, the unconditional branch being a constant;
-        `conditional` leaves guidance out.
-      guidance: w in uncond + w (cond - uncond); 1 needs no unconditional branch.
-      text_temperature, image_temperature: logits are divided by them, greater than 0.
-    """
-
-    mode: LogpMode = "guided"
-    guidance: float = 5.0
-    text_temperature: float = 1.0
-    image_temperature: float = 1.0
-
-    @property
-    def needs_unconditional(self) -> bool:
-        """Whether image tokens are scored with both branches."""
-        return self.mode != "conditional" and self.guidance != 1.0

@@ -2,33 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 
-from gotr1_jax.errors import InputError
-
-
-@dataclass(frozen=True)
-class TokenSamplingConfig:
-    """How a token is sampled.
-
-    Attributes:
-      greedy: take the most likely token; top_k and top_p then have no effect.
-      top_k: sample among the k most likely tokens (and those tied with the last); 0 means all.
-      top_p: sample among the smallest set of tokens whose probability reaches p; 1 means all.
-    """
-
-    greedy: bool = False
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.top_k < 0:
-            raise InputError(f"top_k is {self.top_k}; give 0 (all tokens) or a positive number")
-        if not 0.0 < self.top_p <= 1.0:
-            raise InputError(f"top_p is {self.top_p}; give a number in (0, 1], 1 for all tokens")
+from gotr1_jax.decoding.config import TokenSamplingConfig
 
 
 def top_k_top_p_filter(logits_BV: jax.Array, config: TokenSamplingConfig) -> jax.Array:

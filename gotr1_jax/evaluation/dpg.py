@@ -17,7 +17,7 @@ from gotr1_jax.evaluation.folders import find_dpg_images
 from gotr1_jax.evaluation.queries import ModelQuery, is_failed
 from gotr1_jax.evaluation.results import ResultRow, make_row, write_results
 from gotr1_jax.generate.config import LAYOUTS, GenerateConfig
-from gotr1_jax.generate.prompts import Task, read_tasks
+from gotr1_jax.generate.tasks import CaptionTask, read_tasks
 from gotr1_jax.vlm_engine.base import ImageInput, make_image_input
 
 NAME = "dpg"
@@ -140,7 +140,7 @@ def grid_cells(image: ImageInput, count: int) -> list[ImageInput]:
 
 def _read_tasks(
     options: argparse.Namespace, questions: Mapping[str, Sequence[Proposition]]
-) -> list[Task]:
+) -> list[CaptionTask]:
     """The prompts, each with questions."""
     count = options.n or LAYOUTS[NAME]
     config = GenerateConfig(options.out, prompts=options.prompts, layout=NAME, n=count)

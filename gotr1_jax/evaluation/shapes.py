@@ -22,7 +22,7 @@ from gotr1_jax.config import check_seed, load_config
 from gotr1_jax.convert.find import RUN_CONFIG
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.results import IMAGES, ResultRow, check_out, write_results
-from gotr1_jax.generate.config import check_note, fingerprint, read_template
+from gotr1_jax.generate.config import check_settings_file, fingerprint, read_template
 from gotr1_jax.grpo.config import GrpoConfig, RewardConfig, RolloutConfig
 from gotr1_jax.rewards import combine
 from gotr1_jax.rewards.command import find_samples, judge_samples
@@ -216,7 +216,7 @@ def _draw(config: ShapesEvaluationConfig) -> None:
     source, folder = checkpoint_path(config.ckpt), config.out / SAMPLES_NAME
     note = _note(config, source)
     if (config.out / NOTE).exists():
-        check_note(config.out / NOTE, note)
+        check_settings_file(config.out / NOTE, note)
     missing = [i for i in range(len(captions)) if not (folder / _name(i)).is_dir()]
     if not missing:
         return

@@ -31,7 +31,7 @@ from gotr1_jax.io.files import atomic_write, write_json_atomic
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
 if TYPE_CHECKING:
-    from gotr1_jax.generate.asking import GeneratedAnswer
+    from gotr1_jax.generate.answer_questions import GeneratedAnswer
 
 ANSWERS = "answers.jsonl"
 CACHE = "asked"
@@ -237,23 +237,23 @@ def _load(
     dtype: str,
 ) -> AnswerFunction:
     """The loaded checkpoint; a question that is too long is an InputError before any answer."""
-    from gotr1_jax.generate.asking import ImageQuestioner
+    from gotr1_jax.generate.answer_questions import QuestionAnswerer
     from gotr1_jax.images import open_image
-    from gotr1_jax.sampler.answer import AnswerConfig
+    from gotr1_jax.sampler.config import AnswerConfig
 
-    questioner = ImageQuestioner(source, AnswerConfig(config.max_tokens), dtype, config.system)
+    answerer = QuestionAnswerer(source, AnswerConfig(config.max_tokens), dtype, config.system)
     width = 0
     for question in questions:
         try:
-            width = max(width, len(questioner.prompt_ids(question.prompt)))
+            width = max(width, len(answerer.prompt_ids(question.prompt)))
         except InputError as error:
             raise InputError(f"line {question.line} of the questions: {error}") from error
 
     def answer(group: Sequence[UnderstandingQuestion]) -> Sequence[GeneratedAnswer]:
         # The last group is padded: one shape, one compilation.
         padded = [*group, *[group[-1]] * (min(config.batch, len(questions)) - len(group))]
-        prompts = [questioner.prompt_ids(question.prompt) for question in padded]
+        prompts = [answerer.prompt_ids(question.prompt) for question in padded]
         raw_images = [open_image(question.image) for question in padded]
-        return questioner(prompts, raw_images, width)[: len(group)]
+        return answerer(prompts, raw_images, width)[: len(group)]
 
     return answer

@@ -1,2 +1,2 @@
-"""The pieces of `gotr1 generate`: its settings, captions and plans, batches, files; and answers
-to questions about images, for `gotr1 describe` and evaluations."""
+"""`gotr1 generate` (captions in, plans and images out) and `gotr1 describe` (answers to questions
+about images)."""

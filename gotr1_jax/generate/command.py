@@ -11,25 +11,27 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate.config import (
     LAYOUTS,
-    NOTE,
+    SETTINGS_FILE,
     GenerateConfig,
-    check_note,
+    check_settings_file,
     read_template,
-    settings_note,
+    result_settings,
 )
 from gotr1_jax.generate.layouts import Layout, make_layout
-from gotr1_jax.generate.prompts import Task, read_tasks
-from gotr1_jax.generate.results import ResultWriter, Sample, join_plans, new_files
+from gotr1_jax.generate.tasks import CaptionTask, read_tasks
 from gotr1_jax.tokenizers.janus import TEMPLATES, TextTokenizer, format_prompt
 
 if TYPE_CHECKING:
-    from gotr1_jax.generate.painter import BatchPainter
-    from gotr1_jax.generate.work import Batch, Survey
+    from gotr1_jax.generate.batches import SampleBatch
+    from gotr1_jax.generate.generator import ImageGenerator
+    from gotr1_jax.sampler.token_batch import TokenBatch
 
-Show = Callable[[dict[str, Any]], None]
+PrintResult = Callable[[dict[str, Any]], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--plans", type=Path, metavar="FILE",
-        help="plans to paint instead of sampling them: .jsonl with prompt and plan, a result.json, "
-        "or an earlier --out; alone, or beside --prompts in the same order",
+        help="plans to draw instead of sampling them: .jsonl with prompt and plan, a result.json, "
+        "or an earlier --out; alone, or with --prompts in the same order",
     )  # fmt: skip
-    parser.add_argument("--plans-only", action="store_true", help="sample plans, paint nothing")
+    parser.add_argument("--plans-only", action="store_true", help="sample plans, draw no images")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
     parser.add_argument(
         "--layout", choices=tuple(LAYOUTS), default="plain",
@@ -64,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--batch-size", type=int, metavar="B",
-        help="rows drawn at once, rounded up to a multiple of the devices (by free memory)",
+        help="rows sampled at once, rounded up to a multiple of the devices (by free memory)",
     )  # fmt: skip
     add_sampling_arguments(parser)
     parser.add_argument(
@@ -74,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say how tokens are drawn; all are fields of `GenerateConfig`."""
+    """The options of sampling; all are fields of `GenerateConfig`."""
     parser.add_argument("--greedy", action="store_true", help="take the most likely token always")
     parser.add_argument("--cfg", type=float, default=5.0, metavar="W", help="guidance weight (5)")
     parser.add_argument(
@@ -97,69 +99,77 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Does what the parsed command line says."""
+    """Run the command with parsed options."""
     values = {field.name: getattr(args, field.name) for field in fields(GenerateConfig)}
     config = GenerateConfig(**{**values, "template": read_template(args.template)})
-    show: Show | None = None
+    print_result: PrintResult | None = None
     if args.json:
         indent = None if config.numbered else 2
 
-        def show(result: dict[str, Any]) -> None:
+        def print_result(result: dict[str, Any]) -> None:
             print(json.dumps(result, ensure_ascii=False, indent=indent), flush=True)
 
-    generate(config, show)
+    generate(config, print_result)
 
 
-def generate(config: GenerateConfig, show: Show | None = None) -> None:
-    """Draws all samples of every caption that is not finished, and writes them.
+def generate(config: GenerateConfig, print_result: PrintResult | None = None) -> None:
+    """Generates all samples of every caption that is not finished, and writes them.
 
-    All captions and plans are checked before anything is drawn. A caption's files appear when all
-    of its samples are drawn, result.json last; a run that was stopped goes on when it is started
-    again with the same settings. `show` gets the content of each result, in order, those that
-    were there before included. Draws depend on (seed, caption's place, sample) alone, not on how
-    rows are batched or on how many devices there are.
+    All captions and plans are checked before anything is sampled. A caption's files appear when
+    all of its samples are there, result.json last; a stopped run continues when it is started
+    again with the same settings. `print_result` gets each result in the order of the captions,
+    earlier ones included. A sample depends on (seed, caption index, sample index) alone, not on
+    batches or devices.
 
     Raises InputError for bad input, RunError if a file cannot be written.
     """
     layout = make_layout(config)
-    todo = _survey_tasks(config, layout)
-    # Imported late: a wrong caption is answered without waiting for jax.
+    counts = _check_tasks(config, layout)
+    # Imported late: bad captions are reported without waiting for jax.
+    from gotr1_jax.convert.checkpoint import load_checkpoint
     from gotr1_jax.convert.find import find_checkpoint
-    from gotr1_jax.generate.painter import BatchPainter
+    from gotr1_jax.generate import generator
+    from gotr1_jax.generate.batches import batch_sizes, encode_samples
+    from gotr1_jax.generate.write_results import join_plans, staging_folder
+    from gotr1_jax.io.files import write_json_atomic
     from gotr1_jax.parallel.startup import default_dtype
 
     source = find_checkpoint(config.ckpt, config.revision)
     dtype = config.dtype or default_dtype()
-    note = settings_note(config, source, dtype, todo.digest)
+    settings = result_settings(config, source, dtype, counts.digest)
     if config.numbered:
-        _check_directory(layout, note)
-    shown = _Shown(layout, show)
-    if todo.unfinished == 0:
-        for place in range(todo.captions):
-            shown.add(place)
+        _check_directory(layout, settings)
+    output = _OrderedOutput(layout, print_result)
+    if counts.unfinished == 0:
+        for index in range(counts.captions):
+            output.add(index)
     else:
-        work = _survey_rows(config, layout, source)
-        painter = BatchPainter(config, source, work, dtype)
-        with new_files(layout):
-            if config.numbered:
-                _write_note(layout, note)
-            _draw(config, layout, painter, TextTokenizer.from_dir(source), todo, shown)
+        # Loads no weights, but refuses a directory that is no checkpoint.
+        tokenizer = load_checkpoint(source, parts=()).tokenizer
+        # Everything is encoded once before the work starts: too long a text is refused now.
+        samples = encode_samples(_unfinished(config, layout), tokenizer, config)
+        sizes = batch_sizes(samples, config.max_plan_tokens, config.sampling.plan_bucket)
+        images = generator.ImageGenerator(config, source, sizes, dtype)
+        with staging_folder(layout):
+            if config.numbered and (layout.is_fresh() or not layout.settings_file.exists()):
+                write_json_atomic(layout.settings_file, settings)
+            _generate_samples(config, layout, images, tokenizer, counts, output)
     if config.plans_only and config.numbered:
-        join_plans(layout, todo.captions)
+        join_plans(layout, counts.captions)
 
 
 @dataclass(frozen=True)
-class _Todo:
-    """Counts of captions and samples, and a digest of all captions and plans."""
+class _TaskCounts:
+    """Numbers of captions and samples, and a digest of all captions and plans."""
 
     captions: int
     samples: int
-    unfinished: int  # samples of captions that have to be drawn
+    unfinished: int  # samples that have no files yet
     digest: str
 
 
-def _survey_tasks(config: GenerateConfig, layout: Layout) -> _Todo:
-    """Reads all captions once; InputError for one that is no caption or does not suit."""
+def _check_tasks(config: GenerateConfig, layout: Layout) -> _TaskCounts:
+    """Reads all captions once; InputError for a bad one, or one that the layout cannot store."""
     digest = hashlib.sha256()
     captions = samples = unfinished = 0
     for task in read_tasks(config):
@@ -172,111 +182,94 @@ def _survey_tasks(config: GenerateConfig, layout: Layout) -> _Todo:
         digest.update(json.dumps(texts).encode() + b"\n")
         captions += 1
         samples += task.count
-        unfinished += task.count if _is_open(config, layout, task) else 0
-    return _Todo(captions, samples, unfinished, digest.hexdigest())
+        unfinished += 0 if _is_finished(config, layout, task) else task.count
+    return _TaskCounts(captions, samples, unfinished, digest.hexdigest())
 
 
-def _is_open(config: GenerateConfig, layout: Layout, task: Task) -> bool:
-    """Whether a task has to be drawn; a single caption is drawn anew each time."""
-    return not config.numbered or not layout.finished(task)
+def _is_finished(config: GenerateConfig, layout: Layout, task: CaptionTask) -> bool:
+    """Whether a caption's files exist; a single caption is generated anew each time."""
+    return config.numbered and layout.finished(task)
 
 
-def _open_tasks(config: GenerateConfig, layout: Layout) -> Iterator[Task]:
-    return (task for task in read_tasks(config) if _is_open(config, layout, task))
+def _unfinished(
+    config: GenerateConfig, layout: Layout, on_finished: Callable[[int], None] | None = None
+) -> Iterator[CaptionTask]:
+    """The captions without files; `on_finished` is called with the indices of the others."""
+    for task in read_tasks(config):
+        if not _is_finished(config, layout, task):
+            yield task
+        elif on_finished is not None:
+            on_finished(task.index)
 
 
-def _survey_rows(config: GenerateConfig, layout: Layout, source: Path) -> Survey:
-    """Encodes all that is left to do once, so that what is too long is found before any work."""
-    from gotr1_jax.convert.checkpoint import load_checkpoint
-    from gotr1_jax.generate.painter import sampler_config
-    from gotr1_jax.generate.work import survey, task_rows
-
-    # Loads nothing, but says what is wrong with a directory that is no checkpoint.
-    tokenizer = load_checkpoint(source, parts=()).tokenizer
-    tasks = _open_tasks(config, layout)
-    rows = task_rows(tasks, tokenizer, config.template, config.max_plan_tokens)
-    return survey(rows, config.max_plan_tokens, sampler_config(config).plan_bucket)
-
-
-def _check_directory(layout: Layout, note: dict[str, Any]) -> None:
-    """Results must not be mixed with those of other settings."""
+def _check_directory(layout: Layout, settings: dict[str, Any]) -> None:
+    """InputError if the directory has results of other settings."""
     if layout.is_fresh():
         return
-    noted = [path for path in (layout.note, layout.out / NOTE) if path.exists()]
-    if noted:
-        check_note(noted[0], note)
-    elif layout.has_results():
+    for file in (layout.settings_file, layout.out / SETTINGS_FILE):
+        if file.exists():
+            check_settings_file(file, settings)
+            return
+    if layout.has_results():
         raise InputError(
-            f"{layout.out} holds results, but no {NOTE} that says of which settings; "
-            "choose another --out"
+            f"{layout.out} holds results, but no {SETTINGS_FILE} with their settings; choose "
+            "another --out"
         )
 
 
-def _write_note(layout: Layout, note: dict[str, Any]) -> None:
-    from gotr1_jax.io.files import write_json_atomic
+class _OrderedOutput:
+    """Prints results in the order of the captions, whatever order they are finished in."""
 
-    if layout.is_fresh() or not layout.note.exists():
-        write_json_atomic(layout.note, note)
-
-
-class _Shown:
-    """Gives results to `show` in the order of the captions, whatever order they are finished in."""
-
-    def __init__(self, layout: Layout, show: Show | None) -> None:
-        self._layout, self._show = layout, show
+    def __init__(self, layout: Layout, print_result: PrintResult | None) -> None:
+        self._layout, self._print = layout, print_result
         self._next, self._ready = 0, set[int]()
 
-    def add(self, place: int) -> None:
-        """Says that the result of the caption at `place` is on disk."""
-        if self._show is None:
+    def add(self, index: int) -> None:
+        """The result of caption `index` is on disk."""
+        if self._print is None:
             return
-        self._ready.add(place)
+        self._ready.add(index)
         while self._next in self._ready:
             self._ready.remove(self._next)
-            self._show(json.loads(self._layout.result(self._next).read_bytes()))
+            self._print(json.loads(self._layout.result(self._next).read_bytes()))
             self._next += 1
 
 
-def _draw(
-    config: GenerateConfig, layout: Layout, painter: BatchPainter, tokenizer: TextTokenizer,
-    todo: _Todo, shown: _Shown,
+def _generate_samples(
+    config: GenerateConfig, layout: Layout, images: ImageGenerator, tokenizer: TextTokenizer,
+    counts: _TaskCounts, output: _OrderedOutput,
 ) -> None:  # fmt: skip
-    """Draws and writes all open tasks; files are written while the next batch is drawn."""
-    from gotr1_jax.generate.work import batches, task_rows
+    """Generates and writes; a batch is decoded and written while the next one is sampled."""
+    from gotr1_jax.generate.batches import encode_samples, make_batches
+    from gotr1_jax.generate.write_results import GeneratedSample, ResultWriter
     from gotr1_jax.io.progress import Progress
 
-    def open_tasks() -> Iterator[Task]:
-        for task in read_tasks(config):
-            if _is_open(config, layout, task):
-                yield task
-            else:
-                shown.add(task.place)
-
-    rows = task_rows(open_tasks(), tokenizer, config.template, config.max_plan_tokens)
-    done = todo.samples - todo.unfinished
-    what = "plan" if config.plans_only else "image"
-    writer = ResultWriter(layout, tokenizer, config.template, lambda task: shown.add(task.place))
+    done = counts.samples - counts.unfinished
+    unit = "plan" if config.plans_only else "image"
+    writer = ResultWriter(layout, tokenizer, config.template, output.add)
     with (
-        Progress(f"{what}s", todo.samples, start=done, unit=what) as progress,
+        Progress(f"{unit}s", counts.samples, start=done, unit=unit) as progress,
         ThreadPoolExecutor(max_workers=1) as writing,
     ):
 
-        def write(batch: Batch, drawn: Any, done: int) -> None:
-            wanted = len(batch.rows)
-            pixels = None if config.plans_only else painter.decode(drawn.image_ids_BU[:wanted])
-            for i, row in enumerate(batch.rows):
-                plan_ids = drawn.plan_ids_BT[i, : int(drawn.plan_len_B[i])].tolist()
-                image_ids = None if pixels is None else drawn.image_ids_BU[i].tolist()
-                sample = Sample(plan_ids, image_ids, None if pixels is None else pixels[i])
-                writer.add(row.task, row.prompt_ids, row.index, sample)
+        def write(batch: SampleBatch, tokens: TokenBatch, done: int) -> None:
+            ids_BU = np.asarray(tokens.image_ids_BU)[: len(batch.samples)]
+            pixels = None if images.decode is None else images.decode(ids_BU)
+            for i, sample in enumerate(batch.samples):
+                plan_ids = tokens.plan_ids_BT[i, : int(tokens.plan_len_B[i])].tolist()
+                image_ids = None if pixels is None else ids_BU[i].tolist()
+                image = None if pixels is None else pixels[i]
+                writer.add(sample, GeneratedSample(plan_ids, image_ids, image))
             progress.update(done)
 
+        samples = encode_samples(_unfinished(config, layout, output.add), tokenizer, config)
+        limit, bucket = config.max_plan_tokens, config.sampling.plan_bucket
         written: Future[None] | None = None
-        for batch in batches(rows, painter.batch_size, config.max_plan_tokens, painter.plan_bucket):
-            drawn = painter.draw(batch)
+        for batch in make_batches(samples, images.batch_size, limit, bucket):
+            tokens = images.sample(batch)
             if written is not None:
-                written.result()  # no more than one batch waits; its error ends the run here
-            done += len(batch.rows)
-            written = writing.submit(write, batch, drawn, done)
+                written.result()  # at most one batch waits; its error ends the run here
+            done += len(batch.samples)
+            written = writing.submit(write, batch, tokens, done)
         if written is not None:
             written.result()

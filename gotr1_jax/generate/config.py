@@ -1,26 +1,27 @@
-"""What `gotr1 generate` is told, and the note of it that an output directory keeps."""
+"""Configuration of `gotr1 generate`, and the settings file of its output directory."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gotr1_jax.config import check_seed
 from gotr1_jax.errors import InputError
+from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, TEMPLATES
 
 LAYOUTS = {"plain": 1, "t2i_compbench": 10, "geneval": 4, "dpg": 4}
-"""Layout -> images of a caption unless told otherwise, as its benchmark asks for."""
+"""Layout -> default number of images of a caption, as its benchmark needs."""
 
-NOTE = "generation.json"
-"""Name of the file that says by which settings an output directory was filled."""
+SETTINGS_FILE = "generation.json"
+"""File in an output directory with the settings that its results depend on."""
 
 _WEIGHTS = ("config.json", "*.safetensors", "*.bin")
-_PIECES, _PIECE = 64, 4096  # of a weights file's bytes go into its fingerprint
+_PIECES, _PIECE_BYTES = 64, 4096  # of each weights file that are hashed
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,21 @@ class GenerateConfig:
 
     Attributes:
       out: directory of the files.
-      prompt: one caption; its files go straight into `out`, over those of an earlier run.
+      prompt: one caption; its files go into `out` itself and replace those of an earlier run.
       prompts: file of captions (text, or .jsonl with the key prompt or caption), or a directory of
         .txt files of one caption each.
-      plans: file (or earlier output directory) of plans that are painted instead of sampled ones;
-        alone, or beside `prompts` in the same order.
-      layout: a key of LAYOUTS; which folders and names the images get.
-      plans_only: sample plans, paint nothing.
+      plans: file (or earlier output directory) of plans that are drawn instead of sampled ones;
+        alone, or with `prompts` in the same order.
+      layout: a key of LAYOUTS; folders and names of the images.
+      plans_only: sample plans, draw no images.
       n: samples of each caption, with `plans` images of each plan; None: 1 a plan, else what
-        the layout's benchmark asks for.
-      batch_size: rows drawn at once; None goes by the free memory.
+        the layout's benchmark needs.
+      batch_size: rows sampled at once; None: by the free memory.
       ckpt: checkpoint directory, finished run or hub id; None is the embedded checkpoint.
       revision: branch, tag or commit of a hub id.
       greedy: the most likely token everywhere.
-      cfg: guidance weight of the image, 1 is none.
-      max_plan_tokens: longest plan; a longer one is cut, a longer given one refused.
+      cfg: guidance weight of the image, 1: no guidance.
+      max_plan_tokens: longest plan; longer sampled plans are cut, longer given ones refused.
       temperature, top_k, top_p: of both phases, see `SamplerConfig`.
       dtype: "float32", "bfloat16", or None: bfloat16 on accelerators, float32 on a CPU.
       seed: of all randomness.
@@ -73,13 +74,31 @@ class GenerateConfig:
     template: str = GOTR1_TEMPLATE
 
     def __post_init__(self) -> None:
-        self._check_numbers()
+        check_seed(self.seed)
+        for name in ("n", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; give 1 or more")
+        _ = self.sampling  # checks its values
         self._check_sources()
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"output {self.out} is a file; choose a directory")
-        there = next(p for p in (self.out, *self.out.absolute().parents) if p.exists())
-        if not os.access(there, os.W_OK | os.X_OK):
+        existing = next(p for p in (self.out, *self.out.absolute().parents) if p.exists())
+        if not os.access(existing, os.W_OK | os.X_OK):
             raise InputError(f"output {self.out} cannot be written; choose another directory")
+
+    @property
+    def sampling(self) -> SamplerConfig:
+        """How plans and images are sampled; InputError for values that cannot be."""
+        return SamplerConfig(
+            max_plan_tokens=self.max_plan_tokens,
+            guidance=self.cfg,
+            text_temperature=self.temperature,
+            image_temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            greedy=self.greedy,
+        )
 
     @property
     def samples(self) -> int:
@@ -90,23 +109,8 @@ class GenerateConfig:
 
     @property
     def numbered(self) -> bool:
-        """Whether there may be many captions."""
+        """Whether captions come from a file: each has a numbered folder, and finished ones stay."""
         return self.prompt is None
-
-    def _check_numbers(self) -> None:
-        least = {"n": 1, "batch_size": 1, "max_plan_tokens": 1, "seed": 0, "top_k": 0}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise InputError(f"{name} is {value}; give {smallest} or more")
-        if not math.isfinite(self.cfg):
-            raise InputError(f"cfg is {self.cfg}; give a finite guidance weight")
-        if self.seed >= 2**32:
-            raise InputError(f"seed is {self.seed}; give less than 2**32")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise InputError(f"temperature is {self.temperature}; give a number greater than 0")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}; give a number in (0, 1]")
 
     def _check_sources(self) -> None:
         if self.layout not in LAYOUTS:
@@ -116,11 +120,11 @@ class GenerateConfig:
         if self.prompt is not None and (self.prompts is not None or self.plans is not None):
             raise InputError("--prompt goes with neither --prompts nor --plans; give one of them")
         if self.plans_only and self.plans is not None:
-            raise InputError("--plans-only samples plans and --plans brings them; give one of them")
+            raise InputError("--plans-only samples plans and --plans gives them; give one of them")
         if self.layout == "plain":
             return
         if self.plans_only:
-            raise InputError(f"--layout {self.layout} names pictures; --plans-only makes none")
+            raise InputError(f"--layout {self.layout} names images; --plans-only makes none")
         if self.layout in ("geneval", "dpg") and self.prompts is None:
             raise InputError(f"--layout {self.layout} needs the benchmark's own --prompts")
         if self.prompt is not None:
@@ -128,7 +132,7 @@ class GenerateConfig:
 
 
 def read_template(text: str) -> str:
-    """The template that a user means: a name of `text.TEMPLATES`, a file of it, or its text itself.
+    """A prompt template from its name in `TEMPLATES`, a file, or the text itself.
 
     Raises InputError unless it holds {caption} exactly once.
     """
@@ -146,11 +150,11 @@ def read_template(text: str) -> str:
     return template
 
 
-def settings_note(
+def result_settings(
     config: GenerateConfig, source: Path, dtype: str, captions_digest: str
 ) -> dict[str, Any]:
-    """All that the results depend on, for `generation.json`."""
-    return {
+    """The settings that the results depend on: the content of `SETTINGS_FILE`."""
+    settings: dict[str, Any] = {
         "layout": config.layout,
         "plans_only": config.plans_only,
         "captions": captions_digest,
@@ -158,41 +162,46 @@ def settings_note(
         "checkpoint": str(source),
         "weights": fingerprint(source),
         "dtype": dtype,
-        "template": config.template,
-        "max_plan_tokens": config.max_plan_tokens,
-        "cfg": config.cfg,
-        "greedy": config.greedy,
-        "temperature": config.temperature,
-        "top_k": config.top_k,
-        "top_p": config.top_p,
-        "seed": config.seed,
     }
+    names = (
+        "template",
+        "max_plan_tokens",
+        "cfg",
+        "greedy",
+        "temperature",
+        "top_k",
+        "top_p",
+        "seed",
+    )
+    return settings | {name: getattr(config, name) for name in names}
 
 
-def check_note(path: Path, wanted: dict[str, Any]) -> None:
-    """That the directory whose note lies at `path` was filled by the settings `wanted`.
+def check_settings_file(path: Path, wanted: dict[str, Any]) -> None:
+    """Check that the results beside the settings file `path` were made with the settings `wanted`.
 
-    A checkpoint counts by its weights, not by where it lies. Raises InputError, naming the first
-    setting that differs, and for a note that cannot be read.
+    The weights of a checkpoint count, not its path. Raises InputError, naming the first setting
+    that differs, and for a file that cannot be read.
     """
-    advice = "give the same settings to go on with it, or another --out"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         different = [name for name in wanted if found[name] != wanted[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} cannot be read as the note of a run; choose another --out"
+            f"{path} cannot be read as the settings of a run; choose another --out"
         ) from error
     for name in different:
         if name == "checkpoint":
             continue
         if name == "weights":
-            what = f"the weights that were in {found['checkpoint']}, not those in {wanted['checkpoint']}"  # fmt: skip  # noqa: E501
+            what = f"other weights: those of {found['checkpoint']}, not {wanted['checkpoint']}"
         elif name == "captions":
             what = "other captions or plans than are given now"
         else:
             what = f"{name} {found[name]!r}, not {wanted[name]!r}"
-        raise InputError(f"{path.parent} was filled with {what}; {advice}")
+        raise InputError(
+            f"{path.parent} was filled with {what}; give the same settings to continue, or another "
+            "--out"
+        )
 
 
 def fingerprint(source: Path) -> str:
@@ -204,8 +213,8 @@ def fingerprint(source: Path) -> str:
             digest.update(f"{file.name} {size}\n".encode())
             with open(file, "rb") as stream:
                 for piece in range(_PIECES):
-                    stream.seek(max(0, size - _PIECE) * piece // (_PIECES - 1))
-                    digest.update(stream.read(_PIECE))
+                    stream.seek(max(0, size - _PIECE_BYTES) * piece // (_PIECES - 1))
+                    digest.update(stream.read(_PIECE_BYTES))
         except OSError as error:
             raise InputError(f"{file} cannot be read: {error.strerror}") from error
     return digest.hexdigest()

@@ -5,30 +5,35 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from gotr1_jax.config import check_seed
 from gotr1_jax.errors import InputError
 from gotr1_jax.images import open_image
+from gotr1_jax.sampler.config import AnswerConfig
 from gotr1_jax.tokenizers.janus import chat_parts
+
+if TYPE_CHECKING:
+    from gotr1_jax.generate.answer_questions import GeneratedAnswer
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DescribeConfig:
-    """What to ask about which images.
+    """A question about images.
 
     Attributes:
-      images: image files, shown in this order; one or more.
+      images: one or more image files, in the order of the prompt.
       question: the question.
       ckpt: a checkpoint or a finished run; None is the embedded checkpoint.
       max_tokens: longest answer; a longer one is cut.
-      temperature: 0 takes the most likely token always.
-      seed: of the draws at a temperature above 0.
+      temperature: 0: always the most likely token.
+      seed: of sampling at a temperature above 0.
       dtype: "float32", "bfloat16", or None: bfloat16 on accelerators, float32 on a CPU.
-      system: text in front of the conversation; Janus's own demo has one, GoT-R1 has none.
+      system: text before the conversation; Janus's demo has one, GoT-R1 has none.
     """
 
     images: tuple[Path, ...]
@@ -43,25 +48,26 @@ class DescribeConfig:
     def __post_init__(self) -> None:
         if not self.images:
             raise InputError("there is no image to ask about; give one or more")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed is {self.seed}; give 0 or more, less than 2**32")
+        check_seed(self.seed)
+        _ = self.sampling  # checks its values
+
+    @property
+    def sampling(self) -> AnswerConfig:
+        """How the answer is sampled; InputError for values that cannot be."""
+        return AnswerConfig(self.max_tokens, self.temperature)
 
 
 @dataclass(frozen=True)
-class ImageAnswer:
-    """What the policy said.
+class DescribeResult:
+    """The answer and its prompt.
 
     Attributes:
-      text: the answer without special tokens.
-      ids: its tokens, EOS included where it came.
-      ended: False if it was cut at `max_tokens`.
-      prompt: the chat text, images as their placeholder.
+      answer: of the policy.
+      prompt: the chat text, with a placeholder for each image.
       prompt_tokens: tokens of the prompt, those of the images included.
     """
 
-    text: str
-    ids: tuple[int, ...]
-    ended: bool
+    answer: GeneratedAnswer
     prompt: str
     prompt_tokens: int
 
@@ -73,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--image", type=Path, action="append", required=True, metavar="FILE",
-        help="image; more than one are shown in the order given",
+        help="image; may be given more than once, the order counts",
     )  # fmt: skip
     parser.add_argument("--question", required=True, metavar="TEXT", help="what to ask")
     parser.add_argument("--system", default="", metavar="TEXT", help="line before the question")
@@ -82,9 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T",
-        help="0, the default, takes the most likely token always",
+        help="0, the default: always the most likely token",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of draws at a temperature (0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of sampling at a temperature above 0 (0)"
+    )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"),
         help="of weights and activations; default: bfloat16, on a CPU float32",
@@ -93,24 +101,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Does what the parsed command line says."""
-    config = DescribeConfig(
-        images=tuple(args.image),
-        question=args.question,
-        ckpt=args.ckpt,
-        max_tokens=args.max_tokens,
-        temperature=args.temperature,
-        seed=args.seed,
-        dtype=args.dtype,
-        system=args.system,
-    )
-    answer = describe(config)
+    """Run the command with parsed options."""
+    values = vars(args) | {"images": tuple(args.image)}
+    config = DescribeConfig(**{field.name: values[field.name] for field in fields(DescribeConfig)})
+    result = describe(config)
+    answer = result.answer
     if not answer.ended:
         _log.warning("the answer was cut at %d tokens; see --max-tokens", config.max_tokens)
-    print(json.dumps(_result(config, answer), ensure_ascii=False) if args.json else answer.text)
+    if not args.json:
+        print(answer.text)
+        return
+    printed = {
+        "images": [str(path) for path in config.images],
+        "question": config.question,
+        "prompt": result.prompt,
+        "prompt_tokens": result.prompt_tokens,
+        "answer": answer.text,
+        "answer_ids": list(answer.ids),
+        "ended": answer.ended,
+    }
+    print(json.dumps(printed, ensure_ascii=False))
 
 
-def describe(config: DescribeConfig) -> ImageAnswer:
+def describe(config: DescribeConfig) -> DescribeResult:
     """Asks the checkpoint about the images.
 
     Raises InputError for bad input: an unreadable image, an empty question, no checkpoint.
@@ -118,29 +131,15 @@ def describe(config: DescribeConfig) -> ImageAnswer:
     prompt = "".join(
         text for text, _ in chat_parts(config.question, len(config.images), config.system)
     )
-    raw_images = [open_image(path) for path in config.images]
+    images = [open_image(path) for path in config.images]
     # Imported late: bad input is answered without waiting for jax.
     from gotr1_jax.convert.find import find_checkpoint
-    from gotr1_jax.generate.asking import ImageQuestioner
+    from gotr1_jax.generate.answer_questions import QuestionAnswerer
     from gotr1_jax.parallel.startup import default_dtype
-    from gotr1_jax.sampler.answer import AnswerConfig
 
-    how = AnswerConfig(config.max_tokens, config.temperature)
     source = find_checkpoint(config.ckpt)
-    asker = ImageQuestioner(source, how, config.dtype or default_dtype(), config.system)
-    ids = asker.prompt_ids(config.question, len(raw_images))
-    said = asker([ids], raw_images, seed=config.seed)[0]
-    return ImageAnswer(said.text, said.ids, said.ended, prompt, len(ids))
-
-
-def _result(config: DescribeConfig, answer: ImageAnswer) -> dict[str, Any]:
-    """What --json prints."""
-    return {
-        "images": [str(path) for path in config.images],
-        "question": config.question,
-        "prompt": answer.prompt,
-        "prompt_tokens": answer.prompt_tokens,
-        "answer": answer.text,
-        "answer_ids": list(answer.ids),
-        "ended": answer.ended,
-    }
+    dtype = config.dtype or default_dtype()
+    answerer = QuestionAnswerer(source, config.sampling, dtype, config.system)
+    ids = answerer.prompt_ids(config.question, len(images))
+    (answer,) = answerer([ids], images, seed=config.seed)
+    return DescribeResult(answer, prompt, len(ids))

@@ -1,12 +1,12 @@
-"""Which folders and names the images get, so that a benchmark's own evaluator finds them.
+"""Folders and names of the images, as each benchmark's evaluator expects them.
 
     plain          OUT/00000/{image_00.png, overlay_00.png, plan_00.txt, result.json}
     t2i_compbench  OUT/samples/{caption}_000000.png            Karine-Huang/T2I-CompBench
     geneval        OUT/00000/{metadata.jsonl, samples/00000.png, grid.png}    djghosh13/geneval
     dpg            OUT/{prompt file's stem}.png, a grid            TencentQQGYLab/ELLA, dpg_bench
 
-The evaluators list whole folders, so nothing else may lie there: a caption's result.json goes to
-OUT/plans/00000.json, for dpg to OUT_plans/plans/00000.json.
+The evaluators read every file of a folder, so results are stored apart from the images: a
+caption's result.json is OUT/plans/00000.json, for dpg OUT_plans/plans/00000.json.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from gotr1_jax.generate.config import NOTE, GenerateConfig
-from gotr1_jax.generate.prompts import Task
+from gotr1_jax.generate.config import SETTINGS_FILE, GenerateConfig
+from gotr1_jax.generate.tasks import CaptionTask
 
 RESULT = "result.json"
 UNFINISHED = ".unfinished"
@@ -28,7 +28,7 @@ _GRID = "grid.png"
 
 
 def image_name(index: int) -> str:
-    """Name of a caption's image while it is being made, and for good in the plain layout."""
+    """Name of a caption's image in the staging folder, and in the plain layout."""
     return f"image_{index:02d}.png"
 
 
@@ -37,124 +37,124 @@ class Layout:
 
     Attributes:
       out: directory of the images.
-      home: directory of the run's note and of the results.
-      keeps_plans: whether plans and overlays are files beside the images.
+      home: directory of the settings file and of the results.
+      keeps_plans: whether plans and overlays are written next to the images.
     """
 
     keeps_plans = True
 
     def __init__(self, config: GenerateConfig) -> None:
         self.out = self.home = config.out
-        self._numbered, self._painted = config.numbered, not config.plans_only
+        self._numbered, self._has_images = config.numbered, not config.plans_only
 
     @property
-    def note(self) -> Path:
-        """The file that says by which settings the directory was filled."""
-        return self.home / NOTE
+    def settings_file(self) -> Path:
+        """File with the settings that the results depend on."""
+        return self.home / SETTINGS_FILE
 
-    def check(self, task: Task) -> None:
-        """Raise InputError for a task that has no place in this layout."""
+    def check(self, task: CaptionTask) -> None:
+        """Raise InputError for a caption that this layout cannot store."""
 
-    def result(self, place: int) -> Path:
-        """File of what is known of a caption; written last, so what has it is complete."""
-        return self._folder(place) / RESULT
+    def result(self, index: int) -> Path:
+        """A caption's result.json; it is written last, so a caption that has it is complete."""
+        return self._folder(index) / RESULT
 
-    def image(self, task: Task, index: int) -> Path:
-        """File in which image `index` of a caption ends up."""
-        return self._folder(task.place) / image_name(index)
+    def image(self, task: CaptionTask, index: int) -> Path:
+        """Final path of image `index` of a caption."""
+        return self._folder(task.index) / image_name(index)
 
-    def finished(self, task: Task) -> bool:
-        """Whether all files of a caption are there."""
-        indices = range(task.count) if self._painted else ()
+    def finished(self, task: CaptionTask) -> bool:
+        """Whether all files of a caption exist."""
+        indices = range(task.count) if self._has_images else ()
         images = {self.image(task, i) for i in indices}
-        return self.result(task.place).is_file() and all(p.is_file() for p in images)
+        return self.result(task.index).is_file() and all(p.is_file() for p in images)
 
     def is_fresh(self) -> bool:
-        """Whether there is nothing yet but perhaps the note of a run that has drawn nothing."""
+        """Whether there are no results yet; a settings file alone may be there."""
         entries = {p.name for f in (self.out, self.home) if f.is_dir() for p in f.iterdir()}
-        return entries <= {NOTE, UNFINISHED}
+        return entries <= {SETTINGS_FILE, UNFINISHED}
 
     def has_results(self) -> bool:
-        """Whether some run has left results of this layout here."""
+        """Whether there are results of this layout."""
         return any(self.home.glob(f"[0-9]*/{RESULT}"))
 
-    def complete(self, task: Task, staged: Path) -> None:
-        """Write into the folder of a caption's new files what takes all of its images."""
+    def complete(self, task: CaptionTask, staged: Path) -> None:
+        """Write the files made from all images of a caption into its staging folder."""
 
-    def targets(self, task: Task, staged: Path) -> list[tuple[Path, Path]]:
-        """(new file, where it belongs) of all but the result."""
-        folder = self._folder(task.place)
+    def targets(self, task: CaptionTask, staged: Path) -> list[tuple[Path, Path]]:
+        """(staged file, final path) of all files but the result."""
+        folder = self._folder(task.index)
         return [(f, folder / f.name) for f in sorted(staged.iterdir()) if f.name != RESULT]
 
-    def stale(self, task: Task) -> list[Path]:
-        """Files of an earlier run that new ones must not be mixed with."""
-        folder = self._folder(task.place)
+    def stale(self, task: CaptionTask) -> list[Path]:
+        """Files of an earlier run to delete."""
+        folder = self._folder(task.index)
         patterns = (image_name(0), "plan_00.txt", "overlay_00.png")
         return [f for p in patterns for f in folder.glob(p.replace("00", "[0-9]*"))]
 
-    def _folder(self, place: int) -> Path:
-        return self.out / f"{place:05d}" if self._numbered else self.out
+    def _folder(self, index: int) -> Path:
+        return self.out / f"{index:05d}" if self._numbered else self.out
 
 
 class _BenchmarkLayout(Layout):
-    """What the three benchmarks have in common: results apart from the images."""
+    """Shared by the three benchmarks: results apart from the images."""
 
     keeps_plans = False
 
-    def result(self, place: int) -> Path:
-        return self.home / "plans" / f"{place:05d}.json"
+    def result(self, index: int) -> Path:
+        return self.home / "plans" / f"{index:05d}.json"
 
     def has_results(self) -> bool:
         return any(self.home.glob("plans/[0-9]*.json"))
 
-    def targets(self, task: Task, staged: Path) -> list[tuple[Path, Path]]:
+    def targets(self, task: CaptionTask, staged: Path) -> list[tuple[Path, Path]]:
         return [(staged / image_name(i), self.image(task, i)) for i in range(task.count)]
 
-    def stale(self, task: Task) -> list[Path]:
+    def stale(self, task: CaptionTask) -> list[Path]:
         return []
 
 
 class CompbenchLayout(_BenchmarkLayout):
-    """T2I-CompBench: one folder; the caption and the image's index are read from the names.
+    """T2I-CompBench: one folder; its evaluators read caption and index from a file's name.
 
-    The caption is what stands before the first underscore, the index what stands behind the last.
+    The caption is the text before the first underscore, the index the text after the last.
     """
 
-    def image(self, task: Task, index: int) -> Path:
+    def image(self, task: CaptionTask, index: int) -> Path:
         return self.out / "samples" / self._name(task, index)
 
     def has_results(self) -> bool:
         return super().has_results() or any(self.out.glob("samples/*"))
 
-    def check(self, task: Task) -> None:
+    def check(self, task: CaptionTask) -> None:
         reason = "the evaluators of t2i_compbench read the caption from the file name"
         for character, shown in (("/", "'/'"), ("\0", "a NUL"), ("_", "'_'")):
             if character in task.caption:
-                raise task.at(f"{reason}, where {shown} cannot stand; change the caption")
+                raise task.at(f"{reason}, which cannot hold {shown}; change the caption")
         size = len(os.fsencode(self._name(task, task.count - 1)))
         most = _longest_name(self.out)
         if size > most:
             raise task.at(
-                f"{reason}, and with it the name has {size} bytes, more than the {most} that a "
-                f"name can have; shorten the caption {task.caption[:40]!r}..."
+                f"{reason}; this name has {size} bytes, more than the {most} that a name can "
+                f"have; shorten the caption {task.caption[:40]!r}..."
             )
 
-    def _name(self, task: Task, index: int) -> str:
+    def _name(self, task: CaptionTask, index: int) -> str:
         return f"{task.caption}_{task.first + index:06d}.png"
 
 
 class GenevalLayout(_BenchmarkLayout):
-    """GenEval: a numbered folder for each line of the metadata, which is written back as it is."""
+    """GenEval: a numbered folder for each line of the metadata, which is copied into it."""
 
-    def image(self, task: Task, index: int) -> Path:
-        return self._folder(task.place) / "samples" / f"{index:05d}.png"
+    def image(self, task: CaptionTask, index: int) -> Path:
+        return self._folder(task.index) / "samples" / f"{index:05d}.png"
 
-    def complete(self, task: Task, staged: Path) -> None:
+    def complete(self, task: CaptionTask, staged: Path) -> None:
         (staged / "metadata.jsonl").write_bytes((task.line + "\n").encode())
         write_grid([staged / image_name(i) for i in range(task.count)], staged / _GRID)
 
-    def targets(self, task: Task, staged: Path) -> list[tuple[Path, Path]]:
-        folder = self._folder(task.place)
+    def targets(self, task: CaptionTask, staged: Path) -> list[tuple[Path, Path]]:
+        folder = self._folder(task.index)
         extra = [(staged / name, folder / name) for name in ("metadata.jsonl", _GRID)]
         return [*extra, *super().targets(task, staged)]
 
@@ -164,24 +164,23 @@ class DpgLayout(_BenchmarkLayout):
 
     def __init__(self, config: GenerateConfig) -> None:
         super().__init__(config)
-        # The evaluator takes every entry of its folder for an image.
+        # The evaluator reads every entry of its folder as an image.
         out = Path(os.path.abspath(config.out))
         self.home = out.with_name(out.name + "_plans")
 
-    def image(self, task: Task, index: int) -> Path:
+    def image(self, task: CaptionTask, index: int) -> Path:
         return self.out / f"{task.stem}.png"
 
-    def check(self, task: Task) -> None:
+    def check(self, task: CaptionTask) -> None:
         if task.count > 4:
             raise task.at(
-                f"{task.count} images are to be drawn of it, and dpg looks at 4 at most; "
-                "give a smaller --n"
+                f"{task.count} images of one caption; dpg reads at most 4, give a smaller --n"
             )
 
-    def complete(self, task: Task, staged: Path) -> None:
+    def complete(self, task: CaptionTask, staged: Path) -> None:
         write_grid([staged / image_name(i) for i in range(task.count)], staged / _GRID, columns=2)
 
-    def targets(self, task: Task, staged: Path) -> list[tuple[Path, Path]]:
+    def targets(self, task: CaptionTask, staged: Path) -> list[tuple[Path, Path]]:
         return [(staged / _GRID, self.image(task, 0))]
 
 
@@ -191,12 +190,12 @@ _KINDS = {
 
 
 def make_layout(config: GenerateConfig) -> Layout:
-    """The layout that the settings name."""
+    """The layout that the configuration names."""
     return _KINDS[config.layout](config)
 
 
 def write_grid(files: Sequence[Path], target: Path, columns: int | None = None) -> None:
-    """Images of one size side by side, row by row, without borders; a square if it can be."""
+    """Write images of one size as a grid, row by row, without borders; about square by default."""
     columns = min(len(files), columns or math.ceil(math.sqrt(len(files))))
     images = []
     for file in files:
@@ -210,9 +209,9 @@ def write_grid(files: Sequence[Path], target: Path, columns: int | None = None) 
 
 
 def _longest_name(folder: Path) -> int:
-    """Bytes of the longest name that a file in `folder`, which may not be there yet, can have."""
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    """Bytes of the longest file name in `folder`, which need not exist yet."""
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     try:
-        return os.pathconf(there, "PC_NAME_MAX")
+        return os.pathconf(existing, "PC_NAME_MAX")
     except (AttributeError, OSError, ValueError):
         return _NAME_BYTES

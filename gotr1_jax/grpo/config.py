@@ -12,6 +12,7 @@ from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.rewards.base import TERMS
 from gotr1_jax.rewards.combine import check_rule
 from gotr1_jax.rewards.factory import JudgeConfig
+from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
 from gotr1_jax.trainer.config import JobConfig
 
@@ -93,15 +94,24 @@ class RolloutConfig:
         """Samples that are drawn at once, also in an evaluation."""
         return (self.captions_at_once or self.captions_per_step) * self.samples_per_caption
 
-    def check(self) -> None:
-        positive(
-            "rollout",
-            captions_per_step=self.captions_per_step,
+    @property
+    def sampling(self) -> SamplerConfig:
+        """How plans and images are sampled; InputError for values that cannot be."""
+        return SamplerConfig(
             max_plan_tokens=self.max_plan_tokens,
+            guidance=self.guidance,
             text_temperature=self.text_temperature,
             image_temperature=self.image_temperature,
-            decode_batch=self.decode_batch,
         )
+
+    def check(self) -> None:
+        positive(
+            "rollout", captions_per_step=self.captions_per_step, decode_batch=self.decode_batch
+        )
+        try:
+            _ = self.sampling
+        except InputError as error:
+            raise InputError(f"rollout.{error}") from error
         captions, at_once = self.captions_per_step, self.captions_at_once
         if at_once < 0 or (at_once and captions % at_once):
             raise InputError(

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from gotr1_jax.convert.checkpoint import Checkpoint
 from gotr1_jax.data.captions import read_captions
 from gotr1_jax.data.pipeline import caption_batches
-from gotr1_jax.decoding.guidance import LogpSettings
 from gotr1_jax.grpo.config import CaptionsConfig, EvaluationConfig, GrpoConfig
 from gotr1_jax.grpo.entropy import new_entropy_state
 from gotr1_jax.grpo.losses import PolicyLossConfig
@@ -29,7 +28,7 @@ from gotr1_jax.parallel.processes import check_same_on_all_processes, raise_on_a
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of
 from gotr1_jax.rewards import Judge, make_judge
 from gotr1_jax.sampler.image_decoder import ImageDecoder
-from gotr1_jax.sampler.sampler import Sampler, SamplerConfig
+from gotr1_jax.sampler.sampler import Sampler
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.tokenizers.janus import SpecialIds
 from gotr1_jax.trainer.optimizer import make_optimizer
@@ -147,16 +146,9 @@ def make_sampler(
     config: GrpoConfig, policy: SplitPolicy, sizes: JanusConfig, specials: SpecialIds, mesh: Mesh
 ) -> Sampler:
     """The sampler of a job; the arrays of `policy` may be abstract."""
-    rollout = config.rollout
-    sampling = SamplerConfig(
-        max_plan_tokens=rollout.max_plan_tokens,
-        guidance=rollout.guidance,
-        text_temperature=rollout.text_temperature,
-        image_temperature=rollout.image_temperature,
-    )
     # The sampler reads one tree, adapters and all.
     graphdef = nnx.split(nnx.merge(policy.graphdef, policy.trained, policy.frozen))[0]
-    return Sampler(graphdef, sizes, specials, sampling, mesh)
+    return Sampler(graphdef, sizes, specials, config.rollout.sampling, mesh)
 
 
 def make_learner(
@@ -164,9 +156,7 @@ def make_learner(
 ) -> Learner:
     """The compiled updates of a job; the arrays of `policy` may be abstract."""
     rollout, loss = config.rollout, config.loss
-    settings = LogpSettings(
-        loss.logp_mode, rollout.guidance, rollout.text_temperature, rollout.image_temperature
-    )
+    settings = replace(rollout.sampling.logp_settings, mode=loss.logp_mode)
     loss_config = PolicyLossConfig(
         kind=loss.kind,
         clip_low=loss.clip_low,

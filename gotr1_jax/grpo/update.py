@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from gotr1_jax.decoding.guidance import LogpSettings
+from gotr1_jax.decoding.config import LogpSettings
 from gotr1_jax.grpo.config import EntropyConfig
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups
 from gotr1_jax.grpo.entropy import coefficients, entropy_loss, update_coefficients

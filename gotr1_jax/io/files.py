@@ -15,22 +15,22 @@ from typing import Any
 from gotr1_jax.errors import InputError, RunError
 
 
-def write_failure(path: Path, error: OSError) -> RunError:
-    """The one line for a write that failed; a full disk is named as such."""
+def write_failure(
+    path: Path, error: OSError, advice: str = "free some space or choose another directory"
+) -> RunError:
+    """The one line for a write that failed; `advice` follows when the disk is full."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(
-            f"disk full: {path} was not written; free some space or choose another directory"
-        )
+        return RunError(f"disk full: {path} was not written; {advice}")
     return RunError(f"cannot write {path}: {error.strerror or error}")
 
 
 @contextmanager
-def clear_write_errors(path: Path) -> Iterator[None]:
+def clear_write_errors(path: Path, *advice: str) -> Iterator[None]:
     """Turns an OSError inside the block into the RunError of `write_failure`."""
     try:
         yield
     except OSError as error:
-        raise write_failure(path, error) from error
+        raise write_failure(path, error, *advice) from error
 
 
 def atomic_write(path: Path | str, data: bytes | str, *, parents: bool = False) -> None:

@@ -7,7 +7,6 @@ whole answer.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,37 +14,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gotr1_jax.decoding.config import TokenSamplingConfig
 from gotr1_jax.decoding.forward import prefill, text_logits
 from gotr1_jax.decoding.kv_cache import empty_cache
-from gotr1_jax.decoding.sample_token import TokenSamplingConfig
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.siglip import JanusUnderstanding
+from gotr1_jax.sampler.config import AnswerConfig
 from gotr1_jax.sampler.plan_loop import PlanLoopConfig, PromptCache, run_plan_bucket, start_plans
 from gotr1_jax.sampler.policy_weights import PolicyWeights, prepare_policy_weights
 from gotr1_jax.sampler.token_batch import PromptBatch
 from gotr1_jax.tokenizers.janus import SpecialIds
-
-
-@dataclass(frozen=True)
-class AnswerConfig:
-    """How an answer is sampled.
-
-    Attributes:
-      max_tokens: longest answer, EOS included.
-      temperature: divides the logits; 0: greedy.
-    """
-
-    max_tokens: int = 512
-    temperature: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InputError(f"max_tokens is {self.max_tokens}; give 1 or more")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InputError(
-                f"temperature is {self.temperature}; give 0 (the most likely token) or more"
-            )
 
 
 @jax.tree_util.register_dataclass

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from gotr1_jax.decoding.config import TokenSamplingConfig
 from gotr1_jax.decoding.forward import MASKED, attend_to_caches, project, rope_table, run_layers
 from gotr1_jax.decoding.guidance import guide, join_branches, split_branches
 from gotr1_jax.decoding.kv_cache import KVCache, write_slot
-from gotr1_jax.decoding.sample_token import TokenSamplingConfig, sample_token
+from gotr1_jax.decoding.sample_token import sample_token
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.sampler.plan_loop import PromptCache
 from gotr1_jax.sampler.policy_weights import PolicyWeights

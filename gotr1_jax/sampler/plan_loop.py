@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from gotr1_jax.decoding.config import TokenSamplingConfig
 from gotr1_jax.decoding.forward import (
     MASKED,
     attend_to_caches,
@@ -18,7 +19,7 @@ from gotr1_jax.decoding.forward import (
     text_logits,
 )
 from gotr1_jax.decoding.kv_cache import KVCache, write_slot
-from gotr1_jax.decoding.sample_token import TokenSamplingConfig, sample_token
+from gotr1_jax.decoding.sample_token import sample_token
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.sampler.policy_weights import PolicyWeights
 

@@ -16,14 +16,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from gotr1_jax.decoding.config import LogpSettings
 from gotr1_jax.decoding.forward import prefill, prefill_after, rope_table
-from gotr1_jax.decoding.guidance import LogpSettings
 from gotr1_jax.decoding.kv_cache import KVCache, cache_sharding, empty_cache, grow_cache
-from gotr1_jax.decoding.sample_token import TokenSamplingConfig
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.parallel.mesh import put_global, replicated, row_multiple, row_sharding
 from gotr1_jax.parallel.sharding import placed_shapes
+from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.sampler.image_loop import (
     ImageContext,
     ImageLoopConfig,
@@ -46,53 +46,6 @@ from gotr1_jax.sampler.policy_weights import (
 )
 from gotr1_jax.sampler.token_batch import PromptBatch, TokenBatch, unconditional_prefix
 from gotr1_jax.tokenizers.janus import SpecialIds
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How plans and images are sampled.
-
-    Attributes:
-      max_plan_tokens: plan tokens at most, 1 or more; after so many BOI is forced.
-      guidance: w in uncond + w (cond - uncond) for the image; 1: no unconditional branch.
-      text_temperature, image_temperature: divide the logits, greater than 0.
-      top_k, top_p: see `TokenSamplingConfig`; both phases.
-      greedy: take the most likely token in both phases.
-      plan_bucket, image_bucket: tokens of one compiled loop, and by how much the cache grows.
-        Small ones read less memory, large ones compile fewer programs.
-    """
-
-    max_plan_tokens: int = 600
-    guidance: float = 5.0
-    text_temperature: float = 1.0
-    image_temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    greedy: bool = False
-    plan_bucket: int = 128
-    image_bucket: int = 96
-
-    def __post_init__(self) -> None:
-        for name in ("max_plan_tokens", "plan_bucket", "image_bucket"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("text_temperature", "image_temperature"):
-            if not getattr(self, name) > 0:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}; it must be greater than 0 (for the most "
-                    "likely token set greedy)"
-                )
-        _ = self.token_sampling  # checks top_k and top_p
-
-    @property
-    def token_sampling(self) -> TokenSamplingConfig:
-        """How one token is sampled."""
-        return TokenSamplingConfig(self.greedy, self.top_k, self.top_p)
-
-    @property
-    def logp_settings(self) -> LogpSettings:
-        """What the recorded log-probabilities mean."""
-        return LogpSettings("guided", self.guidance, self.text_temperature, self.image_temperature)
 
 
 @partial(

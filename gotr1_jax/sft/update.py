@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from gotr1_jax.decoding.guidance import LogpSettings
+from gotr1_jax.decoding.config import LogpSettings
 from gotr1_jax.sampler.token_batch import TokenBatch, drop_context
 from gotr1_jax.sft.losses import SftWeights, TargetKinds, count_targets, sft_loss
 from gotr1_jax.tokenizers.janus import SpecialIds

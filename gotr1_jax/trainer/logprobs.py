@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gotr1_jax.decoding.guidance import LogpSettings, guide
+from gotr1_jax.decoding.config import LogpSettings
+from gotr1_jax.decoding.guidance import guide
 from gotr1_jax.models.decoder import REMAT_POLICIES, Decoder
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.sampler.token_batch import TokenBatch, embed_rows, unconditional_prefix

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_painter import FakePainter
+from fake_generator import FakeImageGenerator
 from judge_server import Server, say, send
 from PIL import Image
 from tiny_checkpoints import write_tiny
@@ -71,7 +71,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gotr1_jax.generate.painter.BatchPainter", FakePainter)
+    monkeypatch.setattr("gotr1_jax.generate.generator.ImageGenerator", FakeImageGenerator)
     monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
 
 

@@ -18,9 +18,9 @@ from tiny_checkpoints import TINY, write_tiny
 from gotr1_jax.convert.find import EMBEDDED, find_checkpoint
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate import command as generate
+from gotr1_jax.generate.batches import BatchSizes
 from gotr1_jax.generate.config import GenerateConfig
-from gotr1_jax.generate.painter import BatchPainter
-from gotr1_jax.generate.work import Survey
+from gotr1_jax.generate.generator import ImageGenerator
 from gotr1_jax.sampler.sampler import row_keys, sample_keys
 
 
@@ -129,7 +129,7 @@ def test_file_of_captions(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert {f: f.stat().st_mtime_ns for f in out.rglob("*")} == before
 
 
-def test_neither_batches_nor_devices_have_a_say(
+def test_samples_depend_on_neither_batches_nor_devices(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "captions.txt"
@@ -160,14 +160,17 @@ def test_keys_are_folded_from_seed_step_caption_and_sample() -> None:
 
 
 @pytest.mark.parametrize("devices", [1, 3])
-def test_decoding_a_image_at_a_time(tiny: Path, tmp_path: Path, devices: int) -> None:
+def test_decoding_one_image_at_a_time(tiny: Path, tmp_path: Path, devices: int) -> None:
     config = GenerateConfig(tmp_path, prompt="a")
-    painter = BatchPainter(config, tiny, Survey(5, 16, 601), "float32", jax.devices()[:devices])
+    sizes = BatchSizes(5, 16, 601)
+    decode = ImageGenerator(config, tiny, sizes, "float32", jax.devices()[:devices]).decode
+    assert decode is not None
     ids = np.random.default_rng(0).integers(0, 64, (5, TINY.num_image_tokens), np.int32)
-    whole = painter.decode(ids)
-    assert whole.shape == (5, 16, 16, 3) and whole.dtype == np.uint8
+    whole = decode(ids)
+    assert len(whole) == 5
+    assert all(image.shape == (16, 16, 3) and image.dtype == np.uint8 for image in whole)
     for i in range(5):
-        np.testing.assert_array_equal(painter.decode(ids[i : i + 1])[0], whole[i])
+        np.testing.assert_array_equal(decode(ids[i : i + 1])[0], whole[i])
     assert len({image.tobytes() for image in whole}) == 5
 
 
@@ -181,7 +184,7 @@ def test_decoding_a_image_at_a_time(tiny: Path, tmp_path: Path, devices: int) ->
         (("--prompt", "red " * 3000), r"\d+ tokens, more than the limit of 2048"),
         (("--prompt", "a", "--n", "0"), "n is 0"),
         (("--prompt", "a", "--max-plan-tokens", "0"), "max_plan_tokens is 0"),
-        (("--prompt", "a", "--cfg", "nan"), "cfg is nan"),
+        (("--prompt", "a", "--cfg", "nan"), "guidance is nan"),
         (("--prompt", "a", "--seed", "-1"), "seed is -1"),
         (("--prompt", "a", "--batch-size", "0"), "batch_size is 0"),
         (("--prompt", "a", "--temperature", "0"), "temperature is 0"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_painter import SIDE, FakePainter, gotr1
+from fake_generator import SIDE, FakeImageGenerator, gotr1
 from PIL import Image
 from tiny_checkpoints import write_tiny
 
@@ -29,7 +29,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gotr1_jax.generate.painter.Painter", FakePainter)
+    monkeypatch.setattr("gotr1_jax.generate.generator.ImageGenerator", FakeImageGenerator)
 
 
 @pytest.fixture
@@ -87,9 +87,9 @@ def test_published_captions(tiny: Path, tmp_path: Path, shared: Path, name: str)
     [
         ("long " * 60, r"captions.txt, line 2: .* name has 310 bytes, more than the 255"),
         ("ø" * 123, r"line 2: .* name has 257 bytes"),
-        ("a cat and/or a dog", r"line 2: .* where '/' cannot stand"),
-        ("a_b", r"line 2: .* where '_' cannot stand"),
-        ("a \0 b", r"line 2: .* where a NUL cannot stand"),
+        ("a cat and/or a dog", r"line 2: .* cannot hold '/'"),
+        ("a_b", r"line 2: .* cannot hold '_'"),
+        ("a \0 b", r"line 2: .* cannot hold a NUL"),
     ],
 )
 def test_captions_that_are_no_file_name(
@@ -203,7 +203,7 @@ def test_a_killed_process(tiny: Path, tmp_path: Path, layout: str) -> None:
     words = words_of(tiny, tmp_path, layout)
     gotr1(*words, "--out", tmp_path / "whole")
     out = tmp_path / "out"
-    script = Path(__file__).parents[1] / "fake_painter.py"
+    script = Path(__file__).parents[1] / "fake_generator.py"
     environment = {**os.environ, "PYTHONPATH": str(Path(gotr1_jax.__file__).parents[1])}
     command = [sys.executable, str(script), "15", *map(str, words), "--out", str(out)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -260,7 +260,7 @@ def test_other_captions_weights_and_unknown_results_are_refused(
     out = tmp_path / "out"
     gotr1("--ckpt", tiny, "--prompts", captions, "--out", out)
     other = write_tiny(tmp_path / "other", seed=1)
-    with pytest.raises(InputError, match="the weights that were in .*ckpt, not those in .*other"):
+    with pytest.raises(InputError, match="other weights: those of .*ckpt, not .*other"):
         gotr1("--ckpt", other, "--prompts", captions, "--out", out)
     tiny_moved = tmp_path / "moved"
     tiny_moved.symlink_to(tiny)
@@ -269,7 +269,7 @@ def test_other_captions_weights_and_unknown_results_are_refused(
     with pytest.raises(InputError, match="other captions or plans"):
         gotr1("--ckpt", tiny, "--prompts", captions, "--out", out)
     (out / "generation.json").write_text("{")
-    with pytest.raises(InputError, match="cannot be read as the note of a run"):
+    with pytest.raises(InputError, match="cannot be read as the settings of a run"):
         gotr1("--ckpt", tiny, "--prompts", captions, "--out", out)
     (out / "generation.json").unlink()
     with pytest.raises(InputError, match="holds results, but no generation.json"):
@@ -303,7 +303,7 @@ def test_a_run_that_drew_nothing_binds_nobody(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(FakePainter, "draw", fail)
+        patch.setattr(FakeImageGenerator, "sample", fail)
         with pytest.raises(KeyboardInterrupt):
             gotr1(*words)
     gotr1(*words, "--seed", "1")

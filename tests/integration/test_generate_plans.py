@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_painter import FakePainter, gotr1
+from fake_generator import FakeImageGenerator, gotr1
 from PIL import Image
 from tiny_checkpoints import write_tiny
 
@@ -26,7 +26,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gotr1_jax.generate.painter.Painter", FakePainter)
+    monkeypatch.setattr("gotr1_jax.generate.generator.ImageGenerator", FakeImageGenerator)
 
 
 @pytest.fixture

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gotr1_jax.decoding.config import TokenSamplingConfig
 from gotr1_jax.decoding.guidance import guide
-from gotr1_jax.decoding.sample_token import TokenSamplingConfig, top_k_top_p_filter
+from gotr1_jax.decoding.sample_token import top_k_top_p_filter
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, LoraConfig, VQConfig
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.parallel.mesh import make_mesh
-from gotr1_jax.sampler.sampler import Rollout, Sampler, SamplerConfig, row_keys
+from gotr1_jax.sampler.config import SamplerConfig
+from gotr1_jax.sampler.sampler import Rollout, Sampler, row_keys
 from gotr1_jax.sampler.token_batch import PromptBatch
 from gotr1_jax.tokenizers.janus import SpecialIds
 from gotr1_jax.trainer.logprobs import conditional_hidden, token_logps, unconditional_hidden

@@ -18,7 +18,7 @@ from tiny import SHAPES, SPECIALS, STEP_MODEL, random_rows, write_shapes
 
 from gotr1_jax.aot.hlo import collectives
 from gotr1_jax.convert.checkpoint import load_checkpoint
-from gotr1_jax.decoding.guidance import LogpSettings
+from gotr1_jax.decoding.config import LogpSettings
 from gotr1_jax.grpo.config import PolicyConfig
 from gotr1_jax.grpo.losses import PolicyLossConfig
 from gotr1_jax.grpo.policy import load_policy
@@ -29,7 +29,8 @@ from gotr1_jax.models.lora import split_lora
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.parallel.placement import put_rows, train_state_shardings
 from gotr1_jax.parallel.sharding import placed_shapes, state_shardings
-from gotr1_jax.sampler.sampler import Rollout, Sampler, SamplerConfig
+from gotr1_jax.sampler.config import SamplerConfig
+from gotr1_jax.sampler.sampler import Rollout, Sampler
 from gotr1_jax.trainer.config import OptimizerConfig
 from gotr1_jax.trainer.optimizer import make_optimizer
 from gotr1_jax.trainer.state import TrainState, new_state

@@ -19,7 +19,8 @@ from gotr1_jax.convert.checkpoint import load_checkpoint, out_tensors
 from gotr1_jax.generate.describe import DescribeConfig, describe
 from gotr1_jax.images import ImageSettings, open_image, preprocess, read_settings
 from gotr1_jax.models.config import SiglipConfig
-from gotr1_jax.sampler.answer import AnswerConfig, AnswerSampler
+from gotr1_jax.sampler.answer import AnswerSampler
+from gotr1_jax.sampler.config import AnswerConfig
 from gotr1_jax.sampler.token_batch import PromptBatch
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
 
@@ -203,11 +204,12 @@ def test_logits_and_answer(ckpt: Path, port: Any, tmp_path: Path, images: int) -
     assert int(answers.len_P[0]) == 40 and not bool(answers.ended_P[0])
 
     # The command's own path, where EOS ends.
-    answer = describe(DescribeConfig(tuple(paths), QUESTION, str(ckpt), max_tokens=40))
+    result = describe(DescribeConfig(tuple(paths), QUESTION, str(ckpt), max_tokens=40))
+    answer = result.answer
     eos = tokenizer.specials.eos
     cut = chosen[: chosen.index(eos) + 1] if eos in chosen else chosen
     assert list(answer.ids) == cut and answer.ended == (eos in chosen)
-    assert answer.prompt_tokens == len(ids)
+    assert result.prompt_tokens == len(ids)
 
 
 def test_images_change_the_answer(ckpt: Path, port: Any, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from PIL import Image
 from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.convert.opened import open_checkpoint
 from gotr1_jax.convert.translate import write_checkpoint
-from gotr1_jax.sampler.sampler import Rollout, Sampler, SamplerConfig, row_keys
+from gotr1_jax.sampler.config import SamplerConfig
+from gotr1_jax.sampler.sampler import Rollout, Sampler, row_keys
 from gotr1_jax.sampler.token_batch import PromptBatch
 from gotr1_jax.trainer.logprobs import conditional_hidden, unconditional_hidden
 

@@ -17,7 +17,8 @@ from gotr1_jax.cli import run
 from gotr1_jax.convert.checkpoint import EMBEDDED, load_checkpoint
 from gotr1_jax.errors import InputError
 from gotr1_jax.images import ImageSettings, open_image, preprocess, read_settings
-from gotr1_jax.sampler.answer import AnswerConfig, AnswerSampler
+from gotr1_jax.sampler.answer import AnswerSampler
+from gotr1_jax.sampler.config import AnswerConfig
 from gotr1_jax.sampler.token_batch import PromptBatch
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer, chat_parts
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import random_rows
 
-from gotr1_jax.decoding.guidance import LogpSettings
+from gotr1_jax.decoding.config import LogpSettings
 from gotr1_jax.grpo.advantages import GroupAdvantages, group_advantages
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups, sample_groups
 from gotr1_jax.grpo.rollout import JudgedSample, ScoredRollout

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from packed_rows import embed_null_rows, pack
 
-from gotr1_jax.decoding.guidance import LogpSettings
+from gotr1_jax.decoding.config import LogpSettings
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, VQConfig
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.sampler.token_batch import (

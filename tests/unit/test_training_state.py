@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from tiny import SPECIALS, STEP_MODEL, assert_equal_trees, host, random_rows
 
-from gotr1_jax.decoding.guidance import LogpSettings
+from gotr1_jax.decoding.config import LogpSettings
 from gotr1_jax.grpo.losses import PolicyLossConfig
 from gotr1_jax.grpo.update import PolicyBatch, make_policy_step, make_token_logps
 from gotr1_jax.models.config import LoraConfig

@@ -24,7 +24,7 @@ from gotr1_jax.evaluation.understanding_questions import (
     read_answer,
     read_questions,
 )
-from gotr1_jax.generate.asking import GeneratedAnswer
+from gotr1_jax.generate.answer_questions import GeneratedAnswer
 
 CHOICES = ("red", "a blue one", "A")
 

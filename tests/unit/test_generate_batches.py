@@ -11,38 +11,48 @@ import pytest
 from tiny_checkpoints import TINY
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.generate import work
+from gotr1_jax.generate import batches
+from gotr1_jax.generate.batches import (
+    BatchSizes,
+    SampleTask,
+    batch_rows,
+    batch_sizes,
+    bytes_per_row,
+    make_batches,
+    plan_width,
+    prompt_width,
+    rows_that_fit,
+)
 from gotr1_jax.generate.config import GenerateConfig, fingerprint, read_template
 from gotr1_jax.generate.layouts import write_grid
-from gotr1_jax.generate.prompts import Task, read_tasks
-from gotr1_jax.generate.work import SampleTask, Survey
+from gotr1_jax.generate.tasks import CaptionTask, read_tasks
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, JANUS_TEMPLATE, REASONGEN_RL_TEMPLATE
 
 
-def row(place: int, index: int, prompt: int, plan: int = 0) -> SampleTask:
+def row(caption: int, index: int, prompt: int, plan: int = 0) -> SampleTask:
     """A row of a prompt and a plan of so many tokens."""
-    task = Task(place, "a", "", 9, 0)
+    task = CaptionTask(caption, "a", "", 9, 0)
     return SampleTask(task, index, [1] * prompt, [2] * plan)
 
 
 def test_batches_hold_every_row_once_and_like_widths() -> None:
     rng = np.random.default_rng(0)
     rows = [row(p, i, n) for p, n in enumerate(rng.integers(3, 70, 40)) for i in range(3)]
-    found = list(work.batches(iter(rows), 7, 600, 128))
+    found = list(make_batches(iter(rows), 7, 600, 128))
     assert {batch.prompt_ids_BC.shape[0] for batch in found} == {7}
-    drawn = [(r.task.place, r.index) for batch in found for r in batch.rows]
+    drawn = [(r.task.index, r.index) for batch in found for r in batch.samples]
     assert sorted(drawn) == [(p, i) for p in range(40) for i in range(3)]
-    assert [len(batch.rows) for batch in found] == [7] * (120 // 7) + [120 % 7]
+    assert [len(batch.samples) for batch in found] == [7] * (120 // 7) + [120 % 7]
     for batch in found:
-        n = len(batch.rows)
+        n = len(batch.samples)
         assert batch.plan_ids_BT is None
-        assert batch.prompt_len_B[:n].tolist() == [len(r.prompt_ids) for r in batch.rows]
+        assert batch.prompt_len_B[:n].tolist() == [len(r.prompt_ids) for r in batch.samples]
         assert (batch.prompt_ids_BC.sum(axis=1) == batch.prompt_len_B).all()
-        assert batch.place_B[:n].tolist() == [r.task.place for r in batch.rows]
-        assert batch.index_B[:n].tolist() == [r.index for r in batch.rows]
+        assert batch.caption_index_B[:n].tolist() == [r.task.index for r in batch.samples]
+        assert batch.sample_index_B[:n].tolist() == [r.index for r in batch.samples]
         assert batch.prompt_ids_BC.shape[1] in (16, 32, 64, 128)
     # All but the leftovers: no wider than their own longest prompt asks for.
-    tight = [b for b in found if b.prompt_ids_BC.shape[1] == work.prompt_width(max(b.prompt_len_B))]
+    tight = [b for b in found if b.prompt_ids_BC.shape[1] == prompt_width(max(b.prompt_len_B))]
     assert len(tight) == len(found)
 
 
@@ -55,24 +65,24 @@ def test_batches_do_not_wait_for_the_end() -> None:
             read += 1
             yield row(read, 0, 20 if read % 50 else 100)
 
-    batches = work.batches(endless(), 8, 600, 128)
-    assert [len(next(batches).rows) for _ in range(20)] == [8] * 20
+    found = make_batches(endless(), 8, 600, 128)
+    assert [len(next(found).samples) for _ in range(20)] == [8] * 20
     assert read < 200
 
 
 def test_given_plans_are_laid_out_as_sampled_ones_are() -> None:
-    widths = [work.plan_width(n, 300, 128) for n in (1, 2, 129, 130, 257, 258, 301)]
+    widths = [plan_width(n, 300, 128) for n in (1, 2, 129, 130, 257, 258, 301)]
     assert widths == [129, 129, 129, 257, 257, 301, 301]
-    (batch,) = work.batches([row(0, 0, 5, 1), row(0, 1, 5, 140)], 4, 600, 128)
+    (batch,) = make_batches([row(0, 0, 5, 1), row(0, 1, 5, 140)], 4, 600, 128)
     assert batch.plan_ids_BT is not None and batch.plan_len_B is not None
     assert batch.plan_ids_BT.shape == (4, 257)
     assert batch.plan_len_B.tolist() == [1, 140, 140, 140]
 
 
-def test_survey_takes_what_may_come() -> None:
-    assert work.survey([row(0, 0, 40), row(1, 0, 5)], 600, 128) == Survey(2, 64, 601)
-    assert work.survey([row(0, 0, 40, 3), row(1, 0, 5, 4)], 600, 128) == Survey(2, 64, 129)
-    assert work.survey([], 600, 128).rows == 0
+def test_sizes_of_the_longest() -> None:
+    assert batch_sizes([row(0, 0, 40), row(1, 0, 5)], 600, 128) == BatchSizes(2, 64, 601)
+    assert batch_sizes([row(0, 0, 40, 3), row(1, 0, 5, 4)], 600, 128) == BatchSizes(2, 64, 129)
+    assert batch_sizes([], 600, 128).rows == 0
 
 
 @pytest.mark.parametrize(
@@ -87,7 +97,7 @@ def test_survey_takes_what_may_come() -> None:
     ],
 )
 def test_batches_are_equally_full(rows: int, most: int, parts: int, expected: int) -> None:
-    assert work.batch_rows(rows, most, parts) == expected
+    assert batch_rows(rows, most, parts) == expected
 
 
 def device(free: int | None) -> Any:
@@ -97,26 +107,26 @@ def device(free: int | None) -> Any:
 
 def test_rows_by_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     gigabyte = 10**9
-    assert work.default_rows(TINY, gigabyte, [device(20 * gigabyte)]) == 13
-    assert work.default_rows(TINY, gigabyte, [device(20 * gigabyte), device(10 * gigabyte)]) == 12
-    assert work.default_rows(TINY, gigabyte, [device(0)]) == 1
-    assert work.default_rows(TINY, 1, [device(gigabyte)] * 2) == 256
-    assert work.default_rows(TINY, 1, [device(None)]) == 8
+    assert rows_that_fit(TINY, gigabyte, [device(20 * gigabyte)]) == 13
+    assert rows_that_fit(TINY, gigabyte, [device(20 * gigabyte), device(10 * gigabyte)]) == 12
+    assert rows_that_fit(TINY, gigabyte, [device(0)]) == 1
+    assert rows_that_fit(TINY, 1, [device(gigabyte)] * 2) == 256
+    assert rows_that_fit(TINY, 1, [device(None)]) == 8
     cpu = SimpleNamespace(platform="cpu")
-    monkeypatch.setattr(work, "_free_memory", lambda *_: 20 * gigabyte)
-    assert work.default_rows(TINY, gigabyte, [cpu]) == 13
-    assert work.default_rows(TINY, gigabyte, [cpu] * 4) == 12
-    assert work.default_rows(TINY, 1, [cpu] * 4) == 32
+    monkeypatch.setattr(batches, "_free_memory", lambda *_: 20 * gigabyte)
+    assert rows_that_fit(TINY, gigabyte, [cpu]) == 13
+    assert rows_that_fit(TINY, gigabyte, [cpu] * 4) == 12
+    assert rows_that_fit(TINY, 1, [cpu] * 4) == 32
 
 
 def test_bytes_of_a_row() -> None:
     # 2 layers x (keys, values) x 2 heads x 8 x 4 bytes x (16 + 601 + 2 * 16) slots: the cache.
     cache = 2 * 2 * 2 * 8 * 4 * (16 + 601 + 2 * TINY.num_image_tokens)
-    sampled = work.bytes_per_row(TINY, Survey(1, 16, 601), 2, 4, False)
+    sampled = bytes_per_row(TINY, BatchSizes(1, 16, 601), 2, 4, False)
     assert cache + 16 * 1024 < sampled < cache + 16 * 1024 + 50_000
-    assert work.bytes_per_row(TINY, Survey(1, 16, 601), 2, 2, False) < sampled - cache // 2
+    assert bytes_per_row(TINY, BatchSizes(1, 16, 601), 2, 2, False) < sampled - cache // 2
     # Given plans are read at once: scores of every token with every other.
-    given = work.bytes_per_row(TINY, Survey(1, 16, 601), 2, 4, True)
+    given = bytes_per_row(TINY, BatchSizes(1, 16, 601), 2, 4, True)
     assert given > sampled + 4 * TINY.decoder.num_heads * 600 * 600
 
 

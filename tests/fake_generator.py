@@ -1,8 +1,8 @@
-"""A painter without a model, for tests of what `gotr1 generate` reads and writes.
+"""An image generator without a model, for tests of what `gotr1 generate` reads and writes.
 
-As a program it draws into a directory and is killed while the files of a caption are moved:
+As a program it generates into a directory and is killed while the files of a caption are moved:
 
-    fake_painter.py KILL_AT OPTIONS_OF_GENERATE...
+    fake_generator.py KILL_AT OPTIONS_OF_GENERATE...
 """
 
 from __future__ import annotations
@@ -18,38 +18,40 @@ from typing import Any
 import numpy as np
 
 from gotr1_jax.generate import command as generate
-from gotr1_jax.generate import painter
+from gotr1_jax.generate import generator
+from gotr1_jax.generate.batches import BatchSizes, SampleBatch
 from gotr1_jax.generate.config import GenerateConfig
-from gotr1_jax.generate.work import Batch, Survey
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
 SIDE = 4  # pixels of an image
 
 
-class FakePainter:
-    """Ids and pixels are functions of (seed, caption's place, sample) and of a given plan."""
+class FakeImageGenerator:
+    """Ids and pixels are functions of (seed, caption index, sample index) and of a given plan."""
 
-    plan_bucket = 128
-
-    def __init__(self, config: GenerateConfig, source: Path, work: Survey, dtype: str) -> None:
+    def __init__(self, config: GenerateConfig, source: Path, sizes: BatchSizes, dtype: str) -> None:
         self.batch_size = config.batch_size or 4
+        self.decode = None if config.plans_only else decode
         self._config, self._boi = config, TextTokenizer.from_dir(source).specials.boi
 
-    def draw(self, batch: Batch) -> Any:
+    def sample(self, batch: SampleBatch) -> Any:
         """Rows as the sampler gives them."""
-        seed_B = np.full_like(batch.place_B, self._config.seed)
-        ids_BU = np.stack([seed_B, batch.place_B, batch.index_B], axis=1)
+        seed_B = np.full_like(batch.caption_index_B, self._config.seed)
+        ids_BU = np.stack([seed_B, batch.caption_index_B, batch.sample_index_B], axis=1)
         plans, lengths = batch.plan_ids_BT, batch.plan_len_B
         if plans is None:
-            ends = np.full_like(batch.place_B, self._boi)
-            plans = np.stack([100 + batch.place_B % 300, 100 + batch.index_B % 300, ends], axis=1)
-            lengths = np.full_like(batch.place_B, 3)
+            ends = np.full_like(batch.caption_index_B, self._boi)
+            plans = np.stack(
+                [100 + batch.caption_index_B % 300, 100 + batch.sample_index_B % 300, ends], axis=1
+            )
+            lengths = np.full_like(batch.caption_index_B, 3)
         return SimpleNamespace(plan_ids_BT=plans, plan_len_B=lengths, image_ids_BU=ids_BU)
 
-    def decode(self, ids_BU: np.ndarray) -> np.ndarray:
-        """Images of one color: seed, place and sample."""
-        color = (ids_BU * [50, 10, 40] % 256).astype(np.uint8)
-        return np.broadcast_to(color[:, None, None], (len(ids_BU), SIDE, SIDE, 3)).copy()
+
+def decode(ids_BU: np.ndarray) -> list[np.ndarray]:
+    """Images of one color: seed, caption and sample."""
+    color = (ids_BU * [50, 10, 40] % 256).astype(np.uint8)
+    return list(np.broadcast_to(color[:, None, None], (len(ids_BU), SIDE, SIDE, 3)).copy())
 
 
 def gotr1(*words: str | Path) -> None:
@@ -74,6 +76,6 @@ def _die_at(count: int) -> None:
 
 
 if __name__ == "__main__":
-    painter.Painter = FakePainter  # type: ignore[assignment, misc]
+    generator.ImageGenerator = FakeImageGenerator  # type: ignore[assignment, misc]
     _die_at(int(sys.argv[1]))
     gotr1(*sys.argv[2:])

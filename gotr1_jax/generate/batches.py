@@ -1,4 +1,4 @@
-"""Rows of work, gathered into batches of one size; how many rows a batch has."""
+"""Samples gathered into batches of equal size; how many rows a batch has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from gotr1_jax.data.pipeline import pad_rows
 from gotr1_jax.errors import InputError
-from gotr1_jax.generate.prompts import Task, plan_ids
+from gotr1_jax.generate.config import GenerateConfig
+from gotr1_jax.generate.tasks import CaptionTask, plan_ids
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
@@ -19,65 +20,67 @@ from gotr1_jax.tokenizers.janus import TextTokenizer
 _MOST_ROWS = {"cpu": 32}
 _MOST_ROWS_ACCELERATOR = 128
 _UNKNOWN_MEMORY_ROWS = 8
-_USED_OF_FREE = 0.7  # the rest is for what XLA needs between the steps, and for others
+_USED_OF_FREE = 0.7  # leaves room for XLA's own buffers and for other processes
 # Activations of VQ-16's decoder while it decodes one image, float32.
 _DECODER_BYTES_PER_PIXEL = 2600
-_SHORTEST = 16
+_SHORTEST_PROMPT = 16
 
 
 @dataclass(frozen=True)
 class SampleTask:
-    """One sample to be drawn.
+    """One sample of a caption.
 
     Attributes:
-      task, index: sample `index` of a task.
+      task: the caption.
+      index: of the sample, from 0 for each caption.
       prompt_ids: BOS first.
-      plan_ids: BOI last; empty if the plan is to be sampled.
+      plan_ids: BOI last; empty: the plan is sampled.
     """
 
-    task: Task
+    task: CaptionTask
     index: int
     prompt_ids: list[int]
     plan_ids: list[int]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows as arrays, all batches of a run with the same B; the last rows may be fillers.
+class SampleBatch:
+    """Samples as arrays; B is the same for all batches of a run, and padded with the last sample.
 
     Attributes:
-      rows: the rows that count, at most B.
+      samples: those that are not padding, at most B.
       prompt_ids_BC, prompt_len_B: int32 prompts.
-      plan_ids_BT, plan_len_B: int32 given plans with BOI; None if plans are to be sampled.
-      place_B, index_B: int32 caption's place and sample, of which the random key is made.
+      plan_ids_BT, plan_len_B: int32 given plans with BOI; None: plans are sampled.
+      caption_index_B, sample_index_B: int32; the random keys are made from them.
     """
 
-    rows: tuple[SampleTask, ...]
+    samples: tuple[SampleTask, ...]
     prompt_ids_BC: np.ndarray
     prompt_len_B: np.ndarray
     plan_ids_BT: np.ndarray | None
     plan_len_B: np.ndarray | None
-    place_B: np.ndarray
-    index_B: np.ndarray
+    caption_index_B: np.ndarray
+    sample_index_B: np.ndarray
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What is left to do: rows, and the widths that the longest prompt and plan need."""
+class BatchSizes:
+    """Number of samples, and the columns that the longest prompt and plan need."""
 
     rows: int
     prompt_width: int
     plan_width: int
 
 
-def task_rows(
-    tasks: Iterable[Task], tokenizer: TextTokenizer, template: str, longest_plan: int
+def encode_samples(
+    tasks: Iterable[CaptionTask], tokenizer: TextTokenizer, config: GenerateConfig
 ) -> Iterator[SampleTask]:
-    """All rows of the tasks in order. Raises InputError for what is too long, saying where."""
+    """All samples of the captions in order; InputError, with file and line, for too long ones."""
+    longest = config.max_plan_tokens
     for task in tasks:
         try:
-            prompt = tokenizer.encode_prompt(task.caption, template)
-            plans = [plan_ids(plan, tokenizer, longest_plan) for plan in task.plans or ()]
+            prompt = tokenizer.encode_prompt(task.caption, config.template)
+            plans = [plan_ids(plan, tokenizer, longest) for plan in task.plans or ()]
         except InputError as error:
             raise task.at(error) from error
         plans = plans or [[]]
@@ -87,44 +90,44 @@ def task_rows(
 
 
 def prompt_width(length: int) -> int:
-    """Columns for a prompt: few sizes, because every new one compiles the sampler anew."""
-    width = _SHORTEST
+    """Columns for a prompt: a power of two, because every new width compiles the sampler again."""
+    width = _SHORTEST_PROMPT
     while width < length:
         width *= 2
     return width
 
 
 def plan_width(length: int, longest: int, bucket: int) -> int:
-    """Columns for a given plan of `length` tokens with BOI; as the sampler's own plans grow."""
+    """Columns for a given plan of `length` tokens with BOI: whole buckets, as in the plan loop."""
     slots = max(1, -(-(length - 1) // bucket)) * bucket
     return min(slots, longest) + 1
 
 
-def survey(rows: Iterable[SampleTask], longest_plan: int, bucket: int) -> Survey:
-    """Counts rows and takes their largest widths; a plan to be sampled may be the longest."""
+def batch_sizes(rows: Iterable[SampleTask], longest_plan: int, bucket: int) -> BatchSizes:
+    """Counts samples and takes their largest widths; a sampled plan may be as long as allowed."""
     count, prompt, plan = 0, 0, 1
     for row in rows:
         count += 1
         prompt = max(prompt, len(row.prompt_ids))
         plan = max(plan, len(row.plan_ids) or longest_plan + 1)
-    return Survey(count, prompt_width(prompt), plan_width(plan, longest_plan, bucket))
+    return BatchSizes(count, prompt_width(prompt), plan_width(plan, longest_plan, bucket))
 
 
-def batches(
+def make_batches(
     rows: Iterable[SampleTask], size: int, longest_plan: int, bucket: int
-) -> Iterator[Batch]:
-    """Batches of `size` rows of like widths; what remains of each width is put together last.
+) -> Iterator[SampleBatch]:
+    """Batches of `size` samples of equal widths; the remainders of all widths come last, together.
 
-    At most `size` rows of each width are held.
+    At most `size` samples of each width are held.
     """
     waiting: dict[tuple[int, int], list[SampleTask]] = {}
     for row in rows:
         T = plan_width(len(row.plan_ids), longest_plan, bucket) if row.plan_ids else 0
         width = prompt_width(len(row.prompt_ids)), T
-        alike = waiting.setdefault(width, [])
-        alike.append(row)
-        if len(alike) == size:
-            yield _batch(alike, size, *width)
+        same_width = waiting.setdefault(width, [])
+        same_width.append(row)
+        if len(same_width) == size:
+            yield _batch(same_width, size, *width)
             waiting[width] = []
     rest = [(width, row) for width in sorted(waiting) for row in waiting[width]]
     for start in range(0, len(rest), size):
@@ -133,44 +136,44 @@ def batches(
         yield _batch([row for _, row in part], size, C, T)
 
 
-def _batch(rows: Sequence[SampleTask], size: int, C: int, T: int) -> Batch:
+def _batch(rows: Sequence[SampleTask], size: int, C: int, T: int) -> SampleBatch:
     filled = [*rows, *[rows[-1]] * (size - len(rows))]
     prompts, prompt_len = pad_rows([row.prompt_ids for row in filled], C, 0)
     plans, plan_len = pad_rows([row.plan_ids for row in filled], T, 0) if T else (None, None)
-    return Batch(
-        rows=tuple(rows),
+    return SampleBatch(
+        samples=tuple(rows),
         prompt_ids_BC=prompts,
         prompt_len_B=prompt_len,
         plan_ids_BT=plans,
         plan_len_B=plan_len,
-        place_B=np.asarray([row.task.place for row in filled], np.int32),
-        index_B=np.asarray([row.index for row in filled], np.int32),
+        caption_index_B=np.asarray([row.task.index for row in filled], np.int32),
+        sample_index_B=np.asarray([row.index for row in filled], np.int32),
     )
 
 
 def bytes_per_row(
-    config: JanusConfig, work: Survey, branches: int, itemsize: int, given_plans: bool
+    config: JanusConfig, sizes: BatchSizes, branches: int, itemsize: int, given_plans: bool
 ) -> int:
-    """Memory of one row while it is drawn: its cache, logits, and what a prefill needs.
+    """Memory of one row while it is sampled: KV cache, logits, and the prefill's activations.
 
     branches: 2 under guidance. itemsize: bytes of one number of the cache.
     """
     decoder = config.decoder
-    C, T = work.prompt_width, work.plan_width
+    C, T = sizes.prompt_width, sizes.plan_width
     slots = C + T + branches * config.num_image_tokens
     heads = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim
     cache = heads * slots * itemsize
     # Logits, their softmax, the noise and the sum of both, float32.
     logits = 4 * 4 * max(decoder.vocab_size, branches * config.vq.codebook_size)
-    # Scores and their softmax, float32, and the widest activations of the tokens read at once.
+    # Attention scores and their softmax, float32, and the widest activations of a prefill.
     read = T if given_plans else C
     scores = 3 * 4 * decoder.num_heads * read * (C + T if given_plans else C)
     wide = read * (2 * decoder.mlp_size + 6 * decoder.hidden_size) * itemsize
     return cache + logits + scores + wide
 
 
-def default_rows(config: JanusConfig, row_bytes: int, devices: Sequence[Any]) -> int:
-    """Rows that fit into what the devices (jax's) have free, over all of them."""
+def rows_that_fit(config: JanusConfig, row_bytes: int, devices: Sequence[Any]) -> int:
+    """Rows that fit into the free memory of all JAX devices together."""
     platform = devices[0].platform
     free = _free_memory(platform, devices)
     shared = len(devices) if platform == "cpu" else 1  # of devices that share one memory
@@ -183,9 +186,10 @@ def default_rows(config: JanusConfig, row_bytes: int, devices: Sequence[Any]) ->
 
 
 def batch_rows(rows: int, most: int, parts: int) -> int:
-    """Rows of each batch: the fewest batches of at most `most` rows, all of them equally full.
+    """Rows of each batch: the fewest batches of at most `most` rows, all equally full.
 
-    The result is a multiple of `parts`, the row shards of the mesh, and may exceed `most` by it.
+    The result is a multiple of `parts`, the row shards of the mesh; one such multiple is the
+    minimum, even where it is more than `most`.
     """
     most = max(1, most // parts) * parts
     batches = -(-rows // most)
@@ -193,7 +197,7 @@ def batch_rows(rows: int, most: int, parts: int) -> int:
 
 
 def _free_memory(platform: str, devices: Sequence[Any]) -> int | None:
-    """Free bytes of the fullest device, None if it does not tell."""
+    """Free bytes of the fullest device; None: not reported."""
     if platform == "cpu":
         try:
             lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

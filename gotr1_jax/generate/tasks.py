@@ -1,4 +1,4 @@
-"""Captions and given plans as tasks, read from their files as they are needed."""
+"""Captions and given plans, read from their files one by one."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from gotr1_jax.io.files import read_lines
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer
 
 JOINED_PLANS = "plans.jsonl"
-"""Name of the file in which a run that samples plans only collects them."""
+"""File with all plans of a run that samples plans only."""
 
 
 @dataclass(frozen=True)
 class GivenPlan:
-    """A plan to paint: its text, and the token ids that it was written with, if known."""
+    """A plan to draw: its text, and the token ids that it was sampled as, if known."""
 
     text: str
     ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class Task:
-    """One caption and what is to be made of it.
+class CaptionTask:
+    """One caption and the samples of it.
 
     Attributes:
-      place: of the caption in its file, from 0.
+      index: of the caption in its file, from 0.
       caption: the caption.
       where: file and line, for messages; empty for a caption from the command line.
-      count: images (or plans) of it.
+      count: number of samples (images, or plans).
       first: index of its first image, counted over the whole file.
-      plans: what to paint, each `count / len(plans)` times; None: plans are sampled.
-      stem: name without ending of the file that the caption is from.
-      line: the whole line that the caption is from.
+      plans: to draw, each `count / len(plans)` times; None: plans are sampled.
+      stem: name without ending of the caption's file.
+      line: the caption's whole line.
     """
 
-    place: int
+    index: int
     caption: str
     where: str
     count: int
@@ -52,7 +52,7 @@ class Task:
     line: str = ""
 
     def at(self, message: object) -> InputError:
-        """The error `message` with the place that it is about."""
+        """An error with the caption's file and line in front."""
         return InputError(f"{self.where}: {message}" if self.where else str(message))
 
 
@@ -65,14 +65,14 @@ class _Caption:
 
 
 @dataclass(frozen=True)
-class _Planned:
+class _CaptionPlans:
     prompt: str
     where: str
     plans: tuple[GivenPlan, ...]
 
 
-def read_tasks(config: GenerateConfig) -> Iterator[Task]:
-    """The tasks of a run in order; files are read anew at each call, and not held.
+def read_tasks(config: GenerateConfig) -> Iterator[CaptionTask]:
+    """The captions of a run in order; files are read at each call, and not kept in memory.
 
     Raises InputError, naming file and line, for what cannot be read and for plans that do not
     belong to the captions.
@@ -80,10 +80,10 @@ def read_tasks(config: GenerateConfig) -> Iterator[Task]:
     captions = _captions(config)
     planned = None if config.plans is None else _plans(config.plans)
     first = 0
-    for place, (caption, plan) in enumerate(_pairs(captions, planned)):
+    for index, (caption, plan) in enumerate(_pairs(captions, planned)):
         count = config.samples * (1 if plan is None else len(plan.plans))
-        yield Task(
-            place, caption.text, caption.where, count, first,
+        yield CaptionTask(
+            index, caption.text, caption.where, count, first,
             None if plan is None else plan.plans, caption.stem, caption.line,
         )  # fmt: skip
         first += count
@@ -92,9 +92,9 @@ def read_tasks(config: GenerateConfig) -> Iterator[Task]:
 def plan_ids(plan: GivenPlan, tokenizer: TextTokenizer, longest: int) -> list[int]:
     """Token ids of a given plan, BOI last.
 
-    The ids that it was written with are taken if they still spell its text, so that painting a
-    sampled plan again gives the same image; else its text is encoded, in which nothing but the
-    marks of boxes and objects is a control token. A BOI at the end of the text is the plan's end.
+    Its own ids are used if they still decode to its text, so that a sampled plan gives the same
+    image again. Otherwise the text is encoded; only the marks of boxes and objects become control
+    tokens, and a BOI at the end of the text is dropped.
     Raises InputError for a plan of more than `longest` tokens.
     """
     boi = tokenizer.specials.boi
@@ -113,7 +113,7 @@ def plan_ids(plan: GivenPlan, tokenizer: TextTokenizer, longest: int) -> list[in
 
 
 def _captions(config: GenerateConfig) -> Iterator[_Caption] | None:
-    """Captions of the prompts, or None if the plans bring them."""
+    """The captions; None: they come with the plans."""
     if config.prompt is not None:
         return iter([_Caption(config.prompt, "")])
     path = config.prompts
@@ -134,7 +134,7 @@ def _captions(config: GenerateConfig) -> Iterator[_Caption] | None:
 
 def _check_regular(path: Path) -> None:
     if path.exists() and not path.is_file():
-        raise InputError(f"{path} is no regular file, and it has to be read more than once")
+        raise InputError(f"{path} is no regular file, and it is read more than once")
 
 
 def _prompt_files(folder: Path) -> Iterator[_Caption]:
@@ -143,19 +143,13 @@ def _prompt_files(folder: Path) -> Iterator[_Caption]:
     if not files:
         raise InputError(f"{folder} holds no .txt file with a prompt")
     for file in files:
-        try:
-            text = file.read_text(encoding="utf-8-sig").strip()
-        except OSError as error:
-            raise InputError(f"cannot read captions from {file}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not UTF-8 text; save it as UTF-8") from error
-        yield _Caption(text, str(file), file.stem)
+        yield _Caption(_read_text(file, "captions").strip(), str(file), file.stem)
 
 
 def _pairs(
-    captions: Iterator[_Caption] | None, planned: Iterator[_Planned] | None
-) -> Iterator[tuple[_Caption, _Planned | None]]:
-    """Captions with the plans that belong to them; both must name the same captions in order."""
+    captions: Iterator[_Caption] | None, planned: Iterator[_CaptionPlans] | None
+) -> Iterator[tuple[_Caption, _CaptionPlans | None]]:
+    """Captions with their plans; both sources must have the same captions in the same order."""
     if planned is None:
         assert captions is not None
         yield from ((caption, None) for caption in captions)
@@ -176,24 +170,24 @@ def _pairs(
         yield caption, plan
 
 
-def _plans(path: Path) -> Iterator[_Planned]:
+def _plans(path: Path) -> Iterator[_CaptionPlans]:
     """Plans of a .jsonl file, of one result.json, or of a whole output directory."""
     if path.is_dir():
         yield from _plans_of_directory(path)
         return
     _check_regular(path)
     if path.suffix == ".json":
-        yield _planned_file(path)
+        yield _plans_of_file(path)
     else:
         found = False
         for number, line in read_lines(path, "plans"):
             found = True
-            yield _planned(_parse(line, f"{path}, line {number}"), f"{path}, line {number}")
+            yield _parse_plans(line, f"{path}, line {number}")
         if not found:
             raise InputError(f"{path} holds no plan; write one JSON object a line")
 
 
-def _plans_of_directory(folder: Path) -> Iterator[_Planned]:
+def _plans_of_directory(folder: Path) -> Iterator[_CaptionPlans]:
     if (folder / JOINED_PLANS).is_file():
         yield from _plans(folder / JOINED_PLANS)
         return
@@ -203,28 +197,29 @@ def _plans_of_directory(folder: Path) -> Iterator[_Planned]:
         raise InputError(f"{folder} holds no plans: no {JOINED_PLANS} and no result.json")
     # By number: a run of more than 100000 captions has longer names.
     for file in sorted(files, key=lambda f: (len(f.relative_to(folder).as_posix()), f)):
-        yield _planned_file(file)
+        yield _plans_of_file(file)
 
 
-def _planned_file(file: Path) -> _Planned:
+def _plans_of_file(file: Path) -> _CaptionPlans:
+    return _parse_plans(_read_text(file, "plans"), str(file))
+
+
+def _read_text(file: Path, what: str) -> str:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        return file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InputError(f"cannot read plans from {file}: {error.strerror}") from error
+        raise InputError(f"cannot read {what} from {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 text; save it as UTF-8") from error
-    return _planned(_parse(text, str(file)), str(file))
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse_plans(text: str, where: str) -> _CaptionPlans:
+    """Plans of one caption: a JSON object with `plan`, or a result.json's `samples`."""
     try:
-        return json.loads(text)
+        record = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", error)
         raise InputError(f"{where} is not JSON: {reason}") from error
-
-
-def _planned(record: Any, where: str) -> _Planned:
     if not isinstance(record, dict):
         raise InputError(f"{where} is not an object with the keys 'prompt' and 'plan'")
     prompt = record.get("prompt", record.get("caption"))
@@ -239,7 +234,8 @@ def _planned(record: Any, where: str) -> _Planned:
     )
     if not found or not good:
         raise InputError(f"{where} has no text under 'plan', and no samples with 'plan_text'")
-    return _Planned(prompt.strip(), where, tuple(GivenPlan(s["plan_text"], _ids(s)) for s in found))
+    plans = tuple(GivenPlan(sample["plan_text"], _ids(sample)) for sample in found)
+    return _CaptionPlans(prompt.strip(), where, plans)
 
 
 def _ids(sample: dict[str, Any]) -> tuple[int, ...]:

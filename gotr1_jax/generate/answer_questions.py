@@ -1,4 +1,4 @@
-"""A loaded checkpoint that answers questions about images, some at once."""
+"""A loaded checkpoint that answers questions about images, in batches."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from PIL import Image
 from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.data.pipeline import pad_rows
 from gotr1_jax.images import preprocess, read_settings
-from gotr1_jax.sampler.answer import AnswerConfig, AnswerSampler
+from gotr1_jax.sampler.answer import AnswerSampler
+from gotr1_jax.sampler.config import AnswerConfig
 from gotr1_jax.sampler.sampler import row_keys
 from gotr1_jax.sampler.token_batch import PromptBatch
 
-_PROMPT_MULTIPLE = 16  # prompts are padded to a multiple of this; every length compiles anew
+_PROMPT_MULTIPLE = 16  # prompts are padded to a multiple of this; every new length compiles
 
 
 @dataclass(frozen=True)
 class GeneratedAnswer:
-    """An answer: its text without special tokens, its ids (EOS included where it came), and
-    whether it ended by itself."""
+    """An answer: text without special tokens, ids (EOS included), and whether it ended with EOS."""
 
     text: str
     ids: tuple[int, ...]
     ended: bool
 
 
-class ImageQuestioner:
-    """The understanding side of the checkpoint in `source`; the weights lie on one device.
+class QuestionAnswerer:
+    """Policy and vision tower of a checkpoint, on one device.
 
     Args:
       source: checkpoint directory.
-      how: how answers are drawn.
+      config: how answers are sampled.
       dtype: "float32" or "bfloat16", of weights and activations.
-      system: text in front of each conversation.
+      system: text before each conversation.
     """
 
-    def __init__(self, source: Path, how: AnswerConfig, dtype: str, system: str = "") -> None:
+    def __init__(self, source: Path, config: AnswerConfig, dtype: str, system: str = "") -> None:
         parts = ("policy", "understanding")
         checkpoint = load_checkpoint(source, parts=parts, dtype=jnp.dtype(dtype))
         self._settings = read_settings(source, checkpoint.config.siglip.image_size)
@@ -50,11 +50,11 @@ class ImageQuestioner:
         policy, state = nnx.split(checkpoint.policy_module(checkpoint.dtype))
         tower, self._tower = nnx.split(checkpoint.understanding_module())
         specials = self._tokenizer.specials
-        self._answerer = AnswerSampler(policy, tower, checkpoint.config, specials, how)
+        self._answerer = AnswerSampler(policy, tower, checkpoint.config, specials, config)
         self._params = self._answerer.prepare(state)
 
     def prompt_ids(self, question: str, images: int = 1) -> list[int]:
-        """Ids of a question about so many images; InputError for one that cannot be asked."""
+        """Token ids of a question about some images; InputError for an empty or too long one."""
         return self._tokenizer.encode_question(question, images, self._tokens, self._system)
 
     def __call__(
@@ -64,13 +64,13 @@ class ImageQuestioner:
         width: int = 0,
         seed: int = 0,
     ) -> list[GeneratedAnswer]:
-        """Answers to prompts (of `prompt_ids`), all at once.
+        """Answers to prompts made by `prompt_ids`, as one batch.
 
         Args:
           prompts: one or more.
           images: RGB, those of all prompts in the order of their placeholders.
-          width: tokens of the longest prompt there will be; batches of one width share a program.
-          seed: of the draws at a temperature above 0.
+          width: tokens of the longest prompt of all batches; equal widths compile once.
+          seed: of sampling at a temperature above 0.
         """
         size = -(-max(width, *map(len, prompts)) // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
         ids_PC, len_P = pad_rows(prompts, size, self._tokenizer.specials.pad)
@@ -82,7 +82,9 @@ class ImageQuestioner:
         rows = zip(
             np.asarray(answers.ids_PT), np.asarray(answers.len_P), np.asarray(answers.ended_P)
         )
-        return [self._said(row[:length].tolist(), bool(ended)) for row, length, ended in rows]
-
-    def _said(self, ids: list[int], ended: bool) -> GeneratedAnswer:
-        return GeneratedAnswer(self._tokenizer.decode(ids).strip(), tuple(ids), ended)
+        decoded = []
+        for row, length, ended in rows:
+            ids = row[:length].tolist()
+            text = self._tokenizer.decode(ids).strip()
+            decoded.append(GeneratedAnswer(text, tuple(ids), bool(ended)))
+        return decoded
