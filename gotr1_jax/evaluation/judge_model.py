@@ -11,8 +11,8 @@ import numpy as np
 from gotr1_jax.evaluation.detections import Detection, crop_object
 from gotr1_jax.evaluation.queries import ModelQuery
 from gotr1_jax.rewards.multimodal import instructions
-from gotr1_jax.rewards.multimodal.asking import EngineClient, Reading
-from gotr1_jax.rewards.multimodal.config import QuestionsConfig
+from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer
+from gotr1_jax.rewards.multimodal.terms import QuestionsConfig
 from gotr1_jax.vlm_engine.base import Engine, Question, Scale, make_image_input
 
 _YES_NO = Scale(0, 1, instructions.SCORE_PREFIX)
@@ -71,7 +71,7 @@ class JudgeModel:
         text = f"Question: <<<{instructions.harmless(question)}>>>\n{closing}"
         return Question("score", images, _YES + ask_score, text, limit, _YES_NO)
 
-    def _convert(self, query: ModelQuery, reading: Reading) -> Any:
+    def _convert(self, query: ModelQuery, reading: ParsedAnswer) -> Any:
         if reading.failed:
             return math.nan
         if query.kind == "find":

@@ -7,7 +7,7 @@ import numpy as np
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups
 from gotr1_jax.grpo.update import PolicyMetrics
-from gotr1_jax.rewards import term_statistics
+from gotr1_jax.rewards.combine import term_statistics
 from gotr1_jax.trainer.optimizer import make_schedule
 from gotr1_jax.trainer.state import TrainState
 

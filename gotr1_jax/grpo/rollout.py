@@ -24,7 +24,8 @@ from gotr1_jax.parallel.mesh import assigned_rows, fetch_rows
 from gotr1_jax.parallel.placement import concatenate_on_mesh, take_on_mesh
 from gotr1_jax.parallel.processes import gather, raise_on_all_processes
 from gotr1_jax.plan import Plan, parse_plan
-from gotr1_jax.rewards import Judge, JudgeRequest, JudgeResult, combine, stack_scores
+from gotr1_jax.rewards.base import Judge, JudgeRequest, JudgeResult, stack_scores
+from gotr1_jax.rewards.combine import combine
 from gotr1_jax.sampler.image_decoder import ImageDecoder
 from gotr1_jax.sampler.sampler import Rollout, Sampler, row_keys
 from gotr1_jax.sampler.token_batch import PromptBatch

@@ -26,7 +26,8 @@ from gotr1_jax.parallel.mesh import local_mesh
 from gotr1_jax.parallel.placement import train_state_shardings
 from gotr1_jax.parallel.processes import check_same_on_all_processes, raise_on_all_processes
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of
-from gotr1_jax.rewards import Judge, make_judge
+from gotr1_jax.rewards.base import Judge
+from gotr1_jax.rewards.factory import make_judge
 from gotr1_jax.sampler.image_decoder import ImageDecoder
 from gotr1_jax.sampler.sampler import Sampler
 from gotr1_jax.shapes.dataset import shapes_captions

@@ -31,7 +31,7 @@ from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.parallel.placement import gather_to_main
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
 from gotr1_jax.report.page import write_report
-from gotr1_jax.rewards.multimodal.counts import pop_metrics
+from gotr1_jax.rewards.base import pop_metrics
 from gotr1_jax.trainer.bootstrap import gain_interval
 from gotr1_jax.trainer.run import Run
 from gotr1_jax.trainer.samples import write_samples

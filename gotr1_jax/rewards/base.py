@@ -1,11 +1,11 @@
-"""What a judge is asked and what it answers."""
+"""What a judge gets and what it returns, in memory and as JSON."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,7 +22,7 @@ _RENAMED_KEYS = {"located": "detections", "words": "rationale", "said": "raw_ans
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """One sample to be judged: its caption, its plan, and its image, uint8 (H, W, 3) RGB."""
+    """One sample: its caption, its plan, and its image, uint8 (H, W, 3) RGB."""
 
     caption: str
     plan: Plan
@@ -49,8 +49,8 @@ class JudgeResult:
 class Judge(Protocol):
     """Anything that scores samples.
 
-    `terms` are the names it scores, out of `TERMS`. `identity` is all that its scores depend on
-    besides the sample, as text: equal identities judge equally.
+    `terms` are the names that it scores, out of `TERMS`. `identity` names everything besides the
+    sample that its scores depend on: judges of equal identity give equal scores.
     """
 
     @property
@@ -62,6 +62,20 @@ class Judge(Protocol):
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request, in their order."""
         ...
+
+
+@runtime_checkable
+class HasMetrics(Protocol):
+    """A judge with metrics of its own, such as the share of answers that it could not read."""
+
+    def pop_metrics(self) -> dict[str, float]:
+        """Metrics by name since the last call."""
+        ...
+
+
+def pop_metrics(judge: object) -> dict[str, float]:
+    """A judge's own metrics since the last call; empty for a judge without any."""
+    return judge.pop_metrics() if isinstance(judge, HasMetrics) else {}
 
 
 def stack_scores(results: Sequence[JudgeResult], terms: Sequence[str]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""From the terms of a reward to its total, and the figures that are logged."""
+"""From the terms of a reward to its total, and the metrics that are logged."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def combine(scores: Mapping[str, np.ndarray], rule: str, terms: Sequence[str]) -
     The total is in [0, 1]; only v1 with both sem and spa reaches 2.
 
     Args:
-        scores: float (B,) in [0, 1] for at least each chosen term; NaN where a judge could
-            not tell.
+        scores: float (B,) in [0, 1] for at least each chosen term; NaN where it could not be
+            scored.
         rule: "v1", "v2" or "sum".
         terms: the chosen terms, a subset of `TERMS` in any order.
 
@@ -69,20 +69,20 @@ def combine(scores: Mapping[str, np.ndarray], rule: str, terms: Sequence[str]) -
 
 
 def term_statistics(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Figures to log for reward vectors (B,), the total among them under the name "total".
+    """Metrics of reward vectors (B,), the total among them under the name "total".
 
     Returns:
         `reward/NAME/mean` and `reward/NAME/std` (population) of each vector over the rows that
         are not NaN (NaN where there are none), and `judge/failed_frac`, the share of rows in
         which any vector is NaN.
     """
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     failed = np.zeros((), bool)
     for name, values in scores.items():
         values = np.asarray(values, np.float64)
-        told = values[~np.isnan(values)]
-        figures[f"reward/{name}/mean"] = float(told.mean()) if told.size else float("nan")
-        figures[f"reward/{name}/std"] = float(told.std()) if told.size else float("nan")
+        scored = values[~np.isnan(values)]
+        metrics[f"reward/{name}/mean"] = float(scored.mean()) if scored.size else float("nan")
+        metrics[f"reward/{name}/std"] = float(scored.std()) if scored.size else float("nan")
         failed = failed | np.isnan(values)
-    figures["judge/failed_frac"] = float(failed.mean())
-    return figures
+    metrics["judge/failed_frac"] = float(failed.mean())
+    return metrics

@@ -27,9 +27,15 @@ from gotr1_jax.config import from_dict, load_config, parse_overrides
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.parallel.config import MeshConfig
 from gotr1_jax.plan import parse_plan
-from gotr1_jax.rewards import Judge, JudgeConfig, JudgeRequest, make_judge
-from gotr1_jax.rewards.base import boxes_to_json, rename_old_keys, result_to_json
+from gotr1_jax.rewards.base import (
+    Judge,
+    JudgeRequest,
+    boxes_to_json,
+    rename_old_keys,
+    result_to_json,
+)
 from gotr1_jax.rewards.composite import request_key
+from gotr1_jax.rewards.factory import JudgeConfig, make_judge
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Judges put together, and a judge whose results are kept."""
+"""Several judges as one, and a judge whose results are kept."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from gotr1_jax.rewards.base import (
     Judge,
     JudgeRequest,
     JudgeResult,
+    pop_metrics,
     result_from_json,
     result_to_json,
 )
-from gotr1_jax.rewards.multimodal.counts import pop_metrics
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
 
-class SeveralJudges:
+class CompositeJudge:
     """Terms from different judges as one result.
 
     Attributes:
-        terms: those of all the judges, in their order.
-        identity: theirs, and which terms each gives.
+        terms: those of all judges, in their order.
+        identity: the judges' identities, and which terms each gives.
     """
 
     def __init__(self, judges: Sequence[tuple[Judge, Sequence[str]]]) -> None:
         """judges: each with the terms that are taken from it.
 
-        InputError for a term that a judge does not score, or that two are to give.
+        InputError for a term that a judge does not score, or that two judges give.
         """
         if not judges:
             raise InputError("no judge is given; name at least one")
@@ -45,23 +45,23 @@ class SeveralJudges:
                         f"{', '.join(judge.terms)}"
                     )
                 if term in taken:
-                    raise InputError(f"two judges are to give {term}; take it from one of them")
+                    raise InputError(f"two judges give {term}; take it from one of them")
                 taken.append(term)
         self.terms: tuple[str, ...] = tuple(taken)
         self._judges = [(judge, tuple(terms)) for judge, terms in judges]
         self.identity = " + ".join(f"{j.identity} [{', '.join(t)}]" for j, t in self._judges)
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
-        """One result for each request; the judges are asked one after the other."""
+        """One result for each request; the judges run one after the other."""
         by_judge = [judge.judge(requests) for judge, _ in self._judges]
         return [self._merge(results) for results in zip(*by_judge)]
 
     def pop_metrics(self) -> dict[str, float]:
-        """The figures of all judges since they were last taken."""
-        figures: dict[str, float] = {}
+        """The metrics of all judges since the last call."""
+        metrics: dict[str, float] = {}
         for judge, _ in self._judges:
-            figures |= pop_metrics(judge)
-        return figures
+            metrics |= pop_metrics(judge)
+        return metrics
 
     def _merge(self, results: Sequence[JudgeResult]) -> JudgeResult:
         scores: dict[str, float] = {}
@@ -70,7 +70,7 @@ class SeveralJudges:
         for result, (_, terms) in zip(results, self._judges):
             scores |= {t: result.scores.get(t, math.nan) for t in terms}
             raw_answers |= {t: result.raw_answers[t] for t in terms if t in result.raw_answers}
-            if "ri" in terms or not detections:  # whoever scores ri has looked for the objects
+            if "ri" in terms or not detections:  # the judge that scores ri looked for the objects
                 detections = tuple(result.detections)
         rationale = " | ".join(r.rationale for r in results if r.rationale)
         return JudgeResult(scores, detections, rationale, raw_answers)
@@ -79,8 +79,8 @@ class SeveralJudges:
 class CachedJudge:
     """A judge whose results are kept by caption, plan, image and the judge's identity.
 
-    For judges that have no questions of their own to keep (`multimodal` keeps its answers
-    itself). Results with a NaN are not kept: they are asked for again.
+    For judges that do not ask an engine (`multimodal` keeps the engine's answers instead). Results
+    with a NaN are not kept, so that they are scored again.
     """
 
     def __init__(self, judge: Judge, cache: AnswerCache) -> None:
@@ -89,22 +89,22 @@ class CachedJudge:
         self.identity = judge.identity
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
-        """One result for each request; only those that are not kept are asked for."""
+        """One result for each request; only those that are not kept are judged."""
         keys = [request_key(request, self._judge) for request in requests]
         known = {k: v for k in keys if (v := self._cache.get(k)) is not None}
-        different = {k: r for k, r in zip(keys, requests) if k not in known}
-        asked = dict(zip(different, self._judge.judge(list(different.values()))))
-        whole = {k: r for k, r in asked.items() if not any(map(math.isnan, r.scores.values()))}
+        new = {k: r for k, r in zip(keys, requests) if k not in known}
+        judged = dict(zip(new, self._judge.judge(list(new.values()))))
+        whole = {k: r for k, r in judged.items() if not any(map(math.isnan, r.scores.values()))}
         self._cache.add({k: result_to_json(r) for k, r in whole.items()})
-        return [asked[k] if k in asked else result_from_json(known[k]) for k in keys]
+        return [judged[k] if k in judged else result_from_json(known[k]) for k in keys]
 
     def pop_metrics(self) -> dict[str, float]:
-        """The judge's own."""
+        """The judge's own metrics."""
         return pop_metrics(self._judge)
 
 
 def request_key(request: JudgeRequest, judge: Judge) -> str:
-    """40 hex digits of a sample's caption, plan and image and of who judges which terms."""
+    """40 hex digits of a sample's caption, plan and image and of the judge and its terms."""
     shape = request.image.shape
     text = repr((judge.identity, judge.terms, request.caption, request.plan.text, shape))
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))

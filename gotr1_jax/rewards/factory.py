@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.rewards.base import TERMS, Judge
-from gotr1_jax.rewards.composite import CachedJudge, SeveralJudges
-from gotr1_jax.rewards.multimodal.config import QuestionsConfig
-from gotr1_jax.rewards.multimodal.terms import MULTIMODAL_TERMS, MultimodalJudge
+from gotr1_jax.rewards.composite import CachedJudge, CompositeJudge
+from gotr1_jax.rewards.multimodal.terms import MULTIMODAL_TERMS, MultimodalJudge, QuestionsConfig
 from gotr1_jax.rewards.python import PythonJudge
 from gotr1_jax.rewards.shapes import ShapesJudge
 from gotr1_jax.shapes.judge import SHAPES_TERMS
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 JudgeKind = Literal["shapes", "qwen2_5_vl", "hps", "http", "python"]
-JUDGE_KINDS: tuple[str, ...] = get_args(JudgeKind)
 _USUAL = ("sem", "spa", "ri", "pi")
 _CAN_SCORE = {
     "shapes": SHAPES_TERMS,
@@ -31,13 +29,20 @@ _CAN_SCORE = {
     "http": MULTIMODAL_TERMS,
     "python": TERMS,
 }
+# The settings that a kind cannot do without.
+_REQUIRED = {
+    "http": "judge.http.url and judge.http.model",
+    "qwen2_5_vl": "judge.qwen2_5_vl.checkpoint",
+    "hps": "judge.hps.checkpoint",
+    "python": "judge.python.function and judge.terms",
+}
 
 
 @dataclass(frozen=True)
 class PythonConfig:
-    """A function of one's own; see `rewards.python_judge`."""
+    """A function of one's own; see `rewards.python`."""
 
-    # module:function; the working directory is looked in too.
+    # module:function; the working directory is searched too.
     function: str
 
 
@@ -47,29 +52,33 @@ class HpsConfig:
 
     # HPS_v2.1_compressed.pt, or the directory that it was converted to.
     checkpoint: str
-    # File or directory of CLIP's vocabulary; null: beside the checkpoint.
+    # File or directory of CLIP's vocabulary; null: in the checkpoint's directory.
     vocabulary: str | None = None
     # Images or captions of one call.
     batch_rows: int = 32
+
+    def __post_init__(self) -> None:
+        if self.batch_rows < 1:
+            raise InputError(f"judge.hps.batch_rows is {self.batch_rows}; use 1 or more")
 
 
 @dataclass(frozen=True)
 class CacheConfig:
     """Answers kept on disk, so that a resumed step does not ask twice."""
 
-    # Folder; empty: the place that the command gives, or none.
+    # Folder; empty: the folder that the command chooses, or no cache.
     folder: str = ""
-    # Bytes at which the newest file takes the place of the one before; the disk holds two.
+    # Bytes at which a new file is begun; the disk holds two files.
     max_bytes: int = 64 * 2**20
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         if self.max_bytes < 1:
             raise InputError(f"judge.cache.max_bytes is {self.max_bytes}; use 1 or more")
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Who judges; a section is read only by the kinds that it is for."""
+    """The judge; a section is used only by the kinds that its comment names."""
 
     # shapes: the shapes world's exact judge; qwen2_5_vl: Qwen2.5-VL in this process; hps: human
     # preference; http: a model behind an OpenAI-compatible server; python: a function of one's
@@ -92,45 +101,31 @@ class JudgeConfig:
     # Further judges, each for terms of its own; they share the cache.
     also: tuple[JudgeConfig, ...] = ()
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         for term in self.terms:
             if term not in _CAN_SCORE[self.kind]:
                 raise InputError(
                     f"judge.terms holds {term!r}, which the kind {self.kind} does not score; "
                     f"choose from {', '.join(_CAN_SCORE[self.kind])}"
                 )
-        if self.kind == "python" and (self.python is None or not self.terms):
-            raise InputError("judge.kind is python; give judge.python.function and judge.terms")
-        if self.kind == "http" and self.http is None:
-            raise InputError("judge.kind is http; give judge.http.url and judge.http.model")
-        if self.kind == "qwen2_5_vl" and self.qwen2_5_vl is None:
-            raise InputError("judge.kind is qwen2_5_vl; give judge.qwen2_5_vl.checkpoint")
-        if self.kind == "hps" and self.hps is None:
-            raise InputError("judge.kind is hps; give judge.hps.checkpoint")
+        missing = self.kind in _REQUIRED and getattr(self, self.kind) is None
+        if missing or (self.kind == "python" and not self.terms):
+            raise InputError(f"judge.kind is {self.kind}; give {_REQUIRED[self.kind]}")
         if any(other.also or other.cache != CacheConfig() for other in self.also):
             raise InputError("judge.also holds judges without a cache or an also of their own")
         names = [name for part in (self, *self.also) for name in part.scored_terms]
         double = [name for name in dict.fromkeys(names) if names.count(name) > 1]
         if double:
             raise InputError(
-                f"two judges are to give {', '.join(double)}; set terms of judge and judge.also so "
-                "that each is given once"
+                f"two judges give {', '.join(double)}; set terms of judge and judge.also so that "
+                "each is given once"
             )
 
     @property
     def scored_terms(self) -> tuple[str, ...]:
-        """The terms that are taken from this judge, those of `also` apart."""
+        """The terms that are taken from this judge, without those of `also`."""
         usual = {"hps": ("hps",), "python": ()}
         return self.terms or usual.get(self.kind, _USUAL)
-
-
-def build_judge(kind: str) -> Judge:
-    """The judge of a kind that needs no settings; InputError for any other."""
-    if kind not in JUDGE_KINDS:
-        raise InputError(f"unknown judge kind {kind!r}: use one of {', '.join(JUDGE_KINDS)}")
-    config = JudgeConfig(kind=cast(JudgeKind, kind))
-    config.check()
-    return make_judge(config)
 
 
 def make_judge(
@@ -139,21 +134,22 @@ def make_judge(
     """The judge that a configuration describes, with all of `config.also`.
 
     Args:
-        config: checked.
-        cache_folder: where answers are kept unless the configuration says; None: they are not.
-            shapes and hps keep none: they are quick, and always answer.
-        mesh: devices on which models of this process are laid out; None: the default device.
+        config: of the judge.
+        cache_folder: where answers are kept unless the configuration names a folder; None: they
+            are not kept. shapes and hps keep none: they are quick, and always score.
+        mesh: devices for models of this process; None: the default device.
 
     Raises:
-        InputError: what the configuration names is not there.
+        InputError: a file or function that the configuration names is not there.
     """
     folder = Path(config.cache.folder) if config.cache.folder else cache_folder
     parts = (config, *config.also)
-    kept = folder is not None and any(part.kind not in ("shapes", "hps") for part in parts)
-    cache = AnswerCache(folder, config.cache.max_bytes) if kept and folder is not None else None
+    cache = None
+    if folder is not None and any(part.kind not in ("shapes", "hps") for part in parts):
+        cache = AnswerCache(folder, config.cache.max_bytes)
     judges = [(_make_one(part, cache, mesh), part.scored_terms) for part in parts]
     first, terms = judges[0]
-    return first if len(judges) == 1 and terms == first.terms else SeveralJudges(judges)
+    return first if len(judges) == 1 and terms == first.terms else CompositeJudge(judges)
 
 
 def _make_one(config: JudgeConfig, cache: AnswerCache | None, mesh: Mesh | None) -> Judge:
@@ -163,11 +159,9 @@ def _make_one(config: JudgeConfig, cache: AnswerCache | None, mesh: Mesh | None)
         from gotr1_jax.rewards.hps import HpsJudge
 
         assert config.hps is not None
+        hps = config.hps
         return HpsJudge.from_path(
-            config.hps.checkpoint,
-            config.hps.vocabulary,
-            batch_rows=config.hps.batch_rows,
-            mesh=mesh,
+            hps.checkpoint, hps.vocabulary, batch_rows=hps.batch_rows, mesh=mesh
         )
     if config.kind == "python":
         assert config.python is not None

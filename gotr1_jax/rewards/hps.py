@@ -1,4 +1,4 @@
-"""HPS v2.1 as a judge: how much people would prefer the image for its caption.
+"""HPS v2.1 as a judge: human preference for an image, given its caption.
 
 The score is the cosine of the image's and the caption's vectors (arXiv 2306.09341,
 github.com/tgxs002/HPSv2), without the model's scale; of real images it lies about .20 to .31.
@@ -23,15 +23,12 @@ from gotr1_jax.convert.clip import (
     read_clip_config,
     read_vocabulary,
 )
-from gotr1_jax.errors import InputError
 from gotr1_jax.images.clip import clip_pixels
 from gotr1_jax.models.clip import abstract_clip
 from gotr1_jax.parallel.mesh import replicated, row_multiple, row_sharding
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.tokenizers.clip import ClipTokenizer
-
-BATCH_ROWS = 32
 
 # Host rows (R, ...) -> unit vectors (R, E) on the devices.
 _Encode = Callable[[np.ndarray], jax.Array]
@@ -52,7 +49,7 @@ class HpsJudge:
         self,
         checkpoint: ClipCheckpoint,
         tokenizer: ClipTokenizer,
-        batch_rows: int = BATCH_ROWS,
+        batch_rows: int = 32,
         mesh: Mesh | None = None,
     ) -> None:
         """A judge that computes in float32, whatever the dtype of the parameters.
@@ -64,8 +61,6 @@ class HpsJudge:
           mesh: devices of this process on which the checkpoint's parameters lie; rows are split
             over its axes `data` and `fsdp`. None: the default device.
         """
-        if batch_rows < 1:
-            raise InputError(f"batch_rows is {batch_rows}; give 1 or more")
         multiple = 1 if mesh is None else row_multiple(mesh)
         self._rows = -(-batch_rows // multiple) * multiple
         self._mesh = mesh
@@ -90,24 +85,24 @@ class HpsJudge:
         vocabulary: str | Path | None = None,
         *,
         dtype: Any = jnp.bfloat16,
-        batch_rows: int = BATCH_ROWS,
+        batch_rows: int = 32,
         mesh: Mesh | None = None,
     ) -> HpsJudge:
         """The judge of `HPS_v2.1_compressed.pt`, or of the directory it was converted to.
 
         Args:
           path: the file or directory (see `convert.clip.load_clip`).
-          vocabulary: file or directory of CLIP's vocabulary; None looks beside the weights.
+          vocabulary: file or directory of CLIP's vocabulary; None: in the directory of the weights.
           dtype: of the parameters.
           batch_rows, mesh: as for the class; with a mesh the parameters are split over it too.
 
         Raises InputError in one line for what cannot be read; the vocabulary, which is small, is
-        looked for first.
+        read first.
         """
         config = read_clip_config(path)
         tokenizer = read_vocabulary(path, config, vocabulary)
-        placed = None if mesh is None else state_shardings(abstract_state(config, dtype), mesh)
-        checkpoint = load_clip(path, dtype, placed)
+        shardings = None if mesh is None else state_shardings(abstract_state(config, dtype), mesh)
+        checkpoint = load_clip(path, dtype, shardings)
         judge = cls(checkpoint, tokenizer, batch_rows, mesh)
         judge.identity = f"hps {path}"
         return judge
@@ -115,13 +110,13 @@ class HpsJudge:
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request; a negative cosine scores 0.
 
-        An image is uint8, or of floats from 0 to 255, which are rounded; one with a value that
-        is not finite, and a cosine that is none, score NaN.
+        An image is uint8, or float from 0 to 255, which is rounded. An image or a cosine that is
+        not finite scores NaN.
         """
         if not requests:
             return []
         unique = list(dict.fromkeys(request.caption for request in requests))
-        place = {caption: i for i, caption in enumerate(unique)}
+        index = {caption: i for i, caption in enumerate(unique)}
         broken = [not np.isfinite(request.image).all() for request in requests]
         texts = self._run(self._encode_captions, len(unique), lambda i: self._ids(unique[i]))
         vectors = self._run(
@@ -130,7 +125,7 @@ class HpsJudge:
             lambda i: self._pixels(requests[i].image, broken[i]),
         )
         cosines = [
-            float("nan") if bad else float(vector @ texts[place[request.caption]])
+            float("nan") if bad else float(vector @ texts[index[request.caption]])
             for request, vector, bad in zip(requests, vectors, broken)
         ]
         return [_result(cosine, bad) for cosine, bad in zip(cosines, broken)]
@@ -149,8 +144,8 @@ class HpsJudge:
     def _run(self, encode: _Encode, count: int, row: Callable[[int], np.ndarray]) -> np.ndarray:
         """Unit vectors float32 (count, E) of the rows `row(0)` ... in batches of one shape."""
         # Devices work on one batch while the host makes the next one.
-        waiting = [encode(batch) for batch in self._batches(count, row)]
-        return np.concatenate([np.asarray(vectors) for vectors in waiting])[:count]
+        pending = [encode(batch) for batch in self._batches(count, row)]
+        return np.concatenate([np.asarray(vectors) for vectors in pending])[:count]
 
     def _batches(self, count: int, row: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
         for start in range(0, count, self._rows):

@@ -1,7 +1,7 @@
-"""A Python function of one's own as a judge.
+"""A Python function as a judge.
 
 The function gets all samples of a batch at once and returns, for each in order, either a
-`JudgeResult` or a mapping from term to a number in [0, 1]; NaN says that it cannot tell:
+`JudgeResult` or a mapping from term to a number in [0, 1]; NaN where it cannot be scored:
 
     def judge(requests: Sequence[JudgeRequest]) -> list[dict[str, float]]:
         return [{"pi": brightness(r.image)} for r in requests]
@@ -28,16 +28,16 @@ from gotr1_jax.rewards.base import TERMS, JudgeRequest, JudgeResult
 
 
 class PythonJudge:
-    """Calls `module:function`; what it returns is checked, every value of it.
+    """Calls `module:function` and checks every value that it returns.
 
     Attributes:
-        terms: those that the function scores; it may give others, which are left out.
+        terms: those that the function scores; scores of other terms are left out.
         identity: the function's name and the SHA-256 of its file: an edited function is another
-            judge. What it imports is not looked at.
+            judge. The modules that it imports are not part of it.
     """
 
     def __init__(self, function: str, terms: Sequence[str]) -> None:
-        """InputError where there is no such function, or `terms` are none."""
+        """InputError where there is no such function, or `terms` holds no known term."""
         unknown = [t for t in terms if t not in TERMS]
         if unknown or not terms:
             raise InputError(
@@ -63,9 +63,9 @@ class PythonJudge:
                 f"({place.filename}, line {place.lineno})"
             ) from error
         if not isinstance(results, list | tuple):
-            raise self._wrong(f"returned {type(results).__name__}; return a list")
+            raise self._error(f"returned {type(results).__name__}; return a list")
         if len(results) != len(requests):
-            raise self._wrong(
+            raise self._error(
                 f"returned {len(results)} results for {len(requests)} samples; return one for each"
             )
         return [self._check(i, result) for i, result in enumerate(results)]
@@ -74,14 +74,14 @@ class PythonJudge:
         if not isinstance(result, JudgeResult):
             result = JudgeResult(scores=result)
         if not isinstance(result.scores, Mapping):
-            raise self._wrong(
+            raise self._error(
                 f"returned {type(result.scores).__name__} for sample {index}; return a mapping "
                 "from term to score, or a JudgeResult"
             )
         missing = [t for t in self.terms if t not in result.scores]
         if missing:
-            raise self._wrong(
-                f"gave no {', '.join(missing)} for sample {index}; NaN is for what it cannot tell"
+            raise self._error(
+                f"gave no {', '.join(missing)} for sample {index}; NaN means: cannot be scored"
             )
         scores = {t: self._number(index, t, result.scores[t]) for t in self.terms}
         detections = result.detections
@@ -89,26 +89,26 @@ class PythonJudge:
             isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Box)
             for item in detections
         ):
-            raise self._wrong(f"detections for sample {index} is no list of (name, Box)")
+            raise self._error(f"detections for sample {index} is no list of (name, Box)")
         return JudgeResult(scores, tuple(detections), str(result.rationale), result.raw_answers)
 
     def _number(self, index: int, term: str, value: Any) -> float:
         real = isinstance(value, float | int | np.floating | np.integer)
         if not real or isinstance(value, bool | np.bool_):
-            raise self._wrong(
+            raise self._error(
                 f"gave {term} = {value!r} ({type(value).__name__}) for sample {index}; use a float"
             )
         number = float(value)
         if not (math.isnan(number) or 0 <= number <= 1):
-            raise self._wrong(f"gave {term} = {number:g} for sample {index}; use 0 to 1, or NaN")
+            raise self._error(f"gave {term} = {number:g} for sample {index}; use 0 to 1, or NaN")
         return number
 
-    def _wrong(self, what: str) -> InputError:
+    def _error(self, what: str) -> InputError:
         return InputError(f"judge {self._name} {what}")
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """The function that "module:function" names; the working directory is looked in too."""
+    """The function that "module:function" names; the working directory is searched too."""
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute or not attribute.isidentifier():
         raise InputError(f"judge.python.function is {name!r}; write it as module:function")

@@ -19,7 +19,7 @@ from gotr1_jax.grpo.policy import load_policy
 from gotr1_jax.grpo.rollout import encode_captions
 from gotr1_jax.grpo.setup import make_rollout_worker
 from gotr1_jax.parallel.mesh import make_mesh
-from gotr1_jax.rewards import make_judge
+from gotr1_jax.rewards.factory import make_judge
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.trainer import samples as samples_module
 

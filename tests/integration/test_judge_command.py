@@ -16,10 +16,11 @@ from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
 from gotr1_jax import cli
 from gotr1_jax.plan import Box, format_object, parse_plan
-from gotr1_jax.rewards import JudgeConfig
 from gotr1_jax.rewards.command import JudgeJob, device_mesh, find_samples, option_names
+from gotr1_jax.rewards.factory import HpsConfig, JudgeConfig
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
 from gotr1_jax.trainer.samples import SampleRecord, write_samples
+from gotr1_jax.vlm_engine.config import HttpConfig
 
 BOX = Box(100, 200, 500, 600)
 PLAN = format_object("red circle", BOX)
@@ -213,11 +214,11 @@ def test_a_model_judges_on_all_devices(run, tmp_path, capsys) -> None:
     assert len(set(spread)) > 1
     assert judge(run, *words, "--mesh.data", "3", "--mesh.fsdp", "5") == 2
     assert "needs 15 devices" in error_line(capsys)
-    hps = JudgeConfig("hps")
+    hps = JudgeConfig("hps", hps=HpsConfig("nowhere"))
     for config in (hps, JudgeConfig(also=(hps,))):
         mesh = device_mesh(JudgeJob(config))
         assert mesh is not None and mesh.size == jax.device_count()
-    assert device_mesh(JudgeJob(JudgeConfig("http"))) is None
+    assert device_mesh(JudgeJob(JudgeConfig("http", http=HttpConfig("http://a/v1", "m")))) is None
 
 
 def test_a_configuration_file(run, tmp_path) -> None:

@@ -14,13 +14,13 @@ from lookup_engine import request
 from gotr1_jax.config import from_dict, to_yaml
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.plan import Box
-from gotr1_jax.rewards import JudgeConfig, JudgeRequest, JudgeResult, make_judge
-from gotr1_jax.rewards.base import result_from_json, result_to_json
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, result_from_json, result_to_json
 from gotr1_jax.rewards.composite import (
     CachedJudge,
-    SeveralJudges,
+    CompositeJudge,
     request_key,
 )
+from gotr1_jax.rewards.factory import JudgeConfig, make_judge
 from gotr1_jax.rewards.multimodal.terms import MultimodalJudge
 from gotr1_jax.rewards.python import PythonJudge
 from gotr1_jax.rewards.shapes import ShapesJudge
@@ -162,7 +162,7 @@ class Fixed:
 
 
 def test_terms_from_several_judges() -> None:
-    judge = SeveralJudges(
+    judge = CompositeJudge(
         [(Fixed(pi=0.1, sem=0.2), ["sem"]), (Fixed(ri=0.3, pi=0.4), ["pi", "ri"])]
     )
     assert judge.terms == ("sem", "pi", "ri")
@@ -180,12 +180,12 @@ def test_terms_from_several_judges() -> None:
     [
         ([], "at least one"),
         ([(Fixed(pi=1), ["ri"])], "does not score ri; it scores pi"),
-        ([(Fixed(pi=1), ["pi"]), (Fixed(pi=0), ["pi"])], "two judges are to give pi"),
+        ([(Fixed(pi=1), ["pi"]), (Fixed(pi=0), ["pi"])], "two judges give pi"),
     ],
 )
 def test_judges_that_do_not_go_together(parts, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        SeveralJudges(parts)
+        CompositeJudge(parts)
 
 
 def test_results_are_kept_by_content(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_judges_from_a_configuration(module: str, tmp_path: Path) -> None:
         ({"kind": "hps"}, "give judge.hps.checkpoint"),
         ({"terms": ["hps"]}, "the kind shapes does not score"),
         ({"http": {"url": "x", "model": "m"}}, "judge.http.url is 'x'"),
-        ({"also": [{"terms": ["pi"]}]}, "two judges are to give pi"),
+        ({"also": [{"terms": ["pi"]}]}, "two judges give pi"),
         ({"terms": ["pi"], "also": [{"terms": ["ri"], "cache": {"folder": "x"}}]}, "judge.also"),
         ({"questions": {"canvas": 10}}, "canvas is 10"),
         ({"questions": {"max_objects": 0}}, "max_objects is 0"),

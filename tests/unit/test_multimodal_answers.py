@@ -11,9 +11,9 @@ import pytest
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.grpo.alarms import FailureTracker
 from gotr1_jax.plan import Box, format_object, parse_plan
+from gotr1_jax.rewards.base import pop_metrics
 from gotr1_jax.rewards.multimodal.answers import MAX_BOXES, read_boxes, read_score, read_verdict
 from gotr1_jax.rewards.multimodal.canvas import draw_canvas
-from gotr1_jax.rewards.multimodal.counts import pop_metrics
 from gotr1_jax.rewards.multimodal.instructions import harmless, show_plan
 from gotr1_jax.vlm_engine import answer_cache as cache_module
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache

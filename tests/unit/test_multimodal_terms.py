@@ -13,9 +13,9 @@ from lookup_engine import CUT, NAN, SILENT, LookupEngine, ScoringLookup, plan_te
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box
-from gotr1_jax.rewards import combine, stack_scores
-from gotr1_jax.rewards.multimodal.config import QuestionsConfig
-from gotr1_jax.rewards.multimodal.terms import MultimodalJudge
+from gotr1_jax.rewards.base import stack_scores
+from gotr1_jax.rewards.combine import combine
+from gotr1_jax.rewards.multimodal.terms import MultimodalJudge, QuestionsConfig
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import Answer, Question
 

@@ -19,8 +19,9 @@ from gotr1_jax.convert.qwen2_5_vl import load_qwen
 from gotr1_jax.errors import InputError
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.plan import parse_plan
-from gotr1_jax.rewards import JudgeConfig, JudgeRequest, make_judge
-from gotr1_jax.rewards.multimodal.config import QuestionsConfig
+from gotr1_jax.rewards.base import JudgeRequest
+from gotr1_jax.rewards.factory import JudgeConfig, make_judge
+from gotr1_jax.rewards.multimodal.terms import QuestionsConfig
 from gotr1_jax.vlm_engine import QwenEngineConfig
 from gotr1_jax.vlm_engine.base import ImageInput, Question, Scale, make_image_input
 from gotr1_jax.vlm_engine.engine import QwenEngine
@@ -256,7 +257,7 @@ def test_a_hub_id_is_a_checkpoint(directory: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_configuration_makes_the_judge(directory: Path) -> None:
     with pytest.raises(InputError, match="give judge.qwen2_5_vl.checkpoint"):
-        JudgeConfig("qwen2_5_vl").check()
+        JudgeConfig("qwen2_5_vl")
     nowhere = QwenEngineConfig(str(directory / "nowhere"))
     with pytest.raises(InputError, match="no checkpoint at"):
         make_judge(JudgeConfig("qwen2_5_vl", qwen2_5_vl=nowhere))

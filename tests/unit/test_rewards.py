@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.rewards import (
-    TERMS,
-    JudgeResult,
-    build_judge,
-    combine,
-    stack_scores,
-    term_statistics,
-)
+from gotr1_jax.rewards.base import TERMS, JudgeResult, stack_scores
+from gotr1_jax.rewards.combine import combine, term_statistics
+from gotr1_jax.rewards.factory import JudgeConfig, make_judge
 
 NAN = float("nan")
 SCORES = {
@@ -102,7 +97,5 @@ def test_missing_scores_stack_as_nan() -> None:
     assert stacked["sem"].dtype == np.float32 and np.isnan(stacked["pi"]).all()
 
 
-def test_judges_by_kind() -> None:
-    assert build_judge("shapes").terms == FOUR
-    with pytest.raises(InputError, match="oracle"):
-        build_judge("oracle")
+def test_the_usual_judge() -> None:
+    assert make_judge(JudgeConfig()).terms == FOUR

@@ -11,7 +11,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from gotr1_jax.plan import Box, format_object, parse_plan
-from gotr1_jax.rewards import JudgeRequest, build_judge
+from gotr1_jax.rewards.base import JudgeRequest
+from gotr1_jax.rewards.shapes import ShapesJudge
 from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec, parse_caption
 from gotr1_jax.shapes.dataset import sample_example
 from gotr1_jax.shapes.detect import MAX_FOUND, find_objects
@@ -38,7 +39,7 @@ def _scene(*placed: tuple[str, tuple[int, int]]) -> Scene:
 def _judge(caption: str, plan: Scene | str, raw_image: Scene | np.ndarray) -> dict[str, float]:
     text = plan if isinstance(plan, str) else write_plan(plan)
     image = raw_image if isinstance(raw_image, np.ndarray) else render(raw_image)
-    (result,) = build_judge("shapes").judge([JudgeRequest(caption, parse_plan(text), image)])
+    (result,) = ShapesJudge().judge([JudgeRequest(caption, parse_plan(text), image)])
     assert set(result.scores) == {"sem", "spa", "ri", "pi"} and "\n" not in result.rationale
     return {k: float(v) for k, v in result.scores.items()}
 
@@ -304,7 +305,7 @@ def test_captions_of_another_world_cannot_be_judged() -> None:
 
 def test_results_hold_what_was_found() -> None:
     request = JudgeRequest(PAIR, parse_plan(write_plan(TRUE_PAIR)), render(TRUE_PAIR))
-    (result,) = build_judge("shapes").judge([request])
+    (result,) = ShapesJudge().judge([request])
     assert result.detections == (
         ("large red circle", Box(62, 312, 438, 688)),
         ("small blue square", Box(688, 375, 906, 594)),
@@ -323,7 +324,7 @@ def test_speed() -> None:
     rng = np.random.default_rng(3)
     examples = [sample_example(rng, "all") for _ in range(128)]
     requests = [JudgeRequest(e.caption, parse_plan(e.plan), render(e.scene)) for e in examples]
-    judge = build_judge("shapes")
+    judge = ShapesJudge()
     judge.judge(requests)
     begin = time.process_time()
     judge.judge(requests)

@@ -1,1 +1,1 @@
-"""Judges that read images and text: what they are asked, how answers are read, what is scored."""
+"""Judges that read images and text: their questions, how answers are parsed, their terms."""

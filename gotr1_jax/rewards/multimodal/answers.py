@@ -1,4 +1,4 @@
-"""Reading what a model wrote: scores, boxes and verdicts; nothing here ever raises.
+"""Parses a model's answers: scores, boxes and verdicts. Nothing here raises.
 
 Models wrap their JSON in fences and prose, use single or typographic quotes, write "8/10". All
 of that is read. What is ambiguous is not: two numbers without a name, a range, another
@@ -12,9 +12,9 @@ import re
 from typing import Any, NamedTuple
 
 MAX_CHARACTERS = 20_000
-"""Longer answers are cut at the front: what counts stands at the end."""
+"""Of a longer answer its end is read: the result stands there."""
 MAX_BOXES = 64
-_MAX_STARTS = 64  # places at which JSON is looked for
+_MAX_STARTS = 64  # positions at which JSON is searched for
 
 # Typographic and full-width characters that stand for plain ones.
 _PLAIN = str.maketrans(
@@ -38,7 +38,7 @@ _KEYED = re.compile(
     re.IGNORECASE,
 )
 _RATIO = re.compile(rf"(?<![\d./+-]){_NUMBER}\s*(?:/|out of)\s*(\d{{1,9}})(?:\.0+)?{_WHOLE}")
-# A number is the answer only where it is all that there is: "1 cat, no dog" is no score of 1.
+# A number is the answer only where nothing else is written: "1 cat, no dog" is no score of 1.
 _ALONE = re.compile(
     rf"(?:```\w*)?[^\w+-]*(?:(?:final|score|rating|answer)[^\w+-]+){{0,3}}{_NUMBER}[^\w%+-]*"
     r"(?:points?\W*)?",
@@ -76,18 +76,18 @@ def plain(text: str) -> str:
 def read_score(text: str, low: float, high: float) -> ScoreReading | None:
     """The score in an answer, or None where there is none, or none within [low, high].
 
-    The last JSON object with a "score" counts; else what is called a score; else a number out
-    of `high`; else a bare number. Two that differ are none.
+    The last JSON object with a "score" counts; else a number named as the score; else a number
+    out of `high`; else a bare number. Two different numbers count as none.
     """
-    # As it stands first: made plain, a quotation inside the reason would end its string.
+    # Unchanged first: with plain quotes, a quotation inside the reason would end its string.
     for form in (text[-MAX_CHARACTERS:], plain(text)):
         for item in reversed(_objects(form)):
             if "score" in item:
                 value = _value(item["score"], low, high)
                 return None if value is None else ScoreReading(value, _line(item.get("reason")))
     text = plain(text)
-    said = _REASON.search(text)
-    reason = _line(said.group(1)) if said else ""
+    match = _REASON.search(text)
+    reason = _line(match.group(1)) if match else ""
     values = {_in_range(n, d or None, low, high) for n, d in _KEYED.findall(text)}
     if not values:
         ratios = (_in_range(n, d, low, high) for n, d in _RATIO.findall(text))
@@ -102,8 +102,8 @@ def read_score(text: str, low: float, high: float) -> ScoreReading | None:
 def read_boxes(text: str) -> list[tuple[float, float, float, float]] | None:
     """(x1, y1, x2, y2) of every box in an answer, x1 <= x2 and y1 <= y2; None where unreadable.
 
-    An empty list, null or the bare word "none" is the answer that nothing is there. Units and
-    range are the model's. At most MAX_BOXES.
+    An empty list, null or the bare word "none" means no boxes. Units and range are the model's.
+    At most MAX_BOXES.
     """
     text = plain(text)
     named = _BOX_KEY.search(text)

@@ -1,4 +1,4 @@
-"""The sketch of a plan that the judge of layout looks at."""
+"""The sketch of a plan, which the term spa shows to the judge."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from PIL import Image
 
 from gotr1_jax.plan import Box, Plan, draw_overlay
 
-_SAME = 8  # thousandths by which the edges of two boxes differ at most that would hide each other
-_INSET = 12  # thousandths by which the later one is drawn inside
+_SAME = 8  # thousandths: boxes whose edges differ by no more hide each other
+_INSET = 12  # thousandths by which the later one is drawn smaller on each side
 
 
 def draw_canvas(plan: Plan, side: int, aspect: float = 1.0) -> np.ndarray:
     """The plan's boxes on white, each with its object's name at its corner.
 
-    Names keep off one another and inside the canvas, and are drawn at the canvas's own
-    resolution: 15 px high at the default 448. Of boxes that lie on one another each is drawn a
-    little inside the one before, so that all outlines are seen.
+    Names do not overlap, stay inside the canvas and are drawn at its own resolution: 15 px high
+    at the default 448. Of boxes that coincide each is drawn a little inside the one before, so
+    that all outlines are visible.
 
     Args:
         plan: its objects with a readable box are drawn, at their cleaned boxes.
@@ -30,17 +30,17 @@ def draw_canvas(plan: Plan, side: int, aspect: float = 1.0) -> np.ndarray:
     """
     width, height = (side, round(side / aspect)) if aspect >= 1 else (round(side * aspect), side)
     sheet = Image.new("RGB", (max(1, width), max(1, height)), "white")
-    return np.asarray(draw_overlay(sheet, _apart(plan.boxes), scale=1))
+    return np.asarray(draw_overlay(sheet, _separate(plan.boxes), scale=1))
 
 
-def _apart(boxes: Sequence[tuple[str, Box]]) -> list[tuple[str, Box]]:
-    apart: list[tuple[str, Box]] = []
+def _separate(boxes: Sequence[tuple[str, Box]]) -> list[tuple[str, Box]]:
+    separate: list[tuple[str, Box]] = []
     cleaned = [box.clean() for _, box in boxes]
     for i, ((name, _), box) in enumerate(zip(boxes, cleaned)):
         inset = _INSET * sum(_same(box, other) for other in cleaned[:i])
         inner = Box(box.x1 + inset, box.y1 + inset, box.x2 - inset, box.y2 - inset)
-        apart.append((name, inner if inner.is_valid else box))
-    return apart
+        separate.append((name, inner if inner.is_valid else box))
+    return separate
 
 
 def _same(a: Box, b: Box) -> bool:

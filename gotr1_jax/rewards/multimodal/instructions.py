@@ -1,4 +1,4 @@
-"""What a judge is told: every word of it, and the version that these words have.
+"""The instructions of a multimodal judge: all texts that it gets, and their version.
 
 Each term has its own instruction, written for this project after the definitions in GoT-R1
 (arXiv 2505.17022, section 3) and, for the verdict, ReasonGen-R1 (arXiv 2505.24875).
@@ -99,7 +99,7 @@ CLOSINGS: dict[Kind, str] = {
     "boxes": "Answer with the JSON list.",
     "verdict": "Give the reasons, then the decision.",
 }
-"""The end of every question: its instruction stands far in front of it, before the image."""
+"""The end of every question; its instruction comes first, before the image."""
 
 REMINDERS: dict[Kind, str] = {
     "score": "Your last answer could not be read. Give the JSON object alone, short: "
@@ -109,14 +109,14 @@ REMINDERS: dict[Kind, str] = {
     "verdict": "Your last answer could not be read. Give your reasons in three sentences at most, "
     "then the decision as \\boxed{1} or \\boxed{0}.",
 }
-"""What is said when a question is asked for the second time."""
+"""Added to a question that is asked for the second time."""
 
 _OPENINGS = re.compile(r"<(?=\|)")
 _FENCES = re.compile(r"<<+|>>+")
 
 
 def harmless(text: str) -> str:
-    """`text` so that it can be neither a special token ("<|...|>") nor the end of the material."""
+    """`text` without what could be a special token ("<|...|>") or the end of the material."""
     return _OPENINGS.sub("< ", _FENCES.sub(lambda m: m.group()[0], text)).strip()
 
 
@@ -149,4 +149,4 @@ def _version() -> str:
 
 
 VERSION = _version()
-"""Twelve hex digits that change with any word of the instructions."""
+"""Twelve hex digits that change with any word of the instructions; part of cache keys."""

@@ -20,26 +20,53 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box, Plan, box_from_pixels, match_objects, normalise_name
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
-from gotr1_jax.rewards.multimodal import instructions as say
-from gotr1_jax.rewards.multimodal.asking import EngineClient, Reading
+from gotr1_jax.rewards.multimodal import instructions
 from gotr1_jax.rewards.multimodal.canvas import draw_canvas
-from gotr1_jax.rewards.multimodal.config import QuestionsConfig
-from gotr1_jax.rewards.multimodal.counts import QuestionCounts
+from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer, QuestionCounts
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import Engine, ImageInput, Question, Scale, make_image_input
 
 MULTIMODAL_TERMS = ("sem", "spa", "ri", "pi", "verdict")
-_TEN = Scale(0, 10, say.SCORE_PREFIX)
-_FROM_ONE = Scale(1, 10, say.SCORE_PREFIX)
+_ZERO_TO_TEN = Scale(0, 10, instructions.SCORE_PREFIX)
+_ONE_TO_TEN = Scale(1, 10, instructions.SCORE_PREFIX)
 _SHOWN_REASON = 200  # characters of a reason in the line that the report shows
 
 
 @dataclass(frozen=True)
-class _Scored:
+class QuestionsConfig:
+    """The questions of a multimodal judge, wherever its model runs.
+
+    A judge's identity, and so the keys of kept results, holds this class's `repr`.
+    """
+
+    # text: the score is read from the model's words; expected: the mean of its distribution, one
+    # forward pass without decoding and without words (needs an engine that can).
+    reading: Literal["text", "expected"] = "text"
+    # Objects of a plan that ri asks about, those with the largest boxes. The others count as not
+    # found: a plan does not gain by having more.
+    max_objects: int = 8
+    # Longer side in pixels of the sketch of the boxes that spa shows.
+    canvas: int = 448
+    # Longest answers, in tokens.
+    score_tokens: int = 96
+    boxes_tokens: int = 256
+    verdict_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("max_objects", "score_tokens", "boxes_tokens", "verdict_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"questions.{name} is {getattr(self, name)}; use 1 or more")
+        if not 112 <= self.canvas <= 2048:
+            raise InputError(f"questions.canvas is {self.canvas}; use 112 to 2048 pixels")
+
+
+@dataclass(frozen=True)
+class _TermScore:
     """The score of one term of one sample, a line about it, the raw answers, the detections."""
 
     score: float
@@ -49,11 +76,11 @@ class _Scored:
 
 
 class MultimodalJudge:
-    """Scores any of `MULTIMODAL_TERMS` by asking an engine; all samples are asked about at once.
+    """Scores any of `MULTIMODAL_TERMS` by asking an engine about all samples at once.
 
     Attributes:
-        terms: those it scores.
-        identity: the engine's, and the version of the instructions and settings.
+        terms: those that it scores.
+        identity: the engine's identity, the version of the instructions, and the settings.
     """
 
     def __init__(
@@ -63,7 +90,7 @@ class MultimodalJudge:
         config: QuestionsConfig = QuestionsConfig(),  # noqa: B008 - frozen
         cache: AnswerCache | None = None,
     ) -> None:
-        """InputError for unknown terms, and for a way of reading that the engine lacks."""
+        """InputError for unknown terms, and for a reading that the engine does not support."""
         unknown = [t for t in terms if t not in MULTIMODAL_TERMS]
         if unknown or not terms:
             raise InputError(
@@ -72,73 +99,75 @@ class MultimodalJudge:
             )
         self.terms: tuple[str, ...] = tuple(terms)
         self._engine, self._config = engine, config
-        self._asker = EngineClient(engine, config.reading == "expected", cache)
-        self.identity = f"{engine.identity} instructions={say.VERSION} {config}"
+        self._client = EngineClient(engine, config.reading == "expected", cache)
+        self.identity = f"{engine.identity} instructions={instructions.VERSION} {config}"
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
-        """One result for each request; see the module's text."""
-        asked = [self._questions(request) for request in requests]
-        flat = [q for by_term in asked for group in by_term.values() for q in group]
-        readings = iter(self._asker.ask(flat))
+        """One result for each request; the module's docstring defines the scores."""
+        questions = [self._questions(request) for request in requests]
+        every = [q for by_term in questions for group in by_term.values() for q in group]
+        parsed = iter(self._client.ask(every))
         results = []
-        for request, by_term in zip(requests, asked):
-            answers = {term: [next(readings) for _ in group] for term, group in by_term.items()}
+        for request, by_term in zip(requests, questions):
+            answers = {term: [next(parsed) for _ in group] for term, group in by_term.items()}
             results.append(self._result(request, by_term, answers))
         return results
 
     def pop_metrics(self) -> dict[str, float]:
-        """Rates of failure since they were last taken; see `QuestionCounts.figures`."""
-        counts, self._asker.counts = self._asker.counts, QuestionCounts()
-        return counts.figures()
+        """Rates of failure since the last call; see `QuestionCounts.metrics`."""
+        counts, self._client.counts = self._client.counts, QuestionCounts()
+        return counts.metrics()
 
     def _questions(self, request: JudgeRequest) -> dict[str, list[Question]]:
-        """What is asked about one sample, by term; nothing where the score is known without."""
-        raw_image = make_image_input(request.image)
+        """The questions about one sample, by term; none where the score is known without."""
+        image = make_image_input(request.image)
         plan = request.plan
         by_term: dict[str, list[Question]] = {}
         for term in self.terms:
             if term == "sem":
-                by_term[term] = [self._ask_sem(request)] if _says_anything(plan) else []
+                by_term[term] = [self._sem_question(request)] if _has_letters(plan) else []
             elif term == "spa":
-                by_term[term] = [self._ask_spa(request, raw_image)] if plan.boxes else []
+                by_term[term] = [self._spa_question(request, image)] if plan.boxes else []
             elif term == "ri":
-                names = _different_names(self._searched(plan))
-                by_term[term] = [self._ask_where(name, raw_image) for name in names]
+                names = _distinct_names(self._searched_objects(plan))
+                by_term[term] = [self._search_question(name, image) for name in names]
             else:
-                by_term[term] = [self._ask_image(term, request, raw_image)]
+                by_term[term] = [self._image_question(term, request, image)]
         return by_term
 
-    def _ask_sem(self, request: JudgeRequest) -> Question:
-        material = say.show_caption(request.caption) + say.show_plan(request.plan.text)
-        return self._ask_score((), say.SEM, material, _TEN)
+    def _sem_question(self, request: JudgeRequest) -> Question:
+        caption = instructions.show_caption(request.caption)
+        material = caption + instructions.show_plan(request.plan.text)
+        return self._score_question((), instructions.SEM, material, _ZERO_TO_TEN)
 
-    def _ask_spa(self, request: JudgeRequest, image: ImageInput) -> Question:
+    def _spa_question(self, request: JudgeRequest, image: ImageInput) -> Question:
         height, width = image.size
-        sheet = make_image_input(draw_canvas(request.plan, self._config.canvas, width / height))
-        return self._ask_score((sheet,), say.SPA, say.show_caption(request.caption), _FROM_ONE)
+        sketch = make_image_input(draw_canvas(request.plan, self._config.canvas, width / height))
+        caption = instructions.show_caption(request.caption)
+        return self._score_question((sketch,), instructions.SPA, caption, _ONE_TO_TEN)
 
-    def _ask_image(self, term: str, request: JudgeRequest, image: ImageInput) -> Question:
-        caption = say.show_caption(request.caption)
+    def _image_question(self, term: str, request: JudgeRequest, image: ImageInput) -> Question:
+        caption = instructions.show_caption(request.caption)
         if term == "pi":
-            return self._ask_score((image,), say.PI, caption, _TEN)
-        text, limit = caption + say.CLOSINGS["verdict"], self._config.verdict_tokens
-        return Question("verdict", (image,), say.VERDICT, text, limit)
+            return self._score_question((image,), instructions.PI, caption, _ZERO_TO_TEN)
+        text, limit = caption + instructions.CLOSINGS["verdict"], self._config.verdict_tokens
+        return Question("verdict", (image,), instructions.VERDICT, text, limit)
 
-    def _ask_score(
+    def _score_question(
         self, images: tuple[ImageInput, ...], instruction: str, material: str, scale: Scale
     ) -> Question:
-        return Question(
-            "score", images, instruction + say.ask_score(), material + say.CLOSINGS["score"],
-            self._config.score_tokens, scale,
-        )  # fmt: skip
+        text = material + instructions.CLOSINGS["score"]
+        instruction += instructions.ask_score()
+        return Question("score", images, instruction, text, self._config.score_tokens, scale)
 
-    def _ask_where(self, name: str, image: ImageInput) -> Question:
-        text, limit = say.show_name(name) + say.CLOSINGS["boxes"], self._config.boxes_tokens
-        return Question("boxes", (image,), say.LOCATE, text, limit)
+    def _search_question(self, name: str, image: ImageInput) -> Question:
+        text = instructions.show_name(name) + instructions.CLOSINGS["boxes"]
+        return Question("boxes", (image,), instructions.LOCATE, text, self._config.boxes_tokens)
 
-    def _searched(self, plan: Plan) -> list[tuple[str, Box]]:
-        """(name, box) of the planned objects that are looked for, largest first."""
-        wanted = [(n, b) for n, b in plan.boxes if say.show_name(n) != say.show_name("") and b.area]
+    def _searched_objects(self, plan: Plan) -> list[tuple[str, Box]]:
+        """(name, box) of the planned objects that are searched for, largest first."""
+        nameless = instructions.show_name("")
+        wanted = [(n, b) for n, b in plan.boxes if instructions.show_name(n) != nameless and b.area]
         wanted.sort(key=lambda item: -item[1].area)
         return wanted[: self._config.max_objects]
 
@@ -146,14 +175,14 @@ class MultimodalJudge:
         self,
         request: JudgeRequest,
         questions: Mapping[str, Sequence[Question]],
-        readings: Mapping[str, Sequence[Reading]],
+        answers: Mapping[str, Sequence[ParsedAnswer]],
     ) -> JudgeResult:
-        scored: dict[str, _Scored] = {}
+        scored: dict[str, _TermScore] = {}
         for term in self.terms:
             if term == "ri":
-                scored[term] = self._score_ri(request, readings[term])
+                scored[term] = self._score_ri(request, answers[term])
             else:
-                scored[term] = _score_one(questions[term], readings[term])
+                scored[term] = _score_one(questions[term], answers[term])
         return JudgeResult(
             scores={term: s.score for term, s in scored.items()},
             detections=tuple(item for s in scored.values() for item in s.detections),
@@ -161,22 +190,22 @@ class MultimodalJudge:
             raw_answers={term: s.raw_answers for term, s in scored.items()},
         )
 
-    def _score_ri(self, request: JudgeRequest, readings: Sequence[Reading]) -> _Scored:
+    def _score_ri(self, request: JudgeRequest, answers: Sequence[ParsedAnswer]) -> _TermScore:
         plan = request.plan
         number = len(plan.objects) + plan.num_dropped
         if not number:
-            return _Scored(0.0, "0: no object is planned")
-        searched = self._searched(plan)
-        names = _different_names(searched)
-        raw_answers = "\n".join(f"{name}: {r.text}" for name, r in zip(names, readings))
+            return _TermScore(0.0, "0: no object is planned")
+        searched = self._searched_objects(plan)
+        names = _distinct_names(searched)
+        raw_answers = "\n".join(f"{name}: {a.text}" for name, a in zip(names, answers))
         detections = tuple(
             (name, box)
-            for name, reading in zip(names, readings)
-            for box in self._to_plan(reading, request)
+            for name, answer in zip(names, answers)
+            for box in self._to_plan(answer, request)
         )
-        failed = [f"{name}: {r.reason}" for name, r in zip(names, readings) if r.failed]
+        failed = [f"{name}: {a.reason}" for name, a in zip(names, answers) if a.failed]
         if failed:
-            return _Scored(math.nan, f"failed: {'; '.join(failed)}", raw_answers, detections)
+            return _TermScore(math.nan, f"failed: {'; '.join(failed)}", raw_answers, detections)
         matches = match_objects(searched, detections)
         score = sum(overlap for _, _, overlap in matches) / number
         parts = [
@@ -185,41 +214,41 @@ class MultimodalJudge:
         ]
         if number > len(searched):
             parts.append(f"{number - len(searched)} not searched for count 0")
-        return _Scored(score, f"{score:.2f}: {', '.join(parts)}", raw_answers, detections)
+        return _TermScore(score, f"{score:.2f}: {', '.join(parts)}", raw_answers, detections)
 
-    def _to_plan(self, reading: Reading, request: JudgeRequest) -> list[Box]:
+    def _to_plan(self, answer: ParsedAnswer, request: JudgeRequest) -> list[Box]:
         """Detected boxes in thousandths, clipped to the image."""
         height, width = self._engine.image_size(*request.image.shape[:2])
-        return [box_from_pixels(*box, width, height) for box in reading.boxes or ()]
+        return [box_from_pixels(*box, width, height) for box in answer.boxes or ()]
 
 
-def _different_names(searched: Sequence[tuple[str, Box]]) -> list[str]:
-    """Names that are not the same to `match_objects`, each as it was first written."""
+def _distinct_names(searched: Sequence[tuple[str, Box]]) -> list[str]:
+    """Names that differ for `match_objects`, each as it was first written."""
     first: dict[str, str] = {}
     for name, _ in searched:
         first.setdefault(normalise_name(name), name)
     return list(first.values())
 
 
-def _says_anything(plan: Plan) -> bool:
-    return any(c.isalpha() for c in say.show_plan(plan.text).removeprefix("Plan:"))
+def _has_letters(plan: Plan) -> bool:
+    return any(c.isalpha() for c in instructions.show_plan(plan.text).removeprefix("Plan:"))
 
 
-def _score_one(questions: Sequence[Question], readings: Sequence[Reading]) -> _Scored:
-    """A term that one question decides; without a question it is 0."""
+def _score_one(questions: Sequence[Question], answers: Sequence[ParsedAnswer]) -> _TermScore:
+    """A term of one question; without a question it is 0."""
     if not questions:
-        return _Scored(0.0, "0: the plan gives nothing to judge")
-    (question,), (reading,) = questions, readings
-    if reading.failed:
-        return _Scored(math.nan, f"failed: {reading.reason}", reading.text)
-    scale, score = question.scale, reading.score
+        return _TermScore(0.0, "0: the plan gives nothing to judge")
+    (question,), (answer,) = questions, answers
+    if answer.failed:
+        return _TermScore(math.nan, f"failed: {answer.reason}", answer.text)
+    scale, score = question.scale, answer.score
     shown = f"{score:g}" if scale is None else f"{score:.3g}/{scale.high}"
     if scale is not None:
         score = (score - scale.low) / (scale.high - scale.low)
-    line = f"{shown}: {_short(reading.reason)}" if reading.reason else shown
-    return _Scored(score, line, reading.text)
+    line = f"{shown}: {_short(answer.reason)}" if answer.reason else shown
+    return _TermScore(score, line, answer.text)
 
 
 def _short(reason: str) -> str:
-    """The end of a long reason: that is where it comes to a decision."""
+    """The end of a long reason, where the decision stands."""
     return reason if len(reason) <= _SHOWN_REASON else "..." + reason[3 - _SHOWN_REASON :]

@@ -1,0 +1,207 @@
+"""From questions to parsed answers: the cache, one retry of what cannot be read, and the counts."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.rewards.multimodal.answers import read_boxes, read_score, read_verdict
+from gotr1_jax.rewards.multimodal.instructions import REMINDERS, VERSION
+from gotr1_jax.vlm_engine.answer_cache import AnswerCache
+from gotr1_jax.vlm_engine.base import Answer, Engine, Question, ScoringEngine
+
+PixelBox = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class ParsedAnswer:
+    """The outcome of one question.
+
+    Attributes:
+        score: of a score (on its own scale) or verdict; NaN where it could not be read.
+        boxes: of a search, in pixels of the processed image; None where unreadable.
+        reason: the model's reason, one line; where it failed, what went wrong.
+        text: the model's answer, the second one where it was asked twice.
+        missing: the engine gave no answer at all.
+    """
+
+    score: float = math.nan
+    boxes: tuple[PixelBox, ...] | None = None
+    reason: str = ""
+    text: str = ""
+    missing: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether nothing could be read."""
+        return self.boxes is None and math.isnan(self.score)
+
+
+@dataclass
+class QuestionCounts:
+    """Questions since the metrics were last taken; equal ones count once a call.
+
+    Attributes:
+        asked: put to the engine.
+        cached: answered from the cache instead.
+        again: asked once more, because the first answer was unreadable.
+        missing: without any answer of the engine.
+        failed: without a readable answer in the end, `missing` included, by kind.
+        by_kind: put to the engine, by kind.
+    """
+
+    asked: int = 0
+    cached: int = 0
+    again: int = 0
+    missing: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    by_kind: Counter[str] = field(default_factory=Counter)
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics by name.
+
+        `judge/questions` (put to the engine), `judge/cached_frac` of all, and of those put to
+        the engine `judge/asked_twice_frac`, `judge/no_answer_frac` and `judge/unread_frac`, the
+        last also for each kind. A share of nothing is left out.
+        """
+        metrics = {"judge/questions": float(self.asked)}
+        if self.asked + self.cached:
+            metrics["judge/cached_frac"] = self.cached / (self.asked + self.cached)
+        if self.asked:
+            metrics["judge/asked_twice_frac"] = self.again / self.asked
+            metrics["judge/no_answer_frac"] = self.missing / self.asked
+            metrics["judge/unread_frac"] = self.failed.total() / self.asked
+        for kind, number in sorted(self.by_kind.items()):
+            metrics[f"judge/unread_frac/{kind}"] = self.failed[kind] / number
+        return metrics
+
+
+class EngineClient:
+    """Asks an engine each different question once, and once more where the answer is unreadable.
+
+    What could be read is kept in the cache, under the first question's key, the engine's
+    identity and the version of the instructions; failures are not, so that they are asked again.
+    """
+
+    def __init__(
+        self, engine: Engine, expected: bool = False, cache: AnswerCache | None = None
+    ) -> None:
+        """expected: read scores without decoding. InputError where the engine cannot."""
+        if expected and not isinstance(engine, ScoringEngine):
+            raise InputError(
+                f"questions.reading is 'expected', which {engine.identity} cannot; use 'text'"
+            )
+        self._engine, self._expected, self._cache = engine, expected, cache
+        self.counts = QuestionCounts()
+
+    def ask(self, questions: Sequence[Question]) -> list[ParsedAnswer]:
+        """One parsed answer for each question, in their order."""
+        different = {q.key: q for q in questions}
+        parsed = {k: p for k, q in different.items() if (p := self._stored(q)) is not None}
+        self.counts.cached += len(parsed)
+        new = [q for k, q in different.items() if k not in parsed]
+        for expected in (True, False):
+            parsed |= self._ask_twice([q for q in new if self._reads_expected(q) == expected])
+        return [parsed[q.key] for q in questions]
+
+    def _ask_twice(self, questions: Sequence[Question]) -> dict[str, ParsedAnswer]:
+        """Parsed answers by key; the questions are all read in the same way."""
+        parsed = dict(zip([q.key for q in questions], self._send(questions)))
+        missing = sum(answer.missing for answer in parsed.values())
+        again = [q for q in questions if parsed[q.key].failed and not parsed[q.key].missing]
+        reminded = [q.with_reminder(REMINDERS[q.kind]) for q in again]
+        parsed |= zip([q.key for q in again], self._send(reminded))
+        counts = self.counts
+        counts.asked += len(questions)
+        counts.again += len(again)
+        counts.missing += missing
+        counts.by_kind.update(q.kind for q in questions)
+        counts.failed.update(q.kind for q in questions if parsed[q.key].failed)
+        if self._cache is not None:
+            self._cache.add(
+                {
+                    self._cache_key(q): p.score if self._reads_expected(q) else p.text
+                    for q in questions
+                    if not (p := parsed[q.key]).failed
+                }
+            )
+        return parsed
+
+    def _send(self, questions: Sequence[Question]) -> list[ParsedAnswer]:
+        """Put to the engine at once; all of them are read in the same way."""
+        if not questions:
+            return []
+        if self._reads_expected(questions[0]):
+            assert isinstance(self._engine, ScoringEngine)
+            scores = self._engine.expected_scores(questions)
+            self._check_number(questions, scores)
+            return [_parse_expected(q, score) for q, score in zip(questions, scores)]
+        answers = self._engine.answer(questions)
+        self._check_number(questions, answers)
+        return [_parse(q, answer) for q, answer in zip(questions, answers)]
+
+    def _check_number(self, questions: Sequence[Question], answers: Sequence[object]) -> None:
+        if len(answers) != len(questions):
+            raise ValueError(
+                f"{self._engine.identity} gave {len(answers)} answers to {len(questions)} questions"
+            )
+
+    def _stored(self, question: Question) -> ParsedAnswer | None:
+        value = None if self._cache is None else self._cache.get(self._cache_key(question))
+        if value is None:
+            return None
+        if not self._reads_expected(question):
+            parsed = _parse(question, Answer(str(value)))
+        else:
+            parsed = _parse_expected(question, value if isinstance(value, float) else math.nan)
+        return None if parsed.failed else parsed
+
+    def _reads_expected(self, question: Question) -> bool:
+        return self._expected and question.kind == "score"
+
+    def _cache_key(self, question: Question) -> str:
+        how = "expected" if self._reads_expected(question) else "text"
+        place = f"{self._engine.identity} {VERSION} {how} {question.key}"
+        return hashlib.sha256(place.encode()).hexdigest()[:40]
+
+
+def _parse_expected(question: Question, value: float) -> ParsedAnswer:
+    assert question.scale is not None
+    if not question.scale.low <= value <= question.scale.high:  # NaN is not either
+        return ParsedAnswer(reason="the logits are not finite")
+    return ParsedAnswer(float(value), reason="expected score")
+
+
+def _parse(question: Question, answer: Answer) -> ParsedAnswer:
+    text = answer.text
+    if answer.error:
+        return ParsedAnswer(reason=answer.error, text=text, missing=True)
+    problem = _problem(answer)
+    if problem:
+        return ParsedAnswer(reason=problem, text=text)
+    if question.kind == "boxes":
+        boxes = read_boxes(text)
+        if boxes is not None:
+            return ParsedAnswer(boxes=tuple(boxes), text=text)
+    elif question.kind == "verdict":
+        bit = read_verdict(text)
+        if bit is not None:
+            return ParsedAnswer(bit, reason=" ".join(text.split()), text=text)
+    else:
+        assert question.scale is not None
+        found = read_score(text, question.scale.low, question.scale.high)
+        if found is not None:
+            return ParsedAnswer(found.score, reason=found.reason, text=text)
+    return ParsedAnswer(reason="unreadable answer", text=text)
+
+
+def _problem(answer: Answer) -> str:
+    if not answer.finite:
+        return "the logits are not finite"
+    if answer.truncated:
+        return "the answer was cut off"
+    return "" if answer.text.strip() else "the answer is empty"
