@@ -52,14 +52,6 @@ class CaptionBatch:
 
 
 @dataclass(frozen=True)
-class ImageBatch:
-    """Images to train an image tokenizer on: `pixels_BHWC` uint8, `indices_B` int64."""
-
-    indices_B: np.ndarray
-    pixels_BHWC: np.ndarray
-
-
-@dataclass(frozen=True)
 class SftExampleBatch:
     """Right-padded rows of caption, plan and image; int32 arrays.
 
@@ -87,17 +79,6 @@ def caption_batches(captions: Sequence[str], batch_size: int, seed: int) -> grai
 
     examples = _shuffled(len(captions), batch_size, seed, "captions")
     return _batched(examples, batch_size, collect)
-
-
-def image_batches(source: ImageSource, batch_size: int, seed: int) -> grain.IterDataset:
-    """Endless `ImageBatch`es. Raises InputError if the source is smaller than a batch."""
-
-    def collect(rows: Sequence[tuple[int, np.ndarray]]) -> ImageBatch:
-        indices, images = zip(*rows)
-        return ImageBatch(np.asarray(indices, np.int64), np.stack(images))
-
-    examples = _shuffled(len(source), batch_size, seed, "images")
-    return _batched(examples.map(lambda i: (i, source.image(i))), batch_size, collect)
 
 
 def sft_batches(

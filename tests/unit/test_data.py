@@ -15,7 +15,6 @@ import pytest
 from gotr1_jax.data.captions import read_captions
 from gotr1_jax.data.pipeline import (
     caption_batches,
-    image_batches,
     pad_rows,
     sft_batches,
 )
@@ -230,7 +229,6 @@ def test_iterators_resume_exactly(codec: TextTokenizer) -> None:
     text = TextFormat(codec, GOTR1_TEMPLATE, 48, 64)
     for dataset in (
         caption_batches(CAPTIONS, 3, seed=5),
-        image_batches(source, 3, seed=5),
         sft_batches(source, ids_NU, text, 3, seed=5),
     ):
         iterator = iter(dataset)
@@ -246,14 +244,6 @@ def test_iterators_resume_exactly(codec: TextTokenizer) -> None:
             other = next(resumed)
             for name in vars(batch):
                 np.testing.assert_array_equal(getattr(other, name), getattr(batch, name))
-
-
-def test_image_batches_hold_the_sources_images() -> None:
-    source = ShapesSource("all", 6)
-    batch = next(iter(image_batches(source, 4, seed=2)))
-    assert batch.pixels_BHWC.shape == (4, 64, 64, 3) and batch.pixels_BHWC.dtype == np.uint8
-    for index, pixels in zip(batch.indices_B, batch.pixels_BHWC):
-        np.testing.assert_array_equal(pixels, source.image(int(index)))
 
 
 def test_sft_rows_spell_caption_and_plan(codec: TextTokenizer) -> None:
