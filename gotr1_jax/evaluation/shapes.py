@@ -25,8 +25,9 @@ from gotr1_jax.evaluation.results import IMAGES, ResultRow, check_out, write_res
 from gotr1_jax.generate.config import check_settings_file, fingerprint, read_template
 from gotr1_jax.grpo.config import GrpoConfig, RewardConfig, RolloutConfig
 from gotr1_jax.rewards.combine import combine
-from gotr1_jax.rewards.command import find_samples, judge_samples
+from gotr1_jax.rewards.judging import judge_samples
 from gotr1_jax.rewards.shapes import ShapesJudge
+from gotr1_jax.rewards.stored_samples import find_samples
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.shapes.judge import SHAPES_TERMS
 

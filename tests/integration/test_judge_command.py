@@ -16,8 +16,9 @@ from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
 from gotr1_jax import cli
 from gotr1_jax.plan import Box, format_object, parse_plan
-from gotr1_jax.rewards.command import JudgeJob, device_mesh, find_samples, option_names
+from gotr1_jax.rewards.command import JudgeJob, device_mesh, option_names
 from gotr1_jax.rewards.factory import HpsConfig, JudgeConfig
+from gotr1_jax.rewards.stored_samples import find_samples
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
 from gotr1_jax.trainer.samples import SampleRecord, write_samples
 from gotr1_jax.vlm_engine.config import HttpConfig
@@ -249,8 +250,8 @@ def test_input_that_cannot_be_judged(run, tmp_path, capsys) -> None:
     for source, message in (
         ("nowhere", "no such file or folder"),
         ("empty", "nothing to judge in"),
-        ("text.jsonl", "line 1 is no JSON"),
-        ("list.jsonl", "line 1 is list"),
+        ("text.jsonl", "line 1 is not JSON"),
+        ("list.jsonl", "line 1 is not a JSON object"),
         ("keys.jsonl", "line 1: a sample has no image"),
         ("grid", "have the image image_00: a grid cannot be judged"),
     ):

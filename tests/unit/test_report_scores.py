@@ -21,7 +21,8 @@ from gotr1_jax.report.page import tables_of_judges, write_report
 from gotr1_jax.report.scores import JudgedSample, letter, read_scores, short_name
 from gotr1_jax.report.sections import build_charts, entropy_targets
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
-from gotr1_jax.rewards.command import find_samples, judge_samples
+from gotr1_jax.rewards.judging import judge_samples
+from gotr1_jax.rewards.stored_samples import find_samples
 from gotr1_jax.trainer.run_dir import create_run_dir
 from gotr1_jax.trainer.samples import read_samples, write_samples
 

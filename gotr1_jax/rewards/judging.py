@@ -1,0 +1,119 @@
+"""Judges samples on disk and writes a line of JSON for each; a stopped job continues."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.io.files import atomic_write, clear_write_errors
+from gotr1_jax.io.progress import Progress
+from gotr1_jax.rewards.base import (
+    Judge,
+    JudgeRequest,
+    boxes_to_json,
+    rename_old_keys,
+    result_to_json,
+)
+from gotr1_jax.rewards.composite import request_key
+from gotr1_jax.rewards.stored_samples import StoredSample
+
+BATCH = 64
+PARTIAL = ".partial"
+
+
+def judge_samples(
+    judge: Judge, samples: Sequence[StoredSample], out: Path, batch: int = BATCH
+) -> list[dict[str, Any]]:
+    """Judges the samples without scores and writes `out`; returns its lines, in the samples' order.
+
+    Lines of `out` and of out.partial are kept where the judge and the sample's content are the
+    same and no score is missing.
+
+    Raises:
+        InputError: a file holds scores of another judge or of samples that are not in the input,
+            or an image cannot be read.
+        RunError: a file cannot be written, or the judge failed for good.
+    """
+    partial = out.with_name(out.name + PARTIAL)
+    stored = _read_scores(judge, {sample.name for sample in samples}, (out, partial))
+    lines: list[dict[str, Any]] = []
+    with clear_write_errors(partial):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            open(partial, "a", encoding="utf-8") as file,
+            Progress("judge", len(samples), unit="sample") as progress,
+        ):
+            file.write("\n")  # ends a line that was cut off
+            for start in range(0, len(samples), batch):
+                requests = [sample.read_request() for sample in samples[start : start + batch]]
+                judged = _judge_batch(judge, samples[start : start + batch], requests, stored)
+                text = "".join(
+                    json.dumps(line) + "\n"
+                    for line in judged
+                    if stored.get(line["sample"]) is not line
+                )
+                file.write(text)
+                file.flush()
+                lines += judged
+                progress.update(len(lines))
+    atomic_write(out, "".join(json.dumps(line) + "\n" for line in lines))
+    partial.unlink(missing_ok=True)
+    return lines
+
+
+def _judge_batch(
+    judge: Judge,
+    samples: Sequence[StoredSample],
+    requests: Sequence[JudgeRequest],
+    stored: Mapping[str, dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """A line for each sample, the stored one where its key is the same."""
+    keys = [request_key(request, judge) for request in requests]
+    known = [stored.get(s.name, {}).get("key") == key for s, key in zip(samples, keys)]
+    new = [request for request, is_known in zip(requests, known) if not is_known]
+    results = iter(judge.judge(new) if new else ())
+    return [
+        stored[sample.name] if is_known else {
+            "sample": sample.name,
+            "key": key,
+            "judge": judge.identity,
+            "caption": sample.caption,
+            "plan_text": sample.plan_text,
+            "image": str(sample.image),
+            "planned": boxes_to_json(request.plan.boxes),
+            **result_to_json(next(results)),
+        }
+        for sample, request, key, is_known in zip(samples, requests, keys, known)
+    ]  # fmt: skip
+
+
+def _read_scores(judge: Judge, names: set[str], files: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Lines of an earlier command without a missing score, by their sample's name."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in files:
+        if not path.exists():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        for number, line in enumerate(text.split("\n"), start=1):
+            try:
+                value = rename_old_keys(json.loads(line))
+                name, identity = value["sample"], value["judge"]
+                is_whole = None not in value["scores"].values() and isinstance(value["key"], str)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                if path.suffix == PARTIAL or not line.strip():
+                    continue  # the last line of a stopped command
+                raise InputError(
+                    f"{path}, line {number} is no line of scores; choose another --out"
+                ) from None
+            if identity != judge.identity or name not in names:
+                what = "of another judge" if name in names else "of samples that are not in --input"
+                raise InputError(f"{path} holds scores {what}; choose another --out")
+            if is_whole:
+                found[name] = value
+    return found
