@@ -136,9 +136,9 @@ def _questions(measure: Any, judge: JudgeShapes) -> None:
         heads=False,
     )
     dtype = jnp.dtype(engine.dtype)
-    segment = jax.eval_shape(lambda: empty_cache(cfg, 1, _HEAD, dtype))
-    segment = jax.tree.map(lambda x: _on(x, shared_prefix_sharding(mesh)), segment)
-    head = SharedPrefix(segment, _on(shape((1,), jnp.int32), replicated(mesh)))
+    cache = jax.eval_shape(lambda: empty_cache(cfg, 1, _HEAD, dtype))
+    cache = jax.tree.map(lambda x: _on(x, shared_prefix_sharding(mesh)), cache)
+    head = SharedPrefix(cache, _on(shape((1,), jnp.int32), replicated(mesh)))
     lengths = on_rows(shape((B,), jnp.int32), mesh)
     programs = judge.programs
     hidden, context = measure(
