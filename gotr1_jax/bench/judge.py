@@ -32,8 +32,8 @@ from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL
 from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig
 from gotr1_jax.rewards.multimodal.instructions import LOCATE, SCORE_PREFIX, ask_score, show_caption
 from gotr1_jax.tokenizers.qwen import ImageTokens
-from gotr1_jax.vlm_engine import QwenEngineConfig
 from gotr1_jax.vlm_engine.base import Question, Scale, make_image_input
+from gotr1_jax.vlm_engine.config import QwenEngineConfig
 from gotr1_jax.vlm_engine.engine import QwenEngine
 from gotr1_jax.vlm_engine.packing import PrefixGroup, QuestionTokens
 

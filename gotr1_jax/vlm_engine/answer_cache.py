@@ -1,8 +1,8 @@
-"""Answers kept on disk by the content of their questions, so that none is paid for twice.
+"""Answers kept on disk by the content of their questions, so that none is computed twice.
 
 A cache is two files of JSON lines, `answers.jsonl` and, once that is full, `answers.old.jsonl`.
-Lines are only ever added to the first; when it has reached its limit it takes the place of the
-second, and what that held is forgotten. A line that a killed process left unfinished is skipped.
+Lines are only added to the first; when it reaches its limit it replaces the second, whose answers
+are dropped. An unfinished line of a killed process is skipped.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class AnswerCache:
     """Strings or numbers by key; safe to use from several threads.
 
     Disk and memory are bounded by twice `max_bytes`. Several processes may share a folder: each
-    sees what was there when it began, and adds whole lines.
+    sees what was there when it opened the cache, and adds whole lines.
     """
 
     def __init__(self, folder: Path | str, max_bytes: int = MAX_BYTES) -> None:
-        """Opens the cache in `folder`, which is made; InputError where that cannot be."""
+        """Opens the cache in `folder`, which is made if missing; InputError where that fails."""
         self._folder, self._max_bytes = Path(folder), max_bytes
         self._lock = threading.Lock()
         try:
@@ -43,7 +43,7 @@ class AnswerCache:
             ) from error
 
     def get(self, key: str) -> Any | None:
-        """What is stored under `key`, else None."""
+        """The value under `key`, else None."""
         with self._lock:
             return self._new.get(key, self._old.get(key))
 

@@ -1,4 +1,4 @@
-"""Questions for a model that reads images and text, and the engines that answer them."""
+"""Questions for a model that reads images and text, answers, and the engines' protocol."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ImageInput:
 
     Attributes:
         pixels: uint8 (H, W, 3) RGB.
-        key: SHA-256 (hex) of size and pixels: an engine encodes a key once.
+        key: SHA-256 (hex) of size and pixels; an engine encodes images of equal key once.
     """
 
     pixels: np.ndarray = field(repr=False, compare=False)
@@ -47,9 +47,9 @@ class Scale:
     """The whole numbers that a score can be, and how an answer that gives one begins.
 
     `answer_prefix` is text that the score's digits follow at once. An engine that reads the
-    score's distribution puts it behind the question. With a tokenizer of single digits, 1 and 10
-    begin alike: the digit after a "1" tells them apart, and one pass over the prefix and a "1"
-    gives both distributions.
+    score's distribution appends it to the question. With a tokenizer of single digits, 1 and 10
+    begin with the same token: one pass over the prefix and a "1" gives the distributions of both
+    digits. The `repr` of a scale is part of cache keys.
     """
 
     low: int
@@ -61,17 +61,17 @@ class Scale:
 class Question:
     """One user turn: `instruction`, then the images, then `text`; then the model answers.
 
-    What all questions of a kind have in common stands first, and what questions about the same
-    image have in common next: an engine can read both once for all of them. No text holds "<|":
-    no special token can stand in it, however it is tokenised.
+    The text that all questions of a kind share comes first, then what questions about the same
+    image share: an engine can read both once for all of them. No text holds "<|", so that it
+    cannot contain a special token.
 
     Attributes:
         kind: "score" (a JSON object with a score), "boxes" (a JSON list of boxes) or "verdict"
             (reasons, then a boxed 0 or 1).
-        images: shown behind the instruction, in this order.
+        images: shown after the instruction, in this order.
         instruction: what is asked and how to answer.
-        text: the material, and what is this question's own.
-        max_answer_tokens: an answer that is longer is cut, and said to be.
+        text: the material, and the rest of the question.
+        max_answer_tokens: a longer answer is cut and marked as truncated.
         scale: of a score; None for the other kinds.
     """
 
@@ -84,26 +84,26 @@ class Question:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 (hex) of everything that the answer can depend on."""
-        words = (self.instruction, self.text, self.max_answer_tokens, self.scale)
-        parts = (self.kind, tuple(p.key for p in self.images), *words)
+        """SHA-256 (hex) of everything in the question that the answer can depend on."""
+        rest = (self.instruction, self.text, self.max_answer_tokens, self.scale)
+        parts = (self.kind, tuple(p.key for p in self.images), *rest)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def with_reminder(self, reminder: str) -> Question:
-        """The same question, asked again with a remark at its end."""
+        """The same question with a remark at its end, to be asked again."""
         return replace(self, text=f"{self.text}\n\n{reminder}")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What an engine answers to one question.
+    """An engine's answer to one question.
 
     Attributes:
-        text: the model's words, without special tokens.
+        text: what the model wrote, without special tokens.
         truncated: the answer was cut at `max_answer_tokens`.
-        finite: False when the logits were not finite; the text then means nothing.
+        finite: False when the logits were not finite; the text is then meaningless.
         error: why there is no answer at all (a server that could not be reached), else "". Such
-            a question is not asked again: the engine has done what could be done.
+            a question is not asked again: the engine has retried already.
     """
 
     text: str = ""
@@ -117,11 +117,11 @@ class Engine(Protocol):
 
     @property
     def identity(self) -> str:
-        """What the answers depend on besides the questions: model, weights, dtype."""
+        """Everything besides the questions that answers depend on: model, weights, dtype."""
         ...
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """One answer for each question, in their order, of any number and mixture."""
+        """One answer for each question, in their order; any number and mixture of questions."""
         ...
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """A score's distribution from the logits behind a fixed answer prefix.
 
-The numbers of a scale are strings of tokens: a tree. A number has the product of the
-probabilities along its branch; one that others go on from (1, where there is 10) has that times
-the probability that none of them does. With Qwen's single digits P(10) = P("1") P("0" | "1")
-and P(1) = P("1") (1 - P("0" | "1")). What is no number of the scale is left out: the rest is
+The numbers of a scale are strings of tokens: a tree. The probability of a number is the product
+along its branch; for a number that others extend (1, where there is 10) times the probability that
+none of them follows. With Qwen's single digits P(10) = P("1") P("0" | "1") and
+P(1) = P("1") (1 - P("0" | "1")). Tokens outside of the scale are left out, and the rest is
 normalised to 1.
 """
 
@@ -23,11 +23,11 @@ class ScoreTokens:
     """How a scale's numbers are tokens.
 
     Attributes:
-      prompt: what stands behind the question: the answer prefix, then the tokens of the one
-        branch that goes on. The logits at its last `num_logits` tokens are needed.
+      prompt: tokens that follow the question: the answer prefix, then the tokens of the one
+        branch that others extend. The logits at its last `num_logits` tokens are needed.
       num_logits: number of positions at which tokens are predicted.
       values: the scale's numbers.
-      tails: tokens of each number behind the answer prefix.
+      tails: tokens of each number after the answer prefix.
     """
 
     prompt: tuple[int, ...]
@@ -51,8 +51,8 @@ class ScoreTokens:
             logp = sum(known[i][token] for i, token in enumerate(tail))
             end = len(tail)
             if end < self.num_logits and branch[:end] == tail:
-                going_on = sum(math.exp(p) for p in known[end].values())
-                logp = logp + math.log1p(-going_on) if going_on < 1 else -math.inf
+                extended = sum(math.exp(p) for p in known[end].values())
+                logp = logp + math.log1p(-extended) if extended < 1 else -math.inf
             weights.append(logp)
         top = max(weights)
         if not math.isfinite(top):
@@ -64,10 +64,10 @@ class ScoreTokens:
 def score_tokens(
     encode: Callable[[str], list[int]], prefix: str, low: int, high: int
 ) -> ScoreTokens:
-    """How the numbers low..high behind the text `prefix` are tokens.
+    """The numbers low..high after the text `prefix` as tokens.
 
-    Raises InputError for a scale that one pass cannot tell apart: numbers go on from more than
-    one branch (with single digits: more than one of the scale's first digits has a second).
+    Raises InputError for a scale that one pass cannot read: numbers extend more than one branch
+    (with single digits: more than one of the scale's first digits has a second).
     """
     values = tuple(range(low, high + 1))
     ids = [tuple(encode(f"{prefix}{value}")) for value in values]

@@ -22,8 +22,8 @@ from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import JudgeRequest
 from gotr1_jax.rewards.factory import JudgeConfig, make_judge
 from gotr1_jax.rewards.multimodal.terms import QuestionsConfig
-from gotr1_jax.vlm_engine import QwenEngineConfig
 from gotr1_jax.vlm_engine.base import ImageInput, Question, Scale, make_image_input
+from gotr1_jax.vlm_engine.config import QwenEngineConfig
 from gotr1_jax.vlm_engine.engine import QwenEngine
 
 SCALE = Scale(0, 10, '{"score": ')
@@ -59,7 +59,7 @@ def about(seed: int, text: str, limit: int = 6, ask: str = "Judge a cat. ") -> Q
 
 
 def test_memory_is_bounded_whatever_the_number_of_questions(directory: Path) -> None:
-    """Ten times the questions: the same programs, no larger chunk, images once each."""
+    """Ten times the questions: the same programs, no larger batch, images once each."""
     engine = make_engine(directory)
     programs: Any = engine._text.programs
     few = [about(i // 2, f"Score {i % 2}.") for i in range(16)]
@@ -72,16 +72,16 @@ def test_memory_is_bounded_whatever_the_number_of_questions(directory: Path) -> 
     assert again[:16] == first
     assert engine.counts.most_tokens == largest
     assert engine.counts.images == 8 + 80
-    assert programs.prefill_questions._cache_size() <= shapes + 2, "the last chunk may be smaller"
-    # Vectors of images: 9 tokens each take 16 places, a wave has no more than 64 of them.
-    waves = list(engine._split_by_images(many))
-    assert max(len({p.key for q in wave for p in q.images}) for wave in waves) == 4
-    units, rows = engine._encode(waves[0], [()] * len(waves[0]))
+    assert programs.prefill_questions._cache_size() <= shapes + 2, "the last batch may be smaller"
+    # Vectors of images: 9 tokens each take 16 places, a batch has no more than 64 of them.
+    batches = list(engine._split_by_images(many))
+    assert max(len({p.key for q in batch for p in q.images}) for batch in batches) == 4
+    units, rows = engine._encode(batches[0], [()] * len(batches[0]))
     assert units.shape[0] <= 2 * 64 and len(rows) == 8
 
 
 def test_neither_programs_nor_arrays_grow_with_the_questions(directory: Path) -> None:
-    """A mixture that fills a wave, 3 times and 9 times: the same programs, no more held."""
+    """A mixture that fills a batch, 3 times and 9 times: the same programs, no more held."""
     engine = make_engine(directory)
     held: list[int] = []
     bucket = engine._text.programs.decode_bucket
@@ -150,7 +150,7 @@ def test_images_that_are_held_are_not_encoded_again(directory: Path) -> None:
     reminded = [q.with_reminder("Once more.") for q in asked[1:3]]
     again = engine.answer(reminded)
     assert engine.counts.images == 4
-    # Others take their place, and there is room for one wave only.
+    # Others take their place, and there is room for one batch only.
     engine.answer([about(9, "Score.")])
     assert engine.answer(asked) == first and engine.counts.images == 4 + 1 + 4
     fresh = make_engine(directory)

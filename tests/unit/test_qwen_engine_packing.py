@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.vlm_engine import QwenEngineConfig
+from gotr1_jax.vlm_engine.config import QwenEngineConfig
 from gotr1_jax.vlm_engine.packing import (
     PrefixGroup,
     ProgramLimits,
@@ -82,7 +82,7 @@ def test_different_images_are_not_the_same_prefix() -> None:
 
 
 @pytest.mark.parametrize("multiple, shared", [(1, 0), (3, 0), (1, 100)])
-def test_chunks_hold_every_question_once_and_keep_the_limits(multiple: int, shared: int) -> None:
+def test_batches_hold_every_question_once_and_keep_the_limits(multiple: int, shared: int) -> None:
     rng = np.random.default_rng(0)
     rows = [
         row([1] * 9 + [int(a)] * 9 + [*rng.integers(5, 90, int(n)).tolist()], limit=int(limit))
