@@ -182,7 +182,7 @@ def compare(group: Sequence[PlannedRun], first: Sequence[PlannedRun]) -> Any:
     All seeds are evaluated on the same captions; a caption's score is the mean over seeds.
     """
     from gotr1_jax.ablate.report import Change, TermResult, VariantResult
-    from gotr1_jax.io.json import read_json
+    from gotr1_jax.io.files import read_json
     from gotr1_jax.trainer.bootstrap import gain_interval
     from gotr1_jax.trainer.run_dir import RunDir
 
@@ -219,7 +219,7 @@ def compare(group: Sequence[PlannedRun], first: Sequence[PlannedRun]) -> Any:
 def _scores(group: Sequence[PlannedRun], name: str) -> dict[str, np.ndarray]:
     """Scores by caption of each term, the mean over the runs of a variant."""
     from gotr1_jax.grpo.evaluate import Evaluation
-    from gotr1_jax.io.json import read_json
+    from gotr1_jax.io.files import read_json
 
     found = [Evaluation.from_json(read_json(run.root / f"{name}.json")).terms for run in group]
     return {term: np.mean([terms[term] for terms in found], axis=0) for term in found[0]}

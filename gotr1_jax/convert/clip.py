@@ -27,7 +27,7 @@ from gotr1_jax.convert.rules import CONV, LINEAR, SAME, Naming, Rule, Source, so
 from gotr1_jax.convert.tree import check_tensors, load_tree, our_view, tree_shapes
 from gotr1_jax.convert.writer import WEIGHTS_FILE, OutTensor, new_checkpoint, write_safetensors
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.json import read_json
+from gotr1_jax.io.files import read_json
 from gotr1_jax.models.clip import VIT_H_14, Clip, ClipConfig, ClipTowerConfig, abstract_clip
 from gotr1_jax.tokenizers.clip import ClipTokenizer
 

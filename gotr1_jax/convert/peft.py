@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -12,8 +11,9 @@ import numpy as np
 
 from gotr1_jax.convert.names import NAMING
 from gotr1_jax.convert.rules import sources
-from gotr1_jax.convert.writer import OutTensor, new_directory, write_safetensors
+from gotr1_jax.convert.writer import OutTensor, write_safetensors
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.files import atomic_folder, write_json
 from gotr1_jax.models.config import LoraConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -53,9 +53,8 @@ def save_adapters(
                 layer = stack[place.layer].T
                 get = partial(np.asarray, layer)
                 tensors.append(OutTensor(f"{_PREFIX}{module}.{name}.weight", layer.shape, get))
-    with new_directory(Path(directory), ADAPTER_CONFIG) as temporary:
-        text = json.dumps(_config(lora, base, modules), indent=2)
-        (temporary / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+    with atomic_folder(Path(directory), ADAPTER_CONFIG) as temporary:
+        write_json(temporary / ADAPTER_CONFIG, _config(lora, base, modules))
         ordered = sorted(tensors, key=lambda tensor: tensor.name)
         write_safetensors(temporary / ADAPTER_WEIGHTS, ordered)
     return len(tensors)

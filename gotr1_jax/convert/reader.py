@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.json import read_json
+from gotr1_jax.io.files import read_json
 
 # In the order of preference; an index names its shards.
 WEIGHT_FILES = (

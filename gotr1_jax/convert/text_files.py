@@ -6,7 +6,6 @@ ones those of Janus's own code, the port's those of `transformers`.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from gotr1_jax.convert.names import Format
 from gotr1_jax.convert.opened import OpenCheckpoint
 from gotr1_jax.convert.port_json import generation_to_json
 from gotr1_jax.convert.writer import copy_files
-from gotr1_jax.errors import InputError
+from gotr1_jax.io.files import read_json_object, write_json
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TOKENIZER_FILE, TextTokenizer
 
 COPIED_FILES = (TOKENIZER_FILE, "special_tokens_map.json", "added_tokens.json")
@@ -46,18 +45,17 @@ def write_text_files(opened: OpenCheckpoint, folder: Path, form: Format) -> None
         return
     made = _port_files(opened) if form == "hf" else _released_files(opened)
     for name, data in made.items():
-        text = json.dumps(data, indent=2, ensure_ascii=False)
-        (folder / name).write_text(text + "\n", encoding="utf-8")
+        write_json(folder / name, data, ascii_only=False)
 
 
 def _port_files(opened: OpenCheckpoint) -> dict[str, Any]:
-    old = _read(opened.path / _IMAGES)
+    old = read_json_object(opened.path / _IMAGES, missing_ok=True)
     size = int(old.get("image_size", opened.config.siglip.image_size))
     tokens = (opened.config.siglip.image_size // opened.config.siglip.patch_size) ** 2
     extra = {key: SPECIAL_STRINGS[name] for key, name in _PORT_TOKENS.items()}
     return {
         _TOKENIZER: {
-            **_read(opened.path / _TOKENIZER),
+            **read_json_object(opened.path / _TOKENIZER, missing_ok=True),
             **_special_names(),
             # The class that released files name drops the spaces of this vocabulary.
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -81,12 +79,12 @@ def _port_files(opened: OpenCheckpoint) -> dict[str, Any]:
 
 
 def _released_files(opened: OpenCheckpoint) -> dict[str, Any]:
-    old = _read(opened.path / _IMAGES)
+    old = read_json_object(opened.path / _IMAGES, missing_ok=True)
     stated = old.get("size")
     stated = stated.get("height") if isinstance(stated, dict) else stated
     size = int(stated or opened.config.siglip.image_size)
     tokens = (opened.config.siglip.image_size // opened.config.siglip.patch_size) ** 2
-    tokenizer = _read(opened.path / _TOKENIZER)
+    tokenizer = read_json_object(opened.path / _TOKENIZER, missing_ok=True)
     for key in (*_PORT_TOKENS, "processor_class", "extra_special_tokens"):
         tokenizer.pop(key, None)
     return {
@@ -125,16 +123,3 @@ def _image_values(old: dict[str, Any]) -> dict[str, Any]:
 
 def _special_names() -> dict[str, str]:
     return {f"{name}_token": SPECIAL_STRINGS[name] for name in ("bos", "eos", "pad")}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A small JSON file; nothing where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path} does not hold a JSON object")
-    return data

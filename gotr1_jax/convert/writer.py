@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -17,7 +16,8 @@ import numpy as np
 
 from gotr1_jax.convert.find import CONFIG_FILE
 from gotr1_jax.convert.reader import STORED
-from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.errors import InputError
+from gotr1_jax.io.files import atomic_folder, write_json
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 """Dtypes that can be asked for -> their names in safetensors."""
@@ -114,8 +114,7 @@ def write_weights(
         write_safetensors(directory / name, shard, progress=progress)
         index |= {tensor.name: name for tensor in shard}
     total = sum(tensor.size for tensor in tensors)
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
-    (directory / INDEX_FILE).write_text(text + "\n", encoding="utf-8")
+    write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": index})
     return len(shards)
 
 
@@ -154,40 +153,10 @@ def copy_files(source: Path, names: Iterable[str], target: Path) -> None:
 
 @contextmanager
 def new_checkpoint(target: Path, config: Mapping[str, Any]) -> Iterator[Path]:
-    """A `new_directory` for a checkpoint, with `config` as its config.json; its mark is that."""
-    text = json.dumps(config, indent=2)
-    with new_directory(target, CONFIG_FILE) as temporary:
-        (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-        yield temporary
+    """An `atomic_folder` for a checkpoint, with `config` as its config.json.
 
-
-@contextmanager
-def new_directory(target: Path, marker: str) -> Iterator[Path]:
-    """A temporary directory beside `target` that takes its place when the block ends well.
-
-    An existing `target` is replaced if it is empty or holds the file `marker`; any other is an
-    InputError, because it is somebody's work. RunError if it cannot be written; a failed block
-    leaves nothing behind.
+    An existing `target` is replaced only if it holds a config.json or nothing at all.
     """
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file; choose a directory")
-    if target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
-        raise InputError(f"{target} is not empty and holds no {marker}; choose another directory")
-    temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
-    old = target.with_name(f".{target.name}.old{os.getpid()}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with atomic_folder(target, CONFIG_FILE) as temporary:
+        write_json(temporary / CONFIG_FILE, config)
         yield temporary
-        if target.exists():
-            target.rename(old)
-        temporary.rename(target)
-    except OSError as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(f"disk full: {target} was not written; free some space") from error
-        raise RunError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

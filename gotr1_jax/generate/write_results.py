@@ -17,7 +17,7 @@ from PIL import Image
 from gotr1_jax.generate.batches import SampleTask
 from gotr1_jax.generate.layouts import RESULT, UNFINISHED, Layout, image_name
 from gotr1_jax.generate.tasks import JOINED_PLANS, CaptionTask
-from gotr1_jax.io.files import atomic_write, clear_write_errors
+from gotr1_jax.io.files import atomic_write, raise_write_errors
 from gotr1_jax.plan import draw_overlay, parse_plan
 from gotr1_jax.tokenizers.janus import TextTokenizer, format_prompt
 
@@ -53,7 +53,7 @@ class ResultWriter:
         task = row.task
         staged = self._layout.out / UNFINISHED / f"{task.index:05d}"
         entries = self._entries.setdefault(task.index, {})
-        with clear_write_errors(self._layout.out, _ADVICE):
+        with raise_write_errors(self._layout.out, _ADVICE):
             entries[row.index] = self._stage(task, staged, row.index, sample)
             if len(entries) < task.count:
                 return
@@ -122,7 +122,7 @@ def staging_folder(layout: Layout) -> Iterator[None]:
     unfinished = layout.out / UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        with clear_write_errors(layout.out, _ADVICE):
+        with raise_write_errors(layout.out, _ADVICE):
             unfinished.mkdir(parents=True)
             layout.home.mkdir(parents=True, exist_ok=True)
         yield

@@ -9,7 +9,6 @@ neither says has the value of the released Janus-Pro files. Sizes are rounded as
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import warnings
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.files import read_json_object
 
 PREPROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
 
@@ -78,11 +78,11 @@ def read_settings(directory: Path, size: int) -> ImageSettings:
     Raises InputError for a file that cannot be read, for values of the wrong type and for a
     preprocessing that is not Janus's.
     """
-    processor = _read_json(directory / PROCESSOR_FILE)
+    processor = read_json_object(directory / PROCESSOR_FILE, missing_ok=True)
     for key, value in _FIXED_PROCESSOR.items():
         _expect(processor, key, value, directory / PROCESSOR_FILE)
     file = directory / PREPROCESSOR_FILE
-    data = _read_json(file)
+    data = read_json_object(file, missing_ok=True)
     if not data and processor.get("image_processor") is not None:
         file, data = directory / PROCESSOR_FILE, processor["image_processor"]
         if not isinstance(data, dict):
@@ -158,21 +158,6 @@ def preprocess(image: Image.Image, settings: ImageSettings) -> np.ndarray:
     square.paste(small, ((size - width) // 2, (size - height) // 2))
     values = (np.asarray(square).astype(np.float64) * settings.scale).astype(np.float32)
     return (values - np.asarray(settings.mean, np.float32)) / np.asarray(settings.std, np.float32)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """The object in a file, empty if there is no such file."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{file} does not hold a JSON object")
-    return data
 
 
 def _expect(data: Mapping[str, Any], key: str, value: Any, file: Path) -> None:

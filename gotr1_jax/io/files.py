@@ -1,4 +1,5 @@
-"""Files that appear whole or not at all, strict JSON, lines of text, one line for an error."""
+"""Reading text and JSON with one clear error; writing files and folders that appear whole or not
+at all."""
 
 from __future__ import annotations
 
@@ -7,12 +8,90 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError, RunError
+
+
+def read_text(path: Path, what: str = "the file") -> str:
+    """The text of a UTF-8 file; `what` it is, for the InputError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{what} {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} {path} is not UTF-8 text: {error.reason}") from error
+
+
+def read_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
+    """(number from 1, stripped text) of the lines of a UTF-8 file that are not blank.
+
+    `what` is what the file should hold. Raises InputError for a file that cannot be read.
+    """
+    number = 0
+    try:
+        # Not splitlines(): it also cuts at characters that may occur inside a caption.
+        with open(path, encoding="utf-8-sig") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield number, line.strip()
+    except OSError as error:
+        raise InputError(f"cannot read {what} from {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text (after line {number}); save it as UTF-8"
+        ) from error
+
+
+def read_json(file: Path) -> Any:
+    """The parsed content of a JSON file; InputError if it cannot be read or is not JSON."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise InputError(f"{file} is not valid JSON: {error}") from error
+
+
+def read_json_object(file: Path, *, missing_ok: bool = False) -> dict[str, Any]:
+    """The JSON object in a file; InputError for anything else.
+
+    With `missing_ok` a file that does not exist gives an empty object.
+    """
+    if missing_ok and not file.exists():
+        return {}
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise InputError(f"{file} does not hold a JSON object")
+    return value
+
+
+def parse_json_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """The JSON object that `text` holds; InputError, naming `where`, if it holds none."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise InputError(f"{where} is not JSON in UTF-8: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is not a JSON object")
+    return value
+
+
+def plain_json(value: Any) -> Any:
+    """`value` with numpy scalars and arrays as Python's own, and non-finite numbers as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_json(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain_json(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def write_failure(
@@ -25,7 +104,7 @@ def write_failure(
 
 
 @contextmanager
-def clear_write_errors(path: Path, *advice: str) -> Iterator[None]:
+def raise_write_errors(path: Path, *advice: str) -> Iterator[None]:
     """Turns an OSError inside the block into the RunError of `write_failure`."""
     try:
         yield
@@ -42,7 +121,7 @@ def atomic_write(path: Path | str, data: bytes | str, *, parents: bool = False) 
     path = Path(path)
     # Not the process id: processes of several hosts may write the same file.
     temporary = path.with_name(f".{path.name}.tmp{secrets.randbelow(10**12)}")
-    with clear_write_errors(path):
+    with raise_write_errors(path):
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -54,6 +133,47 @@ def atomic_write(path: Path | str, data: bytes | str, *, parents: bool = False) 
             sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_json_atomic(path: Path | str, value: Any) -> None:
+    """Writes `value` as strict JSON, atomically; NaN and infinity become null."""
+    atomic_write(path, json.dumps(plain_json(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_json(path: Path, value: Any, *, ascii_only: bool = True) -> None:
+    """Writes `value` as JSON, for a file inside an `atomic_folder`; OSError."""
+    text = json.dumps(value, indent=2, ensure_ascii=ascii_only)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def atomic_folder(target: Path, marker: str | None = None) -> Iterator[Path]:
+    """A temporary folder next to `target`, renamed to it when the block ends without an error.
+
+    An existing `target` is replaced. With a `marker` it is replaced only if it is empty or holds
+    a file of that name; otherwise it is the user's and an InputError is raised. RunError if the
+    folder cannot be written; a failed block leaves nothing behind.
+    """
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file; choose a directory")
+    foreign = marker is not None and target.is_dir() and not (target / marker).is_file()
+    if foreign and any(target.iterdir()):
+        raise InputError(f"{target} is not empty and holds no {marker}; choose another directory")
+    temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
+    old = target.with_name(f".{target.name}.old{os.getpid()}")
+    try:
+        with raise_write_errors(target):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            if target.exists():
+                target.rename(old)
+            temporary.rename(target)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
@@ -70,39 +190,3 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def write_json_atomic(path: Path | str, value: Any) -> None:
-    """Writes `value` as strict JSON, atomically; NaN and infinity become null."""
-    atomic_write(path, json.dumps(plain_json(value), indent=2, allow_nan=False) + "\n")
-
-
-def plain_json(value: Any) -> Any:
-    """`value` with numpy scalars and arrays as Python's own, and non-finite numbers as None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_json(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain_json(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def read_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
-    """(number from 1, text without blanks around it) of the lines of a UTF-8 file that are not
-    blank; `what` the file should hold. Raises InputError for a file that cannot be read."""
-    number = 0
-    try:
-        # Not splitlines(): it also cuts at characters that may occur inside a caption.
-        with open(path, encoding="utf-8-sig") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield number, line.strip()
-    except OSError as error:
-        raise InputError(f"cannot read {what} from {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text (after line {number}); save it as UTF-8"
-        ) from error

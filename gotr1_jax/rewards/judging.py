@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import atomic_write, clear_write_errors
+from gotr1_jax.io.files import atomic_write, raise_write_errors
 from gotr1_jax.io.progress import Progress
 from gotr1_jax.rewards.base import (
     Judge,
@@ -40,7 +40,7 @@ def judge_samples(
     partial = out.with_name(out.name + PARTIAL)
     stored = _read_scores(judge, {sample.name for sample in samples}, (out, partial))
     lines: list[dict[str, Any]] = []
-    with clear_write_errors(partial):
+    with raise_write_errors(partial):
         out.parent.mkdir(parents=True, exist_ok=True)
         with (
             open(partial, "a", encoding="utf-8") as file,

@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import read_lines
-from gotr1_jax.io.json import parse_json_object, read_json
+from gotr1_jax.io.files import parse_json_object, read_json, read_lines
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import JudgeRequest
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS

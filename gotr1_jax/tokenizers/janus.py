@@ -18,6 +18,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.files import read_text
 from gotr1_jax.plan import BOX_END, BOX_START, OBJ_END, OBJ_START
 
 GOTR1_TEMPLATE = (
@@ -121,13 +122,7 @@ class TextTokenizer:
     def from_dir(cls, path: str | Path) -> TextTokenizer:
         """The tokenizer of a checkpoint directory; InputError if it has none that fits."""
         file = Path(path) / TOKENIZER_FILE
-        try:
-            data = file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"tokenizer {file} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not a readable tokenizer: {error}") from error
-        return cls(data, str(file))
+        return cls(read_text(file, "tokenizer"), str(file))
 
     def encode_prompt(
         self,

@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.files import read_text
 
 SYSTEM = "You are a helpful assistant."
 """The system message that the model was tuned with."""
@@ -83,13 +84,7 @@ class QwenTokenizer:
     def from_dir(cls, path: str | Path) -> QwenTokenizer:
         """The tokenizer of a checkpoint directory; InputError if it has none that fits."""
         file = Path(path) / "tokenizer.json"
-        try:
-            data = file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"tokenizer {file} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not a readable tokenizer: {error}") from error
-        return cls(data, str(file))
+        return cls(read_text(file, "tokenizer"), str(file))
 
     def encode(self, text: str) -> list[int]:
         """Ids of text that holds no control tokens, whatever it spells."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import atomic_write, clear_write_errors
+from gotr1_jax.io.files import atomic_write, raise_write_errors
 
 CONFIG_NAME = "config.yaml"
 METRICS_NAME = "metrics.jsonl"
@@ -81,7 +81,7 @@ def create_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> Ru
             f"{run.root} already holds a run; choose another directory, or resume it with"
             " --resume auto"
         )
-    with clear_write_errors(run.root):
+    with raise_write_errors(run.root):
         for folder in (run.checkpoints, run.samples, run.tensorboard):
             folder.mkdir(parents=True, exist_ok=True)
         for path in (*run.root.iterdir(), *run.samples.iterdir()):

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import clear_write_errors, plain_json
+from gotr1_jax.io.files import plain_json, raise_write_errors
 from gotr1_jax.plan import Box
 from gotr1_jax.rewards.base import boxes_from_json, boxes_to_json, result_from_json
 
@@ -67,7 +67,7 @@ def write_samples(
     """
     folder = Path(samples_dir) / name if name is not None else step_folder(Path(samples_dir), step)
     temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
-    with clear_write_errors(folder):
+    with raise_write_errors(folder):
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)

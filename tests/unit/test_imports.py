@@ -17,9 +17,10 @@ ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 # A unit (a file or folder right under the package) imports units of lower layers only.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("config", "images", "plan"),
-    ("parallel", "tokenizers"),
+    ("config", "plan"),
+    ("parallel",),
     ("io",),
+    ("images", "tokenizers"),
     ("models", "data", "shapes"),
     ("convert", "decoding"),
     ("sampler", "vlm_engine"),

@@ -379,7 +379,7 @@ def test_control_tokens_in_a_message_are_ordinary_text(tokenizer: QwenTokenizer)
 
 
 def test_tokenizers_that_are_none(checkpoint: Path) -> None:
-    with pytest.raises(InputError, match="not a readable tokenizer"):
+    with pytest.raises(InputError, match="not (a readable tokenizer|UTF-8 text)"):
         QwenTokenizer("{}")
     text = (checkpoint / "tokenizer.json").read_text()
     with pytest.raises(InputError, match="lacks the special token <|image_pad|>"):
