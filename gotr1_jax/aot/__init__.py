@@ -1,4 +1,4 @@
-"""`gotr1 compile`: a training job compiled for accelerators that this machine does not have."""
+"""`gotr1 compile`: ahead-of-time compilation of a training job for devices that are not here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gotr1_jax.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command line takes; further --section.key VALUE change the configuration."""
+    """The options of `gotr1 compile`; all others change the configuration."""
     parser.description = (
         "Compiles the programs of a grpo or sft configuration for a named topology, without the "
-        "devices and without any weights, and prints what each needs: memory, work, traffic. "
+        "devices and without weights, and prints the memory, FLOPs and traffic of each. "
         "Every key of the configuration can be given as --section.key VALUE."
     )
     parser.set_defaults(overrides=[])
@@ -26,18 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--suggest", action="store_true",
-        help="look for a mesh, remat and micro-batch with which the job fits",
+        help="find a mesh, remat and micro-batch with which the job fits",
     )  # fmt: skip
-    parser.add_argument(
-        "--policy-size", choices=("1b", "7b"), help="where the checkpoint is not here"
-    )
-    parser.add_argument(
-        "--judge-size", choices=("3b", "7b"), help="where the checkpoint is not here"
-    )
+    parser.add_argument("--policy-size", choices=("1b", "7b"), help="needed without the checkpoint")
+    parser.add_argument("--judge-size", choices=("3b", "7b"), help="needed without the checkpoint")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Compile and print; options.overrides holds what the parser left."""
+    """Compile and print the report."""
     import jax
 
     from gotr1_jax.aot.chips import parse_topology
@@ -45,18 +41,18 @@ def run(options: argparse.Namespace) -> None:
 
     config = read_job(options.config, options.overrides)
     chip, shape = parse_topology(options.topology)
-    # The compiler needs no device, and must not take one that others work on.
+    # The compiler needs no device: leave this machine's to other programs.
     jax.config.update("jax_platforms", "cpu")
-    # A program for other devices cannot be read back from the cache.
+    # A program for other devices cannot be read from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
     start_devices(int(shape) if chip.platform == "cpu" else 1)
-    from gotr1_jax.aot.grpo import Models
+    from gotr1_jax.aot.job import ModelSizes
     from gotr1_jax.aot.report import compile_job, to_json, to_text
-    from gotr1_jax.aot.suggest import MOST_TRIES, suggest
+    from gotr1_jax.aot.suggest import MAX_ATTEMPTS, suggest
     from gotr1_jax.aot.target import find_target
 
     target = find_target(options.topology)
-    models = Models(options.policy_size, options.judge_size)
+    models = ModelSizes(options.policy_size, options.judge_size)
     if not options.suggest:
         report = compile_job(config, target, models)
         print(json.dumps(to_json(report)) if options.json else to_text(report))
@@ -64,17 +60,18 @@ def run(options: argparse.Namespace) -> None:
     found = suggest(config, target, models)
     if found is None:
         raise InputError(
-            f"no setting that was tried (at most {MOST_TRIES}) fits on {target.name}; use more or "
-            "larger chips, fewer rows a step, or a smaller judge"
+            f"nothing fits on {target.name} ({MAX_ATTEMPTS} attempts at most); use more or larger "
+            "chips, fewer rows a step, or a smaller judge"
         )
     if options.json:
         print(json.dumps(to_json(found.report) | {"overrides": found.overrides}))
     else:
-        print(f"{to_text(found.report)}\nfits, after {found.tried} tries, with:\n{found.overrides}")
+        print(to_text(found.report))
+        print(f"fits after {found.attempts} attempts, with:\n{found.overrides}")
 
 
 def read_job(path: Path, overrides: list[str]) -> Any:
-    """The configuration of a grpo or sft job; which of them its keys tell."""
+    """The configuration of a grpo or sft job, recognised by its keys."""
     import dataclasses
 
     import yaml
@@ -87,13 +84,13 @@ def read_job(path: Path, overrides: list[str]) -> Any:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        values = None  # `load_config` says what is wrong
+        values = None  # `load_config` raises the error
     keys = set(values) if isinstance(values, dict) else set()
 
-    def known(schema: type) -> int:
+    def known_keys(schema: type) -> int:
         return len(keys & {field.name for field in dataclasses.fields(schema)})
 
-    schema = max((GrpoConfig, SftConfig, VqTrainConfig), key=known)
+    schema = max((GrpoConfig, SftConfig, VqTrainConfig), key=known_keys)
     if schema is VqTrainConfig:
         raise InputError(f"{path} trains an image tokenizer; only grpo and sft can be compiled")
     return load_config(schema, path, overrides)

@@ -1,8 +1,8 @@
-"""The accelerators that programs are compiled for: peak numbers of one JAX device.
+"""Peak numbers of one JAX device of each accelerator.
 
 Sources: the vendors' pages, read in November 2026: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,
-v6e,tpu7x} and NVIDIA's data sheets of the H100 and H200 (SXM, dense). `hbm_bytes` is what programs
-may use: of a TPU what its compiler allows (it keeps a part for itself), of a GPU all that the
+v6e,tpu7x} and NVIDIA's data sheets of the H100 and H200 (SXM, dense). `hbm_bytes` is the memory
+that programs may use: of a TPU what its compiler allows (a part is reserved), of a GPU what the
 driver reports.
 """
 
@@ -22,10 +22,10 @@ class Chip:
     """One device.
 
     Attributes:
-      platform: of JAX: tpu, cuda or cpu.
+      platform: JAX's name: tpu, cuda or cpu.
       hbm_bytes: memory that programs may use.
-      flops: bfloat16 FLOP/s of matrix products; None: not known.
-      bandwidth: of its memory, bytes/s; None: not known.
+      flops: bfloat16 FLOP/s of matrix products; None: unknown.
+      bandwidth: of its memory, bytes/s; None: unknown.
     """
 
     platform: str
@@ -34,7 +34,7 @@ class Chip:
     bandwidth: float | None = None
 
 
-# The compiler sees two devices in a chip of v4 and of tpu7x: each has half of the chip's numbers.
+# A chip of v4 or tpu7x is two devices, each with half of the chip's numbers.
 CHIPS = {
     "v4": Chip("tpu", int(15.25 * _GIB), 275e12 / 2, 1200e9 / 2),
     "v5e": Chip("tpu", int(15.75 * _GIB), 197e12, 819e9),
@@ -49,9 +49,9 @@ _EXAMPLES = "v5e:4x4, v5p:4x4x4, v6e:8x8, h200:1 to h200:8, h100:8, cpu:1 to cpu
 
 
 def parse_topology(name: str) -> tuple[Chip, str]:
-    """A topology's chip and the shape behind the colon; InputError for any that is not known."""
+    """A topology's chip, and the shape after the colon; InputError for an unknown one."""
     kind, _, shape = name.partition(":")
-    chip = _host(shape) if kind == "cpu" else CHIPS.get(kind)
+    chip = _cpu(shape) if kind == "cpu" else CHIPS.get(kind)
     if chip is None or not re.fullmatch(_SHAPES[chip.platform], shape):
         raise InputError(
             f"unknown topology {name!r}; chips are {', '.join(CHIPS)} and cpu, written like "
@@ -60,7 +60,7 @@ def parse_topology(name: str) -> tuple[Chip, str]:
     return chip, shape
 
 
-def _host(count: str) -> Chip:
-    """A share of this machine's memory; how fast it is is not known."""
+def _cpu(count: str) -> Chip:
+    """This machine's memory, divided by the devices; its speed is unknown."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Chip("cpu", memory // max(1, int(count) if count.isdecimal() else 1))

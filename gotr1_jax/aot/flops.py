@@ -1,7 +1,7 @@
-"""FLOPs of a traced program: matrix products and convolutions, loops counted as they turn.
+"""FLOPs of a traced program: matrix products and convolutions, times the iterations of loops.
 
-XLA's own analysis counts a loop's body once, and is not there for every compiler; the trace knows
-how often every scan turns. Recomputation (remat) is in the trace, so it is counted too.
+XLA's cost analysis counts the body of a loop once, and not every compiler has it; the jaxpr has the
+length of every scan. Recomputation (remat) is in the jaxpr, so it is counted.
 """
 
 from __future__ import annotations
@@ -13,41 +13,44 @@ from typing import Any
 from jax.extend import core
 
 
-def count_flops(jaxpr: Any, turns: int = 1) -> float:
-    """Of the whole program, over all devices; `turns`: of its outermost open-ended loops."""
+def count_flops(jaxpr: Any, iterations: int = 1) -> float:
+    """FLOPs of the whole program on all devices together.
+
+    iterations: of its outermost while loops.
+    """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
-            total += _of_product(equation)
+            total += _dot_flops(equation)
         elif name == "conv_general_dilated":
-            total += _of_convolution(equation)
+            total += _convolution_flops(equation)
         elif name == "scan":
             total += params["length"] * count_flops(params["jaxpr"])
         elif name == "while":
-            total += turns * count_flops(params["body_jaxpr"])
+            total += iterations * count_flops(params["body_jaxpr"])
         elif name == "cond":
-            total += max(count_flops(branch, turns) for branch in params["branches"])
+            total += max(count_flops(branch, iterations) for branch in params["branches"])
         else:
-            total += sum(count_flops(inner, turns) for inner in _inner(params))
+            total += sum(count_flops(inner, iterations) for inner in _inner_jaxprs(params))
     return total
 
 
-def _inner(params: dict[str, Any]) -> Iterator[Any]:
-    """Programs among an operation's parameters: of jit, remat, custom derivatives and so on."""
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+    """Jaxprs among an equation's parameters: of jit, remat, custom derivatives and so on."""
     for value in params.values():
         for item in value if isinstance(value, list | tuple) else (value,):
             if isinstance(item, core.Jaxpr | core.ClosedJaxpr):
                 yield item
 
 
-def _of_product(equation: Any) -> float:
+def _dot_flops(equation: Any) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
 
 
-def _of_convolution(equation: Any) -> float:
+def _convolution_flops(equation: Any) -> float:
     kernel = equation.invars[1].aval.shape
     outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / outputs

@@ -1,8 +1,8 @@
-"""What a compiled program sends between devices, read from its HLO text.
+"""The collectives of a compiled program, read from its HLO text.
 
-Bytes are those of a collective's result on one device. A loop's body counts as often as the loop
-turns, where the text says so: `known_trip_count`, or a condition that compares a counter with a
-constant. Otherwise it counts once, unless the caller knows better.
+Bytes are those of a collective's result on one device. The body of a loop is counted once for each
+iteration if the text gives their number: `known_trip_count`, or a condition that compares a counter
+with a constant. Otherwise the caller may give it; the default is once.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _BYTES = {
     "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "f8e4m3fn": 1, "f8e5m2": 1,
 }  # fmt: skip
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
@@ -29,7 +29,7 @@ _CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
 @dataclass(frozen=True)
-class Traffic:
+class CollectiveTraffic:
     """How often a kind of collective runs, and the bytes of all its results on one device."""
 
     count: int
@@ -64,11 +64,10 @@ def shape_bytes(shape: str) -> int:
     return total
 
 
-def collectives(text: str, turns: int | None = None) -> dict[str, Traffic]:
-    """Traffic by kind of the module in `text`.
+def collectives(text: str, iterations: int | None = None) -> dict[str, CollectiveTraffic]:
+    """Traffic of the HLO module `text`, by kind of collective.
 
-    turns: how often the loops right in the entry computation turn, where the caller knows; None
-    leaves that to the text.
+    iterations: of the loops directly in the entry computation; None: as the text says.
     """
     module = _parse(text)
     found: dict[str, list[int]] = {}
@@ -83,43 +82,47 @@ def collectives(text: str, turns: int | None = None) -> dict[str, Traffic]:
         for op in module.computations.get(name, ()):
             kind = op.opcode.removesuffix("-done")
             channel = _CHANNEL.search(op.rest)
-            # One operation that runs in pieces stands in several places, under one channel.
+            # An asynchronous collective has several instructions with one channel.
             if kind in KINDS and not (channel and channel.group(1) in seen):
                 seen.update(channel.groups() if channel else ())
                 note(kind, shape_bytes(op.shape), times)
             if op.opcode == "while":
-                known = turns if name == module.entry and turns is not None else _turns(module, op)
+                known = (
+                    iterations
+                    if name == module.entry and iterations is not None
+                    else _trip_count(module, op)
+                )
                 inner = times * known
             else:
                 inner = times
             for called in _called(op):
                 if called.startswith("all-reduce-scatter"):
-                    # A TPU's reduce-scatter: an all-reduce of which each device keeps a part.
+                    # A TPU compiles reduce-scatter to an all-reduce; each device keeps a part.
                     seen.update(_channels(module, called))
                     note("reduce-scatter", shape_bytes(op.shape), inner)
                 else:
                     walk(called, inner)
 
     walk(module.entry, 1)
-    return {kind: Traffic(*found[kind]) for kind in KINDS if kind in found}
+    return {kind: CollectiveTraffic(*found[kind]) for kind in KINDS if kind in found}
 
 
-def as_json(traffic: Mapping[str, Traffic]) -> dict[str, dict[str, int]]:
-    """Plain values."""
+def traffic_to_json(traffic: Mapping[str, CollectiveTraffic]) -> dict[str, dict[str, int]]:
+    """Plain values for JSON."""
     return {kind: {"count": t.count, "bytes": t.bytes} for kind, t in traffic.items()}
 
 
 def _parse(text: str) -> _Module:
     module, current = _Module(), ""
     for line in text.splitlines():
-        head = _HEAD.match(line)
-        if head:
-            current = head.group(2)
+        header = _COMPUTATION.match(line)
+        if header:
+            current = header.group(2)
             module.computations[current] = []
-            if head.group(1):
+            if header.group(1):
                 module.entry = current
             continue
-        body = _LINE.match(line)
+        body = _INSTRUCTION.match(line)
         if body and current:
             op = _operation(body.group(2), body.group(3), bool(body.group(1)))
             if op is not None:
@@ -128,7 +131,7 @@ def _parse(text: str) -> _Module:
 
 
 def _operation(name: str, text: str, is_root: bool) -> _Operation | None:
-    """'bf16[2]{0} all-gather(%x), ...' -> its parts; a shape may be a tuple."""
+    """Parses 'bf16[2]{0} all-gather(%x), ...'; the shape may be a tuple."""
     end = _tuple_end(text) if text.startswith("(") else text.find(" ")
     found = re.match(r"\s*([\w\-]+)\(", text[end:])
     if found is None:
@@ -137,7 +140,7 @@ def _operation(name: str, text: str, is_root: bool) -> _Operation | None:
 
 
 def _tuple_end(text: str) -> int:
-    """Where the parenthesis that a text begins with is closed."""
+    """Index after the parenthesis that closes the first one."""
     depth = 0
     for place, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -147,7 +150,7 @@ def _tuple_end(text: str) -> int:
 
 
 def _called(op: _Operation) -> list[str]:
-    """Computations that an operation runs; those of a reduction are arithmetic alone."""
+    """Computations that an operation calls; those of collectives are arithmetic, left out."""
     if op.opcode in KINDS or op.opcode.endswith(("-done", "-update")):
         return []
     names = []
@@ -161,7 +164,7 @@ def _channels(module: _Module, name: str) -> set[str]:
     return {found.group(1) for found in map(_CHANNEL.search, lines) if found}
 
 
-def _turns(module: _Module, op: _Operation) -> int:
+def _trip_count(module: _Module, op: _Operation) -> int:
     known = _TRIPS.search(op.rest)
     if known:
         return int(known.group(1))

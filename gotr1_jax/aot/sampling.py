@@ -1,15 +1,15 @@
-"""The rollout's programs: weights laid out, prompts, plan loop, null context, image loop."""
+"""The rollout's programs: prefill, plan loop, unconditional prefix, image loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gotr1_jax.aot.measure import Program, device_bytes
+from gotr1_jax.aot.job import JobCompiler
+from gotr1_jax.aot.measure import bytes_per_device
 from gotr1_jax.parallel.mesh import ROWS, row_multiple, row_sharding
 from gotr1_jax.sampler.image_loop import ImageContext
 from gotr1_jax.sampler.plan_loop import PromptCache
@@ -17,19 +17,16 @@ from gotr1_jax.sampler.policy_weights import PolicyWeights
 from gotr1_jax.sampler.sampler import Sampler
 from gotr1_jax.sampler.token_batch import PromptBatch
 
-# Compiles a program, and gives its outputs as shapes.
-Run = Callable[[Program], Any]
 
-
-def shape(sizes: tuple[int, ...], dtype: Any) -> Any:
-    """An array of sizes and dtype that is nowhere; it stands where the job has arrays."""
+def array_shape(sizes: tuple[int, ...], dtype: Any) -> Any:
+    """Shape and dtype in the place of an array."""
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-def on_rows(tree: Any, mesh: Mesh, heads: bool = True) -> Any:
-    """Shapes with their rows over the mesh, and kv heads of a cache, which has four dimensions.
+def shard_rows(tree: Any, mesh: Mesh, heads: bool = True) -> Any:
+    """Shapes with rows sharded over the mesh, and with the kv heads of (four-dimensional) caches.
 
-    An array whose first axis does not divide is whole on every device.
+    An array whose first axis does not divide is replicated.
     """
 
     def one(x: Any) -> Any:
@@ -43,40 +40,34 @@ def on_rows(tree: Any, mesh: Mesh, heads: bool = True) -> Any:
 
 def prompt_shapes(captions: int, width: int, mesh: Mesh) -> PromptBatch:
     """Prompts of `captions` captions, padded to `width`."""
-    ids, lengths = shape((captions, width), jnp.int32), shape((captions,), jnp.int32)
-    return on_rows(PromptBatch(ids, lengths), mesh)
+    ids, lengths = array_shape((captions, width), jnp.int32), array_shape((captions,), jnp.int32)
+    return shard_rows(PromptBatch(ids, lengths), mesh)
 
 
 def key_shapes(count: int, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """A key a row."""
+    """One random key for each row."""
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
     return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=row_sharding(mesh))
 
 
-def weights(run: Run, sampler: Sampler, state: Any, beside: tuple[str, ...]) -> PolicyWeights:
-    """The policy's state laid out for sampling."""
-    program, params = sampler.prepare_program(state)
-    holds = ("policy", "train state")
-    run(Program("sampler's weights", program, (state,), holds=holds, beside=beside))
-    return params
-
-
-def rollout(
-    run: Run, sampler: Sampler, params: PolicyWeights, prompts: PromptBatch, samples: int,
-    parts: int, mesh: Mesh, beside: tuple[str, ...],
+def compile_rollout(
+    job: JobCompiler, sampler: Sampler, params: PolicyWeights, prompts: PromptBatch, samples: int,
+    parts: int, mesh: Mesh, resident: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """All programs of a rollout, the loops in their last bucket, where caches are the largest.
+    """All programs of a rollout; of each loop the last bucket, where caches are largest.
 
-    parts: such rollouts make one step's.
+    parts: number of such rollouts in a step.
     """
     programs, config = sampler.programs, sampler.config
     B = prompts.ids_PC.shape[0] * samples
     keys = key_shapes(B, mesh)
 
-    def measure(name: str, function: Any, *args: Any, times: float = 1.0, **more: Any) -> Any:
-        more |= {"holds": ("sampler",), "beside": beside, "times": parts * times}
-        program = Program(name, function, args, **more)
-        return on_rows(run(program), mesh)
+    def measure(name: str, function: Any, *args: Any, runs: float = 1.0, **fields: Any) -> Any:
+        outputs = job.compile(
+            name, function, *args, persistent_args=("sampler",), resident=resident,
+            runs_per_step=parts * runs, **fields,
+        )  # fmt: skip
+        return shard_rows(outputs, mesh)
 
     captions, last = measure("prefill", programs.prefill_prompts, params, prompts)
     limit = config.max_plan_tokens
@@ -84,7 +75,7 @@ def rollout(
     plan_reads = (params.layers, params.text_head_VD, captions.cache, plans.cache)
     plans = measure(
         "plan loop, last bucket", programs.plan_bucket, params, captions, keys, plans,
-        **_buckets(limit, config.plan_bucket, plan_reads, plans.cache),
+        **_last_bucket(limit, config.plan_bucket, plan_reads, plans.cache),
     )  # fmt: skip
     plans = _shapes(mesh, programs.finish_plans, plans)[0]
     uncond = None
@@ -99,25 +90,25 @@ def rollout(
     image_reads = (params.layers, params.image_head, context, images.cache)
     measure(
         "image loop, last bucket", programs.image_bucket, params, context, keys, images,
-        **_buckets(tokens, config.image_bucket, image_reads, images.cache),
+        **_last_bucket(tokens, config.image_bucket, image_reads, images.cache),
     )  # fmt: skip
 
 
-def _buckets(total: int, bucket: int, reads: Any, cache: Any) -> dict[str, Any]:
-    """Turns and reads of the last of the buckets that `total` tokens are drawn in, and how many
-    of them the whole phase is worth by the bytes that it reads.
+def _last_bucket(total: int, bucket: int, reads: Any, cache: Any) -> dict[str, Any]:
+    """Fields of the last bucket's program when `total` tokens are sampled in buckets.
 
-    By FLOPs it is worth no less: the cache's share of them is smaller than its share of the bytes.
+    `runs`: all buckets cost so many runs of the last one, by the bytes that they read. By FLOPs it
+    is no less: the cache has a smaller share of the FLOPs than of the bytes.
     """
     sizes = [min(size, total) for size in range(bucket, total + bucket, bucket)]
-    turns = [size - before for size, before in zip(sizes, [0, *sizes])]
-    grown = device_bytes(cache)
-    fixed = device_bytes(reads) - grown
-    whole = sum(n * (fixed + grown * size / total) for n, size in zip(turns, sizes))
-    times = whole / (turns[-1] * (fixed + grown))
-    return {"turns": turns[-1], "reads": reads, "times": times}
+    iterations = [size - before for size, before in zip(sizes, [0, *sizes])]
+    cache_bytes = bytes_per_device(cache)
+    fixed = bytes_per_device(reads) - cache_bytes
+    whole = sum(n * (fixed + cache_bytes * size / total) for n, size in zip(iterations, sizes))
+    runs = whole / (iterations[-1] * (fixed + cache_bytes))
+    return {"iterations": iterations[-1], "reads": reads, "runs": runs}
 
 
 def _shapes(mesh: Mesh, function: Any, *args: Any, **static: Any) -> Any:
-    """Outputs of a program that is not worth a line, laid as the sampler lays rows."""
-    return on_rows(jax.eval_shape(function, *args, **static), mesh)
+    """Outputs of a small program that is not compiled, sharded as the sampler shards rows."""
+    return shard_rows(jax.eval_shape(function, *args, **static), mesh)

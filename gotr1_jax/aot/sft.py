@@ -1,8 +1,7 @@
-"""The program of `gotr1 train sft`, and what lies in memory all the time."""
+"""The compiled step of `gotr1 train sft`, and its persistent arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -10,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gotr1_jax.aot.grpo import Job, Models, row_shapes
-from gotr1_jax.aot.measure import Program, device_bytes
-from gotr1_jax.aot.sampling import Run, on_rows
+from gotr1_jax.aot.grpo import token_batch_shapes
+from gotr1_jax.aot.job import JobCompiler, JobMemory, ModelSizes
+from gotr1_jax.aot.measure import bytes_per_device
+from gotr1_jax.aot.sampling import shard_rows
 from gotr1_jax.aot.sizes import policy_sizes
-from gotr1_jax.aot.target import Target
 from gotr1_jax.models.janus import abstract_policy
 from gotr1_jax.parallel.mesh import make_mesh, replicated
 from gotr1_jax.parallel.placement import check_rows, train_state_shardings
@@ -26,9 +25,9 @@ from gotr1_jax.trainer.optimizer import make_optimizer
 from gotr1_jax.trainer.state import new_state
 
 
-def sft(config: SftConfig, models: Models, target: Target, run: Run) -> Iterator[Job]:
-    """Compiles the job's step, with rows as long as its limits allow; yields once before."""
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, target.devices)
+def compile_sft(config: SftConfig, models: ModelSizes, job: JobCompiler) -> None:
+    """Compiles the step with the longest rows that the configuration allows."""
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, job.target.devices)
     check_rows(config.micro_batch, mesh, "micro_batch")
     sizes, specials = policy_sizes(config.init or config.vq, models.policy)
     if config.model is not None:
@@ -38,15 +37,15 @@ def sft(config: SftConfig, models: Models, target: Target, run: Run) -> Iterator
     optimizer = make_optimizer(config.optimizer, config.steps)
     shapes = jax.eval_shape(partial(new_state, optimizer=optimizer), params)
     state = placed_shapes(shapes, train_state_shardings(shapes, params, mesh))
-    lasting = ("train state",)
-    yield Job(mesh, {"train state": device_bytes(state)}, lasting)
+    persistent = ("train state",)
+    job.start(JobMemory(mesh, {"train state": bytes_per_device(state)}, persistent))
 
     weights = SftWeights(config.text_weight, config.image_weight, config.boi_weight)
     step = make_sft_step(
         graphdef, optimizer, specials, weights, config.caption_dropout, config.micro_batch
     )
     limits = config.data.max_prompt_tokens, config.data.max_plan_tokens
-    rows = on_rows(row_shapes(config.batch_size, *limits, sizes.num_image_tokens), mesh)
+    rows = shard_rows(token_batch_shapes(config.batch_size, *limits, sizes.num_image_tokens), mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-    run(Program("sft step", step, (state, rows, key), holds=lasting, beside=lasting))
+    job.compile("sft step", step, state, rows, key, persistent_args=persistent, resident=persistent)

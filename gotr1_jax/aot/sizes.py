@@ -1,6 +1,6 @@
-"""Sizes and special ids of the job's models, from configuration files or from what they are called.
+"""Sizes and special ids of the job's models, from configuration files or from checkpoint names.
 
-No weights are read and nothing is fetched: a compiler needs shapes only.
+No weights are read and nothing is downloaded: a compiler needs shapes only.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, SpecialIds, TextTokenizer
 
 POLICY_SIZES = {"1b": JANUS_PRO_1B, "7b": JANUS_PRO_7B}
 JUDGE_SIZES = {"3b": QWEN2_5_VL_3B, "7b": QWEN2_5_VL_7B}
-# Any ids do: they are constants of a program, its shapes do not depend on them.
+# The ids do not matter: the shapes of a program do not depend on them.
 _ANY_IDS = SpecialIds(bos=0, eos=1, pad=2, boi=3, eoi=4, image=5)
 
 
 def policy_sizes(init: str, size: str | None) -> tuple[JanusConfig, SpecialIds]:
     """Sizes of the policy that `init` names, `size` (1b, 7b) if given.
 
-    InputError for a checkpoint that is not here and whose name does not tell its size.
+    InputError if the checkpoint is not on this machine and its name has no size.
     """
     if size is not None:
         return POLICY_SIZES[size], _ANY_IDS
@@ -34,9 +34,10 @@ def policy_sizes(init: str, size: str | None) -> tuple[JanusConfig, SpecialIds]:
     for place in (folder, folder / RUN_MODEL):
         if (place / CONFIG_FILE).is_file():
             sizes = parse_config(read_config(place), str(place / CONFIG_FILE))[0]
-            there = (place / TOKENIZER_FILE).is_file()
-            return sizes, TextTokenizer.from_dir(place).specials if there else _ANY_IDS
-    return POLICY_SIZES[_named(init, tuple(POLICY_SIZES), "policy")], _ANY_IDS
+            has_tokenizer = (place / TOKENIZER_FILE).is_file()
+            ids = TextTokenizer.from_dir(place).specials if has_tokenizer else _ANY_IDS
+            return sizes, ids
+    return POLICY_SIZES[_size_in_name(init, tuple(POLICY_SIZES), "policy")], _ANY_IDS
 
 
 def judge_sizes(checkpoint: str, size: str | None) -> QwenConfig:
@@ -45,15 +46,15 @@ def judge_sizes(checkpoint: str, size: str | None) -> QwenConfig:
         return JUDGE_SIZES[size]
     if (Path(checkpoint) / CONFIG_FILE).is_file():
         return read_qwen_config(checkpoint)
-    return JUDGE_SIZES[_named(checkpoint, tuple(JUDGE_SIZES), "judge")]
+    return JUDGE_SIZES[_size_in_name(checkpoint, tuple(JUDGE_SIZES), "judge")]
 
 
-def _named(name: str, known: tuple[str, ...], what: str) -> str:
-    """The size that stands in a name, like 7b in deepseek-ai/Janus-Pro-7B."""
+def _size_in_name(name: str, known: tuple[str, ...], what: str) -> str:
+    """The size in a name, like 7b in deepseek-ai/Janus-Pro-7B."""
     found = set(re.findall(r"(?<![a-z0-9])\d+b(?![a-z0-9])", name.lower())) & set(known)
     if len(found) != 1:
         raise InputError(
-            f"the sizes of the {what} {name} are not known: it is not on this machine, and its "
-            f"name does not tell; give --{what}-size {' or '.join(known)}"
+            f"the size of the {what} {name} is unknown: it is not on this machine, and its name "
+            f"has no size; give --{what}-size {' or '.join(known)}"
         )
     return found.pop()

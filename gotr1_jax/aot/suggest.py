@@ -1,7 +1,6 @@
-"""Settings of the same experiment that fit: mesh, remat and micro-batch, the quickest first.
+"""Finds a mesh, remat policy and micro-batch with which a job fits, the fastest first.
 
-Only how the work is laid out is changed, never what is computed: captions, samples, lengths and
-the rows of an update stay.
+The experiment stays the same: captions, samples, lengths and rows of an update are not changed.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gotr1_jax.aot.grpo import Models
+from gotr1_jax.aot.job import ModelSizes, Report
 from gotr1_jax.aot.measure import Compiler
-from gotr1_jax.aot.report import Report, compile_job
+from gotr1_jax.aot.report import compile_job
 from gotr1_jax.aot.target import Target
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import GrpoConfig
@@ -22,20 +21,20 @@ from gotr1_jax.sft.config import SftConfig
 
 Config = GrpoConfig | SftConfig
 REMATS = ("none", "dots", "full")
-MOST_TRIES = 24
+MAX_ATTEMPTS = 24
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A setting that fits, with its report; `tried` settings were looked at."""
+    """A configuration that fits and its report, found after `attempts` compilations."""
 
     config: Config
     report: Report
-    tried: int
+    attempts: int
 
     @property
     def overrides(self) -> str:
-        """What to append to the command."""
+        """The changed keys as options of the command line."""
         mesh, (remat, micro) = self.config.mesh, _names(self.config)
         values = {
             "mesh.data": mesh.data, "mesh.fsdp": mesh.fsdp, "mesh.tensor": mesh.tensor,
@@ -48,65 +47,66 @@ class Suggestion:
         return " ".join(f"--{key} {value}" for key, value in values.items())
 
 
-def suggest(config: Config, target: Target, models: Models) -> Suggestion | None:
-    """The first setting that fits, of at most MOST_TRIES; None if there is none.
+def suggest(config: Config, target: Target, models: ModelSizes) -> Suggestion | None:
+    """The first configuration that fits, of at most MAX_ATTEMPTS; None: there is none.
 
-    The given setting comes first. Then meshes from the least to the most split, and for each the
-    passes from the quickest to the most sparing one. Where an update fits and a rollout does not,
-    fewer captions are drawn at once; a mesh on which that does not help is left.
+    The given one is tried first. Then come meshes with a growing `tensor` axis, and for each mesh
+    remat and micro-batch from the fastest to the smallest memory. Where the update fits and the
+    rollout does not, fewer captions are sampled at once; if that does not help, the next mesh
+    follows.
     """
-    compiler, tried = Compiler(target), 0
+    compiler, attempts = Compiler(target), 0
 
-    def look(candidate: Config) -> tuple[Config, Report | None]:
-        """It, or one that draws less at once, and its report; None: sizes that do not divide."""
-        nonlocal tried
+    def attempt(candidate: Config) -> tuple[Config, Report | None]:
+        """The candidate, perhaps with a smaller rollout, and its report; None: does not divide."""
+        nonlocal attempts
         while True:
             try:
                 report = compile_job(candidate, target, models, compiler, stop_early=True)
             except InputError:
                 return candidate, None
-            tried += 1
-            less = _less_at_once(candidate, report)
-            if _fits(report) or less is None or tried == MOST_TRIES:
+            attempts += 1
+            smaller = _smaller_rollout(candidate, report)
+            if _fits(report) or smaller is None or attempts == MAX_ATTEMPTS:
                 return candidate, report
-            candidate = less
+            candidate = smaller
 
-    for settings in _by_mesh(config, len(target.devices)):
-        for setting in settings:
-            candidate, report = look(setting)
+    for candidates in _by_mesh(config, len(target.devices)):
+        for candidate in candidates:
+            candidate, report = attempt(candidate)
             if report is not None and _fits(report):
-                return Suggestion(candidate, report, tried)
-            if tried == MOST_TRIES:
+                return Suggestion(candidate, report, attempts)
+            if attempts == MAX_ATTEMPTS:
                 return None
-            if report is None or not _is_pass_too_large(report):
-                break  # no other pass on this mesh helps
+            if report is None or not _update_is_too_large(report):
+                break  # remat and micro-batch do not help
     return None
 
 
 def _by_mesh(config: Config, devices: int) -> Iterator[Iterator[Config]]:
-    """For each mesh the settings to try, in order; the given one comes first, alone."""
+    """For each mesh the configurations to try, in order; the given one comes first, alone."""
     yield iter([config])
     for mesh in meshes(devices):
-        kinds = passes(config, mesh.data * mesh.fsdp)
-        yield (with_settings(config, mesh, remat, micro) for remat, micro in kinds)
+        settings = remat_and_micro_batches(config, mesh.data * mesh.fsdp)
+        yield (with_settings(config, mesh, remat, micro) for remat, micro in settings)
 
 
 def _fits(report: Report) -> bool:
-    return bool(report.programs) and report.whole_fits
+    return bool(report.programs) and report.job_fits
 
 
-def _is_pass_too_large(report: Report) -> bool:
-    """Whether it is the update that does not fit, which other passes may mend."""
-    passing = ("update", "old log-probabilities", "sft step")
-    return bool(report.programs) and report.programs[-1].program.name in passing
+def _update_is_too_large(report: Report) -> bool:
+    """Whether the update does not fit, so that remat or a smaller micro-batch may help."""
+    updates = ("update", "old log-probabilities", "sft step")
+    return bool(report.programs) and report.programs[-1].program.name in updates
 
 
-def _less_at_once(config: Config, report: Report) -> GrpoConfig | None:
-    """Half as many captions drawn at once, or images decoded, where that is what does not fit.
+def _smaller_rollout(config: Config, report: Report) -> GrpoConfig | None:
+    """Half as many captions sampled, or images decoded, at once, if that is what does not fit.
 
-    None: it is something else, or there are no fewer.
+    None: something else does not fit, or the number cannot be halved.
     """
-    if isinstance(config, SftConfig) or not report.programs or _is_pass_too_large(report):
+    if isinstance(config, SftConfig) or not report.programs or _update_is_too_large(report):
         return None
     rollout, mesh = config.rollout, report.job.mesh
     if report.programs[-1].program.name == "image decoder":
@@ -120,7 +120,7 @@ def _less_at_once(config: Config, report: Report) -> GrpoConfig | None:
 
 
 def meshes(devices: int) -> Iterator[MeshConfig]:
-    """Parameters over all devices; more and more of the splitting is of features, not rows."""
+    """Meshes without data parallelism, with a growing `tensor` axis."""
     tensor = 1
     while tensor <= devices and tensor <= 8:
         if devices % tensor == 0:
@@ -128,19 +128,19 @@ def meshes(devices: int) -> Iterator[MeshConfig]:
         tensor *= 2
 
 
-def passes(config: Config, rows: int) -> Iterator[tuple[str, int]]:
-    """Remat and micro-batch: nothing made twice in one pass first, row by row last."""
+def remat_and_micro_batches(config: Config, rows: int) -> Iterator[tuple[str, int]]:
+    """Pairs (remat, micro-batch), from the fastest to the smallest memory."""
     micro = _micro(config)
     sizes = [micro]
     while sizes[-1] % 2 == 0 and sizes[-1] // 2 >= rows:
         sizes.append(sizes[-1] // 2)
-    # Making activations again costs a third of a pass at most; smaller passes read weights anew.
+    # Remat costs at most a third of the time; small micro-batches read the weights again and again.
     yield from ((remat, micro) for remat in REMATS)
     yield from (("full", size) for size in sizes[1:])
 
 
 def with_settings(config: Config, mesh: MeshConfig, remat: Any, micro: int) -> Any:
-    """The configuration with another layout."""
+    """The configuration with another mesh, remat policy and micro-batch."""
     mesh = replace(mesh, cpu_devices=config.mesh.cpu_devices)
     if isinstance(config, SftConfig):
         return replace(config, mesh=mesh, remat=remat, micro_batch=micro)

@@ -1,4 +1,4 @@
-"""Devices of a named topology that this machine need not have."""
+"""Devices of a named topology; this machine need not have them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import jax
 from gotr1_jax.aot.chips import Chip, parse_topology
 from gotr1_jax.errors import InputError
 
-# libtpu looks for the TPU that it runs on, and lets one process alone have it; here it is a
-# compiler only.
+# By default libtpu searches for a TPU and locks it for one process. Here it only compiles.
 _TPU_ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -33,20 +32,20 @@ class Target:
     Attributes:
       name, chip: as given.
       devices: of all hosts.
-      host: those that one process has; a topology of its own where there are several, because a
-        TPU's compiler takes no part of one.
+      host_devices: of one process. With several hosts they are a topology of their own, because
+        the TPU compiler does not accept a part of one.
     """
 
     name: str
     chip: Chip
     devices: tuple[Any, ...]
-    host: tuple[Any, ...]
+    host_devices: tuple[Any, ...]
 
 
 def find_target(name: str) -> Target:
     """The target of a name like v5e:4x4, h200:8 or cpu:8.
 
-    Raises InputError for a name that is not known, and when the compiler is not installed.
+    Raises InputError for an unknown name, and when the compiler is not installed.
     """
     chip, shape = parse_topology(name)
     if chip.platform == "cpu":
@@ -56,19 +55,19 @@ def find_target(name: str) -> Target:
 
     try:
         if chip.platform == "tpu":
-            _need(("libtpu",), name, "pip install 'gotr1_jax[tpu]'", "libtpu")
+            _require_compiler(("libtpu",), name, "pip install 'gotr1_jax[tpu]'", "libtpu")
             for key, value in _TPU_ENVIRONMENT.items():
                 os.environ.setdefault(key, value)
             found = topologies.get_topology_desc(platform="tpu", topology_name=name)
             devices: tuple[Any, ...] = tuple(found.devices)
             if len({device.process_index for device in devices}) > 1:
-                # Hosts of slices have four chips.
+                # A host of a slice has four chips.
                 of_host = re.sub(r":.*", ":2x2x1" if shape.count("x") == 2 else ":2x2", name)
                 alone = topologies.get_topology_desc(platform="tpu", topology_name=of_host)
                 return Target(name, chip, devices, tuple(alone.devices))
         else:
             plugins = ("jax_cuda13_plugin", "jax_cuda12_plugin")
-            _need(plugins, name, _cuda_command(), "JAX's CUDA plugin")
+            _require_compiler(plugins, name, _cuda_command(), "JAX's CUDA plugin")
             os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
             kind = name.partition(":")[0]
             text = files("gotr1_jax.aot") / "gpu_targets" / f"{kind}.txtpb"
@@ -77,7 +76,7 @@ def find_target(name: str) -> Target:
                 target_config=text.read_text(encoding="utf-8"),
             )  # fmt: skip
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise InputError(f"topology {name} cannot be described: {error}") from error
+        raise InputError(f"topology {name} is not available: {error}") from error
     return Target(name, chip, tuple(found.devices), tuple(found.devices))
 
 
@@ -88,13 +87,13 @@ def _cpu_devices(count: int) -> tuple[Any, ...]:
     return tuple(devices[:count])
 
 
-def _need(modules: tuple[str, ...], name: str, command: str, what: str) -> None:
+def _require_compiler(modules: tuple[str, ...], name: str, command: str, what: str) -> None:
     if all(find_spec(module) is None for module in modules):
         raise InputError(f"compiling for {name} needs {what}, which is not installed: {command}")
 
 
 def _cuda_command() -> str:
-    """The two packages that compile; those with NVIDIA's own libraries are for running."""
+    """Installs the two packages that compile; NVIDIA's own libraries are needed to run only."""
     try:
         number = version("jax")
     except PackageNotFoundError:

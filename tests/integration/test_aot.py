@@ -17,9 +17,9 @@ from tiny import grpo_values, sft_values, write_config, write_shapes
 from tiny_qwen import TINY_QWEN
 
 from gotr1_jax.aot import read_job
-from gotr1_jax.aot.grpo import Models
+from gotr1_jax.aot.job import ModelSizes, Report
 from gotr1_jax.aot.measure import Compiler, Program
-from gotr1_jax.aot.report import Report, compile_job, to_json, to_text
+from gotr1_jax.aot.report import compile_job, to_json, to_text
 from gotr1_jax.aot.sizes import judge_sizes, policy_sizes
 from gotr1_jax.aot.suggest import suggest
 from gotr1_jax.aot.target import Target, find_target
@@ -112,7 +112,7 @@ def test_gradients_cross_the_mesh(shapes_json: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ahead")
+    folder = tmp_path_factory.mktemp("aot")
     values = sft_values(write_shapes(folder / "vq"), folder / "run")
     values |= {"batch_size": 64, "micro_batch": 64, "mesh": {"data": 8}}
     values["data"]["examples"] = 64
@@ -121,7 +121,7 @@ def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def full_report(supervised: Path) -> Report:
-    return compile_job(load_config(SftConfig, supervised), find_target("cpu:8"), Models())
+    return compile_job(load_config(SftConfig, supervised), find_target("cpu:8"), ModelSizes())
 
 
 def with_memory(size: float) -> Target:
@@ -133,8 +133,8 @@ def test_a_supervised_job(supervised: Path, full_report: Report) -> None:
     config = read_job(supervised, ["--batch_size", "64"])
     assert isinstance(config, SftConfig)
     (step,) = full_report.programs
-    assert full_report.whole_fits and step.program.name == "sft step"
-    assert full_report.job.lasting["train state"] <= step.argument_bytes
+    assert full_report.job_fits and step.program.name == "sft step"
+    assert full_report.job.persistent["train state"] <= step.argument_bytes
     text = to_text(replace(full_report, target=with_memory(1000)))
     assert "DOES NOT FIT" in text and "NO" in text
 
@@ -148,25 +148,25 @@ def test_a_program_that_cannot_be_read_back(
         raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\nmore")
 
     monkeypatch.setattr(jax.stages.Compiled, "as_text", unreadable)
-    report = compile_job(load_config(SftConfig, supervised), find_target("cpu:8"), Models())
+    report = compile_job(load_config(SftConfig, supervised), find_target("cpu:8"), ModelSizes())
     (step,) = to_json(report)["programs"]
     assert step["collectives"] is None and step["peak_bytes"] > 0
-    assert "not known: the compiler is of another version" in to_text(report)
+    assert "unknown: compiler and jaxlib have different versions" in to_text(report)
 
 
 def test_suggest_finds_what_fits(supervised: Path, full_report: Report) -> None:
     config = load_config(SftConfig, supervised)
     limit = 0.6 * full_report.peak_bytes
-    found = suggest(config, with_memory(limit), Models())
-    assert found is not None and found.tried > 1
-    assert found.report.whole_fits and found.report.peak_bytes <= limit
+    found = suggest(config, with_memory(limit), ModelSizes())
+    assert found is not None and found.attempts > 1
+    assert found.report.job_fits and found.report.peak_bytes <= limit
     # What it prints gives that configuration, and the same experiment.
     again = load_config(SftConfig, supervised, found.overrides.split())
     assert again == found.config
     assert replace(again, mesh=config.mesh, remat=config.remat, micro_batch=64) == config
     # A setting that fits already stays.
-    same = suggest(config, find_target("cpu:8"), Models())
-    assert same is not None and same.tried == 1 and same.config == config
+    same = suggest(config, find_target("cpu:8"), ModelSizes())
+    assert same is not None and same.attempts == 1 and same.config == config
 
 
 def test_suggest_draws_fewer_at_once(tmp_path: Path) -> None:
@@ -177,23 +177,26 @@ def test_suggest_draws_fewer_at_once(tmp_path: Path) -> None:
     values["update"] |= {"micro_batch": 1}
     config = load_config(GrpoConfig, write_config(tmp_path / "grpo.yaml", values))
     compiler = Compiler(find_target("cpu:1"))
-    whole = compile_job(config, compiler.target, Models(), compiler)
+    whole = compile_job(config, compiler.target, ModelSizes(), compiler)
     half = replace(config, rollout=replace(config.rollout, captions_at_once=2))
-    halved = compile_job(half, compiler.target, Models(), compiler)
+    halved = compile_job(half, compiler.target, ModelSizes(), compiler)
     assert halved.peak_bytes < 0.6 * whole.peak_bytes
     loops = [
         next(p for p in report.programs if p.program.name == "image loop, last bucket").program
         for report in (whole, halved)
     ]
-    assert [loop.times for loop in loops] == [loops[0].times, 2 * loops[0].times]
+    assert [loop.runs_per_step for loop in loops] == [
+        loops[0].runs_per_step,
+        2 * loops[0].runs_per_step,
+    ]
     chip = replace(compiler.target.chip, hbm_bytes=halved.peak_bytes)
-    found = suggest(config, replace(compiler.target, chip=chip), Models())
-    assert found is not None and (found.config, found.tried) == (half, 2)
+    found = suggest(config, replace(compiler.target, chip=chip), ModelSizes())
+    assert found is not None and (found.config, found.attempts) == (half, 2)
     assert "--rollout.captions_at_once 2" in found.overrides
 
 
 def test_suggest_gives_up(supervised: Path) -> None:
-    assert suggest(load_config(SftConfig, supervised), with_memory(1000), Models()) is None
+    assert suggest(load_config(SftConfig, supervised), with_memory(1000), ModelSizes()) is None
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
@@ -227,9 +230,9 @@ def test_accelerators(name: str, module: str, devices: int, supervised: Path) ->
     target = find_target(name)
     assert len(target.devices) == devices
     config = read_job(supervised, ["--mesh.data", "2", "--mesh.fsdp", str(devices // 2)])
-    report = compile_job(config, target, Models())
+    report = compile_job(config, target, ModelSizes())
     (step,) = report.programs
-    assert report.whole_fits and step.flops > 0 and step.traffic
+    assert report.job_fits and step.flops > 0 and step.traffic
     assert step.seconds(target) > 0
 
 
@@ -258,12 +261,12 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_judge_in_the_process_is_part_of_the_job(judged: Path) -> None:
     config = load_config(GrpoConfig, judged)
-    report = compile_job(config, find_target("cpu:4"), Models())
+    report = compile_job(config, find_target("cpu:4"), ModelSizes())
     names = [p.program.name for p in report.programs]
     assert names[-4:] == [
         "judge: weights", "judge: images", "judge: questions", "judge: answers, last bucket",
     ]  # fmt: skip
-    lasting = report.job.lasting
+    lasting = report.job.persistent
     # Adapters switched off are as large as adapters switched on, which have two moments.
     assert 0 <= lasting["train state"] - 3 * lasting["reference"] < 64
     # bfloat16; embedding and vision are whole or halved over `tensor`.
@@ -271,9 +274,9 @@ def test_a_judge_in_the_process_is_part_of_the_job(judged: Path) -> None:
     units = 8192 * TINY_QWEN.text.hidden_size * 2
     assert sizes < lasting["judge"] - units < 2 * sizes
     by_name = {p.program.name: p for p in report.programs}
-    assert by_name["old log-probabilities"].program.times == 1, "those of the reference"
+    assert by_name["old log-probabilities"].program.runs_per_step == 1, "those of the reference"
     # The judge lies in memory while the policy learns.
-    assert report.with_the_rest(by_name["update"]) >= lasting["judge"]
+    assert report.total_bytes(by_name["update"]) >= lasting["judge"]
 
 
 def test_sizes_that_names_tell(tmp_path: Path) -> None:
@@ -281,5 +284,5 @@ def test_sizes_that_names_tell(tmp_path: Path) -> None:
     assert policy_sizes("embedded", None)[1].pad == TextTokenizer.from_dir(EMBEDDED).specials.pad
     assert judge_sizes("nowhere/Qwen2.5-VL-3B-Instruct", None) == QWEN2_5_VL_3B
     assert judge_sizes("nowhere", "7b").text.num_kv_heads == 4
-    with pytest.raises(InputError, match="judge nowhere/a13b are not known.*--judge-size 3b or 7b"):
+    with pytest.raises(InputError, match="judge nowhere/a13b is unknown.*--judge-size 3b or 7b"):
         judge_sizes("nowhere/a13b", None)

@@ -103,7 +103,7 @@ def measure(out: Path, pattern: str) -> None:
 
 def _measured(setting: Setting, known: Any) -> dict[str, Any]:
     from gotr1_jax.aot import read_job
-    from gotr1_jax.aot.grpo import Models
+    from gotr1_jax.aot.job import ModelSizes
     from gotr1_jax.aot.measure import Compiler
     from gotr1_jax.aot.report import compile_job, to_json
     from gotr1_jax.aot.target import find_target
@@ -112,7 +112,9 @@ def _measured(setting: Setting, known: Any) -> dict[str, Any]:
     config = read_job(CONFIGS / f"gotr1_{setting.size}_grpo.yaml", setting.overrides.split())
     target, start = find_target(setting.topology), time.perf_counter()
     try:
-        report = compile_job(config, target, Models(setting.size, "7b"), Compiler(target, known))
+        report = compile_job(
+            config, target, ModelSizes(setting.size, "7b"), Compiler(target, known)
+        )
     except GotR1Error as error:
         return {"error": str(error)}
     return to_json(report) | {"seconds": time.perf_counter() - start}

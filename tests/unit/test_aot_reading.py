@@ -8,11 +8,12 @@ import pytest
 
 from gotr1_jax.aot.chips import CHIPS, parse_topology
 from gotr1_jax.aot.flops import count_flops
-from gotr1_jax.aot.hlo import Traffic, collectives, shape_bytes
+from gotr1_jax.aot.hlo import CollectiveTraffic as Traffic
+from gotr1_jax.aot.hlo import collectives, shape_bytes
 from gotr1_jax.errors import InputError
 
-# A loop of 24 turns with an all-gather of bf16[64,128] (16384 bytes), and behind it an all-reduce
-# of a tuple: f32[10] and bf16[3] are 46 bytes.
+# A loop of 24 iterations with an all-gather of bf16[64,128] (16384 bytes), and after it an
+# all-reduce of a tuple: f32[10] and bf16[3] are 46 bytes.
 LOOP = """HloModule jit_f, num_partitions=4
 
 %body (p: (s32[], bf16[16,128])) -> (s32[], bf16[16,128]) {
@@ -32,7 +33,7 @@ ENTRY %main (a: bf16[16,128]) -> f32[10] {
   ROOT %all-reduce.1 = (f32[10]{0}, bf16[3]{0}) all-reduce(%b, %c), channel_id=2, to_apply=%add
 }
 """
-# As a GPU's compiler writes it: a start, a done, and the number of turns.
+# As a GPU's compiler writes it: a start, a done, and the number of iterations.
 STARTED = """HloModule jit_f
 
 %body (p: (s32[])) -> (s32[]) {
@@ -78,21 +79,30 @@ def test_shape_bytes() -> None:
     assert shape_bytes("token[]") == 0
 
 
-def test_loops_turn_as_their_condition_says() -> None:
+def test_iterations_from_a_loops_condition() -> None:
     found = collectives(LOOP)
-    assert found == {"all-gather": Traffic(24, 24 * 16384), "all-reduce": Traffic(1, 46)}
-    # Who knows that the loop begins late says so.
-    assert collectives(LOOP, turns=3)["all-gather"] == Traffic(3, 3 * 16384)
+    assert found == {
+        "all-gather": Traffic(24, 24 * 16384),
+        "all-reduce": Traffic(1, 46),
+    }
+    # The caller may know better, as the loop may start late.
+    assert collectives(LOOP, iterations=3)["all-gather"] == Traffic(3, 3 * 16384)
 
 
 def test_started_and_done_is_one() -> None:
     found = collectives(STARTED)
-    assert found == {"reduce-scatter": Traffic(5, 40), "collective-permute": Traffic(1, 16)}
+    assert found == {
+        "reduce-scatter": Traffic(5, 40),
+        "collective-permute": Traffic(1, 16),
+    }
 
 
 def test_pieces_of_one_collective_count_once() -> None:
     found = collectives(PIECES)
-    assert found == {"all-gather": Traffic(1, 64), "reduce-scatter": Traffic(1, 16)}
+    assert found == {
+        "all-gather": Traffic(1, 64),
+        "reduce-scatter": Traffic(1, 16),
+    }
 
 
 def test_flops_count_loops_branches_and_recomputation() -> None:
@@ -122,7 +132,7 @@ def test_flops_count_loops_branches_and_recomputation() -> None:
     def open_ended(w: jax.Array, x: jax.Array) -> jax.Array:
         return jax.lax.while_loop(lambda y: y.sum() < 1, lambda y: (y @ w) @ w.T, x)
 
-    assert count_flops(jax.jit(open_ended).trace(w, x).jaxpr, turns=10) == 20 * one
+    assert count_flops(jax.jit(open_ended).trace(w, x).jaxpr, iterations=10) == 20 * one
 
 
 def test_flops_of_a_convolution() -> None:

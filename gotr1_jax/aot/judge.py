@@ -1,9 +1,10 @@
-"""Programs of a Qwen2.5-VL judge in this process: its tower, reading questions, writing answers."""
+"""Programs of a Qwen2.5-VL judge in the process: vision tower, prefill of questions, decoding."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,8 +13,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gotr1_jax.aot.measure import Program, device_bytes
-from gotr1_jax.aot.sampling import Run, on_rows, shape
+from gotr1_jax.aot.job import JobCompiler
+from gotr1_jax.aot.measure import bytes_per_device
+from gotr1_jax.aot.sampling import array_shape, shard_rows
 from gotr1_jax.decoding.kv_cache import empty_cache
 from gotr1_jax.decoding.weights import DecodeWeights, decode_weights_shardings
 from gotr1_jax.images.qwen_pack import pack_images
@@ -28,7 +30,7 @@ from gotr1_jax.vlm_engine.programs import PackedTokens, SharedPrefix
 from gotr1_jax.vlm_engine.runner import TextPrograms, shared_prefix_sharding, text_programs
 from gotr1_jax.vlm_engine.tower import VisionRunner
 
-_HEAD = 416  # tokens of an instruction: those of the longest here, rounded up
+_PREFIX_TOKENS = 416  # of the longest instruction, rounded up
 
 
 @dataclass(frozen=True)
@@ -36,131 +38,122 @@ class JudgeShapes:
     """A judge without weights.
 
     Attributes:
-      config: settings.
+      config: of the judge.
       sizes: of the model.
       mesh: devices of one process.
-      programs, reader: its jitted functions.
-      state: parameters as loaded; text: those of the text model laid out.
-      units: vectors of images that are kept.
+      programs, tower: its jitted functions.
+      state: parameters as loaded.
+      text: decode weights of the text model.
+      image_cache: encoded images.
     """
 
     config: JudgeConfig
     sizes: QwenConfig
     mesh: Mesh
     programs: TextPrograms
-    reader: VisionRunner
+    tower: VisionRunner
     state: Any
     text: DecodeWeights
-    units: Any
+    image_cache: Any
 
     @property
     def bytes(self) -> int:
-        """What lasts on one device."""
-        return device_bytes((self.state["vision"], self.text, self.units))
+        """Persistent bytes on one device."""
+        return bytes_per_device((self.state["vision"], self.text, self.image_cache))
 
 
 def judge_shapes(config: JudgeConfig, sizes: QwenConfig, mesh: Mesh) -> JudgeShapes:
-    """The engine of a judge of the kind qwen2_5_vl, built as `QwenEngine` is, without arrays."""
+    """The engine of a judge of kind qwen2_5_vl, built like `QwenEngine`, without arrays."""
     engine = config.qwen2_5_vl
     assert engine is not None
     dtype = jnp.dtype(engine.dtype)
     module = abstract_qwen(sizes, dtype=dtype, param_dtype=dtype)
     state = nnx.split(module)[1]
     state = placed_shapes(state, state_shardings(state, mesh))
-    # Any ids do: they are constants of a program.
+    # The end ids do not matter: shapes do not depend on them.
     programs = text_programs(nnx.split(module.text)[0], sizes.text, dtype, (0, 1), mesh)
     text = jax.eval_shape(programs.prepare_weights, state["text"])
     vision = sizes.vision
-    reader = VisionRunner(
+    tower = VisionRunner(
         nnx.split(module.vision)[0], vision.geometry, vision.out_size, dtype, engine.patches,
         engine.image_tokens, mesh,
     )  # fmt: skip
-    units = jax.ShapeDtypeStruct(
+    image_cache = jax.ShapeDtypeStruct(
         (engine.image_tokens, vision.out_size), dtype, sharding=replicated(mesh)
     )
     text = placed_shapes(text, decode_weights_shardings(text, mesh))
-    return JudgeShapes(config, sizes, mesh, programs, reader, state, text, units)
+    return JudgeShapes(config, sizes, mesh, programs, tower, state, text, image_cache)
 
 
-def load_judge(run: Run, judge: JudgeShapes, beside: tuple[str, ...]) -> None:
-    """Its text model laid out: parameters as loaded lie beside those that are made of them."""
-    run(
-        Program(
-            "judge: weights", judge.programs.prepare_weights, (judge.state["text"],), beside=beside
-        )
-    )
-
-
-def judging(run: Run, judge: JudgeShapes, image: int, images: int, beside: tuple[str, ...]) -> None:
+def compile_judge(
+    job: JobCompiler, judge: JudgeShapes, image_size: int, images: int, resident: tuple[str, ...]
+) -> None:
     """All programs of a judge, with the largest shapes that its settings allow.
 
-    image: pixels of a side of the policy's images; images: how many a process judges.
+    image_size: pixels of a side of the policy's images; images: number that a process scores.
     """
 
-    def measure(name: str, function: Any, *args: Any, **more: Any) -> Any:
-        program = Program(name, function, args, holds=("judge",), beside=beside, **more)
-        return run(program)
-
+    measure = partial(job.compile, persistent_args=("judge",), resident=resident)
     geometry = judge.sizes.vision.geometry
-    side = max(1, round(image / geometry.unit_size))
+    side = max(1, round(image_size / geometry.unit_size))
     grids = {str(i): (side, side) for i in range(images)}
-    batch = next(judge.reader.batches(grids))
+    batch = next(judge.tower.batches(grids))
     empty = pack_images([], geometry, batch.shape, batch.rows).batch
-    there = on_rows(jax.tree.map(_shape, empty), judge.mesh, heads=False)
+    packed = shard_rows(jax.tree.map(_shape, empty), judge.mesh, heads=False)
     measure(
-        "judge: images", judge.reader.encode_batch, judge.state["vision"], there,
-        times=math.ceil(images / len(batch.names)),
+        "judge: images", judge.tower.encode_batch, judge.state["vision"], packed,
+        runs_per_step=math.ceil(images / len(batch.names)),
     )  # fmt: skip
-    _questions(measure, judge)
+    _compile_questions(measure, judge)
 
 
-def _questions(measure: Any, judge: JudgeShapes) -> None:
-    """The largest chunk: as many rows and tokens as the limits let through."""
+def _compile_questions(measure: Any, judge: JudgeShapes) -> None:
+    """The largest batch of questions: as many rows and tokens as the limits allow."""
     engine, cfg, mesh = judge.config.qwen2_5_vl, judge.sizes.text, judge.mesh
     assert engine is not None
     limits = program_limits(engine, mesh)
     answer = power_of_two(_longest_answer(judge.config))
-    # The most rows that leave a question of some hundred tokens room.
-    length = max(limits.tokens // limits.rows, _HEAD + 512 + answer)
+    # As many rows as leave 512 tokens for each question.
+    length = max(limits.tokens // limits.rows, _PREFIX_TOKENS + 512 + answer)
     B = limits.max_rows(min(length, limits.tokens // limits.multiple))
     length = limits.tokens // B
-    rest = max(16, (length - answer - _HEAD) // 16 * 16)
-    stretch = on_rows(
+    own = max(16, (length - answer - _PREFIX_TOKENS) // 16 * 16)
+    tokens = shard_rows(
         PackedTokens(
-            shape((B, rest), jnp.int32),
-            shape((B, rest), jnp.int32),
-            shape((B, 3, rest), jnp.int32),
-            shape((B,), jnp.int32),
+            array_shape((B, own), jnp.int32),
+            array_shape((B, own), jnp.int32),
+            array_shape((B, 3, own), jnp.int32),
+            array_shape((B,), jnp.int32),
         ),
         mesh,
         heads=False,
     )
     dtype = jnp.dtype(engine.dtype)
-    cache = jax.eval_shape(lambda: empty_cache(cfg, 1, _HEAD, dtype))
+    cache = jax.eval_shape(lambda: empty_cache(cfg, 1, _PREFIX_TOKENS, dtype))
     cache = jax.tree.map(lambda x: _on(x, shared_prefix_sharding(mesh)), cache)
-    head = SharedPrefix(cache, _on(shape((1,), jnp.int32), replicated(mesh)))
-    lengths = on_rows(shape((B,), jnp.int32), mesh)
+    prefix = SharedPrefix(cache, _on(array_shape((1,), jnp.int32), replicated(mesh)))
+    lengths = shard_rows(array_shape((B,), jnp.int32), mesh)
     programs = judge.programs
     hidden, context = measure(
-        "judge: questions", programs.prefill_questions, judge.text, judge.units, stretch, head,
-        None, static={"num_logits": 1},
+        "judge: questions", programs.prefill_questions, judge.text, judge.image_cache, tokens,
+        prefix, None, static={"num_logits": 1},
     )  # fmt: skip
-    hidden, context = (on_rows(x, mesh) for x in (hidden, context))
+    hidden, context = (shard_rows(x, mesh) for x in (hidden, context))
     state = jax.eval_shape(
         programs.start_answers, judge.text, hidden, lengths, room=answer, size=answer
     )
-    state = on_rows(state, mesh)
+    state = shard_rows(state, mesh)
     measure(
-        "judge: answers, last bucket", programs.decode_bucket, judge.text, head, context, state,
-        turns=max(1, answer // 2),
-        reads=(judge.text.layers, judge.text.text_head_VD, head, context.cache, state.cache),
+        "judge: answers, last bucket", programs.decode_bucket, judge.text, prefix, context, state,
+        iterations=max(1, answer // 2),
+        reads=(judge.text.layers, judge.text.text_head_VD, prefix, context.cache, state.cache),
     )  # fmt: skip
 
 
 def _longest_answer(config: JudgeConfig) -> int:
-    asked, terms = config.questions, config.scored_terms
-    kinds = {"ri": asked.boxes_tokens, "verdict": asked.verdict_tokens}
-    return max(kinds.get(term, asked.score_tokens) for term in terms)
+    questions = config.questions
+    tokens = {"ri": questions.boxes_tokens, "verdict": questions.verdict_tokens}
+    return max(tokens.get(term, questions.score_tokens) for term in config.scored_terms)
 
 
 def _shape(x: np.ndarray) -> jax.ShapeDtypeStruct:
