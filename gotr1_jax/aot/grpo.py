@@ -71,7 +71,7 @@ def compile_grpo(config: GrpoConfig, models: ModelSizes, job: JobCompiler) -> No
         "pictures": bytes_per_device(vq),
         "judge": sum(part.bytes for part in judges),
         "sampler": bytes_per_device(params),
-        "what is trained": bytes_per_device(policy.trained),  # as loaded
+        "trained parameters": bytes_per_device(policy.trained),  # as loaded
     }
     always = ("policy", "train state", "reference", "pictures", "judge")
     job.start(JobMemory(mesh, persistent, always, _notes(config, mesh)))
@@ -98,7 +98,7 @@ def compile_grpo(config: GrpoConfig, models: ModelSizes, job: JobCompiler) -> No
         side = max(sizes.image_size, part.config.questions.canvas)
         job.compile(
             "judge: weights", part.programs.prepare_weights, part.state["text"],
-            resident=("policy", "what is trained"),
+            resident=("policy", "trained parameters"),
         )  # fmt: skip
         compile_judge(job, part, side, own, sampling)
 

@@ -1,10 +1,9 @@
 """`gotr1 bench sample|update|judge`: speed of this machine, alone or against `transformers`.
 
-Both run the same random weights in float32, in one process, turn by turn, each warmed up (and so
-compiled) before the clock starts. The model: 8 layers, 512 wide, mlp 1408, 8 heads of 64, text
-vocabulary 1024, 16384 image tokens, 576 of them an image (about 35 M parameters in the decoder
-and the image head together); 4 captions of 32 tokens, guidance 5. The
-judge's is in `bench.judge`.
+Both run the same random weights in float32 in one process, in alternating repetitions, after one
+untimed call of each that compiles. The model: 8 layers, 512 wide, mlp 1408, 8 heads of 64, text
+vocabulary 1024, 16384 image tokens, 576 for an image (about 35 M parameters in decoder and image
+head); 4 captions of 32 tokens, guidance 5. The judge's model is in `bench.judge`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gotr1_jax.bench.timing import AGAINST
+from gotr1_jax.bench.timing import REFERENCE
 from gotr1_jax.errors import InputError
 
 
@@ -24,22 +23,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what", choices=("sample", "update", "judge"), help="which speed to measure"
     )
-    parser.add_argument("--against", choices=(AGAINST,), help="also time this, turn by turn")
-    parser.add_argument("--repeats", type=int, default=3, help="timed turns of each (default 3)")
+    parser.add_argument("--against", choices=(REFERENCE,), help="also time this")
+    parser.add_argument("--repeats", type=int, default=3, help="timed repetitions (default 3)")
     parser.add_argument("--captions", type=int, default=4, help="rows at once (default 4)")
     parser.add_argument(
         "--images", "--pictures", type=int, default=32, help="judge: images (default 32)"
     )
     parser.add_argument(
-        "--decode", action="store_true", help="sample: report ids and VQ decoding together, too"
+        "--decode",
+        action="store_true",
+        help="sample: also report ids and VQ decoding together",
     )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure and print; raises InputError for options that make no sense."""
+    """Measure and print; InputError for numbers below 1."""
     if min(options.repeats, options.captions, options.images) < 1:
-        raise InputError("--repeats, --captions and --pictures must be 1 or more")
+        raise InputError("--repeats, --captions and --images must be 1 or more")
     # Imported late: `--help` and bad input answer at once.
     from gotr1_jax.bench.sample import bench_sample
     from gotr1_jax.bench.update import bench_update
@@ -59,10 +60,3 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps([asdict(result) for result in results], indent=1))
     else:
         print("\n".join(line for result in results for line in result.lines()))
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry of `gotr1 bench`."""
-    parser = argparse.ArgumentParser(prog="gotr1 bench", description=__doc__.split("\n")[0])
-    add_arguments(parser)
-    run(parser.parse_args(argv))

@@ -1,18 +1,16 @@
-"""Questions a second that the judge answers, trick by trick, and `transformers` on the same ones.
+"""Questions a second of the judge engine, optimization by optimization, and of `transformers`.
 
 The model: Qwen2.5-VL's architecture with random weights in float32, 12 layers, 768 wide, 12 heads
 of 64 with 2 for keys and values, mlp 2048, vocabulary 32768, tied; a vision tower of 8 layers,
-320 wide. Four questions an image of 392 by 392 pixels (196 tokens), as a plan with four objects
-makes them: one instruction for all, the image, its caption, and a line of its own. Answers are
-cut at 32 tokens, and random weights hardly ever end sooner.
+320 wide. Four questions about each image of 392 by 392 pixels (196 tokens), as for a plan with
+four objects: one instruction for all, the image, its caption, and a line of its own. Answers are
+cut at 32 tokens; random weights rarely end earlier.
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +21,8 @@ import numpy as np
 from flax import nnx
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from gotr1_jax.bench.timing import AGAINST
+from gotr1_jax.bench.timing import REFERENCE, check_reference, import_reference, speedup, timed
 from gotr1_jax.convert.qwen2_5_vl import QwenCheckpoint, load_qwen, save_qwen
-from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import Geometry, read_image
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL
@@ -38,7 +35,7 @@ from gotr1_jax.vlm_engine.engine import QwenEngine
 from gotr1_jax.vlm_engine.packing import PrefixGroup, QuestionTokens
 
 ANSWER_TOKENS = 32
-QUESTIONS_OF_A_IMAGE = 4
+QUESTIONS_PER_IMAGE = 4
 THEIR_BATCH = 8
 SIDE = 392
 MODEL = QwenConfig(
@@ -66,12 +63,12 @@ _SPECIALS = (
 
 @dataclass(frozen=True)
 class JudgeBench:
-    """What came out.
+    """Times of all variants.
 
     Attributes:
-      questions: of one turn.
-      seconds: of each way, every turn, the ways in the order in which they were run.
-      same_answers: share of answers that are word for word those of transformers; None without.
+      questions: number of questions in a repetition.
+      seconds: of each variant and repetition, in the order of measurement.
+      same_answers: share of answers equal to those of transformers; None: not compared.
     """
 
     questions: int
@@ -79,19 +76,18 @@ class JudgeBench:
     same_answers: float | None
 
     def lines(self) -> list[str]:
-        """A table; ratios are of times of one turn."""
-        images = self.questions // QUESTIONS_OF_A_IMAGE
+        """A table; ratios compare times of the same repetition."""
+        images = self.questions // QUESTIONS_PER_IMAGE
         lines = [
-            f"judge: {self.questions} questions, {images} pictures",
+            f"judge: {self.questions} questions, {images} images",
             f"{'':42}{'questions/s':>12}  times as fast (spread)",
         ]
-        base = self.seconds.get(AGAINST)
+        base = self.seconds.get(REFERENCE)
         for name, times in self.seconds.items():
             line = f"{name:42}{self.questions / statistics.median(times):12.3g}"
             if base is not None:
-                ratios = [b / t for b, t in zip(base, times)]
-                spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
-                line += f"  {statistics.median(ratios):.2f} {spread}"
+                ratio, least, most = speedup(times, base)
+                line += f"  {ratio:.2f} ({least:.2f} to {most:.2f})"
             lines.append(line)
         if self.same_answers is not None:
             lines.append(f"{100 * self.same_answers:.1f} % of the answers are the same")
@@ -99,14 +95,14 @@ class JudgeBench:
 
 
 class _NoPrefixes(QwenEngine):
-    """An engine in which questions share their instruction and no more."""
+    """An engine in which questions share only their instruction."""
 
     def share_prefixes(self, rows: Sequence[QuestionTokens], tail: int = 1) -> list[PrefixGroup]:
         return [PrefixGroup(0, tuple(range(len(rows))))] if rows else []
 
 
 class _NothingShared(_NoPrefixes):
-    """An engine in which questions share the system's turn and no more."""
+    """An engine in which questions share only the system message."""
 
     def shared_text(self, question: Question) -> str:
         return ""
@@ -115,75 +111,66 @@ class _NothingShared(_NoPrefixes):
 def bench_judge(
     against: str | None = None, *, repeats: int = 1, images: int = 32
 ) -> JudgeBench:  # fmt: skip
-    """Time every way turn by turn. The first turn of ours is not counted: programs compile in it.
+    """Time all variants in turn, ours after one untimed call that compiles.
 
-    Preprocessing of images is in our times and not in theirs.
+    Our times include the preprocessing of images, theirs do not.
     """
-    if against not in (None, AGAINST):
-        raise InputError(f"--against {against}: the only known one is {AGAINST}")
+    compares = check_reference(against)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = _checkpoint(Path(folder))
         questions = make_questions(images)
-        ways: dict[str, Callable[[], Any]] = {}
-        said: dict[str, list[str]] = {}
-        if against is not None:
+        variants: dict[str, Callable[[], Any]] = {}
+        answers: dict[str, list[str]] = {}
+        if compares:
             theirs = _their_batches(checkpoint, questions)
-            ways[AGAINST] = lambda: said.__setitem__(AGAINST, theirs())
+            variants[REFERENCE] = lambda: answers.update({REFERENCE: theirs()})
     config = QwenEngineConfig("bench", "float32", max_pixels=SIDE * SIDE)
     engine, no_prefixes, nothing_shared = (
         kind(checkpoint, config) for kind in (QwenEngine, _NoPrefixes, _NothingShared)
     )
-    each_its_own = [
+    distinct_images = [
         replace(q, images=tuple(replace(p, key=f"{p.key} {i}") for p in q.images))
         for i, q in enumerate(questions)
     ]
+    # The names are keys of the JSON output.
     ours = {
-        "batches, nothing shared": lambda: nothing_shared.answer(each_its_own),
+        "batches, nothing shared": lambda: nothing_shared.answer(distinct_images),
         "+ each picture encoded once": lambda: nothing_shared.answer(questions),
         "+ the instruction read once": lambda: no_prefixes.answer(questions),
-        "+ picture and caption read once": lambda: said.__setitem__(
-            "ours", [a.text for a in engine.answer(questions)]
+        "+ picture and caption read once": lambda: answers.update(
+            ours=[a.text for a in engine.answer(questions)]
         ),
         "+ expected score instead of words": lambda: engine.expected_scores(questions),
     }
     for name, run in ours.items():
-        _timed(f"{name}, warm-up", run)
-    ways |= ours
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+        timed(f"judge: {name}, warm-up", run)
+    variants |= ours
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats):
-        for name, run in ways.items():
-            seconds[name].append(_timed(f"{name}, turn {turn + 1} of {repeats}", run))
+        for name, run in variants.items():
+            seconds[name].append(timed(f"judge: {name}, turn {turn + 1} of {repeats}", run))
     same = None
-    if against is not None:
-        same = float(np.mean([a == b for a, b in zip(said["ours"], said[AGAINST])]))
+    if compares:
+        same = float(np.mean([a == b for a, b in zip(answers["ours"], answers[REFERENCE])]))
     return JudgeBench(len(questions), seconds, same)
 
 
 def make_questions(images: int) -> list[Question]:
-    """Four questions for a score about each of some random images with captions."""
+    """Four score questions about each of `images` random images with captions."""
     rng, ask = np.random.default_rng(0), LOCATE + ask_score()
     questions = []
     for n in range(images):
         image = make_image_input(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
         words = [f"thing {rng.integers(1000)} left of" for _ in range(1 + n % 4)]
         caption = show_caption(f"a photo of {' '.join(words)} a cat")
-        for aspect in _ASPECTS[:QUESTIONS_OF_A_IMAGE]:
+        for aspect in _ASPECTS[:QUESTIONS_PER_IMAGE]:
             text, scale = f"{caption}Look at {aspect}.\n", Scale(0, 10, SCORE_PREFIX)
             questions.append(Question("score", (image,), ask, text, ANSWER_TOKENS, scale))
     return questions
 
 
-def _timed(name: str, run: Callable[[], Any]) -> float:
-    start, busy = time.perf_counter(), time.process_time()
-    run()
-    seconds, busy = time.perf_counter() - start, time.process_time() - busy
-    line = f"judge: {name}: {seconds:.1f} s, {busy:.1f} s of processors"
-    print(line, file=sys.stderr, flush=True)
-    return seconds
-
-
 def _checkpoint(folder: Path) -> QwenCheckpoint:
-    """The random model, written and read again."""
+    """The random model, saved and loaded."""
     files = folder / "files"
     files.mkdir()
     _tokenizer().save(str(files / "tokenizer.json"))
@@ -198,14 +185,14 @@ def _checkpoint(folder: Path) -> QwenCheckpoint:
 
 
 def _tokenizer() -> Tokenizer:
-    """About as many tokens as a trained vocabulary gives: words, signs, single digits."""
+    """About as many tokens as a trained tokenizer gives: words, punctuation, single digits."""
     split = pre_tokenizers.Split(Regex(r"\s?[^\W\d]+|\d|\s?[^\w\s]+|\s"), "isolated")
     texts = [text for q in make_questions(4) for text in (q.instruction, q.text)]
     texts += [SCORE_PREFIX, "system\nYou are a helpful assistant.", "user\n", "assistant\n"]
     words = {word for text in texts for word, _ in split.pre_tokenize_str(text)}
     words |= set("0123456789")
     vocab = {word: i for i, word in enumerate(["<unk>", *sorted(words)])}
-    # The other rows of the embedding have names too, so that answers can be told apart.
+    # All other rows of the embedding get names, so that different answers have different texts.
     vocab |= {f"w{i}": i for i in range(len(vocab), MODEL.text.vocab_size - len(_SPECIALS))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split
@@ -216,15 +203,9 @@ def _tokenizer() -> Tokenizer:
 def _their_batches(
     checkpoint: QwenCheckpoint, questions: Sequence[Question]
 ) -> Callable[[], list[str]]:
-    """`transformers`' generate over batches padded on the left; its inputs are made beforehand."""
-    try:
-        import torch
-        from transformers import Qwen2_5_VLForConditionalGeneration
-    except ImportError as error:
-        raise InputError(
-            f"the comparison needs {error.name}; install the extra: pip install gotr1_jax[convert]"
-        ) from error
-    loader: Any = Qwen2_5_VLForConditionalGeneration
+    """`transformers`' generate on batches padded on the left; its inputs are prepared before."""
+    torch, transformers = import_reference()
+    loader = transformers.Qwen2_5_VLForConditionalGeneration
     model = loader.from_pretrained(checkpoint.source, dtype="float32").eval()
     ids = checkpoint.tokenizer.ids
     batches = [
@@ -233,7 +214,7 @@ def _their_batches(
     ]
 
     def run() -> list[str]:
-        said = []
+        texts = []
         for inputs in batches:
             with torch.no_grad():
                 out = model.generate(
@@ -241,8 +222,8 @@ def _their_batches(
                     eos_token_id=[ids.message_end, ids.text_end], pad_token_id=ids.text_end,
                 )  # fmt: skip
             new = out[:, inputs["input_ids"].shape[1] :].tolist()
-            said += [checkpoint.tokenizer.decode(row) for row in new]
-        return said
+            texts += [checkpoint.tokenizer.decode(row) for row in new]
+        return texts
 
     return run
 

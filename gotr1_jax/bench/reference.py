@@ -1,4 +1,4 @@
-"""The model that is measured: ours, and `transformers`' with the same weights."""
+"""The measured model, in gotr1_jax and with the same weights in `transformers`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from gotr1_jax.bench.timing import AGAINST
+from gotr1_jax.bench.timing import import_reference
 from gotr1_jax.convert.checkpoint import out_tensors
-from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, VQConfig
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.tokenizers.janus import SpecialIds
@@ -27,21 +26,14 @@ MODEL = JanusConfig(
 
 
 def transformers_janus(config: JanusConfig, states: dict[str, nnx.State]) -> Any:
-    """`transformers`' JanusForConditionalGeneration with our weights, in float32, for evaluation.
+    """`transformers`' JanusForConditionalGeneration with our weights, float32, in evaluation mode.
 
-    Parts that `states` ("policy", "vq") leaves out stay random; the vision tower is a stub.
-    Raises InputError when torch or transformers is missing.
+    Parts that are not in `states` ("policy", "vq") are random; the vision tower is a stub. Raises
+    InputError if torch or transformers is missing.
     """
-    try:
-        import torch
-        from transformers import JanusConfig as TheirConfig
-        from transformers import JanusForConditionalGeneration
-    except ImportError as error:
-        raise InputError(
-            f"the comparison needs {error.name}; install the extra: pip install gotr1_jax[convert]"
-        ) from error
+    torch, transformers = import_reference()
     d, vq = config.decoder, config.vq
-    theirs = TheirConfig(
+    theirs = transformers.JanusConfig(
         text_config={
             "model_type": "llama", "vocab_size": d.vocab_size, "hidden_size": d.hidden_size,
             "intermediate_size": d.mlp_size, "num_hidden_layers": d.num_layers,
@@ -64,7 +56,7 @@ def transformers_janus(config: JanusConfig, states: dict[str, nnx.State]) -> Any
         tie_word_embeddings=False,
         image_token_id=SPECIALS.image,
     )  # fmt: skip
-    model = JanusForConditionalGeneration(theirs).eval()
+    model = transformers.JanusForConditionalGeneration(theirs).eval()
     ours = {t.name: torch.from_numpy(t.get().copy()) for t in out_tensors(states, "hf")}
     unknown = model.load_state_dict(ours, strict=False).unexpected_keys
     if unknown:
@@ -85,10 +77,3 @@ def random_prompts(captions: int, length: int) -> np.ndarray:
 def random_policy() -> tuple[nnx.GraphDef, nnx.State]:
     """`MODEL` with seeded random weights, split."""
     return nnx.split(JanusPolicy(MODEL, rngs=nnx.Rngs(0)))
-
-
-def is_wanted(against: str | None) -> bool:
-    """Whether the other side is to be timed; InputError for a name that nobody knows."""
-    if against not in (None, AGAINST):
-        raise InputError(f"--against {against}: the only known one is {AGAINST}")
-    return against is not None

@@ -1,16 +1,18 @@
-"""Two sides timed turn by turn, and what came out."""
+"""Times gotr1_jax and `transformers` in alternating repetitions."""
 
 from __future__ import annotations
 
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-AGAINST = "transformers"
-"""The one other side that there is."""
+from gotr1_jax.errors import InputError
+
+REFERENCE = "transformers"
+"""The only value of --against."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class BenchResult:
       what: `sample`, `sample+decode` or `update`.
       unit: of the rates.
       rate: ours, at the median time.
-      seconds: ours, every repetition.
-      against_rate, against_seconds: the same of the other side, or None.
-      ratio, ratio_min, ratio_max: median and spread over repetitions of their time / our time.
+      seconds: ours, for every repetition.
+      against_rate, against_seconds: those of `transformers`, or None.
+      ratio, ratio_min, ratio_max: median and range over repetitions of their time / our time.
       same_ids: fraction of equal image tokens (greedy, same weights), or None.
     """
 
@@ -38,11 +40,22 @@ class BenchResult:
     ratio_max: float | None = None
     same_ids: float | None = None
 
+    @classmethod
+    def of_times(
+        cls, what: str, unit: str, amount: float, ours: list[float], theirs: list[float] | None
+    ) -> BenchResult:
+        """From the seconds of each repetition; `amount` units are done in one."""
+        rate = amount / statistics.median(ours)
+        if theirs is None:
+            return cls(what, unit, rate, ours)
+        against_rate = amount / statistics.median(theirs)
+        return cls(what, unit, rate, ours, against_rate, theirs, *speedup(ours, theirs))
+
     def lines(self) -> list[str]:
-        """For a person."""
+        """Text for the terminal."""
         lines = [f"{self.what}: gotr1_jax {self.rate:.4g} {self.unit}"]
         if self.ratio is not None:
-            lines.append(f"{self.what}: {AGAINST} {self.against_rate:.4g} {self.unit}")
+            lines.append(f"{self.what}: {REFERENCE} {self.against_rate:.4g} {self.unit}")
             lines.append(
                 f"{self.what}: {self.ratio:.2f} times as fast "
                 f"({self.ratio_min:.2f} to {self.ratio_max:.2f} over {len(self.seconds)} turns)"
@@ -52,29 +65,51 @@ class BenchResult:
         return lines
 
 
+def speedup(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Median, minimum and maximum over repetitions of their time / our time."""
+    ratios = [b / a for a, b in zip(ours, theirs)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def check_reference(against: str | None) -> bool:
+    """Whether `transformers` is timed too; InputError for any other name."""
+    if against not in (None, REFERENCE):
+        raise InputError(f"--against {against}: choose {REFERENCE}")
+    return against is not None
+
+
+def import_reference() -> tuple[Any, Any]:
+    """The modules torch and transformers; InputError if one is missing."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise InputError(
+            f"the comparison needs {error.name}; install the extra: pip install gotr1_jax[convert]"
+        ) from error
+    return torch, transformers
+
+
+def timed(name: str, run: Callable[[], Any]) -> float:
+    """Seconds of one call; they and the processor time are printed to standard error."""
+    start, busy = time.perf_counter(), time.process_time()
+    run()
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    print(f"{name}: {seconds:.1f} s, {busy:.1f} s of processors", file=sys.stderr, flush=True)
+    return seconds
+
+
 def compare(
     what: str, unit: str, amount: float, ours: Callable[[], Any],
     theirs: Callable[[], Any] | None, repeats: int,
 ) -> BenchResult:  # fmt: skip
-    """Time both turn by turn, after one warm-up each; `amount` is what one call gets done."""
-    mine: list[float] = []
-    other: list[float] = []
+    """Time both in turn, after one untimed call of each; `amount` units are done in one call."""
+    runs = {"gotr1_jax": ours} | ({} if theirs is None else {REFERENCE: theirs})
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
-        for name, run, times in (("gotr1_jax", ours, mine), (AGAINST, theirs, other)):
-            if run is None:
-                continue
-            start = time.perf_counter()
-            run()
-            seconds = time.perf_counter() - start
-            if turn:
-                times.append(seconds)
+        for name, run in runs.items():
             when = f"turn {turn} of {repeats}" if turn else "warm-up"
-            print(f"{what}: {name}, {when}: {seconds:.1f} s", file=sys.stderr, flush=True)
-    rate = amount / statistics.median(mine)
-    if theirs is None:
-        return BenchResult(what, unit, rate, mine)
-    ratios = [b / a for a, b in zip(mine, other)]
-    return BenchResult(
-        what, unit, rate, mine, amount / statistics.median(other), other,
-        statistics.median(ratios), min(ratios), max(ratios),
-    )  # fmt: skip
+            time_taken = timed(f"{what}: {name}, {when}", run)
+            if turn:
+                seconds[name].append(time_taken)
+    return BenchResult.of_times(what, unit, amount, seconds["gotr1_jax"], seconds.get(REFERENCE))

@@ -1,4 +1,4 @@
-"""Forward and backward of training, rows a second."""
+"""Rows a second of training: forward and backward pass."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from flax import nnx
 from gotr1_jax.bench.reference import (
     MODEL,
     SPECIALS,
-    is_wanted,
     random_policy,
     random_prompts,
     transformers_janus,
 )
-from gotr1_jax.bench.timing import BenchResult, compare
+from gotr1_jax.bench.timing import BenchResult, check_reference, compare
 from gotr1_jax.decoding.config import LogpSettings
 from gotr1_jax.sampler.token_batch import TokenBatch
 from gotr1_jax.trainer.logprobs import token_logps
@@ -26,7 +25,7 @@ from gotr1_jax.trainer.logprobs import token_logps
 def bench_update(
     against: str | None = None, *, repeats: int = 3, captions: int = 4, prompt_tokens: int = 32
 ) -> list[BenchResult]:
-    """TokenBatch a second of forward and backward: mean log-probability of the image's tokens."""
+    """Rows a second of the gradient of the mean log-probability of image tokens."""
     graphdef, state = random_policy()
     ids = random_prompts(captions, prompt_tokens)
     image = np.random.default_rng(1).integers(
@@ -47,7 +46,7 @@ def bench_update(
         return -logps.logp_BN[:, 1:].mean()  # of the image
 
     step = jax.jit(jax.value_and_grad(loss))
-    model = transformers_janus(MODEL, {"policy": state}) if is_wanted(against) else None
+    model = transformers_janus(MODEL, {"policy": state}) if check_reference(against) else None
     losses: dict[str, float] = {}
 
     def ours() -> None:
@@ -61,12 +60,12 @@ def bench_update(
     other = None if model is None else theirs
     result = compare("update", "rows/s (forward + backward)", captions, ours, other, repeats)
     if model is not None and abs(losses["ours"] - losses["theirs"]) > 1e-3:
-        raise RuntimeError(f"the two losses differ: {losses}")
+        raise RuntimeError(f"the losses differ: {losses}")
     return [result]
 
 
 def _their_update(model: Any, prompts: np.ndarray, image: np.ndarray) -> float:
-    """The same loss and its gradient by torch."""
+    """The same loss and gradient in torch."""
     import torch
 
     text = np.concatenate([prompts, np.full((len(prompts), 1), SPECIALS.boi)], axis=1)
