@@ -44,7 +44,7 @@ def load_config(schema: type[Config], path: str | Path, overrides: Sequence[str]
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold keys and values, found {type(values).__name__}")
     for key, value in parse_overrides(overrides):
-        _set(values, key, value)
+        set_value(values, key, value)
     return from_dict(schema, values)
 
 
@@ -68,7 +68,8 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets the value of a dotted key in nested sections, which are made where missing."""
     *parents, last = dotted.split(".")
     for part in parents:
         child = values.get(part)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gotr1_jax.config import from_dict, load_config, parse_overrides
+from gotr1_jax.config import from_dict, load_config, parse_overrides, set_value
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.parallel.config import MeshConfig
 from gotr1_jax.rewards.base import Judge
@@ -68,7 +68,10 @@ def read_judge_options(options: argparse.Namespace) -> JudgeJob:
     words = [word for name, value in given for word in (f"--{name}", value)]
     if options.config is not None:
         return load_config(JudgeJob, options.config, words)
-    return from_dict(JudgeJob, {"judge": {}, **_nested(parse_overrides(words))})
+    values: dict[str, Any] = {"judge": {}}
+    for key, value in parse_overrides(words):
+        set_value(values, key, value)
+    return from_dict(JudgeJob, values)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -120,15 +123,3 @@ def option_names(schema: type = JudgeJob, prefix: str = "") -> Iterator[str]:
             yield from option_names(part, f"{prefix}{name}.")
         elif not any(dataclasses.is_dataclass(k) for k in inner):
             yield f"{prefix}{name}"
-
-
-def _nested(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """[("a.b", 1)] -> {"a": {"b": 1}}."""
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        *parents, last = key.split(".")
-        at = values
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        at[last] = value
-    return values

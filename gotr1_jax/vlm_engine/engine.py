@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ from gotr1_jax.vlm_engine.config import QwenEngineConfig
 from gotr1_jax.vlm_engine.packing import (
     PrefixGroup,
     ProgramLimits,
+    QuestionBatch,
     QuestionTokens,
     common_prefix,
     make_batches,
@@ -51,21 +52,6 @@ _MAX_QUESTIONS = 2048
 """Questions of a batch at most: it bounds the integers that the host holds."""
 _MAX_INSTRUCTIONS = 8
 """Instructions whose KV cache is kept."""
-
-
-@dataclass(frozen=True)
-class _InstructionGroup:
-    """Questions of a batch with the same instruction.
-
-    Attributes:
-      indices: of the questions in the batch.
-      shared_S: int32 tokens that all of them begin with.
-      rows: the questions without these.
-    """
-
-    indices: tuple[int, ...]
-    shared_S: np.ndarray
-    rows: tuple[QuestionTokens, ...]
 
 
 def program_limits(config: QwenEngineConfig, mesh: Mesh | None) -> ProgramLimits:
@@ -146,17 +132,13 @@ class QwenEngine:
         answers: dict[str, Answer] = {}
         for batch in self._split_by_images(different):
             vectors, rows = self._encode(batch, [()] * len(batch))
-            fitting = [i for i, row in enumerate(rows) if self._fits(row, row.max_answer)]
-            for group in self._group_by_instruction(batch, rows, fitting):
-                shared, size = self._read_instruction(group.shared_S), len(group.shared_S)
-                groups = self.share_prefixes(group.rows)
-                for part in make_batches(groups, group.rows, self._limits, True, size):
-                    found = self._text.decode(part, shared, group.rows, vectors)
-                    for member, tokens in zip(part.members, found):
-                        cut = tokens.finite and not tokens.ended
-                        answers[batch[group.indices[member]].key] = Answer(
-                            self._tokenizer.decode(tokens.ids), truncated=cut, finite=tokens.finite
-                        )
+            for part, members, shared, own in self._program_batches(batch, rows, decode=True):
+                found = self._text.decode(part, shared, own, vectors)
+                for i, tokens in zip(members, found):
+                    cut = tokens.finite and not tokens.ended
+                    answers[batch[i].key] = Answer(
+                        self._tokenizer.decode(tokens.ids), truncated=cut, finite=tokens.finite
+                    )
             for question, row in zip(batch, rows):
                 answers.setdefault(question.key, Answer(error=self._too_long(row)))
             del vectors  # makes room for those of the next batch
@@ -182,37 +164,42 @@ class QwenEngine:
         self, batch: Sequence[Question], scales: Sequence[ScoreTokens], num_logits: int
     ) -> list[float]:
         vectors, rows = self._encode(batch, [scale.prompt for scale in scales])
-        fitting = [i for i, row in enumerate(rows) if self._fits(row, 0)]
         means = [math.nan] * len(batch)
-        for group in self._group_by_instruction(batch, rows, fitting, num_logits):
-            shared, size = self._read_instruction(group.shared_S), len(group.shared_S)
-            groups = self.share_prefixes(group.rows, tail=num_logits)
-            for part in make_batches(groups, group.rows, self._limits, False, size):
-                members = [group.indices[n] for n in part.members]
-                wanted = [[scales[i].tokens_at(m) for m in range(num_logits)] for i in members]
-                found = self._text.score(part, shared, group.rows, vectors, wanted)
-                for i, positions, (logps, finite) in zip(members, wanted, found):
-                    if finite:
-                        kept = [row[: len(ids)].tolist() for row, ids in zip(logps, positions)]
-                        means[i] = scales[i].mean(kept)
+        parts = self._program_batches(batch, rows, decode=False, tail=num_logits)
+        for part, members, shared, own in parts:
+            wanted = [[scales[i].tokens_at(m) for m in range(num_logits)] for i in members]
+            found = self._text.score(part, shared, own, vectors, wanted)
+            for i, positions, (logps, finite) in zip(members, wanted, found):
+                if finite:
+                    kept = [row[: len(ids)].tolist() for row, ids in zip(logps, positions)]
+                    means[i] = scales[i].mean(kept)
         return means
 
-    def _group_by_instruction(
-        self, batch: Sequence[Question], rows: Sequence[QuestionTokens], fitting: Sequence[int],
+    def _program_batches(
+        self, batch: Sequence[Question], rows: Sequence[QuestionTokens], decode: bool,
         tail: int = 1,
-    ) -> Iterator[_InstructionGroup]:  # fmt: skip
-        """The rows `fitting` of a batch; the last `tail` tokens of each are not shared."""
+    ) -> Iterator[tuple[QuestionBatch, list[int], SharedPrefix, list[QuestionTokens]]]:  # fmt: skip
+        """The questions of a batch by instruction, split into what one program takes.
+
+        Yields the questions of one program, the indices of its members in `batch`, the shared
+        prefix of the instruction, and the rows without it that the members refer to. Questions
+        that are too long are left out; the last `tail` tokens of each row are not shared.
+        """
         by_text: dict[str, list[int]] = {}
-        for i in fitting:
-            by_text.setdefault(self.shared_text(batch[i]), []).append(i)
+        for i, row in enumerate(rows):
+            if self._limits.fits(row.size, power_of_two(row.max_answer) if decode else 0):
+                by_text.setdefault(self.shared_text(batch[i]), []).append(i)
         for text, indices in by_text.items():
             opening = np.array(self._tokenizer.encode_opening(text), np.int32)
             # Where text follows at once, the last tokens may be others.
             size = min(
                 min(common_prefix(opening, rows[i].ids_S), rows[i].size - tail) for i in indices
             )
-            own = tuple(rows[i].span(size) for i in indices)
-            yield _InstructionGroup(tuple(indices), opening[:size], own)
+            shared = self._read_instruction(opening[:size])
+            own = [rows[i].span(size) for i in indices]
+            groups = self.share_prefixes(own, tail)
+            for part in make_batches(groups, own, self._limits, decode, size):
+                yield part, [indices[n] for n in part.members], shared, own
 
     def _read_instruction(self, ids_S: np.ndarray) -> SharedPrefix:
         key = ids_S.tobytes()
@@ -282,9 +269,6 @@ class QwenEngine:
     def share_prefixes(self, rows: Sequence[QuestionTokens], tail: int = 1) -> list[PrefixGroup]:
         """Which questions share a prefix; the last `tail` tokens of each are in none."""
         return share_prefixes(rows, tail)
-
-    def _fits(self, row: QuestionTokens, answer: int) -> bool:
-        return self._limits.fits(row.size, power_of_two(answer) if answer else 0)
 
     def _too_long(self, row: QuestionTokens) -> str:
         return (
