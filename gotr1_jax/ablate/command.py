@@ -16,7 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from gotr1_jax.ablate.config import AblationConfig
+from gotr1_jax.config import load_config
 from gotr1_jax.errors import InputError, RunError, Stopped
+from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.io.files import read_json, write_failure
+from gotr1_jax.trainer.bootstrap import gain_interval
+from gotr1_jax.trainer.run_dir import RunDir
 
 # Variants share the compiled programs.
 _CACHE_VARIABLE, _CACHE_NAME = "JAX_COMPILATION_CACHE_DIR", "compiled"
@@ -41,7 +47,7 @@ class PlannedRun:
       variant, title: the variant's name, and its name in the table.
       root: the run's directory.
       arguments: of `gotr1` on its command line.
-      config: the resolved `GrpoConfig`.
+      config: the resolved configuration.
     """
 
     variant: str
@@ -49,7 +55,7 @@ class PlannedRun:
     seed: int
     root: Path
     arguments: tuple[str, ...]
-    config: Any
+    config: GrpoConfig
 
 
 def run(options: argparse.Namespace) -> None:
@@ -62,8 +68,6 @@ def run(options: argparse.Namespace) -> None:
         RunError: runs failed; all others are finished.
         Stopped: on a stop signal; the current run has saved a checkpoint.
     """
-    from gotr1_jax.ablate.config import AblationConfig
-    from gotr1_jax.config import load_config
     from gotr1_jax.trainer.stopping import StopSignals
 
     config = load_config(AblationConfig, options.config)
@@ -95,11 +99,8 @@ def run(options: argparse.Namespace) -> None:
         raise RunError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}")
 
 
-def plan_runs(config: Any, root: Path) -> list[PlannedRun]:
-    """Every seed of every variant of an `AblationConfig`; InputError if one cannot be used."""
-    from gotr1_jax.config import load_config
-    from gotr1_jax.grpo.config import GrpoConfig
-
+def plan_runs(config: AblationConfig, root: Path) -> list[PlannedRun]:
+    """Every seed of every variant; InputError if one is invalid."""
     runs = []
     # All variants before the next seed, so that an early table compares all of them.
     for seed, variant in product(config.seeds, config.variants):
@@ -119,10 +120,6 @@ def plan_runs(config: Any, root: Path) -> list[PlannedRun]:
 
 def check_same(planned: PlannedRun) -> None:
     """InputError when the run's directory holds a run of another configuration."""
-    from gotr1_jax.config import load_config
-    from gotr1_jax.grpo.config import GrpoConfig
-    from gotr1_jax.trainer.run_dir import RunDir
-
     stored = RunDir(planned.root).config
     if not stored.is_file():
         return
@@ -135,8 +132,6 @@ def check_same(planned: PlannedRun) -> None:
 
 def is_finished(planned: PlannedRun) -> bool:
     """Whether the run is complete."""
-    from gotr1_jax.trainer.run_dir import RunDir
-
     return RunDir(planned.root).summary.is_file()
 
 
@@ -146,8 +141,6 @@ def train(planned: PlannedRun, cache: Path) -> int:
     A separate process, because memory, signals or a crash of one run must not affect the next. A
     stop signal is passed on, and the run has saved its checkpoint on return.
     """
-    from gotr1_jax.io.files import write_failure
-
     try:
         planned.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -182,9 +175,6 @@ def compare(group: Sequence[PlannedRun], first: Sequence[PlannedRun]) -> Any:
     All seeds are evaluated on the same captions; a caption's score is the mean over seeds.
     """
     from gotr1_jax.ablate.report import Change, TermResult, VariantResult
-    from gotr1_jax.io.files import read_json
-    from gotr1_jax.trainer.bootstrap import gain_interval
-    from gotr1_jax.trainer.run_dir import RunDir
 
     evaluation = group[0].config.evaluation
 
@@ -219,7 +209,6 @@ def compare(group: Sequence[PlannedRun], first: Sequence[PlannedRun]) -> Any:
 def _scores(group: Sequence[PlannedRun], name: str) -> dict[str, np.ndarray]:
     """Scores by caption of each term, the mean over the runs of a variant."""
     from gotr1_jax.grpo.evaluate import Evaluation
-    from gotr1_jax.io.files import read_json
 
     found = [Evaluation.from_json(read_json(run.root / f"{name}.json")).terms for run in group]
     return {term: np.mean([terms[term] for terms in found], axis=0) for term in found[0]}

@@ -17,6 +17,7 @@ from gotr1_jax.ablate.config import AblationConfig
 from gotr1_jax.ablate.report import Change, TermResult, VariantResult, plot, table
 from gotr1_jax.config import load_config, to_yaml
 from gotr1_jax.errors import InputError
+from gotr1_jax.grpo.config import GrpoConfig
 
 BASE = {"run_dir": "unused", "steps": 3, "reward": {"rule": "sum"}}
 VALUES: dict[str, Any] = {
@@ -182,7 +183,7 @@ def test_bad_configurations(config: Path, change: dict[str, Any], message: str) 
 
 def test_a_run_is_a_process_with_its_words_in_a_file(tmp_path: Path) -> None:
     for words, code, said in ((("--version",), 0, "gotr1"), (("no",), 2, "invalid choice")):
-        planned = ablate.PlannedRun("a", "a", 0, tmp_path / words[0], words, None)
+        planned = ablate.PlannedRun("a", "a", 0, tmp_path / words[0], words, GrpoConfig(run_dir=""))
         assert ablate.train(planned, tmp_path / "cache") == code
         assert said in (planned.root / "train.log").read_text()
 
