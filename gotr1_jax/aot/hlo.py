@@ -7,8 +7,9 @@ with a constant. Otherwise the caller may give it; the default is once.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import dataclass, field
 
 KINDS = (
@@ -57,10 +58,7 @@ def shape_bytes(shape: str) -> int:
     for kind, sizes in _SHAPE.findall(shape):
         if kind not in _BYTES:
             continue
-        count = 1
-        for size in filter(None, sizes.split(",")):
-            count *= int(size)
-        total += count * _BYTES[kind]
+        total += math.prod(map(int, filter(None, sizes.split(",")))) * _BYTES[kind]
     return total
 
 
@@ -70,13 +68,12 @@ def collectives(text: str, iterations: int | None = None) -> dict[str, Collectiv
     iterations: of the loops directly in the entry computation; None: as the text says.
     """
     module = _parse(text)
-    found: dict[str, list[int]] = {}
+    counts, sizes = Counter[str](), Counter[str]()
     seen: set[str] = set()
 
-    def note(kind: str, size: int, times: int) -> None:
-        entry = found.setdefault(kind, [0, 0])
-        entry[0] += times
-        entry[1] += size * times
+    def add(kind: str, op: _Operation, times: int) -> None:
+        counts[kind] += times
+        sizes[kind] += shape_bytes(op.shape) * times
 
     def walk(name: str, times: int) -> None:
         for op in module.computations.get(name, ()):
@@ -85,31 +82,21 @@ def collectives(text: str, iterations: int | None = None) -> dict[str, Collectiv
             # An asynchronous collective has several instructions with one channel.
             if kind in KINDS and not (channel and channel.group(1) in seen):
                 seen.update(channel.groups() if channel else ())
-                note(kind, shape_bytes(op.shape), times)
+                add(kind, op, times)
+            inner = times
             if op.opcode == "while":
-                known = (
-                    iterations
-                    if name == module.entry and iterations is not None
-                    else _trip_count(module, op)
-                )
-                inner = times * known
-            else:
-                inner = times
+                given = iterations if name == module.entry else None
+                inner *= _trip_count(module, op) if given is None else given
             for called in _called(op):
                 if called.startswith("all-reduce-scatter"):
                     # A TPU compiles reduce-scatter to an all-reduce; each device keeps a part.
                     seen.update(_channels(module, called))
-                    note("reduce-scatter", shape_bytes(op.shape), inner)
+                    add("reduce-scatter", op, inner)
                 else:
                     walk(called, inner)
 
     walk(module.entry, 1)
-    return {kind: CollectiveTraffic(*found[kind]) for kind in KINDS if kind in found}
-
-
-def traffic_to_json(traffic: Mapping[str, CollectiveTraffic]) -> dict[str, dict[str, int]]:
-    """Plain values for JSON."""
-    return {kind: {"count": t.count, "bytes": t.bytes} for kind, t in traffic.items()}
+    return {kind: CollectiveTraffic(counts[kind], sizes[kind]) for kind in KINDS if kind in counts}
 
 
 def _parse(text: str) -> _Module:

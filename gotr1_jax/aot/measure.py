@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
@@ -90,10 +91,7 @@ def bytes_per_device(tree: Any) -> int:
     total = 0
     for x in jax.tree.leaves(tree):
         shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
-        size = 1
-        for length in shape:
-            size *= length
-        total += size * x.dtype.itemsize
+        total += math.prod(shape) * x.dtype.itemsize
     return total
 
 

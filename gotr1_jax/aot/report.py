@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from gotr1_jax.aot.grpo import compile_grpo
-from gotr1_jax.aot.hlo import CollectiveTraffic, traffic_to_json
+from gotr1_jax.aot.hlo import CollectiveTraffic
 from gotr1_jax.aot.job import JobCompiler, JobTooLarge, ModelSizes, Report
 from gotr1_jax.aot.measure import Compiler
 from gotr1_jax.aot.sft import compile_sft
@@ -57,7 +58,7 @@ def to_json(report: Report) -> dict[str, Any]:
                 "peak_bytes": p.peak_bytes,
                 "fits": report.fits(p),
                 "flops": p.flops,
-                "collectives": None if p.traffic is None else traffic_to_json(p.traffic),
+                "collectives": p.traffic and {kind: asdict(t) for kind, t in p.traffic.items()},
                 "output_bytes": p.output_bytes - p.alias_bytes,
                 "with_the_rest_bytes": report.total_bytes(p),
                 "seconds_at_least": p.seconds(target),

@@ -35,11 +35,9 @@ class Suggestion:
     @property
     def overrides(self) -> str:
         """The changed keys as options of the command line."""
-        mesh, (remat, micro) = self.config.mesh, _names(self.config)
-        values = {
-            "mesh.data": mesh.data, "mesh.fsdp": mesh.fsdp, "mesh.tensor": mesh.tensor,
-            remat: _remat(self.config), micro: _micro(self.config),
-        }  # fmt: skip
+        mesh = self.config.mesh
+        values = {f"mesh.{name}": getattr(mesh, name) for name in ("data", "fsdp", "tensor")}
+        values |= _settings(self.config)
         if isinstance(self.config, GrpoConfig):
             rollout = self.config.rollout
             values["rollout.decode_batch"] = rollout.decode_batch
@@ -130,7 +128,7 @@ def meshes(devices: int) -> Iterator[MeshConfig]:
 
 def remat_and_micro_batches(config: Config, rows: int) -> Iterator[tuple[str, int]]:
     """Pairs (remat, micro-batch), from the fastest to the smallest memory."""
-    micro = _micro(config)
+    _, micro = _settings(config).values()
     sizes = [micro]
     while sizes[-1] % 2 == 0 and sizes[-1] // 2 >= rows:
         sizes.append(sizes[-1] // 2)
@@ -152,15 +150,8 @@ def with_settings(config: Config, mesh: MeshConfig, remat: Any, micro: int) -> A
     )
 
 
-def _names(config: Config) -> tuple[str, str]:
+def _settings(config: Config) -> dict[str, Any]:
+    """Remat and micro-batch, by their keys."""
     if isinstance(config, SftConfig):
-        return "remat", "micro_batch"
-    return "policy.remat", "update.micro_batch"
-
-
-def _remat(config: Config) -> str:
-    return config.remat if isinstance(config, SftConfig) else config.policy.remat
-
-
-def _micro(config: Config) -> int:
-    return config.micro_batch if isinstance(config, SftConfig) else config.update.micro_batch
+        return {"remat": config.remat, "micro_batch": config.micro_batch}
+    return {"policy.remat": config.policy.remat, "update.micro_batch": config.update.micro_batch}

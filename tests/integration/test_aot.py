@@ -169,7 +169,7 @@ def test_suggest_finds_what_fits(supervised: Path, full_report: Report) -> None:
     assert same is not None and same.attempts == 1 and same.config == config
 
 
-def test_suggest_draws_fewer_at_once(tmp_path: Path) -> None:
+def test_suggest_samples_fewer_captions_at_once(tmp_path: Path) -> None:
     """The update fits, all rows of the rollout together do not: half of them at a time."""
     values = grpo_values(write_shapes(tmp_path / "policy"), tmp_path / "run")
     values["policy"] |= {"remat": "full"}

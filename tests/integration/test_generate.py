@@ -122,7 +122,7 @@ def test_file_of_captions(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert line["prompt_ids"].count(line["prompt_ids"][0]) == 1
         assert [s["image"] for s in line["samples"]] == ["image_00.png", "image_01.png"]
 
-    # Given again: nothing is drawn, everything is shown.
+    # The same command again: nothing is generated, all results are printed.
     before = {f: f.stat().st_mtime_ns for f in out.rglob("*")}
     gotr1("--out", out, *common)
     assert capsys.readouterr().out == printed

@@ -211,7 +211,7 @@ def test_a_killed_process(tiny: Path, tmp_path: Path, layout: str) -> None:
     assert (out / ".unfinished").is_dir()
     gotr1(*words, "--out", out)
     assert files(out) == files(tmp_path / "whole")
-    # An image that got lost is drawn again.
+    # A deleted image is generated again.
     name = next(n for n in sorted(files(out)) if re.search(r"(image_|samples/).*\.png", n))
     (out / name).unlink()
     gotr1(*words, "--out", out)
@@ -283,7 +283,7 @@ def test_results_are_shown_in_order(
     captions = ["a very long caption " * 10, *(f"caption {i}" for i in range(9))]
     file.write_text("\n".join(captions))
     words = ("--ckpt", tiny, "--prompts", file, "--out", tmp_path / "out", "--n", "2", "--json")
-    # Rows of one width go together: the long caption, of another width, is drawn last.
+    # Batches hold rows of one width: the long caption comes last.
     gotr1(*words, "--batch-size", "3")
     printed = capsys.readouterr().out
     prompts = [json.loads(line)["prompt"] for line in printed.splitlines()]

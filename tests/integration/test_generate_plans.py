@@ -1,4 +1,4 @@
-"""Plans of `gotr1 generate`: sampled alone, given by hand, beside captions, unusable ones."""
+"""Plans of `gotr1 generate`: sampled alone, written by hand, with captions, unusable ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def captions(tmp_path: Path) -> Path:
     return file
 
 
-def test_plans_are_sampled_and_painted(
+def test_sampled_plans_give_the_same_images(
     tiny: Path, tmp_path: Path, captions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ("--ckpt", tiny, "--json")
@@ -49,7 +49,7 @@ def test_plans_are_sampled_and_painted(
     assert "image" not in json.loads(printed.splitlines()[0])["samples"][0]
     assert not list(plans.rglob("*.png"))
     for i, source in enumerate((plans / "plans.jsonl", plans, tmp_path / "whole")):
-        gotr1(*common, "--plans", source, "--out", tmp_path / f"painted{i}")
+        gotr1(*common, "--plans", source, "--out", tmp_path / f"from_plans{i}")
         assert capsys.readouterr().out == whole
     gotr1(*common, "--plans", tmp_path / "whole" / "00001" / "result.json", "--out", tmp_path / "b")
     assert json.loads(capsys.readouterr().out)["prompt"] == "Bjørn's 🟥 dog"
@@ -80,7 +80,7 @@ def test_plans_by_hand(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert results[0]["sft_prompt"] == JANUS_TEMPLATE.format(caption="a cat")
 
 
-def test_a_rationale_is_painted_and_judged(
+def test_a_rationale_gives_an_image_and_a_score(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Text without boxes: nothing is drawn over the image, nothing listed, all of it kept."""
@@ -126,7 +126,7 @@ def test_bad_plans(tiny: Path, tmp_path: Path, text: str, message: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_plans_beside_prompts(tiny: Path, tmp_path: Path) -> None:
+def test_plans_with_prompts(tiny: Path, tmp_path: Path) -> None:
     metadata, plans = tmp_path / "metadata.jsonl", tmp_path / "plans.jsonl"
     metadata.write_text('{"prompt": "a cat", "tag": "x"}\n{"prompt": "a dog", "tag": "y"}\n')
     lines = [json.dumps({"prompt": p, "plan": PLAN}) for p in ("a cat", "a dog", "a cow")]

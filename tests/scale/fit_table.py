@@ -3,7 +3,7 @@
     python tests/scale/fit_table.py measure RESULTS.jsonl [PATTERN]   # hours on a few cores
     python tests/scale/fit_table.py show RESULTS.jsonl                # Markdown
 
-`measure` goes on where it was stopped; programs that it has compiled lie beside RESULTS.
+`measure` continues where it was stopped; compiled programs are stored next to RESULTS.
 PATTERN is part of a setting's name ("7b lora v5e:4x4").
 """
 
@@ -22,7 +22,7 @@ import jax
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MODES = {"lora": "", "full": "--policy.lora null --policy.param_dtype float32"}
-# A rollout of an evaluation is drawn at once: no more rows than a step's.
+# An evaluation samples all rows at once: no more than a step.
 EVERYWHERE = "--evaluation.captions 64"
 # Without the judge's own 17 GB: it runs behind a server.
 REMOTE = "--judge.kind http --judge.http.url http://judge:8000/v1 --judge.http.model Qwen2.5-VL-7B"
