@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gotr1_jax.plan import Box, format_object, parse_plan
-from gotr1_jax.report.scores import JudgedSample
+from gotr1_jax.report.scores import ReportSample
 from gotr1_jax.trainer.samples import SampleRecord
 
 NAN = math.nan
@@ -64,6 +64,6 @@ def record(caption: str = "a red circle", **changes: Any) -> SampleRecord:
     return SampleRecord(**{**values, **changes})
 
 
-def sample(caption: str = "a red circle", **changes: Any) -> JudgedSample:
+def sample(caption: str = "a red circle", **changes: Any) -> ReportSample:
     """`record` without results of later judges."""
-    return JudgedSample(record(caption, **changes))
+    return ReportSample(record(caption, **changes))

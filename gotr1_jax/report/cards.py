@@ -14,7 +14,7 @@ from PIL import Image
 
 from gotr1_jax.plan import Box, box_to_pixels, match_objects, parse_plan
 from gotr1_jax.report.charts import format_decimals, format_signed, format_value
-from gotr1_jax.report.scores import JudgedSample, letter
+from gotr1_jax.report.scores import ReportSample, letter
 from gotr1_jax.rewards.base import JudgeResult
 from gotr1_jax.trainer.samples import SampleRecord
 
@@ -193,7 +193,7 @@ def _card_judge(record: SampleRecord, judge: int, result: JudgeResult) -> CardJu
     )
 
 
-def build_card(sample: JudgedSample) -> Card:
+def build_card(sample: ReportSample) -> Card:
     """The card of a sample with the results of later judges."""
     record, results = sample.record, sample.results
     # The run's own order of terms first.
@@ -217,9 +217,9 @@ def build_card(sample: JudgedSample) -> Card:
     )
 
 
-def build_groups(samples: Iterable[JudgedSample]) -> tuple[CaptionGroup, ...]:
+def build_groups(samples: Iterable[ReportSample]) -> tuple[CaptionGroup, ...]:
     """The samples of a step by caption, each group ordered from the highest total down."""
-    by_caption: dict[tuple[int, str], list[JudgedSample]] = defaultdict(list)
+    by_caption: dict[tuple[int, str], list[ReportSample]] = defaultdict(list)
     for sample in samples:
         by_caption[sample.record.caption_index, sample.record.caption].append(sample)
     groups = []
@@ -243,10 +243,10 @@ def _worst_last(record: SampleRecord) -> tuple[bool, float, int]:
 
 
 def build_pairs(
-    before: Sequence[JudgedSample], after: Sequence[JudgedSample], limit: int
+    before: Sequence[ReportSample], after: Sequence[ReportSample], limit: int
 ) -> tuple[Pair, ...]:
     """Samples of the same caption and number in both lists, in the order of `before`."""
-    waiting: dict[tuple[str, int], list[JudgedSample]] = defaultdict(list)
+    waiting: dict[tuple[str, int], list[ReportSample]] = defaultdict(list)
     for sample in after:
         waiting[sample.record.caption, sample.record.sample_index].append(sample)
     pairs: list[Pair] = []

@@ -13,7 +13,7 @@ import numpy as np
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.report.scores import (
-    JudgedSample,
+    ReportSample,
     ScoreLine,
     check_scores,
     join_results,
@@ -57,9 +57,9 @@ class RunData:
     summary: Mapping[str, Any]
     config_text: str
     metrics: Metrics
-    before: tuple[JudgedSample, ...]
-    after: tuple[JudgedSample, ...]
-    steps: Mapping[int, tuple[JudgedSample, ...]]
+    before: tuple[ReportSample, ...]
+    after: tuple[ReportSample, ...]
+    steps: Mapping[int, tuple[ReportSample, ...]]
     num_sampled_steps: int
     judges: tuple[str, ...]
     problems: tuple[str, ...]

@@ -14,7 +14,7 @@ from gotr1_jax.io.files import atomic_write
 from gotr1_jax.report.cards import Pair, build_groups, build_pairs
 from gotr1_jax.report.charts import HEIGHT, WIDTH, format_decimals, format_signed
 from gotr1_jax.report.load import RunData, load_run
-from gotr1_jax.report.scores import JudgedSample, JudgeTable, judge_tables, letter
+from gotr1_jax.report.scores import JudgeTable, ReportSample, judge_tables, letter
 from gotr1_jax.report.sections import MEANINGS, build_charts, entropy_targets
 from gotr1_jax.trainer.run_dir import RunDir
 
@@ -117,7 +117,7 @@ def choose_pairs(run: RunData) -> tuple[str, tuple[Pair, ...]]:
     return f"The same captions at step {first} and step {last}", pairs
 
 
-def _one_each(samples: Sequence[JudgedSample]) -> list[JudgedSample]:
+def _one_each(samples: Sequence[ReportSample]) -> list[ReportSample]:
     """The first sample of every caption: chosen by its number, not by its score."""
     return list({s.record.caption: s for s in reversed(samples)}.values())[::-1]
 

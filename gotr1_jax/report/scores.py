@@ -29,7 +29,7 @@ class ScoreLine:
 
 
 @dataclass(frozen=True)
-class JudgedSample:
+class ReportSample:
     """A sample of the run, with the results of later judges by their number, ascending."""
 
     record: SampleRecord
@@ -139,7 +139,7 @@ def join_results(
     folders: Mapping[str, Sequence[SampleRecord]],
     lines: Iterable[ScoreLine],
     judges: Sequence[str],
-) -> dict[str, tuple[JudgedSample, ...]]:
+) -> dict[str, tuple[ReportSample, ...]]:
     """Each folder's samples with their results; of one judge the later line counts."""
     results: dict[tuple[str, str], dict[int, JudgeResult]] = {}
     for line in lines:
@@ -147,7 +147,7 @@ def join_results(
         by_judge[judges.index(line.judge)] = line.result
     return {
         folder: tuple(
-            JudgedSample(r, dict(sorted(results.get((folder, r.image_name), {}).items())))
+            ReportSample(r, dict(sorted(results.get((folder, r.image_name), {}).items())))
             for r in records
         )
         for folder, records in folders.items()
@@ -174,7 +174,7 @@ def short_name(identity: str) -> str:
 
 
 def judge_tables(
-    judges: Sequence[str], parts: Mapping[str, Sequence[JudgedSample]]
+    judges: Sequence[str], parts: Mapping[str, Sequence[ReportSample]]
 ) -> tuple[JudgeTable, ...]:
     """A table for each judge, with the parts (samples by title) in which it scored any sample."""
     tables = []
@@ -197,7 +197,7 @@ def judge_tables(
     return tuple(tables)
 
 
-def _means(term: str, judge: int, samples: Sequence[JudgedSample]) -> TermMeans | None:
+def _means(term: str, judge: int, samples: Sequence[ReportSample]) -> TermMeans | None:
     scored = [s for s in samples if term in s.results[judge].scores]
     if not scored:
         return None

@@ -18,7 +18,7 @@ from gotr1_jax.plan import Box
 from gotr1_jax.report.cards import MAX_RAW_ANSWER, build_card
 from gotr1_jax.report.load import Metrics, load_run
 from gotr1_jax.report.page import tables_of_judges, write_report
-from gotr1_jax.report.scores import JudgedSample, letter, read_scores, short_name
+from gotr1_jax.report.scores import ReportSample, letter, read_scores, short_name
 from gotr1_jax.report.sections import build_charts, entropy_targets
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.rewards.judging import judge_samples
@@ -142,7 +142,7 @@ def test_card_has_a_column_for_each_judge() -> None:
         {"sem": 0.5, "pi": NAN}, (("red circle", Box(0, 0, 500, 500)), ("cat", Box(9, 9, 20, 20))),
         "fine", raw_answers,
     )  # fmt: skip
-    card = build_card(JudgedSample(record(), {1: result}))
+    card = build_card(ReportSample(record(), {1: result}))
     texts = {term: [value.text for value in values] for term, values in card.scores.items()}
     assert texts == {
         "total": ["0.50", ""],
