@@ -22,7 +22,7 @@ EVALUATION_SEED = 20_250_522
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one evaluation, one value a caption; NaN where the judge could not tell."""
+    """Scores of one evaluation, one value a caption; NaN where it could not be scored."""
 
     terms: Mapping[str, np.ndarray]
     total: np.ndarray

@@ -29,7 +29,7 @@ class SampleRecord:
 
     `planned` are the boxes of the plan and `detections` those the judge found in the image, each
     with its object's name, in 0..999 of the image's width and height. `scores` holds every
-    reward term by name, `total` their combination; NaN where the judge could not tell.
+    reward term by name, `total` their combination; NaN where it could not be scored.
     """
 
     caption: str

@@ -122,4 +122,4 @@ def test_a_judge_that_cannot_be_read_teaches_nothing_and_says_so(values, tmp_pat
     (record, *_) = read_samples(tmp_path / "run" / "samples" / "step_000002")
     assert "unreadable answer" in record.rationale or "cut off" in record.rationale
     assert np.isnan(record.total) and record.advantage == 0
-    assert "could not tell" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "could not be scored" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

@@ -200,7 +200,7 @@ def test_results_are_kept_by_content(tmp_path: Path) -> None:
     assert len(later.seen) == 3
     other = Fixed(pi=0.5)
     assert CachedJudge(other, AnswerCache(tmp_path)).judge([a])[0].scores == {"pi": 0.5}
-    # Who could not tell is asked again.
+    # What could not be scored is judged again.
     for _ in range(2):
         unsure = Fixed(pi=math.nan)
         CachedJudge(unsure, AnswerCache(tmp_path)).judge([a])
