@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from gotr1_jax.convert.checkpoint import abstract_part
 from gotr1_jax.convert.config_json import parse_config
 from gotr1_jax.convert.names import NAMING
+from gotr1_jax.convert.open_checkpoint import abstract_part
 from gotr1_jax.convert.reader import Tensor
 from gotr1_jax.convert.tree import load_tree
 from gotr1_jax.models.janus import JanusPolicy

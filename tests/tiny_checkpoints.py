@@ -14,9 +14,10 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from gotr1_jax.convert.checkpoint import PARTS, abstract_part, save_checkpoint
+from gotr1_jax.convert.checkpoint import save_checkpoint
 from gotr1_jax.convert.config_json import parse_config
 from gotr1_jax.convert.names import unused_tensors
+from gotr1_jax.convert.open_checkpoint import PARTS, abstract_part
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, SiglipConfig, VQConfig
 from gotr1_jax.shapes.tokenizer import train_tokenizer
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gotr1_jax.convert.clip import PORT, abstract_state, clip_config_to_json
-from gotr1_jax.convert.tree import foreign_tensors
+from gotr1_jax.convert.clip import HF, abstract_state, clip_config_to_json
+from gotr1_jax.convert.tree import checkpoint_tensors
 from gotr1_jax.convert.writer import write_safetensors
 from gotr1_jax.models.clip import ClipConfig, ClipTowerConfig
 
@@ -90,7 +90,7 @@ def write_tiny_clip(directory: Path, seed: int = 0) -> Path:
     """A tiny random CLIP as `convert_hps` writes it, float32; returns `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(clip_config_to_json(TINY, "float32")))
-    tensors = foreign_tensors({"clip": tiny_state(seed)}, PORT)
-    write_safetensors(directory / "model.safetensors", tensors, "float32")
+    tensors = checkpoint_tensors({"clip": tiny_state(seed)}, HF)
+    write_safetensors(directory / "model.safetensors", tensors)
     write_vocabulary(directory)
     return directory

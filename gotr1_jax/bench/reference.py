@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 
 from gotr1_jax.bench.timing import import_reference
-from gotr1_jax.convert.checkpoint import out_tensors
+from gotr1_jax.convert.names import NAMING
+from gotr1_jax.convert.tree import checkpoint_tensors
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, VQConfig
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.tokenizers.janus import SpecialIds
@@ -57,7 +58,8 @@ def transformers_janus(config: JanusConfig, states: dict[str, nnx.State]) -> Any
         image_token_id=SPECIALS.image,
     )  # fmt: skip
     model = transformers.JanusForConditionalGeneration(theirs).eval()
-    ours = {t.name: torch.from_numpy(t.get().copy()) for t in out_tensors(states, "hf")}
+    tensors = checkpoint_tensors(states, NAMING["hf"])
+    ours = {t.name: torch.from_numpy(t.get().copy()) for t in tensors}
     unknown = model.load_state_dict(ours, strict=False).unexpected_keys
     if unknown:
         raise RuntimeError(f"transformers has no tensors {unknown}")

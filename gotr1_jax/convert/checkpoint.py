@@ -1,7 +1,7 @@
-"""Loading a checkpoint into our arrays, and writing ours in the released format.
+"""Loading a checkpoint as parameter trees, and writing such trees in the released format.
 
-What comes back are pure trees (`nnx.State`). To put adapters on a loaded policy, build the
-abstract policy with them and give it the loaded tree for everything else:
+The trees are pure (`nnx.State`). To put adapters on a loaded policy, build the abstract policy
+with them and give it the loaded tree for everything else:
 
     graphdef, adapters, rest = split_lora(abstract_policy(cfg, lora=lora))
     policy = nnx.merge(graphdef, fresh_adapters, checkpoint.policy)  # rest has the same structure
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.convert.config_json import config_to_json
-from gotr1_jax.convert.find import EMBEDDED as EMBEDDED
-from gotr1_jax.convert.find import find_checkpoint as find_checkpoint
-from gotr1_jax.convert.names import NAMING, Format
-from gotr1_jax.convert.opened import (
+from gotr1_jax.convert.names import NAMING
+from gotr1_jax.convert.open_checkpoint import (
     PARTS,
-    abstract_part,
+    abstract_state,
     check_vocabulary,
     open_checkpoint,
     split_part,
 )
-from gotr1_jax.convert.rules import Shape
-from gotr1_jax.convert.tree import foreign_tensors, load_tree, some, tree_shapes
-from gotr1_jax.convert.writer import (
-    WEIGHTS_FILE,
-    OutTensor,
-    copy_files,
-    new_checkpoint,
-    write_safetensors,
-)
-from gotr1_jax.errors import InputError
+from gotr1_jax.convert.tree import check_state, checkpoint_tensors, load_tree
+from gotr1_jax.convert.writer import copy_files, write_checkpoint
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.siglip import JanusUnderstanding
@@ -46,7 +36,7 @@ from gotr1_jax.models.vq import VQModel
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer
 
 # Files about text and images that go with the weights, copied as they are.
-CARRIED_FILES = (
+COPIED_FILES = (
     TOKENIZER_FILE,
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -156,9 +146,9 @@ def save_checkpoint(
 
     Args:
       directory: where to.
-      config: sizes; those that released files do not name are written under names of our own.
-      policy_state, vq_state, understanding_state: pure trees of parameters, adapters already
-        folded in; None leaves a part out.
+      config: sizes; those that released files do not name have additional keys.
+      policy_state, vq_state, understanding_state: pure trees of parameters, LoRA merged; None
+        leaves a part out.
       tokenizer_dir: directory whose tokenizer and processor files are copied along.
       dtype: "bfloat16" or "float32", of the stored weights.
 
@@ -168,30 +158,15 @@ def save_checkpoint(
     given = zip(PARTS, (policy_state, vq_state, understanding_state))
     states = {part: state for part, state in given if state is not None}
     for part, state in states.items():
-        expected = nnx.split(abstract_part(part, config))[1]
-        _check_state(part, tree_shapes(part, state), tree_shapes(part, expected))
+        check_state(part, state, abstract_state(part, config))
     tokenizer_dir = Path(tokenizer_dir)
     tokenizer = TextTokenizer.from_dir(tokenizer_dir)
     check_vocabulary(tokenizer.vocab_size, config.decoder.vocab_size, tokenizer_dir)
-    with new_checkpoint(Path(directory), config_to_json(config, dtype)) as temporary:
-        copy_files(tokenizer_dir, CARRIED_FILES, temporary)
-        write_safetensors(temporary / WEIGHTS_FILE, out_tensors(states, "original"), dtype)
+    write_checkpoint(
+        Path(directory),
+        config_to_json(config, dtype),
+        checkpoint_tensors(states, NAMING["original"]),
+        write_files=partial(copy_files, tokenizer_dir, COPIED_FILES),
+        dtype=dtype,
+    )
     return Path(directory)
-
-
-def out_tensors(states: Mapping[str, Any], form: Format) -> list[OutTensor]:
-    """The foreign tensors of our `states` by part, sorted by name; values are fetched lazily."""
-    return foreign_tensors(states, NAMING[form])
-
-
-def _check_state(part: str, given: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
-    """That a state to be written has exactly the arrays that its configuration says."""
-    faults = [f"{p} is missing" for p in expected if p not in given]
-    faults += [f"{p} is not part of a checkpoint" for p in given if p not in expected]
-    faults += [
-        f"{p} is {list(shape)}, expected {list(expected[p])}"
-        for p, shape in given.items()
-        if p in expected and shape != expected[p]
-    ]
-    if faults:
-        raise InputError(f"the {part} parameters do not fit the configuration: {some(faults)}")

@@ -22,10 +22,11 @@ import numpy as np
 from flax import nnx
 
 from gotr1_jax.convert.find import CONFIG_FILE
+from gotr1_jax.convert.json_fields import positive_number, whole_number
 from gotr1_jax.convert.reader import Tensor, has_model_type, open_pickle, open_tensors
-from gotr1_jax.convert.rules import CONV, LINEAR, SAME, Naming, Rule, Source, sources
-from gotr1_jax.convert.tree import check_tensors, load_tree, our_view, tree_shapes
-from gotr1_jax.convert.writer import WEIGHTS_FILE, OutTensor, new_checkpoint, write_safetensors
+from gotr1_jax.convert.rules import CONV, LINEAR, Naming, Rule, Source, linear, norm, sources
+from gotr1_jax.convert.tree import check_tensors, load_tree, model_view, tree_shapes
+from gotr1_jax.convert.writer import OutTensor, write_checkpoint
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import read_json
 from gotr1_jax.models.clip import VIT_H_14, Clip, ClipConfig, ClipTowerConfig, abstract_clip
@@ -44,64 +45,54 @@ _TEXT_SIZES = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers
 _VISION_SIZES = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 32}  # fmt: skip  # noqa: E501
 
 
-def _linear(ours: str, theirs: str, third: int | None = None) -> Iterator[Rule]:
-    yield Rule(f"{ours}.kernel", f"{theirs}weight", LINEAR, third)
-    yield Rule(f"{ours}.bias", f"{theirs}bias", SAME, third)
-
-
-def _norm(ours: str, theirs: str) -> Iterator[Rule]:
-    yield Rule(f"{ours}.scale", f"{theirs}.weight")
-    yield Rule(f"{ours}.bias", f"{theirs}.bias")
-
-
 def _open_clip_rules() -> Iterator[Rule]:
     vision, text = f"{_TREE}.vision.", f"{_TREE}.text."
     yield Rule(f"{vision}patch.kernel", "visual.conv1.weight", CONV)
     yield Rule(f"{vision}class_token", "visual.class_embedding")
     yield Rule(f"{vision}positions", "visual.positional_embedding")
-    yield from _norm(f"{vision}norm_pre", "visual.ln_pre")
-    yield from _norm(f"{vision}norm", "visual.ln_post")
+    yield from norm(f"{vision}norm_pre", "visual.ln_pre")
+    yield from norm(f"{vision}norm", "visual.ln_post")
     yield Rule(f"{vision}projection.kernel", "visual.proj")
     yield Rule(f"{text}table.table", "token_embedding.weight")
     yield Rule(f"{text}positions", "positional_embedding")
-    yield from _norm(f"{text}norm", "ln_final")
+    yield from norm(f"{text}norm", "ln_final")
     yield Rule(f"{text}projection.kernel", "text_projection")
     for tower, prefix in ((vision, "visual."), (text, "")):
-        ours, theirs = f"{tower}blocks.", f"{prefix}transformer.resblocks.{{l}}."
-        yield from _norm(f"{ours}norm1", f"{theirs}ln_1")
-        yield from _norm(f"{ours}norm2", f"{theirs}ln_2")
-        for third, name in enumerate("qkv"):
-            yield from _linear(f"{ours}{name}", f"{theirs}attn.in_proj_", third)
-        yield from _linear(f"{ours}out", f"{theirs}attn.out_proj.")
-        yield from _linear(f"{ours}fc1", f"{theirs}mlp.c_fc.")
-        yield from _linear(f"{ours}fc2", f"{theirs}mlp.c_proj.")
+        path, name = f"{tower}blocks.", f"{prefix}transformer.resblocks.{{l}}."
+        yield from norm(f"{path}norm1", f"{name}ln_1")
+        yield from norm(f"{path}norm2", f"{name}ln_2")
+        for third, letter in enumerate("qkv"):
+            yield from linear(f"{path}{letter}", f"{name}attn.in_proj_", third)
+        yield from linear(f"{path}out", f"{name}attn.out_proj.")
+        yield from linear(f"{path}fc1", f"{name}mlp.c_fc.")
+        yield from linear(f"{path}fc2", f"{name}mlp.c_proj.")
 
 
-def _port_rules() -> Iterator[Rule]:
+def _hf_rules() -> Iterator[Rule]:
     vision, text = f"{_TREE}.vision.", f"{_TREE}.text."
     for tower, model in ((vision, "vision_model."), (text, "text_model.")):
         yield Rule(f"{tower}positions", f"{model}embeddings.position_embedding.weight")
-        ours, theirs = f"{tower}blocks.", f"{model}encoder.layers.{{l}}."
-        yield from _norm(f"{ours}norm1", f"{theirs}layer_norm1")
-        yield from _norm(f"{ours}norm2", f"{theirs}layer_norm2")
-        for name in "qkv":
-            yield from _linear(f"{ours}{name}", f"{theirs}self_attn.{name}_proj.")
-        yield from _linear(f"{ours}out", f"{theirs}self_attn.out_proj.")
-        for name in ("fc1", "fc2"):
-            yield from _linear(f"{ours}{name}", f"{theirs}mlp.{name}.")
+        path, name = f"{tower}blocks.", f"{model}encoder.layers.{{l}}."
+        yield from norm(f"{path}norm1", f"{name}layer_norm1")
+        yield from norm(f"{path}norm2", f"{name}layer_norm2")
+        for letter in "qkv":
+            yield from linear(f"{path}{letter}", f"{name}self_attn.{letter}_proj.")
+        yield from linear(f"{path}out", f"{name}self_attn.out_proj.")
+        for fc in ("fc1", "fc2"):
+            yield from linear(f"{path}{fc}", f"{name}mlp.{fc}.")
     yield Rule(f"{vision}patch.kernel", "vision_model.embeddings.patch_embedding.weight", CONV)
     yield Rule(f"{vision}class_token", "vision_model.embeddings.class_embedding")
-    yield from _norm(f"{vision}norm_pre", "vision_model.pre_layrnorm")  # spelled so there
-    yield from _norm(f"{vision}norm", "vision_model.post_layernorm")
+    yield from norm(f"{vision}norm_pre", "vision_model.pre_layrnorm")  # spelled so there
+    yield from norm(f"{vision}norm", "vision_model.post_layernorm")
     yield Rule(f"{vision}projection.kernel", "visual_projection.weight", LINEAR)
     yield Rule(f"{text}table.table", "text_model.embeddings.token_embedding.weight")
-    yield from _norm(f"{text}norm", "text_model.final_layer_norm")
+    yield from norm(f"{text}norm", "text_model.final_layer_norm")
     yield Rule(f"{text}projection.kernel", "text_projection.weight", LINEAR)
 
 
 # The scale belongs to the contrastive loss; masks and positions follow from the sizes.
 OPEN_CLIP = Naming(tuple(_open_clip_rules()), re.compile(r"logit_scale$|attn_mask$"))
-PORT = Naming(tuple(_port_rules()), re.compile(r"logit_scale$|.*\.position_ids$"))
+HF = Naming(tuple(_hf_rules()), re.compile(r"logit_scale$|.*\.position_ids$"))
 
 
 @dataclass(frozen=True)
@@ -219,12 +210,11 @@ def convert_hps(
     tokenizer = read_vocabulary(source, config, vocabulary)
     out: list[OutTensor] = []
     for path, shape in tree_shapes(_TREE, abstract_state(config)).items():
-        for new, old in zip(sources(path, shape, PORT), sources(path, shape, naming)):
+        for new, old in zip(sources(path, shape, HF), sources(path, shape, naming)):
             out.append(OutTensor(new.name, new.shape, partial(_renamed, old, new, tensors)))
-    with new_checkpoint(target, clip_config_to_json(config, dtype)) as temporary:
-        tokenizer.save(temporary)
-        out.sort(key=lambda tensor: tensor.name)
-        write_safetensors(temporary / WEIGHTS_FILE, out, dtype)
+    write_checkpoint(
+        target, clip_config_to_json(config, dtype), out, write_files=tokenizer.save, dtype=dtype
+    )
     return target
 
 
@@ -242,11 +232,15 @@ def parse_clip_config(data: Any, source: str) -> ClipConfig:
         config = ClipConfig(
             vision=_tower({**_VISION_SIZES, **vision}, "vision_config"),
             text=_tower({**_TEXT_SIZES, **text}, "text_config"),
-            image_size=_size({**_VISION_SIZES, **vision}, "image_size", "vision_config"),
-            patch_size=_size({**_VISION_SIZES, **vision}, "patch_size", "vision_config"),
-            vocab_size=_size({**_TEXT_SIZES, **text}, "vocab_size", "text_config"),
-            context_length=_size({**_TEXT_SIZES, **text}, "max_position_embeddings", "text_config"),
-            embedding_size=_size({"projection_dim": 512, **data}, "projection_dim", "the file"),
+            image_size=whole_number({**_VISION_SIZES, **vision}, "image_size", "vision_config"),
+            patch_size=whole_number({**_VISION_SIZES, **vision}, "patch_size", "vision_config"),
+            vocab_size=whole_number({**_TEXT_SIZES, **text}, "vocab_size", "text_config"),
+            context_length=whole_number(
+                {**_TEXT_SIZES, **text}, "max_position_embeddings", "text_config"
+            ),
+            embedding_size=whole_number(
+                {"projection_dim": 512, **data}, "projection_dim", "the file"
+            ),
         )
         # Older files say 2 and mean the largest id.
         end = text.get("eos_token_id", 49407)
@@ -286,18 +280,11 @@ def clip_config_to_json(config: ClipConfig, dtype: str) -> dict[str, Any]:
 def _tower(section: Mapping[str, Any], where: str) -> ClipTowerConfig:
     if (act := section.get("hidden_act", "quick_gelu")) != "gelu":
         raise ValueError(f"{where}.hidden_act {act!r} is not supported; HPS has 'gelu'")
-    eps = section.get("layer_norm_eps", 1e-5)
-    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
-        raise ValueError(f"{where}.layer_norm_eps {eps!r} is no small number above 0")
-    sizes = {ours: _size(section, theirs, where) for ours, theirs in _TOWER_KEYS.items()}
-    return ClipTowerConfig(**sizes, norm_eps=float(eps))
-
-
-def _size(section: Mapping[str, Any], key: str, where: str) -> int:
-    value = section[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{where}.{key} {value!r} is not a whole number of 1 or more")
-    return value
+    eps = positive_number({"layer_norm_eps": 1e-5, **section}, "layer_norm_eps", where)
+    if eps >= 1:
+        raise ValueError(f"{where}.layer_norm_eps is {eps!r}; a small number is needed")
+    sizes = {ours: whole_number(section, theirs, where) for ours, theirs in _TOWER_KEYS.items()}
+    return ClipTowerConfig(**sizes, norm_eps=eps)
 
 
 def _checked_tensors(
@@ -309,12 +296,12 @@ def _checked_tensors(
         tensors, naming = open_pickle(path, _SECTION), OPEN_CLIP
         fit = "HPS v2.1, a CLIP ViT-H/14"
     else:
-        tensors, naming, fit = open_tensors(path), PORT, "its config.json"
+        tensors, naming, fit = open_tensors(path), HF, "its config.json"
     check_tensors(tensors, tree_shapes(_TREE, abstract_state(config)), naming, str(path), fit)
     return config, tensors, naming
 
 
 def _renamed(old: Source, new: Source, tensors: Mapping[str, Tensor]) -> np.ndarray:
     """The values of `new`, which holds what `old` holds."""
-    ours = our_view(old, tensors)
+    ours = model_view(old, tensors)
     return ours if new.axes is None else ours.transpose(np.argsort(new.axes))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gotr1_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from gotr1_jax.convert.opened import OpenCheckpoint
+    from gotr1_jax.convert.open_checkpoint import OpenCheckpoint
     from gotr1_jax.convert.translate import WrittenCheckpoint
     from gotr1_jax.io.progress import Progress
 
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     # Imported late: a wrong argument is answered without waiting for jax.
     from gotr1_jax.convert.clip import convert_hps, is_clip
     from gotr1_jax.convert.find import find_checkpoint
-    from gotr1_jax.convert.opened import open_checkpoint
+    from gotr1_jax.convert.open_checkpoint import open_checkpoint
     from gotr1_jax.convert.qwen2_5_vl import convert_qwen, is_qwen
 
     source = find_checkpoint(options.source, options.revision)
@@ -97,14 +97,14 @@ class _Megabytes:
 
 
 def write(target: Path, opened: OpenCheckpoint, form: Any, **settings: Any) -> WrittenCheckpoint:
-    """`write_checkpoint` with a progress line, the list of unused tensors and a last line."""
-    from gotr1_jax.convert.translate import write_checkpoint
+    """`translate_checkpoint` with a progress line, the list of unused tensors and a last line."""
+    from gotr1_jax.convert.translate import translate_checkpoint
 
     if opened.unused:
         print(f"stored but used by nothing: {', '.join(opened.unused)}")
     start = time.monotonic()
     with _Megabytes(target.name) as count:
-        written = write_checkpoint(target, opened, form, progress=count, **settings)
+        written = translate_checkpoint(target, opened, form, progress=count, **settings)
     seconds = time.monotonic() - start
     notes = ""
     if written.dropped:

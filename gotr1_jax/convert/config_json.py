@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gotr1_jax.convert.json_fields import expect, section
 from gotr1_jax.convert.names import Format
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, SiglipConfig, VQConfig
@@ -143,7 +144,7 @@ def llama_to_json(decoder: DecoderConfig) -> dict[str, Any]:
 
 
 def _parse_original(data: Mapping[str, Any]) -> JanusConfig:
-    decoder = _llama(_section(data, "language_config"))
+    decoder = _llama(section(data, "language_config"))
     params = _params(data, "gen_vision_config")
     vq = vq_from_json(params)
     config = JanusConfig(
@@ -154,7 +155,7 @@ def _parse_original(data: Mapping[str, Any]) -> JanusConfig:
     )
     D = decoder.hidden_size
     # What the other sections repeat has to agree; where they are silent, there is nothing to check.
-    for section, key, value in (
+    for name, key, value in (
         ("gen_head_config", "image_token_size", vq.codebook_size),
         ("gen_head_config", "n_embed", D),
         ("gen_head_config", "image_token_embed", D),
@@ -167,16 +168,16 @@ def _parse_original(data: Mapping[str, Any]) -> JanusConfig:
         ("aligner_config", "depth", 2),
         ("aligner_config", "projector_type", "mlp_gelu"),
     ):
-        if section in data:
-            _expect(_params(data, section), key, value, section)
+        if name in data:
+            expect(_params(data, name), key, value, name)
     return config
 
 
 def _parse_hf(data: Mapping[str, Any]) -> JanusConfig:
-    decoder = _llama(_section(data, "text_config"))
-    vision = _section(data, "vision_config") if data.get("vision_config") else {}
+    decoder = _llama(section(data, "text_config"))
+    vision = section(data, "vision_config") if data.get("vision_config") else {}
     for key, value in (("hidden_act", "gelu"), ("use_qk_norm", False), ("attention_bias", True)):
-        _expect(vision, key, value, "vision_config")
+        expect(vision, key, value, "vision_config")
     width = int(vision.get("hidden_size", 1024))
     siglip = SiglipConfig(
         image_size=int(vision.get("image_size", 384)),
@@ -187,8 +188,8 @@ def _parse_hf(data: Mapping[str, Any]) -> JanusConfig:
         num_heads=int(vision.get("num_attention_heads", 16)),
         norm_eps=float(vision.get("layer_norm_eps", 1e-6)),
     )
-    port = _section(data, "vq_config") if data.get("vq_config") else {}
-    _expect(port, "double_latent", False, "vq_config")
+    port = section(data, "vq_config") if data.get("vq_config") else {}
+    expect(port, "double_latent", False, "vq_config")
     vq = VQConfig(**{ours: _value(port[key]) for ours, key in _HF_VQ_KEYS.items() if key in port})
     # The port takes the number of image tokens a side from the understanding tower.
     image_size = siglip.image_size // siglip.patch_size * vq.downsampling
@@ -208,7 +209,7 @@ def _llama(c: Mapping[str, Any]) -> DecoderConfig:
         ("mlp_bias", False),
         ("tie_word_embeddings", False),
     ):
-        _expect(c, key, value, "language model")
+        expect(c, key, value, "language model")
     hidden, heads = int(c.get("hidden_size", 4096)), int(c.get("num_attention_heads", 32))
     kv_heads, head_dim = c.get("num_key_value_heads"), c.get("head_dim")
     return DecoderConfig(
@@ -229,7 +230,7 @@ def vq_from_json(params: Mapping[str, Any]) -> VQConfig:
     known = {key for keys in _VQ_KEYS.values() for key in keys} | _VQ_IGNORED
     if unknown := sorted(set(params) - known):
         raise ValueError(f"gen_vision_config has the unknown key {', '.join(unknown)}")
-    _expect(params, "codebook_l2_norm", True, "gen_vision_config")
+    expect(params, "codebook_l2_norm", True, "gen_vision_config")
     values = {}
     for field, keys in _VQ_KEYS.items():
         given = {key: _value(params[key]) for key in keys if key in params}
@@ -281,23 +282,11 @@ def _siglip_to_json(siglip: SiglipConfig) -> dict[str, Any]:
     return {key: getattr(siglip, ours) for ours, key in _SIGLIP_KEYS.items()}
 
 
-def _section(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    section = data.get(key)
-    if not isinstance(section, dict):
-        raise ValueError(f"the section {key} is missing")
-    return section
-
-
 def _params(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    params = _section(data, key).get("params", {})
+    params = section(data, key).get("params", {})
     if not isinstance(params, dict):
         raise ValueError(f"{key}.params is no JSON object")
     return params
-
-
-def _expect(section: Mapping[str, Any], key: str, value: Any, where: str) -> None:
-    if key in section and section[key] != value:
-        raise ValueError(f"{where} has {key} {section[key]!r}; {value!r} is needed")
 
 
 def _value(value: Any) -> Any:

@@ -16,10 +16,10 @@ from flax import nnx
 from gotr1_jax.convert.config_json import IMAGE_SIZE, parse_config, vq_from_json, vq_to_json
 from gotr1_jax.convert.find import CONFIG_FILE
 from gotr1_jax.convert.names import NAMING, Format, part_of_tensor
-from gotr1_jax.convert.opened import read_config
+from gotr1_jax.convert.open_checkpoint import read_config
 from gotr1_jax.convert.reader import open_tensors
-from gotr1_jax.convert.tree import check_tensors, foreign_tensors, load_tree, tree_shapes
-from gotr1_jax.convert.writer import WEIGHTS_FILE, new_checkpoint, write_safetensors
+from gotr1_jax.convert.tree import check_tensors, checkpoint_tensors, load_tree, tree_shapes
+from gotr1_jax.convert.writer import write_checkpoint
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.models.vq import abstract_vq
@@ -72,7 +72,6 @@ def save_vq(
         "model_type": "multi_modality",
         "gen_vision_config": {**section, "params": vq_to_json(config, image_size)},
     }
-    with new_checkpoint(Path(directory), data) as temporary:
-        out = foreign_tensors({"vq": state}, NAMING["original"])
-        write_safetensors(temporary / WEIGHTS_FILE, out, dtype)
+    tensors = checkpoint_tensors({"vq": state}, NAMING["original"])
+    write_checkpoint(Path(directory), data, tensors, dtype=dtype)
     return Path(directory)

@@ -1,122 +1,97 @@
-"""Foreign tensor names of Janus-Pro: where each of our arrays lies in a released checkpoint.
+"""Tensor names of Janus-Pro: where each parameter of the model lies in a checkpoint.
 
-`_PAIRS` is the whole mapping, one line a kind of array, for the released format ("original") and
-the Hugging Face port ("hf"). `{l}` counts the layers that we stack along a leading axis; `{x}`
-stands for the same dotted words on both sides.
+Two naming schemes are known: "original", the layout that DeepSeek released, and "hf", that of the
+port in Hugging Face's `transformers`. The rules below give both, one line a kind of parameter;
+`{l}` and `{x}` are explained at `rules.Rule`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
-from gotr1_jax.convert.rules import CONV, LINEAR, SAME, Naming, Rule, Shape
+from gotr1_jax.convert.rules import CONV, Naming, Rule, Shape, linear, norm
 from gotr1_jax.models.config import SiglipConfig
 
 Format = Literal["original", "hf"]
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A rule of both formats; q, k, v are fused and `leading_one` holds in the original only."""
+class _Names:
+    """Chooses between the names of both schemes; q, k and v are fused in the original only."""
 
-    ours: str
-    original: str
-    hf: str
-    axes: Shape | None = SAME
-    third: int | None = None
-    leading_one: bool = False
+    def __init__(self, form: Format) -> None:
+        self.original = form == "original"
 
-    def rule(self, form: Format) -> Rule:
-        if form == "hf":
-            return Rule(self.ours, self.hf, self.axes)
-        return Rule(self.ours, self.original, self.axes, self.third, self.leading_one)
+    def __call__(self, original: str, hf: str) -> str:
+        return original if self.original else hf
 
 
-_LLM = ("language_model.model.layers.{l}.", "model.language_model.layers.{l}.")
-_SIG = ("vision_model.vision_tower.blocks.{l}.", "model.vision_model.encoder.layers.{l}.")
+def _decoder_rules(names: _Names) -> Iterator[Rule]:
+    model = names("language_model.model.", "model.language_model.")
+    yield Rule("policy.decoder.embed.table", f"{model}embed_tokens.weight")
+    yield Rule("policy.decoder.norm.scale", f"{model}norm.weight")
+    head = names("language_model.lm_head.", "lm_head.")
+    yield from linear("policy.decoder.lm_head", head, bias=False)
+    path, layer = "policy.decoder.layers.", f"{model}layers.{{l}}."
+    for name in ("q", "k", "v", "o"):
+        yield from linear(f"{path}{name}", f"{layer}self_attn.{name}_proj.", bias=False)
+    for name in ("gate", "up", "down"):
+        yield from linear(f"{path}{name}", f"{layer}mlp.{name}_proj.", bias=False)
+    yield Rule(f"{path}attention_norm.scale", f"{layer}input_layernorm.weight")
+    yield Rule(f"{path}mlp_norm.scale", f"{layer}post_attention_layernorm.weight")
 
 
-def _linear(ours: str, original: str, hf: str) -> tuple[_Pair, _Pair]:
-    """A linear layer with bias."""
-    return (
-        _Pair(f"{ours}.kernel", f"{original}.weight", f"{hf}.weight", LINEAR),
-        _Pair(f"{ours}.bias", f"{original}.bias", f"{hf}.bias"),
-    )
-
-
-def _norm(ours: str, original: str, hf: str) -> tuple[_Pair, _Pair]:
-    """A layer norm."""
-    return (
-        _Pair(f"{ours}.scale", f"{original}.weight", f"{hf}.weight"),
-        _Pair(f"{ours}.bias", f"{original}.bias", f"{hf}.bias"),
-    )
-
-
-def _decoder_rules() -> Iterator[_Pair]:
-    llm, llm_hf = "language_model.model.", "model.language_model."
-    yield _Pair("policy.decoder.embed.table", f"{llm}embed_tokens.weight", f"{llm_hf}embed_tokens.weight")  # fmt: skip  # noqa: E501
-    yield _Pair("policy.decoder.norm.scale", f"{llm}norm.weight", f"{llm_hf}norm.weight")
-    yield _Pair("policy.decoder.lm_head.kernel", "language_model.lm_head.weight", "lm_head.weight", LINEAR)  # fmt: skip  # noqa: E501
-    layers, (old, new) = "policy.decoder.layers.", _LLM
-    for ours, theirs in (
-        *((n, f"self_attn.{n}_proj") for n in ("q", "k", "v", "o")),
-        *((n, f"mlp.{n}_proj") for n in ("gate", "up", "down")),
+def _image_rules(names: _Names) -> Iterator[Rule]:
+    embed = names("gen_embed.weight", "model.generation_embeddings.weight")
+    yield Rule("policy.gen_embed.table", embed)
+    for tree, aligner in (
+        ("policy.gen_aligner", "gen_aligner"),
+        ("understanding.aligner", "aligner"),
     ):
-        yield _Pair(
-            f"{layers}{ours}.kernel", f"{old}{theirs}.weight", f"{new}{theirs}.weight", LINEAR
-        )
-    for ours, theirs in (
-        ("attention_norm", "input_layernorm"),
-        ("mlp_norm", "post_attention_layernorm"),
-    ):
-        yield _Pair(f"{layers}{ours}.scale", f"{old}{theirs}.weight", f"{new}{theirs}.weight")
+        old = f"{aligner}.layers."
+        new = "model.generation_aligner." if tree.startswith("policy") else "model.aligner."
+        yield from linear(f"{tree}.first", names(f"{old}0.", f"{new}fc1."))
+        yield from linear(f"{tree}.second", names(f"{old}2.", f"{new}hidden_layers.0."))
+    head = names("gen_head.output_mlp_projector.", "model.generation_head.proj_out.")
+    yield from linear("policy.gen_head.first", head)
+    vision_head = names("gen_head.", "model.generation_head.") + "vision_head."
+    yield from linear("policy.gen_head.second", vision_head)
+    vq = names("gen_vision_model.", "model.vqmodel.")
+    yield Rule("vq.quantize.embedding", f"{vq}quantize.embedding.weight")
+    yield Rule("vq.{x}.kernel", f"{vq}{{x}}.weight", CONV)
+    yield Rule("vq.{x}.scale", f"{vq}{{x}}.weight")
+    yield Rule("vq.{x}.bias", f"{vq}{{x}}.bias")
 
 
-def _image_rules() -> Iterator[_Pair]:
-    yield _Pair("policy.gen_embed.table", "gen_embed.weight", "model.generation_embeddings.weight")
-    aligner, aligner_hf = "gen_aligner.layers.", "model.generation_aligner."
-    yield from _linear("policy.gen_aligner.first", f"{aligner}0", f"{aligner_hf}fc1")
-    yield from _linear("policy.gen_aligner.second", f"{aligner}2", f"{aligner_hf}hidden_layers.0")
-    head, head_hf = "gen_head.", "model.generation_head."
-    yield from _linear("policy.gen_head.first", f"{head}output_mlp_projector", f"{head_hf}proj_out")
-    yield from _linear("policy.gen_head.second", f"{head}vision_head", f"{head_hf}vision_head")
-    vq, vq_hf = "gen_vision_model.", "model.vqmodel."
-    table = "quantize.embedding"
-    yield _Pair(f"vq.{table}", f"{vq}{table}.weight", f"{vq_hf}{table}.weight")
-    yield _Pair("vq.{x}.kernel", f"{vq}{{x}}.weight", f"{vq_hf}{{x}}.weight", CONV)
-    yield _Pair("vq.{x}.scale", f"{vq}{{x}}.weight", f"{vq_hf}{{x}}.weight")
-    yield _Pair("vq.{x}.bias", f"{vq}{{x}}.bias", f"{vq_hf}{{x}}.bias")
-
-
-def _understanding_rules() -> Iterator[_Pair]:
-    us, tower, hf = "understanding.tower.", "vision_model.vision_tower.", "model.vision_model."
-    patch, patch_hf = f"{tower}patch_embed.proj", f"{hf}embeddings.patch_embedding"
-    yield _Pair(f"{us}patch.kernel", f"{patch}.weight", f"{patch_hf}.weight", CONV)
-    yield _Pair(f"{us}patch.bias", f"{patch}.bias", f"{patch_hf}.bias")
-    positions_hf = f"{hf}embeddings.position_embedding.weight"
-    yield _Pair(f"{us}positions", f"{tower}pos_embed", positions_hf, leading_one=True)
-    blocks, (old, new) = f"{us}blocks.", _SIG
-    yield from _norm(f"{blocks}norm1", f"{old}norm1", f"{new}layer_norm1")
+def _understanding_rules(names: _Names) -> Iterator[Rule]:
+    path, tower = "understanding.tower.", names("vision_model.vision_tower.", "model.vision_model.")
+    patch = names(f"{tower}patch_embed.proj.", f"{tower}embeddings.patch_embedding.")
+    yield Rule(f"{path}patch.kernel", f"{patch}weight", CONV)
+    yield Rule(f"{path}patch.bias", f"{patch}bias")
+    positions = names(f"{tower}pos_embed", f"{tower}embeddings.position_embedding.weight")
+    yield Rule(f"{path}positions", positions, leading_one=names.original)
+    yield from norm(f"{path}norm", names(f"{tower}norm", f"{tower}post_layernorm"))
+    path += "blocks."
+    block = tower + names("blocks.{l}.", "encoder.layers.{l}.")
     for third, name in enumerate("qkv"):
-        qkv, qkv_hf = f"{old}attn.qkv", f"{new}self_attn.{name}_proj"
-        yield _Pair(f"{blocks}{name}.kernel", f"{qkv}.weight", f"{qkv_hf}.weight", LINEAR, third)
-        yield _Pair(f"{blocks}{name}.bias", f"{qkv}.bias", f"{qkv_hf}.bias", SAME, third)
-    yield from _linear(f"{blocks}out", f"{old}attn.proj", f"{new}self_attn.projection_layer")
-    yield from _norm(f"{blocks}norm2", f"{old}norm2", f"{new}layer_norm2")
-    for name in ("fc1", "fc2"):
-        yield from _linear(f"{blocks}{name}", f"{old}mlp.{name}", f"{new}mlp.{name}")
-    yield from _norm(f"{us}norm", f"{tower}norm", f"{hf}post_layernorm")
-    aligner, aligner_hf = "aligner.layers.", "model.aligner."
-    yield from _linear("understanding.aligner.first", f"{aligner}0", f"{aligner_hf}fc1")
-    yield from _linear("understanding.aligner.second", f"{aligner}2", f"{aligner_hf}hidden_layers.0")  # fmt: skip  # noqa: E501
+        if names.original:
+            yield from linear(f"{path}{name}", f"{block}attn.qkv.", third)
+        else:
+            yield from linear(f"{path}{name}", f"{block}self_attn.{name}_proj.")
+    out = names("attn.proj.", "self_attn.projection_layer.")
+    yield from linear(f"{path}out", f"{block}{out}")
+    for i in (1, 2):
+        yield from norm(f"{path}norm{i}", block + names(f"norm{i}", f"layer_norm{i}"))
+        yield from linear(f"{path}fc{i}", f"{block}mlp.fc{i}.")
 
 
-_PAIRS: tuple[_Pair, ...] = (*_decoder_rules(), *_image_rules(), *_understanding_rules())
+def _rules(form: Format) -> tuple[Rule, ...]:
+    names = _Names(form)
+    return (*_decoder_rules(names), *_image_rules(names), *_understanding_rules(names))
 
-# Inside the VQ model the port has its own words for the same structure.
+
+# Inside the VQ model the port has other names for the same structure.
 _HF_SEGMENTS: tuple[tuple[str, str], ...] = (
     (r"(vqmodel\.encoder)\.conv_blocks\.", r"\1.down."),
     (r"(vqmodel\.decoder)\.conv_blocks\.", r"\1.up."),
@@ -133,8 +108,8 @@ UNUSED = re.compile(
 )
 
 NAMING: dict[Format, Naming] = {
-    "original": Naming(tuple(pair.rule("original") for pair in _PAIRS), UNUSED),
-    "hf": Naming(tuple(pair.rule("hf") for pair in _PAIRS), UNUSED, _HF_SEGMENTS),
+    "original": Naming(_rules("original"), UNUSED),
+    "hf": Naming(_rules("hf"), UNUSED, _HF_SEGMENTS),
 }
 
 
@@ -152,7 +127,7 @@ def unused_tensors(siglip: SiglipConfig) -> dict[str, Shape]:
 
 
 def part_of_tensor(name: str, form: Format) -> str | None:
-    """The part that a foreign tensor belongs to by its name alone, None if to none."""
+    """The part that a stored tensor belongs to by its name alone, None if to none."""
     prefixes = _PREFIXES[form]
     return next((part for prefix, part in prefixes if name.startswith(prefix)), None)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.convert.find import CONFIG_FILE
-from gotr1_jax.convert.opened import check_vocabulary
+from gotr1_jax.convert.open_checkpoint import check_vocabulary
 from gotr1_jax.convert.qwen_json import parse_preprocessing, parse_qwen_config, qwen_config_to_json
 from gotr1_jax.convert.reader import Tensor, has_model_type, open_tensors
-from gotr1_jax.convert.rules import LINEAR, SAME, Naming, Rule, sources
-from gotr1_jax.convert.tree import check_tensors, foreign_tensors, load_tree, tree_shapes
-from gotr1_jax.convert.writer import (
-    OutTensor,
-    copy_files,
-    dtype_code,
-    new_checkpoint,
-    write_weights,
+from gotr1_jax.convert.rules import Naming, Rule, linear, sources
+from gotr1_jax.convert.tree import (
+    check_state,
+    check_tensors,
+    checkpoint_tensors,
+    load_tree,
+    tree_shapes,
 )
+from gotr1_jax.convert.writer import OutTensor, copy_files, write_checkpoint
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import Geometry, Preprocessing
 from gotr1_jax.io.files import read_json
@@ -46,7 +46,7 @@ from gotr1_jax.tokenizers.qwen import QwenTokenizer
 PIXELS_FILE, PROCESSOR_FILE, PIXELS_PART = (
     "preprocessor_config.json", "processor_config.json", "image_processor",
 )  # fmt: skip
-CARRIED_FILES = (
+COPIED_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "chat_template.json", "chat_template.jinja",
     "generation_config.json", PIXELS_FILE, PROCESSOR_FILE,
@@ -56,39 +56,34 @@ _CONV3D = (1, 2, 3, 4, 0)  # (out, channels, T, H, W) -> (channels, T, H, W, out
 
 
 def _rules() -> Iterator[Rule]:
-    def linear(ours: str, theirs: str, bias: bool, third: int | None = None) -> Iterator[Rule]:
-        yield Rule(f"{ours}.kernel", f"{theirs}.weight", LINEAR, third)
-        if bias:
-            yield Rule(f"{ours}.bias", f"{theirs}.bias", SAME, third)
-
-    def scale(ours: str, theirs: str) -> Rule:
-        return Rule(f"{ours}.scale", f"{theirs}.weight")
+    def scale(path: str, name: str) -> Rule:
+        return Rule(f"{path}.scale", f"{name}.weight")
 
     vision = f"{_TREE}.vision."
     yield Rule(f"{vision}patch.kernel", "visual.patch_embed.proj.weight", _CONV3D)
-    ours, theirs = f"{vision}blocks.", "visual.blocks.{l}."
+    path, block = f"{vision}blocks.", "visual.blocks.{l}."
     for name in ("norm1", "norm2"):
-        yield scale(f"{ours}{name}", f"{theirs}{name}")
+        yield scale(f"{path}{name}", f"{block}{name}")
     for third, name in enumerate("qkv"):
-        yield from linear(f"{ours}{name}", f"{theirs}attn.qkv", True, third)
-    yield from linear(f"{ours}out", f"{theirs}attn.proj", True)
+        yield from linear(f"{path}{name}", f"{block}attn.qkv.", third)
+    yield from linear(f"{path}out", f"{block}attn.proj.")
     for name in ("gate", "up", "down"):
-        yield from linear(f"{ours}{name}", f"{theirs}mlp.{name}_proj", True)
+        yield from linear(f"{path}{name}", f"{block}mlp.{name}_proj.")
     yield scale(f"{vision}merger.norm", "visual.merger.ln_q")
-    yield from linear(f"{vision}merger.mlp.first", "visual.merger.mlp.0", True)
-    yield from linear(f"{vision}merger.mlp.second", "visual.merger.mlp.2", True)
+    yield from linear(f"{vision}merger.mlp.first", "visual.merger.mlp.0.")
+    yield from linear(f"{vision}merger.mlp.second", "visual.merger.mlp.2.")
 
     text = f"{_TREE}.text."
     yield Rule(f"{text}embed.table", "model.embed_tokens.weight")
-    ours, theirs = f"{text}layers.", "model.layers.{l}."
-    yield scale(f"{ours}attention_norm", f"{theirs}input_layernorm")
-    yield scale(f"{ours}mlp_norm", f"{theirs}post_attention_layernorm")
+    path, block = f"{text}layers.", "model.layers.{l}."
+    yield scale(f"{path}attention_norm", f"{block}input_layernorm")
+    yield scale(f"{path}mlp_norm", f"{block}post_attention_layernorm")
     for name in ("q", "k", "v", "o"):
-        yield from linear(f"{ours}{name}", f"{theirs}self_attn.{name}_proj", name != "o")
+        yield from linear(f"{path}{name}", f"{block}self_attn.{name}_proj.", bias=name != "o")
     for name in ("gate", "up", "down"):
-        yield from linear(f"{ours}{name}", f"{theirs}mlp.{name}_proj", False)
+        yield from linear(f"{path}{name}", f"{block}mlp.{name}_proj.", bias=False)
     yield scale(f"{text}norm", "model.norm")
-    yield from linear(f"{text}lm_head", "lm_head", False)
+    yield from linear(f"{text}lm_head", "lm_head.", bias=False)
 
 
 # Rotary tables that follow from the configuration.
@@ -193,15 +188,15 @@ def convert_qwen(
 ) -> int:
     """Writes the checkpoint at `source` anew at `target`, under the released names.
 
-    Tensor after tensor is viewed in its file, cast and written: nothing goes through a device
-    and no more than one is held. The directory appears whole or not at all. Returns the number
+    Tensor after tensor is viewed in its file, cast and written: no device is used and no more
+    than one is in memory. The directory appears whole or not at all. Returns the number
     of files of weights.
 
     Args:
       source, target: directories.
       dtype: "bfloat16" or "float32" for all weights; None keeps what each is stored in.
       shard_size: bytes above which weights are split into shards; None keeps one file.
-      progress: is told (bytes written, bytes in all) after every tensor.
+      progress: called with (bytes written, all bytes) after every tensor.
 
     Raises InputError for a source that is no such checkpoint and for a target that holds
     something else; RunError if it cannot be written.
@@ -211,29 +206,24 @@ def convert_qwen(
     _read_tokenizer(source, config)
     read_preprocessing(source, config.vision.geometry)
     tensors, naming = _checked_tensors(source, config)
-    code = None if dtype is None else dtype_code(dtype)
-    released: dict[str, OutTensor] = {}
+    released: dict[str, OutTensor] = {}  # by name: q, k and v share one tensor
     for path, shape in tree_shapes(_TREE, abstract_state(config)).items():
         for new, old in zip(sources(path, shape, RELEASED), sources(path, shape, naming)):
             stored = tensors[old.name]
-            kind = code or stored.dtype
-            released[new.name] = OutTensor(new.name, new.shape, stored.read, kind)
+            released[new.name] = OutTensor(new.name, new.shape, stored.read, stored.dtype)
     data = read_json(source / CONFIG_FILE)
     if dtype is not None:
         for section in (data, *(part for part in data.values() if isinstance(part, dict))):
             section |= {key: dtype for key in ("torch_dtype", "dtype") if key in section}
-    total, done = sum(tensor.size for tensor in released.values()), 0
-
-    def count(size: int) -> None:
-        nonlocal done
-        done += size
-        if progress is not None:
-            progress(done, total)
-
-    ordered = [released[name] for name in sorted(released)]
-    with new_checkpoint(Path(target), data) as temporary:
-        copy_files(source, CARRIED_FILES, temporary)
-        return write_weights(temporary, ordered, shard_size, count)
+    return write_checkpoint(
+        Path(target),
+        data,
+        released.values(),
+        write_files=partial(copy_files, source, COPIED_FILES),
+        dtype=dtype,
+        shard_size=shard_size,
+        progress=progress,
+    )
 
 
 def save_qwen(
@@ -255,9 +245,7 @@ def save_qwen(
     Raises InputError for a state or files that do not fit and for a target that holds something
     else; RunError if it cannot be written.
     """
-    given, needed = (tree_shapes(_TREE, s) for s in (state, abstract_state(config)))
-    if wrong := sorted(set(given.items()) ^ set(needed.items())):
-        raise InputError(f"the parameters do not fit the configuration: {wrong[0][0]}")
+    check_state(_TREE, state, abstract_state(config))
     read_preprocessing(files_dir, config.vision.geometry)
     ids = _read_tokenizer(Path(files_dir), config).ids
     named = {
@@ -266,12 +254,13 @@ def save_qwen(
         "vision_end_token_id": ids.vision_end,
         "eos_token_id": ids.message_end,
     }
-    code = dtype_code(dtype)
-    tensors = [replace(t, dtype=code) for t in foreign_tensors({_TREE: state}, RELEASED)]
-    data = qwen_config_to_json(config, named, dtype)
-    with new_checkpoint(Path(directory), data) as temporary:
-        copy_files(Path(files_dir), CARRIED_FILES, temporary)
-        write_weights(temporary, tensors)
+    write_checkpoint(
+        Path(directory),
+        qwen_config_to_json(config, named, dtype),
+        checkpoint_tensors({_TREE: state}, RELEASED),
+        write_files=partial(copy_files, Path(files_dir), COPIED_FILES),
+        dtype=dtype,
+    )
     return Path(directory)
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from gotr1_jax.convert.json_fields import expect, positive_number, section, whole_number
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import Geometry, Preprocessing
 from gotr1_jax.models.config import DecoderConfig
@@ -75,13 +76,13 @@ def parse_qwen_config(data: Any, source: str) -> QwenConfig:
             f"({MODEL_TYPE!r}) is needed"
         )
     try:
-        text = _section(data, "text_config") if data.get("text_config") else data
+        text = section(data, "text_config") if data.get("text_config") else data
         sections = {"text_config", "vision_config"}
-        for section, where in ((data, "the file"), (text, "text_config")):
+        for fields, where in ((data, "the file"), (text, "text_config")):
             known = {*_TEXT_SIZES.values(), *_OTHER_TEXT_KEYS, *sections}
-            _refuse_unknown(section, known, where)
+            _refuse_unknown(fields, known, where)
         tied = bool(data.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-        return QwenConfig(_parse_text(text, tied), _parse_vision(_section(data, "vision_config")))
+        return QwenConfig(_parse_text(text, tied), _parse_vision(section(data, "vision_config")))
     except (TypeError, ValueError) as error:
         raise InputError(f"{source}: {error}") from error
 
@@ -124,15 +125,15 @@ def parse_preprocessing(data: Any, geometry: Geometry, source: str) -> Preproces
         if not isinstance(data, dict):
             raise ValueError("it holds no settings of an image processor")
         for key in _PIXEL_FLAGS:
-            _expect(data, key, True)
+            expect(data, key, True)
         for key in ("do_center_crop", "do_pad"):
             if data.get(key):
                 raise ValueError(f"{key} is not Qwen2.5-VL's")
-        _expect(data, "resample", _BICUBIC)
+        expect(data, "resample", _BICUBIC)
         if not math.isclose(data.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
             raise ValueError(f"rescale_factor is {data['rescale_factor']}; 1/255 is needed")
         for ours in ("patch_size", "merge_size", "temporal_patch_size"):
-            if _whole(data, ours) != getattr(geometry, ours):
+            if whole_number(data, ours) != getattr(geometry, ours):
                 raise ValueError(
                     f"{ours} is {data[ours]}, but the vision tower has {getattr(geometry, ours)}"
                 )
@@ -145,12 +146,12 @@ def parse_preprocessing(data: Any, geometry: Geometry, source: str) -> Preproces
 
 
 def _parse_text(text: Mapping[str, Any], tied: bool) -> DecoderConfig:
-    _expect(text, "hidden_act", "silu")
-    _expect(text, "use_sliding_window", False)
+    expect(text, "hidden_act", "silu")
+    expect(text, "use_sliding_window", False)
     if any(kind != "full_attention" for kind in text.get("layer_types") or ()):
         raise ValueError("layer_types: only full_attention is known")
-    section, theta = _parse_rope(text)
-    sizes = {ours: _whole(text, key) for ours, key in _TEXT_SIZES.items()}
+    mrope, theta = _parse_rope(text)
+    sizes = {ours: whole_number(text, key) for ours, key in _TEXT_SIZES.items()}
     if sizes["hidden_size"] % sizes["num_heads"]:
         raise ValueError(
             f"hidden_size {sizes['hidden_size']} is no multiple of num_attention_heads "
@@ -160,33 +161,33 @@ def _parse_text(text: Mapping[str, Any], tied: bool) -> DecoderConfig:
         **sizes,
         head_dim=sizes["hidden_size"] // sizes["num_heads"],
         rope_theta=theta,
-        norm_eps=_number(text, "rms_norm_eps"),
+        norm_eps=positive_number(text, "rms_norm_eps"),
         qkv_bias=True,
         tie_embeddings=tied,
-        mrope_section=section,
+        mrope_section=mrope,
     )
 
 
 def _parse_rope(text: Mapping[str, Any]) -> tuple[tuple[int, ...], float]:
     """(mrope_section, theta) of the text model."""
     where = "rope_parameters" if text.get("rope_parameters") else "rope_scaling"
-    rope = _section(text, where)
+    rope = section(text, where)
     kinds = {rope[key] for key in ("type", "rope_type") if key in rope}
     if kinds - {"mrope", "default"} or set(rope) - _ROPE_KEYS:
         raise ValueError(f"{where} {dict(rope)} is not supported; Qwen2.5-VL's is 'mrope' alone")
-    section = rope.get("mrope_section")
-    if not isinstance(section, list) or not all(isinstance(n, int) for n in section):
+    mrope = rope.get("mrope_section")
+    if not isinstance(mrope, list) or not all(isinstance(n, int) for n in mrope):
         raise ValueError(f"{where} needs an mrope_section of three whole numbers")
-    return tuple(section), _number(rope if "rope_theta" in rope else text, "rope_theta")
+    return tuple(mrope), positive_number(rope if "rope_theta" in rope else text, "rope_theta")
 
 
 def _parse_vision(vision: Mapping[str, Any]) -> QwenVisionConfig:
     known = {*_VISION_SIZES.values(), *_GEOMETRY_SIZES.values(), *_OTHER_VISION_KEYS}
     _refuse_unknown(vision, known, "vision_config")
-    _expect(vision, "hidden_act", "silu")
+    expect(vision, "hidden_act", "silu")
     for key in ("in_chans", "in_channels"):
-        _expect(vision, key, 3)
-    _expect(vision, "spatial_patch_size", vision.get("patch_size"))
+        expect(vision, key, 3)
+    expect(vision, "spatial_patch_size", vision.get("patch_size"))
     blocks = vision.get("fullatt_block_indexes")
     if not isinstance(blocks, list) or not all(isinstance(i, int) for i in blocks):
         raise ValueError("vision_config needs fullatt_block_indexes, a list of block numbers")
@@ -195,53 +196,29 @@ def _parse_vision(vision: Mapping[str, Any]) -> QwenVisionConfig:
         raise ValueError(f"rope_parameters {rope} of the vision tower are not supported")
     theta = QwenVisionConfig.rope_theta
     return QwenVisionConfig(
-        **{ours: _whole(vision, key) for ours, key in _VISION_SIZES.items()},
+        **{ours: whole_number(vision, key) for ours, key in _VISION_SIZES.items()},
         full_attention=tuple(blocks),
-        geometry=Geometry(**{ours: _whole(vision, key) for ours, key in _GEOMETRY_SIZES.items()}),
-        rope_theta=_number(rope, "rope_theta") if "rope_theta" in rope else theta,
+        geometry=Geometry(
+            **{ours: whole_number(vision, key) for ours, key in _GEOMETRY_SIZES.items()}
+        ),
+        rope_theta=positive_number(rope, "rope_theta") if "rope_theta" in rope else theta,
     )
 
 
 def _bound(data: Mapping[str, Any], key: str, in_size: str) -> int:
     """A bound on pixels; newer files say it as an "edge" in `size`, though it is an area."""
     if data.get(key) is not None:
-        return _whole(data, key)
-    return _whole(data.get("size") or {}, in_size)
+        return whole_number(data, key)
+    return whole_number(data.get("size") or {}, in_size)
 
 
-def _refuse_unknown(section: Mapping[str, Any], known: set[str], where: str) -> None:
-    unknown = [k for k in section if k not in known | _IGNORED and not k.startswith("_")]
+def _refuse_unknown(fields: Mapping[str, Any], known: set[str], where: str) -> None:
+    unknown = [k for k in fields if k not in known | _IGNORED and not k.startswith("_")]
     if unknown:
         raise ValueError(
             f"{where} has the unknown key {', '.join(sorted(unknown))}, which may change what "
             "the model computes"
         )
-
-
-def _section(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    section = data.get(key)
-    if not isinstance(section, dict):
-        raise ValueError(f"the section {key} is missing")
-    return section
-
-
-def _expect(section: Mapping[str, Any], key: str, value: Any) -> None:
-    if key in section and section[key] != value:
-        raise ValueError(f"{key} is {section[key]!r}; {value!r} is needed")
-
-
-def _whole(section: Mapping[str, Any], key: str) -> int:
-    value = section.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{key} is {value!r}; a whole number of 1 or more is needed")
-    return value
-
-
-def _number(section: Mapping[str, Any], key: str) -> float:
-    value = section.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise ValueError(f"{key} is {value!r}; a number above 0 is needed")
-    return float(value)
 
 
 def _three(section: Mapping[str, Any], key: str) -> tuple[float, float, float]:

@@ -1,7 +1,8 @@
 """Lazy access to the tensors of a checkpoint: safetensors or pickled, one file or shards.
 
 Opening reads names, shapes and dtypes only. `Tensor.read` gives a view of the memory-mapped
-file, so nothing is copied before somebody takes a slice of it.
+file, so nothing is copied before a slice of it is taken. The header is parsed here because
+`safetensors.safe_open` copies what it reads and cannot name a tensor that is stored twice.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import ml_dtypes
 import numpy as np
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import read_json
+from gotr1_jax.io.files import read_json, read_json_object
 
-# In the order of preference; an index names its shards.
+# The first that exists is read; an index names its shards.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -27,19 +28,17 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 
-
 # Stored dtypes that weights may have, as safetensors calls them.
-FLOATS: dict[str, Any] = {
+FLOAT_DTYPES: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
 }
 
-
-# What a tensor that nothing uses may have too.
-STORED: dict[str, Any] = {
-    **FLOATS,
+# Dtypes that a tensor no parameter uses may have as well.
+STORED_DTYPES: dict[str, Any] = {
+    **FLOAT_DTYPES,
     "I64": np.int64,
     "I32": np.int32,
     "I16": np.int16,
@@ -47,7 +46,6 @@ STORED: dict[str, Any] = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-
 
 _MAX_HEADER = 100_000_000
 
@@ -64,8 +62,8 @@ class Tensor:
 
     def read(self) -> np.ndarray:
         """The stored values, read-only, in the stored dtype; InputError if that is unknown."""
-        if self.dtype not in STORED:
-            known = ", ".join(STORED)
+        if self.dtype not in STORED_DTYPES:
+            known = ", ".join(STORED_DTYPES)
             raise InputError(
                 f"{self.file}: tensor {self.name} has dtype {self.dtype}; known are {known}"
             )
@@ -117,10 +115,7 @@ def open_pickle(file: Path, section: str) -> dict[str, Tensor]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a readable index of shards: {error!r}") from error
+    index = read_json_object(path).get("weight_map")
     names = index.values() if isinstance(index, dict) else [None]
     # A name with a path in it could point anywhere on the machine.
     if not index or not all(isinstance(n, str) and Path(n).name == n for n in names):
@@ -156,7 +151,11 @@ def _read_safetensors(file: Path) -> Iterator[Tensor]:
             raise InputError(
                 f"{file} is truncated: tensor {name} ends at byte {start + end} of {size}"
             )
-        wanted = math.prod(shape) * np.dtype(STORED[dtype]).itemsize if dtype in STORED else None
+        wanted = (
+            math.prod(shape) * np.dtype(STORED_DTYPES[dtype]).itemsize
+            if dtype in STORED_DTYPES
+            else None
+        )
         if not 0 <= begin <= end or min(shape, default=0) < 0 or wanted not in (None, end - begin):
             raise InputError(f"{file} is corrupt: bad extent of tensor {name}")
         end_of_all = max(end_of_all, end)
@@ -168,7 +167,7 @@ def _read_safetensors(file: Path) -> Iterator[Tensor]:
 def _view(
     data: np.ndarray, begin: int, end: int, dtype: str, shape: tuple[int, ...]
 ) -> Callable[[], np.ndarray]:
-    return lambda: data[begin:end].view(STORED[dtype]).reshape(shape)
+    return lambda: data[begin:end].view(STORED_DTYPES[dtype]).reshape(shape)
 
 
 def _no_doubles(file: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
@@ -202,7 +201,7 @@ def _read_pickle(file: Path, section: str | None = None) -> Iterator[Tensor]:
         state = state[section]
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise InputError(f"{file} holds no state dictionary of tensors")
-    torch_names = {np.dtype(kind).name: code for code, kind in STORED.items()}
+    torch_names = {np.dtype(kind).name: code for code, kind in STORED_DTYPES.items()}
     for name, tensor in state.items():
         kind = str(tensor.dtype).removeprefix("torch.")
         dtype = torch_names.get(kind, kind)

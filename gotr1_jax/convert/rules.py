@@ -1,6 +1,6 @@
-"""Rules that map foreign tensors to our arrays: names, layouts, stacked layers.
+"""Rules that map the tensors of a checkpoint to a model's parameters: names, layouts, layers.
 
-A table of rules belongs to one model and one naming scheme of it; nothing here knows either.
+A table of rules belongs to one model and one naming scheme of it; this module knows neither.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 Shape = tuple[int, ...]
 
-# axes[d] is the axis of the foreign array that becomes our axis d.
+# axes[d] is the axis of the stored tensor that becomes axis d of the parameter.
 SAME: Shape | None = None
 LINEAR: Shape = (1, 0)  # (out, in) -> (in, out)
 CONV: Shape = (2, 3, 1, 0)  # OIHW -> HWIO
@@ -20,24 +20,38 @@ NOTHING = re.compile(r"(?!)")  # a pattern that matches no name
 
 @dataclass(frozen=True)
 class Rule:
-    """One kind of array: its path here, its name there, and how it is laid out there.
+    """One kind of parameter: its path in the model, its name and layout in the checkpoint.
 
-    `{l}` in `theirs` counts the layers that we stack along a leading axis; `{x}` stands for the
-    same dotted words in `ours` and `theirs`.
+    `{l}` in `name` is the number of a layer; the model stacks layers along a leading axis. `{x}`
+    stands for the same dotted words in `path` and `name`.
 
     Attributes:
-      ours: dotted path of our array, the name of its tree in front ("policy.norm.scale").
-      theirs: name of the foreign tensor.
-      axes: permutation from foreign to our axes (of one layer), None if equal.
-      third: the foreign tensor fuses q, k and v along its first axis: which of the three.
-      leading_one: the foreign tensor has a first axis of length 1 that we lack.
+      path: dotted path of the parameter after the name of its tree ("policy.norm.scale").
+      name: name of the stored tensor.
+      axes: permutation from the stored axes to the parameter's (of one layer), None if equal.
+      third: the stored tensor fuses q, k and v along its first axis: which of the three.
+      leading_one: the stored tensor has a first axis of length 1 that the parameter lacks.
     """
 
-    ours: str
-    theirs: str
+    path: str
+    name: str
     axes: Shape | None = SAME
     third: int | None = None
     leading_one: bool = False
+
+
+def linear(path: str, name: str, third: int | None = None, *, bias: bool = True) -> list[Rule]:
+    """A linear layer: `third` as in `Rule`."""
+    rules = [
+        Rule(f"{path}.kernel", f"{name}weight", LINEAR, third),
+        Rule(f"{path}.bias", f"{name}bias", SAME, third),
+    ]
+    return rules if bias else rules[:1]
+
+
+def norm(path: str, name: str) -> list[Rule]:
+    """A layer norm."""
+    return [Rule(f"{path}.scale", f"{name}.weight"), Rule(f"{path}.bias", f"{name}.bias")]
 
 
 @dataclass(frozen=True)
@@ -45,9 +59,9 @@ class Naming:
     """How one kind of checkpoint names its tensors.
 
     Attributes:
-      rules: the first rule whose `ours` fits a path holds.
-      unused: pattern of names, matched from their start, that are known and used by nothing.
-      rewrites: (pattern, replacement) pairs, applied in turn to every foreign name.
+      rules: the first rule whose `path` fits holds.
+      unused: pattern of known names, matched from their start, that no parameter uses.
+      rewrites: (pattern, replacement) pairs, applied in turn to every tensor name.
     """
 
     rules: tuple[Rule, ...]
@@ -57,15 +71,13 @@ class Naming:
 
 @dataclass(frozen=True)
 class Source:
-    """Where one of our arrays, or one layer of a stacked one, lies in a checkpoint.
+    """Where a parameter, or one layer of a stacked one, lies in a checkpoint.
 
     Attributes:
-      name: the foreign tensor.
-      shape: the shape that the whole foreign tensor must have.
-      layer: our index along the stacked axis, or None for an array that is not stacked.
-      axes: permutation from foreign to our axes, None if equal.
-      third: which third of the foreign tensor's first axis, None for all of it.
-      leading_one: whether the foreign tensor has a first axis of length 1 that we lack.
+      name: the stored tensor.
+      shape: the shape that the whole stored tensor must have.
+      layer: index along the stacked axis, or None for a parameter that is not stacked.
+      axes, third, leading_one: as in `Rule`.
     """
 
     name: str
@@ -77,21 +89,21 @@ class Source:
 
 
 def sources(path: str, shape: Shape, naming: Naming) -> list[Source]:
-    """The foreign tensors that make up our array `path` (dotted, its tree in front) of `shape`.
+    """The stored tensors that make up the parameter `path` (dotted, its tree first) of `shape`.
 
-    One for each layer of a stacked array, in order; otherwise one. KeyError if no rule knows it.
+    One for each layer of a stacked parameter, in order; otherwise one. KeyError without a rule.
     """
     rule, words = _rule_of(path, naming)
-    name = rule.theirs.replace("{x}", words)
+    name = rule.name.replace("{x}", words)
     for pattern, replacement in naming.rewrites:
         name = re.sub(pattern, replacement, name)
     stacked = "{l}" in name
-    foreign = _foreign_shape(shape[1:] if stacked else shape, rule)
+    stored = _stored_shape(shape[1:] if stacked else shape, rule)
     layers: list[int | None] = list(range(shape[0])) if stacked else [None]
     return [
         Source(
             name if layer is None else name.replace("{l}", str(layer)),
-            foreign,
+            stored,
             layer,
             rule.axes,
             rule.third,
@@ -102,7 +114,7 @@ def sources(path: str, shape: Shape, naming: Naming) -> list[Source]:
 
 
 def expected_tensors(leaves: Mapping[str, Shape], naming: Naming) -> dict[str, Shape]:
-    """Names and shapes of the foreign tensors that hold exactly the arrays `leaves`."""
+    """Names and shapes of the stored tensors that hold exactly the parameters `leaves`."""
     return {
         source.name: source.shape
         for path, shape in leaves.items()
@@ -113,18 +125,15 @@ def expected_tensors(leaves: Mapping[str, Shape], naming: Naming) -> dict[str, S
 def _rule_of(path: str, naming: Naming) -> tuple[Rule, str]:
     """The first rule for `path`, and what its `{x}` stands for."""
     for rule in naming.rules:
-        pattern = re.escape(rule.ours).replace(r"\{x\}", "(.+)")
+        pattern = re.escape(rule.path).replace(r"\{x\}", "(.+)")
         if match := re.fullmatch(pattern, path):
             return rule, match[1] if match.groups() else ""
     raise KeyError(f"no checkpoint name is known for {path}")
 
 
-def _foreign_shape(shape: Shape, rule: Rule) -> Shape:
+def _stored_shape(shape: Shape, rule: Rule) -> Shape:
     if rule.axes is not None:
-        foreign = [0] * len(shape)
-        for ours, theirs in enumerate(rule.axes):
-            foreign[theirs] = shape[ours]
-        shape = tuple(foreign)
+        shape = tuple(shape[rule.axes.index(axis)] for axis in range(len(shape)))
     if rule.third is not None:
         shape = (3 * shape[0], *shape[1:])
     return (1, *shape) if rule.leading_one else shape

@@ -9,14 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gotr1_jax.convert.hf_json import generation_to_json
 from gotr1_jax.convert.names import Format
-from gotr1_jax.convert.opened import OpenCheckpoint
-from gotr1_jax.convert.port_json import generation_to_json
+from gotr1_jax.convert.open_checkpoint import OpenCheckpoint
 from gotr1_jax.convert.writer import copy_files
 from gotr1_jax.io.files import read_json_object, write_json
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TOKENIZER_FILE, TextTokenizer
 
-COPIED_FILES = (TOKENIZER_FILE, "special_tokens_map.json", "added_tokens.json")
+SHARED_FILES = (TOKENIZER_FILE, "special_tokens_map.json", "added_tokens.json")
 """Mean the same in both forms."""
 SAME_FORM_FILES = (
     "tokenizer_config.json",
@@ -34,13 +34,13 @@ _IMAGE_KEYS = (
 _PORT_TOKENS = {"image_token": "image", "boi_token": "boi", "eoi_token": "eoi"}
 
 
-def write_text_files(opened: OpenCheckpoint, folder: Path, form: Format) -> None:
+def write_text_files(opened: OpenCheckpoint, form: Format, folder: Path) -> None:
     """Puts the files that go with the weights of `opened` into `folder`.
 
     Raises InputError for a file that is no JSON object, OSError.
     """
     same = opened.form == form
-    copy_files(opened.path, COPIED_FILES + (SAME_FORM_FILES if same else ()), folder)
+    copy_files(opened.path, SHARED_FILES + (SAME_FORM_FILES if same else ()), folder)
     if same:
         return
     made = _port_files(opened) if form == "hf" else _released_files(opened)

@@ -1,12 +1,12 @@
-"""A checkpoint written anew: another naming, another dtype, changed arrays, as a stream.
+"""Writing a checkpoint again, with other names, another dtype or changed values, as a stream.
 
-One tensor after another is viewed in its file, turned, cast and written; nothing goes through a
-device, and no more than one tensor is held.
+One tensor after another is viewed in its file, transposed, cast and written; no device is used,
+and no more than one tensor is in memory.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 
 from gotr1_jax.convert.config_json import config_to_json
+from gotr1_jax.convert.hf_json import config_to_hf_json
 from gotr1_jax.convert.names import NAMING, Format, unused_tensors
-from gotr1_jax.convert.opened import PARTS, OpenCheckpoint
-from gotr1_jax.convert.port_json import config_to_port_json
-from gotr1_jax.convert.reader import STORED, Tensor
+from gotr1_jax.convert.open_checkpoint import PARTS, OpenCheckpoint
+from gotr1_jax.convert.reader import FLOAT_DTYPES, STORED_DTYPES, Tensor
 from gotr1_jax.convert.rules import Source, sources
 from gotr1_jax.convert.text_files import write_text_files
-from gotr1_jax.convert.tree import join_pieces, our_view
-from gotr1_jax.convert.writer import OutTensor, dtype_code, new_checkpoint, write_weights
+from gotr1_jax.convert.tree import join_pieces, model_view
+from gotr1_jax.convert.writer import OutTensor, dtype_code, write_checkpoint
 from gotr1_jax.errors import InputError
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
 Change = Callable[[int | None, np.ndarray], np.ndarray]
-"""(layer or None, stored values in our layout) -> the values to write instead."""
-_NAMES = {code: np.dtype(kind).name for code, kind in STORED.items()}
+"""(layer or None, stored values in the model's layout) -> the values to write instead."""
+_NAMES = {code: np.dtype(kind).name for code, kind in STORED_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class WrittenCheckpoint:
     added: tuple[str, ...]
 
 
-def write_checkpoint(
+def translate_checkpoint(
     target: str | Path,
     opened: OpenCheckpoint,
     form: Format,
@@ -60,39 +60,37 @@ def write_checkpoint(
 
     Args:
       target: directory.
-      opened: a checkpoint that was checked.
+      opened: the source.
       form: "original" (the released layout) or "hf" (the Hugging Face port's).
       dtype: "float32" or "bfloat16" for all weights; None keeps what each tensor is stored in.
       shard_size: bytes above which weights are split into shards; None keeps one file.
       whole: every part must be there, and "original" gets all released tensors: those that
         nothing uses and the source lacks are zeros.
-      changes: by dotted path of our arrays, what to write in their place.
-      progress: is told (bytes written, bytes in all) after every tensor.
+      changes: by dotted path of a parameter, what to write in its place.
+      progress: called with (bytes written, all bytes) after every tensor.
 
-    Raises InputError for what the source lacks, for sizes that the port has no words for and for
-    a target that is somebody's work; RunError if it cannot be written.
+    Raises InputError for what the source lacks, for sizes that the port cannot express and for a
+    target that holds something else; RunError if it cannot be written.
     """
     if whole and (lacking := [part for part in PARTS if part not in opened.parts]):
         raise InputError(f"{opened.path} lacks the part {', '.join(lacking)}; all are needed")
     code = None if dtype is None else dtype_code(dtype)
-    tensors = translated(opened, form, code, changes or {})
+    tensors = translate_tensors(opened, form, code, changes or {})
     tensors, dropped, added = _with_unused(tensors, opened, form, code, whole)
-    config = _config_json(opened, form, _stored_name(tensors))
-    total, done = sum(tensor.size for tensor in tensors), 0
-
-    def count(size: int) -> None:
-        nonlocal done
-        done += size
-        if progress is not None:
-            progress(done, total)
-
-    with new_checkpoint(Path(target), config) as temporary:
-        write_text_files(opened, temporary, form)
-        files = write_weights(temporary, tensors, shard_size, count)
+    config = _config_json(opened, form, _NAMES[_most_common(tensors)])
+    total = sum(tensor.size for tensor in tensors)
+    files = write_checkpoint(
+        Path(target),
+        config,
+        tensors,
+        write_files=partial(write_text_files, opened, form),
+        shard_size=shard_size,
+        progress=progress,
+    )
     return WrittenCheckpoint(Path(target), len(tensors), total, files, dropped, added)
 
 
-def translated(
+def translate_tensors(
     opened: OpenCheckpoint, form: Format, code: str | None, changes: Mapping[str, Change]
 ) -> list[OutTensor]:
     """The used tensors of `opened` under the names of `form`, sorted; values are fetched lazily.
@@ -123,10 +121,10 @@ def _values(
     tensors: Mapping[str, Tensor],
     changes: Mapping[str, Change],
 ) -> np.ndarray:
-    """One tensor in its new form from the pieces of ours that it is made of."""
+    """One tensor in its new form from the parameters that it is made of."""
     arrays = []
     for written, stored, path in group:
-        array = our_view(stored, tensors)
+        array = model_view(stored, tensors)
         if path in changes:
             array = changes[path](stored.layer, array)
         arrays.append((written, array))
@@ -136,23 +134,22 @@ def _values(
 def _with_unused(
     tensors: list[OutTensor], opened: OpenCheckpoint, form: Format, code: str | None, whole: bool
 ) -> tuple[list[OutTensor], tuple[str, ...], tuple[str, ...]]:
-    """Adds what released files hold beside the used tensors; names of those dropped and added."""
+    """Adds the unused tensors that released files hold; names of those dropped and added."""
     if form == "hf":
         return tensors, opened.unused, ()
-    floats = {"F64", "F32", "F16", "BF16"}
     kept = []
     for name in opened.unused:
         tensor = opened.tensors[name]
-        if tensor.dtype not in STORED:
+        if tensor.dtype not in STORED_DTYPES:
             raise InputError(f"{tensor.file}: tensor {name} has the unknown dtype {tensor.dtype}")
-        cast = code if code is not None and tensor.dtype in floats else tensor.dtype
+        cast = code if code is not None and tensor.dtype in FLOAT_DTYPES else tensor.dtype
         kept.append(OutTensor(name, tensor.shape, tensor.read, cast))
     added = []
     if whole:
         usual = code or _most_common(tensors)
         for name, shape in unused_tensors(opened.config.siglip).items():
             if name not in opened.unused:
-                zeros = partial(np.zeros, shape, STORED[usual])
+                zeros = partial(np.zeros, shape, STORED_DTYPES[usual])
                 added.append(OutTensor(name, shape, zeros, usual))
     names = tuple(tensor.name for tensor in added)
     return sorted([*tensors, *kept, *added], key=lambda tensor: tensor.name), (), names
@@ -170,17 +167,13 @@ def _config_json(opened: OpenCheckpoint, form: Format, dtype: str) -> dict[str, 
             return data
         specials = TextTokenizer.from_dir(opened.path).specials
         longest = int(opened.data["language_config"].get("max_position_embeddings", 2048))
-        return config_to_port_json(opened.config, specials, longest, dtype)
-    data = json.loads(json.dumps(opened.data))
+        return config_to_hf_json(opened.config, specials, longest, dtype)
+    data = copy.deepcopy(dict(opened.data))
     for section in (data, data.get("language_config"), data.get("text_config")):
         for key in ("torch_dtype", "dtype"):
             if isinstance(section, dict) and key in section:
                 section[key] = dtype
     return data
-
-
-def _stored_name(tensors: list[OutTensor]) -> str:
-    return _NAMES[_most_common(tensors)]
 
 
 def _most_common(tensors: list[OutTensor]) -> str:

@@ -1,11 +1,11 @@
-"""Trees of our arrays from and to foreign tensors, for any model that has a table of rules.
+"""Parameter trees from and to the tensors of a checkpoint, for any model with a table of rules.
 
     tensors = open_tensors(directory)
     graphdef, state = nnx.split(abstract_module)
     unused = check_tensors(tensors, tree_shapes("judge", state), naming, str(directory))
     params = load_tree("judge", state, naming, tensors, jnp.bfloat16)
 
-"judge" is the name of the tree: every `Rule.ours` of its table begins with it.
+"judge" is the name of the tree: every `Rule.path` of its table begins with it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from gotr1_jax.convert.copying import copy_into, empty_aligned
-from gotr1_jax.convert.reader import FLOATS, Tensor
+from gotr1_jax.convert.reader import FLOAT_DTYPES, Tensor
 from gotr1_jax.convert.rules import Naming, Shape, Source, expected_tensors, sources
 from gotr1_jax.convert.writer import OutTensor
 from gotr1_jax.errors import InputError
@@ -78,19 +78,33 @@ def check_tensors(
         if name in tensors and tensors[name].shape != shape
     ]
     faults = [
-        f"{len(names)} {kind}: {some(names)}"
+        f"{len(names)} {kind}: {first_few(names)}"
         for kind, names in (("unknown", unknown), ("missing", missing), ("misshapen", wrong))
         if names
     ]
     if faults:
         raise InputError(f"the tensors in {where} do not fit {sizes}: {'; '.join(faults)}")
     for name in expected:
-        if tensors[name].dtype not in FLOATS:
+        if tensors[name].dtype not in FLOAT_DTYPES:
             raise InputError(
                 f"{tensors[name].file}: tensor {name} has dtype {tensors[name].dtype}; "
-                f"known are {', '.join(FLOATS)}"
+                f"known are {', '.join(FLOAT_DTYPES)}"
             )
     return skipped
+
+
+def check_state(tree: str, state: Any, expected: Any) -> None:
+    """That a state to be written has exactly the arrays of the abstract state `expected`."""
+    given, needed = tree_shapes(tree, state), tree_shapes(tree, expected)
+    faults = [f"{path} is missing" for path in needed if path not in given]
+    faults += [f"{path} is not part of a checkpoint" for path in given if path not in needed]
+    faults += [
+        f"{path} is {list(shape)}, expected {list(needed[path])}"
+        for path, shape in given.items()
+        if path in needed and shape != needed[path]
+    ]
+    if faults:
+        raise InputError(f"the {tree} parameters do not fit the configuration: {first_few(faults)}")
 
 
 def load_tree(
@@ -131,21 +145,21 @@ def _load_leaf(
     sharding: jax.sharding.Sharding | None,
     pool: Executor,
 ) -> jax.Array:
-    """One of our arrays of `shape` from its sources, in `dtype`, on its shards."""
+    """One parameter of `shape` from its sources, in `dtype`, on its shards."""
     stacked = places[0].layer is not None
 
     def fetch(index: tuple[slice, ...]) -> np.ndarray:
         size = [len(range(*cut.indices(length))) for cut, length in zip(index, shape)]
         out = empty_aligned(size, dtype)
         if not stacked:
-            view = our_view(places[0], tensors)[index]
+            view = model_view(places[0], tensors)[index]
             rows = max(1, -(-len(view) // _PIECES)) if view.nbytes > _LARGE else max(1, len(view))
             starts = range(0, len(view), rows)
             list(pool.map(lambda i: copy_into(out[i : i + rows], view[i : i + rows]), starts))
             return out
 
         def copy_layer(row: int, source: Source) -> None:
-            copy_into(out[row], our_view(source, tensors)[index[1:]])
+            copy_into(out[row], model_view(source, tensors)[index[1:]])
 
         chosen = places[index[0]]
         list(pool.map(copy_layer, range(len(chosen)), chosen))
@@ -156,12 +170,13 @@ def _load_leaf(
         return jax.make_array_from_callback(
             shape, sharding, lambda index: fetch(whole if index is None else index)
         )
-    # Nobody else holds this memory, so a CPU device takes it as it is. jnp.array would compile.
+    # No other reference to this memory exists, so a CPU device may use it without a copy.
+    # jnp.array would compile.
     return jax.device_put(fetch(whole), may_alias=True)
 
 
-def our_view(source: Source, tensors: Mapping[str, Tensor]) -> np.ndarray:
-    """A view of the stored values in our layout, in the stored dtype; nothing is copied."""
+def model_view(source: Source, tensors: Mapping[str, Tensor]) -> np.ndarray:
+    """A view of the stored values in the model's layout and the stored dtype; nothing is copied."""
     array = tensors[source.name].read()
     if source.leading_one:
         array = array[0]
@@ -171,27 +186,27 @@ def our_view(source: Source, tensors: Mapping[str, Tensor]) -> np.ndarray:
     return array if source.axes is None else array.transpose(source.axes)
 
 
-def foreign_tensors(states: Mapping[str, Any], naming: Naming) -> list[OutTensor]:
-    """The foreign tensors of our `states` by tree name, sorted; values are fetched lazily."""
+def checkpoint_tensors(states: Mapping[str, Any], naming: Naming) -> list[OutTensor]:
+    """The tensors to be stored for `states` (by tree name), sorted; values are fetched lazily."""
     pieces: dict[str, list[tuple[Source, Any]]] = {}
     for tree, state in states.items():
         for path, leaf in tree_leaves(tree, state):
             for source in sources(path, tuple(leaf.shape), naming):
                 pieces.setdefault(source.name, []).append((source, leaf))
     return [
-        OutTensor(name, group[0][0].shape, partial(_foreign_values, group))
+        OutTensor(name, group[0][0].shape, partial(_stored_values, group))
         for name, group in sorted(pieces.items())
     ]
 
 
-def some(names: Sequence[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
     """The first few names of a list that may be long."""
     rest = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def join_pieces(pieces: Sequence[tuple[Source, np.ndarray]]) -> np.ndarray:
-    """One whole foreign tensor from our arrays (of one layer each) that it is made of."""
+    """One stored tensor from the parameters (of one layer each) that it is made of."""
     arrays = [
         array if source.axes is None else array.transpose(np.argsort(source.axes))
         for source, array in sorted(pieces, key=lambda piece: piece[0].third or 0)
@@ -200,8 +215,8 @@ def join_pieces(pieces: Sequence[tuple[Source, np.ndarray]]) -> np.ndarray:
     return whole[None] if pieces[0][0].leading_one else whole
 
 
-def _foreign_values(group: list[tuple[Source, Any]]) -> np.ndarray:
-    """The values of one foreign tensor from the pieces of ours that it is made of."""
+def _stored_values(group: list[tuple[Source, Any]]) -> np.ndarray:
+    """The values of one stored tensor from the parameters that it is made of."""
     return join_pieces(
         [(s, np.asarray(leaf if s.layer is None else leaf[s.layer])) for s, leaf in group]
     )

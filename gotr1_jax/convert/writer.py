@@ -1,4 +1,8 @@
-"""Writing safetensors one tensor at a time, and directories that appear whole or not at all."""
+"""Writing checkpoint folders; safetensors files are written one tensor at a time.
+
+`safetensors.numpy.save_file` wants all tensors of a file in memory at once, so the format (a JSON
+header, then the bytes) is written here.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gotr1_jax.convert.find import CONFIG_FILE
-from gotr1_jax.convert.reader import STORED
+from gotr1_jax.convert.reader import STORED_DTYPES
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_folder, write_json
 
@@ -32,7 +35,7 @@ class OutTensor:
 
     Attributes:
       name, shape: what the file says.
-      get: fetches the values when they are due.
+      get: fetches the values when they are written.
       dtype: how they are stored, as safetensors calls it.
     """
 
@@ -44,7 +47,7 @@ class OutTensor:
     @property
     def size(self) -> int:
         """Bytes in the file."""
-        return math.prod(self.shape) * np.dtype(STORED[self.dtype]).itemsize
+        return math.prod(self.shape) * np.dtype(STORED_DTYPES[self.dtype]).itemsize
 
 
 def dtype_code(dtype: str) -> str:
@@ -55,23 +58,12 @@ def dtype_code(dtype: str) -> str:
 
 
 def write_safetensors(
-    path: Path,
-    tensors: Sequence[OutTensor],
-    dtype: str | None = None,
-    progress: Callable[[int], None] | None = None,
+    path: Path, tensors: Sequence[OutTensor], progress: Callable[[int], None] | None = None
 ) -> None:
-    """Writes one file; each tensor is fetched, cast and written in its turn.
+    """Writes one file, tensors in their order; each is fetched, cast and written in its turn.
 
-    Args:
-      path: the file.
-      tensors: in the order in which they are to lie.
-      dtype: "float32" or "bfloat16" for all of them; None keeps what each says.
-      progress: is told the bytes of each tensor when it is written.
-
-    Raises InputError for another dtype, OSError.
+    `progress` is called with the bytes of each tensor when it is written. Raises OSError.
     """
-    if dtype is not None:
-        tensors = [replace(tensor, dtype=dtype_code(dtype)) for tensor in tensors]
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -94,26 +86,33 @@ def write_safetensors(
         os.fsync(stream.fileno())
 
 
-def write_weights(
+def _write_weights(
     directory: Path,
     tensors: Sequence[OutTensor],
-    shard_size: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    shard_size: int | None,
+    progress: Callable[[int, int], None] | None,
 ) -> int:
     """Writes model.safetensors, or shards with an index where all exceed `shard_size` bytes.
 
     A tensor larger than that has a shard of its own. Returns the number of files of weights.
     """
+    total, done = sum(tensor.size for tensor in tensors), 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        if progress is not None:
+            progress(done, total)
+
     shards = _shards(tensors, shard_size)
     if len(shards) == 1:
-        write_safetensors(directory / WEIGHTS_FILE, tensors, progress=progress)
+        write_safetensors(directory / WEIGHTS_FILE, tensors, count)
         return 1
     index: dict[str, str] = {}
     for i, shard in enumerate(shards, start=1):
         name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(directory / name, shard, progress=progress)
+        write_safetensors(directory / name, shard, count)
         index |= {tensor.name: name for tensor in shard}
-    total = sum(tensor.size for tensor in tensors)
     write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": index})
     return len(shards)
 
@@ -132,7 +131,7 @@ def _shards(tensors: Sequence[OutTensor], shard_size: int | None) -> list[list[O
 
 def _write_values(stream: BinaryIO, tensor: OutTensor) -> None:
     """Casts and writes some rows at a time: a large tensor is never held twice."""
-    values, kind = tensor.get(), np.dtype(STORED[tensor.dtype])
+    values, kind = tensor.get(), np.dtype(STORED_DTYPES[tensor.dtype])
     if values.shape != tensor.shape:
         raise ValueError(f"{tensor.name}: {values.shape} is not {tensor.shape}")
     if not values.shape or not values.size:
@@ -151,12 +150,35 @@ def copy_files(source: Path, names: Iterable[str], target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-@contextmanager
-def new_checkpoint(target: Path, config: Mapping[str, Any]) -> Iterator[Path]:
-    """An `atomic_folder` for a checkpoint, with `config` as its config.json.
+def write_checkpoint(
+    target: Path,
+    config: Mapping[str, Any],
+    tensors: Iterable[OutTensor],
+    *,
+    write_files: Callable[[Path], object] | None = None,
+    dtype: str | None = None,
+    shard_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Writes a checkpoint folder, which appears whole or not at all; returns its weight files.
 
-    An existing `target` is replaced only if it holds a config.json or nothing at all.
+    Args:
+      target: the folder. An existing one is replaced if it holds a config.json or nothing.
+      config: its config.json.
+      tensors: its weights; they are written in the order of their names.
+      write_files: puts the files that go with the weights into the folder that it is given.
+      dtype: "float32" or "bfloat16" for all weights; None keeps what each tensor says.
+      shard_size: bytes above which weights are split into shards; None keeps one file.
+      progress: called with (bytes written, all bytes) after every tensor.
+
+    Raises InputError for another dtype and for a target that holds something else; RunError if
+    it cannot be written.
     """
+    if dtype is not None:
+        tensors = [replace(tensor, dtype=dtype_code(dtype)) for tensor in tensors]
+    ordered = sorted(tensors, key=lambda tensor: tensor.name)
     with atomic_folder(target, CONFIG_FILE) as temporary:
         write_json(temporary / CONFIG_FILE, config)
-        yield temporary
+        if write_files is not None:
+            write_files(temporary)
+        return _write_weights(temporary, ordered, shard_size, progress)

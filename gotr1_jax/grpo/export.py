@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     else:
         source = find_checkpoint(options.ckpt, options.revision)
     check_target(options.to, source)
-    from gotr1_jax.convert.opened import open_checkpoint
+    from gotr1_jax.convert.open_checkpoint import open_checkpoint
 
     write(
         options.to, open_checkpoint(source), options.format, dtype=options.dtype,

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from gotr1_jax.convert.checkpoint import Checkpoint, load_checkpoint
 from gotr1_jax.convert.find import checkpoint_path
-from gotr1_jax.convert.opened import read_sizes
+from gotr1_jax.convert.open_checkpoint import read_sizes
 from gotr1_jax.grpo.config import PolicyConfig
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from gotr1_jax.convert.checkpoint import CARRIED_FILES, Checkpoint, load_checkpoint, save_checkpoint
+from gotr1_jax.convert.checkpoint import COPIED_FILES, Checkpoint, load_checkpoint, save_checkpoint
 from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.image_tokenizer import ImageTokenizer, load_vq
-from gotr1_jax.convert.opened import check_vocabulary, read_sizes
+from gotr1_jax.convert.open_checkpoint import check_vocabulary, read_sizes
 from gotr1_jax.convert.writer import copy_files
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
@@ -150,7 +150,7 @@ def _start(
 
 def _marking(loaded: Checkpoint, folder: Path) -> TextTokenizer:
     """The tokenizer of a checkpoint with the control tokens of plans; its files go to `folder`."""
-    copy_files(loaded.source, CARRIED_FILES, folder)
+    copy_files(loaded.source, COPIED_FILES, folder)
     file = folder / TOKENIZER_FILE
     file.write_text(add_plan_tokens(file.read_text(encoding="utf-8")), encoding="utf-8")
     tokenizer = TextTokenizer.from_dir(folder)

@@ -30,7 +30,7 @@ import pytest
 from tiny import SHAPES, Brightness, grpo_values, steady_metrics, write_config, write_shapes
 
 from gotr1_jax import cli
-from gotr1_jax.convert.opened import PARTS, split_part
+from gotr1_jax.convert.open_checkpoint import PARTS, split_part
 from gotr1_jax.grpo import setup
 from gotr1_jax.sampler.sampler import Sampler
 from gotr1_jax.trainer import checkpoint

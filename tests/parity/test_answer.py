@@ -15,7 +15,9 @@ from flax import nnx
 from PIL import Image
 from tiny_checkpoints import TINY, tiny_states, write_tiny
 
-from gotr1_jax.convert.checkpoint import load_checkpoint, out_tensors
+from gotr1_jax.convert.checkpoint import load_checkpoint
+from gotr1_jax.convert.names import NAMING
+from gotr1_jax.convert.tree import checkpoint_tensors
 from gotr1_jax.generate.describe import DescribeConfig, describe
 from gotr1_jax.images import ImageSettings, open_image, preprocess, read_settings
 from gotr1_jax.models.config import SiglipConfig
@@ -72,7 +74,9 @@ def port(ckpt: Path) -> Any:
     model = transformers.JanusForConditionalGeneration(config).eval()
     states = tiny_states(CONFIG)
     del states["vq"]
-    ours = {t.name: torch.from_numpy(t.get().copy()) for t in out_tensors(states, "hf")}
+    ours = {
+        t.name: torch.from_numpy(t.get().copy()) for t in checkpoint_tensors(states, NAMING["hf"])
+    }
     loaded = model.load_state_dict(ours, strict=False)
     assert loaded.unexpected_keys == []
     assert all(".vqmodel." in name for name in loaded.missing_keys), loaded.missing_keys

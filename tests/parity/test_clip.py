@@ -18,8 +18,8 @@ from torch_clip import TorchClip, hps_file, shake, torch_pixels, unit
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from gotr1_jax.convert.clip import (
+    HF,
     OPEN_CLIP,
-    PORT,
     abstract_state,
     clip_config_to_json,
     convert_hps,
@@ -201,7 +201,7 @@ def test_full_size_names_and_shapes() -> None:
             )
         )
     theirs = {n: tuple(t.shape) for n, t in port.state_dict().items()}
-    for naming, golden in ((OPEN_CLIP, ours), (PORT, theirs)):
+    for naming, golden in ((OPEN_CLIP, ours), (HF, theirs)):
         known = {n: shape for n, shape in golden.items() if not naming.unused.match(n)}
         assert expected_tensors(leaves, naming) == known
     assert sum(math.prod(shape) for shape in leaves.values()) == 986_109_440

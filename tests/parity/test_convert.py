@@ -17,15 +17,11 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from tiny_checkpoints import TINY, tiny_states, write_tiny
 
-from gotr1_jax.convert.checkpoint import (
-    PARTS,
-    abstract_part,
-    load_checkpoint,
-    out_tensors,
-    save_checkpoint,
-)
+from gotr1_jax.convert.checkpoint import load_checkpoint, save_checkpoint
 from gotr1_jax.convert.config_json import config_to_json, parse_config
-from gotr1_jax.convert.names import UNUSED
+from gotr1_jax.convert.names import NAMING, UNUSED
+from gotr1_jax.convert.open_checkpoint import PARTS, abstract_part
+from gotr1_jax.convert.tree import checkpoint_tensors
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.models.config import JANUS_PRO_1B, JANUS_PRO_7B, JanusConfig
 
@@ -64,7 +60,7 @@ def test_released_names_and_shapes_without_a_gap(
     }
     assert parse_config(data, "config.json") == (config, "original")
     states = {part: nnx.split(abstract_part(part, config))[1] for part in PARTS}
-    ours = {t.name: t.shape for t in out_tensors(states, "original")}
+    ours = {t.name: t.shape for t in checkpoint_tensors(states, NAMING["original"])}
     theirs = {
         name: tuple(entry[0] if isinstance(entry[0], list) else entry)
         for name, entry in released["tensors"].items()
@@ -392,13 +388,13 @@ def edit_config(path: Path, change: Any) -> None:
         (lambda c: c.update(model_type="qwen2"), "model of type 'qwen2'"),
         (lambda c: c.pop("language_config"), "section language_config is missing"),
         (lambda c: c["language_config"].update(hidden_size="x"), "config.json: "),
-        (lambda c: c["language_config"].update(hidden_act="gelu"), "hidden_act 'gelu'"),
+        (lambda c: c["language_config"].update(hidden_act="gelu"), "hidden_act is 'gelu'"),
         (
             lambda c: c["language_config"].update(rope_scaling={"type": "linear"}),
             "rotary embedding of type 'linear'",
         ),
         (lambda c: c["gen_vision_config"]["params"].update(q=1), "unknown key q"),
-        (lambda c: c["gen_head_config"]["params"].update(n_embed=5), "n_embed 5; 32 is needed"),
+        (lambda c: c["gen_head_config"]["params"].update(n_embed=5), "n_embed is 5; 32 is needed"),
         (lambda c: c["language_config"].update(vocab_size=300), "300 embedding rows"),
     ],
 )

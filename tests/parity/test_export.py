@@ -15,14 +15,15 @@ import pytest
 from tiny_checkpoints import PORTABLE, TINY, add_unused, tiny_states, write_tiny
 
 from gotr1_jax.convert import command as convert_checkpoint
-from gotr1_jax.convert.checkpoint import PARTS, load_checkpoint, out_tensors
+from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.convert.config_json import config_to_json
+from gotr1_jax.convert.hf_json import config_to_hf_json
 from gotr1_jax.convert.names import NAMING, UNUSED, Format
-from gotr1_jax.convert.opened import OpenCheckpoint, open_checkpoint
-from gotr1_jax.convert.port_json import config_to_port_json
+from gotr1_jax.convert.open_checkpoint import PARTS, OpenCheckpoint, open_checkpoint
 from gotr1_jax.convert.reader import Tensor, open_tensors
 from gotr1_jax.convert.rules import expected_tensors
-from gotr1_jax.convert.translate import _with_unused, translated
+from gotr1_jax.convert.translate import _with_unused, translate_tensors
+from gotr1_jax.convert.tree import checkpoint_tensors
 from gotr1_jax.convert.writer import write_safetensors
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo import export as export_checkpoint
@@ -181,13 +182,13 @@ def test_released_names_and_shapes_both_ways(shared: Path, size: str, config: Ja
     released = {name: tuple(shape) for name, shape in data["tensors"].items()}
     with torch.device("meta"):
         model = JanusForConditionalGeneration(
-            PortConfig.from_dict(config_to_port_json(config, SPECIALS, 16384, "bfloat16"))
+            PortConfig.from_dict(config_to_hf_json(config, SPECIALS, 16384, "bfloat16"))
         )
     port = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    out = translated(fake_opened(config, "original"), "hf", None, {})
+    out = translate_tensors(fake_opened(config, "original"), "hf", None, {})
     assert {t.name: t.shape for t in out} == port
     opened = fake_opened(config, "hf")
-    back = translated(opened, "original", None, {})
+    back = translate_tensors(opened, "original", None, {})
     used = {n: s for n, s in released.items() if not UNUSED.match(n)}
     assert {t.name: t.shape for t in back} == used
     full, _, added = _with_unused(back, opened, "original", None, whole=True)
@@ -269,10 +270,10 @@ def test_a_second_config_opens_as_the_first(released: Path, port: Path) -> None:
 def test_loading_the_port_gives_the_same_arrays(released: Path, port: Path) -> None:
     one, two = load_checkpoint(released, parts=PARTS), load_checkpoint(port, parts=PARTS)
     for part in PARTS:
-        ours = out_tensors({part: getattr(one, part)}, "original")
-        theirs = out_tensors({part: getattr(two, part)}, "original")
+        ours = checkpoint_tensors({part: getattr(one, part)}, NAMING["original"])
+        theirs = checkpoint_tensors({part: getattr(two, part)}, NAMING["original"])
         for a, b in zip(ours, theirs, strict=True):
             assert a.name == b.name
             np.testing.assert_array_equal(a.get(), b.get())
-    first = next(iter(out_tensors({"vq": tiny_states(PORTABLE)["vq"]}, "hf")))
+    first = next(iter(checkpoint_tensors({"vq": tiny_states(PORTABLE)["vq"]}, NAMING["hf"])))
     assert first.name.startswith("model.vqmodel.")

@@ -20,8 +20,8 @@ from golden_policy import golden_policy
 from PIL import Image
 
 from gotr1_jax.convert.checkpoint import load_checkpoint
-from gotr1_jax.convert.opened import open_checkpoint
-from gotr1_jax.convert.translate import write_checkpoint
+from gotr1_jax.convert.open_checkpoint import open_checkpoint
+from gotr1_jax.convert.translate import translate_checkpoint
 from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.sampler.sampler import Rollout, Sampler, row_keys
 from gotr1_jax.sampler.token_batch import PromptBatch
@@ -72,7 +72,7 @@ def test_a_whole_caption(golden_model, shared: Path) -> None:
 
 
 def convert(source: Path, target: Path, form: Literal["original", "hf"]) -> Path:
-    write_checkpoint(target, open_checkpoint(source), form, shard_size=200_000_000)
+    translate_checkpoint(target, open_checkpoint(source), form, shard_size=200_000_000)
     return target
 
 

@@ -14,7 +14,8 @@ from flax import nnx
 from PIL import Image
 
 from gotr1_jax.cli import run
-from gotr1_jax.convert.checkpoint import EMBEDDED, load_checkpoint
+from gotr1_jax.convert.checkpoint import load_checkpoint
+from gotr1_jax.convert.find import EMBEDDED
 from gotr1_jax.errors import InputError
 from gotr1_jax.images import ImageSettings, open_image, preprocess, read_settings
 from gotr1_jax.sampler.answer import AnswerSampler

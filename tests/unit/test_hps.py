@@ -338,7 +338,7 @@ def broken_source(kind: str, tmp_path: Path, directory: Path) -> Path:
         ("quick gelu", "vision_config.hidden_act 'quick_gelu' is not supported"),
         ("other type", "'siglip'"),
         ("other width", "do not fit its config.json: 6 misshapen"),
-        ("size of text", "vision_config.patch_size '14'"),
+        ("size of text", "vision_config.patch_size is '14'"),
         ("heads", "width 32 is no multiple of 5 heads"),
         ("other end", "eos_token_id 7"),
     ],

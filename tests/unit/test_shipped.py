@@ -12,7 +12,8 @@ import pytest
 
 from gotr1_jax.ablate.config import AblationConfig
 from gotr1_jax.config import load_config, to_yaml
-from gotr1_jax.convert.checkpoint import EMBEDDED, load_checkpoint
+from gotr1_jax.convert.checkpoint import load_checkpoint
+from gotr1_jax.convert.find import EMBEDDED
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.sft.config import SftConfig
 from gotr1_jax.shapes.dataset import ShapesSource

@@ -13,7 +13,7 @@ from gotr1_jax.tokenizers.janus import SpecialIds
 GUIDANCE = 5  # the weight that released checkpoints paint with
 
 
-def config_to_port_json(
+def config_to_hf_json(
     config: JanusConfig, specials: SpecialIds, max_positions: int, dtype: str
 ) -> dict[str, Any]:
     """config.json of the port.

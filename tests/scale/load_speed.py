@@ -1,6 +1,6 @@
-"""How fast a checkpoint is loaded, beside `safetensors`' own reading of the same file.
+"""How fast a checkpoint is loaded, compared with `safetensors` reading the same file.
 
-    python -m gotr1_jax.convert.bench_load DIR [--turns 5]
+    python tests/scale/load_speed.py DIR [--turns 5]
 
 Both read every value of model.safetensors in its stored dtype into memory of their own, in turns
 after one warm-up each (the file is then in the page cache). Prints both medians, the median of
@@ -18,8 +18,8 @@ from pathlib import Path
 import jax
 from safetensors.numpy import load_file
 
-from gotr1_jax.convert.opened import open_checkpoint, split_part
-from gotr1_jax.convert.reader import FLOATS
+from gotr1_jax.convert.open_checkpoint import open_checkpoint, split_part
+from gotr1_jax.convert.reader import FLOAT_DTYPES
 from gotr1_jax.convert.tree import load_tree
 from gotr1_jax.convert.writer import WEIGHTS_FILE
 
@@ -28,7 +28,7 @@ def load_everything(path: Path) -> None:
     """All parts of a checkpoint on the default device, in the dtype that most is stored in."""
     opened = open_checkpoint(path)
     kinds = [tensor.dtype for tensor in opened.tensors.values()]
-    dtype = FLOATS[max(set(kinds), key=kinds.count)]
+    dtype = FLOAT_DTYPES[max(set(kinds), key=kinds.count)]
     trees = [
         load_tree(
             part, split_part(part, opened.config, dtype)[1], opened.naming, opened.tensors, dtype
