@@ -268,7 +268,7 @@ def _load_sampler(
     import jax
 
     from gotr1_jax.grpo.policy import load_policy
-    from gotr1_jax.grpo.rollout import encode_captions, records
+    from gotr1_jax.grpo.rollout import encode_captions
     from gotr1_jax.grpo.setup import make_rollout_worker
     from gotr1_jax.parallel.mesh import make_mesh
 
@@ -287,9 +287,8 @@ def _load_sampler(
     params = worker.sampler.prepare(policy.whole(policy.trained))
 
     def sample(indices: list[int]) -> list[SampleRecord]:
-        scored = worker(params, prompts, indices, G, config.seed, 0)
-        found = records(scored, G, np.zeros(len(scored)), len(indices))
+        scored = worker(params, prompts.take(indices), G, config.seed, 0)
         # Each caption has a folder of its own.
-        return [replace(record, caption_index=0) for record in found]
+        return [replace(record, caption_index=0) for record in scored.records(len(indices))]
 
     return sample

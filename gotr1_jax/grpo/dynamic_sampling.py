@@ -1,4 +1,8 @@
-"""The groups of one step: sampled, scored, and those that teach nothing replaced."""
+"""Dynamic sampling (DAPO, arXiv 2503.14476): groups with zero variance are replaced.
+
+A group whose rewards are all equal has advantage 0. More captions are sampled instead, in a
+bounded number of resample rounds.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from gotr1_jax.grpo.advantages import GroupAdvantages, keep_groups
-from gotr1_jax.grpo.rollout import ScoredRollout, join, take_rows
+from gotr1_jax.grpo.rollout import ScoredRollout
 
 
 @dataclass(frozen=True)
 class SampledGroups:
-    """What an update learns from, and what the search for it cost.
+    """The groups that an update learns from, and what it cost to find them.
 
     Attributes:
-      scored: P·G rows; advantages_B float32 and row_mask_B bool: what an update takes of them.
-      zero_variance_P: bool, kept groups whose rewards are all equal; their advantages are 0.
-      zero_variance_frac: such groups among all that were sampled.
+      scored: P groups of G samples.
+      advantages_B: float32.
+      row_mask_B: bool, False on samples that could not be scored.
+      zero_variance_P: bool, groups whose rewards are all equal: advantage 0.
+      zero_variance_frac: share of such groups in all that were sampled.
       rounds: how often P groups were sampled.
     """
 
@@ -31,50 +37,45 @@ class SampledGroups:
 
     @property
     def wasted_frac(self) -> float:
-        """Sampled rows that nothing is learned from: of groups that were dropped or have no
-        variance, and those that no judge could tell."""
-        learned_B = self.row_mask_B & ~np.repeat(
-            self.zero_variance_P, len(self.scored) // len(self.zero_variance_P)
-        )
-        return 1.0 - float(learned_B.sum()) / (self.rounds * len(self.scored))
+        """Share of the sampled rows that do not contribute to the update: of dropped groups, of
+        groups with zero variance, and those that could not be scored."""
+        used_B = self.row_mask_B & ~np.repeat(self.zero_variance_P, self.scored.group_size)
+        return 1.0 - float(used_B.sum()) / (self.rounds * len(self.scored))
 
 
 def sample_groups(
-    draw: Callable[[int], ScoredRollout],
+    sample: Callable[[int], ScoredRollout],
     advantages: Callable[[np.ndarray], GroupAdvantages],
-    samples: int,
     resample_rounds: int,
 ) -> SampledGroups:
-    """Draw groups until all have variance, in at most `resample_rounds` more rounds.
+    """Sample groups until P have variance, in at most `resample_rounds` more rounds.
 
-    Only the groups that an update may use are held, so memory does not grow with the rounds.
+    No more than 2 P groups are held at once, so memory does not grow with the rounds.
 
     Args:
-        draw: a round by its number, 0, 1, …: always as many groups, of captions that are next.
-        advantages: of rewards (P, G).
-        samples: rows of a group, G.
-        refills: rounds after the first.
+      sample: samples and scores P groups of the next captions, given the round: 0, 1, ….
+      advantages: of rewards (P, G).
+      resample_rounds: rounds after the first.
     """
-    scored = draw(0)
-    P, flat, rounds = len(scored) // samples, 0, 1
+    scored = sample(0)
+    P, zero_variance, rounds = len(scored.rewards_PG), 0, 1
     while True:
-        groups = advantages(scored.total_B.reshape(-1, samples))
-        flat += int(groups.zero_variance_P[-P:].sum())
+        groups = advantages(scored.rewards_PG)
+        zero_variance += int(groups.zero_variance_P[-P:].sum())
         keep_P = np.asarray(keep_groups(groups.zero_variance_P, P))
-        index = (keep_P[:, None] * samples + np.arange(samples)).reshape(-1)
-        scored = take_rows(scored, index)
+        scored = scored.take_groups(keep_P)
         adv_PG, mask_PG, zero_variance_P = (
             np.asarray(x)[keep_P] for x in (groups.adv_PG, groups.mask_PG, groups.zero_variance_P)
         )
         if rounds > resample_rounds or not zero_variance_P.any():
             break
-        scored = join([scored, draw(rounds)])
+        scored = scored.append(sample(rounds))
         rounds += 1
     return SampledGroups(
         scored=scored,
         advantages_B=adv_PG.reshape(-1),
         row_mask_B=mask_PG.reshape(-1),
         zero_variance_P=zero_variance_P,
-        zero_variance_frac=flat / (rounds * P),
+        zero_variance_frac=zero_variance / (rounds * P),
         rounds=rounds,
     )

@@ -1,4 +1,4 @@
-"""Held-out captions before and after training, and what the difference is worth."""
+"""Held-out captions: scored before, during and after training, and compared."""
 
 from __future__ import annotations
 
@@ -8,42 +8,44 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from gotr1_jax.grpo.config import EvaluationConfig
-from gotr1_jax.grpo.rollout import Prompts, RolloutWorker, records
+from gotr1_jax.grpo.rollout import Prompts, RolloutWorker
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
-from gotr1_jax.trainer.samples import SampleRecord, write_samples
+from gotr1_jax.trainer.samples import write_samples
 
-# Evaluations draw from streams of their own, the same before and after.
+# Evaluations have random streams of their own, the same before and after training.
 EVALUATION_SEED = 20_250_522
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one evaluation, one value a caption; NaN where it could not be scored."""
+    """Scores of held-out captions, float32, one a caption; NaN where none could be scored."""
 
     terms: Mapping[str, np.ndarray]
     total: np.ndarray
 
     @property
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {"total": self.total, **self.terms}
+
+    @property
     def means(self) -> dict[str, float]:
-        """Mean of the total and of each term over the captions that could be told; else NaN."""
-        told = {k: v[~np.isnan(v)] for k, v in {"total": self.total, **self.terms}.items()}
-        return {k: float(v.mean()) if v.size else float("nan") for k, v in told.items()}
+        """Mean of the total and of each term over the captions that could be scored; else NaN."""
+        scored = {name: values[~np.isnan(values)] for name, values in self._columns.items()}
+        return {k: float(v.mean()) if v.size else float("nan") for k, v in scored.items()}
 
     def to_json(self) -> dict[str, list[float]]:
         """Plain lists, for a file."""
-        return {k: np.asarray(v).tolist() for k, v in {"total": self.total, **self.terms}.items()}
+        return {name: np.asarray(values).tolist() for name, values in self._columns.items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, list[float | None]]) -> Evaluation:
         """Inverse of `to_json`; null is NaN."""
-        arrays = {
-            k: np.asarray([np.nan if x is None else x for x in v], np.float32)
-            for k, v in values.items()
-        }
+        arrays = {k: np.asarray(v, np.float32) for k, v in values.items()}  # None becomes NaN
         return cls({k: v for k, v in arrays.items() if k != "total"}, arrays["total"])
 
 
@@ -51,41 +53,39 @@ def evaluate(
     worker: RolloutWorker, params: Any, prompts: Prompts, config: EvaluationConfig, name: str,
     root: Path, *, rows: int, multiple: int = 1,
 ) -> Evaluation:  # fmt: skip
-    """`config.samples` samples for each caption; a caption's score is their mean.
+    """Score every caption: the mean over `config.samples` samples.
 
-    At most `rows` samples are drawn at once, and a multiple of `multiple` (`captions_at_once`). The
-    first samples of `config.shown` captions go to samples/`name` for the report (of several
-    processes: those of them that process 0 judged). The scores are written to root/`name`.json, so
-    that a resumed run has those from before.
+    At most `rows` samples are sampled at once, and a multiple of `multiple` (`captions_at_once`).
+    The first samples of `config.shown` captions go to samples/`name` for the report (of several
+    processes: those that process 0 scored). The scores are written to root/`name`.json, from which
+    a resumed run reads those before training.
     """
-    G, P = config.samples, len(prompts.captions)
+    G, P = config.samples, len(prompts)
     size = captions_at_once(P, G, rows, multiple)
-    parts: list[tuple[Mapping[str, np.ndarray], np.ndarray]] = []
-    firsts: list[SampleRecord] = []
+    parts, shown = [], []
     for start in range(0, P, size):
-        drawn = range(start, min(start + size, P))
-        scored = worker(params, prompts, drawn, G, EVALUATION_SEED, 0)
-        parts.append((scored.scores, scored.total_B))
-        found = records(scored, G, np.zeros(len(scored)), config.shown - start)
-        firsts += [
+        part = prompts.take(range(start, min(start + size, P)))
+        scored = worker(params, part, G, EVALUATION_SEED, 0)
+        parts.append((scored.table.scores_BK, scored.table.total_B))
+        shown += [
             replace(record, caption_index=start + record.caption_index)
-            for record in found
+            for record in scored.records(config.shown - start)
             if record.sample_index == 0
         ]
-    scores = {name: np.concatenate([part[name] for part, _ in parts]) for name in parts[0][0]}
-    result = score_captions(scores, np.concatenate([total for _, total in parts]), G)
+    scores_BK, total_B = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    result = score_captions(dict(zip(worker.judge.terms, scores_BK.T)), total_B, G)
     with raise_on_all_processes():
         if is_main_process():
-            write_samples(root / "samples", 0, firsts, name=name)
+            write_samples(root / "samples", 0, shown, name=name)
             write_json_atomic(root / f"{name}.json", result.to_json())
     return result
 
 
 def captions_at_once(captions: int, samples: int, rows: int, multiple: int = 1) -> int:
-    """How many captions an evaluation draws at once: at most `rows` rows, where that can be.
+    """How many captions an evaluation samples at once: at most `rows` rows, where possible.
 
-    The rows of a part are a multiple of `multiple`, those of the last one too if all together
-    are. Parts of one size are preferred, unless they had to be less than half as large.
+    The rows of a part are a multiple of `multiple`; those of the last part too, if all rows
+    together are. Parts of equal size are preferred where they are at least half as large.
     """
     step = multiple // math.gcd(samples, multiple)
     largest = max(rows // (samples * step), 1) * step
@@ -98,13 +98,13 @@ def score_captions(
 ) -> Evaluation:
     """The evaluation of B = P * `samples` scored rows, caption-major.
 
-    A sample that could not be told leaves its caption's mean; all of them make it NaN.
+    Samples that could not be scored leave the mean of their caption; without any it is NaN.
     """
 
     def by_caption(values_B: np.ndarray) -> np.ndarray:
         values_PG = values_B.reshape(-1, samples)
-        told = np.isfinite(values_PG)
-        total, count = np.where(told, values_PG, 0.0).sum(axis=1), told.sum(axis=1)
+        known = np.isfinite(values_PG)
+        total, count = np.where(known, values_PG, 0.0).sum(axis=1), known.sum(axis=1)
         means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
         return means.astype(np.float32)  # as a resumed run reads them back
 

@@ -1,4 +1,4 @@
-"""What a step of reinforcement learning writes into its line of metrics.jsonl."""
+"""The metrics of a step: a line of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -25,49 +25,55 @@ def step_metrics(
     Args:
       config: of the run.
       groups: what was sampled.
-      results: of each optimizer step on it.
+      results: of each optimizer step on it, on the host.
       state: after the last of them.
       rollout_seconds: time until all groups were sampled and scored; step_seconds: until now.
     """
-    scored = groups.scored
-    values = dict(term_statistics({"total": scored.total_B, **scored.scores}))
-    values |= {
+    scored, table = groups.scored, groups.scored.table
+    schedule = make_schedule(config.optimizer, config.steps * config.update.updates_per_rollout)
+    return {
+        **term_statistics({"total": table.total_B, **table.scores}),
         "reward/frac_zero_std": groups.zero_variance_frac,
         "rollout/rounds": float(groups.rounds),
         "rollout/missing_groups": float(groups.zero_variance_P.sum()),
         "rollout/wasted_frac": groups.wasted_frac,
-        "plan/length": float(scored.plan_tokens_B.mean()),
-        "plan/truncated_frac": float(scored.truncated_B.mean()),
-        "plan/parsed_frac": float((scored.boxes_B > 0).mean()),
-        "plan/boxes": float(scored.boxes_B.mean()),
-    }
-    for name in ("text", "image"):
-        ratios = [getattr(r.stats.ratio_max, name) for r in results]
-        values[f"policy/ratio_max/{name}"] = float(max(ratios))
-        clipped = [getattr(r.stats.clip_frac, name) for r in results]
-        values[f"policy/clip_frac/{name}"] = float(np.mean(clipped))
-        kl = [getattr(r.stats.kl, name) for r in results if r.stats.kl is not None]
-        if kl:
-            values[f"policy/kl/{name}"] = float(np.mean(kl))
-        entropy = [getattr(r.entropy, name) for r in results]
-        values[f"policy/entropy/{name}"] = float(np.mean(entropy))
-        if (alpha := results[-1].alpha) is not None:
-            values[f"policy/entropy_coefficient/{name}"] = float(getattr(alpha, name))
-    values["policy/logp_diff/text"] = float(results[0].logp_diff.text)
-    # The sampler always draws under guidance: without it another distribution is scored.
-    if config.loss.logp_mode != "conditional" or config.rollout.guidance == 1:
-        values["policy/logp_diff/image"] = float(results[0].logp_diff.image)
-    schedule = make_schedule(config.optimizer, config.steps * config.update.updates_per_rollout)
-    values |= {
+        "plan/length": float(table.plan_tokens_B.mean()),
+        "plan/truncated_frac": float(table.truncated_B.mean()),
+        "plan/parsed_frac": float((table.boxes_B > 0).mean()),
+        "plan/boxes": float(table.boxes_B.mean()),
+        **_policy_metrics(config, results),
         "time/rollout": rollout_seconds - scored.reward_seconds,
         "time/reward": scored.reward_seconds,
         "judge/seconds": scored.judge_seconds,
         "time/update": step_seconds - rollout_seconds,
         "time/step": step_seconds,
+        "loss": float(np.mean([result.loss for result in results])),
+        "grad_norm": float(np.mean([result.grad_norm for result in results])),
+        "lr": float(schedule(max(int(state.updates) - 1, 0))),
+        "updates/skipped": float(state.skipped),
+        "samples_per_second": len(scored) * groups.rounds / step_seconds,
     }
-    values["loss"] = float(np.mean([r.loss for r in results]))
-    values["grad_norm"] = float(np.mean([r.grad_norm for r in results]))
-    values["lr"] = float(schedule(max(int(state.updates) - 1, 0)))
-    values["updates/skipped"] = float(state.skipped)
-    values["samples_per_second"] = len(scored) * groups.rounds / step_seconds
+
+
+def _policy_metrics(config: GrpoConfig, results: list[PolicyMetrics]) -> dict[str, float]:
+    """`policy/NAME/MODALITY` of the optimizer steps on one rollout."""
+    first, last = results[0], results[-1]
+    columns = {
+        "ratio_max": [result.stats.ratio_max for result in results],
+        "clip_frac": [result.stats.clip_frac for result in results],
+        "kl": [result.stats.kl for result in results if result.stats.kl is not None],
+        "entropy": [result.entropy for result in results],
+        "entropy_coefficient": [last.alpha] if last.alpha is not None else [],
+        # Later updates have moved away from the policy that sampled.
+        "logp_diff": [first.logp_diff],
+    }
+    values = {}
+    for name, column in columns.items():
+        combine = np.max if name == "ratio_max" else np.mean
+        for modality in ("text", "image") if column else ():
+            numbers = [getattr(per_modality, modality) for per_modality in column]
+            values[f"policy/{name}/{modality}"] = float(combine(numbers))
+    # The sampler always uses guidance: log-probabilities without it are of another distribution.
+    if config.loss.logp_mode == "conditional" and config.rollout.guidance != 1:
+        del values["policy/logp_diff/image"]
     return values

@@ -1,15 +1,15 @@
-"""Captions -> plans and images -> rewards: the sampling half of a GRPO step.
+"""Rollouts: captions -> plans and images -> rewards.
 
-Sampling is one computation on the whole mesh. Then each process looks at rows of its own: it
-reads their plans, decodes and judges them on its own devices, and tells the others a few numbers
-a row.
+Sampling is one computation on the whole mesh. Then each process parses the plans, decodes the
+images and runs the judge for rows of its own, on its own devices. The processes exchange only the
+scores and a few other numbers of each row.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -18,13 +18,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gotr1_jax.data.pipeline import pad_rows
-from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import RewardConfig
 from gotr1_jax.parallel.mesh import assigned_rows, fetch_rows
 from gotr1_jax.parallel.placement import concatenate_on_mesh, take_on_mesh
 from gotr1_jax.parallel.processes import gather, raise_on_all_processes
-from gotr1_jax.plan import Plan, parse_plan
-from gotr1_jax.rewards.base import Judge, JudgeRequest, JudgeResult, stack_scores
+from gotr1_jax.plan import parse_plan
+from gotr1_jax.rewards.base import Judge, JudgeRequest, stack_scores
 from gotr1_jax.rewards.combine import combine
 from gotr1_jax.sampler.image_decoder import ImageDecoder
 from gotr1_jax.sampler.sampler import Rollout, Sampler, row_keys
@@ -35,90 +34,162 @@ from gotr1_jax.trainer.samples import SampleRecord
 PROMPT_MULTIPLE = 16
 
 
-# Figures of a row besides its terms.
-_TOKENS, _TRUNCATED, _BOXES = "plan tokens", "plan truncated", "plan boxes"
+@dataclass(frozen=True)
+class Prompt:
+    """A caption, its place in the list of all captions, and the token ids of its prompt."""
+
+    index: int
+    caption: str
+    ids: tuple[int, ...]  # BOS first
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Captions as ids; `width` is the padded length that all of them fit in."""
+    """Prompts that are padded on the right to one width, with the pad token."""
 
-    captions: tuple[str, ...]
-    ids: tuple[list[int], ...]
+    prompts: tuple[Prompt, ...]
     width: int
     pad: int
 
-    def texts(self) -> Iterator[str]:
-        """All that the prompts are, one after the other."""
-        return (f"{caption}\0{ids}" for caption, ids in zip(self.captions, self.ids))
+    def __len__(self) -> int:
+        return len(self.prompts)
 
-    def batch(self, indices: Sequence[int]) -> PromptBatch:
-        """The prompts of some captions, padded to the common width."""
-        ids_PC, len_P = pad_rows([self.ids[i] for i in indices], self.width, self.pad)
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return tuple(prompt.caption for prompt in self.prompts)
+
+    def texts(self) -> Iterator[str]:
+        """Caption and ids of each prompt, to compare between processes."""
+        return (f"{prompt.caption}\0{list(prompt.ids)}" for prompt in self.prompts)
+
+    def take(self, places: Sequence[int] | np.ndarray) -> Prompts:
+        """The prompts at some places, with the width of all."""
+        return replace(self, prompts=tuple(self.prompts[i] for i in places))
+
+    def batch(self) -> PromptBatch:
+        """The prompts as padded arrays."""
+        ids_PC, len_P = pad_rows([list(p.ids) for p in self.prompts], self.width, self.pad)
         return PromptBatch(jnp.asarray(ids_PC), jnp.asarray(len_P))
 
 
 def encode_captions(
     captions: Sequence[str], tokenizer: TextTokenizer, template: str, limit: int
 ) -> Prompts:
-    """Encode every caption once; InputError names the first that is empty or too long."""
-    ids = tuple(tokenizer.encode_prompt(caption, template, limit) for caption in captions)
-    longest = max(len(row) for row in ids)
+    """Encode every caption; InputError names the first that is empty or too long."""
+    prompts = tuple(
+        Prompt(index, caption, tuple(tokenizer.encode_prompt(caption, template, limit)))
+        for index, caption in enumerate(captions)
+    )
+    longest = max(len(prompt.ids) for prompt in prompts)
     width = -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
-    return Prompts(tuple(captions), ids, width, tokenizer.specials.pad)
+    return Prompts(prompts, width, tokenizer.specials.pad)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class JudgedSample:
-    """What a row came to, as the process that judged it knows: image uint8 (H,W,3)."""
-
-    plan: Plan
-    image: np.ndarray
-    result: JudgeResult
-
-
-@dataclass(frozen=True)
-class ScoredRollout:
-    """B sampled rows with what the judge said of them, caption-major.
+class SampleTable:
+    """Columns of B samples: numpy arrays (B,), the same in every process but for `record_B`.
 
     Attributes:
-      rollout: the rows, over the rows of the mesh.
-      captions: of each row; caption_indices_B: their places in the list of captions.
-      judged: by place, the rows that this process judged: all of them where it is alone.
-      scores: one float32 vector a term; total_B: combined; of all rows, in every process.
-      plan_tokens_B: plan tokens that the policy chose; truncated_B: whether it was cut off at the
-        limit; boxes_B: objects with a box. float32, of all rows, in every process.
-      judge_seconds: how long the judge took here; reward_seconds: that, decoding the images,
-        and waiting for the other processes.
+      terms: names of the K reward terms.
+      caption_index_B: int64, `Prompt.index`.
+      scores_BK: float32, of each term; NaN where a sample could not be scored.
+      total_B: float32, the combined reward.
+      plan_tokens_B: float32, plan tokens that the policy sampled.
+      truncated_B: float32, 1 where the plan was cut off at the limit.
+      boxes_B: float32, objects with a box in the plan.
+      record_B: object, a `SampleRecord` without advantage; None where another process scored it.
     """
 
-    rollout: Rollout
-    captions: tuple[str, ...]
-    caption_indices_B: np.ndarray
-    judged: Mapping[int, JudgedSample]
-    scores: Mapping[str, np.ndarray]
+    terms: tuple[str, ...] = field(metadata={"static": True})
+    caption_index_B: np.ndarray
+    scores_BK: np.ndarray
     total_B: np.ndarray
     plan_tokens_B: np.ndarray
     truncated_B: np.ndarray
     boxes_B: np.ndarray
+    record_B: np.ndarray
+
+    @property
+    def scores(self) -> dict[str, np.ndarray]:
+        """The scores (B,) of each term."""
+        return dict(zip(self.terms, self.scores_BK.T))
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+    """B = P·G sampled and scored rows, caption-major.
+
+    Attributes:
+      rollout: tokens and log-probabilities, sharded over the rows of the mesh.
+      table: scores and all else that is known of each sample.
+      group_size: samples of a caption, G.
+      judge_seconds: time of the judge in this process; reward_seconds: with decoding the images
+        and waiting for the other processes.
+    """
+
+    rollout: Rollout
+    table: SampleTable
+    group_size: int
     judge_seconds: float
     reward_seconds: float
 
     def __len__(self) -> int:
-        return len(self.captions)
+        return len(self.table.total_B)
+
+    @property
+    def rewards_PG(self) -> np.ndarray:
+        """The combined rewards, float32; NaN where a sample could not be scored."""
+        return self.table.total_B.reshape(-1, self.group_size)
+
+    def take_groups(self, index_P: np.ndarray) -> ScoredRollout:
+        """The groups at `index_P`, in its order; on a mesh their rows must divide over it."""
+        G = self.group_size
+        if np.array_equal(index_P, np.arange(len(self) // G)):
+            return self
+        index_B = (index_P[:, None] * G + np.arange(G)).reshape(-1)
+        return replace(
+            self,
+            rollout=take_on_mesh(self.rollout, index_B),
+            table=jax.tree.map(lambda column_B: column_B[index_B], self.table),
+        )
+
+    def append(self, other: ScoredRollout) -> ScoredRollout:
+        """The groups of both."""
+        return ScoredRollout(
+            concatenate_on_mesh([self.rollout, other.rollout]),
+            jax.tree.map(lambda *columns: np.concatenate(columns), self.table, other.table),
+            self.group_size,
+            self.judge_seconds + other.judge_seconds,
+            self.reward_seconds + other.reward_seconds,
+        )
+
+    def records(self, captions: int, advantages_B: np.ndarray | None = None) -> list[SampleRecord]:
+        """The samples of the first `captions` captions that this process scored, for the report."""
+        G = self.group_size
+        return [
+            replace(
+                record,
+                caption_index=row // G,
+                sample_index=row % G,
+                advantage=0.0 if advantages_B is None else float(advantages_B[row]),
+            )
+            for row, record in enumerate(self.table.record_B[: max(captions, 0) * G])
+            if record is not None
+        ]
 
 
 @dataclass(frozen=True)
 class RolloutWorker:
-    """Everything that turns captions into scored samples.
+    """Turns captions into scored samples.
 
     Attributes:
       mesh: that of the sampler.
-      rows_at_once: rows that are drawn at once, or one caption's where those are more.
+      rows_at_once: rows that are sampled at once; at least those of one caption.
     """
 
     sampler: Sampler
-    painter: ImageDecoder
+    image_decoder: ImageDecoder
     judge: Judge
     reward: RewardConfig
     tokenizer: TextTokenizer
@@ -126,176 +197,90 @@ class RolloutWorker:
     rows_at_once: int
 
     def __call__(
-        self, params: Any, prompts: Prompts, indices: Sequence[int], samples: int,
-        seed: int, step: int, first: int = 0,
-    ) -> ScoredRollout:  # fmt: skip
+        self, params: Any, prompts: Prompts, group_size: int, seed: int, step: int, first: int = 0
+    ) -> ScoredRollout:
         """`sample`, then `score`."""
-        rollout = self.sample(params, prompts, indices, samples, seed, step, first)
-        return self.score(rollout, prompts, indices)
+        return self.score(self.sample(params, prompts, group_size, seed, step, first), prompts)
 
     def sample(
-        self, params: Any, prompts: Prompts, indices: Sequence[int], samples: int,
-        seed: int, step: int, first: int = 0,
-    ) -> Rollout:  # fmt: skip
-        """Sample `samples` plans and images for each caption of `indices`, caption-major.
+        self, params: Any, prompts: Prompts, group_size: int, seed: int, step: int, first: int = 0
+    ) -> Rollout:
+        """Sample `group_size` plans and images for each prompt, caption-major.
 
         Args:
           params: decode weights, what `sampler.prepare` makes.
+          prompts: of a step; their indices choose the random streams.
           seed, step, first: of the random streams; `first` numbers a caption's first sample.
         """
-        parts, captions_at_once = [], max(1, self.rows_at_once // samples)
-        for i in range(0, len(indices), captions_at_once):
-            part = indices[i : i + captions_at_once]
-            keys_B = row_keys(seed, step, jnp.asarray(part, jnp.int32), samples, first)
-            drawn = self.sampler(params, prompts.batch(part), keys_B, samples)
-            # Else the loops of the next part would be given their memory before this one ends.
-            parts.append(jax.block_until_ready(drawn))
+        parts, captions_at_once = [], max(1, self.rows_at_once // group_size)
+        for start in range(0, len(prompts), captions_at_once):
+            part = prompts.take(range(start, min(start + captions_at_once, len(prompts))))
+            index_P = jnp.asarray([prompt.index for prompt in part.prompts], jnp.int32)
+            keys_B = row_keys(seed, step, index_P, group_size, first)
+            sampled = self.sampler(params, part.batch(), keys_B, group_size)
+            # Else the loops of the next part would get their memory before this one ends.
+            parts.append(jax.block_until_ready(sampled))
         return parts[0] if len(parts) == 1 else concatenate_on_mesh(parts)
 
-    def score(self, rollout: Rollout, prompts: Prompts, indices: Sequence[int]) -> ScoredRollout:
-        """Decode the images of a rollout and let the judge score every row.
+    def score(self, rollout: Rollout, prompts: Prompts) -> ScoredRollout:
+        """Decode the images of a rollout of `prompts` and let the judge score every sample.
 
-        Each process does so for its own rows; the scores of all are then known to all.
+        Each process scores rows of its own; then all get the scores of all.
         """
-        samples = rollout.rows.plan_len_B.shape[0] // len(indices)
         start = time.perf_counter()
-        captions = tuple(prompts.captions[i] for i in indices for _ in range(samples))
-        own = assigned_rows(len(captions), self.mesh)
+        B = rollout.rows.plan_len_B.shape[0]
+        prompt_B = [prompt for prompt in prompts.prompts for _ in range(B // len(prompts))]
+        own = assigned_rows(B, self.mesh)
         with raise_on_all_processes():
-            figures_NF, judged, judge_seconds = self._look(rollout, captions, own)
-        columns = dict(zip(self._figures, _exchange(figures_NF, own, len(captions)).T))
-        scores = {term: columns[term] for term in self.judge.terms}
-        return ScoredRollout(
-            rollout=rollout,
-            captions=captions,
-            caption_indices_B=np.repeat(np.asarray(indices), samples),
-            judged=judged,
-            scores=scores,
-            total_B=combine(scores, self.reward.rule, self.reward.terms),
-            plan_tokens_B=columns[_TOKENS],
-            truncated_B=columns[_TRUNCATED],
-            boxes_B=columns[_BOXES],
-            judge_seconds=judge_seconds,
-            reward_seconds=time.perf_counter() - start,
-        )
+            numbers_NF, records, judge_seconds = self._score_rows(rollout, prompt_B, own)
+        numbers_BF, K = _exchange(numbers_NF, own, B), len(self.judge.terms)
+        record_B = np.full(B, None, object)
+        for row, record in zip(own, records):
+            record_B[row] = record
+        caption_index_B = np.asarray([prompt.index for prompt in prompt_B], np.int64)
+        total_B, plan_tokens_B, truncated_B, boxes_B = numbers_BF[:, K:].T
+        table = SampleTable(
+            self.judge.terms, caption_index_B, numbers_BF[:, :K], total_B, plan_tokens_B,
+            truncated_B, boxes_B, record_B,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        return ScoredRollout(rollout, table, B // len(prompts), judge_seconds, seconds)
 
-    @property
-    def _figures(self) -> tuple[str, ...]:
-        """Names of the numbers that processes tell each other of a row."""
-        return (*self.judge.terms, _TOKENS, _TRUNCATED, _BOXES)
-
-    def _look(
-        self, rollout: Rollout, captions: Sequence[str], own: np.ndarray
-    ) -> tuple[np.ndarray, dict[int, JudgedSample], float]:
-        """Figures float32 (N, F) of the N rows `own`, what they came to, seconds of the judge."""
+    def _score_rows(
+        self, rollout: Rollout, prompt_B: Sequence[Prompt], own: np.ndarray
+    ) -> tuple[np.ndarray, list[SampleRecord], float]:
+        """For the N rows `own`: the table's columns from `scores_BK` to `boxes_B` as (N, F), the
+        records, and the seconds that the judge took."""
         rows = rollout.rows
         ids_NT, len_N = fetch_rows(rows.plan_ids_BT, own), fetch_rows(rows.plan_len_B, own)
         mask_NT = fetch_rows(rows.plan_mask_BT, own)
         texts = [self.tokenizer.decode(ids[: n - 1]) for ids, n in zip(ids_NT, len_N)]
         plans = [parse_plan(text) for text in texts]
-        images = self.painter(fetch_rows(rows.image_ids_BU, own))
-        requests = [JudgeRequest(captions[b], p, i) for b, p, i in zip(own, plans, images)]
-        asked = time.perf_counter()
-        results = tuple(self.judge.judge(requests)) if requests else ()
-        seconds = time.perf_counter() - asked
+        images = self.image_decoder(fetch_rows(rows.image_ids_BU, own))
+        captions = [prompt_B[row].caption for row in own]
+        requests = [JudgeRequest(*sample) for sample in zip(captions, plans, images)]
+        start = time.perf_counter()
+        results = self.judge.judge(requests) if requests else []
+        seconds = time.perf_counter() - start
+
         scores = stack_scores(results, self.judge.terms)
-        tokens_N = mask_NT.sum(axis=1)
-        # A forced BOI stands behind the last token that was allowed.
-        truncated_N = (len_N == mask_NT.shape[1]) & (tokens_N == len_N - 1)
-        figures = {
-            **scores,
-            _TOKENS: tokens_N,
-            _TRUNCATED: truncated_N,
-            _BOXES: np.asarray([len(plan.boxes) for plan in plans]),
-        }
-        stacked = np.stack([figures[name] for name in self._figures], axis=1).astype(np.float32)
-        parts = zip(own.tolist(), plans, images, results)
-        judged = {b: JudgedSample(plan, image, result) for b, plan, image, result in parts}
-        return stacked, judged, seconds
+        total_N = combine(scores, self.reward.rule, self.reward.terms)
+        plan_tokens_N = mask_NT.sum(axis=1)
+        # A plan that is cut off ends with a BOI that was not sampled.
+        truncated_N = (len_N == mask_NT.shape[1]) & (plan_tokens_N == len_N - 1)
+        boxes_N = np.asarray([len(plan.boxes) for plan in plans])
+        records = [
+            SampleRecord.scored(request, result, float(total))
+            for request, result, total in zip(requests, results, total_N)
+        ]
+        columns = [*scores.values(), total_N, plan_tokens_N, truncated_N, boxes_N]
+        return np.stack(columns, axis=1), records, seconds
 
 
-def _exchange(figures_NF: np.ndarray, own: np.ndarray, rows: int) -> np.ndarray:
-    """Figures float32 (B, F) of all rows, from those that each process has of its own."""
-    table = np.zeros((rows, figures_NF.shape[1] + 1), np.float32)
-    table[own, :-1], table[own, -1] = figures_NF, 1.0
+def _exchange(numbers_NF: np.ndarray, own: np.ndarray, rows: int) -> np.ndarray:
+    """Float32 (rows, F): the numbers of all rows, from what each process has of its rows `own`."""
+    table = np.zeros((rows, numbers_NF.shape[1] + 1), np.float32)
+    table[own, :-1], table[own, -1] = numbers_NF, 1.0
     tables = gather(table)
     owner_B = tables[:, :, -1].argmax(axis=0)
     return tables[owner_B, np.arange(rows), :-1]
-
-
-def take_rows(scored: ScoredRollout, index: np.ndarray) -> ScoredRollout:
-    """The rows at `index`, in its order; on a mesh they must divide over it."""
-    if np.array_equal(index, np.arange(len(scored))):
-        return scored
-    places = {int(b): place for place, b in enumerate(index)}
-    return replace(
-        scored,
-        rollout=take_on_mesh(scored.rollout, index),
-        captions=tuple(scored.captions[b] for b in index),
-        caption_indices_B=scored.caption_indices_B[index],
-        judged={places[b]: judged for b, judged in scored.judged.items() if b in places},
-        scores={name: values[index] for name, values in scored.scores.items()},
-        total_B=scored.total_B[index],
-        plan_tokens_B=scored.plan_tokens_B[index],
-        truncated_B=scored.truncated_B[index],
-        boxes_B=scored.boxes_B[index],
-    )
-
-
-def join(parts: Sequence[ScoredRollout]) -> ScoredRollout:
-    """Several rollouts as one."""
-    if not parts:
-        raise InputError("there is nothing to join")
-    if len(parts) == 1:
-        return parts[0]
-
-    def stack(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
-    return ScoredRollout(
-        rollout=concatenate_on_mesh([part.rollout for part in parts]),
-        captions=tuple(caption for part in parts for caption in part.captions),
-        caption_indices_B=stack("caption_indices_B"),
-        judged={
-            start + b: judged
-            for start, part in zip(starts, parts)
-            for b, judged in part.judged.items()
-        },
-        scores={k: np.concatenate([p.scores[k] for p in parts]) for k in parts[0].scores},
-        total_B=stack("total_B"),
-        plan_tokens_B=stack("plan_tokens_B"),
-        truncated_B=stack("truncated_B"),
-        boxes_B=stack("boxes_B"),
-        judge_seconds=sum(part.judge_seconds for part in parts),
-        reward_seconds=sum(part.reward_seconds for part in parts),
-    )
-
-
-def records(
-    scored: ScoredRollout, samples: int, advantages_B: np.ndarray, shown: int
-) -> list[SampleRecord]:
-    """The first `shown` captions' samples for the report, as far as this process judged them."""
-    found = []
-    for row in range(min(shown * samples, len(scored))):
-        if row not in scored.judged:
-            continue
-        judged = scored.judged[row]
-        plan, result = judged.plan, judged.result
-        found.append(
-            SampleRecord(
-                caption=scored.captions[row],
-                caption_index=row // samples,
-                sample_index=row % samples,
-                plan_text=plan.text,
-                planned=tuple(plan.boxes),
-                detections=tuple(result.detections),
-                scores=dict(result.scores),
-                total=float(scored.total_B[row]),
-                advantage=float(advantages_B[row]),
-                image=judged.image,
-                rationale=result.rationale,
-                raw_answers=result.raw_answers,
-            )
-        )
-    return found

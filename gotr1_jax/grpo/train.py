@@ -24,7 +24,7 @@ from gotr1_jax.grpo.evaluate import Evaluation, format_table
 from gotr1_jax.grpo.held_out import HeldOut
 from gotr1_jax.grpo.metrics import step_metrics
 from gotr1_jax.grpo.policy import merge_adapters
-from gotr1_jax.grpo.rollout import ScoredRollout, records
+from gotr1_jax.grpo.rollout import ScoredRollout
 from gotr1_jax.grpo.setup import GrpoJob, make_job
 from gotr1_jax.grpo.update import policy_batches
 from gotr1_jax.io.files import write_json_atomic
@@ -60,13 +60,13 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
         worker, learner = job.worker, job.learner
         alarms = RewardAlarms(config.reward)
         advantages = partial(group_advantages, kind=config.loss.advantage)
-        G, updates = config.rollout.samples_per_caption, config.update.updates_per_rollout
+        updates = config.update.updates_per_rollout
 
         for step in run.steps():
             pop_metrics(worker.judge)  # those of an evaluation are not this step's
             # Decode weights live no longer than the sampling.
             sample = partial(_sample_and_score, job, job.sampling_params(state), step)
-            groups = sample_groups(sample, advantages, G, config.update.resample_rounds)
+            groups = sample_groups(sample, advantages, config.update.resample_rounds)
             del sample
             sampled = run.elapsed()
             results = []
@@ -80,7 +80,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
             run.log(metrics, state.skipped_in_a_row, reward=metrics["reward/total/mean"])
             _write_samples(config, run, groups)
             total = held_out.after_step(job, state, run)
-            failure = alarms.check(groups.scored.total_B, run.note)
+            failure = alarms.check(groups.scored.table.total_B, run.note)
             run.end_step(state, score=total, failure=failure)
 
         after = held_out.evaluate("eval_after", job.sampling_params(state))
@@ -90,11 +90,11 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
 def _sample_and_score(job: GrpoJob, params: Any, step: int, resample_round: int) -> ScoredRollout:
     """One group of plans and images for each of the next captions, and their rewards."""
     G, seed = job.config.rollout.samples_per_caption, job.config.seed
-    indices = next(job.batches).indices_P.tolist()
+    prompts = job.prompts.take(next(job.batches).indices_P)
     # A caption that comes up again in a later round gets other samples.
     first_sample = resample_round * G
-    rollout = job.worker.sample(params, job.prompts, indices, G, seed, step, first_sample)
-    return job.worker.score(rollout, job.prompts, indices)
+    rollout = job.worker.sample(params, prompts, G, seed, step, first_sample)
+    return job.worker.score(rollout, prompts)
 
 
 def _write_samples(config: GrpoConfig, run: Run, groups: SampledGroups) -> None:
@@ -102,9 +102,8 @@ def _write_samples(config: GrpoConfig, run: Run, groups: SampledGroups) -> None:
     with raise_on_all_processes():
         due = run.step % config.samples_every == 0 or run.step in (1, config.steps)
         if due and is_main_process():
-            G, shown = config.rollout.samples_per_caption, config.evaluation.shown
-            kept = records(groups.scored, G, groups.advantages_B, shown)
-            write_samples(run.dir.samples, run.step, kept)
+            records = groups.scored.records(config.evaluation.shown, groups.advantages_B)
+            write_samples(run.dir.samples, run.step, records)
 
 
 def _finish(

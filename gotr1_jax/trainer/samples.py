@@ -1,4 +1,4 @@
-"""Samples of a step for people to look at: images and `samples.jsonl`, written and read."""
+"""Samples of a step, to look at: images and `samples.jsonl`, written and read."""
 
 from __future__ import annotations
 
@@ -18,32 +18,57 @@ from PIL import Image
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import plain_json, raise_write_errors
 from gotr1_jax.plan import Box
-from gotr1_jax.rewards.base import boxes_from_json, boxes_to_json, result_from_json
+from gotr1_jax.rewards.base import (
+    JudgeRequest,
+    JudgeResult,
+    boxes_from_json,
+    boxes_to_json,
+    result_from_json,
+)
 
 _RECORDS_NAME = "samples.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRecord:
-    """One sample of one caption, as a person wants to look at it.
+    """One sample of a caption and what the judge said of it.
 
-    `planned` are the boxes of the plan and `detections` those the judge found in the image, each
-    with its object's name, in 0..999 of the image's width and height. `scores` holds every
-    reward term by name, `total` their combination; NaN where it could not be scored.
+    Boxes are in 0..999 of the image's width and height, each with its object's name.
+
+    Attributes:
+      caption_index, sample_index: which caption of the step, which sample of that caption.
+      planned: boxes of the plan.
+      detections: boxes that the judge found in the image.
+      scores: every reward term by name; NaN where it could not be scored. total: combined.
+      rationale: the judge's reasons, one line.
+      raw_answers: a model's answers by term.
+      image: uint8 (H, W, 3).
     """
 
     caption: str
-    caption_index: int  # which caption of the step
-    sample_index: int  # which sample of the caption
+    caption_index: int = 0
+    sample_index: int = 0
     plan_text: str
     planned: tuple[tuple[str, Box], ...]
     detections: tuple[tuple[str, Box], ...]
     scores: Mapping[str, float]
     total: float
-    advantage: float
-    image: np.ndarray = field(repr=False)  # uint8 (H, W, 3)
-    rationale: str = ""  # the judge's reasons, one line
-    raw_answers: Mapping[str, str] = field(default_factory=dict)  # a model's answers by term
+    advantage: float = 0.0
+    rationale: str = ""
+    raw_answers: Mapping[str, str] = field(default_factory=dict)
+    image: np.ndarray = field(repr=False)
+
+    @classmethod
+    def scored(cls, request: JudgeRequest, result: JudgeResult, total: float) -> SampleRecord:
+        """The record of a sample that was judged."""
+        return cls(
+            caption=request.caption,
+            plan_text=request.plan.text,
+            planned=tuple(request.plan.boxes),
+            image=request.image,
+            total=total,
+            **vars(result),
+        )
 
     @property
     def image_name(self) -> str:
@@ -60,10 +85,8 @@ def write_samples(
 ) -> Path:
     """Writes a step's samples, images and `samples.jsonl`; returns their folder.
 
-    The folder is `step_000010`, or `name` for samples that belong to no step.
-
-    The folder appears whole or not at all; one of the same step that a resumed run writes again
-    is replaced. Raises RunError when it cannot be written.
+    The folder is `step_000010`, or `name` for samples that belong to no step. It appears whole or
+    not at all, and replaces one of the same name. Raises RunError when it cannot be written.
     """
     folder = Path(samples_dir) / name if name is not None else step_folder(Path(samples_dir), step)
     temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
@@ -102,7 +125,7 @@ def sample_steps(samples_dir: Path | str) -> dict[int, Path]:
 
 
 def drop_samples_after(samples_dir: Path | str, step: int) -> None:
-    """Removes the samples of later steps than the one a run goes on from."""
+    """Removes the samples of steps after `step`, from which a run is resumed."""
     for later, folder in sample_steps(samples_dir).items():
         if later > step:
             shutil.rmtree(folder, ignore_errors=True)
@@ -117,41 +140,23 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _to_json(record: SampleRecord) -> dict[str, Any]:
-    return plain_json(
-        {
-            "caption": record.caption,
-            "caption_index": record.caption_index,
-            "sample_index": record.sample_index,
-            "plan_text": record.plan_text,
-            "planned": boxes_to_json(record.planned),
-            "detections": boxes_to_json(record.detections),
-            "scores": record.scores,
-            "total": record.total,
-            "advantage": record.advantage,
-            "rationale": record.rationale,
-            "raw_answers": record.raw_answers,
-            "image": record.image_name,
-        }
-    )
+    boxes = {name: boxes_to_json(getattr(record, name)) for name in ("planned", "detections")}
+    return plain_json(vars(record) | boxes | {"image": record.image_name})
 
 
 def _from_json(line: Mapping[str, Any], folder: Path) -> SampleRecord:
     with Image.open(folder / line["image"]) as raw_image:
         image = np.asarray(raw_image.convert("RGB"))
-    result = result_from_json(line)
     return SampleRecord(
         caption=line["caption"],
         caption_index=line["caption_index"],
         sample_index=line["sample_index"],
         plan_text=line["plan_text"],
         planned=boxes_from_json(line["planned"]),
-        detections=result.detections,
-        scores=result.scores,
         total=_number(line["total"]),
         advantage=_number(line["advantage"]),
         image=image,
-        rationale=result.rationale,
-        raw_answers=result.raw_answers,
+        **vars(result_from_json(line)),
     )
 
 
