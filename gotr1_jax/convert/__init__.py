@@ -1,1 +1,1 @@
-"""Reading and writing Hugging Face checkpoints; the only place that knows foreign tensor names."""
+"""Reading and writing Hugging Face checkpoints; the only unit that knows their tensor names."""

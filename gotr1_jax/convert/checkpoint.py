@@ -35,7 +35,7 @@ from gotr1_jax.models.siglip import JanusUnderstanding
 from gotr1_jax.models.vq import VQModel
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer
 
-# Files about text and images that go with the weights, copied as they are.
+# Tokenizer and processor files that go with the weights.
 COPIED_FILES = (
     TOKENIZER_FILE,
     "tokenizer_config.json",
@@ -108,7 +108,7 @@ def load_checkpoint(
       shardings: for a part, the tree of its parameters' shardings (structure of its state); each
         device then reads its own slices only. Without it arrays lie on the default device.
 
-    Raises InputError, in one line, for a directory that is no checkpoint, for a file that is
+    Raises InputError, in one line, for a directory without a checkpoint, for a file that is
     missing, truncated or corrupt, and for unknown, missing, doubled and misshapen tensors.
     """
     opened = open_checkpoint(path, parts)

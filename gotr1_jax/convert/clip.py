@@ -1,4 +1,4 @@
-"""Reading HPS v2.1, and CLIP checkpoints of its kind, and converting it.
+"""Reading HPS v2.1 and other CLIP checkpoints, and converting HPS v2.1.
 
     checkpoint = load_clip("HPS_v2.1_compressed.pt", jnp.bfloat16)
     clip = checkpoint.module()
@@ -34,7 +34,7 @@ from gotr1_jax.tokenizers.clip import ClipTokenizer
 
 HPS_FILE = "HPS_v2.1_compressed.pt"
 _TREE, _SECTION = "clip", "state_dict"
-# Our size -> (key in a section of config.json, its value where the file leaves it out).
+# Field of ClipTowerConfig -> key in a section of config.json.
 _TOWER_KEYS = {
     "width": "hidden_size",
     "mlp_size": "intermediate_size",
@@ -171,7 +171,7 @@ def read_clip_config(path: str | Path, hps_config: ClipConfig = VIT_H_14) -> Cli
 def read_vocabulary(
     path: str | Path, config: ClipConfig, vocabulary: str | Path | None = None
 ) -> ClipTokenizer:
-    """The tokenizer for the weights at `path`, from `vocabulary` or from beside them."""
+    """The tokenizer for the weights at `path`, from `vocabulary` or from the same folder."""
     path = Path(path)
     place = vocabulary or (path.parent if path.is_file() else path)
     return ClipTokenizer.from_path(place, config.vocab_size, config.context_length)
@@ -192,14 +192,14 @@ def convert_hps(
 ) -> Path:
     """Writes the weights at `source` as a directory in the format of `transformers.CLIPModel`.
 
-    Tensor after tensor is copied: no more than one is in memory. The vocabulary is written
-    beside the weights, so that the directory is all that a judge needs.
+    Tensor after tensor is copied: no more than one is in memory. The vocabulary is written into
+    the same directory, so that a judge needs nothing else.
 
     Args:
       source: what `load_clip` reads.
       target: the directory; it appears whole or not at all. One that was converted earlier is
         replaced.
-      vocabulary: file or directory (see `ClipTokenizer.from_path`); None looks beside `source`.
+      vocabulary: file or directory (see `ClipTokenizer.from_path`); None: next to `source`.
       dtype: "bfloat16" or "float32", of the stored weights.
 
     Returns `target`. Raises InputError as `load_clip` does, and if there is no vocabulary or the
@@ -255,7 +255,7 @@ def clip_config_to_json(config: ClipConfig, dtype: str) -> dict[str, Any]:
     """The config.json of a CLIPModel of these sizes."""
 
     def tower(sizes: ClipTowerConfig) -> dict[str, Any]:
-        named = {theirs: getattr(sizes, ours) for ours, theirs in _TOWER_KEYS.items()}
+        named = {key: getattr(sizes, field) for field, key in _TOWER_KEYS.items()}
         extra = {"hidden_act": "gelu", "layer_norm_eps": sizes.norm_eps}
         return {**named, **extra, "projection_dim": config.embedding_size}
 
@@ -283,7 +283,7 @@ def _tower(section: Mapping[str, Any], where: str) -> ClipTowerConfig:
     eps = positive_number({"layer_norm_eps": 1e-5, **section}, "layer_norm_eps", where)
     if eps >= 1:
         raise ValueError(f"{where}.layer_norm_eps is {eps!r}; a small number is needed")
-    sizes = {ours: whole_number(section, theirs, where) for ours, theirs in _TOWER_KEYS.items()}
+    sizes = {field: whole_number(section, key, where) for field, key in _TOWER_KEYS.items()}
     return ClipTowerConfig(**sizes, norm_eps=eps)
 
 
@@ -303,5 +303,5 @@ def _checked_tensors(
 
 def _renamed(old: Source, new: Source, tensors: Mapping[str, Tensor]) -> np.ndarray:
     """The values of `new`, which holds what `old` holds."""
-    ours = model_view(old, tensors)
-    return ours if new.axes is None else ours.transpose(np.argsort(new.axes))
+    values = model_view(old, tensors)
+    return values if new.axes is None else values.transpose(np.argsort(new.axes))

@@ -1,8 +1,8 @@
-"""`gotr1 convert`: any checkpoint that this project reads, as one of its own.
+"""`gotr1 convert`: writes any checkpoint that this project reads in the released layout.
 
-Its own layout is the released one: for a policy config.json ("multi_modality"), safetensors,
-tokenizer and processor files. Judges convert too: a Qwen2.5-VL keeps its layout, under its first
-released names; HPS v2.1's pickle becomes a directory of `transformers.CLIPModel`.
+For a policy that is config.json ("multi_modality"), safetensors, tokenizer and processor files.
+Judges are converted too: Qwen2.5-VL to its first released names, HPS v2.1's pickle to a directory
+in the format of `transformers.CLIPModel`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where to and how: shared with `gotr1 export`."""
+    """Arguments about the target, which `gotr1 export` has too."""
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new directory")
     parser.add_argument(
         "--dtype", help=f"{' or '.join(DTYPES)}; without it each tensor keeps its own"
@@ -48,7 +48,7 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Convert, and say in one line what was written."""
+    """Converts, and prints one line about what was written."""
     check_dtype(options.dtype)
     shard_size = parse_size(options.shard_size)
     # Imported late: a wrong argument is answered without waiting for jax.
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 class _Megabytes:
-    """A progress line that is told bytes done and bytes in all; there from the first call on."""
+    """A progress line, called with (bytes done, all bytes); shown from the first call on."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -126,13 +126,13 @@ def check_dtype(dtype: str | None) -> None:
 
 
 def check_target(target: Path, source: Path) -> None:
-    """InputError where the result would take the place of what it is made from."""
+    """InputError where the target is the source."""
     if target.resolve() == source.resolve():
         raise InputError(f"--to {target} is the source itself; choose another directory")
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "5GB", "500 MB" or "1000"; InputError for anything else and for nothing."""
+    """Bytes of "5GB", "500 MB" or "1000"; InputError for anything else and for 0."""
     number = text.strip().upper().rstrip("BKMGT").strip()
     unit = text.strip().upper()[len(number) :].strip()
     try:
@@ -140,5 +140,5 @@ def parse_size(text: str) -> int:
     except (KeyError, ValueError, OverflowError):
         size = 0
     if size < 1:
-        raise InputError(f"--shard-size {text!r} is no size; write 5GB or 500MB")
+        raise InputError(f"--shard-size {text!r} is not a size; write 5GB or 500MB")
     return size

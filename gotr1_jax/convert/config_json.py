@@ -1,8 +1,8 @@
 """config.json of a checkpoint <-> JanusConfig, in the released format and the Hugging Face port's.
 
 Released files leave out what equals a default: the 7B's `language_config` holds three numbers,
-the rest is Llama's. Our own sizes are written through the same keys, those of a VQ-16 or of a
-SigLIP tower of another size under names of their own, which released files do not have.
+the rest is Llama's. Sizes of a VQ-16 or a SigLIP tower that no released model has are written under
+additional keys.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from gotr1_jax.convert.names import Format
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, SiglipConfig, VQConfig
 
-IMAGE_SIZE = 384  # of the images that released checkpoints generate; they do not say it
+IMAGE_SIZE = 384  # of generated images; released files do not state it
 
-# Our field -> (key in gen_vision_config.params, other keys that mean the same).
+# Field of VQConfig -> (key in gen_vision_config.params, other keys that mean the same).
 _VQ_KEYS: dict[str, tuple[str, ...]] = {
     "codebook_size": ("image_token_size", "codebook_size"),
     "code_dim": ("n_embed", "codebook_embed_dim"),
@@ -28,7 +28,7 @@ _VQ_KEYS: dict[str, tuple[str, ...]] = {
     "num_res_blocks": ("num_res_blocks",),
     "norm_groups": ("norm_groups",),
 }
-# Settings of the VQ's training, of no meaning once it is trained.
+# Settings of the VQ's training only.
 _VQ_IGNORED = {
     "codebook_l2_norm",
     "codebook_show_usage",
@@ -129,7 +129,7 @@ def config_to_json(config: JanusConfig, dtype: str) -> dict[str, Any]:
 
 
 def llama_to_json(decoder: DecoderConfig) -> dict[str, Any]:
-    """The decoder's sizes in the words of a Llama configuration, which both forms use."""
+    """The decoder's sizes under the keys of a Llama configuration, which both formats use."""
     return {
         "hidden_size": decoder.hidden_size,
         "intermediate_size": decoder.mlp_size,
@@ -154,7 +154,7 @@ def _parse_original(data: Mapping[str, Any]) -> JanusConfig:
         int(params.get("image_size", IMAGE_SIZE)),
     )
     D = decoder.hidden_size
-    # What the other sections repeat has to agree; where they are silent, there is nothing to check.
+    # Values that other sections repeat must agree, where they are given.
     for name, key, value in (
         ("gen_head_config", "image_token_size", vq.codebook_size),
         ("gen_head_config", "n_embed", D),
@@ -190,7 +190,7 @@ def _parse_hf(data: Mapping[str, Any]) -> JanusConfig:
     )
     port = section(data, "vq_config") if data.get("vq_config") else {}
     expect(port, "double_latent", False, "vq_config")
-    vq = VQConfig(**{ours: _value(port[key]) for ours, key in _HF_VQ_KEYS.items() if key in port})
+    vq = VQConfig(**{field: _value(port[key]) for field, key in _HF_VQ_KEYS.items() if key in port})
     # The port takes the number of image tokens a side from the understanding tower.
     image_size = siglip.image_size // siglip.patch_size * vq.downsampling
     return JanusConfig(decoder, vq, siglip, image_size)
@@ -242,7 +242,7 @@ def vq_from_json(params: Mapping[str, Any]) -> VQConfig:
 
 
 def vq_to_json(vq: VQConfig, image_size: int) -> dict[str, Any]:
-    """A VQ-16's own values are left out, as in released files, but for the two they do name."""
+    """gen_vision_config.params; a VQ-16's values are left out but for the two in released files."""
     usual = VQConfig()
     params = {
         keys[0]: value
@@ -256,7 +256,7 @@ def vq_to_json(vq: VQConfig, image_size: int) -> dict[str, Any]:
 
 
 def _siglip_from_json(params: Mapping[str, Any]) -> SiglipConfig:
-    given = {ours: int(params[key]) for ours, key in _SIGLIP_KEYS.items() if key in params}
+    given = {field: int(params[key]) for field, key in _SIGLIP_KEYS.items() if key in params}
     name = params.get("model_name")
     if name is None:
         return SiglipConfig(**given)
@@ -279,13 +279,13 @@ def _siglip_to_json(siglip: SiglipConfig) -> dict[str, Any]:
             "select_feature": "same",
             "select_layer": -1,
         }
-    return {key: getattr(siglip, ours) for ours, key in _SIGLIP_KEYS.items()}
+    return {key: getattr(siglip, field) for field, key in _SIGLIP_KEYS.items()}
 
 
 def _params(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     params = section(data, key).get("params", {})
     if not isinstance(params, dict):
-        raise ValueError(f"{key}.params is no JSON object")
+        raise ValueError(f"{key}.params is not a JSON object")
     return params
 
 

@@ -1,7 +1,7 @@
-"""Copies between layouts at about the speed of memory.
+"""Transposing copies, tile by tile.
 
-Numpy copies a transposed view element by element along whole rows: every element comes from
-another cache line. Copied tile by tile, each line is used up while it is still near.
+Numpy copies a transposed view along whole rows, so every element comes from another cache line.
+Tiles use all elements of a cache line while it is in the cache.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 _TILE = (1024, 64)  # of the last two axes; measured best for 2 and for 4 bytes an element
-_ALIGNMENT = 64  # bytes: what a CPU device asks of memory that it takes over
+_ALIGNMENT = 64  # bytes; JAX's CPU device needs it to use memory without a copy
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 def empty_aligned(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """An uninitialised array that a CPU device can take over without a copy."""
+    """An uninitialised array that a CPU device can use without a copy."""
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
@@ -29,7 +29,7 @@ def empty_aligned(shape: Sequence[int], dtype: Any) -> np.ndarray:
 def copy_into(target: np.ndarray, view: np.ndarray) -> None:
     """target[...] = view, cast to target's dtype; `view` may be transposed."""
     if target.dtype == view.dtype:
-        # Numpy knows no fast way for bfloat16; bits of the same size it does.
+        # Numpy copies bfloat16 slowly; integers of the same size are fast.
         bits = _UNSIGNED[target.dtype.itemsize]
         target, view = target.view(bits), view.view(bits)
     if view.ndim < 2 or view.flags.c_contiguous:
@@ -43,7 +43,7 @@ def copy_into(target: np.ndarray, view: np.ndarray) -> None:
             if target.dtype == view.dtype:
                 target[tile] = view[tile]
             else:
-                # Cast in the order of memory first, then turn.
+                # Cast in the order of memory first, then transpose.
                 axes = np.argsort(view.strides, kind="stable")[::-1]
                 packed = np.ascontiguousarray(view[tile].transpose(axes)).astype(target.dtype)
                 target[tile] = packed.transpose(np.argsort(axes))

@@ -1,4 +1,4 @@
-"""What a user calls a checkpoint: a directory, a training run, or an id of the Hugging Face hub."""
+"""Finding the checkpoint that a user names: a directory, a run directory, or a hub id."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.io.hub import fetch_snapshot, is_hub_id
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "shapes"
-"""The checkpoint that the package brings along."""
+"""The checkpoint that comes with the package."""
 CONFIG_FILE = "config.json"
 RUN_CONFIG, RUN_MODEL = "config.yaml", "model"  # of a training run's directory
 # Files of a hub repository that are fetched: weights in either form, sizes, text and images.
@@ -26,12 +26,11 @@ def find_checkpoint(path: str | Path | None, revision: str | None = None) -> Pat
     Args:
       path: None for the embedded one, a directory, the directory of a training run (its
         finished model is meant), or where no such directory exists an id "org/name" of the hub.
-        A hub checkpoint lies in the hub's own cache, and is fetched only if it is not there;
-        HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN are honored.
+        It is fetched into the hub's cache if it is not there (see `io.hub.fetch_snapshot`).
       revision: branch, tag or commit of a hub id.
 
-    Raises InputError for a run that has no finished model, for an id that cannot be fetched, and
-    for a revision of what is no hub id; RunError for a full disk.
+    Raises InputError for a run without a finished model, for an id that cannot be fetched, and
+    for a revision of something else than a hub id; RunError for a full disk.
     """
     if path is None:
         return EMBEDDED
@@ -51,7 +50,7 @@ def _fetched(hub_id: str, revision: str | None) -> Path:
     folder = fetch_snapshot(hub_id, revision, NEEDED_FILES, "model")
     what = hub_id if revision is None else f"{hub_id} at revision {revision}"
     if not (folder / CONFIG_FILE).is_file():
-        raise InputError(f"{what} is no checkpoint: it holds no {CONFIG_FILE}")
+        raise InputError(f"{what} is not a checkpoint: it holds no {CONFIG_FILE}")
     return folder
 
 

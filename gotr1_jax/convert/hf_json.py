@@ -10,7 +10,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.tokenizers.janus import SpecialIds
 
-GUIDANCE = 5  # the weight that released checkpoints paint with
+GUIDANCE = 5  # classifier-free guidance weight of released checkpoints
 
 
 def config_to_hf_json(
@@ -18,8 +18,8 @@ def config_to_hf_json(
 ) -> dict[str, Any]:
     """config.json of the port.
 
-    What its class would fill in wrongly is spelt out: embeddings are not tied, and the
-    placeholder's id is this vocabulary's. Raises InputError for sizes that it has no words for.
+    Defaults of its class that would be wrong are stated: embeddings are not tied, and the
+    placeholder's id is this vocabulary's. Raises InputError for sizes that it cannot express.
     """
     decoder, vq, siglip = config.decoder, config.vq, config.siglip
     D = decoder.hidden_size
@@ -89,7 +89,7 @@ def generation_to_json(specials: SpecialIds) -> dict[str, Any]:
 
 
 def _check_understood(config: JanusConfig, data: dict[str, Any]) -> None:
-    """Reading back what would be written has to give the same sizes."""
+    """That reading `data` back gives the same sizes."""
     if config.decoder.qkv_bias or config.decoder.tie_embeddings:
         raise InputError("the Hugging Face port has neither q, k, v biases nor tied embeddings")
     given, read = asdict(config), asdict(parse_config(data, "config.json")[0])
@@ -104,6 +104,6 @@ def _check_understood(config: JanusConfig, data: dict[str, Any]) -> None:
         ]
     if faults:
         raise InputError(
-            f"the Hugging Face port has no words for this model's {', '.join(faults)}; "
+            f"the Hugging Face port cannot express this model's {', '.join(faults)}; "
             "export it with --format original"
         )

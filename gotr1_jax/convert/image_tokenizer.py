@@ -1,7 +1,7 @@
 """The image tokenizer alone: what `gotr1 train vq` writes and `gotr1 train sft` starts from.
 
-The folder is a released-format checkpoint that holds the `gen_vision_model.*` tensors and the
-`gen_vision_config` section only; a whole checkpoint is read just as well.
+The folder is a checkpoint in the released format with the `gen_vision_model.*` tensors and the
+`gen_vision_config` section only. Complete checkpoints are read too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ImageTokenizer:
 
 
 def load_vq(path: str | Path, dtype: Any = jnp.float32) -> ImageTokenizer:
-    """Read the image tokenizer of a checkpoint folder, whole or tokenizer-only.
+    """Reads the image tokenizer of a checkpoint folder.
 
     Raises InputError in one line for what is missing, unknown or misshapen.
     """
@@ -66,7 +66,7 @@ def load_vq(path: str | Path, dtype: Any = jnp.float32) -> ImageTokenizer:
 def save_vq(
     directory: str | Path, config: VQConfig, image_size: int, state: Any, dtype: str = "float32"
 ) -> Path:
-    """Write the image tokenizer alone; the folder appears whole or not at all."""
+    """Writes the image tokenizer alone; the folder appears whole or not at all."""
     section = {"cls": "VQ-16", "model_type": "gen_vision"}
     data = {
         "model_type": "multi_modality",

@@ -1,6 +1,6 @@
-"""A checkpoint directory, opened and checked: sizes, naming, every name, shape and dtype.
+"""Opening and checking a checkpoint directory: sizes, and every tensor's name, shape and dtype.
 
-Nothing large is read: tensors are views of the files, fetched when somebody asks for them.
+Nothing large is read: tensors are views of the files.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ PARTS = ("policy", "vq", "understanding")
 
 @dataclass(frozen=True)
 class OpenCheckpoint:
-    """What a directory holds.
+    """A checkpoint directory whose tensors were checked but not read.
 
     Attributes:
       path: the directory.
       data: its config.json.
       config: sizes.
-      form: naming scheme, "original" or "hf".
-      tensors: everything stored, by name.
+      form: naming scheme: "original" (as DeepSeek released it) or "hf" (transformers' port).
+      tensors: all stored tensors, by name.
       parts: which of "policy", "vq", "understanding" it holds, in that order.
       unused: names of the stored tensors that no part uses.
     """
@@ -55,19 +55,19 @@ class OpenCheckpoint:
 
     @property
     def naming(self) -> Naming:
-        """Rules of its names."""
+        """Rules for the names of its tensors."""
         return NAMING[self.form]
 
     @cached_property
     def leaves(self) -> dict[str, Shape]:
-        """Shapes of our arrays that it holds, by dotted path."""
+        """Shapes of the parameters that it holds, by dotted path."""
         return part_shapes({part: abstract_state(part, self.config) for part in self.parts})
 
 
 def open_checkpoint(path: str | Path, parts: Sequence[str] = ("policy",)) -> OpenCheckpoint:
-    """Opens a checkpoint that must hold `parts` whole; what it holds of the others, too.
+    """Opens a checkpoint that must hold `parts` completely, and may hold other parts.
 
-    Raises InputError, in one line, for a directory that is no checkpoint, for a file that is
+    Raises InputError, in one line, for a directory without a checkpoint, for a file that is
     missing, truncated or corrupt, for a tokenizer that does not fit, and for unknown, missing,
     doubled and misshapen tensors.
     """

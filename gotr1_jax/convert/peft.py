@@ -37,9 +37,9 @@ def save_adapters(
       adapters: for the dotted path of each adapted kernel ("policy.decoder.layers.q.kernel"),
         A (L, in, rank) and B (L, rank, out), float32: W gets alpha / rank · A @ B.
       lora: rank and alpha.
-      base: what the adapters belong to, a directory or hub id; it is written down only.
+      base: the model of the adapters, a directory or hub id; it is stored, not read.
 
-    Raises InputError for a target that is somebody's work, RunError if it cannot be written.
+    Raises InputError for a target that holds something else, RunError if it cannot be written.
     """
     if not adapters:
         raise InputError("there are no adapters to export")

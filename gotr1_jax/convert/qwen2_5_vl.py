@@ -42,7 +42,7 @@ from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
 from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.tokenizers.qwen import QwenTokenizer
 
-# Where the image settings are: a file of their own, or a part of the processor's.
+# The image settings are in a separate file or in a part of the processor's.
 PIXELS_FILE, PROCESSOR_FILE, PIXELS_PART = (
     "preprocessor_config.json", "processor_config.json", "image_processor",
 )  # fmt: skip
@@ -92,7 +92,7 @@ NESTED = replace(
     RELEASED,
     rewrites=((r"^visual\.", "model.visual."), (r"^model\.(?!visual\.)", "model.language_model.")),
 )
-"""The naming of newer `transformers`: the model's two halves side by side."""
+"""The naming of newer `transformers`, with a prefix for each of the model's two parts."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def load_qwen(path: str | Path, dtype: Any = jnp.bfloat16, shardings: Any = None
       shardings: tree of shardings like `abstract_state`; each device then reads its own slices
         only. Without it arrays lie on the default device.
 
-    Raises InputError, in one line, for a directory that is no such checkpoint, for a file that
+    Raises InputError, in one line, for a directory without such a checkpoint, for a file that
     is missing, truncated or corrupt, and for unknown, missing and misshapen tensors.
     """
     path = Path(path)
@@ -186,7 +186,7 @@ def convert_qwen(
     shard_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Writes the checkpoint at `source` anew at `target`, under the released names.
+    """Writes the checkpoint at `source` to `target`, under the released names.
 
     Tensor after tensor is viewed in its file, cast and written: no device is used and no more
     than one is in memory. The directory appears whole or not at all. Returns the number
@@ -198,7 +198,7 @@ def convert_qwen(
       shard_size: bytes above which weights are split into shards; None keeps one file.
       progress: called with (bytes written, all bytes) after every tensor.
 
-    Raises InputError for a source that is no such checkpoint and for a target that holds
+    Raises InputError for a source without such a checkpoint and for a target that holds
     something else; RunError if it cannot be written.
     """
     source = Path(source)

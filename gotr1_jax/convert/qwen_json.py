@@ -1,9 +1,8 @@
-"""config.json and preprocessor_config.json of Qwen2.5-VL -> our sizes, and back.
+"""config.json and preprocessor_config.json of Qwen2.5-VL <-> configuration classes.
 
-The released config.json is flat, with a `vision_config`; `transformers` 5 writes a `text_config`
-beside it. Defaults of that library's classes differ from the released models, so nothing that a
-file must say is ever filled in, and a key that is not known is refused: it may ask for an
-arithmetic that this port does not do.
+The released config.json is flat, with a `vision_config`; `transformers` 5 adds a `text_config`.
+Defaults of that library's classes differ from the released models, so a missing value is never
+filled in, and an unknown key is refused: it may ask for arithmetic that is not implemented.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig
 
 MODEL_TYPE = "qwen2_5_vl"
-# Keys of no meaning for a forward pass, in any section.
+# Keys of any section that do not change a forward pass.
 _IGNORED = {
     "architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward",
     "dtype", "eos_token_id", "id2label", "image_token_id", "initializer_range",
@@ -66,8 +65,8 @@ _BICUBIC = 3
 def parse_qwen_config(data: Any, source: str) -> QwenConfig:
     """Sizes from a parsed config.json; `source` names the file in error messages.
 
-    Raises InputError for another kind of model, for a value that is missing or of the wrong
-    type, and for a key or value that asks for something else than Qwen2.5-VL.
+    Raises InputError for another kind of model, for a missing value or one of the wrong type, and
+    for a key or value that Qwen2.5-VL does not have.
     """
     if not isinstance(data, dict) or data.get("model_type") != MODEL_TYPE:
         kind = data.get("model_type") if isinstance(data, dict) else None
@@ -98,7 +97,7 @@ def qwen_config_to_json(config: QwenConfig, ids: Mapping[str, int], dtype: str) 
         "model_type": MODEL_TYPE,
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "torch_dtype": dtype,
-        **{key: getattr(text, ours) for ours, key in _TEXT_SIZES.items()},
+        **{key: getattr(text, field) for field, key in _TEXT_SIZES.items()},
         "hidden_act": "silu",
         "rms_norm_eps": text.norm_eps,
         "rope_theta": text.rope_theta,
@@ -107,8 +106,8 @@ def qwen_config_to_json(config: QwenConfig, ids: Mapping[str, int], dtype: str) 
         "use_sliding_window": False,
         **ids,
         "vision_config": {
-            **{key: getattr(vision, ours) for ours, key in _VISION_SIZES.items()},
-            **{key: getattr(geometry, ours) for ours, key in _GEOMETRY_SIZES.items()},
+            **{key: getattr(vision, field) for field, key in _VISION_SIZES.items()},
+            **{key: getattr(geometry, field) for field, key in _GEOMETRY_SIZES.items()},
             "fullatt_block_indexes": list(vision.full_attention),
             "hidden_act": "silu",
             "in_chans": 3,
@@ -132,10 +131,10 @@ def parse_preprocessing(data: Any, geometry: Geometry, source: str) -> Preproces
         expect(data, "resample", _BICUBIC)
         if not math.isclose(data.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
             raise ValueError(f"rescale_factor is {data['rescale_factor']}; 1/255 is needed")
-        for ours in ("patch_size", "merge_size", "temporal_patch_size"):
-            if whole_number(data, ours) != getattr(geometry, ours):
+        for field in ("patch_size", "merge_size", "temporal_patch_size"):
+            if whole_number(data, field) != getattr(geometry, field):
                 raise ValueError(
-                    f"{ours} is {data[ours]}, but the vision tower has {getattr(geometry, ours)}"
+                    f"{field} is {data[field]}, but the vision tower has {getattr(geometry, field)}"
                 )
         low = _bound(data, "min_pixels", "shortest_edge")
         high = _bound(data, "max_pixels", "longest_edge")
@@ -151,10 +150,10 @@ def _parse_text(text: Mapping[str, Any], tied: bool) -> DecoderConfig:
     if any(kind != "full_attention" for kind in text.get("layer_types") or ()):
         raise ValueError("layer_types: only full_attention is known")
     mrope, theta = _parse_rope(text)
-    sizes = {ours: whole_number(text, key) for ours, key in _TEXT_SIZES.items()}
+    sizes = {field: whole_number(text, key) for field, key in _TEXT_SIZES.items()}
     if sizes["hidden_size"] % sizes["num_heads"]:
         raise ValueError(
-            f"hidden_size {sizes['hidden_size']} is no multiple of num_attention_heads "
+            f"hidden_size {sizes['hidden_size']} is not a multiple of num_attention_heads "
             f"{sizes['num_heads']}"
         )
     return DecoderConfig(
@@ -196,17 +195,17 @@ def _parse_vision(vision: Mapping[str, Any]) -> QwenVisionConfig:
         raise ValueError(f"rope_parameters {rope} of the vision tower are not supported")
     theta = QwenVisionConfig.rope_theta
     return QwenVisionConfig(
-        **{ours: whole_number(vision, key) for ours, key in _VISION_SIZES.items()},
+        **{field: whole_number(vision, key) for field, key in _VISION_SIZES.items()},
         full_attention=tuple(blocks),
         geometry=Geometry(
-            **{ours: whole_number(vision, key) for ours, key in _GEOMETRY_SIZES.items()}
+            **{field: whole_number(vision, key) for field, key in _GEOMETRY_SIZES.items()}
         ),
         rope_theta=positive_number(rope, "rope_theta") if "rope_theta" in rope else theta,
     )
 
 
 def _bound(data: Mapping[str, Any], key: str, in_size: str) -> int:
-    """A bound on pixels; newer files say it as an "edge" in `size`, though it is an area."""
+    """A bound on pixels; newer files name it an "edge" in `size`, though it is an area."""
     if data.get(key) is not None:
         return whole_number(data, key)
     return whole_number(data.get("size") or {}, in_size)

@@ -119,7 +119,9 @@ def _read_index(path: Path) -> dict[str, str]:
     names = index.values() if isinstance(index, dict) else [None]
     # A name with a path in it could point anywhere on the machine.
     if not index or not all(isinstance(n, str) and Path(n).name == n for n in names):
-        raise InputError(f"{path} is not a readable index of shards: its weight_map is no map")
+        raise InputError(
+            f"{path} is not a readable index of shards: its weight_map is not a map of files"
+        )
     return index
 
 
@@ -135,7 +137,7 @@ def _read_safetensors(file: Path) -> Iterator[Tensor]:
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"{file} is corrupt: its header is no JSON") from error
+        raise InputError(f"{file} is corrupt: its header is not JSON") from error
     start, available = 8 + length, size - 8 - length
     data = np.memmap(file, np.uint8, "r", start) if available else np.empty(0, np.uint8)
     end_of_all = 0

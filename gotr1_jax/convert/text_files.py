@@ -1,7 +1,7 @@
-"""Tokenizer and processor files of a checkpoint, in the words of the form that it is written in.
+"""Tokenizer and processor files of a checkpoint, in either format.
 
-tokenizer.json is copied as it is, always. The small files beside it name classes: the released
-ones those of Janus's own code, the port's those of `transformers`.
+tokenizer.json is always copied unchanged. The smaller files name classes: the released files those
+of Janus's code, the port's files those of `transformers`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gotr1_jax.io.files import read_json_object, write_json
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TOKENIZER_FILE, TextTokenizer
 
 SHARED_FILES = (TOKENIZER_FILE, "special_tokens_map.json", "added_tokens.json")
-"""Mean the same in both forms."""
+"""The same in both formats."""
 SAME_FORM_FILES = (
     "tokenizer_config.json",
     "processor_config.json",
@@ -26,7 +26,7 @@ SAME_FORM_FILES = (
     "chat_template.json",
     "chat_template.jinja",
 )
-"""Copied where the form stays; made anew where it changes."""
+"""Copied where the format stays the same, else written for the new one."""
 _TOKENIZER, _PROCESSOR, _IMAGES = SAME_FORM_FILES[:3]
 _IMAGE_KEYS = (
     "min_size", "image_mean", "image_std", "rescale_factor", "do_normalize", "background_color",
@@ -37,7 +37,7 @@ _PORT_TOKENS = {"image_token": "image", "boi_token": "boi", "eoi_token": "eoi"}
 def write_text_files(opened: OpenCheckpoint, form: Format, folder: Path) -> None:
     """Puts the files that go with the weights of `opened` into `folder`.
 
-    Raises InputError for a file that is no JSON object, OSError.
+    Raises InputError for a file that does not hold a JSON object, OSError.
     """
     same = opened.form == form
     copy_files(opened.path, SHARED_FILES + (SAME_FORM_FILES if same else ()), folder)
@@ -110,7 +110,7 @@ def _released_files(opened: OpenCheckpoint) -> dict[str, Any]:
 
 
 def _image_values(old: dict[str, Any]) -> dict[str, Any]:
-    """How pixels are prepared; what a file does not say is what released ones do."""
+    """How pixels are prepared; missing values are those of the released files."""
     usual = {
         "min_size": 14,
         "image_mean": [0.5, 0.5, 0.5],

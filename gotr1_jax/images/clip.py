@@ -22,7 +22,7 @@ def clip_pixels(image: np.ndarray, size: int = 224) -> np.ndarray:
     is filled in before normalising. ValueError for an array of another kind.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
-        raise ValueError(f"{image.dtype} {image.shape} is no image: uint8 (H, W, 3) is needed")
+        raise ValueError(f"{image.dtype} {image.shape} is not an image: uint8 (H, W, 3) is needed")
     height, width, _ = image.shape
     factor = size / max(height, width)
     # Python's rounding (halves to even) is the reference's, and so is the odd pixel's place.

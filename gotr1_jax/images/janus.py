@@ -86,7 +86,7 @@ def read_settings(directory: Path, size: int) -> ImageSettings:
     if not data and processor.get("image_processor") is not None:
         file, data = directory / PROCESSOR_FILE, processor["image_processor"]
         if not isinstance(data, dict):
-            raise InputError(f"{file}: image_processor is no JSON object")
+            raise InputError(f"{file}: image_processor is not a JSON object")
     kind = data.get("image_processor_type")
     if kind is not None and kind not in _TYPES:
         raise InputError(f"{file}: image_processor_type {kind!r} is not Janus's")
@@ -135,7 +135,7 @@ def decode_image(source: Path | BinaryIO, name: str) -> Image.Image:
         with warnings.catch_warnings(action="ignore"), Image.open(source) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except Image.UnidentifiedImageError as error:
-        raise InputError(f"{name} is no image in a known format") from error
+        raise InputError(f"{name} is not an image in a known format") from error
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         raise InputError(f"the image {name} cannot be read: {reason}") from error
@@ -200,7 +200,7 @@ def _stated_size(data: Mapping[str, Any], file: Path) -> int | None:
     if isinstance(size, dict):
         sides = {_whole(size, key, 0, file) for key in ("height", "width") if size.get(key)}
         if len(sides) != 1:
-            raise InputError(f"{file}: size {size!r} is no square")
+            raise InputError(f"{file}: size {size!r} is not square")
         return sides.pop()
     if size is None and data.get("image_size") is None:
         return None

@@ -41,7 +41,8 @@ class Geometry:
             raise ValueError(f"{self}: sizes are 1 or more")
         if self.window_size < self.unit_size or self.window_size % self.unit_size:
             raise ValueError(
-                f"window_size {self.window_size} is no multiple of a unit's {self.unit_size} pixels"
+                f"window_size {self.window_size} is not a multiple of a unit's "
+                f"{self.unit_size} pixels"
             )
 
     @property
@@ -83,7 +84,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if not 0 < self.min_pixels <= self.max_pixels:
-            raise ValueError(f"pixels from {self.min_pixels} to {self.max_pixels} are no range")
+            raise ValueError(f"pixels from {self.min_pixels} to {self.max_pixels} are not a range")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Images of any sizes in arrays of one shape, and their places in rows of text.
+"""Packing images of different sizes into arrays of one shape, and their places in the text.
 
-Everything that depends on an image's size is worked out here, in integers, so that the model's
-programs see static shapes. Letters: R rows of patches, N patches of a row, E values of a patch,
+Everything that depends on an image's size is computed here with numpy, so that the model is
+compiled for static shapes. Letters: R rows of patches, N patches of a row, E values of a patch,
 W windows of a row, J slots of a window, U units of a row (N / unit_patches), P images, B rows
 of text, S their length.
 """
@@ -94,13 +94,13 @@ def assign_rows(grids: Sequence[Grid], geometry: Geometry, shape: RowShape) -> l
 def pack_images(
     images: Sequence[QwenImage], geometry: Geometry, shape: RowShape, rows: int
 ) -> PackedImages:
-    """Images in `rows` rows of `shape`, as `assign_rows` lays them; empty rows are padding.
+    """Images in `rows` rows of `shape`, as `assign_rows` places them; empty rows are padding.
 
     Raises ValueError for an image larger than a row and for too few rows.
     """
     per_unit, N = geometry.unit_patches, shape.patches
     if N % per_unit:
-        raise ValueError(f"a row of {N} patches is no whole number of units of {per_unit}")
+        raise ValueError(f"a row of {N} patches is not a whole number of units of {per_unit}")
     grids = tuple(image.grid for image in images)
     assigned = assign_rows(grids, geometry, shape)
     if max(assigned, default=0) >= rows:

@@ -156,8 +156,8 @@ def atomic_folder(target: Path, marker: str | None = None) -> Iterator[Path]:
     """
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; choose a directory")
-    foreign = marker is not None and target.is_dir() and not (target / marker).is_file()
-    if foreign and any(target.iterdir()):
+    unmarked = marker is not None and target.is_dir() and not (target / marker).is_file()
+    if unmarked and any(target.iterdir()):
         raise InputError(f"{target} is not empty and holds no {marker}; choose another directory")
     temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
     old = target.with_name(f".{target.name}.old{os.getpid()}")

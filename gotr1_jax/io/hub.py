@@ -1,4 +1,4 @@
-"""Files of a Hugging Face hub repository, from the hub's own cache or fetched into it."""
+"""Files of a Hugging Face hub repository, from the local cache or downloaded into it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Literal
 from gotr1_jax.errors import InputError, RunError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_CALLED = {"model": "checkpoint", "dataset": "data"}
+_CONTENT = {"model": "checkpoint", "dataset": "data"}
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is spelled like an id "org/name" (a path may be spelled so too)."""
+    """Whether a name has the form "org/name" (a path may have it too)."""
     return _HUB_ID.fullmatch(name) is not None
 
 
@@ -23,12 +23,12 @@ def fetch_snapshot(
 ) -> Path:
     """The local folder of a repository, with the files that fit `patterns`.
 
-    It lies in the hub's cache, and is fetched only if it is not there; HF_HOME, HF_HUB_CACHE,
+    It is downloaded into the hub's cache if it is not there yet; HF_HOME, HF_HUB_CACHE,
     HF_HUB_OFFLINE and HF_TOKEN are honored. `revision` is a branch, tag or commit; None is main.
 
-    Raises InputError in one line where it cannot be had; RunError for a full disk.
+    Raises InputError in one line if it cannot be found or reached; RunError for a full disk.
     """
-    # Imported late: what lies on the disk needs no network library.
+    # Imported late: local files need no network library.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -39,7 +39,7 @@ def fetch_snapshot(
         RevisionNotFoundError,
     )
 
-    called = _CALLED[kind]
+    content = _CONTENT[kind]
     what = hub_id if revision is None else f"{hub_id} at revision {revision}"
     try:
         found = snapshot_download(
@@ -51,14 +51,14 @@ def fetch_snapshot(
         ) from error
     except RepositoryNotFoundError as error:
         raise InputError(
-            f"no {called} at {hub_id}: there is no such directory, and the hub has no such "
+            f"no {content} at {hub_id}: there is no such directory, and the hub has no such "
             f"{kind} (a private one needs HF_TOKEN)"
         ) from error
     except RevisionNotFoundError as error:
         raise InputError(f"{hub_id} has no revision {revision}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError) as error:
         raise InputError(
-            f"no {called} at {what}: there is no such directory, it is not in the hub's cache, "
+            f"no {content} at {what}: there is no such directory, it is not in the hub's cache, "
             "and the hub cannot be reached (is HF_HUB_OFFLINE set?)"
         ) from error
     except OSError as error:

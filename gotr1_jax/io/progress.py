@@ -28,15 +28,15 @@ class Progress:
         every_seconds: float = 10.0,
         stream: TextIO | None = None,
     ) -> None:
-        """Starts to count.
+        """Starts the display.
 
         Args:
-            label: what is done.
+            label: name of the work.
             total: the last step.
-            start: the step that a resumed run goes on from.
-            unit: of what is counted, in the singular.
+            start: the step at which a resumed run starts.
+            unit: of the steps, in the singular.
             every_seconds: time between two plain lines.
-            stream: where to; None is standard error.
+            stream: None is standard error.
         """
         self._stream = sys.stderr if stream is None else stream
         self._label, self._total, self._done = label, total, start
@@ -60,7 +60,7 @@ class Progress:
         self.close()
 
     def update(self, step: int, **values: float) -> None:
-        """Says that `step` is done; `values` are shown beside it, `reward=0.4`."""
+        """Shows that `step` is done, with `values` such as `reward=0.4`."""
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self._bar is not None:
             self._bar.set_postfix_str(shown, refresh=False)

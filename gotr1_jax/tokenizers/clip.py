@@ -1,7 +1,7 @@
 """CLIP's text: captions as 77 ids, by byte-level BPE in lower case.
 
-CLIP's vocabulary follows from its list of merges alone: 256 bytes, 256 bytes that end a word, one
-entry a merge, start, end. So any file that holds the merges will do, and nothing else is read:
+The BPE is that of the `tokenizers` library. CLIP's vocabulary follows from its list of merges: 256
+bytes, 256 bytes that end a word, one entry a merge, start, end. So only the merges are read, from
 `merges.txt` or `tokenizer.json` of any CLIP checkpoint on Hugging Face (CLIP has one vocabulary),
 or `bpe_simple_vocab_16e6.txt.gz` of OpenAI's CLIP and of open_clip, which lists more merges than
 CLIP uses.
@@ -21,6 +21,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.files import read_json
 
 VOCABULARY_FILES = (
     "merges.txt",
@@ -33,8 +34,8 @@ VOCABULARY_FILES = (
 START, END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _WORD_END = "</w>"
-# What ftfy, which the reference cleans captions with, does to correct text: quotes are straight,
-# ligatures and full-width characters ordinary, control characters dropped.
+# What ftfy, the reference's cleaner of captions, does to valid text: straight quotes, ordinary
+# characters for ligatures and full-width ones, no control characters.
 _COMPOSED = [
     *(0x132, 0x133, *range(0x1C4, 0x1CD), *range(0x1F1, 0x1F4), *range(0xFB00, 0xFB07), 0x3000),
     *range(0xFF01, 0xFFF0),
@@ -78,9 +79,9 @@ class ClipTokenizer:
                 end_of_word_suffix=_WORD_END,
             )
         except Exception as error:  # tokenizers raises bare Exception
-            raise InputError(f"{source} is no vocabulary of CLIP: {error}") from error
+            raise InputError(f"{source} is not a vocabulary of CLIP: {error}") from error
         if len(self.vocabulary) != len(names):
-            raise InputError(f"{source} is no vocabulary of CLIP: it makes a token twice")
+            raise InputError(f"{source} is not a vocabulary of CLIP: a token occurs twice")
         self._bpe = Tokenizer(bpe)
         self._bpe.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -104,7 +105,7 @@ class ClipTokenizer:
         """
         file = find_vocabulary(path)
         count = vocab_size - 2 * len(byte_alphabet()) - 2
-        merges = _read_json(file) if file.suffix == ".json" else _read_lines(file)
+        merges = _read_tokenizer_json(file) if file.suffix == ".json" else _read_merges(file)
         if len(merges) < count:
             raise InputError(
                 f"{file} holds {len(merges)} merges, but a vocabulary of {vocab_size} has {count}"
@@ -143,13 +144,8 @@ def clean(caption: str) -> str:
 
 
 def byte_alphabet() -> list[str]:
-    """The 256 letters that stand for bytes, in the order of their ids.
-
-    Printable Latin-1 bytes stand for themselves and come first; the others follow as the
-    letters from U+0100 on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [chr(i) for i in [*printable, *range(0x100, 0x200 - len(printable))]]
+    """The 256 letters that stand for bytes, in the order of their ids."""
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def find_vocabulary(path: str | Path) -> Path:
@@ -167,36 +163,34 @@ def find_vocabulary(path: str | Path) -> Path:
     )
 
 
-def _read_lines(file: Path) -> list[str]:
+def _read_merges(file: Path) -> list[str]:
     """Merges of a text file, one a line, packed or not; a first line with its version is none."""
     try:
         data = file.read_bytes()
         text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{file} is truncated or no gzip file: {error}") from error
+        raise InputError(f"{file} is truncated or not a gzip file: {error}") from error
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is no list of merges: it is not UTF-8 text") from error
+        raise InputError(f"{file} is not a list of merges: it is not UTF-8 text") from error
     lines = text.split("\n")
     return lines[1 if "#version" in lines[0] else 0 : None if lines[-1] else -1]
 
 
-def _read_json(file: Path) -> list[str] | list[list[str]]:
+def _read_tokenizer_json(file: Path) -> list[str] | list[list[str]]:
     """Merges of a tokenizer.json, as "left right" or as pairs."""
     try:
-        merges = json.loads(file.read_text(encoding="utf-8"))["model"]["merges"]
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is no tokenizer with merges: {error!r}") from error
+        merges = read_json(file)["model"]["merges"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{file} is not a tokenizer with merges: {error!r}") from error
     if not isinstance(merges, list):
-        raise InputError(f"{file} is no tokenizer with merges")
+        raise InputError(f"{file} is not a tokenizer with merges")
     return merges
 
 
 def _pair(merge: str | list[str], file: Path) -> tuple[str, str]:
     parts = merge.split() if isinstance(merge, str) else merge
     if len(parts) != 2:
-        raise InputError(f"{file} is no vocabulary of CLIP: {merge!r} is no merge of two")
+        raise InputError(f"{file} is not a vocabulary of CLIP: {merge!r} is not a merge of two")
     return parts[0], parts[1]

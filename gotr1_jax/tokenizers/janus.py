@@ -1,4 +1,4 @@
-"""Captions and plans as token ids: tokenizers by string, chat formats.
+"""Janus's tokenizer and chat formats: captions, questions and plans as token ids.
 
 Every special id is looked up by its string, because the ids differ between released checkpoints.
 `tokenizer.json` is loaded as it is: `transformers` rebuilds the class that the released
@@ -48,7 +48,7 @@ TEMPLATES = {
 """Names for the prompts of released models."""
 
 MAX_PROMPT_TOKENS = 2048
-"""Longest prompt that `TextTokenizer.encode_prompt` accepts unless told otherwise."""
+"""Default limit of `TextTokenizer.encode_prompt`."""
 
 TOKENIZER_FILE = "tokenizer.json"
 PLAN_TOKENS = (BOX_START, BOX_END, OBJ_START, OBJ_END)
@@ -86,9 +86,9 @@ class TextTokenizer:
     """
 
     def __init__(self, data: str, source: str = TOKENIZER_FILE) -> None:
-        """Args: the text of a tokenizer.json, and its name for error messages.
+        """Reads the text of a tokenizer.json; `source` is its name in error messages.
 
-        Raises InputError when the text is no tokenizer or a special token is missing.
+        Raises InputError when the text is not a tokenizer or a special token is missing.
         """
         try:
             self._full = Tokenizer.from_str(data)
@@ -132,9 +132,9 @@ class TextTokenizer:
     ) -> list[int]:
         """Ids of a caption in a template, BOS in front.
 
-        Control tokens come from the template alone. Text in the caption that spells one, whole,
-        nested or completed by the template, is encoded as the ordinary characters it consists
-        of; every other caption is encoded exactly as the tokenizer does by itself.
+        Control tokens come from the template alone. Text in the caption that spells one, alone,
+        nested or together with the template, is encoded as ordinary characters; every other
+        caption is encoded exactly as by the tokenizer itself.
         Raises InputError for a caption that is empty, not valid Unicode or too long.
         """
         format_prompt(caption, template)
@@ -181,7 +181,7 @@ class TextTokenizer:
         return self._encode_around(text, _find(text, self._plan_tokens), self._plan_tokens)
 
     def decode(self, ids: Iterable[int], keep_special: bool = False) -> str:
-        """Text of token ids; ids without a string give nothing, bytes that are no UTF-8 give �.
+        """Text of token ids; ids without a string are dropped, bytes that are not UTF-8 give �.
 
         The marks of a plan are always kept; the other special tokens only if `keep_special`.
         """
@@ -220,12 +220,12 @@ class TextTokenizer:
 
 
 def add_plan_tokens(data: str) -> str:
-    """The text of a tokenizer.json with the control tokens of a plan, behind all that it has.
+    """The text of a tokenizer.json with the control tokens of a plan added after all others.
 
-    A Janus-Pro tokenizer becomes GoT-R1's so; the ids fall on spare rows of the embedding.
+    It turns a Janus-Pro tokenizer into GoT-R1's; the new ids use spare rows of the embedding.
     """
     tokenizer = Tokenizer.from_str(data)
-    # Not special to the tokenizer: whoever decodes a plan wants to see them.
+    # Not special to the tokenizer: decoded plans must show them.
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in PLAN_TOKENS])
     return tokenizer.to_str(pretty=True)
 
@@ -239,7 +239,7 @@ def format_prompt(caption: str, template: str = GOTR1_TEMPLATE) -> str:
         raise InputError(f"a prompt template needs {{caption}} exactly once: {template!r}")
     _check_unicode(caption, "caption")
     if not caption.strip():
-        raise InputError("the caption is empty; give a few words to paint")
+        raise InputError("the caption is empty; give a few words")
     return template.replace("{caption}", caption.strip())
 
 
@@ -269,8 +269,8 @@ def _is_control(token: dict[str, Any]) -> bool:
 def _without(spec: dict[str, Any], control: Sequence[str]) -> dict[str, Any]:
     """The tokenizer `spec` with its control tokens under names that no text can hold.
 
-    Renaming keeps every id where it is, which removing them would not. The model's own
-    vocabulary may hold them too.
+    Renaming keeps all ids, which removing them would not. The model's vocabulary may hold them
+    too.
     """
     nonce = secrets.token_hex(16)
     renamed = {text: f"\x00{nonce}:{i}\x00" for i, text in enumerate(control)}

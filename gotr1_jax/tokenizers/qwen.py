@@ -59,9 +59,9 @@ class QwenTokenizer:
     """
 
     def __init__(self, data: str, source: str = "tokenizer.json") -> None:
-        """Args: the text of a tokenizer.json, and its name for error messages.
+        """Reads the text of a tokenizer.json; `source` is its name in error messages.
 
-        Raises InputError when the text is no tokenizer or a special token is missing.
+        Raises InputError when the text is not a tokenizer or a special token is missing.
         """
         try:
             self._tokenizer = Tokenizer.from_str(data)
@@ -87,7 +87,7 @@ class QwenTokenizer:
         return cls(read_text(file, "tokenizer"), str(file))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of text that holds no control tokens, whatever it spells."""
+        """Ids of text; control tokens spelled out in it are encoded as ordinary characters."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_chat(self, message: Sequence[str | ImageTokens], system: str = SYSTEM) -> list[int]:
@@ -105,7 +105,7 @@ class QwenTokenizer:
         return self._join(parts)
 
     def encode_opening(self, text: str, system: str = SYSTEM) -> list[int]:
-        """Ids of how a user's message begins."""
+        """Ids of the beginning of a chat: the system message and the user's first text."""
         return self._join([*self._opening(system), text])
 
     def _opening(self, system: str) -> list[str | int]:
@@ -113,11 +113,11 @@ class QwenTokenizer:
         return [start, f"system\n{system}", end, "\n", start, "user\n"]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids without special tokens; ids without a string give nothing."""
+        """Text of token ids without special tokens; ids without a string are dropped."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def _join(self, parts: Sequence[str | int]) -> list[int]:
-        """Ids of text and control tokens; neighboring texts are one, as in a written chat."""
+        """Ids of text and control tokens; adjacent texts are encoded as one."""
         ids: list[int] = []
         text = ""
         for part in parts:

@@ -107,7 +107,7 @@ def test_bad_sources_are_one_line_and_leave_nothing(
 def test_bad_arguments(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--dtype int8 cannot be written; choose float32 or"):
         convert(tiny, tmp_path / "out", "--dtype", "int8")
-    with pytest.raises(InputError, match="is no size"):
+    with pytest.raises(InputError, match="is not a size"):
         convert(tiny, tmp_path / "out", "--shard-size", "many")
     with pytest.raises(InputError, match="is the source itself"):
         convert(tiny, tiny)

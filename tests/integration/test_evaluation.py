@@ -254,7 +254,7 @@ def test_bad_input_is_one_line(
     (images / "8.png").write_bytes(b"no")
     dpg = ["--prompts", prompts / "dpg", *table, "--n", "1", *ask]
     assert evaluate("dpg", *base, *dpg) == 2
-    one_line(capsys, r"8\.png is no image in a known format")
+    one_line(capsys, r"8\.png is not an image in a known format")
     monkeypatch.setattr("gotr1_jax.evaluation.torch_models.find_spec", lambda name: None)
     assert evaluate("geneval", *base, "--prompts", lines) == 2
     one_line(capsys, r"needs torch: pip install 'gotr1_jax\[eval\]', or use --scorer judge")

@@ -166,5 +166,5 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "5 apples", "-1GB", "0", "inf", "nan"])
 def test_no_sizes(text: str) -> None:
-    with pytest.raises(InputError, match="is no size"):
+    with pytest.raises(InputError, match="is not a size"):
         convert_checkpoint.parse_size(text)

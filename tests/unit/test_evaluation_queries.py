@@ -107,7 +107,7 @@ def test_answers_of_earlier_versions_are_found() -> None:
 
 def test_images_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG no")
-    with pytest.raises(InputError, match=r"a\.png is no image") as error:
+    with pytest.raises(InputError, match=r"a\.png is not an image") as error:
         read_image(tmp_path / "a.png")
     assert "\n" not in str(error.value)
 

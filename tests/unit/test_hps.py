@@ -109,7 +109,7 @@ def test_pixels_by_hand() -> None:
 
 @pytest.mark.parametrize("shape, dtype", [((4, 4), "uint8"), ((4, 4, 3), "float32")])
 def test_pixels_refuse_what_is_no_image(shape: tuple[int, ...], dtype: str) -> None:
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(ValueError, match="not an image"):
         clip_pixels(np.zeros(shape, dtype))
 
 
@@ -380,11 +380,11 @@ def broken_vocabulary(kind: str, tmp_path: Path) -> Path:
         ("absent", "no CLIP vocabulary in .*merges.txt.*bpe_simple_vocab_16e6.txt.gz"),
         ("too short", "holds 29 merges, but a vocabulary of 546 has 32"),
         ("an image", "not UTF-8"),
-        ("no pairs", "'words are here' is no merge of two"),
-        ("not built up", "no vocabulary of CLIP"),
-        ("twice", "makes a token twice"),
-        ("truncated", "truncated or no gzip"),
-        ("json", "no tokenizer with merges"),
+        ("no pairs", "'words are here' is not a merge of two"),
+        ("not built up", "not a vocabulary of CLIP"),
+        ("twice", "a token occurs twice"),
+        ("truncated", "truncated or not a gzip"),
+        ("json", "not a tokenizer with merges"),
     ],
 )
 def test_wrong_vocabulary(kind: str, says: str, tmp_path: Path, directory: Path) -> None:

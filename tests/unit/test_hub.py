@@ -63,7 +63,7 @@ def test_a_path_is_no_id(cache: Path, path: str) -> None:
 
 def test_a_snapshot_without_config_is_no_checkpoint(cache: Path) -> None:
     (cache / "config.json").unlink()
-    with pytest.raises(InputError, match="org/name is no checkpoint: it holds no config.json"):
+    with pytest.raises(InputError, match="org/name is not a checkpoint: it holds no config.json"):
         find_checkpoint("org/name")
 
 

@@ -158,7 +158,7 @@ def test_the_configuration_written_is_read() -> None:
         ({"vision_config.out_hidden_size": 2048}, "gives vectors of 2048"),
         ({"vision_config.fullatt_block_indexes": [32]}, "full attention in blocks [32]"),
         ({"vision_config.fullatt_block_indexes": None}, "needs fullatt_block_indexes"),
-        ({"vision_config.window_size": 100}, "window_size 100 is no multiple"),
+        ({"vision_config.window_size": 100}, "window_size 100 is not a multiple"),
         ({"vision_config.in_chans": 1}, "in_chans is 1; 3 is needed"),
         ({"vision_config.deepstack_visual_indexes": [5]}, "vision_config has the unknown key deep"),
         (
@@ -329,7 +329,7 @@ def test_a_state_that_does_not_fit_is_not_written(checkpoint: Path, tmp_path: Pa
     [
         ({"patch_size": 16}, "patch_size is 16, but the vision tower has 14"),
         ({"max_pixels": None}, "longest_edge is None"),
-        ({"min_pixels": 10**9}, "are no range"),
+        ({"min_pixels": 10**9}, "are not a range"),
         ({"image_mean": 0.5}, "image_mean is 0.5; three numbers"),
         ({"rescale_factor": 1.0}, "1/255 is needed"),
         ({"resample": 2}, "resample is 2; 3 is needed"),

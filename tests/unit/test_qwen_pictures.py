@@ -160,7 +160,7 @@ def test_units_come_back_in_reading_order() -> None:
 def test_images_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="need 2 rows, not 1"):
         pack_images([image((2, 2))] * 2, SMALL, RowShape(16, 1), 1)
-    with pytest.raises(ValueError, match="no whole number of units"):
+    with pytest.raises(ValueError, match="not a whole number of units"):
         pack_images([image((1, 1))], SMALL, RowShape(18, 1), 1)
     empty = pack_images([], SMALL, RowShape(16, 1), 1)
     assert empty.batch.patches_RNE.shape == (1, 16, 12) and empty.starts_P.shape == (0,)
