@@ -147,7 +147,7 @@ def test_the_configuration_written_is_read() -> None:
         ({"rope_theta": None}, "rope_theta is None; a number above 0"),
         ({"rms_norm_eps": None}, "rms_norm_eps is None"),
         ({"num_key_value_heads": "4"}, "num_key_value_heads is '4'; a whole number"),
-        ({"num_attention_heads": 27}, "no multiple of num_attention_heads 27"),
+        ({"num_attention_heads": 27}, "not a multiple of num_attention_heads 27"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; 'silu' is needed"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"layer_types": ["sliding_attention"]}, "only full_attention"),
