@@ -7,7 +7,7 @@ from typing import Any
 
 from gotr1_jax.convert.config_json import llama_to_json, parse_config
 from gotr1_jax.errors import InputError
-from gotr1_jax.models.config import JanusConfig
+from gotr1_jax.models.config import JanusConfig, SiglipConfig, VQConfig
 from gotr1_jax.tokenizers.janus import SpecialIds
 
 GUIDANCE = 5  # classifier-free guidance weight of released checkpoints
@@ -21,8 +21,7 @@ def config_to_hf_json(
     Defaults of its class that would be wrong are stated: embeddings are not tied, and the
     placeholder's id is this vocabulary's. Raises InputError for sizes that it cannot express.
     """
-    decoder, vq, siglip = config.decoder, config.vq, config.siglip
-    D = decoder.hidden_size
+    D = config.decoder.hidden_size
     data = {
         "architectures": ["JanusForConditionalGeneration"],
         "model_type": "janus",
@@ -33,7 +32,7 @@ def config_to_hf_json(
             "model_type": "llama",
             "dtype": dtype,
             "hidden_act": "silu",
-            **llama_to_json(decoder),
+            **llama_to_json(config.decoder),
             "max_position_embeddings": max_positions,
             "attention_bias": False,
             "mlp_bias": False,
@@ -42,39 +41,47 @@ def config_to_hf_json(
             "eos_token_id": specials.eos,
             "pad_token_id": specials.pad,
         },
-        "vision_config": {
-            "model_type": "janus_vision_model",
-            "hidden_size": siglip.width,
-            "mlp_ratio": siglip.mlp_size / siglip.width,
-            "num_hidden_layers": siglip.num_layers,
-            "num_attention_heads": siglip.num_heads,
-            "image_size": siglip.image_size,
-            "patch_size": siglip.patch_size,
-            "layer_norm_eps": siglip.norm_eps,
-            "num_image_tokens": (siglip.image_size // siglip.patch_size) ** 2,
-            "hidden_act": "gelu",
-            "attention_bias": True,
-            "use_qk_norm": False,
-            "projection_dim": D,
-            "depth": 2,
-        },
-        "vq_config": {
-            "model_type": "janus_vqgan",
-            "num_embeddings": vq.codebook_size,
-            "embed_dim": vq.code_dim,
-            "base_channels": vq.base_channels,
-            "latent_channels": vq.z_channels,
-            "channel_multiplier": list(vq.encoder_multipliers),
-            "num_res_blocks": vq.num_res_blocks,
-            "double_latent": False,
-            "num_patches": config.grid,
-            "projection_dim": D,
-            "image_token_embed_dim": D,
-            "num_hidden_layers": 2,
-        },
+        "vision_config": _vision_config(config.siglip, D),
+        "vq_config": _vq_config(config.vq, config.grid, D),
     }
     _check_understood(config, data)
     return data
+
+
+def _vision_config(siglip: SiglipConfig, D: int) -> dict[str, Any]:
+    return {
+        "model_type": "janus_vision_model",
+        "hidden_size": siglip.width,
+        "mlp_ratio": siglip.mlp_size / siglip.width,
+        "num_hidden_layers": siglip.num_layers,
+        "num_attention_heads": siglip.num_heads,
+        "image_size": siglip.image_size,
+        "patch_size": siglip.patch_size,
+        "layer_norm_eps": siglip.norm_eps,
+        "num_image_tokens": siglip.num_tokens,
+        "hidden_act": "gelu",
+        "attention_bias": True,
+        "use_qk_norm": False,
+        "projection_dim": D,
+        "depth": 2,
+    }
+
+
+def _vq_config(vq: VQConfig, grid: int, D: int) -> dict[str, Any]:
+    return {
+        "model_type": "janus_vqgan",
+        "num_embeddings": vq.codebook_size,
+        "embed_dim": vq.code_dim,
+        "base_channels": vq.base_channels,
+        "latent_channels": vq.z_channels,
+        "channel_multiplier": list(vq.encoder_multipliers),
+        "num_res_blocks": vq.num_res_blocks,
+        "double_latent": False,
+        "num_patches": grid,
+        "projection_dim": D,
+        "image_token_embed_dim": D,
+        "num_hidden_layers": 2,
+    }
 
 
 def generation_to_json(specials: SpecialIds) -> dict[str, Any]:

@@ -74,9 +74,8 @@ def group_advantages(
 def keep_groups(zero_variance_P: jax.Array, count: int) -> jax.Array:
     """Which groups an update uses: indices (count,), int32, ascending.
 
-    The first `count` groups with variance; where there are fewer, groups without variance fill
-    the places in their order. Those have advantage 0, so a run whose refill is exhausted learns
-    from less instead of ending, and the shapes stay the same.
+    The first `count` groups with variance. If there are fewer, zero-variance groups follow in
+    their order: their advantage is 0, and the shapes stay the same.
     """
     flagged_P = jnp.asarray(zero_variance_P, bool)
     if flagged_P.shape[0] < count:

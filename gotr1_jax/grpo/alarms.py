@@ -1,4 +1,4 @@
-"""What a person should hear of while a run goes on."""
+"""Alarms of a run: rewards that are all 0, a judge that fails too often."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from gotr1_jax.grpo.config import RewardConfig
 
 
 class ZeroRewardAlarm:
-    """Says when rewards have all been 0 for so many steps in a row that something is wrong."""
+    """A warning when all rewards were 0 for many steps in a row."""
 
     def __init__(self, steps: int) -> None:
-        """steps: of nothing but zeros, until it is said, and until it is said again; 0: never."""
+        """steps: zero-reward steps until the warning, and until it is repeated; 0: never."""
         self._steps = steps
         self._zeros = 0
 
     def add(self, mean: float) -> str | None:
-        """Takes in a step's mean reward, which is at least 0 for every sample; the line, or None.
+        """Takes in a step's mean reward; returns the warning, or None.
 
-        NaN, where the judge could tell nothing, is no zero.
+        Rewards are never negative, so a mean of 0 is all zeros. NaN (nothing could be scored) is
+        not 0.
         """
         self._zeros = self._zeros + 1 if mean == 0 else 0
         if not self._steps or not self._zeros or self._zeros % self._steps:
@@ -34,14 +35,14 @@ class ZeroRewardAlarm:
 
 
 class FailureTracker:
-    """Says when a judge fails too often for training to go on.
+    """Ends training when a judge fails too often.
 
-    A row has failed when a term of it is NaN (`judge/failed_frac`). The share is over all rows of
-    the last `steps` steps; nothing is said before there are as many.
+    A sample has failed if a term of it is NaN (`judge/failed_frac`). The share is over all samples
+    of the last `steps` steps, from the first full window on.
     """
 
     def __init__(self, limit: float = 0.2, steps: int = 10) -> None:
-        """limit: the share above which training is to stop, 0..1; 1 never stops it."""
+        """limit: share of failed samples above which training stops, 0..1; 1: never."""
         if not 0 <= limit <= 1 or steps < 1:
             raise InputError(
                 f"a failure limit of {limit} over {steps} steps is none; use 0 to 1 and 1 step or "

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from gotr1_jax.config import positive
+from gotr1_jax.decoding.config import LogpMode
 from gotr1_jax.errors import InputError
+from gotr1_jax.grpo.advantages import AdvantageKind
+from gotr1_jax.grpo.losses import PolicyLossConfig
 from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.rewards.base import TERMS
 from gotr1_jax.rewards.combine import check_rule
@@ -155,26 +158,15 @@ class RewardConfig:
 
 
 @dataclass(frozen=True)
-class GrpoLossConfig:
-    """The policy loss; `rl.losses` has the formulas and their sources."""
+class GrpoLossConfig(PolicyLossConfig):
+    """The policy loss, the advantages and the log-probs that it is made of."""
 
-    kind: Literal["grpo", "dapo", "dr_grpo", "gspo"] = "grpo"
-    advantage: Literal["mean", "mean_std", "leave_one_out"] = "mean_std"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    text_weight: float = 1.0
-    image_weight: float = 1.0
-    kl: Literal["none", "k1", "k2", "k3"] = "none"
-    kl_weight: float = 0.0
-    # Which log-probabilities of image tokens the ratio is made of; see `sampling.replay`.
-    logp_mode: Literal["guided", "guided_detach", "conditional"] = "conditional"
+    advantage: AdvantageKind = "mean_std"
+    # Log-probs of image tokens: guided (both branches differentiated), guided_detach or
+    # conditional.
+    logp_mode: LogpMode = "conditional"
 
     def check(self) -> None:
-        if not (0 < self.clip_low < 1 and self.clip_high > 0):
-            raise InputError(
-                f"loss.clip_low is {self.clip_low}, loss.clip_high is {self.clip_high}; "
-                "use 0 < clip_low < 1 and clip_high > 0"
-            )
         if (self.kl == "none") != (self.kl_weight == 0):
             raise InputError(
                 f"loss.kl is {self.kl!r} with loss.kl_weight {self.kl_weight}; set both or neither"
@@ -183,7 +175,7 @@ class GrpoLossConfig:
 
 @dataclass(frozen=True)
 class EntropyConfig:
-    """Adaptive entropy; the defaults are ReasonGen-R1's. See `training.entropy`."""
+    """Adaptive entropy; the defaults are ReasonGen-R1's. See `grpo.entropy`."""
 
     # Entropies, in nats a token, that the policy is held at.
     text_target: float = 2.0

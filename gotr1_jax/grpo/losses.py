@@ -8,7 +8,7 @@ statistics of micro-batches add up to those of the mini-batch.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,49 +20,45 @@ LossKind = Literal["grpo", "dapo", "dr_grpo", "gspo"]
 
 @dataclass(frozen=True)
 class PolicyLossConfig:
-    """Which policy loss, and its weights.
+    """Which policy loss, and its weights."""
 
-    Attributes:
-        kind: `grpo`: weighted mean over a sample's tokens, then mean over samples (arXiv
-            2402.03300). `dapo`: weighted mean over all tokens (arXiv 2503.14476). `dr_grpo`:
-            weighted sum over a sample's tokens / max_tokens, then mean over samples (arXiv
-            2503.20783). `gspo`: one ratio a sample, exp(weighted mean log-ratio), clipped as one
-            (arXiv 2507.18071).
-        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-        text_weight, image_weight: weight of a plan token and of an image token.
-        kl_kind: estimator of the KL to the reference, added to each token's loss.
-        kl_weight: its weight.
-        max_tokens: the constant length of `dr_grpo`.
-    """
-
+    # grpo: weighted mean over a sample's tokens, then mean over samples (arXiv 2402.03300).
+    # dapo: weighted mean over all tokens (arXiv 2503.14476). dr_grpo: weighted sum over a sample's
+    # tokens / max_tokens, then mean over samples (arXiv 2503.20783). gspo: one ratio a sample,
+    # exp(weighted mean log-ratio), clipped as one (arXiv 2507.18071).
     kind: LossKind = "grpo"
+    # The ratio is clipped to [1 - clip_low, 1 + clip_high].
     clip_low: float = 0.2
     clip_high: float = 0.2
+    # Weight of a plan token and of an image token.
     text_weight: float = 1.0
     image_weight: float = 1.0
-    kl_kind: KlKind = "none"
+    # Estimator of the KL to the reference, added to each token's loss, and its weight.
+    kl: KlKind = "none"
     kl_weight: float = 0.0
+    # The constant length of dr_grpo; in a run's configuration 0 stands for max_plan_tokens + 1.
     max_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("grpo", "dapo", "dr_grpo", "gspo"):
-            raise ValueError(f"loss kind {self.kind!r} is not grpo, dapo, dr_grpo or gspo")
-        if self.kl_kind not in ("none", "k1", "k2", "k3"):
-            raise ValueError(f"kl_kind {self.kl_kind!r} is not none, k1, k2 or k3")
-        if not 0 < self.clip_low <= 1 or self.clip_high <= 0:
+        if self.kind not in get_args(LossKind):
+            raise ValueError(f"kind is {self.kind!r}; use {', '.join(get_args(LossKind))}")
+        if self.kl not in get_args(KlKind):
+            raise ValueError(f"kl is {self.kl!r}; use {', '.join(get_args(KlKind))}")
+        if not 0 < self.clip_low < 1 or not self.clip_high > 0:
             raise ValueError(
-                f"clip_low {self.clip_low} must lie in (0, 1], clip_high {self.clip_high} above 0"
+                f"clip_low is {self.clip_low}, clip_high is {self.clip_high}; use 0 < clip_low < 1 "
+                "and clip_high > 0"
             )
         weights = (self.text_weight, self.image_weight)
         if min(weights) < 0 or max(weights) == 0:
             raise ValueError(
-                f"text_weight {self.text_weight} and image_weight {self.image_weight} must not be"
-                " negative nor both 0"
+                f"text_weight is {self.text_weight}, image_weight is {self.image_weight}; neither "
+                "may be negative, nor both 0"
             )
-        if self.kl_weight < 0:
-            raise ValueError(f"kl_weight {self.kl_weight} must not be negative")
-        if self.kind == "dr_grpo" and self.max_tokens < 1:
-            raise ValueError(f"dr_grpo divides by max_tokens, which is {self.max_tokens}")
+        if self.kl_weight < 0 or self.max_tokens < 0:
+            raise ValueError(
+                f"kl_weight is {self.kl_weight}, max_tokens is {self.max_tokens}; use 0 or more"
+            )
 
 
 @jax.tree_util.register_dataclass
@@ -168,6 +164,8 @@ def policy_loss(
     weight_B = jnp.maximum(weight_BN.sum(axis=1), 1e-9)
     adv_B = jnp.where(batch.row_mask_B, batch.advantages_B, 0.0).astype(jnp.float32)
 
+    if config.kind == "dr_grpo" and config.max_tokens < 1:
+        raise ValueError("dr_grpo divides by max_tokens, which is 0")
     if config.kind == "gspo":
         mean_B = (weight_BN * log_ratio_BN).sum(axis=1) / weight_B
         surrogate_B, clipped_B = clipped_surrogate(mean_B, adv_B, config)
@@ -178,11 +176,11 @@ def policy_loss(
         token_loss_BN, clipped_BN = clipped_surrogate(log_ratio_BN, adv_B[:, None], config)
 
     kl_BN = None
-    if config.kl_kind != "none":
+    if config.kl != "none":
         if batch.ref_logp_BN is None:
-            raise ValueError(f"kl_kind {config.kl_kind!r} needs the reference's log-probabilities")
+            raise ValueError(f"kl {config.kl!r} needs the reference's log-probabilities")
         ref_logp_BN = jax.lax.stop_gradient(masked(batch.ref_logp_BN))
-        kl_BN = kl_estimate(logp_BN, ref_logp_BN, config.kl_kind)
+        kl_BN = kl_estimate(logp_BN, ref_logp_BN, config.kl)
         token_loss_BN = token_loss_BN + config.kl_weight * kl_BN
 
     loss = _reduce(weight_BN * token_loss_BN, weight_B, config, normalisers)

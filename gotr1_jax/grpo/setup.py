@@ -17,7 +17,6 @@ from gotr1_jax.data.captions import read_captions
 from gotr1_jax.data.pipeline import caption_batches
 from gotr1_jax.grpo.config import CaptionsConfig, EvaluationConfig, GrpoConfig
 from gotr1_jax.grpo.entropy import new_entropy_state
-from gotr1_jax.grpo.losses import PolicyLossConfig
 from gotr1_jax.grpo.policy import SplitPolicy, load_policy
 from gotr1_jax.grpo.rollout import Prompts, RolloutWorker, encode_captions
 from gotr1_jax.grpo.update import Learner, make_policy_step, make_token_logps
@@ -158,21 +157,12 @@ def make_learner(
     """The compiled updates of a job; the arrays of `policy` may be abstract."""
     rollout, loss = config.rollout, config.loss
     settings = replace(rollout.sampling.logp_settings, mode=loss.logp_mode)
-    loss_config = PolicyLossConfig(
-        kind=loss.kind,
-        clip_low=loss.clip_low,
-        clip_high=loss.clip_high,
-        text_weight=loss.text_weight,
-        image_weight=loss.image_weight,
-        kl_kind=loss.kl,
-        kl_weight=loss.kl_weight,
-        max_tokens=rollout.max_plan_tokens + 1,
-    )
+    loss = replace(loss, max_tokens=loss.max_tokens or rollout.max_plan_tokens + 1)
     graphdef, micro = policy.graphdef, config.update.micro_batch
     return Learner(
         token_logps=make_token_logps(graphdef, specials, settings, micro),
         update=make_policy_step(
-            graphdef, optimizer, specials, settings, loss_config, micro, config.entropy
+            graphdef, optimizer, specials, settings, loss, micro, config.entropy
         ),
         reference=reference,
     )

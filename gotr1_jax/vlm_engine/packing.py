@@ -127,12 +127,12 @@ def _settle(node: _Node, rows: Sequence[QuestionTokens], final: bool) -> _Node:
     """The cheaper of one group for all and the groups so far; a single loose row stays loose."""
     depth = node.depth
     everything = [*node.loose, *(i for group in node.groups for i in group.members)]
-    together = depth + sum(rows[i].size - depth for i in everything)
+    joint = depth + sum(rows[i].size - depth for i in everything)
     # A single row may find no other further up: it counts whole.
     apart = node.cost + depth * bool(node.loose)
     apart += sum(rows[i].size - depth for i in node.loose)
-    if node.groups and together <= apart:
-        return _Node(depth, [PrefixGroup(depth, tuple(sorted(everything)))], together)
+    if node.groups and joint <= apart:
+        return _Node(depth, [PrefixGroup(depth, tuple(sorted(everything)))], joint)
     if len(node.loose) > 1 or (final and node.loose):
         cost = node.cost + depth + sum(rows[i].size - depth for i in node.loose)
         return _Node(depth, [*node.groups, PrefixGroup(depth, tuple(sorted(node.loose)))], cost)

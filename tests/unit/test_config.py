@@ -99,7 +99,7 @@ FAULTS = {
     ),
     "kl without weight": ({"loss.kl": "k3"}, "loss.kl is 'k3' with loss.kl_weight 0.0; set both"),
     "weight without kl": ({"loss.kl_weight": 0.1}, "loss.kl is 'none' with loss.kl_weight 0.1"),
-    "clip": ({"loss.clip_low": 1.0}, "loss.clip_low is 1.0"),
+    "clip": ({"loss.clip_low": 1.0}, "loss: clip_low is 1.0"),
     "guidance": ({"rollout.guidance": 0.5}, "rollout.guidance is 0.5; use 1"),
     "no temperature": ({"rollout.image_temperature": 0}, "rollout.image_temperature is 0.0"),
     "no step": ({"steps": 0}, "steps is 0; it must be above 0"),

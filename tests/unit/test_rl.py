@@ -191,9 +191,7 @@ def test_kl_joins_the_loss_by_the_same_mean(kind, expected):
     batch = hand_batch(advantages_B=jnp.zeros(2))
     reference = batch.logp_BN - jnp.where(batch.is_image_BN, 0.0, math.log(2))
     batch = dataclasses.replace(batch, ref_logp_BN=reference)
-    config = PolicyLossConfig(
-        kind=kind, text_weight=3.0, kl_kind="k3", kl_weight=0.1, max_tokens=10
-    )
+    config = PolicyLossConfig(kind=kind, text_weight=3.0, kl="k3", kl_weight=0.1, max_tokens=10)
     loss, stats = whole_loss(batch, config)
     k3 = math.log(2) - 0.5
     assert loss == pytest.approx(0.1 * k3 * expected, abs=1e-6)
@@ -214,7 +212,7 @@ def test_nothing_updated_has_ratio_one(kind):
 @pytest.mark.parametrize("kind", ["grpo", "dapo", "dr_grpo", "gspo"])
 def test_what_is_masked_cannot_matter(kind):
     """NaN where nothing was sampled and a row without reward change no loss and no gradient."""
-    config = PolicyLossConfig(kind=kind, kl_kind="k3", kl_weight=0.1, max_tokens=10)
+    config = PolicyLossConfig(kind=kind, kl="k3", kl_weight=0.1, max_tokens=10)
     clean = hand_batch(ref_logp_BN=hand_batch().old_logp_BN)
     names = [f.name for f in dataclasses.fields(clean)]
     dirty = {n: jnp.concatenate([getattr(clean, n), getattr(clean, n)[:1]]) for n in names}
@@ -262,7 +260,7 @@ def random_batch(rows: int) -> LossBatch:
 @pytest.mark.parametrize("kind", ["grpo", "dapo", "dr_grpo", "gspo"])
 def test_micro_batches_add_up_to_the_mini_batch(kind):
     config = PolicyLossConfig(
-        kind=kind, text_weight=2.0, image_weight=0.5, kl_kind="k2", kl_weight=0.3, max_tokens=7
+        kind=kind, text_weight=2.0, image_weight=0.5, kl="k2", kl_weight=0.3, max_tokens=7
     )
     batch = random_batch(6)
     norm = count_normalisers(batch.mask_BN, batch.is_image_BN, batch.row_mask_B)
@@ -297,13 +295,18 @@ def test_a_broken_token_keeps_the_gradient_finite():
     ("changes", "name"),
     [
         ({"kind": "ppo"}, "ppo"),
-        ({"kl_kind": "k4"}, "k4"),
+        ({"kl": "k4"}, "k4"),
         ({"clip_low": 0.0}, "clip_low"),
         ({"text_weight": 0.0, "image_weight": 0.0}, "text_weight"),
         ({"kl_weight": -1.0}, "kl_weight"),
-        ({"kind": "dr_grpo"}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
     ],
 )
 def test_impossible_configurations_are_refused(changes, name):
     with pytest.raises(ValueError, match=name):
         PolicyLossConfig(**changes)
+
+
+def test_dr_grpo_needs_its_constant_length():
+    with pytest.raises(ValueError, match="dr_grpo divides by max_tokens"):
+        whole_loss(hand_batch(), PolicyLossConfig(kind="dr_grpo"))
