@@ -17,8 +17,8 @@ class GroupAdvantages:
     """Advantages of P groups of G samples."""
 
     adv_PG: jax.Array  # float32; 0 where the reward is invalid and in groups without variance
-    mask_PG: jax.Array  # bool; True where the reward is finite and was allowed
-    zero_variance_P: jax.Array  # bool; the group can teach nothing
+    mask_PG: jax.Array  # bool; True where the reward is finite and valid
+    zero_variance_P: jax.Array  # bool; all rewards equal: zero advantage
 
 
 def group_advantages(
@@ -33,10 +33,10 @@ def group_advantages(
     - `mean_std`: (r - mean) / (std + eps), std with n - 1 (GRPO, arXiv 2402.03300).
     - `leave_one_out`: r - mean of the others (RLOO, arXiv 2402.14740).
 
-    A reward that is not finite or not valid leaves the statistics of its group. A group with
-    fewer than two rewards left, or whose rewards lie within `eps` of one another, is flagged and
-    gets exactly 0: float32 means of equal rewards are not equal to them, and dividing that
-    rounding error by its own deviation would make advantages of size 1 from nothing.
+    Rewards that are not finite or not valid leave the statistics of their group. A group with
+    fewer than two rewards left, or with all rewards within `eps` of one another, has zero variance
+    and advantages of exactly 0. Without this rule the rounding error of a float32 mean, divided by
+    its own deviation, would give advantages of size 1.
 
     Args:
         rewards_PG: float, (P, G).

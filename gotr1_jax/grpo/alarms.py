@@ -1,4 +1,4 @@
-"""Alarms of a run: rewards that are all 0, a judge that fails too often."""
+"""Alarms of a run: rewards that are all 0, and a judge that fails too often."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import RewardConfig
 
 
 class ZeroRewardAlarm:
-    """A warning when all rewards were 0 for many steps in a row."""
+    """Warns every `steps` consecutive steps whose rewards are all 0; 0 steps: never."""
 
     def __init__(self, steps: int) -> None:
-        """steps: zero-reward steps until the warning, and until it is repeated; 0: never."""
         self._steps = steps
         self._zeros = 0
 
     def add(self, mean: float) -> str | None:
-        """Takes in a step's mean reward; returns the warning, or None.
+        """Count a step by its mean reward; returns the warning when it is due.
 
-        Rewards are never negative, so a mean of 0 is all zeros. NaN (nothing could be scored) is
-        not 0.
+        No reward is negative, so a mean of 0 means all are 0. NaN (no sample could be scored)
+        does not count as 0.
         """
         self._zeros = self._zeros + 1 if mean == 0 else 0
         if not self._steps or not self._zeros or self._zeros % self._steps:
@@ -35,26 +33,18 @@ class ZeroRewardAlarm:
 
 
 class FailureTracker:
-    """Ends training when a judge fails too often.
+    """Reports when more than a share `limit` of the samples of `steps` steps could not be scored.
 
-    A sample has failed if a term of it is NaN (`judge/failed_frac`). The share is over all samples
-    of the last `steps` steps, from the first full window on.
+    The window is the last `steps` steps; there is no report before it is full. A limit of 1 never
+    reports.
     """
 
-    def __init__(self, limit: float = 0.2, steps: int = 10) -> None:
-        """limit: share of failed samples above which training stops, 0..1; 1: never."""
-        if not 0 <= limit <= 1 or steps < 1:
-            raise InputError(
-                f"a failure limit of {limit} over {steps} steps is none; use 0 to 1 and 1 step or "
-                "more"
-            )
+    def __init__(self, limit: float, steps: int) -> None:
         self._limit = limit
         self._window: deque[tuple[int, int]] = deque(maxlen=steps)
 
     def add(self, failed: int, rows: int) -> str | None:
-        """Take in a step's rows; a line that says why to stop, or None to go on."""
-        if not 0 <= failed <= rows:
-            raise ValueError(f"{failed} failed of {rows} rows")
+        """Count a step's samples; returns why the run must stop, or None."""
         self._window.append((failed, rows))
         bad, total = (sum(column) for column in zip(*self._window))
         steps = self._window.maxlen
@@ -62,22 +52,22 @@ class FailureTracker:
             return None
         return (
             f"the judge could not score {bad} of {total} samples of the last {steps} steps "
-            f"({bad / total:.0%}, more than the {self._limit:.0%} allowed): see the judge's words "
-            "in samples/, and correct the judge or raise the limit"
+            f"({bad / total:.0%}, more than the {self._limit:.0%} allowed): see the judge's "
+            "answers in samples/, and correct the judge or raise the limit"
         )
 
 
 class RewardAlarms:
-    """Both of a run: a line when all rewards are 0, and a reason to stop when a judge fails."""
+    """Both alarms of a run."""
 
     def __init__(self, config: RewardConfig) -> None:
         self._zero = ZeroRewardAlarm(config.alarm_steps)
         self._failures = FailureTracker(config.failure_limit, config.failure_steps)
 
     def check(self, total_B: np.ndarray, note: Callable[[str], None]) -> str | None:
-        """Take in the totals of a step's rows (NaN: could not be scored).
+        """Check the combined rewards of a step (NaN: could not be scored).
 
-        Returns why the run cannot go on, or None; `note` gets a line for a person.
+        Returns why the run must stop, or None; `note` gets the warning of rewards that are all 0.
         """
         scored_B = np.isfinite(total_B)
         mean = float(total_B[scored_B].mean()) if scored_B.any() else float("nan")

@@ -1,4 +1,4 @@
-"""`gotr1 export`: a run or checkpoint as others load it: released layout, transformers, peft."""
+"""`gotr1 export`: writes a run or checkpoint in the released layout, for transformers or peft."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Export, and say in one line what was written."""
+    """Export, and print one line about what was written."""
     check_dtype(options.dtype)
     shard_size = parse_size(options.shard_size)
     # Imported late: a wrong argument is answered without waiting for jax.
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     is_run = (given / RUN_CONFIG).is_file() and not (given / CONFIG_FILE).is_file()
     if options.format == "peft":
         if not is_run:
-            raise InputError(f"--format peft needs the directory of a run; {given} is none")
+            raise InputError(f"--format peft needs the directory of a run, and {given} is not one")
         _export_adapters(given, options.to, options.dtype)
         return
     check_target(options.to, given)

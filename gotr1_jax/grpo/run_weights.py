@@ -1,4 +1,4 @@
-"""The trained arrays of a run, taken from its newest good checkpoint without building the job."""
+"""Reads the trained arrays of a run from its newest good checkpoint, without building the job."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _LORA_A, _LORA_B = ".lora_a", ".lora_b"
 
 @dataclass(frozen=True)
 class RunWeights:
-    """What a reinforcement learning run has trained so far.
+    """The trained arrays of a GRPO run.
 
     Attributes:
-      step: of the checkpoint.
-      base: directory of the checkpoint that the run started from.
-      init: what the configuration calls it.
-      lora: settings of the adapters, None where all parameters are trained.
+      step: of the run's checkpoint.
+      base: directory of the model checkpoint that the run started from.
+      init: its name in the configuration.
+      lora: settings of the adapters; None if all parameters are trained.
       arrays: trained arrays by dotted path ("policy.decoder.layers.q.lora_a").
     """
 
@@ -50,9 +50,9 @@ class RunWeights:
         }
 
     def changes(self) -> dict[str, Callable[[int | None, np.ndarray], np.ndarray]]:
-        """By path of an array of the base: what stands in its place, for one layer at a time.
+        """By path of an array of the base: f(layer, array), the trained array of one layer.
 
-        Adapters are added in float32; the sum is rounded once, when it is written.
+        LoRA is merged in float32; the sum is rounded once, when it is written.
         """
         if self.lora is None:
             return {path: _replaced(array) for path, array in self.arrays.items()}
@@ -63,14 +63,14 @@ class RunWeights:
 def read_run_weights(run: Path) -> RunWeights:
     """Reads the newest good checkpoint of a GRPO run.
 
-    Raises InputError for what is no such run or has no checkpoint yet, RunError where no
-    checkpoint is good.
+    Raises InputError if it is not a GRPO run or has no checkpoint yet, RunError if no checkpoint
+    is good.
     """
     try:
         config = load_config(GrpoConfig, run / CONFIG_NAME)
     except InputError as error:
         raise InputError(
-            f"{run} is no run of gotr1 train grpo, whose checkpoints can be exported: {error}"
+            f"{run} is not a run of gotr1 train grpo, whose checkpoints can be exported: {error}"
         ) from error
     checkpoints = Checkpoints(run / CHECKPOINTS_NAME)
     step = checkpoints.latest_good()
@@ -82,7 +82,7 @@ def read_run_weights(run: Path) -> RunWeights:
 
 
 def _read_params(folder: Path) -> dict[str, np.ndarray]:
-    """The parameters alone: what the optimizer holds stays on disk."""
+    """The parameters only; the optimizer state is not read."""
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         record = reader.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
     wanted = {

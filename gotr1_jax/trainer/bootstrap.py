@@ -1,4 +1,8 @@
-"""Bootstrap confidence intervals of means: percentiles of resampled means, seed 0."""
+"""Bootstrap confidence intervals of means: percentiles of resampled means, seed 0.
+
+Not `scipy.stats.bootstrap`: it draws the same resamples, but its percentiles differ in the last
+digit from those of earlier runs, and it refuses a single value.
+"""
 
 from __future__ import annotations
 

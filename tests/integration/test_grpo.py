@@ -155,7 +155,7 @@ def test_samples_have_what_the_report_shows(finished):
     assert records[0].image.shape == (64, 64, 3)
 
 
-def test_model_is_the_policy_with_its_adapters_folded_in(finished, checkpoint):
+def test_model_is_the_policy_with_merged_adapters(finished, checkpoint):
     parts = ("policy", "vq", "understanding")
     before = load_checkpoint(checkpoint, parts=parts)
     after = load_checkpoint(finished[0] / "model", parts=parts)
@@ -259,7 +259,7 @@ def test_rewards_of_nothing_but_zeros_raise_an_alarm_and_no_nan(
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved[4]))
 
 
-def test_told_to_stop_in_a_rollout_and_resumed_is_as_never_told(
+def test_stopped_in_a_rollout_and_resumed_is_as_never_stopped(
     finished, checkpoint, tmp_path, monkeypatch, capsys
 ):
     root, saved = finished
@@ -283,7 +283,7 @@ def test_told_to_stop_in_a_rollout_and_resumed_is_as_never_told(
     assert steady_metrics(tmp_path / "run") == steady_metrics(root)
 
 
-def test_all_parameters_with_kl_refill_and_two_updates(checkpoint, tmp_path, monkeypatch):
+def test_all_parameters_with_kl_resampling_and_two_updates(checkpoint, tmp_path, monkeypatch):
     # The judge of the shapes world sees nothing in a random image: groups without variance.
     monkeypatch.undo()
     monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)

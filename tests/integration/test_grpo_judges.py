@@ -97,7 +97,7 @@ def test_every_term_is_earned_kept_and_never_asked_for_twice(values, tmp_path):
     assert set(summary["after"]) == {"total", *TERMS}
 
 
-def test_a_judge_that_cannot_be_read_teaches_nothing_and_says_so(values, tmp_path, capsys):
+def test_unreadable_answers_change_nothing_and_are_reported(values, tmp_path, capsys):
     """A random model: no answer is JSON, so every sample lacks its terms."""
     text = dataclasses.replace(TINY_QWEN.text, num_layers=1)
     qwen = write_tiny_qwen(tmp_path / "qwen", dataclasses.replace(TINY_QWEN, text=text))

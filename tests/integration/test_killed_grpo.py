@@ -249,7 +249,7 @@ def assert_same_runs(one: Path, two: Path) -> None:
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
-def test_told_to_stop_in_a_rollout_in_an_update_and_while_it_saves(world: Any) -> None:
+def test_stopped_in_a_rollout_in_an_update_and_while_it_saves(world: Any) -> None:
     nursery, begin, whole = world
     config = new_run(whole.parent.parent / "told", begin)
     run = config.parent / "run"

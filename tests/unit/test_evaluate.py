@@ -23,7 +23,7 @@ def test_equal_gains_leave_nothing_to_doubt():
     assert gain_interval(before, before + 0.25) == (0.25, 0.25)
 
 
-def test_captions_that_could_not_be_told_are_left_out():
+def test_captions_that_could_not_be_scored_are_left_out():
     before = scores(0.0, math.nan, 0.5, 0.0)
     after = scores(0.5, 0.0, 1.0, math.nan)
     assert gain_interval(before, after) == (0.5, 0.5)
@@ -58,14 +58,14 @@ def test_no_value_has_no_interval():
     assert np.isnan(mean_interval(scores(math.nan))).all()
 
 
-def test_interval_does_not_depend_on_what_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch):
+def test_interval_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch):
     values = np.random.default_rng(3).normal(size=37)
     whole = mean_interval(values)
     monkeypatch.setattr(bootstrap, "_CHUNK", 1001)
     assert mean_interval(values) == whole
 
 
-def test_means_skip_what_could_not_be_told_and_files_keep_it():
+def test_means_skip_captions_without_a_score_and_files_keep_them():
     evaluation = Evaluation({"sem": scores(1.0, 0.0)}, scores(0.5, math.nan))
     assert evaluation.means == {"total": 0.5, "sem": 0.5}
     # As the file has it: NaN becomes null and comes back.
@@ -75,7 +75,7 @@ def test_means_skip_what_could_not_be_told_and_files_keep_it():
     assert again.total.dtype == np.float32
 
 
-def test_means_of_nothing_told():
+def test_means_without_any_score():
     lost = Evaluation({"sem": scores(math.nan, 1.0)}, scores(math.nan, math.nan))
     assert math.isnan(lost.means["total"]) and lost.means["sem"] == 1.0
 

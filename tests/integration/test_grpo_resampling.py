@@ -1,4 +1,4 @@
-"""Refill in a whole run, ended in the middle of it: resumed as never ended, to the bit.
+"""Dynamic sampling: a run killed in a resample round and resumed is as never killed, to the bit.
 
 Run as a program this file is the job, `FILE CONFIG CALL`, which kills itself when its judge is
 asked for the CALL-th time.
@@ -32,7 +32,7 @@ from gotr1_jax.grpo import setup
 from gotr1_jax.rewards import JudgeRequest, JudgeResult
 from gotr1_jax.trainer.metrics import read_metrics
 
-REFILLS = 2
+ROUNDS = 2
 
 
 @dataclass
@@ -59,7 +59,7 @@ def values_of(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     values = grpo_values(checkpoint, run_dir)
     values["reward"] = {"rule": "sum", "terms": ["verdict"]}
     values["judge"] = {"terms": ["verdict"]}
-    values["update"] |= {"resample_rounds": REFILLS, "updates_per_rollout": 2, "micro_batch": 2}
+    values["update"] |= {"resample_rounds": ROUNDS, "updates_per_rollout": 2, "micro_batch": 2}
     values["checkpoint"] = {"every": 1}
     return values
 
@@ -71,7 +71,7 @@ def run(values: dict[str, Any]) -> int:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("refill")
+    folder = tmp_path_factory.mktemp("resampling")
     with compiled_once(folder / "programs"), pytest.MonkeyPatch.context() as patch:
         patch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
         write_shapes(folder / "checkpoint")
@@ -96,10 +96,10 @@ def middle(whole: tuple[list[dict[str, Any]], dict[int, Any]]) -> int:
     return 1 + sum(rounds[:step]) + 2  # one for the evaluation
 
 
-def test_what_a_step_says_of_its_search(whole):
+def test_metrics_of_dynamic_sampling(whole):
     for line in whole[0]:
         rounds, missing = line["rollout/rounds"], line["rollout/missing_groups"]
-        assert rounds == REFILLS + 1 or missing == 0
+        assert rounds == ROUNDS + 1 or missing == 0
         assert line["rollout/wasted_frac"] == pytest.approx(1 - (2 - missing) / (2 * rounds))
         flat = line["reward/frac_zero_std"] * 2 * rounds
         assert flat >= 2 * (rounds - 1) - 1 and flat >= missing
@@ -107,10 +107,10 @@ def test_what_a_step_says_of_its_search(whole):
         # Half the rewards of a group of two that differ are 1.
         if not missing:
             assert line["reward/verdict/mean"] == 0.5
-    assert {line["rollout/rounds"] for line in whole[0]} - {1.0}, "no step needed a refill"
+    assert {line["rollout/rounds"] for line in whole[0]} - {1.0}, "no step needed a second round"
 
 
-def test_killed_in_a_refill_and_resumed(folder, whole, middle, tmp_path, monkeypatch):
+def test_killed_in_a_resample_round_and_resumed(folder, whole, middle, tmp_path, monkeypatch):
     values = values_of(folder / "checkpoint", tmp_path / "run")
     config = write_config(tmp_path / "killed.yaml", values)
     root = Path(__file__).resolve().parents[2]
