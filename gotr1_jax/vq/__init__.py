@@ -1,0 +1,1 @@
+"""`gotr1 train vq`. `train` is the loop, `losses` the formulas, `update` the compiled step."""
