@@ -1,2 +1,2 @@
-"""`gotr1 train grpo`. `train` is the loop; `rollout` samples and scores, `advantages`, `kl`, `losses`
-and `entropy` are the formulas, `update` compiles them, `setup` loads what a run is made of."""
+"""`gotr1 train grpo`. `train` is the loop; `rollout` samples and scores; `advantages`, `kl`,
+`losses` and `entropy` are the formulas; `update` compiles them; `setup` loads what a run needs."""
