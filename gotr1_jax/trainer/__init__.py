@@ -1,2 +1,2 @@
 """What all training jobs share: `run` (a run from start to stop), `state` and `optimizer`,
-`logprobs` (teacher forcing), `checkpoint` and `manifest`, `loop`, `stopping`, `metrics`, `samples`."""
+`logprobs` (teacher forcing), `checkpoint` and `manifest`, `loop` and `stopping`, `metrics`."""
