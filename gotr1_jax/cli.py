@@ -1,7 +1,7 @@
-"""`gotr1 <command>`: reads the command line, starts a job, turns errors into one line.
+"""`gotr1 <command>`: parses the command line, starts a job, prints errors as one line.
 
-Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted. Training that SIGTERM or SIGINT told
-to stop saves, then exits with 75: the same command goes on. A SIGINT after that ends it at once.
+Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted. On SIGTERM or SIGINT training saves a
+checkpoint and exits with 75; the same command resumes. A second SIGINT ends it at once.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any
 from gotr1_jax import __version__
 from gotr1_jax.errors import GotR1Error, InputError, Stopped
 
-# Job -> module, schema class, function. Modules are imported when they are asked for: `--help`
-# and bad input answer at once.
+# Job -> module, configuration class, function. Modules are imported only when needed, so that
+# `--help` and bad input return at once.
 JOBS = {
     "vq": ("gotr1_jax.vq.train", "VqTrainConfig", "train_vq"),
     "sft": ("gotr1_jax.sft.train", "SftConfig", "train_sft"),
     "grpo": ("gotr1_jax.grpo.train", "GrpoConfig", "train_grpo"),
 }
-# Command -> module with `add_arguments(parser)` and `run(options)`, one line of help. The modules
-# import jax inside `run` only.
+# Command -> module with `add_arguments(parser)` and `run(options)`, line of help. The modules
+# import jax only inside `run`.
 COMMANDS = {
     "generate": ("gotr1_jax.generate.command", "captions in, plans and images out"),
     "describe": ("gotr1_jax.generate.describe", "ask the model about images"),
@@ -47,7 +47,7 @@ COMMANDS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="gotr1", description="Train and run image generators that plan before they paint."
     )
@@ -102,7 +102,7 @@ def run(arguments: Sequence[str]) -> int:
     except GotR1Error as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
-        # Whoever read our output has seen enough; nothing more can be said to them.
+        # The reader of our output has closed it; without this, the flush at exit fails as well.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -128,7 +128,7 @@ def _fail(message: str, code: int) -> int:
 def _dispatch(arguments: Sequence[str]) -> None:
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    if hasattr(options, "overrides"):  # the command takes keys of a configuration
+    if hasattr(options, "overrides"):  # the command takes configuration keys
         options.overrides = rest
     elif rest and options.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

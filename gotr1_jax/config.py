@@ -1,7 +1,7 @@
-"""The schema of every job: frozen dataclasses, filled from one YAML file and `--a.b value`.
+"""Loading of configurations: one YAML file and `--a.b value` overrides into frozen dataclasses.
 
-Reading is strict: an unknown key, a wrong type or an impossible combination is an `InputError`
-that names the field, what was given and what to do, before any device is touched.
+Loading is strict: an unknown key, a wrong type or an impossible combination raises an InputError
+that names the field, its value and the fix. No device is touched.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Config = TypeVar("Config")
 def load_config(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Fill `schema` from the YAML file at `path`, then from `overrides` (["--a.b", "value", …]).
 
-    `check()` of every part is called at the end. Raises InputError.
+    `check()` of every section is called. Raises InputError.
     """
     path = Path(path)
     try:
@@ -49,14 +49,14 @@ def load_config(schema: type[Config], path: str | Path, overrides: Sequence[str]
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
-    """["--a.b", "3", "--c=x"] -> [("a.b", 3), ("c", "x")]; values are read as YAML."""
+    """["--a.b", "3", "--c=x"] -> [("a.b", 3), ("c", "x")]; values are parsed as YAML."""
     pairs: list[tuple[str, Any]] = []
     rest = list(arguments)
     while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            raise InputError(f"expected --key value, found {word!r}")
-        key, sign, text = word[2:].partition("=")
+        argument = rest.pop(0)
+        if not argument.startswith("--"):
+            raise InputError(f"expected --key value, found {argument!r}")
+        key, sign, text = argument[2:].partition("=")
         if not sign:
             if not rest:
                 raise InputError(f"--{key} has no value; write --{key} VALUE")
@@ -69,7 +69,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
 
 
 def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Sets the value of a dotted key in nested sections, which are made where missing."""
+    """Set the value of a dotted key in nested sections; missing sections are created."""
     *parents, last = dotted.split(".")
     for part in parents:
         child = values.get(part)
@@ -82,7 +82,7 @@ def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def from_dict(schema: type[Config], values: dict[str, Any], where: str = "") -> Config:
-    """Build `schema` from plain values; `where` is the dotted path for messages."""
+    """Build `schema` from plain values; `where` is the dotted path of its section, for messages."""
     hints = typing.get_type_hints(schema)
     known = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     given: dict[str, Any] = {}
@@ -107,7 +107,7 @@ def from_dict(schema: type[Config], values: dict[str, Any], where: str = "") -> 
             raise InputError(f"configuration key {where + name!r} is missing")
     try:
         config = schema(**given)
-    except ValueError as error:  # a part that checks itself, like the sizes of a model
+    except ValueError as error:  # from __post_init__, for example of a model's sizes
         raise InputError(f"{where.rstrip('.') or 'configuration'}: {error}") from error
     check = getattr(config, "check", None)
     if check is not None:
@@ -116,13 +116,13 @@ def from_dict(schema: type[Config], values: dict[str, Any], where: str = "") -> 
 
 
 def _coerce(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`; numbers never pass for booleans nor text for numbers."""
+    """Convert `value` to the type `kind`; numbers are no booleans and text is no number."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
         kinds = [a for a in args if a is not type(None)]
-        if len(kinds) > 1:  # one value, or a list of such
+        if len(kinds) > 1:  # a single value or a list of values
             many = isinstance(value, (list, tuple))
             kinds = [kind for kind in kinds if (typing.get_origin(kind) is tuple) == many]
         return _coerce(kinds[0], value, where)

@@ -1,4 +1,4 @@
-"""What ends a command with one line for the person who ran it, and the exit codes."""
+"""Errors that end a command with a one-line message, and their exit codes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class RunError(GotR1Error):
 
 
 class Stopped(GotR1Error):
-    """The run was told to stop and did; nothing is wrong. 75 is sysexits' "try again"."""
+    """The run stopped on request, without an error. 75 is EX_TEMPFAIL of sysexits.h: try again."""
 
     exit_code = 75
 
 
 class InputError(GotR1Error):
-    """What the user gave cannot be used: a wrong path, key, value or combination."""
+    """Invalid input: a wrong path, key, value or combination."""
 
     exit_code = 2

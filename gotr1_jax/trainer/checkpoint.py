@@ -1,10 +1,10 @@
-"""Checkpoints that count only once a manifest of their files is written.
+"""Checkpoints that are valid only once a manifest of their files is written.
 
 A checkpoint is a folder `step_000010` that Orbax writes in the background: `state` (arrays under
-their flat paths) and `meta` (JSON). When it is committed, `manifest.json` with the SHA-256 of
-every file is written last; without it the step does not count. Orbax alone restores a flipped byte,
-takes a step that a full disk truncated for the latest, and casts dtypes silently. Its retention
-would delete a step before the newer one is known to be good, so `_retain` runs after the manifest.
+their flat paths) and `meta` (JSON). After the commit `manifest.json` is written, with the SHA-256
+of every file; a step without it is ignored. Orbax alone restores corrupted bytes, accepts a step
+that a full disk truncated, and casts dtypes silently. Its retention would delete a step before the
+newer one is verified, so `_retain` runs after the manifest.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one run.
 
-    Saving runs in the background; its error is raised by the next call that waits. Every process
-    of a run makes the same calls; process 0 writes manifests and deletes.
+    Saves run in the background; `wait` and `check` raise their errors. Every process of a run makes
+    the same calls; process 0 writes manifests and deletes steps.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Checkpoints:
         """Opens `directory`, which may not exist yet.
 
         Args:
-            directory: of the steps.
+            directory: parent of the step folders.
             keep: number of the newest good steps to keep.
-            keep_best: whether to keep the one with the best score too.
-            frozen: a pytree of arrays that the run reads and does not save, such as the weights
-                under its adapters: steps are restored only where their shapes and dtypes match.
-                None: not checked.
+            keep_best: whether to also keep the step with the best score.
+            frozen: a pytree of arrays that the run reads but does not save, such as the base
+                weights under its adapters. `restore` checks that their shapes and dtypes are those
+                of the saved run; None: no check.
         """
         if keep < 1:
             raise InputError(f"checkpoints: keep is {keep}, it must be at least 1")
@@ -90,24 +90,24 @@ class Checkpoints:
         return self.directory / f"{_PREFIX}{step:06d}"
 
     def steps(self) -> list[int]:
-        """The steps that have a manifest, ascending; their files are not verified."""
+        """The steps with a manifest, ascending; their files are not verified."""
         return [step for step in self._folders() if (self.folder(step) / MANIFEST_NAME).is_file()]
 
     def save(
         self, step: int, tree: Any, meta: Mapping[str, Any], score: float | None = None
     ) -> None:
-        """Starts a save; returns once the arrays are copied, so that they may be donated.
+        """Starts a save; returns once the arrays are copied and may be donated.
 
         Args:
-            step: the number of steps done.
-            tree: any pytree whose leaves are arrays.
+            step: number of steps done.
+            tree: any pytree of arrays.
             meta: JSON values and bytes: seed, state of the data iterator, counters.
             score: for `keep_best`; higher is better.
 
         Raises:
             RunError: this save cannot start, or the previous one failed.
         """
-        # A process whose previous save failed alone must not take part in this one.
+        # If the previous save failed in one process, no process starts this one.
         with raise_on_all_processes():
             self.wait()
         arrays = flatten(tree)
@@ -145,7 +145,7 @@ class Checkpoints:
             raise error
 
     def settle(self) -> None:
-        """Waits until no save is running, failed or not; any thread may call it."""
+        """Waits until no save is running; raises nothing, and any thread may call it."""
         thread = self._thread
         if thread is not None:
             thread.join()
@@ -160,9 +160,9 @@ class Checkpoints:
                 self._writer = None
 
     def latest_good(self) -> int | None:
-        """The newest step whose files all match its manifest, or None if there is no step.
+        """The newest step whose files match its manifest; None if there are no steps.
 
-        Raises RunError if there are steps but none of them is good.
+        Raises RunError if there are steps but none is good.
         """
         self.wait()
         found = -1
@@ -183,12 +183,12 @@ class Checkpoints:
         Args:
             target: a pytree of arrays or `jax.ShapeDtypeStruct`s; a leaf without a sharding goes
                 to the first local device.
-            step: which one; None: the newest good one; damaged ones are named in the log.
+            step: None: the newest good one; damaged ones are logged and skipped.
 
         Raises:
-            InputError: its arrays are not those of `target`, or the frozen arrays were others; a
-                path and both values are named.
-            RunError: it is unfinished or damaged; or no step is good.
+            InputError: saved or frozen arrays differ in path, shape or dtype; the message names
+                one path and both values.
+            RunError: the step is unfinished or damaged, or no step is good.
         """
         self.wait()
         if step is None:
@@ -216,7 +216,7 @@ class Checkpoints:
         return Restored(tree, decode(record["meta"]), step)
 
     def drop_after(self, step: int) -> None:
-        """Removes every step after `step`, which a run resumes from; RunError if it cannot."""
+        """Removes every step after `step`, from which a run resumes; RunError if that fails."""
         self.wait()
         for later in self._folders():
             if later > step:
@@ -230,9 +230,8 @@ class Checkpoints:
         for step in sorted(set(self._folders()) - set(self.steps()), reverse=True):
             _log.warning("checkpoint %s was never finished; it is ignored", self.folder(step))
 
-    # The background part of a save.
-
     def _finish(self, step: int, score: float | None) -> None:
+        """The background part of a save."""
         folder = self.folder(step)
         try:
             assert self._writer is not None
@@ -247,10 +246,10 @@ class Checkpoints:
             try:
                 self._retain(step)
             except OSError as error:
-                _log.warning("checkpoints in %s were not cleared away: %s", self.directory, error)
+                _log.warning("old checkpoints in %s were not removed: %s", self.directory, error)
 
     def _retain(self, saved: int) -> None:
-        """Removes steps older than `saved`, which is good, except the newest and the best."""
+        """Removes steps older than the good step `saved`, except the newest and the best."""
         scores: dict[int, float | None] = {}
         for step in self.steps():
             try:
@@ -266,8 +265,6 @@ class Checkpoints:
             if step not in kept and step < saved:
                 self._remove(step)
 
-    # Folders.
-
     def _folders(self) -> list[int]:
         if not self.directory.is_dir():
             return []
@@ -275,7 +272,7 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdigit())
 
     def _remove(self, step: int) -> None:
-        """The manifest first, so that a half-deleted step does not count."""
+        """Removes a step, its manifest first: a half-deleted step is then ignored."""
         if jax.process_index() == 0:
             (self.folder(step) / MANIFEST_NAME).unlink(missing_ok=True)
             shutil.rmtree(self.folder(step), ignore_errors=True)
@@ -296,7 +293,7 @@ class Checkpoints:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _newest_good(self) -> int:
-        """The newest good step; -1: there is none with a manifest; -2: none is good."""
+        """The newest good step; -1 if no step has a manifest, -2 if none is good."""
         counted = self.steps()
         self.warn_unfinished()
         for step in reversed(counted):
@@ -304,7 +301,7 @@ class Checkpoints:
             if problem is None:
                 return step
             self._bad.add(step)
-            _log.warning("checkpoint %s is passed over: %s", self.folder(step), problem)
+            _log.warning("checkpoint %s is skipped: %s", self.folder(step), problem)
         return -2 if counted else -1
 
 
@@ -313,9 +310,8 @@ def resolve_resume(mode: str, run_dir: Path | str) -> Path | None:
 
     Args:
         mode: `never`; `auto`: this run's own checkpoints, if there are any; or the path of a run
-            directory, its `checkpoints`, or one step's folder. Another run's is where this run
-            begins; once this run has checkpoints of its own, the same command resumes from those.
-            One of this run's own steps is returned to every time.
+            directory, its `checkpoints`, or one step's folder. With a path of another run, this
+            run's own checkpoints are used once there are any; a path of this run is always used.
         run_dir: the run's directory.
 
     Raises:
@@ -341,7 +337,7 @@ def resolve_resume(mode: str, run_dir: Path | str) -> Path | None:
 
 
 def restore_path(path: Path, target: Any, frozen: Any = None) -> Restored:
-    """Restores from what `resolve_resume` found: the newest good step, or exactly the one named."""
+    """Restores from a path of `resolve_resume`: its newest good step, or the step that it names."""
     if (path / MANIFEST_NAME).is_file():
         step = int(path.name.removeprefix(_PREFIX))
         return Checkpoints(path.parent, frozen=frozen).restore(target, step)

@@ -30,7 +30,7 @@ def specs(tree: Any) -> dict[str, Any]:
 
 
 def compare(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    """InputError unless both are the same `specs`: names a path that differs, and both values."""
+    """Raise InputError unless both `specs` are equal; it names the first difference."""
 
     def show(spec: Any) -> str:
         return "absent" if spec is None else f"{spec[1]} {tuple(spec[0])}"
@@ -48,7 +48,7 @@ def compare(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -
 
 
 def encode(value: Any) -> Any:
-    """JSON values, with bytes as base64 under a name that nothing else has."""
+    """JSON values; bytes become {"__bytes__": base64}."""
     if isinstance(value, bytes):
         return {"__bytes__": base64.b64encode(value).decode()}
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Settings that every training job has."""
+"""Settings shared by all training jobs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-5
     schedule: Literal["cosine", "constant"] = "cosine"
-    # Steps of linear warm-up from zero; they count as steps of the schedule.
+    # Steps of linear warm-up from zero, part of the schedule's steps.
     warmup_steps: int = 0
-    # The cosine ends at this share of learning_rate.
+    # The cosine ends at this fraction of learning_rate.
     final_fraction: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.95
@@ -37,20 +37,19 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Training checkpoints in run_dir/checkpoints, and how a signal ends a run."""
+    """Checkpoints in run_dir/checkpoints, and how a signal ends a run."""
 
-    # Steps between checkpoints; and minutes without one after which one is due (0: never).
+    # Steps between checkpoints, and minutes after which one is due anyway (0: no such limit).
     every: int = 100
     every_minutes: float = 0.0
-    # Newest checkpoints that are kept; and whether the one with the best held-out total is kept
-    # too, so that every evaluated step is saved.
+    # Number of newest checkpoints to keep, and whether to also keep the one with the best held-out
+    # total; every evaluated step is then saved.
     keep: int = 2
     keep_best: bool = True
     # After a stop signal the current step is finished and saved. If that takes longer than this,
-    # the step is abandoned and the last checkpoint stays; 0: no limit. Set it to the platform's
-    # grace period less the time of a save: about 30 s for spot TPU VMs, GraceTime and KillWait for
-    # Slurm, terminationGracePeriodSeconds for GKE. every_minutes bounds what an abandoned step
-    # costs.
+    # the step is abandoned; 0: no limit. Set it to the platform's grace period minus the time of a
+    # save: about 30 s for spot TPU VMs, GraceTime and KillWait for Slurm,
+    # terminationGracePeriodSeconds for GKE. every_minutes bounds the work that is then lost.
     grace_seconds: float = 0.0
 
     def check(self) -> None:
@@ -62,15 +61,15 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
-    """The fields that the configuration of every job has."""
+    """Fields of every job's configuration."""
 
-    # Directory of the run; made if it is not there.
+    # Directory of the run; created if missing.
     run_dir: str
     seed: int = 0
-    # Steps of the whole run.
+    # Total steps of the run.
     steps: int = 1000
-    # auto: resume from run_dir's checkpoints if it has any; never: refuse to; PATH: resume from
-    # that run, or from one of its checkpoints.
+    # auto: resume from run_dir's checkpoints if it has any; never: refuse a run_dir that holds a
+    # run; PATH: resume from that run, or from one of its checkpoints.
     resume: str = "auto"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

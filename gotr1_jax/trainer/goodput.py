@@ -1,4 +1,4 @@
-"""Goodput: the share of a run's wall time that went into steps that were kept."""
+"""Goodput: the fraction of a run's wall time that was spent in steps that were kept."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 
 class Goodput:
-    """Seconds spent in steps over seconds since the run first had its weights loaded.
+    """Seconds spent in steps / seconds since the run first loaded its weights.
 
-    Compiling, evaluating, saving, downtime and lost steps lower the share. The first step of a
-    process compiles; it is counted as long as the second.
+    Compilation, evaluation, saving, downtime and lost steps lower it. The first step of a process
+    compiles, so it counts as long as the second.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Goodput:
         self._begun = self._clock()
 
     def end(self) -> float:
-        """End of a step's productive part (once a step); returns the goodput so far, 0..1."""
+        """End of a step's productive part (later calls in a step are ignored); goodput, 0..1."""
         if self._begun is not None:
             seconds, self._begun = self._clock() - self._begun, None
             self._productive += seconds * (0, 2, 1)[min(self._steps, 2)]

@@ -1,10 +1,12 @@
-"""When a run saves and when it stops: one path for both."""
+"""The step loop of a run: when it saves and when it stops."""
 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,18 +17,17 @@ from gotr1_jax.parallel.processes import gather, raise_on_all_processes
 from gotr1_jax.trainer.checkpoint import Checkpoints
 from gotr1_jax.trainer.config import CheckpointConfig
 from gotr1_jax.trainer.goodput import Goodput
-from gotr1_jax.trainer.memory import memory_metrics
 from gotr1_jax.trainer.stopping import StopSignals
 
 _META = "goodput"
+_STATM = Path("/proc/self/statm")
 
 
 class Loop:
-    """The steps of a run. Every process of it makes the same calls.
+    """The steps of a run. Every process makes the same calls.
 
     A step is saved every `every` steps and `every_minutes`, when it is the last, when it was
-    evaluated and the best is kept, on a stop signal, and when the run must end. A bad update
-    raises before `end_step` and is never saved.
+    evaluated (with `keep_best`), on a stop signal, and before the run ends with a failure.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Loop:
         clock: Callable[[], float] = time.monotonic,
         goodput: Goodput | None = None,
     ) -> None:
-        """last: the number of the run's last step; clock: seconds, for every_minutes."""
+        """last: number of the run's last step; clock: seconds, for every_minutes."""
         self._checkpoints, self._config, self._last = checkpoints, config, last
         self._signals = signals
         self._clock = clock
@@ -76,13 +77,13 @@ class Loop:
         Args:
             step: the finished step.
             state: the pytree of arrays after it.
-            meta: what else a resumed run needs, as for `Checkpoints.save`.
-            score: held-out score of `state` if it was evaluated; NaN counts as none.
-            failure: why the run must end although `state` is good.
+            meta: see `Checkpoints.save`.
+            score: held-out score of `state` if it was evaluated; NaN counts as None.
+            failure: why the run must end; `state` is good and is saved first.
 
         Raises:
-            Stopped: after a stop signal; the step is saved.
-            RunError: this save or an earlier one failed; or `failure`, and the step is saved.
+            Stopped: after a stop signal, once the step is saved.
+            RunError: a save failed; or `failure`, once the step is saved.
         """
         with raise_on_all_processes():
             self._checkpoints.check()
@@ -112,10 +113,24 @@ class Loop:
         if stop:
             raise Stopped(
                 f"stopped at step {step}, which is saved; the same command, with --resume auto, "
-                "goes on from there"
+                "resumes from it"
             )
 
 
 def _any_process(*flags: bool) -> tuple[bool, ...]:
-    """Each flag, True if it is in any process: clocks and signals differ between them."""
-    return tuple(bool(vote) for vote in gather(np.asarray(flags, np.int32)).max(axis=0))
+    """Logical or of each flag over all processes, whose clocks and signals differ."""
+    return tuple(bool(flag) for flag in gather(np.asarray(flags, np.int32)).max(axis=0))
+
+
+def memory_metrics() -> dict[str, float]:
+    """`memory/host_bytes`: resident memory of this process without mapped files (Linux only).
+    `memory/device_bytes`: in use on its fullest device (not on CPU backends).
+    """
+    values = {}
+    if _STATM.exists():
+        resident, shared = (int(pages) for pages in _STATM.read_text().split()[1:3])
+        values["memory/host_bytes"] = float((resident - shared) * os.sysconf("SC_PAGE_SIZE"))
+    known = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    if known:
+        values["memory/device_bytes"] = float(max(stats["bytes_in_use"] for stats in known))
+    return values

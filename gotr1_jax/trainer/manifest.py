@@ -15,9 +15,9 @@ MANIFEST_NAME = "manifest.json"
 
 
 def write_manifest(folder: Path, step: int, score: float | None) -> None:
-    """Hashes all files under `folder` and writes its manifest, atomically and last.
+    """Hashes all files under `folder`, flushes them to disk, then writes the manifest atomically.
 
-    All files are flushed to disk before the manifest is. Raises OSError or RunError.
+    Raises OSError or RunError.
     """
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     hashes = _hash_all(folder, names)
@@ -35,7 +35,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def manifest_problem(folder: Path, step: int) -> str | None:
-    """What is wrong with the files of a step, naming the file; None if nothing is."""
+    """Why a step cannot be restored, naming the file; None if all its files match."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
         return f"{path} is missing, so it was never finished"

@@ -17,37 +17,37 @@ from gotr1_jax.trainer.run_dir import RunDir
 
 
 def is_timing(name: str) -> bool:
-    """Whether a metric measures the machine, so that it differs between identical runs."""
+    """Whether a metric measures time or memory, which differ between identical runs."""
     machine = name.startswith(("time/", "memory/"))
     return machine or name in ("judge/seconds", "samples_per_second")
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, null as NaN; a truncated last line is left out.
+    """The lines of a `metrics.jsonl`, null as NaN; a truncated last line is skipped.
 
     Raises InputError if the file cannot be read.
     """
     try:
-        return [_from_null(json.loads(line)) for line in _whole_lines(Path(path))]
+        return [_from_null(json.loads(line)) for line in _complete_lines(Path(path))]
     except (OSError, ValueError) as error:
         raise InputError(f"metrics {path} cannot be read: {error}") from error
 
 
 class MetricsWriter:
-    """Writes one line a step to `metrics.jsonl`, and the same values as TensorBoard events.
+    """Writes one line per step to `metrics.jsonl`, and the same values as TensorBoard events.
 
-    Of several processes only process 0 writes; in the others it does nothing.
+    Only process 0 writes; in the others all methods do nothing.
     """
 
     def __init__(self, run: RunDir, start_step: int = 0) -> None:
         """Opens both for a run that resumes after `start_step` (0: a new run).
 
-        Lines of later steps are removed, since the run writes them again.
+        Lines of later steps are removed; the run writes them again.
         """
         self._path, self._writes = run.metrics, is_main_process()
         if not self._writes:
             return
-        # Imported late: it imports torch where that is installed, seconds that only a run pays.
+        # Imported here: it imports torch if that is installed, which takes seconds.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
@@ -55,11 +55,12 @@ class MetricsWriter:
             run.tensorboard.mkdir(parents=True, exist_ok=True)
             kept = []
             if self._path.exists():
-                kept = [s for s in _whole_lines(self._path) if json.loads(s)["step"] <= start_step]
+                lines = _complete_lines(self._path)
+                kept = [line for line in lines if json.loads(line)["step"] <= start_step]
             atomic_write(self._path, "".join(line + "\n" for line in kept))
-            # Unbuffered and in append mode: a line is one write, seen whole or not at all.
+            # Unbuffered and in append mode: each line is one write, so readers see full lines only.
             self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
-            # The synchronous writer: the queued one waits for ever once its thread met a full disk.
+            # The synchronous writer: the queued one deadlocks when the disk is full.
             self._events = EventsWriter(
                 str(run.tensorboard / "events"), f".{os.getpid()}.{start_step}"
             )
@@ -78,8 +79,7 @@ class MetricsWriter:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds the values of a step: numbers or arrays of one number; NaN is written as null.
 
-        The line is flushed to disk, so it survives a power cut that a checkpoint survives.
-        Raises RunError when the disk is full.
+        The line is on disk when this returns. Raises RunError when the disk is full.
         """
         if not self._writes:
             return
@@ -102,7 +102,7 @@ class MetricsWriter:
             raise write_failure(self._path, error) from error
 
     def close(self) -> None:
-        """Closes both files; RunError when the disk is too full for what is left to write."""
+        """Closes both files; RunError when the last events cannot be written."""
         if not self._writes:
             return
         self._file.close()
@@ -118,8 +118,8 @@ class MetricsWriter:
         self._events.flush()
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Lines that end in a newline: one that does not was cut short by a kill."""
+def _complete_lines(path: Path) -> list[str]:
+    """The lines that end in a newline; a killed process can leave a truncated last one."""
     return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 

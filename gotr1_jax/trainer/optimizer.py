@@ -21,13 +21,13 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], Any]:
         after = optax.cosine_decay_schedule(config.learning_rate, span, config.final_fraction)
     if not warmup:
         return after
-    # The first update already moves: it has rate learning_rate / warmup.
+    # The rate of the first update is learning_rate / warmup, not 0.
     rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup - 1)
     return optax.join_schedules([rise, after], [warmup])
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW behind a global-norm clip; moments are float32 whatever the parameters are."""
+    """Global-norm clipping, then AdamW; the first moment is float32 for parameters of any dtype."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(

@@ -1,7 +1,4 @@
-"""A training run: its processes, directory, checkpoints, metrics and end.
-
-What every job does besides its algorithm is here, so that its `train.py` reads as the algorithm.
-"""
+"""A training run without its algorithm: processes, directory, checkpoints, metrics, stopping."""
 
 from __future__ import annotations
 
@@ -36,20 +33,20 @@ class Run:
     """One training run. Every process makes the same calls in the same order.
 
         with Run("sft", config) as run:
-            ...                               # load onto run.mesh; bad input leaves no run behind
-            run.open()                        # the run directory
-            state = run.restore(state, data)  # of the newest checkpoint, where the run goes on
+            ...                               # load onto run.mesh; no run directory exists yet
+            run.open()                        # creates the run directory
+            state = run.restore(state, data)  # from the newest checkpoint, if the run resumes
             for step in run.steps():
                 state, ... = update(state, ...)
                 run.log({"loss": ...}, state.skipped_in_a_row)
-                run.end_step(state)           # saves where it is due, ends where it must
+                run.end_step(state)           # saves if it is due; stops after a signal
 
     Attributes:
-      mesh: of all devices of all processes.
-      dir: paths of the run directory, which `open` makes.
-      first_step: steps that were done before; 0 for a new run.
-      step: the current one, from 1.
-      seconds: time spent in steps, earlier processes of the run included.
+      mesh: all devices of all processes.
+      dir: paths of the run directory, which `open` creates.
+      first_step: the step that the run resumed from; 0 for a new run.
+      step: the current step, from 1.
+      seconds: time spent in steps since the run began, restarts included.
     """
 
     def __init__(
@@ -64,8 +61,8 @@ class Run:
 
         Args:
           name: of the job, for the progress line.
-          config: its configuration.
-          row_counts: batch sizes by the setting that gives them; each must divide over the mesh.
+          config: of the job.
+          row_counts: batch sizes by the name of their setting; each must divide over the mesh.
           max_bad_updates: the run ends after this many non-finite updates in a row.
         """
         self._name, self._config = name, config
@@ -81,9 +78,9 @@ class Run:
         self._stack = ExitStack()
 
     def __enter__(self) -> Run:
-        """Takes signals, makes the mesh, and checks that all processes are of one run.
+        """Installs signal handlers, makes the mesh, checks that all processes agree.
 
-        Raises InputError for sizes that do not fit the devices, or nothing to resume from.
+        Raises InputError if sizes do not fit the devices or there is nothing to resume from.
         """
         config = self._config
         with ExitStack() as stack:
@@ -92,13 +89,13 @@ class Run:
             for setting, count in self._row_counts.items():
                 check_rows(count, self.mesh, setting)
             warm_up_collectives(self.mesh)
-            same = replace(config, distributed=DistributedConfig())  # each has its own index there
+            same = replace(config, distributed=DistributedConfig())  # differs between processes
             check_same_on_all_processes(to_yaml(same), "configuration")
             with raise_on_all_processes():
                 self._resume = resolve_resume(config.resume, config.run_dir)
             check_same_on_all_processes(
                 str(self._resume),
-                "checkpoint to go on from (do all share the run directory's storage?)",
+                "checkpoint to resume from (do all share the run directory's storage?)",
             )
             self._stack = stack.pop_all()
         return self
@@ -107,24 +104,23 @@ class Run:
         return self._stack.__exit__(*error)
 
     def open(self) -> None:
-        """Makes the run directory, on storage that all processes share, and shows the settings."""
+        """Creates the run directory, on storage that all processes share; prints the settings."""
         with raise_on_all_processes():
             if is_main_process():
-                # A run that ended before its first checkpoint is started by the same command.
+                # A run without a checkpoint yet starts again in the same directory.
                 may_exist = self._config.resume != "never"
                 create_run_dir(self.dir.root, self._config_text, may_exist=may_exist)
                 print(self._config_text)
 
     def restore(self, state: Any, data: Any = None, frozen: Any = None) -> Any:
-        """`state`, or what the checkpoint to resume from holds in its place.
+        """`state`, or the saved state if the run resumes.
 
-        From here on checkpoints and metrics can be written; those of later steps are removed.
+        Opens checkpoints and metrics for writing; those of later steps are removed.
 
         Args:
           state: pytree of arrays, with its shardings.
           data: iterator of the training data (`get_state`, `set_state`), saved with the state.
-          frozen: pytree of arrays that the run reads and does not save, such as the weights under
-            its adapters: a checkpoint is restored only where their shapes and dtypes match.
+          frozen: see `Checkpoints`.
         """
         self._data = data
         saving = self._config.checkpoint
@@ -150,9 +146,9 @@ class Run:
         return state
 
     def steps(self) -> Iterator[int]:
-        """The steps that are left. A signal is answered at the end of a step."""
+        """The remaining steps. Stop signals take effect at the end of a step."""
         steps = self._iterate()
-        self._stack.callback(steps.close)  # an error in the loop's body leaves it suspended
+        self._stack.callback(steps.close)  # an error in the loop's body does not close it
         return steps
 
     def _iterate(self) -> Generator[int, None, None]:
@@ -167,23 +163,23 @@ class Run:
                 yield step
 
     def elapsed(self) -> float:
-        """Seconds since the current step began; 0 once its work has ended."""
+        """Seconds since the current step began; 0 after `log`."""
         return 0.0 if self._started is None else time.perf_counter() - self._started
 
     def _end_work(self) -> None:
-        """What follows in the step (evaluation, samples, saving) does not count as its work."""
+        """Stop the step's timer: evaluation, samples and saving are not part of `seconds`."""
         self.seconds += self.elapsed()
         self._started = None
 
     def log(self, values: Mapping[str, Any], skipped_in_a_row: Any, **shown: float) -> None:
-        """Writes the step's line of metrics.jsonl; the work of the step ends here.
+        """Writes the step's line of metrics.jsonl and stops the step's timer.
 
         Args:
           values: scalars by name; goodput and memory are added.
           skipped_in_a_row: non-finite updates since the last good one.
-          shown: what the progress line shows from now on.
+          shown: values of the progress line until the next call.
 
-        Raises RunError after `max_bad_updates` of those, or when the disk is full.
+        Raises RunError after `max_bad_updates` skipped updates in a row, or when the disk is full.
         """
         self._end_work()
         with raise_on_all_processes():
@@ -192,19 +188,13 @@ class Run:
             stop_if_skipped(skipped_in_a_row, self._max_bad_updates, self.step)
 
     def note(self, line: str) -> None:
-        """Prints a line beside the progress line, in the main process."""
+        """Prints a line without breaking the progress bar, in the main process."""
         self._progress.note(line)
 
     def end_step(
         self, state: Any, *, score: float | None = None, failure: str | None = None
     ) -> None:
-        """Ends the step: see `Loop.end_step`, which saves it where it is due.
-
-        Args:
-          state: pytree of arrays after the step.
-          score: held-out score of `state`, where it was evaluated; the best is kept.
-          failure: why the run cannot go on; it ends with a RunError once the step is saved.
-        """
+        """Ends the step: see `Loop.end_step`."""
         self._end_work()
         self._progress.update(self.step, **self._shown)
         meta: dict[str, Any] = {"seed": self._config.seed, "seconds": self.seconds}

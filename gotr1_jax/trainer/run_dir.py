@@ -1,8 +1,7 @@
-"""The directory of a run: its files, and how it is made.
+"""The directory of a run and its creation.
 
-    config.yaml  metrics.jsonl  checkpoints/  samples/step_000010/  report.html  summary.json
-
-TensorBoard's event files lie in `tensorboard/`.
+config.yaml  metrics.jsonl  checkpoints/  samples/step_000010/  tensorboard/  report.html
+summary.json
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ SAMPLES_NAME = "samples"
 TENSORBOARD_NAME = "tensorboard"
 REPORT_NAME = "report.html"
 SUMMARY_NAME = "summary.json"
-# A file or folder that a killed process did not get to rename.
+# A temporary file or folder that a killed process did not rename.
 _LEFTOVER = re.compile(r"\..+\.(tmp|old)\d+")
 
 
@@ -62,16 +61,15 @@ class RunDir:
 
 
 def create_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> RunDir:
-    """Makes the directories of a run; a new one also gets its resolved configuration.
+    """Creates the directories of a run, and its config.yaml if there is none.
 
-    An existing run keeps its configuration: the job calls `store_config` once its checkpoint was
-    restored under the new one. Temporary files that a killed process left are removed.
+    An existing config.yaml stays: the job calls `store_config` once a checkpoint is restored under
+    the new configuration. Temporary files of killed processes are removed.
 
     Args:
-        root: the run's directory; its parents are made.
+        root: the run's directory; missing parents are created.
         config_text: the resolved configuration, YAML.
-        may_exist: whether the directory may hold a run already; else that is an InputError, so
-            that two runs never mix.
+        may_exist: False: an InputError if the directory already holds a run.
     """
     run = RunDir(Path(root))
     if run.root.exists() and not run.root.is_dir():
@@ -93,5 +91,5 @@ def create_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> Ru
 
 
 def store_config(run: RunDir, config_text: str) -> None:
-    """Stores the resolved configuration, YAML."""
+    """Writes the resolved configuration (YAML) to config.yaml."""
     atomic_write(run.config, config_text)

@@ -1,4 +1,4 @@
-"""The state of training and the pieces of an update: pure trees."""
+"""Train state, optimizer step, gradient accumulation; pure functions of pytrees."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class TrainState:
       params: trained parameters (adapters, or all of a policy).
       opt_state: optax state over `params`.
       updates: int32, optimizer steps that were applied.
-      skipped: int32, updates that were not finite and changed nothing.
-      skipped_in_a_row: int32, of these the ones since the last good update.
-      entropy: state of an algorithm beside its parameters (adaptive entropy coefficients), or None.
+      skipped: int32, non-finite updates, which changed nothing.
+      skipped_in_a_row: int32, skipped updates since the last good one.
+      entropy: state of the adaptive entropy coefficients, or None.
     """
 
     params: Any
@@ -40,7 +40,7 @@ def new_state(
     optimizer: optax.GradientTransformation,
     entropy: Any = None,
 ) -> TrainState:
-    """A state before its first update; jit it with shardings to build it in place."""
+    """The state before the first update; jit it with out_shardings to create it sharded."""
     zero = jnp.zeros((), jnp.int32)
     return TrainState(params, optimizer.init(params), zero, zero, zero, entropy)
 
@@ -50,8 +50,8 @@ def apply_gradients(
 ) -> tuple[TrainState, jax.Array]:
     """One optimizer step; returns the state and the global norm of `grads` before clipping.
 
-    When the loss or the norm is not finite, parameters and optimizer stay as they are, to the
-    bit, and the update counts as skipped.
+    If the loss or the norm is not finite, parameters and optimizer state do not change and the
+    update counts as skipped.
     """
     norm = optax.tree.norm(grads)
     good = jnp.isfinite(norm) & jnp.isfinite(loss)
@@ -78,15 +78,15 @@ def stop_if_skipped(in_a_row: Any, limit: int, step: int) -> None:
     if bad >= limit:
         raise RunError(
             f"the last {bad} updates up to step {step} were not finite and were skipped; "
-            "lower optimizer.learning_rate or look at what is learned from"
+            "lower optimizer.learning_rate or check the training data"
         )
 
 
 def split_rows(tree: Any, pieces: int) -> Any:
-    """Every array (B, ...) as micro-batches (pieces, B / pieces, ...): strided rows.
+    """Every array (B, ...) as micro-batches (pieces, B / pieces, ...).
 
-    Micro-batch i holds rows i, i + pieces, …: a stride keeps each row on its device, where
-    contiguous blocks would move them.
+    Micro-batch i holds rows i, i + pieces, …: with this stride every row stays on its device;
+    contiguous blocks would be moved between devices.
     """
 
     def cut(x: jax.Array) -> jax.Array:
@@ -98,10 +98,9 @@ def split_rows(tree: Any, pieces: int) -> Any:
 def sum_over_pieces(
     gradient: Callable[[Any], tuple[Any, Any]], pieces: Any, combine: Callable[[Any, Any], Any]
 ) -> tuple[Any, Any]:
-    """Gradient accumulation: gradients summed, statistics combined, over micro-batches.
+    """Gradient accumulation: sum gradients and combine statistics over sequential micro-batches.
 
-    `gradient(micro_batch) -> (grads, stats)`; `pieces` has them on its leading axis. They run one
-    after the other, in the memory of one.
+    `gradient(micro_batch) -> (grads, stats)`; `pieces` stacks micro-batches on its leading axis.
     """
     count = jax.tree.leaves(pieces)[0].shape[0]
     first = gradient(jax.tree.map(lambda x: x[0], pieces))

@@ -1,5 +1,5 @@
-"""Stop signals: SIGTERM (how Slurm, GKE and TPU VMs announce preemption), SIGUSR1 (which `srun`
-passes on to its tasks, where a SIGTERM would kill them) and SIGINT."""
+"""Stop signals: SIGTERM (sent by Slurm, GKE and TPU VMs before preemption), SIGUSR1 (which `srun`
+forwards to its tasks; a SIGTERM would kill them) and SIGINT."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _log = logging.getLogger(__name__)
 
 
 class StopSignals:
-    """While entered, the first signal asks the run to stop; a later SIGINT ends it at once.
+    """Inside this context the first signal requests a stop; a later SIGINT exits at once.
 
-    Outside of `finishing_steps` there is nothing to save, and a signal raises Stopped. Inside, it
+    Outside of `finishing_steps` there is nothing to save and a signal raises Stopped. Inside, it
     only sets `asked`, and the current step is finished. If that takes longer than the grace
-    period, the process exits with Stopped's exit code, and the last checkpoint stays. A second
-    signal ends the process with 128 + its number.
+    period, the process exits with Stopped's exit code. A SIGINT after the first signal exits with
+    128 + its number; other later signals have no effect.
 
-    A thread watches, because Python's own handlers wait while the main thread compiles or
-    computes. Signals that were ignored at start stay ignored, and only the main thread takes
-    any. With several processes this replaces JAX's preemption service, which listens to SIGTERM
-    too; `Loop` makes all of them stop at the same step.
+    A thread watches for signals, because Python's handlers wait while the main thread compiles or
+    computes. Signals that were ignored at start stay ignored. Does nothing outside the main thread.
+    With several processes this replaces JAX's preemption service, which also handles SIGTERM;
+    `Loop` makes all processes stop at the same step.
     """
 
     def __init__(self, grace_seconds: float = 0.0) -> None:
-        """grace_seconds: how long a step may still take after the signal; 0: any time."""
+        """grace_seconds: how long a step may still take after the signal; 0: no limit."""
         self._grace = grace_seconds
         self._asked: int | None = None
         self._deferred = False
@@ -47,7 +47,7 @@ class StopSignals:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal asked the run to stop."""
+        """Whether a signal requested a stop."""
         return self._asked is not None
 
     def __enter__(self) -> StopSignals:
@@ -74,8 +74,8 @@ class StopSignals:
 
     @contextmanager
     def finishing_steps(self) -> Iterator[None]:
-        """Inside, signals wait for the end of the step; the caller looks at `asked`."""
-        # What a handler raises inside of a destructor or of garbage collection, Python drops.
+        """Inside, signals wait for the end of the step; the caller checks `asked`."""
+        # Python drops an exception that a handler raises inside a destructor.
         self.check()
         self._deferred = True
         try:
@@ -85,13 +85,13 @@ class StopSignals:
         self.check()
 
     def check(self) -> None:
-        """Raises Stopped if a signal asked for it."""
+        """Raises Stopped if a signal requested it."""
         if self._asked is not None:
             name = signal.Signals(self._asked).name
-            raise Stopped(f"stopped by {name}; the same command goes on from the last checkpoint")
+            raise Stopped(f"stopped by {name}; the same command resumes from the last checkpoint")
 
     def step_done(self) -> None:
-        """The current step is complete and will be saved: it is no longer abandoned."""
+        """The current step is complete and will be saved: the grace period no longer applies."""
         with self._leaving:
             self._deadline = None
             self._grace = 0.0
@@ -103,7 +103,7 @@ class StopSignals:
             self.check()
 
     def _watch(self) -> None:
-        first_came = False
+        stopping = False
         while True:
             with self._leaving:
                 left = None if self._deadline is None else self._deadline - time.monotonic()
@@ -117,14 +117,14 @@ class StopSignals:
             for number in numbers:
                 if number not in self._old:
                     continue
-                if first_came:
+                if stopping:
                     if number == signal.SIGINT:
                         os._exit(128 + number)
                     continue
-                first_came = True
-                self._first(number)
+                stopping = True
+                self._request_stop(number)
 
-    def _first(self, number: int) -> None:
+    def _request_stop(self, number: int) -> None:
         name = signal.Signals(number).name
         _log.warning("%s: the run ends after this step; Ctrl-C ends it at once", name)
         self._asked = number

@@ -13,7 +13,7 @@ import pytest
 from tiny import grpo_values, write_config, write_shapes
 
 from gotr1_jax import cli
-from gotr1_jax.trainer.memory import memory_metrics
+from gotr1_jax.trainer.loop import memory_metrics
 from gotr1_jax.trainer.metrics import MetricsWriter, read_metrics
 
 STEPS = 200
