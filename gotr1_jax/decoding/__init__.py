@@ -1,2 +1,2 @@
 """Token-by-token decoding, shared by the policy's sampler and the judge's engine: KV cache, decode
-weights, forward pass, guidance, sampling of one token. Knows no policy and no reward."""
+weights, forward pass, guidance, sampling of one token."""

@@ -1,4 +1,4 @@
-"""How tokens are sampled and scored. Imports no jax: a wrong setting is refused at once."""
+"""Settings of token sampling and of log-probabilities. Imports no jax, so that checks are fast."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ LogpMode = Literal["guided", "guided_detach", "conditional"]
 
 @dataclass(frozen=True)
 class LogpSettings:
-    """What a log-probability means; part of a rollout, whose tokens are scored at the same values.
+    """Definition of a log-probability; stored in a rollout, for teacher forcing at equal settings.
 
     Attributes:
       mode: `guided` scores image tokens under the guided distribution and differentiates both
-        branches; `guided_detach` has the same values, the unconditional branch being a constant;
-        `conditional` leaves guidance out.
+        branches; `guided_detach` gives the same values with a stop-gradient on the unconditional
+        branch; `conditional` uses no guidance.
       guidance: w in uncond + w (cond - uncond); 1 needs no unconditional branch.
-      text_temperature, image_temperature: logits are divided by them, greater than 0.
+      text_temperature, image_temperature: divisors of the logits, greater than 0.
     """
 
     mode: LogpMode = "guided"
@@ -38,9 +38,9 @@ class TokenSamplingConfig:
     """How a token is sampled.
 
     Attributes:
-      greedy: take the most likely token; top_k and top_p then have no effect.
-      top_k: sample among the k most likely tokens (and those tied with the last); 0 means all.
-      top_p: sample among the smallest set of tokens whose probability reaches p; 1 means all.
+      greedy: take the most likely token and ignore top_k and top_p.
+      top_k: sample among the k most likely tokens (and ties with the last one); 0: all.
+      top_p: sample among the smallest set of tokens with total probability p or more; 1: all.
     """
 
     greedy: bool = False

@@ -1,10 +1,10 @@
-"""The decoder on `DecodeWeights`: a prefill of whole sequences, or one token a row.
+"""The decoder's forward pass on `DecodeWeights`: prefill of sequences, or one token per row.
 
-Why not `models.decoder.DecoderBlock`: its q, k, v, gate and up are separate kernels (in, out), each
-with its adapter, and stacked layers would be sliced out of one array at every token. Here q, k, v
-are one product and gate, up another, outputs first, a layer an array of its own: at a few rows a
-token costs what it takes to read the weights. Norm and rotary are the module's; a test holds the
-rest to a full forward. Letters as in `decoding.kv_cache`.
+`models.decoder.DecoderBlock` is not used here: its q, k, v, gate and up are separate kernels, each
+with its adapter, and stacked layers would be sliced at every token. With few rows the time of a
+token is the time to read the weights; so q, k, v are one product, gate and up another, and each
+layer has its own arrays, outputs first. Norm and rotary embedding are shared with the module; tests
+compare the rest with its full forward. Letters as in `decoding.kv_cache`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LayerAttend = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class ReadableCache(Protocol):
-    """What attention reads: a KVCache, or several that look like one."""
+    """A KVCache, or several caches with the same interface, as read by attention."""
 
     def scores(self, layer: int, q_BKgh: jax.Array, /) -> jax.Array: ...
     def values(self, layer: int, weights_BKgS: jax.Array, /) -> jax.Array: ...
@@ -40,9 +40,9 @@ class ReadableCache(Protocol):
 def attend_to_caches(
     layer: int, q_BKgh: jax.Array, caches: Sequence[tuple[ReadableCache, jax.Array]]
 ) -> jax.Array:
-    """Attention of one token a row over several caches in one softmax: mixed values (B,K,g,h).
+    """Attention of one token per row over several caches with one softmax: mixed values (B,K,g,h).
 
-    caches: each with a bias on its scores, broadcast to (B,K,g,S): 0 or MASKED.
+    caches: each with an additive mask, 0 or MASKED, that broadcasts to its scores (B,K,g,S).
     """
     q = q_BKgh * q_BKgh.shape[-1] ** -0.5
     scores = [cache.scores(layer, q) + bias for cache, bias in caches]
@@ -63,8 +63,8 @@ def rope_table(cfg: DecoderConfig, size: int) -> tuple[jax.Array, jax.Array]:
 def project(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
     """Sum over the last `contracted` axes of x (..., *in) and weight (*out, *in): (..., *out).
 
-    On a CPU the product is weight @ x.T: with a handful of rows XLA's matrix product is bound by
-    the operand that it packs, and this way that is the small one (a third faster in all).
+    On a CPU the product is weight @ x.T: XLA then packs the smaller operand, which makes decoding
+    of a few rows a third faster.
     """
     lead = x.shape[: x.ndim - contracted]
     x = x.reshape(-1, *x.shape[len(lead) :])
@@ -104,7 +104,7 @@ def run_layers(
     params: DecodeWeights, cfg: DecoderConfig, x: jax.Array,
     rope: tuple[jax.Array, jax.Array], attend: LayerAttend,
 ) -> jax.Array:  # fmt: skip
-    """All blocks and the final norm; layers are unrolled, so no weight is ever sliced out."""
+    """All blocks and the final norm; layers are unrolled, so that no weight is sliced."""
     for i, layer in enumerate(params.layers):
 
         def attend_here(q: jax.Array, k: jax.Array, v: jax.Array, i: int = i) -> jax.Array:
@@ -123,9 +123,9 @@ def prefill(
     params: DecodeWeights, cfg: DecoderConfig, x_NSD: jax.Array,
     rope: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, KVCache]:  # fmt: skip
-    """Embedded tokens from the start of a sequence on, causal: final hidden (N,S,D) and cache.
+    """Causal forward of embedded sequences (N,S,D): hidden (N,S,D) after the final norm, and cache.
 
-    rope: rotary tables (N or 1, S, h // 2); None: of positions 0 .. S-1.
+    rope: rotary tables (N or 1, S, h // 2); None: positions 0 .. S-1.
     """
     S, keys, values = x_NSD.shape[1], [], []
     if rope is None:
@@ -146,12 +146,12 @@ def prefill_after(
     params: DecodeWeights, cfg: DecoderConfig, x_BSD: jax.Array, rope: tuple[jax.Array, jax.Array],
     before: Sequence[tuple[KVCache, jax.Array]],
 ) -> tuple[jax.Array, KVCache]:  # fmt: skip
-    """Embedded tokens that follow cached ones, causal: final hidden (B,S,D) and their own cache.
+    """Causal forward of embedded tokens that follow cached ones: hidden (B,S,D), and their cache.
 
     Args:
-      rope: rotary tables (B, S, h // 2) of the tokens' own positions.
-      before: caches of N rows, each shared by B / N rows, and how many of their slots are filled,
-        int32 (B,) or (1,).
+      rope: rotary tables (B, S, h // 2) of the tokens' positions.
+      before: caches of N rows, each shared by B / N rows, with the number of filled slots, int32
+        (B,) or (1,).
     """
     S, keys, values = x_BSD.shape[1], [], []
     filled = [jnp.arange(c.size) < length[:, None, None, None, None] for c, length in before]
@@ -163,7 +163,7 @@ def prefill_after(
         keys.append(k.transpose(0, 2, 3, 1))
         values.append(v.transpose(0, 2, 1, 3))
         B, _, K, g, h = q.shape
-        # The S tokens of a row take the place of the g heads of one token.
+        # (B, K, g * S, h): the g query heads of all S tokens on one axis.
         q = q.transpose(0, 2, 3, 1, 4).reshape(B, K, g * S, h) * h**-0.5
         scores = [
             jnp.where(seen, cache.scores(i, q).reshape(B, K, g, S, size), MASKED)

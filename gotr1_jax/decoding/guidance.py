@@ -12,14 +12,14 @@ def guide(cond: jax.Array, uncond: jax.Array, weight: float) -> jax.Array:
 
 
 def split_branches(x: jax.Array, rows: int) -> tuple[jax.Array, ...]:
-    """(N, ...) with N = `rows` times the branches -> an array (rows, ...) for each branch.
+    """(rows * branches, ...) -> an array (rows, ...) for each branch.
 
-    Where rows are sharded, both branches of a row are on one device.
+    The branches of a row are adjacent, so that they are on one device when rows are sharded.
     """
     by_row = x.reshape(rows, -1, *x.shape[1:])
     return tuple(by_row[:, i] for i in range(by_row.shape[1]))
 
 
 def join_branches(cond: jax.Array, uncond: jax.Array) -> jax.Array:
-    """(B, ...) of each branch -> (2 B, ...), those of a row adjacent; undoes `split_branches`."""
+    """Inverse of `split_branches`: (B, ...) of each branch -> (2 B, ...)."""
     return jnp.stack([cond, uncond], axis=1).reshape(-1, *cond.shape[1:])

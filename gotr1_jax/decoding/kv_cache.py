@@ -1,7 +1,6 @@
-"""The KV cache: made, written one slot at a time, grown, read by attention, sharded.
+"""The KV cache: creation, writing of one slot, growth, reading by attention, sharding.
 
-Letters besides the usual ones: K kv heads, g query heads of each, h head width, N rows of a cache,
-S its slots.
+Letters: K kv heads, g query heads per kv head, h head width, N rows of a cache, S slots of a cache.
 """
 
 from __future__ import annotations
@@ -19,12 +18,13 @@ from gotr1_jax.models.config import DecoderConfig
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of a span of tokens, one array a layer.
+    """Keys and values of a span of tokens, one array per layer.
 
-    A step writes the same slot of all rows; attention reads all slots. `grow_cache` adds slots.
+    A step writes the same slot of all rows. Attention reads all slots, so callers mask unfilled
+    ones.
 
     Attributes:
-      k_NKhS: keys with rotary applied; slots last, so that scores are a plain product.
+      k_NKhS: keys after rotary embedding; slots last, so that scores are a plain product.
       v_NKSh: values.
     """
 
@@ -37,10 +37,10 @@ class KVCache:
         return self.v_NKSh[0].shape[2]
 
     def scores(self, layer: int, q_BKgh: jax.Array) -> jax.Array:
-        """Products (B,K,g,S) of queries and keys, float32. Each of the N rows serves B / N ones."""
+        """Products (B,K,g,S) of queries and keys, float32; each cache row serves B / N queries."""
         k_NKhS = self.k_NKhS[layer]
         N, (B, K, g, h) = k_NKhS.shape[0], q_BKgh.shape
-        if N == B:  # XLA's CPU backend cannot widen this product of bfloat16
+        if N == B:  # XLA's CPU backend has no bfloat16 x bfloat16 -> float32 for this product
             return jnp.einsum("bkgh,bkhs->bkgs", q_BKgh, k_NKhS).astype(jnp.float32)
         q = q_BKgh.reshape(N, B // N, K, g, h)
         wide = {"preferred_element_type": jnp.float32}
@@ -48,7 +48,7 @@ class KVCache:
         return scores.reshape(B, K, g, k_NKhS.shape[-1])
 
     def values(self, layer: int, weights_BKgS: jax.Array) -> jax.Array:
-        """Sums (B,K,g,h) of values under weights. Each of the N rows serves B / N ones."""
+        """Weighted sums (B,K,g,h) of values; each cache row serves B / N rows of weights."""
         v_NKSh = self.v_NKSh[layer]
         N, (B, K, g, S) = v_NKSh.shape[0], weights_BKgS.shape
         weights = weights_BKgS.reshape(N, B // N, K, g, S)
@@ -74,7 +74,7 @@ def _grow(x: jax.Array, axis: int, size: int) -> jax.Array:
 def grow_cache(cache: KVCache, size: int) -> KVCache:
     """The same cache with `size` slots; the arrays of `cache` are deleted.
 
-    One array after another, so that no more than one of them is in memory twice.
+    Arrays are grown one at a time, so that at most one is in memory twice.
     """
     if cache.size == size:
         return cache
@@ -88,7 +88,7 @@ def grow_cache(cache: KVCache, size: int) -> KVCache:
 
 
 def write_slot(cache: KVCache, layer: int, slot: jax.Array, k: jax.Array, v: jax.Array) -> KVCache:
-    """The cache with k and v (N,K,h) of one token a row written to `slot` of `layer`."""
+    """The cache with k and v (N,K,h) of one token per row written to `slot` of `layer`."""
     keys, values = list(cache.k_NKhS), list(cache.v_NKSh)
     zero = jnp.zeros((), slot.dtype)
     keys[layer] = jax.lax.dynamic_update_slice(keys[layer], k[..., None], (zero, zero, zero, slot))
@@ -99,5 +99,5 @@ def write_slot(cache: KVCache, layer: int, slot: jax.Array, k: jax.Array, v: jax
 
 
 def cache_sharding(mesh: Mesh) -> NamedSharding:
-    """Of every array of a cache: rows over `data` and `fsdp`, kv heads over `tensor`."""
+    """Sharding of every array of a cache: rows over `data` and `fsdp`, kv heads over `tensor`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "tensor"))

@@ -9,18 +9,18 @@ from gotr1_jax.decoding.config import TokenSamplingConfig
 
 
 def top_k_top_p_filter(logits_BV: jax.Array, config: TokenSamplingConfig) -> jax.Array:
-    """Logits with everything outside of the top-k and top-p sets at -inf.
+    """Set logits outside of the top-k and top-p sets to -inf.
 
-    Top-k is applied first; the top-p set always holds the most likely token.
+    Top-k is applied first; the top-p set always contains the most likely token.
     """
     if 0 < config.top_k < logits_BV.shape[-1]:
         last = jax.lax.top_k(logits_BV, config.top_k)[0][:, -1:]
         logits_BV = jnp.where(logits_BV >= last, logits_BV, -jnp.inf)
     if config.top_p < 1.0:
-        falling = -jnp.sort(-logits_BV, axis=-1)
-        probability = jax.nn.softmax(falling, axis=-1)
+        sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+        probability = jax.nn.softmax(sorted_BV, axis=-1)
         before = jnp.cumsum(probability, axis=-1) - probability
-        last = jnp.min(jnp.where(before < config.top_p, falling, jnp.inf), axis=-1, keepdims=True)
+        last = jnp.min(jnp.where(before < config.top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
         logits_BV = jnp.where(logits_BV >= last, logits_BV, -jnp.inf)
     return logits_BV
 
@@ -28,14 +28,14 @@ def top_k_top_p_filter(logits_BV: jax.Array, config: TokenSamplingConfig) -> jax
 def sample_token(
     logits_BV: jax.Array, keys_B: jax.Array, positions_B: jax.Array, config: TokenSamplingConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """Sample one token a row.
+    """Sample one token per row.
 
     Args:
-      logits_BV: float32, guided and divided by the temperature.
-      keys_B: a key for each row; the position of the token is folded in, so that the token depends
-        neither on the bucket nor on the place in the batch.
+      logits_BV: float32, after guidance and division by the temperature.
+      keys_B: a key per row; the token's position is folded in, so that the token depends neither
+        on the bucket nor on the index in the batch.
       positions_B: int32 position of the sampled token in its row.
-      config: greedy or not, top-k, top-p.
+      config: see `TokenSamplingConfig`.
 
     Returns:
       ids (B,) int32 and their log-probabilities (B,) under `logits_BV` before top-k and top-p.

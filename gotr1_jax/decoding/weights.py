@@ -21,12 +21,12 @@ from gotr1_jax.parallel.sharding import DECODE_RULES, partition_spec
 class LayerWeights:
     """One block with q, k, v in one matrix and gate, up in another: fewer, larger products.
 
-    Every matrix has its outputs first (see `decoding.forward.project`).
+    Every matrix has its output axes first (see `decoding.forward.project`).
 
     Attributes:
       attention_norm_D, mlp_norm_D: scales of the two norms.
-      qkv_KfhD: f = g + 2 heads for each kv head: its g query heads, then its key and its value.
-        Grouped by kv head so that the matrix can be sharded over K without moving anything.
+      qkv_KfhD: f = g + 2 heads per kv head: its g query heads, then its key and its value. Grouped
+        by kv head so that K can be sharded.
       qkv_bias_Kfh: its bias, or None.
       out_DKgh: output projection.
       gate_up_2FD: gate at [0], up at [1].
@@ -88,7 +88,7 @@ def _layer_weights(decoder: Decoder, i: int, dtype: jnp.dtype) -> LayerWeights:
 
 
 def decode_weights(decoder: Decoder, dtype: jnp.dtype) -> DecodeWeights:
-    """DecodeWeights, in `dtype`, of a decoder whose LoRA is merged."""
+    """DecodeWeights, in `dtype`, of a decoder with merged LoRA."""
     head = decoder.lm_head
     text_head = decoder.embed.table[...] if head is None else head.kernel[...].T
     return DecodeWeights(
@@ -100,7 +100,7 @@ def decode_weights(decoder: Decoder, dtype: jnp.dtype) -> DecodeWeights:
 
 
 def decode_weights_shardings(params: DecodeWeights, mesh: Mesh) -> DecodeWeights:
-    """Shardings of (abstract) DecodeWeights by DECODE_RULES; embeddings stay whole for look-ups.
+    """Shardings of (abstract) DecodeWeights by DECODE_RULES; embeddings are not sharded.
 
     Raises InputError for a size that does not divide.
     """

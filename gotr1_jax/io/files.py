@@ -1,5 +1,4 @@
-"""Reading text and JSON with one clear error; writing files and folders that appear whole or not
-at all."""
+"""Reading of text and JSON with one-line errors; atomic writing of files and folders."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from gotr1_jax.errors import InputError, RunError
 
 
 def read_text(path: Path, what: str = "the file") -> str:
-    """The text of a UTF-8 file; `what` it is, for the InputError if it cannot be read."""
+    """The text of a UTF-8 file; InputError, with `what` the file is, if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -30,7 +29,7 @@ def read_text(path: Path, what: str = "the file") -> str:
 def read_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
     """(number from 1, stripped text) of the lines of a UTF-8 file that are not blank.
 
-    `what` is what the file should hold. Raises InputError for a file that cannot be read.
+    Raises InputError, with `what` the file holds, if it cannot be read.
     """
     number = 0
     try:
@@ -71,7 +70,7 @@ def read_json_object(file: Path, *, missing_ok: bool = False) -> dict[str, Any]:
 
 
 def parse_json_object(text: str | bytes, where: str) -> dict[str, Any]:
-    """The JSON object that `text` holds; InputError, naming `where`, if it holds none."""
+    """Parse a JSON object; InputError, which begins with `where`, for anything else."""
     try:
         value = json.loads(text)
     except ValueError as error:  # of JSON, or of UTF-8
@@ -82,7 +81,7 @@ def parse_json_object(text: str | bytes, where: str) -> dict[str, Any]:
 
 
 def plain_json(value: Any) -> Any:
-    """`value` with numpy scalars and arrays as Python's own, and non-finite numbers as None."""
+    """`value` with numpy scalars and arrays as Python values, and non-finite numbers as None."""
     if isinstance(value, Mapping):
         return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -97,7 +96,7 @@ def plain_json(value: Any) -> Any:
 def write_failure(
     path: Path, error: OSError, advice: str = "free some space or choose another directory"
 ) -> RunError:
-    """The one line for a write that failed; `advice` follows when the disk is full."""
+    """The error of a failed write; `advice` is added if the disk is full."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(f"disk full: {path} was not written; {advice}")
     return RunError(f"cannot write {path}: {error.strerror or error}")
@@ -105,7 +104,7 @@ def write_failure(
 
 @contextmanager
 def raise_write_errors(path: Path, *advice: str) -> Iterator[None]:
-    """Turns an OSError inside the block into the RunError of `write_failure`."""
+    """Raise an OSError of the block as the RunError of `write_failure`."""
     try:
         yield
     except OSError as error:
@@ -113,13 +112,13 @@ def raise_write_errors(path: Path, *advice: str) -> Iterator[None]:
 
 
 def atomic_write(path: Path | str, data: bytes | str, *, parents: bool = False) -> None:
-    """Writes `data` (text as UTF-8) under a temporary name, flushes it to disk, then renames.
+    """Write `data` (text as UTF-8) to a temporary file, flush it to disk, then rename it to `path`.
 
-    A reader sees the old file or the whole new one. `parents` creates missing folders. Raises
-    RunError when it cannot be written; nothing of the new file is then left behind.
+    Readers see the old or the complete new file. `parents` creates missing folders. Raises
+    RunError if writing fails; the temporary file is then removed.
     """
     path = Path(path)
-    # Not the process id: processes of several hosts may write the same file.
+    # A random name, not the process id: processes on several hosts may write the same file.
     temporary = path.with_name(f".{path.name}.tmp{secrets.randbelow(10**12)}")
     with raise_write_errors(path):
         if parents:
@@ -141,7 +140,7 @@ def write_json_atomic(path: Path | str, value: Any) -> None:
 
 
 def write_json(path: Path, value: Any, *, ascii_only: bool = True) -> None:
-    """Writes `value` as JSON, for a file inside an `atomic_folder`; OSError."""
+    """Writes `value` as JSON, not atomically: for files inside an `atomic_folder`. OSError."""
     text = json.dumps(value, indent=2, ensure_ascii=ascii_only)
     path.write_text(text + "\n", encoding="utf-8")
 
@@ -150,9 +149,9 @@ def write_json(path: Path, value: Any, *, ascii_only: bool = True) -> None:
 def atomic_folder(target: Path, marker: str | None = None) -> Iterator[Path]:
     """A temporary folder next to `target`, renamed to it when the block ends without an error.
 
-    An existing `target` is replaced. With a `marker` it is replaced only if it is empty or holds
-    a file of that name; otherwise it is the user's and an InputError is raised. RunError if the
-    folder cannot be written; a failed block leaves nothing behind.
+    An existing `target` is replaced; with a `marker` only if it is empty or holds a file of that
+    name, otherwise an InputError is raised. RunError if the folder cannot be written. If the block
+    raises, the temporary folder is removed and `target` is unchanged.
     """
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; choose a directory")
@@ -177,9 +176,9 @@ def atomic_folder(target: Path, marker: str | None = None) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Returns when a file's bytes, or a directory's names, are on disk; OSError if they cannot be.
+    """Flush a file's bytes or a directory's entries to disk; OSError if that fails.
 
-    Without it a power cut can leave a new name over an empty file.
+    Without it a renamed file can be empty after a power cut.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The lines of a table, without a newline at the end; a cell's text stays on one line."""
+    """A table, without a newline at the end; line breaks in a cell become spaces."""
     lines = [head, ["-"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in lines)
 

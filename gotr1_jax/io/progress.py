@@ -1,4 +1,4 @@
-"""Progress of a long command: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a long command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gotr1_jax.parallel.processes import is_main_process
 class Progress:
     """Steps done, rate, remaining time and a few values: a bar on a terminal, else plain lines.
 
-    Of several processes only process 0 shows any.
+    Only process 0 prints.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Progress:
         self._unit = unit
         self._every = every_seconds
         self._last_line = -math.inf
-        # The first step compiles; the rate is that of the steps after it.
+        # Time and number of the first step; it compiles, so the rate excludes it.
         self._first: tuple[float, int] | None = None
         self._bar: tqdm | None = None
         self._shows = is_main_process()

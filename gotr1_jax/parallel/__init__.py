@@ -1,2 +1,2 @@
-"""Devices and processes: `startup` (joins hosts), `mesh` and `sharding` (who holds which part of an
-array), `placement` (arrays onto the mesh), `processes` (agreement between hosts)."""
+"""Devices and processes: `startup` (joins hosts), `mesh` and `sharding` (partition of arrays),
+`placement` (arrays onto the mesh), `processes` (communication between hosts)."""

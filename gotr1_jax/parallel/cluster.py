@@ -1,9 +1,9 @@
 """Detection of the cluster: is this process one of several of a Slurm step or a TPU slice?
 
-`jax.distributed` finds addresses and indices itself and is given none of them. It cannot say
-beforehand whether there are other processes, and would wait where there are none: it counts the
-tasks of Slurm's allocation instead of the step (the shell of `salloc`), starts TPU clusters where
-JAX_PLATFORMS excludes TPUs, fails without a metadata server, and reads variables of MPI.
+`jax.distributed` finds addresses and indices itself. Its detection of whether there are other
+processes is not reliable enough to call it always: it counts the tasks of Slurm's allocation
+instead of the step (in the shell of `salloc`), starts TPU clusters even if JAX_PLATFORMS excludes
+TPUs, fails without a metadata server, and reads variables of MPI.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-# `jax.distributed` detects a task of a Slurm step by these.
+# Variables by which `jax.distributed` detects a task of a Slurm step.
 _SLURM = (
     "SLURM_JOB_ID",
     "SLURM_STEP_NODELIST",
@@ -29,19 +29,19 @@ _METADATA_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Cluster:
-    """Processes that were started together."""
+    """Processes that were started together as one job."""
 
     name: str
     processes: int
-    # Whether this is the only process on its host, and so uses all of the host's devices.
+    # Whether this is the only process on its host; it then uses all devices of the host.
     alone_on_host: bool
 
 
 def find_cluster(environment: Mapping[str, str] | None = None) -> Cluster | None:
     """The cluster of this process; None if it is the only one.
 
-    environment: variables of the process; None: os.environ. Only on a TPU VM outside Kubernetes
-    the VM's metadata server is queried as well.
+    environment: variables; None: os.environ. On a TPU VM outside Kubernetes the VM's metadata
+    server is queried too.
     """
     variables = os.environ if environment is None else environment
     cluster = _slurm(variables) or _kubernetes_tpu(variables) or _tpu_vm(variables)
@@ -49,7 +49,7 @@ def find_cluster(environment: Mapping[str, str] | None = None) -> Cluster | None
 
 
 def _slurm(variables: Mapping[str, str]) -> Cluster | None:
-    """A task of `srun`, but not a batch script or an interactive shell."""
+    """A task of `srun`; None for a batch script or an interactive shell."""
     if not all(name in variables for name in _SLURM):
         return None
     # The shell of `salloc` is a step of one task, with SLURM_NTASKS of the whole allocation.
@@ -73,7 +73,7 @@ def _may_use_tpu(variables: Mapping[str, str]) -> bool:
 
 
 def _kubernetes_tpu(variables: Mapping[str, str]) -> Cluster | None:
-    """A pod on GKE with TPUs: GKE sets the hosts of its slice and the slices of a JobSet."""
+    """A GKE pod with TPUs: GKE sets variables for the hosts of a slice and the number of slices."""
     hosts = variables.get("TPU_PROCESS_ADDRESSES") or variables.get("TPU_WORKER_HOSTNAMES")
     if not hosts or not _may_use_tpu(variables):
         return None
@@ -84,8 +84,7 @@ def _kubernetes_tpu(variables: Mapping[str, str]) -> Cluster | None:
 def _tpu_vm(variables: Mapping[str, str]) -> Cluster | None:
     """A worker of a Cloud TPU VM slice.
 
-    No query where TPU_SKIP_MDS_QUERY is set: by the user, or by `import jax` on a machine without
-    TPU chips.
+    TPU_SKIP_MDS_QUERY disables the query; `import jax` sets it on machines without TPU chips.
     """
     if not _may_use_tpu(variables) or "TPU_SKIP_MDS_QUERY" in variables:
         return None
@@ -104,13 +103,13 @@ def _tpu_vm(variables: Mapping[str, str]) -> Cluster | None:
 
 
 def _metadata(variables: Mapping[str, str], key: str) -> str | None:
-    """An attribute of this VM from Google's metadata server; None where there is none."""
+    """An attribute of this VM from Google's metadata server; None if there is none."""
     server = variables.get("GCE_METADATA_IP", "metadata.google.internal")
     request = urllib.request.Request(
         f"http://{server}/computeMetadata/v1/instance/attributes/{key}",
         headers={"Metadata-Flavor": "Google"},
     )
-    # The server is link-local: no proxy of the environment.
+    # The server is link-local: proxies of the environment are not used.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=_METADATA_SECONDS) as answer:

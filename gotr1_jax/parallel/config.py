@@ -15,8 +15,8 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-    # Devices that the CPU is divided into when there is no accelerator. One for each core shards
-    # the batch over cores, which helps where single operations do not use all of them.
+    # Number of CPU devices if there is no accelerator. One per core shards the batch over cores,
+    # which helps if single operations do not use all cores.
     cpu_devices: int = 1
 
 
@@ -30,7 +30,7 @@ class DistributedConfig:
     processes: int | None = None
     # Index of this one, from 0.
     process: int | None = None
-    # Seconds without a sign of life of one process after which the others end.
+    # The other processes end this many seconds after the last heartbeat of one.
     heartbeat_seconds: int = 100
 
     def check(self) -> None:

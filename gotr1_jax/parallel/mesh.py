@@ -1,4 +1,4 @@
-"""The device mesh: axes `data` (rows), `fsdp` (rows and parameters), `tensor` (features)."""
+"""The device mesh: axes `data` (batch), `fsdp` (batch and parameters), `tensor` (features)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ROWS = PartitionSpec(("data", "fsdp"))
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh over `devices` (default: all); one axis may be -1: all devices that are left.
+    """A mesh over `devices` (default: all); one axis may be -1: all remaining devices.
 
-    Devices of a process are adjacent and `tensor` is the innermost axis, so that its traffic stays
-    on one host where possible. Raises InputError for sizes that do not fit the devices.
+    Devices of a process are adjacent and `tensor` is the innermost axis, so that its communication
+    stays on one host if possible. Raises InputError for sizes that do not fit the devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    # TPU slices number their chips by position, across hosts.
+    # TPU slices number chips by position, not by host.
     devices.sort(key=lambda device: device.process_index)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
@@ -55,27 +55,27 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of arrays that every device holds whole."""
+    """Sharding of arrays that are replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def put_global(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Put a host array that every process has whole on the devices; processes exchange nothing."""
+    """Put a host array, the same in every process, on the devices without communication."""
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def row_multiple(mesh: Mesh) -> int:
-    """Number of shards of the batch axis: a batch must be a multiple of it."""
+    """Number of shards of the batch axis, which must divide the batch size."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def warm_up_collectives(mesh: Mesh) -> None:
-    """Connect the CPU devices of several processes now, for every set of mesh axes.
+    """Connect the CPU devices of several processes for every set of mesh axes.
 
-    Every process calls it. Gloo times out when one process uses a group of devices for the first
-    time half a minute after another, for example because it takes longer to compile.
+    Every process calls it. Otherwise Gloo times out if one process first uses a group of devices
+    30 s after another, for example because it compiles longer.
     """
     if jax.process_count() == 1 or jax.default_backend() != "cpu":
         return
@@ -84,39 +84,39 @@ def warm_up_collectives(mesh: Mesh) -> None:
     def reduce(x: jax.Array) -> list[jax.Array]:
         return [jax.lax.psum(x, axes) for axes in groups]
 
-    whole = PartitionSpec()
-    program = jax.shard_map(reduce, mesh=mesh, in_specs=whole, out_specs=whole)
+    unsharded = PartitionSpec()
+    program = jax.shard_map(reduce, mesh=mesh, in_specs=unsharded, out_specs=unsharded)
     jax.block_until_ready(jax.jit(program)(np.ones(1, np.float32)))
 
 
 def local_mesh(mesh: Mesh) -> Mesh:
-    """The part of the mesh with this process's devices, for programs that it runs by itself.
+    """The sub-mesh of this process's devices, for programs that it runs alone.
 
-    Raises InputError when they are not a block of the mesh.
+    Raises InputError if they are not a block of the mesh.
     """
     try:
         return mesh.local_mesh
     except ValueError as error:
         raise InputError(
             f"the devices of process {jax.process_index()} are not a block of the mesh "
-            f"{dict(mesh.shape)}; choose sizes so that each process has whole rows or columns"
+            f"{dict(mesh.shape)}; choose sizes so that each process has full rows or columns"
         ) from error
 
 
 def data_parallel_mesh(mesh: Mesh) -> Mesh:
-    """The same devices, all along `data`: for programs with replicated parameters."""
+    """The same devices with all of them along `data`, for programs with replicated parameters."""
     return Mesh(mesh.devices.reshape(-1, 1, 1), mesh.axis_names)
 
 
 def assigned_rows(count: int, mesh: Mesh) -> np.ndarray:
-    """Which of `count` rows on the mesh are assigned to this process, ascending, int64.
+    """Indices of the rows, of `count` on the mesh, assigned to this process; ascending, int64.
 
-    Each row is assigned to one process that holds it; rows that several processes hold (`tensor`
-    spans them) are divided among these.
+    Each row is assigned to exactly one process that holds it. Rows that several processes hold,
+    because `tensor` spans them, are divided among these.
     """
     holders: dict[tuple[int, int], set[int]] = {}
-    places: Mapping[Any, Any] = row_sharding(mesh).devices_indices_map((count,))
-    for device, index in places.items():
+    indices: Mapping[Any, Any] = row_sharding(mesh).devices_indices_map((count,))
+    for device, index in indices.items():
         start, stop = _bounds(index, count)
         holders.setdefault((start, stop), set()).add(device.process_index)
     own = [np.zeros(0, np.int64)]
@@ -127,13 +127,13 @@ def assigned_rows(count: int, mesh: Mesh) -> np.ndarray:
 
 
 def addressable_rows(count: int, mesh: Mesh) -> np.ndarray:
-    """Which of `count` rows on the mesh are on devices of this process, ascending, int64."""
-    places = row_sharding(mesh).addressable_devices_indices_map((count,)).values()
-    return np.unique(np.concatenate([np.arange(*_bounds(index, count)) for index in places]))
+    """Indices of the rows, of `count` on the mesh, on this process's devices; ascending, int64."""
+    indices = row_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([np.arange(*_bounds(index, count)) for index in indices]))
 
 
 def fetch_rows(x: jax.Array, wanted: np.ndarray) -> np.ndarray:
-    """Rows `wanted`, all on this process's devices, of an array (B, ...) sharded by rows."""
+    """Rows `wanted` of an array (B, ...) sharded by rows; all are on this process's devices."""
     out = np.empty((len(wanted), *x.shape[1:]), x.dtype)
     for shard in x.addressable_shards:
         start, stop = _bounds(shard.index, x.shape[0])

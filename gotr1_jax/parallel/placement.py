@@ -1,4 +1,4 @@
-"""Batches and train states on the mesh: put there, moved, gathered."""
+"""Batches and train states on the mesh: placement, selection, gathering."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def check_rows(count: int, mesh: Mesh, what: str) -> None:
 
 
 def put_rows(tree: Any, mesh: Mesh) -> Any:
-    """Put host arrays (B, ...) on the mesh, sharded by rows; every process gives them whole."""
+    """Put host arrays (B, ...), the same in every process, on the mesh, sharded by rows."""
     return jax.tree.map(lambda x: put_global(np.asarray(x), row_sharding(mesh)), tree)
 
 
 def put_addressable_rows(tree: Any, count: int, mesh: Mesh) -> Any:
-    """As `put_rows`, where each process gives only its `addressable_rows` of `count` rows."""
+    """As `put_rows`, but each process passes only its `addressable_rows` of `count` rows."""
     put = partial(jax.make_array_from_process_local_data, row_sharding(mesh))
     return jax.tree.map(lambda x: put(x, (count, *x.shape[1:])), tree)
 
 
 def take_on_mesh(tree: Any, index: np.ndarray) -> Any:
-    """Rows `index` of arrays (B, ...), in the same sharding; devices exchange what has to move."""
+    """Rows `index` of arrays (B, ...), with the same sharding; devices exchange rows as needed."""
     return _in_same_sharding(_take, tree, index)
 
 
 def concatenate_on_mesh(trees: Sequence[Any]) -> Any:
-    """The rows of all trees, concatenated, in the sharding of the first."""
+    """The rows of all trees, concatenated, with the sharding of the first."""
     return _in_same_sharding(_concatenate, *trees)
 
 
@@ -64,19 +64,18 @@ def _concatenate(*trees: Any) -> Any:
 def train_state_shardings(abstract: Any, params: Any, mesh: Mesh) -> Any:
     """Shardings of a train state: each optimizer moment has the sharding of its parameter.
 
-    `abstract` is the state's shapes. A leaf belongs to the parameter whose path its own ends with;
-    other leaves are replicated.
+    `abstract` has the state's shapes. A leaf belongs to a parameter if its path ends with the
+    parameter's path; other leaves are replicated.
     """
-    wanted = state_shardings(params, mesh)
     by_path = {
         jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(wanted)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state_shardings(params, mesh))
     }
 
     def place(path: Any, leaf: Any) -> Any:
         name = jax.tree_util.keystr(path)
-        for own, sharding in by_path.items():
-            if name.endswith(own):
+        for parameter, sharding in by_path.items():
+            if name.endswith(parameter):
                 return sharding
         return replicated(mesh)
 
@@ -86,13 +85,13 @@ def train_state_shardings(abstract: Any, params: Any, mesh: Mesh) -> Any:
 def gather_to_main(tree: Any) -> Any:
     """The arrays of a tree as numpy arrays in process 0; None in the others.
 
-    Every process calls it. One array after another is gathered on the devices.
+    Every process calls it. Arrays are gathered on the devices one at a time.
     """
 
     def fetch(x: jax.Array) -> np.ndarray | None:
         if x.is_fully_addressable:
             return np.asarray(x)
-        whole = multihost_utils.process_allgather(x, tiled=True)
-        return np.asarray(whole) if is_main_process() else None
+        gathered = multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(gathered) if is_main_process() else None
 
     return jax.tree.map(fetch, tree)

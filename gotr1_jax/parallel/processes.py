@@ -1,7 +1,7 @@
-"""Several processes of one run: the main process, small exchanges between all, how they end.
+"""Multi-process runs: the main process, small collectives, error handling, exit.
 
 Every process makes the same calls in the same order. Outside of compiled programs, processes
-exchange no more than a few numbers a row.
+exchange at most a few numbers per row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from gotr1_jax.errors import GotR1Error, InputError, RunError, Stopped
 
-_MESSAGE_BYTES = 600  # of an error's message that the other processes see
+_MESSAGE_BYTES = 600  # length of an error message that other processes receive
 _OTHER = 1
 _EXIT_DELAY = 2.0  # seconds
 _KINDS: dict[int, type[GotR1Error]] = {2: InputError, 3: Stopped, 4: RunError}
@@ -27,14 +27,14 @@ _KINDS: dict[int, type[GotR1Error]] = {2: InputError, 3: Stopped, 4: RunError}
 
 def is_main_process() -> bool:
     """Whether this is process 0, which writes all files except a checkpoint's arrays."""
-    # `jax.process_index` starts the devices, which a single process may not have done yet.
+    # `jax.process_index` would start the devices; a single process need not start them here.
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def gather(values: np.ndarray) -> np.ndarray:
-    """Stack the arrays of the N processes, of one shape and dtype: (N, ...).
+    """All-gather: the arrays of the N processes, equal in shape and dtype, stacked: (N, ...).
 
-    Elements have at most four bytes: float64 and int64 are truncated.
+    float64 and int64 are truncated to four bytes.
     """
     if jax.process_count() == 1:
         return np.asarray(values)[None]
@@ -50,8 +50,8 @@ def broadcast_from_main(flag: bool) -> bool:
 def raise_on_all_processes() -> Iterator[None]:
     """If any process raises inside the block, all raise.
 
-    The block must not wait for other processes. A process that failed raises its own error; the
-    others raise one of the same kind that names the process.
+    The block must not wait for other processes. A failed process raises its own error; the others
+    raise one of the same class that names the failed process.
     """
     if jax.process_count() == 1:
         yield
@@ -70,7 +70,7 @@ def raise_on_all_processes() -> Iterator[None]:
 
 
 def check_same_on_all_processes(text: str | Iterable[str], what: str) -> None:
-    """Raise RunError in every process unless all give the same text, or the same texts in order.
+    """Raise RunError in every process unless all pass the same text or sequence of texts.
 
     `what` names the text in the message.
     """
@@ -89,27 +89,27 @@ def check_same_on_all_processes(text: str | Iterable[str], what: str) -> None:
 
 
 def describe_lost_process(error: Exception) -> str | None:
-    """A message for an error that comes from the end of another process; None for other errors."""
+    """The message for an error caused by the end of another process; None for other errors."""
     if not (isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1):
         return None
     first_line = str(error).strip().splitlines()[0][:200]
-    if "RESOURCE_EXHAUSTED" in first_line:  # our own memory
+    if "RESOURCE_EXHAUSTED" in first_line:  # this process is out of memory
         return None
     return (
         f"process {jax.process_index()} lost the others: one has probably ended, see its messages "
-        f"({first_line}); the same command on all hosts continues from the last checkpoint"
+        f"({first_line}); the same command on all hosts resumes from the last checkpoint"
     )
 
 
 def exit_process(code: int) -> None:
-    """End this process without waiting for the others; does nothing in a single process.
+    """Exit without waiting for the other processes; does nothing in a single process.
 
-    The runtime ends the others, unless the same error ends them, within the heartbeat.
+    The runtime ends the others within the heartbeat timeout.
     """
     if not jax.distributed.is_initialized():
         return
     if is_main_process():
-        # The end of process 0 ends the runtime of all: let the others print their errors first.
+        # The runtime of all ends with process 0: let the others print their errors first.
         time.sleep(_EXIT_DELAY)
     sys.stdout.flush()
     sys.stderr.flush()

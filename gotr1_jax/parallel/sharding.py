@@ -1,4 +1,4 @@
-"""Logical axis names of parameters -> mesh axes. No model is named here."""
+"""Logical axis names of parameters -> mesh axes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PARAMETER_RULES: dict[str, str | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
-    # The image head's inner width: its other axis is sharded already.
+    # Hidden width of an output head; its other axis is sharded.
     "head_mlp": None,
-    # The judge's vision tower: its sizes divide by few mesh axes, and it is small.
+    # Vision towers: small, with sizes that few mesh axes divide.
     "patch": None,
     "vision_mlp": None,
     "vocab": "tensor",
@@ -30,8 +30,8 @@ PARAMETER_RULES: dict[str, str | None] = {
     "code": None,
 }
 
-# Decode weights: as in training, but nothing over `fsdp`, because a gather at every token would
-# cost more than the token. They are gathered over `fsdp` once a rollout.
+# Decode weights: not sharded over `fsdp`, because a gather at every token would cost more than the
+# token. They are gathered once per rollout.
 DECODE_RULES: dict[str, str | None] = PARAMETER_RULES | {"embed": None}
 
 
@@ -43,7 +43,7 @@ def partition_spec(
 ) -> PartitionSpec:
     """The PartitionSpec of one array.
 
-    A leading dimension without a name is the stack of layers; one named None is not sharded.
+    An extra leading dimension is the stack of layers; a dimension named None is not sharded.
     Raises InputError for an unknown name, a mesh axis used twice, and a size that does not divide.
     """
     if len(shape) == len(axes) + 1:
@@ -86,8 +86,8 @@ def state_shardings(
 def constrain_rows(x: jax.Array) -> jax.Array:
     """Constrain x (B, ...) inside a jit to be sharded by rows only.
 
-    Otherwise the compiler shards activations like the parameters, and then sums them over the mesh
-    at every product instead of gathering a layer's weights. No effect outside of a jit, without a
+    Otherwise the compiler shards activations like parameters and reduces them over the mesh at
+    every product instead of gathering the layer's weights. No effect outside of a jit, without a
     mesh, or if the rows do not divide.
     """
     mesh = jax.typeof(x).sharding.mesh if isinstance(x, jax.core.Tracer) else None
@@ -101,7 +101,7 @@ def constrain_rows(x: jax.Array) -> jax.Array:
 def placed_shapes(shapes: Any, shardings: Any) -> Any:
     """Add shardings to a tree of shapes and dtypes; both trees have the same structure."""
     return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
 
 

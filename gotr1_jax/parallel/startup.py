@@ -1,4 +1,4 @@
-"""Set-up before the first use of a device: processes joined, CPU divided, memory allocator."""
+"""Set-up before the first use of a device: processes, CPU devices, memory allocator."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD, _ARENA_MAX = -4, -1, -2, -8
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's malloc keep what it frees; does nothing elsewhere.
+    """Make glibc's malloc keep freed memory; no effect with other C libraries.
 
-    XLA's CPU backend allocates its temporaries anew at every step. By default glibc returns them to
-    the kernel and gets zeroed pages again: a quarter of a million page faults a step of the
-    embedded model, which take longer than the arithmetic when several processes compete.
+    XLA's CPU backend allocates its temporaries at every step. By default glibc returns them to the
+    kernel and gets zeroed pages again: 250 000 page faults per step of the embedded model, which
+    take longer than the arithmetic when several processes compete.
     """
     if not sys.platform.startswith("linux"):
         return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
-        return  # another C library: nothing to tune
+        return
     for option, value in (
         (_MMAP_MAX, 0),
         (_TRIM_THRESHOLD, 2**31 - 1),
@@ -44,9 +44,8 @@ def keep_freed_memory() -> None:
 def start_processes(config: DistributedConfig | None = None) -> int:
     """Join the processes of this run, if there are several; call before `start_devices`.
 
-    `jax.devices()` then lists the devices of all. Without a coordinator the environment decides
-    (`parallel.cluster`); a single process returns at once and starts nothing. Returns the number of
-    processes; raises RunError when they cannot be joined.
+    `jax.devices()` then lists the devices of all. Without a coordinator the cluster is detected
+    (`parallel.cluster`). Returns the number of processes; raises RunError if joining fails.
     """
     config = config or DistributedConfig()
     given = config.coordinator is not None
@@ -57,16 +56,16 @@ def start_processes(config: DistributedConfig | None = None) -> int:
         count, name = (cluster.processes, cluster.name) if cluster is not None else (1, "")
     if count == 1:
         return 1
-    # JAX gives every Slurm task one GPU, even if the task is alone on its host; an empty list is no
-    # restriction.
+    # JAX gives every Slurm task one GPU, even if it is the only task on its host; an empty list
+    # gives it all.
     alone = cluster is not None and cluster.alone_on_host
-    everything = alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ
+    all_devices = alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ
     try:
         jax.distributed.initialize(
             coordinator_address=config.coordinator,
             num_processes=config.processes,
             process_id=config.process,
-            local_device_ids=[] if everything else None,
+            local_device_ids=[] if all_devices else None,
             cluster_detection_method="deactivate" if given else None,
             heartbeat_timeout_seconds=config.heartbeat_seconds,
         )
@@ -80,7 +79,7 @@ def start_processes(config: DistributedConfig | None = None) -> int:
 
 
 def start_devices(cpu_devices: int = 1) -> None:
-    """Divide the CPU into `cpu_devices` devices, if there is no accelerator; call before JAX."""
+    """Set the number of CPU devices and tune malloc on CPUs; call before the first use of JAX."""
     only_cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu"
     if only_cpu or not _has_accelerator():
         keep_freed_memory()
