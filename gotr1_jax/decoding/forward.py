@@ -120,17 +120,11 @@ def text_logits(params: DecodeWeights, hidden: jax.Array) -> jax.Array:
 
 
 def prefill(
-    params: DecodeWeights, cfg: DecoderConfig, x_NSD: jax.Array,
-    rope: tuple[jax.Array, jax.Array] | None = None,
-) -> tuple[jax.Array, KVCache]:  # fmt: skip
-    """Causal forward of embedded sequences (N,S,D): hidden (N,S,D) after the final norm, and cache.
-
-    rope: rotary tables (N or 1, S, h // 2); None: positions 0 .. S-1.
-    """
-    S, keys, values = x_NSD.shape[1], [], []
-    if rope is None:
-        cos, sin = rope_table(cfg, S)
-        rope = cos[None], sin[None]
+    params: DecodeWeights, cfg: DecoderConfig, x_NSD: jax.Array
+) -> tuple[jax.Array, KVCache]:
+    """Causal forward of embedded sequences (N,S,D): hidden (N,S,D) after the final norm; cache."""
+    keys, values = [], []
+    cos, sin = rope_table(cfg, x_NSD.shape[1])
 
     def attend(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         keys.append(k.transpose(0, 2, 3, 1))
@@ -138,7 +132,7 @@ def prefill(
         by_head = q.reshape(*q.shape[:2], -1, q.shape[-1])
         return jax.nn.dot_product_attention(by_head, k, v, is_causal=True).reshape(q.shape)
 
-    hidden = run_layers(params, cfg, x_NSD, rope, attend)
+    hidden = run_layers(params, cfg, x_NSD, (cos[None], sin[None]), attend)
     return hidden, KVCache(tuple(keys), tuple(values))
 
 

@@ -1,2 +1,2 @@
-"""Networks as Flax NNX modules, no files and no losses: `decoder` (Llama, Qwen2), `janus` (the
-policy), `vq` (image tokens), `siglip`, `clip`, `qwen2_5_vl`; their sizes are in `config`."""
+"""Networks as Flax NNX modules: `decoder` (Llama, Qwen2), `janus` (the policy), `vq` (image
+tokenizer), `siglip`, `clip`, `qwen2_5_vl`; their sizes are in `config`."""

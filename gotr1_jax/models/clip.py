@@ -1,8 +1,9 @@
-"""CLIP (arXiv 2103.00020): images and captions in one space; HPS v2.1 is a tuned ViT-H/14.
+"""CLIP (arXiv 2103.00020): images and captions in one embedding space. HPS v2.1 is a fine-tuned
+ViT-H/14.
 
 Both towers are pre-norm transformers with exact GELU. An image's vector is that of the class
-token before its patches; a caption's is that of its end token, which under the causal mask
-attends to the whole caption and to no padding.
+token before its patches. A caption's is that of its end token, which under the causal mask attends
+to the caption and not to padding.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ class ClipTowerConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is no multiple of {self.num_heads} heads")
+            raise ValueError(f"width {self.width} is not a multiple of {self.num_heads} heads")
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Sizes of a CLIP; the defaults are ViT-H/14, HPS v2.1's.
+    """Sizes of a CLIP; the defaults are those of ViT-H/14 and HPS v2.1.
 
     Attributes:
       vision, text: the towers.
-      image_size, patch_size: pixels a side.
-      vocab_size: text ids; the last one ends a caption, the one before it starts it.
-      context_length: positions of a caption.
-      embedding_size: of the common space.
+      image_size, patch_size: pixels per side.
+      vocab_size: text ids; the last one ends a caption, the one before starts it.
+      context_length: maximum tokens of a caption.
+      embedding_size: width of the common embedding space.
     """
 
     vision: ClipTowerConfig = ClipTowerConfig(1280, 5120, 32, 16)
@@ -55,7 +56,7 @@ class ClipConfig:
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
 
 
@@ -79,7 +80,7 @@ class ClipVisionTower(nnx.Module):
         self.projection = _projection(D, cfg, rngs, param_dtype)
 
     def embed(self, pixels_BHWC: jax.Array) -> jax.Array:
-        """What the first block reads, (B,1+N,D): the class token, then N patches row by row."""
+        """Input of the first block, (B,1+N,D): the class token, then N patches, row-major."""
         patches = self.patch(pixels_BHWC)
         token = self.class_token[...].astype(patches.dtype)
         first = jnp.broadcast_to(token, (patches.shape[0], 1, token.shape[0]))
@@ -87,7 +88,7 @@ class ClipVisionTower(nnx.Module):
         return self.norm_pre(x + self.positions[...].astype(x.dtype))
 
     def pool(self, x: jax.Array) -> jax.Array:
-        """The last block's (B,1+N,D) -> (B,E)."""
+        """Output of the last block (B,1+N,D) -> (B,E)."""
         return self.projection(self.norm(x[:, 0]))
 
     def __call__(self, pixels_BHWC: jax.Array) -> jax.Array:
@@ -110,11 +111,11 @@ class ClipTextTower(nnx.Module):
         self.projection = _projection(D, cfg, rngs, param_dtype)
 
     def embed(self, ids_BS: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """What the first block reads, (B,S,D)."""
+        """Input of the first block, (B,S,D)."""
         return self.table(ids_BS, dtype) + self.positions[: ids_BS.shape[1]].astype(dtype)
 
     def pool(self, x: jax.Array, ids_BS: jax.Array) -> jax.Array:
-        """The last block's (B,S,D) -> (B,E): at the first end token, which is the largest id."""
+        """Output of the last block (B,S,D) -> (B,E), at the first end token, the largest id."""
         end_B = jnp.argmax(ids_BS, axis=-1)
         last_BD = jnp.take_along_axis(x, end_B[:, None, None], axis=1)[:, 0]
         return self.projection(self.norm(last_BD))

@@ -1,4 +1,4 @@
-"""Sizes of every network: the Janus-Pro family and the embedded one. Plain numbers, no arrays.
+"""Sizes of the Janus-Pro networks. Plain numbers, no arrays.
 
 Sources: released config.json files of deepseek-ai/Janus-Pro-1B and -7B; VQ-16 of LlamaGen.
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 class DecoderConfig:
     """A pre-norm decoder of the Llama / Qwen2 family.
 
-    `mrope_section`: number of rotary pairs that rotate with time, height and width, for positions
-    in all three; empty for single positions.
+    `mrope_section`: numbers of rotary pairs for the time, height and width positions of multimodal
+    rotary embedding; empty: ordinary positions.
     """
 
     vocab_size: int
@@ -71,13 +71,13 @@ class SiglipConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Vectors of one image, 576 in the released models."""
+        """Output vectors of one image, 576 in the released models."""
         return (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True)
 class VQConfig:
-    """VQ-16 tokenizer; images shrink by 2 ** (len(encoder_multipliers) - 1) a side."""
+    """VQ-16 image tokenizer."""
 
     codebook_size: int = 16384
     code_dim: int = 8
@@ -94,13 +94,13 @@ class VQConfig:
 
     @property
     def downsampling(self) -> int:
-        """Pixels a side of the image for one token."""
+        """Pixels per token along a side of the image."""
         return 2 ** (len(self.encoder_multipliers) - 1)
 
 
 @dataclass(frozen=True)
 class JanusConfig:
-    """A whole Janus-Pro: decoder, image tokenizer, understanding tower."""
+    """Janus-Pro: decoder, image tokenizer, understanding tower."""
 
     decoder: DecoderConfig
     vq: VQConfig = field(default_factory=VQConfig)
@@ -121,7 +121,7 @@ class JanusConfig:
 
     @property
     def grid(self) -> int:
-        """Image tokens a side."""
+        """Image tokens per side."""
         return self.image_size // self.vq.downsampling
 
     @property

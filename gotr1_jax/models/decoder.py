@@ -1,9 +1,7 @@
-"""The decoder of the policy (Llama, Janus-Pro) and of the judge (Qwen2), by configuration.
+"""The decoder of the policy (Llama, Janus-Pro) and of the judge (Qwen2).
 
 Layers are stacked: every array under `Decoder.layers` has a leading axis of length num_layers
-and the forward pass is one `lax.scan`. A block takes its attention as a function, so that a causal
-forward and one after a shared prefix use the same code. Token-by-token decoding has other needs:
-see `decoding.forward`.
+and the forward pass is one `lax.scan`. For token-by-token decoding see `decoding.forward`.
 """
 
 from __future__ import annotations
@@ -49,8 +47,8 @@ def mrope_tables(
     The first section[0] pairs rotate with time, the next with height, the last with width
     (arXiv 2409.12191, section 2.1).
     """
-    of_pair = jnp.moveaxis(positions_3[np.repeat(np.arange(3), section)], 0, -1)
-    angle = of_pair.astype(jnp.float32) * rope_frequencies(head_dim, theta)
+    by_pair = jnp.moveaxis(positions_3[np.repeat(np.arange(3), section)], 0, -1)
+    angle = by_pair.astype(jnp.float32) * rope_frequencies(head_dim, theta)
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -63,7 +61,7 @@ def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Causal attention over whole rows; grouped heads need no copy of k and v."""
+    """Causal attention; k and v may have fewer heads than q (grouped-query attention)."""
     return jax.nn.dot_product_attention(q, k, v, is_causal=True)
 
 
@@ -146,15 +144,13 @@ class Decoder(nnx.Module):
             )
         return rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta)
 
-    def __call__(
-        self, x: jax.Array, positions: jax.Array, attend: Attend = causal_attention
-    ) -> jax.Array:
-        """Embedded x (B,S,D), positions as for `rope`, int32 -> hidden (B,S,D) after the norm."""
+    def __call__(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """Embedded x (B,S,D), int32 positions as for `rope` -> hidden (B,S,D) after the norm."""
         rope = self.rope(positions)
         graphdef, stacked = nnx.split(self.layers)
 
         def step(h: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-            return nnx.merge(graphdef, layer)(h, rope, attend), None
+            return nnx.merge(graphdef, layer)(h, rope, causal_attention), None
 
         policy = REMAT_POLICIES[self.remat]
         if policy is not None:

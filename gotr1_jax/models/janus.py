@@ -1,7 +1,7 @@
-"""Janus-Pro's policy: one decoder over text and image tokens, a head for each.
+"""Janus-Pro's policy: one decoder over text and image tokens, with a head for each.
 
-The VQ tokenizer (`models.vq`) and the understanding side (`models.siglip`) are modules of their
-own: training the policy never touches them.
+The VQ tokenizer (`models.vq`) and the understanding side (`models.siglip`) are separate modules,
+which are frozen while the policy is trained.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.models.config import JanusConfig, LoraConfig
-from gotr1_jax.models.decoder import Attend, Decoder, causal_attention
+from gotr1_jax.models.decoder import Decoder
 from gotr1_jax.models.layers import Embedding, GeluMLP
 
 
@@ -49,11 +49,9 @@ class JanusPolicy(nnx.Module):
         """Image ids (...) -> (..., D), through gen_embed and gen_aligner."""
         return self.gen_aligner(self.gen_embed(ids, self.dtype))
 
-    def hidden(
-        self, x: jax.Array, positions: jax.Array, attend: Attend = causal_attention
-    ) -> jax.Array:
-        """Embedded row x (B,S,D), positions (B or 1,S) -> hidden (B,S,D) after the final norm."""
-        return self.decoder(x, positions, attend)
+    def hidden(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """Embedded rows x (B,S,D), positions (B or 1,S) -> hidden (B,S,D) after the final norm."""
+        return self.decoder(x, positions)
 
     def text_logits(self, hidden: jax.Array) -> jax.Array:
         """(..., D) -> float32 (..., V)."""

@@ -1,4 +1,4 @@
-"""The small modules of every network here.
+"""Basic modules.
 
 Parameters are stored in `param_dtype` and cast to the dtype of the activations at use, so
 float32 master weights compute in bfloat16 when the activations are bfloat16. Each parameter
@@ -21,7 +21,7 @@ Block = TypeVar("Block", bound=nnx.Module)
 
 
 def stack_blocks(make: Callable[[nnx.Rngs], Block], rngs: nnx.Rngs, count: int) -> Block:
-    """One module whose arrays have a leading axis of `count` blocks, each drawn by its own key."""
+    """`count` blocks as one module, arrays stacked on a leading axis, with a key for each block."""
 
     def init(key: jax.Array) -> nnx.State:
         return nnx.split(make(nnx.Rngs(params=key)))[1]
@@ -47,7 +47,7 @@ class Linear(nnx.Module):
         self.lora_a: nnx.LoRAParam | None = nnx.data(None)
         self.lora_b: nnx.LoRAParam | None = nnx.data(None)
         if lora is not None:
-            # Adapters stay float32: they are small and take the optimizer's small steps.
+            # Adapters stay float32, so that small optimizer steps are not rounded away.
             a = jax.random.normal(rngs.params(), (features_in, lora.rank), jnp.float32)
             self.lora_a = nnx.LoRAParam(a * scale, axes=(axes[0], "lora_rank"))
             self.lora_b = nnx.LoRAParam(
@@ -55,8 +55,8 @@ class Linear(nnx.Module):
             )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # One matrix product: XLA's CPU backend runs the gradient of a product with two leading
-        # axes about three times slower. The leading axis stays the major one, so sharding holds.
+        # Leading axes are merged: XLA's CPU backend is about three times slower in the gradient of
+        # a product with two of them. The batch axis stays the major one, so sharding is kept.
         lead, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         y = x @ self.kernel[...].astype(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:
@@ -132,7 +132,7 @@ class GeluMLP(nnx.Module):
         )
 
     def inner(self, x: jax.Array) -> jax.Array:
-        """What the second layer reads: (..., hidden)."""
+        """Input of the second layer: (..., hidden)."""
         return jax.nn.gelu(self.first(x), approximate=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:

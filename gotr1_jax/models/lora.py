@@ -1,4 +1,4 @@
-"""Low-rank adapters of a policy: split off, merged."""
+"""Splitting and merging of LoRA adapters."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gotr1_jax.models.layers import Linear
 
 
 def split_lora(model: nnx.Module) -> tuple[Any, Any, Any]:
-    """(graphdef, adapter state, all other parameters). LoRAParam is a subclass of Param, so it
-    is filtered first; `nnx.merge(graphdef, adapters, rest)` is the inverse."""
+    """(graphdef, adapter state, all other parameters); inverse of `nnx.merge`. LoRAParam is a
+    subclass of Param, so it is filtered first."""
     parts: Any = nnx.split(model, nnx.LoRAParam, nnx.Param)
     return parts
 
 
 def _merged_kernel(layer: Linear) -> jax.Array:
-    """W + scale * A @ B of one layer or of a stack, in W's dtype; summed in float32."""
+    """W + scale * A @ B of a layer or of stacked layers, in W's dtype; computed in float32."""
     assert layer.lora_a is not None and layer.lora_b is not None
     delta = jnp.einsum("...ir,...ro->...io", layer.lora_a[...], layer.lora_b[...])
     wide = layer.kernel[...].astype(jnp.float32) + layer.lora_scale * delta
@@ -27,9 +27,9 @@ def _merged_kernel(layer: Linear) -> jax.Array:
 
 
 def merge_lora(model: nnx.Module) -> nnx.Module:
-    """Add every adapter to its kernel and drop it: the result has no LoRAParam.
+    """Add every adapter to its kernel and remove it.
 
-    Changes `model` in place (call it on a freshly merged one, inside jit) and returns it.
+    Changes `model` in place and returns it; inside a jit, pass the result of `nnx.merge`.
     """
     for _, node in nnx.iter_graph(model):
         if isinstance(node, Linear) and node.lora_a is not None:

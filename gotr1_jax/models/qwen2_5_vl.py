@@ -1,11 +1,11 @@
 """Qwen2.5-VL: the vision tower in front of the shared decoder (arXiv 2502.13923).
 
-    units = model.embed_images(packed.batch)            # once an image
-    x = model.embed(ids_BS, places_BS, units)             # any number of rows about them
+    units = model.embed_images(packed.batch)            # once per image
+    x = model.embed(ids_BS, places_BS, units)           # any number of rows with these images
     logits = model.logits(model.hidden(x, positions_3BS))
 
-`images.qwen_pack` makes `packed`, `places_BS` and `positions_3BS`. Rows start at index 0 and
-are padded on the right, so that a causal mask is the only one that is needed.
+`images.qwen_pack` makes `packed`, `places_BS` and `positions_3BS`. Rows are padded on the right, so
+a causal mask suffices.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.images.qwen_pack import PatchBatch
-from gotr1_jax.models.decoder import Attend, Decoder, causal_attention
+from gotr1_jax.models.decoder import Decoder
 from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.models.qwen_vision import QwenVisionTower
 
@@ -36,16 +36,16 @@ class Qwen2_5_VL(nnx.Module):
         self.text = Decoder(cfg.text, rngs=rngs, param_dtype=param_dtype)
 
     def embed_images(self, batch: PatchBatch) -> jax.Array:
-        """Packed images -> vectors of their units (R,U,D), in reading order."""
+        """Packed images -> vectors of their units (R,U,D), row-major."""
         return self.vision(batch, self.dtype)
 
     def embed(
         self, ids_BS: jax.Array, places_BS: jax.Array | None = None, units: jax.Array | None = None
     ) -> jax.Array:
-        """Text ids (B,S) -> (B,S,D), with the vectors of images at their tokens.
+        """Text ids (B,S) -> (B,S,D), with image vectors in place of image tokens.
 
         Args:
-          places_BS: index of each image token into the concatenated rows of `units`; -1 for text.
+          places_BS: index of each image token in the flattened (R*U) `units`; -1 for text.
           units: (R,U,D) from `embed_images`.
         """
         x = self.text.embed(ids_BS, self.dtype)
@@ -54,15 +54,13 @@ class Qwen2_5_VL(nnx.Module):
         images = jnp.take(units.reshape(-1, units.shape[-1]), jnp.maximum(places_BS, 0), axis=0)
         return jnp.where((places_BS >= 0)[..., None], images.astype(self.dtype), x)
 
-    def hidden(
-        self, x: jax.Array, positions: jax.Array, attend: Attend = causal_attention
-    ) -> jax.Array:
+    def hidden(self, x: jax.Array, positions: jax.Array) -> jax.Array:
         """Embedded rows x (B,S,D) -> hidden (B,S,D) after the final norm.
 
-        positions: (3,B,S) int32 in time, height, width; or (B or 1,S) where the three are equal,
-        as in text without images and in the tokens of an answer.
+        positions: (3,B,S) int32 in time, height, width; or (B or 1,S) if the three are equal, as
+        in text without images and in answers.
         """
-        return self.text(x, positions, attend)
+        return self.text(x, positions)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """(..., D) -> float32 (..., V)."""

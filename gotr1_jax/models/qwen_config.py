@@ -1,4 +1,4 @@
-"""Sizes of Qwen2.5-VL. Plain numbers, no arrays; every value comes from a checkpoint's files."""
+"""Sizes of Qwen2.5-VL. Plain numbers, no arrays."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class QwenVisionConfig:
     Attributes:
       width, mlp_size, num_layers, num_heads: of its blocks.
       out_size: width of its output, the text model's input.
-      full_attention: indices of the blocks whose patches attend to their whole image; in the others
-        they attend to their window.
+      full_attention: indices of the blocks with attention over the full image; the others attend
+        within windows.
       geometry: of patches, units and windows.
-      rope_theta, norm_eps: constants of the family, in no released file.
+      rope_theta, norm_eps: constants of the model family, not in released files.
     """
 
     width: int
@@ -32,7 +32,7 @@ class QwenVisionConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        # Half of the rotary pairs is for rows, half for columns.
+        # Half of the rotary pairs are for rows, half for columns.
         if self.width % (4 * self.num_heads):
             raise ValueError(
                 f"vision width {self.width} does not give {self.num_heads} heads whose size is a "
@@ -52,7 +52,7 @@ class QwenVisionConfig:
 
 @dataclass(frozen=True)
 class QwenConfig:
-    """A whole Qwen2.5-VL: text model and vision tower."""
+    """Qwen2.5-VL: text model and vision tower."""
 
     text: DecoderConfig
     vision: QwenVisionConfig

@@ -1,9 +1,8 @@
 """Qwen2.5-VL's vision tower on packed rows of patches (arXiv 2502.13923, section 2.1).
 
-Patches stay packed (no padding in the products with weights); only attention reshapes them:
-- in most blocks a patch attends to its window: keys, queries and values are gathered into windows
-  of J slots, a batch of small attentions, and gathered back;
-- in a few it attends to its image: a mask keeps a row's images apart.
+Patches of several images are packed into rows, so that products with weights need little padding.
+Attention is over windows in most blocks (queries, keys and values are gathered into windows of J
+slots and the result is gathered back) and over the full image in a few (a mask separates images).
 `images.qwen_pack` makes all indices. Letters as there, and D width, H heads, C head width.
 """
 
@@ -32,9 +31,9 @@ jax.tree_util.register_dataclass(
 def window_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, windows_RWJ: jax.Array, slots_RN: jax.Array
 ) -> jax.Array:
-    """q, k, v (R,N,H,C) -> mixed values (R,N,H,C), each patch over its own window.
+    """Attention within windows: q, k, v (R,N,H,C) -> mixed values (R,N,H,C).
 
-    Scores are R · W · H · J² numbers. `windows_RWJ` and `slots_RN` as in PatchBatch.
+    There are R · W · H · J² scores. `windows_RWJ` and `slots_RN` as in PatchBatch.
     """
     R, W, J = windows_RWJ.shape
 
@@ -50,9 +49,9 @@ def window_attention(
 
 
 def image_attention(q: jax.Array, k: jax.Array, v: jax.Array, images_RN: jax.Array) -> jax.Array:
-    """q, k, v (R,N,H,C) -> mixed values (R,N,H,C), each patch over its own image.
+    """Attention within images: q, k, v (R,N,H,C) -> mixed values (R,N,H,C).
 
-    Scores are R · H · N² numbers, the tower's largest array. `images_RN` as in PatchBatch.
+    There are R · H · N² scores, the tower's largest array. `images_RN` as in PatchBatch.
     """
     mask = (images_RN[:, :, None] == images_RN[:, None, :])[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
@@ -105,13 +104,13 @@ class QwenPatchEmbed(nnx.Module):
         )
 
     def __call__(self, patches: jax.Array) -> jax.Array:
-        # The T frames of a still image are equal: their kernels add up.
+        # The T frames of a still image are equal, so their kernels are summed.
         kernel = self.kernel[...].astype(jnp.float32).sum(1)
         return patches @ kernel.reshape(-1, kernel.shape[-1]).astype(patches.dtype)
 
 
 class QwenMerger(nnx.Module):
-    """Patches (R,N,D) -> units (R,N/M,out): norm, the M patches of a unit joined, GELU mlp."""
+    """Patches (R,N,D) -> units (R,N/M,out): norm, concatenation of a unit's M patches, GELU mlp."""
 
     def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
         joined = cfg.width * cfg.geometry.unit_patches
@@ -127,11 +126,10 @@ class QwenMerger(nnx.Module):
 
 
 class QwenVisionTower(nnx.Module):
-    """A batch of packed images -> inputs of the text model, one vector a unit.
+    """A batch of packed images -> inputs of the text model, one vector per unit.
 
-    The arrays of all blocks are stacked and run by one `lax.scan`. A `lax.cond` on a flag of each
-    layer selects window or full attention: the block is compiled once, only one branch runs, and
-    any set of layers can have full attention.
+    All blocks are stacked and run by one `lax.scan`; a `lax.cond` on a flag of each layer selects
+    window or full attention, so that the block is compiled once.
     """
 
     def __init__(
@@ -154,7 +152,7 @@ class QwenVisionTower(nnx.Module):
         return jnp.cos(angle), jnp.sin(angle)
 
     def __call__(self, batch: PatchBatch, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """-> (R,U,out) in reading order, image after image; finite nonsense in padding.
+        """-> (R,U,out), units of each image row-major; padding is arbitrary but finite.
 
         dtype: of the activations.
         """

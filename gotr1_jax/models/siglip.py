@@ -1,8 +1,8 @@
 """Janus's understanding side: the SigLIP vision tower and the aligner into the decoder's width.
 
 The tower is SigLIP-L/16-384 in the released models (arXiv 2303.15343): patches, learned
-positions, pre-norm blocks, a final norm; no class token and no pooling. CLIP (`models.clip`) is
-made of the same patches and blocks.
+positions, pre-norm blocks, a final norm; no class token and no pooling. CLIP (`models.clip`) uses
+the same patches and blocks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PatchEmbed(nnx.Module):
-    """Images (B,H,W,3) -> patches (B, (H/P)·(W/P), D), row by row; `kernel` is (P,P,3,D)."""
+    """Images (B,H,W,3) -> patches (B, (H/P)·(W/P), D), row-major; `kernel` is (P,P,3,D)."""
 
     def __init__(
         self, patch_size: int, width: int, *, rngs: nnx.Rngs, param_dtype: jnp.dtype,
@@ -80,14 +80,14 @@ class SiglipBlock(nnx.Module):
 def stacked_blocks(
     cfg: SiglipConfig | ClipTowerConfig, rngs: nnx.Rngs, param_dtype: jnp.dtype
 ) -> SiglipBlock:
-    """All blocks of a tower, as `stack_blocks` stacks them."""
+    """All blocks of a tower, stacked by `stack_blocks`."""
     return stack_blocks(
         lambda rngs: SiglipBlock(cfg, rngs=rngs, param_dtype=param_dtype), rngs, cfg.num_layers
     )
 
 
 def run_blocks(blocks: SiglipBlock, x: jax.Array, causal: bool = False) -> jax.Array:
-    """x (B,N,D) through stacked blocks by one `lax.scan`."""
+    """x (B,N,D) through stacked blocks, by one `lax.scan`."""
     graphdef, stacked = nnx.split(blocks)
 
     def step(h: jax.Array, layer: Any) -> tuple[jax.Array, None]:

@@ -24,10 +24,10 @@ class VQOutput:
     """Output of the quantizer.
 
     Attributes:
-      codes_BhwZ: the chosen unit codes; their gradient goes straight through to the encodings.
-      ids_Bhw: int32 index of the chosen code.
-      latents_BhwZ: the unit-length encodings (float32), with their gradient.
-      nearest_BhwZ: the chosen unit codes (float32), with the codebook's gradient.
+      codes_BhwZ: nearest unit codes, with the straight-through gradient to the encodings.
+      ids_Bhw: int32 index of the nearest code.
+      latents_BhwZ: unit-length encodings (float32), with their gradient.
+      nearest_BhwZ: nearest unit codes (float32), with the codebook's gradient.
     """
 
     codes_BhwZ: jax.Array
@@ -39,7 +39,7 @@ class VQOutput:
 def unit(x: jax.Array) -> jax.Array:
     """x scaled to length 1 along the last axis, in float32; zero vectors stay zero."""
     x = x.astype(jnp.float32)
-    # The floor sits under the root so that a zero vector has gradient 0 and not NaN.
+    # The floor is inside the root, so that a zero vector has gradient 0 and not NaN.
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
@@ -72,7 +72,7 @@ class VQEncoder(nnx.Module):
 
 
 class VQDecoder(nnx.Module):
-    """(B, h, w, z_channels) → (B, H, W, 3); one residual block a level more than the encoder."""
+    """(B, h, w, z_channels) → (B, H, W, 3); one more residual block per level than the encoder."""
 
     def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs, dtype):
         groups, base = cfg.norm_groups, cfg.base_channels
@@ -115,7 +115,7 @@ class VQQuantizer(nnx.Module):
     def __call__(self, prequant_BhwZ: jax.Array) -> VQOutput:
         latents = unit(prequant_BhwZ)
         codebook = unit(self.embedding[...])
-        # Between unit vectors the nearest code is the one of the largest cosine.
+        # For unit vectors the nearest code has the largest cosine.
         cosines = jnp.einsum("bhwz,iz->bhwi", latents, codebook)
         ids = jnp.argmax(jax.lax.stop_gradient(cosines), axis=-1).astype(jnp.int32)
         nearest = codebook[ids]
@@ -124,11 +124,11 @@ class VQQuantizer(nnx.Module):
 
 
 class VQModel(nnx.Module):
-    """The whole tokenizer: `encode_ids` maps images to tokens, `decode_ids` tokens to images.
+    """The image tokenizer: `encode_ids` maps images to tokens, `decode_ids` tokens to images.
 
     Args:
-      cfg: sizes; each side of an image is divided by 2**(number of multipliers - 1).
-      rngs: source of the initial weights, stream `params`.
+      cfg: sizes.
+      rngs: for the initial weights, stream `params`.
       dtype: of parameters and of the computation (norms, softmax and look-up are float32).
     """
 
@@ -149,7 +149,7 @@ class VQModel(nnx.Module):
         return self.decoder(self.post_quant_conv(codes_BhwZ))
 
     def encode_ids(self, pixels_BHWC: jax.Array) -> jax.Array:
-        """Pixels (B, H, W, 3) in [-1, 1] → token ids (B, h·w), int32, row by row."""
+        """Pixels (B, H, W, 3) in [-1, 1] → token ids (B, h·w), int32, row-major."""
         ids_Bhw = self.quantize(self.encode(pixels_BHWC)).ids_Bhw
         return ids_Bhw.reshape(ids_Bhw.shape[0], -1)
 
@@ -169,7 +169,7 @@ def abstract_vq(config: VQConfig, dtype: jnp.dtype = jnp.float32) -> VQModel:
 
 
 def image_decoder(graphdef: nnx.GraphDef, grid: int) -> Any:
-    """decode(state, ids_BU): images uint8 (B,H,W,3) of a split `VQModel`, jitted."""
+    """A jitted function (state of a split `VQModel`, ids_BU) -> images, uint8 (B,H,W,3)."""
 
     def decode(state: Any, ids_BU: jax.Array) -> jax.Array:
         pixels = nnx.merge(graphdef, state).decode_ids(ids_BU, grid)

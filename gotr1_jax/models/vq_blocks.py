@@ -1,7 +1,7 @@
 """Building blocks of the VQ-16 image tokenizer: convolution, group norm, residual, attention.
 
-Arrays are channels-last, (B, h, w, channels). The attribute names follow the tensor names of the
-released Janus and LlamaGen checkpoints, so that a parameter's path here is its name there.
+Arrays are channels-last, (B, h, w, channels). Attribute names follow the tensor names of the
+released Janus and LlamaGen checkpoints.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flax import nnx
 
 NORM_EPS = 1e-6
 SAME = ((1, 1), (1, 1))
-"""Zero padding (top, bottom), (left, right) of a 3×3 convolution that keeps the size."""
+"""Zero padding (top, bottom), (left, right) with which a 3×3 convolution keeps the size."""
 
 
 class Conv(nnx.Module):
@@ -23,7 +23,7 @@ class Conv(nnx.Module):
     def __init__(
         self, in_channels: int, out_channels: int, size: int, *, rngs: nnx.Rngs, dtype=jnp.float32
     ):
-        # Uniform in ±1/sqrt(fan_in) for both, as the released tokenizer was initialised.
+        # Kernel and bias are uniform in ±1/sqrt(fan_in), as in the released tokenizer.
         bound = 1.0 / math.sqrt(in_channels * size * size)
         shape = (size, size, in_channels, out_channels)
         kernel = jax.random.uniform(rngs.params(), shape, dtype, -bound, bound)
@@ -45,7 +45,7 @@ class Conv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation over (h, w, channels of a group), in float32, with scale and bias."""
+    """Group normalisation over (h, w, channels of a group), computed in float32."""
 
     def __init__(self, channels: int, groups: int, *, dtype=jnp.float32):
         self.groups = groups
@@ -59,15 +59,15 @@ class GroupNorm(nnx.Module):
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
     def _group_mean(self, x: jax.Array) -> jax.Array:
-        """(B, h, w, C) → (B, 1, 1, C), each channel with the mean of its group."""
+        """(B, h, w, C) → (B, 1, 1, C), the mean of each channel's group."""
         b, _, _, c = x.shape
-        # Positions first: this keeps channels, the contiguous axis, whole in the long reduction.
+        # Positions are reduced first: channels are the contiguous axis.
         by_group = x.mean(axis=(1, 2)).reshape(b, self.groups, c // self.groups).mean(-1)
         return jnp.repeat(by_group, c // self.groups, axis=-1)[:, None, None, :]
 
 
 class ResBlock(nnx.Module):
-    """Two normalised 3×3 convolutions and a shortcut, 1×1 (`nin_shortcut`) where widths differ."""
+    """Two normalised 3×3 convolutions and a shortcut, 1×1 (`nin_shortcut`) if widths differ."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, *, rngs, dtype):
         self.norm1 = GroupNorm(in_channels, groups, dtype=dtype)
@@ -104,7 +104,7 @@ class AttnBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halves both sides: a row and a column of zeros at the bottom and right, then stride 2."""
+    """Halves both sides: zero padding at the bottom and right, 3×3 convolution with stride 2."""
 
     def __init__(self, channels: int, *, rngs, dtype):
         self.conv = Conv(channels, channels, 3, rngs=rngs, dtype=dtype)
@@ -114,7 +114,7 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Doubles both sides: every pixel repeated 2×2, then a 3×3 convolution."""
+    """Doubles both sides: nearest-neighbour upsampling, then a 3×3 convolution."""
 
     def __init__(self, channels: int, *, rngs, dtype):
         self.conv = Conv(channels, channels, 3, rngs=rngs, dtype=dtype)
@@ -124,9 +124,9 @@ class Upsample(nnx.Module):
 
 
 class VQLevel(nnx.Module):
-    """One resolution: residual blocks, each followed by attention where `attention`, then a resize.
+    """One resolution: residual blocks, each followed by attention if `attention`, then a resize.
 
-    `resize` is "down", "up" or None; its attribute is named as in the checkpoints.
+    `resize` is "down", "up" or None.
     """
 
     def __init__(

@@ -69,15 +69,15 @@ def partition_spec(
     return PartitionSpec(*spec)
 
 
-def state_shardings(
-    state: Any, mesh: Mesh, rules: Mapping[str, str | None] = PARAMETER_RULES
-) -> Any:
-    """Shardings of an NNX state (concrete or abstract): the same tree with NamedShardings."""
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """Shardings of an NNX state (concrete or abstract) by PARAMETER_RULES: the same tree."""
 
     def one(variable: nnx.Variable) -> nnx.Variable:
         axes = variable.get_metadata().get("axes")
         shape = tuple(variable.get_value().shape)
-        spec = PartitionSpec() if axes is None else partition_spec(axes, shape, rules, mesh)
+        if axes is None:
+            return variable.replace(NamedSharding(mesh, PartitionSpec()))
+        spec = partition_spec(axes, shape, PARAMETER_RULES, mesh)
         return variable.replace(NamedSharding(mesh, spec))
 
     return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))

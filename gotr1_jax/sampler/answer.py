@@ -1,8 +1,7 @@
 """Answers to prompts with images: the understanding side of the policy.
 
-A prompt's images go through the vision tower once; their vectors replace the placeholder tokens.
-Then the plan loop runs with EOS as its end token: one compiled program for the prefill, one for the
-whole answer.
+The vision tower's output vectors replace the placeholder tokens of the images. Then the plan loop
+runs with EOS as its end token. One compiled program for the prefill, one for the decoding.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ class Answers:
     """Answers to P prompts.
 
     Attributes:
-      ids_PT: int32 tokens, T = max_tokens; EOS last unless cut, then pads.
+      ids_PT: int32 tokens, T = max_tokens; EOS last unless truncated, then pads.
       len_P: int32 tokens of each answer, EOS included.
-      ended_P: False where the answer was cut at `max_tokens`.
+      ended_P: False where the answer was truncated at `max_tokens`.
     """
 
     ids_PT: jax.Array
@@ -44,23 +43,22 @@ class Answers:
 
 
 class AnswerSampler:
-    """Compiled answering with one policy and its vision tower; build it once and keep it.
+    """Compiled answering with one policy and its vision tower; build it once.
 
     Args:
       policy, understanding: graphdefs of the split modules.
       model_config: their sizes.
       special_ids: of the tokenizer.
-      config: how to sample.
-      dtype: of weights, activations and cache; None: the policy's. Logits are float32.
+      config: sampling settings.
     """
 
     def __init__(
         self, policy: nnx.GraphDef, understanding: nnx.GraphDef, model_config: JanusConfig,
-        special_ids: SpecialIds, config: AnswerConfig, dtype: jnp.dtype | None = None,
+        special_ids: SpecialIds, config: AnswerConfig,
     ) -> None:  # fmt: skip
         self.config, self.model_config, self.specials = config, model_config, special_ids
         self._understanding = understanding
-        self._prepare = jax.jit(partial(prepare_policy_weights, policy, dtype=dtype))
+        self._prepare = jax.jit(partial(prepare_policy_weights, policy, dtype=None))
         self._prefill = jax.jit(self._prefill_prompts)
         self._logits = jax.jit(self._prompt_logits)
         self._decode = jax.jit(self._decode_answers)
@@ -81,9 +79,9 @@ class AnswerSampler:
           prompts: ids with `SiglipConfig.num_tokens` placeholders for each image.
           pixels_NHWC: float32, preprocessed, the N images of all prompts in the order of their
             placeholders.
-          keys_P: a key for each prompt.
+          keys_P: a key per prompt.
 
-        Raises InputError if placeholders and images do not agree.
+        Raises InputError if the numbers of placeholders and images do not agree.
         """
         self._check(prompts, pixels_NHWC)
         cached, last_PD = self._prefill(params, tower, prompts, pixels_NHWC)[:2]
@@ -99,23 +97,23 @@ class AnswerSampler:
 
     def _check(self, prompts: PromptBatch, pixels_NHWC: jax.Array) -> None:
         given = pixels_NHWC.shape[0] * self.model_config.siglip.num_tokens
-        held = int((prompts.ids_PC == self.specials.image).sum())
-        if held != given:
-            raise InputError(f"prompts hold {held} image tokens, their images give {given}")
+        expected = int((prompts.ids_PC == self.specials.image).sum())
+        if expected != given:
+            raise InputError(f"prompts hold {expected} image tokens, their images give {given}")
 
     def _prefill_prompts(
         self, params: PolicyWeights, tower: nnx.State, prompts: PromptBatch,
         pixels_NHWC: jax.Array,
     ) -> tuple[PromptCache, jax.Array, jax.Array]:  # fmt: skip
-        """The prompts' cache, hidden (P,D) of their last tokens and (P,C,D) of all."""
+        """The prompts' cache, hidden states (P,D) of their last tokens and (P,C,D) of all."""
         understanding = nnx.merge(self._understanding, tower)
         assert isinstance(understanding, JanusUnderstanding)
         x = params.text_embed_VD[prompts.ids_PC]
         if pixels_NHWC.shape[0]:
-            seen_ND = understanding(pixels_NHWC.astype(x.dtype)).reshape(-1, x.shape[-1])
+            vectors_ND = understanding(pixels_NHWC.astype(x.dtype)).reshape(-1, x.shape[-1])
             is_image = (prompts.ids_PC == self.specials.image).reshape(-1)
             nth = jnp.clip(jnp.cumsum(is_image) - 1, 0).reshape(prompts.ids_PC.shape)
-            x = jnp.where(is_image.reshape(nth.shape)[..., None], seen_ND[nth], x)
+            x = jnp.where(is_image.reshape(nth.shape)[..., None], vectors_ND[nth], x)
         hidden, cache = prefill(params, self.model_config.decoder, x)
         last = jnp.take_along_axis(hidden, (prompts.len_P - 1)[:, None, None], axis=1)[:, 0]
         return PromptCache(cache, prompts.len_P), last, hidden

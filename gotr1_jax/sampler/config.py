@@ -1,4 +1,4 @@
-"""How plans, images and answers are sampled. The only place that checks these values; no jax."""
+"""Sampling settings of plans, images and answers, and their validation. Imports no jax."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ class SamplerConfig:
     """How plans and images are sampled.
 
     Attributes:
-      max_plan_tokens: plan tokens at most, 1 or more; after so many BOI is forced.
+      max_plan_tokens: maximum length of a plan, 1 or more; then BOI is forced.
       guidance: w in uncond + w (cond - uncond) for the image; 1: no unconditional branch.
-      text_temperature, image_temperature: divide the logits, greater than 0.
-      top_k, top_p: see `TokenSamplingConfig`; both phases.
-      greedy: take the most likely token in both phases.
-      plan_bucket, image_bucket: tokens of one compiled loop, and by how much the cache grows.
-        Small ones read less memory, large ones compile fewer programs.
+      text_temperature, image_temperature: divisors of the logits, greater than 0.
+      greedy, top_k, top_p: see `TokenSamplingConfig`; for plan and image.
+      plan_bucket, image_bucket: tokens per compiled loop, by which the cache grows. Small buckets
+        read less memory, large ones compile fewer programs.
     """
 
     max_plan_tokens: int = 600
@@ -49,12 +48,12 @@ class SamplerConfig:
 
     @property
     def token_sampling(self) -> TokenSamplingConfig:
-        """How one token is sampled."""
+        """The settings of `sample_token`."""
         return TokenSamplingConfig(self.greedy, self.top_k, self.top_p)
 
     @property
     def logp_settings(self) -> LogpSettings:
-        """What the recorded log-probabilities mean."""
+        """The definition of the recorded log-probabilities."""
         return LogpSettings("guided", self.guidance, self.text_temperature, self.image_temperature)
 
 
@@ -63,8 +62,8 @@ class AnswerConfig:
     """How an answer is sampled.
 
     Attributes:
-      max_tokens: longest answer, EOS included.
-      temperature: divides the logits; 0: greedy.
+      max_tokens: maximum length of an answer, EOS included.
+      temperature: divisor of the logits; 0: greedy.
     """
 
     max_tokens: int = 512

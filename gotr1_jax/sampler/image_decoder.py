@@ -21,7 +21,7 @@ class ImageDecoder:
     """Image ids -> uint8 images, a batch at a time, sharded over this process's devices."""
 
     def __init__(self, vq: VQModel, grid: int, batch: int, mesh: Mesh) -> None:
-        """mesh: devices of this process; `batch` rows are rounded up to a multiple of them."""
+        """mesh: devices of this process; batch: rounded up to a multiple of their number."""
         graphdef, state = nnx.split(vq)
         self._mesh = data_parallel_mesh(mesh)
         self._state = jax.device_put(state, replicated(self._mesh))
@@ -33,7 +33,7 @@ class ImageDecoder:
         images: list[np.ndarray] = []
         for start in range(0, len(ids_BU), self._batch):
             part = ids_BU[start : start + self._batch]
-            # The last batch is padded: one shape, one compilation.
+            # The last batch is padded, so that there is one compilation.
             full = np.concatenate([part, np.repeat(part[-1:], self._batch - len(part), axis=0)])
             pixels = self._decode(self._state, put_rows(full, self._mesh))
             images += list(np.asarray(pixels)[: len(part)])

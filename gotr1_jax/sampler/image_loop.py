@@ -1,10 +1,10 @@
 """The image: U guided tokens after given plans, one compiled loop for each bucket of cache slots.
 
-Both branches of a row run in one batch of N = 2 B rows: 2 b is the conditional one of row b and
-2 b + 1 the unconditional one (N = B without guidance). So they are on one device, and guidance
-moves nothing over the mesh. Conditional rows attend to caption and plan, unconditional ones to the
-one prefix of BOS and pads; both to their own cache of BOI and image tokens. Letters as in
-`decoding.kv_cache`.
+Both branches of a row run in one batch of N = 2 B rows: row 2 b is the conditional branch of row b,
+2 b + 1 the unconditional one (N = B without guidance). Both are then on one device, and guidance
+needs no communication. Conditional rows attend to caption and plan, unconditional ones to the
+unconditional prefix, which they share; both to their own cache of BOI and image tokens. Letters as
+in `decoding.kv_cache`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gotr1_jax.sampler.policy_weights import PolicyWeights
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ImageContext:
-    """What precedes the images, read as one cache of C + T slots and N rows; never written.
+    """The caches before the images, read as one cache of N rows and C + T slots.
 
     Attributes:
       prompts: shared by the rows of a caption.
@@ -43,7 +43,7 @@ class ImageContext:
     uncond_prefix: KVCache | None
 
     def bias(self, rows: int) -> jax.Array:
-        """0 where a row (N,1,1,C+T) reads a slot, MASKED elsewhere."""
+        """Additive attention mask (N,1,1,C+T): 0 where a row reads a slot, else MASKED."""
         C, T = self.prompts.cache.size, self.plans.size
         prompt_len = self.prompts.per_row(rows)
         reads_prompt = jnp.arange(C) < prompt_len[:, None]
@@ -64,7 +64,7 @@ class ImageContext:
         return join_branches(scores, self.uncond_prefix.scores(layer, uncond[0]))
 
     def values(self, layer: int, weights: jax.Array) -> jax.Array:
-        """As `KVCache.values`, of weights (N,K,g,C+T): (N,K,g,h)."""
+        """As `KVCache.values`, with weights (N,K,g,C+T): (N,K,g,h)."""
         C = self.prompts.cache.size
         cond, *uncond = split_branches(weights, self.plan_len_B.shape[0])
         mixed = self.prompts.cache.values(layer, cond[..., :C])
@@ -80,7 +80,7 @@ class ImageState:
     """State of the loop; all rows are at the same step.
 
     Attributes:
-      cache: N rows; slot 0 holds BOI, slot u the image token u - 1.
+      cache: N rows; slot 0 is BOI, slot u is image token u - 1.
       x_ND: embedding of the next input.
       ids_BU, logp_BU: tokens sampled so far and their guided log-probabilities, 0 elsewhere.
       step: int32 scalar, tokens sampled so far.
@@ -95,7 +95,7 @@ class ImageState:
 
 @dataclass(frozen=True)
 class ImageLoopConfig:
-    """Constants of the loop: sizes, how to sample, guidance weight (1: no unconditional branch)."""
+    """Static settings of the loop; guidance 1: no unconditional branch."""
 
     decoder: DecoderConfig
     sampling: TokenSamplingConfig
@@ -121,10 +121,10 @@ def image_token(
     params: PolicyWeights, context: ImageContext, keys_B: jax.Array, state: ImageState,
     config: ImageLoopConfig, rope: tuple[jax.Array, jax.Array], context_bias: jax.Array,
 ) -> ImageState:  # fmt: skip
-    """Run the next input through the decoder and sample one token a row."""
+    """Run the next input through the decoder and sample one token per row."""
     u, B, cache = state.step, keys_B.shape[0], state.cache
     branches = state.x_ND.shape[0] // B
-    # BOI is at context_len - 1, and the token that input u predicts one further.
+    # BOI is at position context_len - 1; input u predicts the token one position later.
     sampled_at_B = context.prompts.per_row(B) + context.plan_len_B + u
     positions_N = jnp.repeat(sampled_at_B - 1, branches)
     own_bias = jnp.where(jnp.arange(cache.size) > u, MASKED, 0.0)
@@ -165,10 +165,10 @@ def run_image_bucket(
 
 
 def image_logits(params: PolicyWeights, hidden_ND: jax.Array, weight: float) -> jax.Array:
-    """Guided logits, float32 (B,I), of N = 2 B hidden states, the two of a row adjacent.
+    """Guided logits, float32 (B,I), of N = 2 B hidden states, branches of a row adjacent.
 
-    weight 1: N = B, there is one branch. The last layer is affine: guiding its input gives the
-    same logits as guiding its output, at half of the work.
+    With weight 1 there is one branch, N = B. The last layer is affine, so guidance is applied to
+    its input: the same logits as at its output, for half of the computation.
     """
     first, first_bias, second, second_bias = params.image_head
     inner = jax.nn.gelu(project(hidden_ND, first) + first_bias, approximate=False)

@@ -1,6 +1,6 @@
-"""The plan: text tokens until BOI, one compiled loop for each bucket of cache slots.
+"""The plan: text tokens until BOI without guidance, one compiled loop per bucket of cache slots.
 
-No guidance here; text logits only. Letters as in `decoding.kv_cache`.
+Letters as in `decoding.kv_cache`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from gotr1_jax.sampler.policy_weights import PolicyWeights
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PromptCache:
-    """Prompts after the prefill, shared by all samples of a caption.
+    """KV cache of prompts, shared by all samples of a caption.
 
     Attributes:
-      cache: keys and values, P rows of C slots.
-      len_P: int32 filled slots of each prompt.
+      cache: P rows of C slots.
+      len_P: int32 number of filled slots of each prompt.
     """
 
     cache: KVCache
@@ -45,15 +45,14 @@ class PromptCache:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PlanState:
-    """State of the loop. All rows are at the same step; a finished row is computed but not read.
+    """State of the loop. All rows are at the same step; tokens of finished rows are discarded.
 
     Attributes:
-      cache: keys and values of plan tokens, B rows; slot t holds token t. What a row writes from
-        its BOI on is never read.
-      hidden_BD: final hidden state of the newest token: it predicts token `step`.
-      ids_BT: tokens sampled so far, pads elsewhere; T = max_plan_tokens + 1, room for a forced BOI.
+      cache: B rows; slot t is plan token t. Slots from a row's BOI on are never read.
+      hidden_BD: final hidden state of the newest token, which predicts token `step`.
+      ids_BT: tokens sampled so far, pads elsewhere; T = max_plan_tokens + 1, for a forced BOI.
       logp_BT: their log-probabilities, 0 elsewhere.
-      len_B: tokens of a finished row, BOI included; 0 while it is unfinished.
+      len_B: tokens of a finished row, BOI included; 0 for an unfinished row.
       step: int32 scalar, tokens sampled so far.
     """
 
@@ -67,7 +66,7 @@ class PlanState:
 
 @dataclass(frozen=True)
 class PlanLoopConfig:
-    """Constants of the loop: sizes, how to sample, the token that ends a row."""
+    """Static settings of the loop; `end` is the token that ends a row."""
 
     decoder: DecoderConfig
     sampling: TokenSamplingConfig
@@ -78,7 +77,7 @@ class PlanLoopConfig:
 def start_plans(
     hidden_PD: jax.Array, rows: int, max_tokens: int, cache: KVCache, pad: int
 ) -> PlanState:
-    """State before the first token. hidden_PD: of each prompt's last token."""
+    """State before the first token. hidden_PD: hidden state of each prompt's last token."""
     return PlanState(
         cache=cache,
         hidden_BD=jnp.repeat(hidden_PD, rows // hidden_PD.shape[0], axis=0),
@@ -93,7 +92,7 @@ def plan_token(
     params: PolicyWeights, prompts: PromptCache, keys_B: jax.Array, state: PlanState,
     config: PlanLoopConfig, rope: tuple[jax.Array, jax.Array],
 ) -> PlanState:  # fmt: skip
-    """Sample one token a row and run it through the decoder."""
+    """Sample one token per row and run it through the decoder."""
     t, cache = state.step, state.cache
     positions_B = prompts.per_row(keys_B.shape[0]) + t
     logits = text_logits(params, state.hidden_BD) / config.temperature
@@ -139,7 +138,7 @@ def run_plan_bucket(
 
 
 def finish_plans(state: PlanState, boi: int) -> tuple[PlanState, jax.Array]:
-    """Append BOI to plans that have none, and mask it out: (state, plan_mask_BT)."""
+    """Append BOI to plans without one: (state, plan_mask_BT), the mask False on a forced BOI."""
     at_T = jnp.arange(state.ids_BT.shape[1])
     forced = state.len_B == 0
     length = jnp.where(forced, state.step + 1, state.len_B)

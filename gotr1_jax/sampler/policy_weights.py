@@ -25,8 +25,8 @@ from gotr1_jax.models.lora import merge_lora
 class PolicyWeights(DecodeWeights):
     """A policy's weights: LoRA merged, layers unstacked, one dtype.
 
-    Attributes, besides those of its decoder:
-      image_embed_ID: image embedding after the aligner, computed once for every code.
+    Attributes, in addition to those of `DecodeWeights`:
+      image_embed_ID: image embedding after the aligner, of every code.
       image_head: first kernel (D, D), first bias, second kernel (I, D), second bias.
     """
 
@@ -35,7 +35,7 @@ class PolicyWeights(DecodeWeights):
 
 
 def policy_weights(policy: JanusPolicy, dtype: jnp.dtype) -> PolicyWeights:
-    """PolicyWeights, in `dtype`, of a policy whose LoRA is merged."""
+    """PolicyWeights, in `dtype`, of a policy with merged LoRA."""
     head: GeluMLP = policy.gen_head
     assert head.first.bias is not None and head.second.bias is not None
     codes = policy.gen_embed.table[...].astype(dtype)
@@ -55,9 +55,9 @@ def policy_weights(policy: JanusPolicy, dtype: jnp.dtype) -> PolicyWeights:
 def prepare_policy_weights(
     graphdef: nnx.GraphDef, state: nnx.State, dtype: jnp.dtype | None
 ) -> PolicyWeights:
-    """Merge the adapters of a split policy and take its PolicyWeights; for use inside a jit.
+    """Merge the adapters of a split policy and return its PolicyWeights; for use inside a jit.
 
-    dtype: of weights, activations and cache; None: the policy's own.
+    dtype: of weights, activations and cache; None: the policy's.
     """
     policy = merge_lora(nnx.merge(graphdef, state))
     assert isinstance(policy, JanusPolicy)

@@ -1,7 +1,7 @@
-"""Captions in, plans and images out: the loops of both phases, bucket by bucket.
+"""Captions in, plans and images out.
 
-Python runs between buckets only. A bucket is one compiled loop over at most `plan_bucket` or
-`image_bucket` tokens that reads the filled part of the cache; then the cache grows.
+Python runs only between buckets. A bucket is one compiled loop over at most `plan_bucket` or
+`image_bucket` tokens; then the cache grows, so attention reads little more than its filled part.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Rollout:
     """Sampled rows, caption-major: row p * G + s is sample s of caption p.
 
     Attributes:
-      rows: the rows; T = max_plan_tokens + 1.
+      rows: tokens; T = max_plan_tokens + 1.
       plan_logp_BT: float32 log-probability of each sampled plan token, 0 elsewhere.
       image_logp_BU: float32 guided log-probability of each image token.
       settings: temperatures and guidance of the log-probabilities (before top-k and top-p).
@@ -78,7 +78,7 @@ class Rollout:
 def row_keys(
     seed: int, step: int, caption_index_P: jax.Array, samples: int, first: int = 0
 ) -> jax.Array:
-    """A key for each row (P * samples,), caption-major; see `sample_keys`.
+    """A key per row (P * samples,), caption-major; see `sample_keys`.
 
     first: index of each caption's first sample.
     """
@@ -100,9 +100,9 @@ class SamplerPrograms:
     """The jitted functions of a `Sampler`, in the order of their use.
 
     Attributes:
-      prefill_prompts: prompts -> their cache and the hidden state of their last tokens.
+      prefill_prompts: prompts -> their cache and the hidden states of their last tokens.
       start_plans, plan_bucket, finish_plans: the loop over plan tokens.
-      prefill_plans: the cache of given plans.
+      prefill_plans: given plans -> their cache.
       prefill_uncond: the cache of the unconditional prefix.
       start_images, image_bucket: the loop over image tokens.
     """
@@ -118,16 +118,16 @@ class SamplerPrograms:
 
 
 class Sampler:
-    """Compiled sampling of one policy; build it once and keep it.
+    """Compiled sampling of one policy; build it once.
 
     Args:
       graphdef: of the split policy, with or without adapters.
       model_config: its sizes.
       special_ids: of its tokenizer.
-      config: how to sample.
+      config: sampling settings.
       mesh: rows are sharded over its `data` and `fsdp` axes, heads over `tensor`; None: one device.
       dtype: of weights, activations and cache; None: the policy's. Logits, softmax and
-        log-probabilities are float32 always.
+        log-probabilities are always float32.
     """
 
     def __init__(
@@ -154,11 +154,11 @@ class Sampler:
 
     @property
     def branches(self) -> int:
-        """2 under guidance, else 1."""
+        """2 with guidance, else 1."""
         return 1 if self.config.guidance == 1.0 else 2
 
     def prepare(self, state: nnx.State) -> PolicyWeights:
-        """Decode weights of the policy's state (adapters merged); call after each update."""
+        """Decode weights of the policy's state (LoRA merged); call after each update."""
         if self._prepare is None:
             self._prepare = self.prepare_program(state)[0]
         return self._prepare(state)
@@ -166,7 +166,7 @@ class Sampler:
     def prepare_program(self, state: nnx.State) -> tuple[Any, PolicyWeights]:
         """The jitted function of `prepare`, and the shapes of its result.
 
-        state: arrays, or their shapes.
+        state: arrays or shapes.
         """
         shapes = jax.eval_shape(self._merge, state)
         if self._mesh is None:
@@ -237,7 +237,7 @@ class Sampler:
                 f"shards of the mesh; make captions times samples a multiple of {parts}"
             )
         over_rows = row_sharding(self._mesh)
-        # Fewer captions than shards: every device reads them all, the rows are still sharded.
+        # If the captions do not divide over the mesh, they are replicated; rows are still sharded.
         by_caption = replicated(self._mesh) if P % parts else over_rows
         prompts = jax.tree.map(lambda x: put_global(np.asarray(x), by_caption), prompts)
         data = put_global(np.asarray(jax.random.key_data(keys_B)), over_rows)
@@ -261,7 +261,7 @@ class Sampler:
     def _prefill_plans(
         self, params: PolicyWeights, prompts: PromptCache, ids_BS: jax.Array
     ) -> KVCache:
-        """Cache of plans (B,S) that start where their prompts end."""
+        """Cache of plans (B,S) that follow their prompts."""
         S, prompt_len_B = ids_BS.shape[1], prompts.per_row(ids_BS.shape[0])
         cos, sin = rope_table(self.model_config.decoder, prompts.cache.size + S)
         positions_BS = prompt_len_B[:, None] + jnp.arange(S, dtype=jnp.int32)
@@ -287,7 +287,7 @@ class Sampler:
     def _run_plans(
         self, params: PolicyWeights, prompts: PromptBatch, keys_B: jax.Array
     ) -> tuple[PromptCache, PlanState, TokenBatch]:
-        """All buckets of the plan loop."""
+        """Run all buckets of the plan loop."""
         cached, last_PD = self.programs.prefill_prompts(params, prompts)
         limit, bucket = self.config.max_plan_tokens, self.config.plan_bucket
         size = min(bucket, limit)
@@ -314,7 +314,7 @@ class Sampler:
         self, params: PolicyWeights, context: ImageContext, keys_B: jax.Array, rows: TokenBatch,
         plan_logp_BT: jax.Array,
     ) -> Rollout:  # fmt: skip
-        """All buckets of the image loop; arrays of the result are sharded over the rows."""
+        """Run all buckets of the image loop; the result is sharded by rows."""
         tokens, bucket = self.model_config.num_image_tokens, self.config.image_bucket
         size = min(bucket, tokens)
         state = self.programs.start_images(params, rows=keys_B.shape[0], size=size)

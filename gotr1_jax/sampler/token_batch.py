@@ -1,8 +1,7 @@
 """Token batches of the policy: prompt, plan, BOI, image; and the unconditional context.
 
-For a full forward a row is packed from position 0 and padded on the right, so a causal mask is the
-only mask it needs and positions equal the reference's. The last image token is never an input:
-nothing is predicted from it.
+For a full forward a row is packed from position 0 and padded on the right: a causal mask suffices,
+and positions equal the reference's. The last image token is not an input, as it predicts nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ class PromptBatch:
     """Prompts of P captions, padded on the right.
 
     Attributes:
-      ids_PC: int32 token ids, BOS first; ids after `len_P` have no effect. Use few sizes C only
-        (multiples of 16, for example): every new C compiles the sampler again.
+      ids_PC: int32 token ids, BOS first; ids after `len_P` have no effect. Use few sizes C (such as
+        multiples of 16): every new C compiles the sampler again.
       len_P: int32 number of tokens of each prompt, at least 1.
     """
 
@@ -43,8 +42,8 @@ class TokenBatch:
       prompt_len_B: int32, at least 1.
       plan_ids_BT: int32 plan tokens; the last one of a row is BOI.
       plan_len_B: int32 number of plan tokens with BOI, at least 1.
-      plan_mask_BT: True on plan tokens that the policy sampled: False on a forced BOI and padding.
-      image_ids_BU: int32 image tokens, row-major; all of them are sampled.
+      plan_mask_BT: True on sampled plan tokens, False on a forced BOI and padding.
+      image_ids_BU: int32 image tokens, row-major; all are sampled.
     """
 
     prompt_ids_BC: jax.Array
@@ -61,7 +60,7 @@ class TokenBatch:
 
     @property
     def sampled_mask_BN(self) -> jax.Array:
-        """True on tokens that the policy chose, N = T + U: plan tokens, then image tokens."""
+        """True on sampled tokens, N = T + U: plan tokens, then image tokens."""
         image_mask_BU = jnp.ones(self.image_ids_BU.shape, bool)
         return jnp.concatenate([self.plan_mask_BT, image_mask_BU], axis=1)
 
@@ -77,11 +76,11 @@ def null_context(length_B: jax.Array, size: int, specials: SpecialIds) -> jax.Ar
 
     Args:
       length_B: int32 tokens of prompt and plan with BOI, at least 2.
-      size: columns of the result; columns after a row's length hold pads and do not belong to it.
+      size: columns of the result; those after a row's length are padding.
       specials: ids of BOS, pad and BOI.
 
     Returns:
-      ids (B, size) int32. Without its BOI, every context is a prefix of the longer ones.
+      ids (B, size) int32. Without BOI, every context is a prefix of the longer ones.
     """
     at_1S = jnp.arange(size, dtype=jnp.int32)[None, :]
     ids = jnp.where(at_1S == 0, specials.bos, specials.pad)
@@ -90,15 +89,15 @@ def null_context(length_B: jax.Array, size: int, specials: SpecialIds) -> jax.Ar
 
 
 def unconditional_prefix(size: int, specials: SpecialIds) -> jax.Array:
-    """The tokens before BOI that all null contexts share: ids (1, size) int32."""
+    """The first `size` tokens of all null contexts, without BOI: ids (1, size) int32."""
     longest = jnp.full((1,), size + 1, jnp.int32)
     return null_context(longest, size + 1, specials)[:, :size]
 
 
 def packed_source(rows: TokenBatch) -> jax.Array:
-    """Column of [prompt C | plan T | image U - 1] of each packed position, int32 (B, S).
+    """Column in [prompt C | plan T | image U - 1] of each packed position, int32 (B, S).
 
-    S = C + T + U - 1. Padding gets a column of the image.
+    S = C + T + U - 1. Padding positions get a column of the image.
     """
     C, T = rows.prompt_ids_BC.shape[1], rows.plan_ids_BT.shape[1]
     U = rows.image_ids_BU.shape[1]
@@ -112,7 +111,7 @@ def packed_source(rows: TokenBatch) -> jax.Array:
 def embed_rows(policy: JanusPolicy, rows: TokenBatch) -> tuple[jax.Array, jax.Array]:
     """Inputs of the conditional forward: x (B, S, D) and positions (1, S), S = C + T + U - 1.
 
-    Padding repeats some embedding of the row; no other position attends to it.
+    Padding repeats an image embedding of the row; no other position attends to it.
     """
     U = rows.image_ids_BU.shape[1]
     text = policy.embed_text(jnp.concatenate([rows.prompt_ids_BC, rows.plan_ids_BT], axis=1))
@@ -123,10 +122,9 @@ def embed_rows(policy: JanusPolicy, rows: TokenBatch) -> tuple[jax.Array, jax.Ar
 
 
 def drop_context(rows: TokenBatch, drop_B: jax.Array, specials: SpecialIds) -> TokenBatch:
-    """Rows with prompt and plan replaced by the null context where `drop_B` is True.
+    """Caption dropout: replace prompt and plan by the null context where `drop_B` is True.
 
-    Lengths and positions do not change; the plan mask becomes False, as there is no plan to learn.
-    For caption dropout.
+    Lengths and positions do not change; the plan mask of a dropped row is False.
     """
     C, T = rows.prompt_ids_BC.shape[1], rows.plan_ids_BT.shape[1]
     context = null_context(rows.context_len_B, C + T, specials)

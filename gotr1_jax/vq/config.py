@@ -14,8 +14,8 @@ from gotr1_jax.trainer.config import JobConfig
 
 
 @dataclass(frozen=True)
-class VqLossWeights:
-    """Weight of each part of the loss; the defaults are LlamaGen's where it has the part."""
+class VqLossConfig:
+    """Weights of the loss terms; defaults are LlamaGen's for the terms that it has."""
 
     l1: float = 1.0
     l2: float = 1.0
@@ -25,30 +25,29 @@ class VqLossWeights:
 
 @dataclass(frozen=True)
 class CropConfig:
-    """The first part of training sees windows of the images.
+    """The first part of training uses crops of the images, the rest uses full images.
 
-    A window costs less and a smaller part of it is background, so far more edges are seen in the
-    same time; the rest of training sees whole images, as encoding and decoding will.
+    Crops contain less background, so that training sees more edges in the same time.
     """
 
     # Pixels a side; a multiple of the tokenizer's downsampling.
     size: int = 32
-    # Steps with windows, and windows a step.
+    # Steps with crops, and crops per step.
     steps: int = 3000
     batch_size: int = 32
 
 
 @dataclass(frozen=True)
 class RestartConfig:
-    """Unused codes are moved to where the codebook covers worst; see `vq_loss.restart_unused`."""
+    """Replacement of unused codes; see `vq.losses.restart_unused`."""
 
-    # A code used less than this times an even share is moved; 0 never moves any.
+    # A code is replaced if its usage is below this, times 1 / codebook_size; 0: never.
     below: float = 0.02
-    # The share, times an even one, that a moved code starts from.
+    # Usage assigned to a replaced code, times 1 / codebook_size.
     fresh: float = 0.1
-    # Decay a step of the running share of use.
+    # Decay per step of the running mean of usage.
     decay: float = 0.98
-    # Only in this many first steps, so that codes can settle.
+    # Codes are replaced only in the first steps, this many.
     steps: int = 2600
 
 
@@ -62,21 +61,20 @@ class VqTrainConfig(JobConfig):
 
     model: VQConfig
     steps: int = 3600
-    # Whole images a step, after the windows of `crop`.
+    # Full images per step, after the steps of `crop`.
     batch_size: int = 16
-    # Images drawn beforehand to learn from (of training captions), and held-out ones to measure
-    # the result on.
+    # Number of training images, rendered at the start, and of held-out images for the evaluation.
     images: int = 20000
     eval_images: int = 1024
-    # Before this step the decoder sees the encodings themselves: it learns colors much sooner
-    # than through a codebook that covers nothing yet.
+    # Before this step the decoder gets unquantized encodings, from which it learns colors much
+    # sooner than through an untrained codebook.
     quantize_from: int = 300
     # Where the finished tokenizer is written in the released format; null: run_dir/model.
     export_dir: str | None = None
     # dtype of the weights in the released format.
     export_dtype: str = "bfloat16"
     log_every: int = 50
-    weights: VqLossWeights = field(default_factory=VqLossWeights)
+    weights: VqLossConfig = field(default_factory=VqLossConfig)
     crop: CropConfig = field(default_factory=CropConfig)
     restart: RestartConfig = field(default_factory=RestartConfig)
 
@@ -86,8 +84,8 @@ class VqTrainConfig(JobConfig):
         positive("vq", eval_images=self.eval_images, log_every=self.log_every)
         if self.eval_images < 8:
             raise InputError(
-                f"vq.eval_images is {self.eval_images}; use 8 or more, a row of the sheet that "
-                "shows them"
+                f"vq.eval_images is {self.eval_images}; use 8 or more, one row of "
+                "reconstructions.png"
             )
         down = self.model.downsampling
         for name, size in (("crop.size", self.crop.size), ("the image size", IMAGE_SIZE)):

@@ -32,12 +32,12 @@ def psnr(mean_squared_error: jax.Array) -> jax.Array:
 
 
 def code_counts(ids: jax.Array, codebook_size: int) -> jax.Array:
-    """How often each code occurs among `ids` (any shape); float32 (codebook_size,)."""
+    """Number of occurrences of each code in `ids` (any shape); float32 (codebook_size,)."""
     return jnp.zeros((codebook_size,), jnp.float32).at[ids.reshape(-1)].add(1.0)
 
 
 def perplexity(counts_I: jax.Array) -> jax.Array:
-    """exp of the entropy of the codes' frequencies: how many codes are in even use, scalar."""
+    """exp of the entropy of the code frequencies: the effective number of codes, scalar."""
     p = counts_I / jnp.maximum(counts_I.sum(), 1.0)
     return jnp.exp(-jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0).sum())
 
@@ -52,24 +52,24 @@ def restart_unused(
     below: float,
     fresh: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Move codes that nothing uses to encodings that the codebook covers badly.
+    """Replace unused codes by encodings that are far from their nearest code.
 
-    A code whose share of use is under `below` (in units of an even share, 1/I) takes the place
-    of an encoding of this batch, drawn without replacement with a probability that grows with
-    its squared distance to its code, as k-means++ seeds its centres. (Drawn evenly, most would
-    land on the background, which fills most of an image and is covered already.)
+    A code with usage below `below` / I becomes an encoding of this batch. Encodings are sampled
+    without replacement, with probability proportional to the squared distance to their code, like
+    the centres of k-means++. (Uniformly sampled, most would be of the background, which is already
+    covered.)
 
     Args:
       codebook_IZ: the codes.
-      usage_I: share of use of each code, a running mean that sums to about 1.
+      usage_I: running mean of the frequency of each code, which sums to about 1.
       latents_NZ, nearest_NZ: this batch's unit encodings and their codes; N >= I.
       key: a PRNG key.
       below: threshold, times 1/I.
-      fresh: share, times 1/I, that a moved code starts from; it sets how long it has to prove
-        itself.
+      fresh: usage assigned to a replaced code, times 1/I. It determines when an unused code is
+        replaced again.
 
     Returns:
-      The codebook and the usage, moved where needed.
+      The new codebook and usage.
     """
     size = codebook_IZ.shape[0]
     distance_N = jnp.square(latents_NZ - nearest_NZ).sum(-1)
@@ -77,6 +77,6 @@ def restart_unused(
     score_N = jnp.log(distance_N + 1e-12) + jax.random.gumbel(key, distance_N.shape)
     _, chosen_I = jax.lax.top_k(score_N, size)
     dead_I = usage_I < below / size
-    moved_IZ = latents_NZ[chosen_I].astype(codebook_IZ.dtype)
-    codebook_IZ = jnp.where(dead_I[:, None], moved_IZ, codebook_IZ)
+    new_IZ = latents_NZ[chosen_I].astype(codebook_IZ.dtype)
+    codebook_IZ = jnp.where(dead_I[:, None], new_IZ, codebook_IZ)
     return codebook_IZ, jnp.where(dead_I, fresh / size, usage_I)

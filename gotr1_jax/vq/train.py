@@ -30,6 +30,8 @@ from gotr1_jax.vq import losses as vq_loss
 from gotr1_jax.vq.config import VqTrainConfig
 from gotr1_jax.vq.update import init_state, make_step, to_pixels
 
+_EVAL_BATCH = 64
+_SHEET_ROWS, _SHEET_COLUMNS, _SHEET_SCALE = 4, 8, 2
 _log = logging.getLogger(__name__)
 
 
@@ -39,16 +41,15 @@ def train_vq(config: VqTrainConfig) -> Path:
     bad_updates = config.log_every + 1
     with Run("vq", config, row_counts=row_counts, max_bad_updates=bad_updates) as run:
         run.open()
-        # The tokenizer is small next to its activations: every device holds it whole.
+        # The tokenizer is replicated: it is small compared with its activations.
         new_state = jax.jit(partial(init_state, config), out_shardings=replicated(run.mesh))
         images = draw_images("train", config.seed, config.images)
         state = run.restore(new_state())
         update = make_step(config)
         for step in run.steps():
             count = batch_rows(config, step)
-            held = addressable_rows(count, run.mesh)
-            part = batch_of_step(images, config, step, held)
-            state, result = update(state, put_addressable_rows(part, count, run.mesh))
+            batch = batch_of_step(images, config, step, addressable_rows(count, run.mesh))
+            state, result = update(state, put_addressable_rows(batch, count, run.mesh))
             if step % config.log_every == 0 or step == config.steps:
                 values = {name: float(value) for name, value in asdict(result).items()}
                 shown = {name: values[name] for name in ("psnr", "perplexity", "used_frac")}
@@ -65,7 +66,7 @@ def _export_dir(config: VqTrainConfig, run: RunDir) -> Path:
 
 
 def _finish(config: VqTrainConfig, run: RunDir, params: Any) -> None:
-    """The tokenizer's folder, and what it makes of held-out images."""
+    """Export the tokenizer and evaluate it on held-out images."""
     out = _export_dir(config, run)
     save_vq(out, config.model, IMAGE_SIZE, params, config.export_dtype)
     _log.info("tokenizer written to %s", out)
@@ -80,7 +81,7 @@ def draw_images(split: str, seed: int, count: int) -> np.ndarray:
     """The first `count` images of a split of the shapes world, uint8 (count, 64, 64, 3)."""
     source = ShapesSource(split, count, seed)
     images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    with Progress("pictures", count) as progress:
+    with Progress("images", count) as progress:
         for i in range(count):
             images[i] = source.image(i)
             progress.update(i + 1)
@@ -88,44 +89,45 @@ def draw_images(split: str, seed: int, count: int) -> np.ndarray:
 
 
 def batch_rows(config: VqTrainConfig, step: int) -> int:
-    """Images of step 1, 2, …: windows first, then whole ones."""
+    """Batch size of a step, counted from 1: of crops first, then of full images."""
     return config.crop.batch_size if step <= config.crop.steps else config.batch_size
 
 
 def batch_of_step(
-    images: np.ndarray, config: VqTrainConfig, step: int, held: np.ndarray | None = None
+    images: np.ndarray, config: VqTrainConfig, step: int, rows: np.ndarray | None = None
 ) -> np.ndarray:
-    """The images of a step, uint8 (B, H, W, 3); of `held` rows alone, where it is given.
+    """The batch of a step, or only its `rows`, uint8 (B, H, W, 3).
 
-    A function of seed and step alone, so a resumed run sees what an uninterrupted one would.
+    Depends only on seed and step, so that a resumed run sees the same batches.
     """
     rng, B = np.random.default_rng((config.seed, step)), batch_rows(config, step)
-    rows = np.arange(B) if held is None else held
+    rows = np.arange(B) if rows is None else rows
     index = rng.integers(0, len(images), B)
     if step > config.crop.steps:
         return images[index[rows]]
     size = config.crop.size
-    # Windows move by the grid that objects stand on: edges fall where whole images have them.
-    places = (IMAGE_SIZE - size) // GRID_STEP + 1
-    corner = GRID_STEP * rng.integers(0, places, (B, 2))
-    windows = [images[index[b]][y : y + size, x : x + size] for b in rows for y, x in [corner[b]]]
-    return np.stack(windows)
+    # Crops are aligned to the grid of object positions, so that edges are at the same offsets as in
+    # full images.
+    offsets = (IMAGE_SIZE - size) // GRID_STEP + 1
+    corner = GRID_STEP * rng.integers(0, offsets, (B, 2))
+    crops = [images[index[b]][y : y + size, x : x + size] for b in rows for y, x in [corner[b]]]
+    return np.stack(crops)
 
 
 def evaluate(
-    model: VQConfig, params: nnx.State, images: np.ndarray, batch_size: int = 64
+    model: VQConfig, params: nnx.State, images: np.ndarray
 ) -> tuple[dict[str, float], np.ndarray]:
     """Encode and decode uint8 images (N, H, W, 3).
 
     Returns:
-      `psnr` in dB of the 8-bit images, `codes_used` and `perplexity` of the codes; and the
-      decoded images, uint8 (N, H, W, 3).
+      `psnr` of the 8-bit images in dB, `codes_used` and `perplexity` of the codes; and the decoded
+      images, uint8 (N, H, W, 3).
     """
     graphdef = nnx.split(abstract_vq(model))[0]
     grid = images.shape[1] // model.downsampling, images.shape[2] // model.downsampling
 
     @jax.jit
-    def there_and_back(params: nnx.State, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def reconstruct(params: nnx.State, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
         tokenizer = nnx.merge(graphdef, params)
         ids_BU = tokenizer.encode_ids(to_pixels(batch))
         pixels = jnp.round((tokenizer.decode_ids(ids_BU, grid) + 1.0) * 127.5)
@@ -133,9 +135,9 @@ def evaluate(
 
     counts_I = np.zeros((model.codebook_size,), np.float32)
     decoded = np.empty_like(images)
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        ids_BU, decoded[start : start + batch_size] = jax.device_get(there_and_back(params, batch))
+    for start in range(0, len(images), _EVAL_BATCH):
+        batch = images[start : start + _EVAL_BATCH]
+        ids_BU, decoded[start : start + _EVAL_BATCH] = jax.device_get(reconstruct(params, batch))
         counts_I += np.bincount(ids_BU.reshape(-1), minlength=len(counts_I))
     error = np.square(decoded.astype(np.float32) - images).mean()
     summary = {
@@ -146,12 +148,12 @@ def evaluate(
     return summary, decoded
 
 
-def contact_sheet(
-    images: np.ndarray, decoded: np.ndarray, rows: int = 4, columns: int = 8, scale: int = 2
-) -> Image.Image:
-    """Rows of images, each above the row of what came back."""
+def contact_sheet(images: np.ndarray, decoded: np.ndarray) -> Image.Image:
+    """Rows of images, each above the row of its reconstructions."""
     lines = []
-    for start in range(0, min(rows * columns, len(images) // columns * columns), columns):
-        lines += [np.concatenate(list(x[start : start + columns]), 1) for x in (images, decoded)]
+    for row in range(min(_SHEET_ROWS, len(images) // _SHEET_COLUMNS)):
+        part = slice(row * _SHEET_COLUMNS, (row + 1) * _SHEET_COLUMNS)
+        lines += [np.concatenate(list(x[part]), 1) for x in (images, decoded)]
     sheet = Image.fromarray(np.concatenate(lines, 0))
-    return sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)
+    size = sheet.width * _SHEET_SCALE, sheet.height * _SHEET_SCALE
+    return sheet.resize(size, Image.Resampling.NEAREST)

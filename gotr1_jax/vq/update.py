@@ -15,14 +15,14 @@ from flax import nnx
 from gotr1_jax.models.vq import VQModel, abstract_vq
 from gotr1_jax.trainer.optimizer import make_optimizer
 from gotr1_jax.vq import losses as vq_loss
-from gotr1_jax.vq.config import VqLossWeights, VqTrainConfig
+from gotr1_jax.vq.config import VqLossConfig, VqTrainConfig
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class VqState:
-    """Everything a step changes: weights, optimizer, each code's running share of use, step, and
-    how many updates in a row were not finite and changed nothing."""
+    """Train state: weights, optimizer, running mean of each code's frequency, step, and number of
+    non-finite (skipped) updates in a row."""
 
     params: nnx.State
     opt_state: optax.OptState
@@ -34,8 +34,8 @@ class VqState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class VqMetrics:
-    """Scalars of one step, float32: `psnr` in dB, `perplexity` in codes of this batch,
-    `used_frac` the share of codes in use by the running mean."""
+    """Float32 scalars of a step: `psnr` in dB, `perplexity` of this batch's codes, `used_frac` the
+    fraction of codes with a running usage above the restart threshold."""
 
     loss: jax.Array
     l1: jax.Array
@@ -56,7 +56,7 @@ def to_pixels(images: jax.Array) -> jax.Array:
 
 
 def init_state(config: VqTrainConfig) -> VqState:
-    """A fresh tokenizer with its optimizer."""
+    """The state before the first step."""
     params = nnx.split(VQModel(config.model, rngs=nnx.Rngs(config.seed)))[1]
     size = config.model.codebook_size
     usage_I = jnp.full((size,), 1.0 / size, jnp.float32)
@@ -66,11 +66,11 @@ def init_state(config: VqTrainConfig) -> VqState:
 
 
 def loss_and_codes(
-    model: VQModel, pixels: jax.Array, quantizing: jax.Array, weights: VqLossWeights
+    model: VQModel, pixels: jax.Array, quantizing: jax.Array, weights: VqLossConfig
 ) -> tuple[jax.Array, Any]:
-    """The weighted loss of pixels (B, H, W, 3), and what metrics and restarts need of it.
+    """The weighted loss of pixels (B, H, W, 3), and its parts for metrics and code restarts.
 
-    quantizing: bool scalar; False decodes the encodings themselves.
+    quantizing: bool scalar; False: the decoder gets unquantized encodings.
     """
     dim = model.config.code_dim
     quantized = model.quantize(model.encode(pixels))
@@ -81,13 +81,13 @@ def loss_and_codes(
     commitment = vq_loss.commitment_loss(latents, nearest)
     loss = weights.l1 * l1 + weights.l2 * l2
     loss += weights.codebook * vq_loss.codebook_loss(latents, nearest)
-    # Committing to codes that nothing is decoded from only draws all encodings together.
+    # Without quantization the commitment loss would only collapse the encodings.
     loss += weights.commitment * jnp.where(quantizing, commitment, 0.0)
     return loss, (l1, l2, commitment, quantized.ids_Bhw, latents, nearest)
 
 
 def make_step(config: VqTrainConfig) -> StepFn:
-    """The compiled update on uint8 images (B, H, W, 3); its state is donated."""
+    """The compiled update on uint8 images (B, H, W, 3); the state is donated."""
     size = config.model.codebook_size
     graphdef = nnx.split(abstract_vq(config.model))[0]
     optimizer = make_optimizer(config.optimizer, config.steps)

@@ -339,7 +339,7 @@ def broken_source(kind: str, tmp_path: Path, directory: Path) -> Path:
         ("other type", "'siglip'"),
         ("other width", "do not fit its config.json: 6 misshapen"),
         ("size of text", "vision_config.patch_size is '14'"),
-        ("heads", "width 32 is no multiple of 5 heads"),
+        ("heads", "width 32 is not a multiple of 5 heads"),
         ("other end", "eos_token_id 7"),
     ],
 )
