@@ -22,20 +22,20 @@ from gotr1_jax.trainer.config import JobConfig
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """The model that is trained and how it computes."""
+    """The policy: checkpoint, dtypes, adapters, prompt."""
 
     # A checkpoint folder in a released format, or "embedded".
     init: str = "embedded"
-    # dtype of activations; logits are float32 always.
+    # dtype of activations; logits are always float32.
     dtype: Literal["float32", "bfloat16"] = "float32"
-    # dtype of the trained parameters (adapters are float32 always).
+    # dtype of the trained parameters; adapters are always float32.
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    # What the backward pass recomputes: none, dots (all but matrix products), full.
+    # What the backward pass recomputes: nothing, all but matrix products, or everything.
     remat: Literal["none", "dots", "full"] = "none"
     # Low-rank adapters; null trains every parameter of the policy.
     lora: LoraConfig | None = None
     template: str = GOTR1_TEMPLATE
-    # Longer prompts are refused; prompts are padded to a multiple of 16.
+    # Longer prompts are an error; prompts are padded to a multiple of 16.
     max_prompt_tokens: int = 256
 
     def check(self) -> None:
@@ -54,14 +54,14 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class CaptionsConfig:
-    """Captions of the shapes world, or of files."""
+    """Captions of the shapes world or of files."""
 
-    # "shapes", or files, one or a list: text (a caption a line), .jsonl or .parquet. A name may
-    # hold the wildcards * and ?; what all files hold is put together, in this order.
+    # "shapes", or files, one or a list: text (a caption per line), .jsonl or .parquet, with the
+    # wildcards * and ?. Files are concatenated in this order.
     source: str | tuple[str, ...] = "shapes"
-    # Key of .jsonl and column of .parquet files; empty: "prompt", else "caption".
+    # Key of .jsonl and column of .parquet files; empty: "prompt" or, without it, "caption".
     column: str = ""
-    # Captions drawn from the shapes world's training split; files are used whole.
+    # Number of captions of the shapes world's training split; not for files.
     count: int = 4096
 
     def check(self) -> None:
@@ -73,7 +73,7 @@ class CaptionsConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """Sampling: how many rows, how long, how hot."""
+    """Sampling of the rollout."""
 
     captions_per_step: int = 8
     samples_per_caption: int = 16
@@ -81,10 +81,10 @@ class RolloutConfig:
     guidance: float = 5.0
     text_temperature: float = 1.0
     image_temperature: float = 1.0
-    # Captions whose samples are drawn at once; fewer need less memory and take longer. 0: those
-    # of a whole step. In float32 the samples are the same.
+    # Captions per sampling batch; fewer need less memory and more time. 0: captions_per_step. In
+    # float32 it does not change the samples.
     captions_at_once: int = 0
-    # Rows that a process decodes to pixels at once, rounded up to a multiple of its devices.
+    # Rows per batch of the VQ decoder in a process, rounded up to a multiple of its devices.
     decode_batch: int = 64
 
     @property
@@ -94,12 +94,12 @@ class RolloutConfig:
 
     @property
     def rows_at_once(self) -> int:
-        """Samples that are drawn at once, also in an evaluation."""
+        """Samples per sampling batch, also in an evaluation."""
         return (self.captions_at_once or self.captions_per_step) * self.samples_per_caption
 
     @property
     def sampling(self) -> SamplerConfig:
-        """How plans and images are sampled; InputError for values that cannot be."""
+        """Settings of the sampler; InputError for invalid values."""
         return SamplerConfig(
             max_plan_tokens=self.max_plan_tokens,
             guidance=self.guidance,
@@ -132,15 +132,15 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """How the judge's terms become one number, and when a judge that fails ends the run."""
+    """How the judge's terms become one reward, and when judge failures end the run."""
 
     rule: Literal["v1", "v2", "sum"] = "v1"
     terms: tuple[str, ...] = ("sem", "spa", "ri", "pi")
-    # The run ends when the judge could not score more than this share of the samples of
-    # `failure_steps` steps; 1 never ends it.
+    # The run ends when more than this fraction of the samples of the last `failure_steps` steps
+    # could not be scored; 1: never.
     failure_limit: float = 0.2
     failure_steps: int = 10
-    # An alarm line when every reward of so many steps in a row was 0; 0: none.
+    # Print an alarm after this many steps in a row with only zero rewards; 0: never.
     alarm_steps: int = 10
 
     def check(self) -> None:
@@ -159,7 +159,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class GrpoLossConfig(PolicyLossConfig):
-    """The policy loss, the advantages and the log-probs that it is made of."""
+    """The policy loss, its advantages and its log-probs."""
 
     advantage: AdvantageKind = "mean_std"
     # Log-probs of image tokens: guided (both branches differentiated), guided_detach or
@@ -177,10 +177,10 @@ class GrpoLossConfig(PolicyLossConfig):
 class EntropyConfig:
     """Adaptive entropy; the defaults are ReasonGen-R1's. See `grpo.entropy`."""
 
-    # Entropies, in nats a token, that the policy is held at.
+    # Target entropies of the policy, in nats per token.
     text_target: float = 2.0
     image_target: float = 7.0
-    # Of Adam on psi, where the coefficient is sinh(psi).
+    # Learning rate of Adam on psi; the coefficient is sinh(psi).
     learning_rate: float = 5e-5
     # Largest absolute value of a coefficient.
     bound: float = 5e-3
@@ -196,15 +196,16 @@ class EntropyConfig:
 
 @dataclass(frozen=True)
 class UpdateConfig:
-    """How a rollout becomes optimizer steps."""
+    """Optimizer steps per rollout and dynamic sampling."""
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"refill_rounds": "resample_rounds"}
 
-    # Optimizer steps a rollout, each on its own share of the captions.
+    # Optimizer steps per rollout, each on different captions (mini-batches).
     updates_per_rollout: int = 1
-    # Rows of one forward and backward pass; gradients are summed over passes.
+    # Rows per forward and backward pass; gradients are accumulated.
     micro_batch: int = 64
-    # Groups whose rewards are all equal are replaced by new captions, at most this many rounds.
+    # Dynamic sampling: groups with equal rewards are replaced by new captions in at most this many
+    # rounds.
     resample_rounds: int = 0
     # The run ends after this many non-finite updates in a row.
     max_bad_updates: int = 10
@@ -219,16 +220,16 @@ class UpdateConfig:
 class EvaluationConfig:
     """Held-out captions, before, during and after training."""
 
-    # As captions.source: "shapes" is its held-out split; of files, captions spread evenly.
+    # As captions.source; "shapes" is its held-out split, of files evenly spaced captions are used.
     source: str | tuple[str, ...] = "shapes"
     # As captions.column.
     column: str = ""
     captions: int = 128
-    # Samples of each caption; a caption's score is their mean.
+    # Samples per caption; a caption's score is their mean.
     samples: int = 4
-    # Steps between evaluations; 0: only before and after.
+    # Steps between evaluations; 0: only before and after training.
     every: int = 0
-    # Captions whose images are kept for the report.
+    # Number of captions with images in the report.
     shown: int = 12
 
     def check(self) -> None:

@@ -14,8 +14,8 @@ from gotr1_jax.trainer.config import JobConfig
 
 
 @dataclass(frozen=True)
-class ModelSize:
-    """Sizes of a new model; the tokenizer and the VQ give the vocabularies."""
+class NewModelConfig:
+    """Sizes of a new model. Its vocabularies are those of the tokenizer and the VQ."""
 
     decoder: DecoderConfig
     siglip: SiglipConfig
@@ -23,25 +23,25 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class SftDataConfig:
-    """Examples: caption, plan, image; of the shapes world, or records of one's own."""
+    """Examples (caption, plan, image) of the shapes world or of your own records."""
 
-    # "shapes", or records, one name or a list: .jsonl, .parquet and .tar (WebDataset) files, with
-    # wildcards, folders of such, ids "org/name" of hub data sets, or a folder that
-    # `gotr1 tokenize-images` wrote. Their images are tokenised once, here if not before.
+    # "shapes", or records, one name or a list: .jsonl, .parquet and .tar (WebDataset) files (with
+    # wildcards), folders of such files, ids "org/name" of hub data sets, or an output folder of
+    # `gotr1 tokenize-images`. Images are tokenised once.
     source: str | tuple[str, ...] = "shapes"
-    # What the records look like; not for shapes.
+    # Format of the records; not for shapes.
     records: RecordsConfig = field(default_factory=RecordsConfig)
-    # For shapes: examples; drawn and tokenised once, then shuffled every epoch.
+    # For shapes: number of examples, rendered and tokenised once and shuffled every epoch.
     examples: int = 20000
-    # For shapes: share of examples whose plan (and image) contradicts the caption.
+    # For shapes: fraction of examples in which the plan (and image) contradicts the caption.
     unfaithful_fraction: float = 0.0
-    # For shapes: plans with boxes, or rationales: the same in plain words, without boxes.
+    # For shapes: plans with boxes, or rationales: the same in words, without boxes.
     plans: Literal["boxes", "rationale"] = "boxes"
-    # Rows are padded to these. Longer examples of the shapes world are refused, longer records are
-    # left out.
+    # Rows are padded to these. Longer examples of the shapes world are an error, longer records are
+    # skipped.
     max_prompt_tokens: int = 48
     max_plan_tokens: int = 80
-    # Where image tokens and lengths of texts are kept between runs.
+    # Cache of image tokens and text lengths.
     cache_dir: str = ".cache/picture_tokens"
 
     def check(self) -> None:
@@ -55,20 +55,20 @@ class SftDataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SftConfig(JobConfig):
-    """Plan and image learned from examples: `gotr1 train sft`."""
+    """Supervised training of plan and image: `gotr1 train sft`."""
 
-    # Checkpoint that holds the VQ tokenizer: a folder (`gotr1 train vq` writes one) or a hub id.
+    # Checkpoint of the VQ tokenizer: a folder (such as `gotr1 train vq` writes) or a hub id.
     vq: str
     batch_size: int = 64
-    # Rows of one forward and backward pass.
+    # Rows per forward and backward pass; gradients are accumulated.
     micro_batch: int = 64
     # Probability that a row's prompt and plan are replaced by the null context.
     caption_dropout: float = 0.1
     # A checkpoint to start from; null: a new model of size `model`.
     init: str | None = None
-    model: ModelSize | None = None
-    # Give init's tokenizer the control tokens of plans with boxes, where it lacks them, as in a
-    # Janus-Pro; they take spare rows of the vocabulary. The finished model keeps them.
+    model: NewModelConfig | None = None
+    # Add the control tokens of plans with boxes to init's tokenizer if it lacks them, as
+    # Janus-Pro's does; they take unused ids of the vocabulary.
     add_plan_tokens: bool = False
     # Where the finished model is written in the released format; null: run_dir/model.
     export_dir: str | None = None

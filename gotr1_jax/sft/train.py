@@ -46,21 +46,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: sizes, tokenizer and its folder, and states that are not trained."""
+    """Initial model: sizes, tokenizer and its folder, frozen states, policy."""
 
     config: JanusConfig
     tokenizer: TextTokenizer
     tokenizer_dir: Path
     vq: nnx.State
     understanding: nnx.State
-    policy: nnx.State | None  # None: a new one
+    policy: nnx.State | None  # None: randomly initialised
 
 
 def train_sft(config: SftConfig) -> Path:
     """Run the job; returns the folder of the finished model in the released format."""
     row_counts, bad_updates = {"micro_batch": config.micro_batch}, config.log_every + 1
     with (
-        # A new tokenizer is made apart: what it refuses leaves no run behind.
+        # A new tokenizer is written here first, so that an error leaves no run directory.
         TemporaryDirectory(prefix="gotr1_tokenizer_") as scratch,
         Run("sft", config, row_counts=row_counts, max_bad_updates=bad_updates) as run,
     ):
@@ -111,7 +111,7 @@ def train_sft(config: SftConfig) -> Path:
 
 
 def _load(config: SftConfig, mesh: Mesh) -> Checkpoint:
-    """The checkpoint to start from; each device gets its own slices of the policy only."""
+    """The checkpoint to start from; each device loads only its shards of the policy."""
     assert config.init is not None
     path = find_checkpoint(config.init)
     abstract = nnx.split(abstract_policy(read_sizes(path)))[1]
@@ -122,7 +122,7 @@ def _load(config: SftConfig, mesh: Mesh) -> Checkpoint:
 def _start(
     config: SftConfig, tokenizer_dir: Path, images: ImageTokenizer, loaded: Checkpoint | None
 ) -> Start:
-    """Take what was loaded and make what is missing; a tokenizer goes to `tokenizer_dir`."""
+    """The initial model; a new or extended tokenizer is written to `tokenizer_dir`."""
     if loaded is not None:
         if loaded.config.vq != images.config:
             raise InputError(
@@ -130,14 +130,14 @@ def _start(
             )
         tokenizer, source = loaded.tokenizer, loaded.source
         if config.add_plan_tokens and not tokenizer.marks_plans:
-            tokenizer, source = _marking(loaded, tokenizer_dir), tokenizer_dir
+            tokenizer, source = _with_plan_tokens(loaded, tokenizer_dir), tokenizer_dir
         return Start(
             loaded.config, tokenizer, source, images.state, loaded.understanding, loaded.policy
         )
     assert config.model is not None
     sizes = JanusConfig(config.model.decoder, images.config, config.model.siglip, images.image_size)
-    tokens = (sizes.siglip.image_size // sizes.siglip.patch_size) ** 2
-    train_tokenizer(tokenizer_dir, image_size=sizes.siglip.image_size, num_image_tokens=tokens)
+    siglip = sizes.siglip
+    train_tokenizer(tokenizer_dir, image_size=siglip.image_size, num_image_tokens=siglip.num_tokens)
     tokenizer = TextTokenizer.from_dir(tokenizer_dir)
     if tokenizer.vocab_size > sizes.decoder.vocab_size:
         raise InputError(
@@ -148,8 +148,8 @@ def _start(
     return Start(sizes, tokenizer, tokenizer_dir, images.state, understanding, None)
 
 
-def _marking(loaded: Checkpoint, folder: Path) -> TextTokenizer:
-    """The tokenizer of a checkpoint with the control tokens of plans; its files go to `folder`."""
+def _with_plan_tokens(loaded: Checkpoint, folder: Path) -> TextTokenizer:
+    """Add the control tokens of plans to a checkpoint's tokenizer; writes it to `folder`."""
     copy_files(loaded.source, COPIED_FILES, folder)
     file = folder / TOKENIZER_FILE
     file.write_text(add_plan_tokens(file.read_text(encoding="utf-8")), encoding="utf-8")
@@ -161,19 +161,19 @@ def _marking(loaded: Checkpoint, folder: Path) -> TextTokenizer:
 def _initial_state(
     config: SftConfig, start: Start, abstract: nnx.State, optimizer: Any, mesh: Any
 ) -> TrainState:
-    """Parameters drawn, or taken from a checkpoint, straight into their shards."""
+    """The sharded state before the first update; without a checkpoint parameters are random."""
     shardings = train_state_shardings(
         jax.eval_shape(partial(new_state, optimizer=optimizer), abstract), abstract, mesh
     )
     if start.policy is not None:
-        own = jax.jit(partial(new_state, optimizer=optimizer), out_shardings=shardings)
-        return own(start.policy)
+        create = jax.jit(partial(new_state, optimizer=optimizer), out_shardings=shardings)
+        return create(start.policy)
 
-    def draw(key: jax.Array) -> TrainState:
+    def init(key: jax.Array) -> TrainState:
         policy = JanusPolicy(start.config, rngs=nnx.Rngs(params=key))
         return new_state(nnx.split(policy)[1], optimizer)
 
-    return jax.jit(draw, out_shardings=shardings)(jax.random.key(config.seed))
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(config.seed))
 
 
 def _export(config: SftConfig, root: Path, start: Start, policy: Any) -> Path:
