@@ -20,8 +20,7 @@ from gotr1_jax.grpo.advantages import group_advantages
 from gotr1_jax.grpo.alarms import RewardAlarms
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups, sample_groups
-from gotr1_jax.grpo.evaluate import Evaluation, format_table
-from gotr1_jax.grpo.held_out import HeldOut
+from gotr1_jax.grpo.evaluate import Evaluation, HeldOut, format_table
 from gotr1_jax.grpo.metrics import step_metrics
 from gotr1_jax.grpo.policy import merge_adapters
 from gotr1_jax.grpo.rollout import ScoredRollout
