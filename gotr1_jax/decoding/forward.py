@@ -26,7 +26,7 @@ MASKED = -1e30
 """Score of a masked slot: finite, so that a fully masked cache yields no NaN."""
 
 
-# layer index, q (..., K, g, h), k (..., K, h), v (..., K, h) -> mixed values (..., K, g, h)
+# layer index, q (..., K, g, h), k (..., K, h), v (..., K, h) -> attention output (..., K, g, h)
 LayerAttend = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -40,7 +40,7 @@ class ReadableCache(Protocol):
 def attend_to_caches(
     layer: int, q_BKgh: jax.Array, caches: Sequence[tuple[ReadableCache, jax.Array]]
 ) -> jax.Array:
-    """Attention of one token per row over several caches with one softmax: mixed values (B,K,g,h).
+    """Attention of one token per row over several caches with one softmax: (B,K,g,h).
 
     caches: each with an additive mask, 0 or MASKED, that broadcasts to its scores (B,K,g,S).
     """

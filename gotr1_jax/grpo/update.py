@@ -35,7 +35,12 @@ from gotr1_jax.sampler.sampler import Rollout
 from gotr1_jax.sampler.token_batch import TokenBatch
 from gotr1_jax.tokenizers.janus import SpecialIds
 from gotr1_jax.trainer.logprobs import TokenLogps, token_logps
-from gotr1_jax.trainer.state import TrainState, apply_gradients, split_rows, sum_over_pieces
+from gotr1_jax.trainer.state import (
+    TrainState,
+    accumulate_gradients,
+    apply_gradients,
+    split_micro_batches,
+)
 
 
 def make_token_logps(
@@ -53,7 +58,7 @@ def make_token_logps(
         def micro_logps(part: TokenBatch) -> TokenLogps:
             return token_logps(nnx.merge(graphdef, params, frozen), part, specials, settings)
 
-        logps = jax.lax.map(micro_logps, split_rows(rows, B // micro_batch))
+        logps = jax.lax.map(micro_logps, split_micro_batches(rows, B // micro_batch))
         return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, *x.shape[2:]), logps)
 
     return jax.jit(all_logps)
@@ -145,8 +150,8 @@ def make_policy_step(
             (loss, (stats, means)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
             return grads, (stats, (loss, *means))
 
-        pieces = split_rows(batch, batch.row_mask_B.shape[0] // micro_batch)
-        grads, (stats, (loss, entropy, logp_diff)) = sum_over_pieces(gradient, pieces, _add)
+        batches = split_micro_batches(batch, batch.row_mask_B.shape[0] // micro_batch)
+        grads, (stats, (loss, entropy, logp_diff)) = accumulate_gradients(gradient, batches, _add)
         updates = state.updates
         state, norm = apply_gradients(state, grads, loss, optimizer)
         if state.entropy is not None and entropy_config is not None:

@@ -18,7 +18,7 @@ from gotr1_jax.models.config import DecoderConfig, LoraConfig
 from gotr1_jax.models.layers import Embedding, Linear, RMSNorm, stack_blocks
 from gotr1_jax.parallel.sharding import constrain_rows
 
-# q (B,S,H,C), k (B,S,K,C), v (B,S,K,C), rotary applied -> mixed values (B,S,H,C)
+# q (B,S,H,C), k (B,S,K,C), v (B,S,K,C), rotary applied -> attention output (B,S,H,C)
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 # What `jax.checkpoint` keeps of a block: nothing, matmul results, or everything (no remat).
 REMAT_POLICIES: dict[str, Any] = {

@@ -31,7 +31,7 @@ jax.tree_util.register_dataclass(
 def window_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, windows_RWJ: jax.Array, slots_RN: jax.Array
 ) -> jax.Array:
-    """Attention within windows: q, k, v (R,N,H,C) -> mixed values (R,N,H,C).
+    """Attention within windows: q, k, v (R,N,H,C) -> attention output (R,N,H,C).
 
     There are R · W · H · J² scores. `windows_RWJ` and `slots_RN` as in PatchBatch.
     """
@@ -49,7 +49,7 @@ def window_attention(
 
 
 def image_attention(q: jax.Array, k: jax.Array, v: jax.Array, images_RN: jax.Array) -> jax.Array:
-    """Attention within images: q, k, v (R,N,H,C) -> mixed values (R,N,H,C).
+    """Attention within images: q, k, v (R,N,H,C) -> attention output (R,N,H,C).
 
     There are R · H · N² scores, the tower's largest array. `images_RN` as in PatchBatch.
     """

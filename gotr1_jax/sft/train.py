@@ -45,8 +45,8 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Start:
-    """Initial model: sizes, tokenizer and its folder, frozen states, policy."""
+class InitialModel:
+    """The model before training: sizes, tokenizer and its folder, frozen states, policy."""
 
     config: JanusConfig
     tokenizer: TextTokenizer
@@ -68,21 +68,22 @@ def train_sft(config: SftConfig) -> Path:
         with raise_on_all_processes():
             images = load_vq(find_checkpoint(config.vq))
             loaded = None if config.init is None else _load(config, mesh)
-            start = _start(config, Path(scratch), images, loaded)
-        tokenizer = (start.tokenizer_dir / TOKENIZER_FILE).read_text("utf-8")
+            initial = _initial_model(config, Path(scratch), images, loaded)
+        tokenizer = (initial.tokenizer_dir / TOKENIZER_FILE).read_text("utf-8")
         check_same_on_all_processes(tokenizer, "tokenizer")
         run.open()
-        vq = ImageTokenizer(start.config.vq, start.config.image_size, start.vq)
-        held = addressable_rows(config.batch_size, mesh)
-        data = make_batches(config, vq, start.tokenizer, start.tokenizer_dir, held)
+        vq = ImageTokenizer(initial.config.vq, initial.config.image_size, initial.vq)
+        own_rows = addressable_rows(config.batch_size, mesh)
+        data = make_batches(config, vq, initial.tokenizer, initial.tokenizer_dir, own_rows)
         batches = iter(data)
-        abstract = abstract_policy(start.config, dtype=jnp.dtype(config.dtype), remat=config.remat)
-        graphdef, shapes = nnx.split(abstract)
+        dtype = jnp.dtype(config.dtype)
+        policy = abstract_policy(initial.config, dtype=dtype, remat=config.remat)
+        graphdef, shapes = nnx.split(policy)
         optimizer = make_optimizer(config.optimizer, config.steps)
-        state = run.restore(_initial_state(config, start, shapes, optimizer, mesh), batches)
+        state = run.restore(_initial_state(config, initial, shapes, optimizer, mesh), batches)
         weights = SftWeights(config.text_weight, config.image_weight, config.boi_weight)
         update = make_sft_step(
-            graphdef, optimizer, start.tokenizer.specials, weights, config.caption_dropout,
+            graphdef, optimizer, initial.tokenizer.specials, weights, config.caption_dropout,
             config.micro_batch,
         )  # fmt: skip
         schedule = make_schedule(config.optimizer, config.steps)
@@ -105,9 +106,9 @@ def train_sft(config: SftConfig) -> Path:
                 }
                 run.log(values, state.skipped_in_a_row, text=text, image=image)
             run.end_step(state)
-        policy = gather_to_main(state.params)
+        params = gather_to_main(state.params)
         with raise_on_all_processes():
-            return _export(config, run.dir.root, start, policy)
+            return _export(config, run.dir.root, initial, params)
 
 
 def _load(config: SftConfig, mesh: Mesh) -> Checkpoint:
@@ -119,9 +120,9 @@ def _load(config: SftConfig, mesh: Mesh) -> Checkpoint:
     return load_checkpoint(path, parts=("policy", "understanding"), shardings=placed)
 
 
-def _start(
+def _initial_model(
     config: SftConfig, tokenizer_dir: Path, images: ImageTokenizer, loaded: Checkpoint | None
-) -> Start:
+) -> InitialModel:
     """The initial model; a new or extended tokenizer is written to `tokenizer_dir`."""
     if loaded is not None:
         if loaded.config.vq != images.config:
@@ -131,7 +132,7 @@ def _start(
         tokenizer, source = loaded.tokenizer, loaded.source
         if config.add_plan_tokens and not tokenizer.marks_plans:
             tokenizer, source = _with_plan_tokens(loaded, tokenizer_dir), tokenizer_dir
-        return Start(
+        return InitialModel(
             loaded.config, tokenizer, source, images.state, loaded.understanding, loaded.policy
         )
     assert config.model is not None
@@ -145,7 +146,7 @@ def _start(
             f"{tokenizer.vocab_size} tokens; use at least that many"
         )
     understanding = nnx.split(JanusUnderstanding(sizes, rngs=nnx.Rngs(config.seed)))[1]
-    return Start(sizes, tokenizer, tokenizer_dir, images.state, understanding, None)
+    return InitialModel(sizes, tokenizer, tokenizer_dir, images.state, understanding, None)
 
 
 def _with_plan_tokens(loaded: Checkpoint, folder: Path) -> TextTokenizer:
@@ -159,28 +160,28 @@ def _with_plan_tokens(loaded: Checkpoint, folder: Path) -> TextTokenizer:
 
 
 def _initial_state(
-    config: SftConfig, start: Start, abstract: nnx.State, optimizer: Any, mesh: Any
+    config: SftConfig, initial: InitialModel, abstract: nnx.State, optimizer: Any, mesh: Any
 ) -> TrainState:
     """The sharded state before the first update; without a checkpoint parameters are random."""
     shardings = train_state_shardings(
         jax.eval_shape(partial(new_state, optimizer=optimizer), abstract), abstract, mesh
     )
-    if start.policy is not None:
+    if initial.policy is not None:
         create = jax.jit(partial(new_state, optimizer=optimizer), out_shardings=shardings)
-        return create(start.policy)
+        return create(initial.policy)
 
     def init(key: jax.Array) -> TrainState:
-        policy = JanusPolicy(start.config, rngs=nnx.Rngs(params=key))
+        policy = JanusPolicy(initial.config, rngs=nnx.Rngs(params=key))
         return new_state(nnx.split(policy)[1], optimizer)
 
     return jax.jit(init, out_shardings=shardings)(jax.random.key(config.seed))
 
 
-def _export(config: SftConfig, root: Path, start: Start, policy: Any) -> Path:
+def _export(config: SftConfig, root: Path, initial: InitialModel, policy: Any) -> Path:
     out = Path(config.export_dir) if config.export_dir is not None else root / "model"
     if is_main_process():
         save_checkpoint(
-            out, start.config, policy, start.vq, start.understanding, start.tokenizer_dir
+            out, initial.config, policy, initial.vq, initial.understanding, initial.tokenizer_dir
         )
         _log.info("model written to %s", out)
     return out

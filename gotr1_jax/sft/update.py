@@ -17,7 +17,12 @@ from gotr1_jax.sampler.token_batch import TokenBatch, drop_context
 from gotr1_jax.sft.losses import SftWeights, TargetKinds, count_targets, sft_loss
 from gotr1_jax.tokenizers.janus import SpecialIds
 from gotr1_jax.trainer.logprobs import token_logps
-from gotr1_jax.trainer.state import TrainState, apply_gradients, split_rows, sum_over_pieces
+from gotr1_jax.trainer.state import (
+    TrainState,
+    accumulate_gradients,
+    apply_gradients,
+    split_micro_batches,
+)
 
 # Cross entropy of the conditional distribution: no guidance, temperature 1.
 PLAIN = LogpSettings("conditional", 1.0, 1.0, 1.0)
@@ -66,8 +71,8 @@ def make_sft_step(
             (loss, nats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
             return grads, (loss, nats)
 
-        pieces, add = split_rows(rows, B // micro_batch), partial(jax.tree.map, jnp.add)
-        grads, (loss, nats) = sum_over_pieces(gradient, pieces, add)
+        batches, add = split_micro_batches(rows, B // micro_batch), partial(jax.tree.map, jnp.add)
+        grads, (loss, nats) = accumulate_gradients(gradient, batches, add)
         state, norm = apply_gradients(state, grads, loss, optimizer)
         return state, SftMetrics(loss, nats, norm)
 

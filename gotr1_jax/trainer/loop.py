@@ -59,7 +59,7 @@ class Loop:
             self._goodput.begin()
             yield step
 
-    def measures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """`time/goodput`, 0..1, and memory in use. Ends the productive part of the step."""
         return {"time/goodput": self._goodput.end(), **memory_metrics()}
 

@@ -166,7 +166,7 @@ class Run:
         """Seconds since the current step began; 0 after `log`."""
         return 0.0 if self._started is None else time.perf_counter() - self._started
 
-    def _end_work(self) -> None:
+    def _stop_timer(self) -> None:
         """Stop the step's timer: evaluation, samples and saving are not part of `seconds`."""
         self.seconds += self.elapsed()
         self._started = None
@@ -181,9 +181,9 @@ class Run:
 
         Raises RunError after `max_bad_updates` skipped updates in a row, or when the disk is full.
         """
-        self._end_work()
+        self._stop_timer()
         with raise_on_all_processes():
-            self._metrics.write(self.step, {**values, **self._loop.measures()})
+            self._metrics.write(self.step, {**values, **self._loop.metrics()})
             self._shown = shown
             stop_if_skipped(skipped_in_a_row, self._max_bad_updates, self.step)
 
@@ -195,7 +195,7 @@ class Run:
         self, state: Any, *, score: float | None = None, failure: str | None = None
     ) -> None:
         """Ends the step: see `Loop.end_step`."""
-        self._end_work()
+        self._stop_timer()
         self._progress.update(self.step, **self._shown)
         meta: dict[str, Any] = {"seed": self._config.seed, "seconds": self.seconds}
         if self._data is not None:

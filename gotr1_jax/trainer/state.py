@@ -82,35 +82,34 @@ def stop_if_skipped(in_a_row: Any, limit: int, step: int) -> None:
         )
 
 
-def split_rows(tree: Any, pieces: int) -> Any:
-    """Every array (B, ...) as micro-batches (pieces, B / pieces, ...).
+def split_micro_batches(tree: Any, count: int) -> Any:
+    """Every array (B, ...) as micro-batches (count, B / count, ...).
 
-    Micro-batch i holds rows i, i + pieces, …: with this stride every row stays on its device;
+    Micro-batch i holds rows i, i + count, …: with this stride every row stays on its device;
     contiguous blocks would be moved between devices.
     """
 
-    def cut(x: jax.Array) -> jax.Array:
-        return x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]).swapaxes(0, 1)
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
 
-    return jax.tree.map(cut, tree)
+    return jax.tree.map(split, tree)
 
 
-def sum_over_pieces(
-    gradient: Callable[[Any], tuple[Any, Any]], pieces: Any, combine: Callable[[Any, Any], Any]
+def accumulate_gradients(
+    gradient: Callable[[Any], tuple[Any, Any]], batches: Any, combine: Callable[[Any, Any], Any]
 ) -> tuple[Any, Any]:
-    """Gradient accumulation: sum gradients and combine statistics over sequential micro-batches.
+    """Sum gradients and combine statistics over sequential micro-batches.
 
-    `gradient(micro_batch) -> (grads, stats)`; `pieces` stacks micro-batches on its leading axis.
+    `gradient(micro_batch) -> (grads, stats)`; `batches` has micro-batches on its leading axis.
     """
-    count = jax.tree.leaves(pieces)[0].shape[0]
-    first = gradient(jax.tree.map(lambda x: x[0], pieces))
-    if count == 1:
+    first = gradient(jax.tree.map(lambda x: x[0], batches))
+    if jax.tree.leaves(batches)[0].shape[0] == 1:
         return first
 
-    def step(carry: tuple[Any, Any], piece: Any) -> tuple[tuple[Any, Any], None]:
-        grads, stats = gradient(piece)
+    def step(carry: tuple[Any, Any], batch: Any) -> tuple[tuple[Any, Any], None]:
+        grads, stats = gradient(batch)
         summed = jax.tree.map(jnp.add, carry[0], grads)
         return (summed, combine(carry[1], stats)), None
 
-    total, _ = jax.lax.scan(step, first, jax.tree.map(lambda x: x[1:], pieces))
+    total, _ = jax.lax.scan(step, first, jax.tree.map(lambda x: x[1:], batches))
     return total

@@ -295,12 +295,12 @@ def test_goodput_goes_on_through_a_checkpoint():
         loop.end_step(step, STATE, {})
     clock.seconds += 15
     resumed = new_loop()
-    assert resumed.measures()["time/goodput"] == 0.0
+    assert resumed.metrics()["time/goodput"] == 0.0
     resumed.resume({})  # of a checkpoint without
     resumed.resume(recorder.saved[3][0])
-    measures = resumed.measures()
-    assert measures["time/goodput"] == pytest.approx(15 / 30)
-    assert measures["memory/host_bytes"] > 1e7
+    metrics = resumed.metrics()
+    assert metrics["time/goodput"] == pytest.approx(15 / 30)
+    assert metrics["memory/host_bytes"] > 1e7
 
 
 @pytest.mark.parametrize("name", ["every_minutes", "grace_seconds"])

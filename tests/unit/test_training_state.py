@@ -1,4 +1,4 @@
-"""Schedules and guarded updates by hand; policy steps alone, in pieces, on a mesh."""
+"""Schedules and guarded updates by hand; policy steps alone, in micro_batches, on a mesh."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from gotr1_jax.trainer.logprobs import token_logps
 from gotr1_jax.trainer.optimizer import make_optimizer, make_schedule
 from gotr1_jax.trainer.state import (
     TrainState,
+    accumulate_gradients,
     apply_gradients,
     new_state,
-    split_rows,
-    sum_over_pieces,
+    split_micro_batches,
 )
 
 B = 8
@@ -171,23 +171,23 @@ def test_a_broken_row_is_skipped_by_the_whole_step():
     assert (int(state.updates), int(state.skipped)) == (0, 1)
 
 
-# Pieces.
+# Micro-batches.
 
 
-def test_rows_are_cut_in_strides():
-    pieces = split_rows({"x": jnp.arange(6), "y": jnp.arange(12).reshape(6, 2)}, 3)
-    np.testing.assert_array_equal(pieces["x"], [[0, 3], [1, 4], [2, 5]])
-    np.testing.assert_array_equal(pieces["y"][1], [[2, 3], [8, 9]])
+def test_micro_batches_are_strided():
+    batches = split_micro_batches({"x": jnp.arange(6), "y": jnp.arange(12).reshape(6, 2)}, 3)
+    np.testing.assert_array_equal(batches["x"], [[0, 3], [1, 4], [2, 5]])
+    np.testing.assert_array_equal(batches["y"][1], [[2, 3], [8, 9]])
 
 
-def test_sums_over_pieces():
-    def gradient(piece: Any) -> tuple[Any, Any]:
-        return {"g": piece.sum()}, piece.max()
+def test_accumulates_over_micro_batches():
+    def gradient(batch: Any) -> tuple[Any, Any]:
+        return {"g": batch.sum()}, batch.max()
 
-    grads, largest = sum_over_pieces(gradient, split_rows(jnp.arange(6.0), 3), jnp.maximum)
-    assert (float(grads["g"]), float(largest)) == (15.0, 5.0)
-    grads, largest = sum_over_pieces(gradient, split_rows(jnp.arange(6.0), 1), jnp.maximum)
-    assert (float(grads["g"]), float(largest)) == (15.0, 5.0)
+    for count in (3, 1):
+        batches = split_micro_batches(jnp.arange(6.0), count)
+        grads, largest = accumulate_gradients(gradient, batches, jnp.maximum)
+        assert (float(grads["g"]), float(largest)) == (15.0, 5.0)
 
 
 # Policy steps.
@@ -195,7 +195,7 @@ def test_sums_over_pieces():
 
 @cache
 def stepped() -> tuple[TrainState, Any]:
-    """State and metrics after one step in two pieces on one device."""
+    """State and metrics after one step in two micro_batches on one device."""
     state, metrics = step_of(4)(fresh(), nnx.State({}), batch_of())
     return host(state), host(metrics)
 
