@@ -17,7 +17,7 @@ from gotr1_jax.errors import InputError, RunError
 
 
 def read_text(path: Path, what: str = "the file") -> str:
-    """The text of a UTF-8 file; InputError, with `what` the file is, if it cannot be read."""
+    """The text of a UTF-8 file; InputError, which calls the file `what`, if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -27,9 +27,9 @@ def read_text(path: Path, what: str = "the file") -> str:
 
 
 def read_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
-    """(number from 1, stripped text) of the lines of a UTF-8 file that are not blank.
+    """(number from 1, stripped text) of the non-blank lines of a UTF-8 file.
 
-    Raises InputError, with `what` the file holds, if it cannot be read.
+    Raises InputError if it cannot be read; `what` names the content in the message.
     """
     number = 0
     try:

@@ -144,7 +144,7 @@ class Clip(nnx.Module):
 
 
 def abstract_clip(cfg: ClipConfig, param_dtype: jnp.dtype = jnp.float32) -> Clip:
-    """The module with parameters as shapes only."""
+    """A Clip with shapes in place of parameters; nothing is allocated."""
     return nnx.eval_shape(lambda: Clip(cfg, rngs=nnx.Rngs(0), param_dtype=param_dtype))
 
 

@@ -63,5 +63,5 @@ class JanusPolicy(nnx.Module):
 
 
 def abstract_policy(cfg: JanusConfig, **settings) -> JanusPolicy:
-    """A JanusPolicy whose parameters are shapes only: nothing is allocated."""
+    """A JanusPolicy with shapes in place of parameters; nothing is allocated."""
     return nnx.eval_shape(lambda: JanusPolicy(cfg, rngs=nnx.Rngs(0), **settings))

@@ -68,5 +68,5 @@ class Qwen2_5_VL(nnx.Module):
 
 
 def abstract_qwen(cfg: QwenConfig, **settings) -> Qwen2_5_VL:
-    """A Qwen2_5_VL whose parameters are shapes only: nothing is allocated."""
+    """A Qwen2_5_VL with shapes in place of parameters; nothing is allocated."""
     return nnx.eval_shape(lambda: Qwen2_5_VL(cfg, rngs=nnx.Rngs(0), **settings))

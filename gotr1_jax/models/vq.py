@@ -164,7 +164,7 @@ class VQModel(nnx.Module):
 
 
 def abstract_vq(config: VQConfig, dtype: jnp.dtype = jnp.float32) -> VQModel:
-    """The module with parameters as shapes only."""
+    """A VQModel with shapes in place of parameters; nothing is allocated."""
     return nnx.eval_shape(lambda: VQModel(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 

@@ -278,7 +278,7 @@ class Checkpoints:
             shutil.rmtree(self.folder(step), ignore_errors=True)
 
     def _remove_unfinished(self) -> None:
-        """Removes what a killed save left under Orbax's temporary names."""
+        """Removes Orbax's temporary folders of a killed save."""
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             for path in self.directory.glob(f"{_PREFIX}*.orbax-checkpoint-tmp*"):

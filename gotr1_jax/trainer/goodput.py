@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 
 class Goodput:
-    """Seconds spent in steps / seconds since the run first loaded its weights.
+    """Seconds spent in steps / wall-clock seconds since the run's first start, restarts included.
 
     Compilation, evaluation, saving, downtime and lost steps lower it. The first step of a process
     compiles, so it counts as long as the second.
