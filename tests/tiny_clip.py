@@ -14,7 +14,7 @@ import numpy as np
 from gotr1_jax.convert.clip import HF, abstract_state, clip_config_to_json
 from gotr1_jax.convert.tree import checkpoint_tensors
 from gotr1_jax.convert.writer import write_safetensors
-from gotr1_jax.models.clip import ClipConfig, ClipTowerConfig
+from gotr1_jax.models.config import ClipConfig, ClipTowerConfig
 
 # Merges that build on each other, in the order of their ranks.
 _LINES = """

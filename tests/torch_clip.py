@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gotr1_jax.models.clip import ClipConfig, ClipTowerConfig
+from gotr1_jax.models.config import ClipConfig, ClipTowerConfig
 
 
 class TorchBlock(nn.Module):

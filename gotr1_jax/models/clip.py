@@ -8,59 +8,13 @@ to the caption and not to padding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gotr1_jax.models.config import ClipConfig
 from gotr1_jax.models.layers import Embedding, LayerNorm, Linear
 from gotr1_jax.models.siglip import PatchEmbed, run_blocks, stacked_blocks
-
-
-@dataclass(frozen=True)
-class ClipTowerConfig:
-    """Sizes of one transformer."""
-
-    width: int
-    mlp_size: int
-    num_layers: int
-    num_heads: int
-    norm_eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of {self.num_heads} heads")
-
-
-@dataclass(frozen=True)
-class ClipConfig:
-    """Sizes of a CLIP; the defaults are those of ViT-H/14 and HPS v2.1.
-
-    Attributes:
-      vision, text: the towers.
-      image_size, patch_size: pixels per side.
-      vocab_size: text ids; the last one ends a caption, the one before starts it.
-      context_length: maximum tokens of a caption.
-      embedding_size: width of the common embedding space.
-    """
-
-    vision: ClipTowerConfig = ClipTowerConfig(1280, 5120, 32, 16)
-    text: ClipTowerConfig = ClipTowerConfig(1024, 4096, 24, 16)
-    image_size: int = 224
-    patch_size: int = 14
-    vocab_size: int = 49408
-    context_length: int = 77
-    embedding_size: int = 1024
-
-    def __post_init__(self) -> None:
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
-            )
-
-
-VIT_H_14 = ClipConfig()
 
 
 class ClipVisionTower(nnx.Module):

@@ -136,3 +136,48 @@ def _decoder(hidden: int, mlp: int, layers: int, heads: int) -> DecoderConfig:
 
 JANUS_PRO_1B = JanusConfig(_decoder(2048, 5632, 24, 16))
 JANUS_PRO_7B = JanusConfig(_decoder(4096, 11008, 30, 32))
+
+
+@dataclass(frozen=True)
+class ClipTowerConfig:
+    """Sizes of one transformer."""
+
+    width: int
+    mlp_size: int
+    num_layers: int
+    num_heads: int
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of {self.num_heads} heads")
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Sizes of a CLIP; the defaults are those of ViT-H/14 and HPS v2.1.
+
+    Attributes:
+      vision, text: the towers.
+      image_size, patch_size: pixels per side.
+      vocab_size: text ids; the last one ends a caption, the one before starts it.
+      context_length: maximum tokens of a caption.
+      embedding_size: width of the common embedding space.
+    """
+
+    vision: ClipTowerConfig = ClipTowerConfig(1280, 5120, 32, 16)
+    text: ClipTowerConfig = ClipTowerConfig(1024, 4096, 24, 16)
+    image_size: int = 224
+    patch_size: int = 14
+    vocab_size: int = 49408
+    context_length: int = 77
+    embedding_size: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+
+
+VIT_H_14 = ClipConfig()

@@ -7,17 +7,14 @@ the same patches and blocks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gotr1_jax.models.config import JanusConfig, SiglipConfig
+from gotr1_jax.models.config import ClipTowerConfig, JanusConfig, SiglipConfig
 from gotr1_jax.models.layers import GeluMLP, LayerNorm, Linear, stack_blocks
-
-if TYPE_CHECKING:
-    from gotr1_jax.models.clip import ClipTowerConfig
 
 
 class PatchEmbed(nnx.Module):

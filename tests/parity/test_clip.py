@@ -28,7 +28,8 @@ from gotr1_jax.convert.clip import (
 from gotr1_jax.convert.reader import open_tensors
 from gotr1_jax.convert.rules import expected_tensors
 from gotr1_jax.convert.tree import tree_shapes
-from gotr1_jax.models.clip import VIT_H_14, Clip
+from gotr1_jax.models.clip import Clip
+from gotr1_jax.models.config import VIT_H_14
 from gotr1_jax.models.siglip import run_blocks
 from gotr1_jax.tokenizers.clip import ClipTokenizer, byte_alphabet, clean
 

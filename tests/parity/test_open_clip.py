@@ -23,7 +23,7 @@ from torch_clip import hps_file, shake, torch_pixels, unit
 from gotr1_jax.convert.clip import OPEN_CLIP, abstract_state, load_clip
 from gotr1_jax.convert.rules import expected_tensors
 from gotr1_jax.convert.tree import tree_shapes
-from gotr1_jax.models.clip import VIT_H_14, ClipConfig
+from gotr1_jax.models.config import VIT_H_14, ClipConfig
 from gotr1_jax.tokenizers.clip import ClipTokenizer
 
 STANDINS = (
