@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
             clock = time.monotonic()
             code = train(planned, root / _CACHE_NAME)
             if code == Stopped.exit_code:
-                raise Stopped(f"{name} was stopped; the same command goes on from there")
+                raise Stopped(f"{name} was stopped; the same command resumes it")
             if code != 0 or not is_finished(planned):
                 failed.append(f"{name} (exit code {code}, see {planned.root / _LOG_NAME})")
                 print(f"{name}: failed", flush=True)

@@ -13,7 +13,7 @@ from gotr1_jax.errors import InputError
 class VariantConfig:
     """One way to train: a configuration of `gotr1 train grpo` with some fields changed."""
 
-    # Also of its folder: lower-case letters, digits, "_" and "-".
+    # Also its folder's name: lower-case letters, digits, "_" and "-".
     name: str
     # Its name in the table; empty: `name`.
     title: str = ""

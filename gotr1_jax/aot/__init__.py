@@ -1,4 +1,4 @@
-"""`gotr1 compile`: ahead-of-time compilation of a training job for devices that are not here."""
+"""`gotr1 compile`: compiles a training job ahead of time for devices that this machine lacks."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Sources: the vendors' pages, read in November 2026: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,
 v6e,tpu7x} and NVIDIA's data sheets of the H100 and H200 (SXM, dense). `hbm_bytes` is the memory
-that programs may use: of a TPU what its compiler allows (a part is reserved), of a GPU what the
-driver reports.
+that programs may use: for a TPU the compiler's limit (a part is reserved), for a GPU the driver's
+number.
 """
 
 from __future__ import annotations

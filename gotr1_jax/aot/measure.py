@@ -1,4 +1,4 @@
-"""Compiles a program for devices that need not exist: its memory, FLOPs and traffic."""
+"""Compiles a program for devices that this machine need not have: its memory, FLOPs and traffic."""
 
 from __future__ import annotations
 

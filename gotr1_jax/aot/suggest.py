@@ -100,7 +100,7 @@ def _update_is_too_large(report: Report) -> bool:
 
 
 def _smaller_rollout(config: Config, report: Report) -> GrpoConfig | None:
-    """Half as many captions sampled, or images decoded, at once, if that is what does not fit.
+    """Halve the captions sampled (or images decoded) at once, if that program does not fit.
 
     None: something else does not fit, or the number cannot be halved.
     """

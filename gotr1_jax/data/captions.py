@@ -46,7 +46,7 @@ def read_captions(source: Names, column: str = "", count: int | None = None) -> 
     if count is None:
         return tuple(found)
     if count > len(found):
-        raise InputError(f"{count} captions are wanted of {source}, which holds {len(found)}")
+        raise InputError(f"{count} captions are requested of {source}, which holds {len(found)}")
     return tuple(found[i * len(found) // count] for i in range(count))
 
 

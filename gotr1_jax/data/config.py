@@ -15,7 +15,7 @@ class PromptsConfig:
     # Column; a dot descends into an object: augmented_prompts.tags. The value is text, a list of
     # texts, or either one as JSON in a text.
     key: str
-    # Of a list: one of its texts; all joined; or the first ones joined, of a random number.
+    # Use of a list: one of its texts; all, joined; or a random number of the first ones, joined.
     take: Literal["one", "all", "some"] = "one"
     joined_by: str = ", "
 
@@ -37,7 +37,7 @@ class RecordsConfig:
     image: str = "image"
     # Folder of relative image paths; empty: the folder of the file that names them.
     image_root: str = ""
-    # Prompts to draw from in every epoch, first a kind, then one of it; empty: the caption. The
+    # Prompts, sampled in every epoch: first a kind, then one of it; empty: the caption. The
     # caption also replaces a prompt that a record lacks or that is too long.
     prompts: tuple[PromptsConfig, ...] = ()
     # Files to read of a folder or a hub data set, among .jsonl, .parquet and .tar files.

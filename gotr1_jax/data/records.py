@@ -28,7 +28,7 @@ from gotr1_jax.io.hub import fetch_snapshot, is_hub_id
 
 _DATA_URL = "data:"
 _SAMPLE = 4096  # bytes at each end of a file that go into its key
-# A random stream of its own, apart from other draws by the same seed.
+# Separates this random stream from others of the same seed.
 _CROP_STREAM = 0x63726F70
 
 Crop = Literal["center", "random"]
@@ -191,7 +191,7 @@ def fingerprint_files(files: Sequence[Path]) -> str:
 
 
 def pick(row: Any, key: str) -> Any:
-    """The value under a key, whose dots descend into objects; None if there is none."""
+    """The value under a key, where dots descend into objects; None if missing."""
     if not isinstance(row, dict):
         return None
     if key in row:

@@ -27,7 +27,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards was made of; shards that differ in any of it are never mixed.
+    """Provenance of a folder of shards; shards that differ in any field are never mixed.
 
     Attributes:
       source: names as the user gave them.
@@ -193,7 +193,7 @@ class Shard:
         except (pa.ArrowException, KeyError, ValueError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error}); delete it, and make it anew") from error
         if not fits or width != manifest.tokens:
-            raise InputError(f"{path} does not fit {MANIFEST} beside it; delete it")
+            raise InputError(f"{path} does not fit {MANIFEST} in its folder; delete it")
         self._batch = batch
         self.ids = ids
         """(rows, U), in the file's own type."""

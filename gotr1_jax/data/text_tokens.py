@@ -82,7 +82,7 @@ class TokenCounts:
             counts = self._read(shard, rows)
             if counts is None:
                 raise InputError(
-                    f"{self.path(shard)} is not there: does data.cache_dir lie on storage that all "
+                    f"{self.path(shard)} is missing: is data.cache_dir on storage that all "
                     "processes share?"
                 )
             limits = (self.text.max_prompt_tokens, self.text.max_plan_tokens)

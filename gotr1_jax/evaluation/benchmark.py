@@ -1,8 +1,8 @@
-"""What the benchmarks share: options, drawing the images, querying the models.
+"""What the benchmarks share: options, image generation, queries to the models.
 
-A benchmark is a set of prompts and `BenchmarkRules`: which queries go to models about an image of
-a caption, and how a score follows from the answers. Its module's `run` reads the prompts, gets the
-images (`image_folder`), opens the models (`open_models`), scores (`score_images`) and writes
+A benchmark is a set of prompts and `BenchmarkRules`: the queries to the models about each image,
+and the score computed from their answers. Its module's `run` reads the prompts, gets the images
+(`image_folder`), opens the models (`open_models`), scores (`score_images`) and writes
 (`results.write_results`).
 """
 
@@ -43,7 +43,7 @@ class ImageScore:
 
 
 class BenchmarkRules(Protocol):
-    """The queries of a benchmark about an image of a caption, and the score."""
+    """A benchmark's queries about an image, and the score."""
 
     def queries(self, caption: int, image: ImageInput, answers: Answers) -> list[ModelQuery]:
         """The queries known so far; called again with their answers until no new ones come.
@@ -60,8 +60,8 @@ class ModelOption:
     """A model of `transformers` for one kind of query.
 
     Attributes:
-        flag: of the command line, for another checkpoint.
-        name: of the model, for the table.
+        flag: command-line option that names another checkpoint.
+        name: shown in the table.
         default: hub id.
         class_name: in `torch_models`.
     """
@@ -81,22 +81,22 @@ def add_arguments(
     """The options of all benchmarks; `prompts` is the help of --prompts."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--ckpt", metavar="CKPT", help="checkpoint directory, finished run or hub id: draws with it"
+        "--ckpt", metavar="CKPT", help="checkpoint directory, run or hub id that generates images"
     )
     source.add_argument(
-        "--images", type=Path, metavar="DIR", help="images that exist, in the benchmark's layout"
+        "--images", type=Path, metavar="DIR", help="existing images, in the benchmark's layout"
     )
     parser.add_argument("--prompts", type=Path, required=True, metavar="PATH", help=prompts)
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
-    parser.add_argument("--n", type=int, help=f"images of each caption ({LAYOUTS[layout]})")
+    parser.add_argument("--n", type=int, help=f"images per caption ({LAYOUTS[layout]})")
     parser.add_argument(
-        "--batch-size", type=int, metavar="B", help="rows drawn at once (by free memory)"
+        "--batch-size", type=int, metavar="B", help="rows sampled at once (by free memory)"
     )
     add_sampling_arguments(parser)
     parser.add_argument(
         "--scorer", choices=("models", "judge"), default="models",
-        help="who scores: the benchmark's kind of models, by torch, or the judge alone (models)",
+        help="score by the benchmark's kind of models, in torch, or by the judge alone (models)",
     )  # fmt: skip
     for model in models.values():
         parser.add_argument(
@@ -107,14 +107,14 @@ def add_arguments(
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """InputError for options that cannot work, before anything is drawn."""
+    """InputError for options that cannot work, before anything is generated."""
     if options.n is not None and options.n < 1:
         raise InputError(f"--n is {options.n}; use 1 or more")
     check_out(options.out)
     if options.scorer == "judge":
         judge = read_judge_options(options)
         check_engine(judge.judge)
-        device_mesh(judge)  # before drawing starts the devices
+        device_mesh(judge)  # before generation initializes the devices
     else:
         from gotr1_jax.evaluation.torch_models import check_torch
 
@@ -124,9 +124,9 @@ def check_options(options: argparse.Namespace) -> None:
 def image_folder(
     options: argparse.Namespace, layout: str, prompts: Path, category: str = ""
 ) -> tuple[Path, int | None]:
-    """The folder of the images, and how many a caption has (None: as many as there are).
+    """The folder of the images, and their number per caption (None: as many as there are).
 
-    Without --images, what is missing is drawn first, as `gotr1 generate --layout` does.
+    Without --images, missing images are generated first, as by `gotr1 generate --layout`.
     """
     if options.images is not None:
         return options.images, options.n
@@ -141,7 +141,7 @@ def image_folder(
 def open_models(
     options: argparse.Namespace, models: ModelOptions
 ) -> tuple[CachedModels, dict[QueryKind, str]]:
-    """The models with the store of their answers, and their names for the table."""
+    """The models behind an answer cache, and their names for the table."""
     opened: dict[QueryKind, QueryModel] = {}
     if options.scorer == "judge":
         from gotr1_jax.evaluation.judge_model import JudgeModel
@@ -221,7 +221,7 @@ def comparison_remark(
     Args:
         options: of the command: the scorer.
         substitutes: models that differ from the benchmark's own, with the scorer "models".
-        captions, published_captions: how many the number and the published ones are of.
+        captions, published_captions: number of captions evaluated, here and in the paper.
     """
     judge = ["the judge in the place of the benchmark's models"]
     remarks = judge if options.scorer == "judge" else list(substitutes)

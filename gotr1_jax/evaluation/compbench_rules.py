@@ -21,7 +21,7 @@ _NOT_ASKED = ("top", "the side", "the left", "the right")
 _SHORT_SIDE, _LONG_SIDE = 479, 480  # pixels: images are resized to these before detection
 _NEAR = 150  # of those pixels
 _OVERLAP = 0.1
-# The first one in a caption counts. No position is defined for the last one.
+# The first of this list that a caption contains counts. The last has no defined position.
 RELATIONS = ("on side of", "next to", "near", "on the left of", "on the right of",
           "on the bottom of", "on the top of", "on top of")  # fmt: skip
 _PREPOSITIONS = ("on top of", "on bottom of", "on the left", "on the right", "next to",
@@ -72,7 +72,7 @@ def complex_objects(caption: ParsedCaption) -> tuple[str, str] | None:
 
 
 def without_adjectives(caption: ParsedCaption) -> str:
-    """The text whose cosine with the image counts for a complex caption."""
+    """The text that CLIP compares with the image of a complex caption."""
     return " ".join(word.text for word in caption.words if word.pos != "ADJ")
 
 
@@ -82,7 +82,7 @@ def spatial_score(
     second: Sequence[Detection],
     size: tuple[int, int],
 ) -> float:
-    """Half the position, a quarter each object's score; less than a half counts 0.
+    """position / 2 + each object's score / 4; a sum below 0.5 counts as 0.
 
     Args:
         relation: of the first object to the second, in the caption.
@@ -128,8 +128,8 @@ def classify_complex(
 ) -> list[ComplexKind]:
     """Which parts each caption has besides attributes; its score is the mean of all (3-in-1).
 
-    lists: the benchmark's complex_val_spatial.txt and complex_val_action.txt. Without them the
-    words decide: no relation is "action"; one after a form of to be is "spatial"; any other "both".
+    lists: the benchmark's complex_val_spatial.txt and complex_val_action.txt. Without them,
+    no relation gives "action", a relation after a form of "to be" "spatial", any other "both".
     """
     if not lists:
         return [_classify_by_words(caption) for caption in captions]

@@ -11,7 +11,7 @@ from PIL import Image
 from gotr1_jax.errors import InputError
 from gotr1_jax.vlm_engine.base import ImageInput
 
-_GRAY = (0x99, 0x99, 0x99)  # around an object whose color is asked for, as in GenEval
+_GRAY = (0x99, 0x99, 0x99)  # background of a crop for color queries, as in GenEval
 
 
 class Detection(NamedTuple):
@@ -62,7 +62,7 @@ def decode_mask(runs: Sequence[int], height: int, width: int) -> np.ndarray:
 
 
 def crop_object(image: ImageInput, detection: Detection) -> Image.Image:
-    """The image inside the object's box; what its mask leaves out is gray."""
+    """The image inside the object's box; pixels outside its mask are gray."""
     whole = Image.fromarray(image.pixels)
     if detection.mask_runs:
         mask = Image.fromarray(decode_mask(detection.mask_runs, *image.size))

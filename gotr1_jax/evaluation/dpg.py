@@ -26,8 +26,8 @@ MODELS: ModelOptions = {
 }
 _SUBSTITUTE = "BLIP-VQA in the place of mPLUG"
 _NOTE = (
-    "Rows of categories: share of questions answered with yes, whatever their parents. What counts "
-    "as captions there are questions, and the intervals draw questions."
+    "Category rows: share of questions answered with yes, regardless of their parents. Their "
+    "column captions counts questions, and their intervals resample questions."
 )
 
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draw the images if needed, score them, write the results."""
+    """Generate the images if needed, score them, write the results."""
     questions = read_questions(options.questions)
     tasks = _read_tasks(options, questions)
     benchmark.check_options(options)
@@ -74,12 +74,12 @@ class DpgRules:
     """Queries and scores of DPG-Bench; see `dpg_rules`.
 
     Attributes:
-        categories: by broad category, for each question scored so far the share of cells in which
+        categories: by broad category, for each question scored so far, the share of cells in which
             it was answered with yes.
     """
 
     def __init__(self, propositions: Sequence[Sequence[Proposition]], cells: int) -> None:
-        """propositions: of each caption. cells: how many of an image's grid are scored."""
+        """propositions: of each caption. cells: number of grid cells scored per image."""
         self._propositions, self._cells = propositions, cells
         self.categories: dict[str, list[float]] = {}
 

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draw the images if needed, score them, write the results."""
+    """Generate the images if needed, score them, write the results."""
     prompts = read_prompts(options.prompts)
     benchmark.check_options(options)
     folder, count = benchmark.image_folder(options, NAME, options.prompts)
@@ -73,7 +73,7 @@ class GenevalRules:
         self._prompts = prompts
 
     def queries(self, caption: int, image: ImageInput, answers: Answers) -> list[ModelQuery]:
-        """Where the objects are; once that is known, the colors of those that count."""
+        """Detection queries; after their answers, color queries for the objects that count."""
         prompt = self._prompts[caption]
         finds = [ModelQuery("find", image, name) for name in prompt.names]
         objects = _find_objects(prompt, image, answers)
@@ -84,12 +84,12 @@ class GenevalRules:
         prompt = self._prompts[caption]
         objects = _find_objects(prompt, image, answers)
         if objects is None:
-            return ImageScore({"correct": math.nan}, "an object's search failed")
+            return ImageScore({"correct": math.nan}, "a detection failed")
         colors: dict[tuple[str, Detection], str] = {}
         for query in _color_queries(prompt, image, objects):
             assert query.target is not None
             if is_failed(answers[query.key]):
-                return ImageScore({"correct": math.nan}, "a question for a color failed")
+                return ImageScore({"correct": math.nan}, "a color query failed")
             colors[query.color, query.target] = answers[query.key]
         is_correct, violations = check_image(prompt, objects, colors)
         return ImageScore({"correct": float(is_correct)}, violations)
@@ -98,7 +98,7 @@ class GenevalRules:
 def _find_objects(
     prompt: GenevalPrompt, image: ImageInput, answers: Answers
 ) -> dict[str, list[Detection]] | None:
-    """The objects of each class that count; None while an answer is missing."""
+    """Each class's `filter_detections`; None while an answer is missing."""
     found = {n: answers.get(ModelQuery("find", image, n).key, math.nan) for n in prompt.names}
     if any(map(is_failed, found.values())):
         return None

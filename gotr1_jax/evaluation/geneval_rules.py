@@ -18,7 +18,7 @@ TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_
 RELATIONS = ("left of", "right of", "above", "below")
 MAX_OBJECTS = 16
 _THRESHOLD, _COUNTING_THRESHOLD = 0.3, 0.9
-_POSITION = 0.1  # of both sizes: the part of the centers' offset that does not count
+_POSITION = 0.1  # tolerance: share of both sizes subtracted from the centers' offset
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Requirement:
 
     Attributes:
         name: of the class.
-        count: at least so many; in an exclusion fewer than so many.
+        count: at least this many; in an exclusion, fewer than this many.
         color: of all of them; empty where any color is right.
         relation, target: the position of each of them relative to all objects of the requirement
             `include[target]`; empty where any position is right.
@@ -106,7 +106,7 @@ def filter_detections(prompt: GenevalPrompt, found: Sequence[Detection]) -> list
 def objects_to_color(
     required: Requirement, objects: Mapping[str, Sequence[Detection]]
 ) -> list[Detection]:
-    """The objects whose color decides: the best `count`, if there are as many."""
+    """The objects to classify by color: the best `count`; none if there are fewer."""
     best = list(objects[required.name][: required.count])
     return best if required.color and len(best) == required.count else []
 

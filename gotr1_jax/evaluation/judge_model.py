@@ -1,4 +1,4 @@
-"""The JAX judge in the place of a benchmark's models: it answers every kind of query."""
+"""The JAX judge as a substitute for a benchmark's models: it answers every kind of query."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _CONFIDENCE = 0.99
 class JudgeModel:
     """A `QueryModel` of all kinds on top of an engine.
 
-    "yes" is a score of 0 or 1, with the reading `expected` its probability; "find" the boxes of
-    the judge, all with the score 0.99; "match" the score of the term pi; "color" the expected
-    color where the judge says that the object has it, else nothing.
+    "yes": a score of 0 or 1, or its probability with the reading `expected`; "find": the judge's
+    boxes, all with score 0.99; "match": the score of the term pi; "color": the expected color if
+    the judge confirms it, else an empty text.
     """
 
     images_per_call = 16

@@ -99,9 +99,9 @@ _TOKEN = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 class RuleParser:
     """A noun phrase is a run of words without prepositions, conjunctions and the like.
 
-    A phrase also ends before a word in -ed or -ing that stands before a preposition or an article
-    but not after an article: it is taken for a verb. A comma after the first adjective is part of
-    the phrase. The last word is a noun, articles are determiners, the rest are adjectives.
+    A word in -ed or -ing that precedes a preposition or an article, but follows no article, is
+    taken for a verb and ends the phrase. A comma after the first adjective is part of the phrase.
+    The last word is a noun, articles are determiners, the rest are adjectives.
     """
 
     name = "rules"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-# How many captions the numbers are of: each category of T2I-CompBench, and GenEval.
+# Captions behind these numbers: per category of T2I-CompBench, and in GenEval.
 T2I_COMPBENCH_CAPTIONS = 300
 GENEVAL_CAPTIONS = 553
 
-# arXiv 2505.17022v2 (GoT-R1), table of T2I-CompBench; SFT: GoT-R1-1B before reinforcement.
+# arXiv 2505.17022v2 (GoT-R1), table of T2I-CompBench; SFT: GoT-R1-1B before RL.
 T2I_COMPBENCH = {
     "color": (0.3411, 0.6336, 0.7632, 0.8139),
     "shape": (0.2261, 0.4456, 0.5174, 0.5549),

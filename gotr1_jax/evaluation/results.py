@@ -50,7 +50,7 @@ class ResultRow:
     published: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The number with its 95 % interval and all that belongs to it."""
+        """The mean, its 95 % interval, and the other fields."""
         value, low, high = mean_of_means_interval(self.groups)
         return {
             "value": value,
@@ -112,7 +112,7 @@ def table(title: str, rows: Mapping[str, Mapping[str, Any]], notes: Sequence[str
         for name, row in rows.items()
     ]
     remarks = dict.fromkeys(row["remark"] for row in rows.values() if row["remark"])
-    footnotes = [f"\\* Not comparable with published figures: {r}." for r in remarks]
+    footnotes = [f"\\* Not comparable with published numbers: {r}." for r in remarks]
     return "\n\n".join([f"# {title}", markdown_table(head, lines), *footnotes, *notes]) + "\n"
 
 
@@ -149,4 +149,4 @@ def write_results(
     print(text)
     print(out)
     if all(row.failed == row.images for row in rows):
-        raise RunError(f"not one image could be scored; see {out}")
+        raise RunError(f"no image could be scored; see {out}")

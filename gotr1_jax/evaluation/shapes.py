@@ -1,9 +1,9 @@
 """The shapes world's own benchmark: `gotr1 eval shapes`.
 
-Draws plans and images for held-out captions, or takes images that exist, and scores them with the
+Generates plans and images for held-out captions, or takes existing ones, and scores them with the
 exact judge. With the same weights, captions and seed the scores equal those of a GRPO run before
-and after its training. OUT/samples/00000 holds the samples of caption 0 in a run's format. The
-folder appears whole, so a stopped command continues with the next caption.
+and after its training. OUT/samples/00000 holds the samples of caption 0 in a run's format. Each
+folder is written atomically; a stopped command continues with the next caption.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _REWARD = RewardConfig(rule="v2")
 
 @dataclass(frozen=True)
 class ShapesEvaluationConfig:
-    """What to draw and score.
+    """What to generate and score.
 
     Attributes:
       out: directory of the results.
@@ -51,8 +51,8 @@ class ShapesEvaluationConfig:
       images: output of `gotr1 generate` or a run; None with `ckpt`.
       job: a GRPO configuration: its policy, rollout and reward settings are used.
       captions, samples: number of held-out captions, and of images of each.
-      seed: of the draws.
-      batch_size: rows drawn at once.
+      seed: of sampling.
+      batch_size: rows sampled at once.
     """
 
     out: Path
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--ckpt", metavar="CKPT",
-        help="checkpoint directory, finished run, hub id, or embedded: draws with it",
+        help="checkpoint directory, finished run, hub id, or embedded: generates the images",
     )  # fmt: skip
     source.add_argument(
         "--images", type=Path, metavar="DIR", help="output of gotr1 generate or of a run"
@@ -91,13 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
     parser.add_argument(
         "--config", type=Path, metavar="FILE",
-        help="configuration of a GRPO run, for sampling, template, reward and numbers (by default "
-        "that of the run that --ckpt names)",
+        help="GRPO configuration with sampling, template, reward and numbers (default: that of "
+        "the run in --ckpt)",
     )  # fmt: skip
     parser.add_argument("--captions", type=int, metavar="N", help="held-out captions (128)")
-    parser.add_argument("--samples", type=int, metavar="N", help="images of each caption (4)")
+    parser.add_argument("--samples", type=int, metavar="N", help="images per caption (4)")
     parser.add_argument(
-        "--seed", type=int, help="of the draws (that of the evaluations of gotr1 train grpo)"
+        "--seed", type=int, help="of sampling (that of the evaluations in gotr1 train grpo)"
     )
     parser.add_argument(
         "--cfg", type=float, metavar="W", help=f"guidance weight ({_ROLLOUT.guidance:g})"
@@ -110,15 +110,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--template", help="prompt around the caption, as for gotr1 generate (gotr1)"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=64, metavar="B", help="rows drawn at once (64)"
+        "--batch-size", type=int, default=64, metavar="B", help="rows sampled at once (64)"
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draw the images if needed, score them, write the results."""
+    """Generate the images if needed, score them, write the results."""
     config = read_options(options)
     if config.images is None:
-        _draw(config)
+        _generate(config)
     lines = judge_samples(
         ShapesJudge(SHAPES_TERMS), find_samples(config.images or config.out), config.out / IMAGES
     )
@@ -163,7 +163,7 @@ def read_options(options: argparse.Namespace) -> ShapesEvaluationConfig:
 
 
 def _base_job(path: Path | None, ckpt: str | None) -> GrpoConfig:
-    """The configuration in a file, else of the GRPO run that is evaluated, else the recipes'."""
+    """The configuration in a file, else of the evaluated GRPO run, else of the recipes."""
     own = Path(ckpt or "") / RUN_CONFIG
     if path is None and ckpt is not None and own.is_file():
         values = yaml.safe_load(own.read_text(encoding="utf-8"))
@@ -204,8 +204,8 @@ def score(
     return score_captions(by_term, caption_major(total), most), failed
 
 
-def _draw(config: ShapesEvaluationConfig) -> None:
-    """Draw and write the captions that are missing."""
+def _generate(config: ShapesEvaluationConfig) -> None:
+    """Generate and write the samples of captions that have none."""
     from gotr1_jax.convert.find import checkpoint_path
     from gotr1_jax.io.files import write_json_atomic
     from gotr1_jax.io.progress import Progress
@@ -264,7 +264,7 @@ def _note(config: ShapesEvaluationConfig, source: Path) -> dict[str, Any]:
 def _load_sampler(
     config: ShapesEvaluationConfig, source: Path, captions: Sequence[str]
 ) -> Callable[[list[int]], list[SampleRecord]]:
-    """A function that draws and judges the samples of the captions with given indices."""
+    """A function that generates and judges the samples of the captions with given indices."""
     import jax
 
     from gotr1_jax.grpo.policy import load_policy

@@ -52,7 +52,7 @@ _BLIP_NOTE = "BLIP-VQA's port in transformers reads images at 384 pixels, the or
 _RULES_REMARK = "noun phrases by rules in the place of spaCy's"
 _DETECTOR_REMARK = "OWLv2 in the place of UniDet"
 _PARTS_NOTE = (
-    "The words of a complex caption decide which parts it has: the published lists "
+    "Rules on the words decide which parts a complex caption has: the published lists "
     "(complex_val_spatial.txt, complex_val_action.txt) are not next to the captions."
 )
 
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """For each category: draw the images if needed and score them. Write the results."""
+    """For each category: generate the images if needed, and score them. Write the results."""
     files = _caption_files(options.prompts, options.category)
     captions = {name: _read_captions(file) for name, file in files.items()}
     lists = read_complex_lists(files["complex"]) if "complex" in files else {}
@@ -204,10 +204,10 @@ def _read_captions(file: Path) -> list[str]:
 def _find_images(
     options: argparse.Namespace, category: str, captions: Sequence[str], file: Path
 ) -> list[BenchmarkImage]:
-    """The images of a category, drawn first unless they are given."""
+    """The images of a category, generated first unless --images is given."""
     folder, count = benchmark.image_folder(options, NAME, file, category)
     if options.images is not None:
-        # The images of a single category may lie in --images itself.
+        # The images of a single category may be in --images itself.
         is_single = len(set(options.category)) == 1 and not (folder / category).is_dir()
         folder = folder if is_single else folder / category
     return find_compbench_images(folder, captions, count)

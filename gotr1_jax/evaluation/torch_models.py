@@ -1,7 +1,7 @@
 """The models that benchmarks are scored with, from `transformers` (extra `eval`).
 
-Torch is imported inside functions only. Image processors are those on PIL: torchvision is not
-needed. A model is loaded at its first query.
+Torch is imported inside functions only. Image processors use PIL, not torchvision. A model is
+loaded at its first query.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COLORS = (
 )  # fmt: skip
 _COLOR_TEXTS = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}",
                 "a photo of a {color} object")  # fmt: skip
-# GenEval's names of classes that COCO names otherwise.
+# GenEval's class names that differ from COCO's.
 _COCO_NAMES = {"computer keyboard": "keyboard", "computer mouse": "mouse", "tv remote": "remote"}
 _MIN_SCORE = 0.3  # GenEval's lower threshold
 _MIN_OWL_SCORE = 0.2
@@ -107,8 +107,8 @@ class _TorchModel:
 class BlipVqa(_TorchModel):
     """The probability of "yes": the first step of BLIP's answer, yes against no.
 
-    T2I-CompBench's BLIPvqa_eval does so at 480 pixels; the port works at the size that its
-    preprocessor_config.json says (384).
+    T2I-CompBench's BLIPvqa_eval reads images at 480 pixels, the port at the size in its
+    preprocessor_config.json (384).
     """
 
     name = "BLIP-VQA"
@@ -183,7 +183,7 @@ class ClipMatch(_Clip):
 
 
 class ClipColor(_Clip):
-    """GenEval's zero-shot color of an object on a gray ground (CLIP ViT-L/14).
+    """GenEval's zero-shot color of an object on a gray background (CLIP ViT-L/14).
 
     A color's vector is the mean of the unit vectors of three texts; the nearest one is taken.
     """
@@ -205,7 +205,7 @@ class Mask2Former(_TorchModel):
     """Objects of COCO's classes with masks.
 
     A detection's score is its class's probability times the mean probability of its mask, as
-    Mask2Former's own code (and mmdet's) has it; its box is that of the mask.
+    in Mask2Former's own code and mmdet's; its box is that of the mask.
     """
 
     name = "Mask2Former"

@@ -83,18 +83,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint directory, finished run, hub id, or embedded",
     )  # fmt: skip
     parser.add_argument(
-        "--baseline", required=True, metavar="CKPT", help="what it is compared with, likewise"
+        "--baseline", required=True, metavar="CKPT", help="checkpoint to compare with, likewise"
     )
     parser.add_argument(
         "--data", type=Path, metavar="FILE",
         help="questions: JSON lines with image, question, answer, and choices or kind where there "
-        "are any (default: drawn in the shapes world, held-out scenes)",
+        "are any (default: generated from held-out scenes of the shapes world)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
     parser.add_argument(
-        "--questions", type=int, default=256, metavar="N", help="to draw, without --data (256)"
+        "--questions", type=int, default=256, metavar="N", help="generated without --data (256)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the questions drawn (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of generated questions (0)")
     parser.add_argument("--batch", type=int, default=16, help="questions asked at once (16)")
     parser.add_argument(
         "--max-tokens",
@@ -126,7 +126,7 @@ def evaluate_understanding(
 ) -> str:
     """Collects the answers of both, writes the results, returns the table.
 
-    respondents: by "ckpt" and "baseline"; None are the checkpoints of the configuration.
+    respondents: by "ckpt" and "baseline"; None: the checkpoints of the configuration.
 
     Raises InputError for bad input, RunError where a file cannot be written.
     """
@@ -170,7 +170,7 @@ def _collect_answers(
     cache: AnswerCache,
     batch: int,
 ) -> list[ScoredAnswer]:
-    """The answers to all questions, in order; only those that are not stored are asked for."""
+    """The answers to all questions, in order; stored ones are not asked again."""
     from gotr1_jax.io.progress import Progress
 
     keys = [_key(respondent.identity, question) for question in questions]

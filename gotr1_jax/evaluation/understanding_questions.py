@@ -1,4 +1,4 @@
-"""Questions about images with their right answers, from a file or drawn, and how answers are read.
+"""Questions about images with right answers, from a file or generated, and how answers are read.
 
 A file holds one JSON object a line:
 
@@ -121,14 +121,14 @@ def read_questions(path: Path, max_bad: float) -> tuple[list[UnderstandingQuesti
     if not found or len(bad) > max_bad * total:
         reason = f": {bad[0]}" if bad else "; write one JSON object a line"
         raise InputError(
-            f"{len(bad)} of {total} lines of {path} cannot be asked, the share that may be left "
-            f"out is {max_bad:g} (--max-bad){reason}"
+            f"{len(bad)} of {total} lines of {path} cannot be used; --max-bad allows a share "
+            f"of {max_bad:g}{reason}"
         )
     return found, bad
 
 
 def write_shapes_questions(folder: Path, count: int, seed: int) -> Path:
-    """Draws questions about held-out scenes of the shapes world; returns their file.
+    """Generates questions about held-out scenes of the shapes world; returns their file.
 
     Writes folder/questions.jsonl and folder/pictures/00000.png, ...; RunError where it cannot.
     """
@@ -172,7 +172,7 @@ def _question(
     image = folder / _text(record, "image", where)
     kind = _text(record, "kind", where) if "kind" in record else ""
     if kind == ALL:
-        raise InputError(f"{where} has the kind {ALL!r}, which is reserved for all of them")
+        raise InputError(f"{where} has the kind {ALL!r}, which is reserved")
     choices = tuple(_texts(record, "choices", where)) if "choices" in record else ()
     if choices and not 2 <= len(choices) <= len(LETTERS):
         raise InputError(f"{where} has {len(choices)} choices; give 2 to {len(LETTERS)}")
@@ -185,7 +185,7 @@ def _question(
         form = "short"
     accepted = tuple(dict.fromkeys(read_answer(answer, form, choices) for answer in answers))
     if "" in accepted:
-        raise InputError(f"{where} has an answer that no answer can equal: {answers}")
+        raise InputError(f"{where} has an answer that cannot be matched: {answers}")
     if image not in images:
         images[image] = _image_digest(image)
     image_digest = images[image]
@@ -235,7 +235,7 @@ def _checked(text: str, key: str, where: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """The text in the form that is compared; see the module's text.
+    """The normalised text; see the module's docstring.
 
     >>> normalise("The  Two cats, 1,000 of 2.5!")
     '2 cats 1000 of 2.5'

@@ -16,7 +16,7 @@ from gotr1_jax.generate.tasks import CaptionTask, plan_ids
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
-# Beyond this many rows a device gains little, and a job that stops loses more.
+# Larger batches gain little speed, and a stopped job loses more work.
 _MOST_ROWS = {"cpu": 32}
 _MOST_ROWS_ACCELERATOR = 128
 _UNKNOWN_MEMORY_ROWS = 8

@@ -50,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--plans", type=Path, metavar="FILE",
-        help="plans to draw instead of sampling them: .jsonl with prompt and plan, a result.json, "
+        help="given plans instead of sampled ones: .jsonl with prompt and plan, a result.json, "
         "or an earlier --out; alone, or with --prompts in the same order",
     )  # fmt: skip
-    parser.add_argument("--plans-only", action="store_true", help="sample plans, draw no images")
+    parser.add_argument("--plans-only", action="store_true", help="sample plans and no images")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
     parser.add_argument(
         "--layout", choices=tuple(LAYOUTS), default="plain",
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of sampling; all are fields of `GenerateConfig`."""
-    parser.add_argument("--greedy", action="store_true", help="take the most likely token always")
+    parser.add_argument("--greedy", action="store_true", help="always take the most likely token")
     parser.add_argument("--cfg", type=float, default=5.0, metavar="W", help="guidance weight (5)")
     parser.add_argument(
         "--max-plan-tokens", type=int, default=600, metavar="T", help="longest plan (600)"
@@ -146,7 +146,7 @@ def generate(config: GenerateConfig, print_result: PrintResult | None = None) ->
     else:
         # Loads no weights, but refuses a directory that is no checkpoint.
         tokenizer = load_checkpoint(source, parts=()).tokenizer
-        # Everything is encoded once before the work starts: too long a text is refused now.
+        # All texts are encoded once in advance, so that one over the limit is refused now.
         samples = encode_samples(_unfinished(config, layout), tokenizer, config)
         sizes = batch_sizes(samples, config.max_plan_tokens, config.sampling.plan_bucket)
         images = generator.ImageGenerator(config, source, sizes, dtype)

@@ -33,10 +33,10 @@ class GenerateConfig:
       prompt: one caption; its files go into `out` itself and replace those of an earlier run.
       prompts: file of captions (text, or .jsonl with the key prompt or caption), or a directory of
         .txt files of one caption each.
-      plans: file (or earlier output directory) of plans that are drawn instead of sampled ones;
+      plans: file (or earlier output directory) of plans to use instead of sampled ones;
         alone, or with `prompts` in the same order.
       layout: a key of LAYOUTS; folders and names of the images.
-      plans_only: sample plans, draw no images.
+      plans_only: sample plans and no images.
       n: samples of each caption, with `plans` images of each plan; None: 1 a plan, else what
         the layout's benchmark needs.
       batch_size: rows sampled at once; None: by the free memory.
@@ -50,7 +50,7 @@ class GenerateConfig:
       seed: of all randomness.
       template: prompt text around the caption.
 
-    Raises InputError for what is impossible, and for an `out` that cannot be written.
+    Raises InputError for an invalid combination, and for an `out` that cannot be written.
     """
 
     out: Path
@@ -89,7 +89,7 @@ class GenerateConfig:
 
     @property
     def sampling(self) -> SamplerConfig:
-        """How plans and images are sampled; InputError for values that cannot be."""
+        """How plans and images are sampled; InputError for invalid values."""
         return SamplerConfig(
             max_plan_tokens=self.max_plan_tokens,
             guidance=self.cfg,
@@ -118,7 +118,7 @@ class GenerateConfig:
         if self.prompt is None and self.prompts is None and self.plans is None:
             raise InputError("nothing to generate: give --prompt, --prompts or --plans")
         if self.prompt is not None and (self.prompts is not None or self.plans is not None):
-            raise InputError("--prompt goes with neither --prompts nor --plans; give one of them")
+            raise InputError("--prompt excludes --prompts and --plans; give one of them")
         if self.plans_only and self.plans is not None:
             raise InputError("--plans-only samples plans and --plans gives them; give one of them")
         if self.layout == "plain":
@@ -177,7 +177,7 @@ def result_settings(
 
 
 def check_settings_file(path: Path, wanted: dict[str, Any]) -> None:
-    """Check that the results beside the settings file `path` were made with the settings `wanted`.
+    """Check that the settings file `path` holds the settings `wanted`.
 
     The weights of a checkpoint count, not its path. Raises InputError, naming the first setting
     that differs, and for a file that cannot be read.

@@ -53,7 +53,7 @@ class DescribeConfig:
 
     @property
     def sampling(self) -> AnswerConfig:
-        """How the answer is sampled; InputError for values that cannot be."""
+        """How the answer is sampled; InputError for invalid values."""
         return AnswerConfig(self.max_tokens, self.temperature)
 
 

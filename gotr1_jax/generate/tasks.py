@@ -21,7 +21,7 @@ JOINED_PLANS = "plans.jsonl"
 
 @dataclass(frozen=True)
 class GivenPlan:
-    """A plan to draw: its text, and the token ids that it was sampled as, if known."""
+    """A given plan: its text, and its sampled token ids if known."""
 
     text: str
     ids: tuple[int, ...] = ()
@@ -37,7 +37,7 @@ class CaptionTask:
       where: file and line, for messages; empty for a caption from the command line.
       count: number of samples (images, or plans).
       first: index of its first image, counted over the whole file.
-      plans: to draw, each `count / len(plans)` times; None: plans are sampled.
+      plans: given plans, each used `count / len(plans)` times; None: plans are sampled.
       stem: name without ending of the caption's file.
       line: the caption's whole line.
     """

@@ -7,7 +7,7 @@ A plan is free text in which an object is written, as the released GoT-R1 checkp
 A policy under training writes anything, so every text has a defined parse:
 
 * An object is a name between obj_start and obj_end with no other marker inside. A marker out of
-  order closes what was open: of nested starts the innermost counts.
+  order discards the open name: of nested starts the innermost counts.
 * Its box is the box section that follows, after white space at most. It must be exactly four
   integers `(x1,y1),(x2,y2)`; spaces around the integers are allowed. Anything else (missing
   section, floats, words, two boxes) leaves the box None.

@@ -23,7 +23,7 @@ MAX_SIDE = 256  # larger images are stored smaller, as JPEG
 MAX_PLAN = 4000  # characters of a plan that are shown
 MAX_RAW_ANSWER = 3000  # characters of a judge's raw answer that are shown
 JUDGE_STYLES = 3  # classes j0..j2 of style.css
-FULL_ADVANTAGE = 2.0  # the color is deepest from here on
+FULL_ADVANTAGE = 2.0  # advantage from which the color is deepest
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ScoreValue:
 class CardJudge:
     """What one judge found and answered, the run's own or a later one.
 
-    `style` is the number of its class; the run's own has no letter, and `judge` -1.
+    `style` is the number of its CSS class. The run's own judge has no `letter`, and `judge` is -1.
     """
 
     letter: str
@@ -75,14 +75,14 @@ class CardJudge:
 class Card:
     """A sample, formatted.
 
-    `scores` has for each term, the total first, the run's value and one for each of `judges`.
+    `scores`: for each term, total first, the run's value and one for each of `judges`.
     """
 
     record: SampleRecord
     image: str  # data URI
     planned: tuple[BoxMark, ...]
     plan: tuple[TextSpan, ...]
-    is_cut: bool  # the plan is longer than what is shown
+    is_cut: bool  # the plan is shown in part
     is_text: bool  # the plan names no object
     scores: Mapping[str, tuple[ScoreValue, ...]]
     own: CardJudge

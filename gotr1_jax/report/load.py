@@ -31,7 +31,7 @@ SCORES = "scores*.jsonl"  # of `gotr1 judge`, in the run directory
 class Metrics:
     """Scalars of a run: `values[name]` is float64 (N,), one for each of `steps` int64 (N,).
 
-    Steps ascend and are unique; NaN stands where a step has no such value.
+    Steps ascend and are unique; NaN where a step has no value.
     """
 
     steps: np.ndarray
@@ -50,7 +50,7 @@ class RunData:
         steps: samples of the chosen training steps, ascending.
         num_sampled_steps: steps that have samples, chosen or not.
         judges: the identities of judges that scored samples after training.
-        problems: a line for each thing that could not be read.
+        problems: one line for each unreadable part.
     """
 
     name: str

@@ -79,7 +79,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     interval = summary.get("total_gain_ci95")
     if isinstance(interval, Sequence) and len(interval) == 2:
         low, high = (format_signed(_number(v)) for v in interval)
-        text += f"; the gain lies in [{low}, {high}] (95 %, paired bootstrap)"
+        text += f"; 95 % interval of the gain [{low}, {high}] (paired bootstrap)"
     return text + "."
 
 

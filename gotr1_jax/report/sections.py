@@ -72,7 +72,7 @@ FIXED: Mapping[str, tuple[ChartSpec, ...]] = {
         ChartSpec("learning rate", (("", "lr"),)),
         ChartSpec("std of the total", (("", "reward/total/std"),)),
         _full("zero-variance groups", "reward/frac_zero_std", "all rewards of a caption equal"),
-        _full("unused samples", "rollout/wasted_frac", "that no update learns from"),
+        _full("unused samples", "rollout/wasted_frac", "used by no update"),
         ChartSpec(
             "dynamic sampling",
             (("rounds", "rollout/rounds"), ("missing", "rollout/missing_groups")),

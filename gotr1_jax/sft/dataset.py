@@ -78,7 +78,7 @@ def _shapes_image_ids(config: SftConfig, source: ShapesSource, vq: ImageTokenize
     encode = ImageEncoder(vq.config, vq.state, jax.local_devices()[:1])
     cache = ImageTokenCache(Path(config.data.cache_dir), state_digest(vq.state), encode)
     with Progress("image tokens", len(source), 0) as progress:
-        # The other processes find what process 0 wrote, if they share its storage.
+        # The other processes read the cache of process 0 if they share its storage.
         for turn in (is_main_process(), True):
             with raise_on_all_processes():
                 if turn:

@@ -20,9 +20,9 @@ from gotr1_jax.shapes.plans import write_plan, write_rationale
 from gotr1_jax.shapes.render import render
 from gotr1_jax.shapes.scenes import Scene, sample_scene
 
-# To be raised when the same (seed, index) gives another example: it names the caches.
+# Part of cache names: increase it when the same (seed, index) gives another example.
 _WORLD_VERSION = 1
-# Draws of a caption before `shapes_captions` gives up.
+# Attempts to sample a new caption before `shapes_captions` gives up.
 _TRIES_PER_CAPTION = 200
 
 
@@ -43,7 +43,7 @@ def sample_example(
     """Draw caption, plan and scene; in `unfaithful_fraction` of them plan and image contradict
     the caption (sides swapped, or one color wrong).
 
-    What is drawn for a training caption is never a held-out composition either.
+    Plan and image of a training caption never show a held-out composition either.
     """
     while True:
         spec = sample_caption(rng, split)

@@ -17,7 +17,7 @@ sem     agreement of the planned names with the caption, times 1/2 if the words 
 
 spa     layout · relation. layout = (share of planned objects whose box is valid as written)
         · (smaller over larger count of planned and wanted objects) · (1 - the largest share of
-        one planned box that lies inside another). relation = `relation_score` of the planned
+        one planned box that is inside another). relation = `relation_score` of the planned
         boxes of the first two objects; 0 if one of them is not planned or its box is invalid;
         1 if the caption has no relation.
 
@@ -30,7 +30,7 @@ pi      agreement of the detected objects with the caption, times 1/4 + 3/4 `rel
 
 verdict 1 if the whole caption is true of the image, else 0: exactly the objects that it names,
         each with its color, shape and stated size, and the relation of the first two. Shape and
-        relation are graded and count as true from TRUE_FROM on. The plan plays no part.
+        relation are graded and count as true from TRUE_FROM on. The plan does not count.
 
 A plan without any object gets sem = spa = ri = 0. For a caption that is not of this world sem,
 spa, pi and verdict are NaN, and ri too unless a planned name is of this world.
@@ -57,14 +57,14 @@ SHAPES_TERMS = ("sem", "spa", "ri", "pi", "verdict")
 
 WRONG_SIZE = 1 / 2  # factor of a likeness
 AGAINST_RELATION = 0.5  # factor of sem
-PI_FLOOR = 0.25  # what pi keeps of the agreement at relation 0
+PI_FLOOR = 0.25  # factor of pi at relation 0
 TRUE_FROM = 0.5  # degree from which verdict takes a shape or a relation as true
 _MARKERS_EACH = 4  # of a complete object
 
 
 @dataclass(frozen=True)
 class ShapesScores:
-    """What `judge_sample` says of one sample.
+    """The result of `judge_sample`.
 
     Attributes:
         scores: one value in [0, 1] or NaN for each of SHAPES_TERMS.

@@ -28,7 +28,7 @@ def write_rationale(scene: Scene) -> str:
     """ "a small red circle (above left) left of a large blue square (right)".
 
     Every object with its size and its third of the canvas, in caption order; the relation is the
-    caption's if it is drawn so, else the side on which the first object is.
+    caption's if the scene shows it, else the side on which the first object is.
     """
     relation = scene.caption.relation
     if relation is not None:

@@ -88,7 +88,7 @@ def _clip(value: float) -> float:
 def sample_scene(rng: np.random.Generator, spec: CaptionSpec) -> Scene:
     """Place the objects of a caption so that it is true of the image.
 
-    Open sizes are drawn; boxes lie BORDER pixels inside the image and MIN_GAP apart; a
+    Open sizes are sampled; boxes are BORDER pixels inside the image and MIN_GAP apart; a
     relation scores 1 under `relation_score`.
     """
     objects = tuple(

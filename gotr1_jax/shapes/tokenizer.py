@@ -43,8 +43,8 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Train the tokenizer and write its five files to `out_dir`, created if missing.
 
-    The result depends on no argument but `image_size` (pixels) and `num_image_tokens` (of an
-    input image), which go into the processor's files.
+    `image_size` (pixels) and `num_image_tokens` (per input image) affect only
+    the processor's files.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -75,7 +75,7 @@ def coordinate_numbers() -> tuple[int, ...]:
 
 
 def _corpus() -> Iterator[str]:
-    """Texts whose every piece becomes one token; plans are cut at the plan tokens."""
+    """Training texts, each piece of which becomes one token; plans are split at the plan tokens."""
     for lead in ("", " "):
         words = [*SIZES, *COLORS, *SHAPES, *PLURALS.values(), *NUMBER_WORDS.values()]
         for word in [*words, "a", "and", *RELATIONS]:

@@ -122,7 +122,7 @@ def test_t2i_compbench(tiny: Path, prompts: Path, tmp_path: Path, server: Server
     assert len(list((out / "pictures" / "spatial" / "samples").iterdir())) == 6
     text = (out / "scores.md").read_text()
     assert f"judge http {server.url} m" in text and "0.8139" in text
-    assert "Not comparable with published figures: the judge" in text
+    assert "Not comparable with published numbers: the judge" in text
     records = [json.loads(line) for line in (out / "pictures.jsonl").read_text().splitlines()]
     assert len(records) == 2 * (2 + 3 + 1 + 3)
     assert records[2]["picture"] == "samples/a blue bowl and a red dog_000002.png"

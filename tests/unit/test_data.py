@@ -173,7 +173,7 @@ def test_several_files_are_one_list(tmp_path: Path) -> None:
     whole = read_captions([a, b, c])
     assert read_captions([a, b, c], count=2) == (whole[0], whole[2])
     assert read_captions([a, b, c], count=5) == whole
-    with pytest.raises(InputError, match="6 captions are wanted of .*, which holds 5"):
+    with pytest.raises(InputError, match="6 captions are requested of .*, which holds 5"):
         read_captions([a, b, c], count=6)
 
 

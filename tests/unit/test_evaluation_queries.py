@@ -161,7 +161,7 @@ def test_the_table_names_scorers_and_what_is_not_comparable(
     assert (
         "| spatial | 0.5000 * | 0.5000 to 0.5000 | 2 | 20 (3 failed) | OWL | 0.1250 | - |" in text
     )
-    assert "Not comparable with published figures: OWL in the place of UniDet." in text
+    assert "Not comparable with published numbers: OWL in the place of UniDet." in text
     assert text.endswith("A note.\n") and text in capsys.readouterr().out
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["benchmark"] == "t" and scores["scores"]["spatial"]["comparable"] is False

@@ -65,7 +65,7 @@ def read_page(run: Path) -> PageReader:
 def test_whole_run_shows_table_pairs_curves_and_samples(run: Path) -> None:
     page = read_page(run)
     assert "my_run" in page.text
-    assert "from 0.200 to 0.300 (+50 %); the gain lies in [+0.050, +0.150]" in page.text
+    assert "from 0.200 to 0.300 (+50 %); 95 % interval of the gain [+0.050, +0.150]" in page.text
     assert "time 2 min 5 s" in page.text
     assert page.count("article", "pair") == 1 and "+0.40" in page.text
     assert page.count("article", "group") == 3
