@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from gotr1_jax.aot.job import JobCompiler, JobMemory, ModelSizes
 from gotr1_jax.aot.judge import compile_judge, judge_shapes
 from gotr1_jax.aot.measure import bytes_per_device
-from gotr1_jax.aot.sampling import compile_rollout, prompt_shapes, shard_rows
+from gotr1_jax.aot.sampling import array_shape, compile_rollout, prompt_shapes, shard_rows
 from gotr1_jax.aot.sizes import judge_sizes, policy_sizes
 from gotr1_jax.aot.target import Target
 from gotr1_jax.decoding.config import LogpSettings
@@ -89,7 +89,7 @@ def compile_grpo(config: GrpoConfig, models: ModelSizes, job: JobCompiler) -> No
     compile_rollout(job, sampler, params, prompts, samples, parts, mesh, sampling)
     own = math.ceil(config.rollout.rows * local.size / mesh.size)
     batch = round_up_to_devices(config.rollout.decode_batch, decoding)
-    ids = shard_rows(jax.ShapeDtypeStruct((batch, tokens), jnp.int32), decoding)
+    ids = shard_rows(array_shape((batch, tokens), jnp.int32), decoding)
     job.compile(
         "image decoder", decode, vq, ids,
         persistent_args=("pictures",), resident=sampling, runs_per_step=math.ceil(own / batch),
@@ -174,7 +174,7 @@ def token_batch_shapes(B: int, C: int, T: int, U: int) -> TokenBatch:
 
 
 def _of(rows: int, width: int | None, dtype: Any) -> Any:
-    return jax.ShapeDtypeStruct((rows,) if width is None else (rows, width), dtype)
+    return array_shape((rows,) if width is None else (rows, width), dtype)
 
 
 def _notes(config: GrpoConfig, mesh: Mesh) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from gotr1_jax.aot.job import JobCompiler
 from gotr1_jax.aot.measure import bytes_per_device
-from gotr1_jax.aot.sampling import shard_rows
+from gotr1_jax.aot.sampling import array_shape, shard_rows
 from gotr1_jax.decoding.kv_cache import empty_cache
 from gotr1_jax.decoding.weights import DecodeWeights, decode_weights_shardings
 from gotr1_jax.images.qwen_pack import pack_images
@@ -120,10 +120,10 @@ def _compile_questions(measure: Any, judge: JudgeShapes) -> None:
     own = max(16, (length - answer - _PREFIX_TOKENS) // 16 * 16)
     tokens = shard_rows(
         PackedTokens(
-            jax.ShapeDtypeStruct((B, own), jnp.int32),
-            jax.ShapeDtypeStruct((B, own), jnp.int32),
-            jax.ShapeDtypeStruct((B, 3, own), jnp.int32),
-            jax.ShapeDtypeStruct((B,), jnp.int32),
+            array_shape((B, own), jnp.int32),
+            array_shape((B, own), jnp.int32),
+            array_shape((B, 3, own), jnp.int32),
+            array_shape((B,), jnp.int32),
         ),
         mesh,
         heads=False,
@@ -131,8 +131,8 @@ def _compile_questions(measure: Any, judge: JudgeShapes) -> None:
     dtype = jnp.dtype(engine.dtype)
     cache = jax.eval_shape(lambda: empty_cache(cfg, 1, _PREFIX_TOKENS, dtype))
     cache = jax.tree.map(lambda x: _on(x, shared_prefix_sharding(mesh)), cache)
-    prefix = SharedPrefix(cache, _on(jax.ShapeDtypeStruct((1,), jnp.int32), replicated(mesh)))
-    lengths = shard_rows(jax.ShapeDtypeStruct((B,), jnp.int32), mesh)
+    prefix = SharedPrefix(cache, _on(array_shape((1,), jnp.int32), replicated(mesh)))
+    lengths = shard_rows(array_shape((B,), jnp.int32), mesh)
     programs = judge.programs
     hidden, context = measure(
         "judge: questions", programs.prefill_questions, judge.text, judge.image_cache, tokens,

@@ -18,6 +18,11 @@ from gotr1_jax.sampler.sampler import Sampler
 from gotr1_jax.sampler.token_batch import PromptBatch
 
 
+def array_shape(sizes: tuple[int, ...], dtype: Any) -> Any:
+    """A `jax.ShapeDtypeStruct`, typed Any so that it may replace an array."""
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
 def shard_rows(tree: Any, mesh: Mesh, heads: bool = True) -> Any:
     """Shapes with rows sharded over the mesh, and with the kv heads of (four-dimensional) caches.
 
@@ -35,8 +40,7 @@ def shard_rows(tree: Any, mesh: Mesh, heads: bool = True) -> Any:
 
 def prompt_shapes(captions: int, width: int, mesh: Mesh) -> PromptBatch:
     """Prompts of `captions` captions, padded to `width`."""
-    ids = jax.ShapeDtypeStruct((captions, width), jnp.int32)
-    lengths = jax.ShapeDtypeStruct((captions,), jnp.int32)
+    ids, lengths = array_shape((captions, width), jnp.int32), array_shape((captions,), jnp.int32)
     return shard_rows(PromptBatch(ids, lengths), mesh)
 
 
@@ -93,8 +97,8 @@ def compile_rollout(
 def _last_bucket(total: int, bucket: int, reads: Any, cache: Any) -> dict[str, Any]:
     """Fields of the last bucket's program when `total` tokens are sampled in buckets.
 
-    `runs`: the cost of all buckets in runs of the last one, by bytes read. This is a lower bound by
-    FLOPs too, because the cache's share of the FLOPs is smaller than its share of the bytes.
+    `runs`: the cost of all buckets in runs of the last one, by bytes read. By FLOPs it would not be
+    smaller: the cache has a smaller share of the FLOPs than of the bytes.
     """
     sizes = [min(size, total) for size in range(bucket, total + bucket, bucket)]
     iterations = [size - before for size, before in zip(sizes, [0, *sizes])]

@@ -1,4 +1,4 @@
-"""`gotr1 eval` from the command line: a checkpoint is drawn with, a server judges."""
+"""`gotr1 eval` from the command line: a checkpoint generates images, a server judges."""
 
 from __future__ import annotations
 
