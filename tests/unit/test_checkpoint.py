@@ -8,62 +8,19 @@ import os
 import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from saved_trees import META, data_files, flip_byte, make_tree, no_space, same, save_steps
 
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.trainer import manifest
 from gotr1_jax.trainer.checkpoint import Checkpoints, resolve_resume, restore_path
 from gotr1_jax.trainer.manifest import MANIFEST_NAME, write_manifest
-
-META = {"seed": 7, "iterator": b"\x00\xffstate", "counters": {"skipped": 2}, "list": [1, 2.5]}
-
-
-def make_tree(value: float = 0.0):
-    return {
-        "params": {"w": (jnp.arange(12.0).reshape(3, 4) + value).astype(jnp.bfloat16)},
-        "opt": (jnp.int32(3), {"mu": jnp.full(5, value), "nothing": None}, []),
-    }
-
-
-def save_steps(directory: Path, *steps: int, keep: int = 3) -> Checkpoints:
-    checkpoints = Checkpoints(directory, keep)
-    for step in steps:
-        checkpoints.save(step, make_tree(float(step)), META)
-    checkpoints.close()
-    return checkpoints
-
-
-def same(a, b) -> bool:
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return False
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
-    return all(x.dtype == y.dtype and bool(jnp.array_equal(x, y)) for x, y in pairs)
-
-
-def data_files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("state/**/d/*")) if path.is_file()]
-
-
-def no_space(*_arguments: object, **_named: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def flip_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
 
 
 def test_restore_gives_back_every_bit_and_the_meta(tmp_path):
@@ -272,134 +229,6 @@ def test_drop_after(tmp_path):
     checkpoints = save_steps(tmp_path, 1, 2, 3)
     checkpoints.drop_after(1)
     assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
-
-
-def test_files_are_on_disk_before_their_manifest_has_its_name(tmp_path, monkeypatch):
-    events: list[tuple[int, int] | str] = []
-
-    def fsync(descriptor: int) -> None:
-        about = os.fstat(descriptor)
-        events.append((about.st_dev, about.st_ino))
-
-    def replace(source: Path, target: Path) -> None:
-        events.append(Path(target).name)
-        os.rename(source, target)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "replace", replace)
-    folder = save_steps(tmp_path / "checkpoints", 1).folder(1)
-
-    def flushed(path: Path) -> int:
-        about = path.stat()
-        return events.index((about.st_dev, about.st_ino))
-
-    renamed = events.index(manifest.MANIFEST_NAME)
-    paths = [folder.parent, folder, *folder.rglob("*")]
-    assert len(paths) > 8 and all(flushed(path) < renamed for path in paths)
-    # The manifest's own name is flushed too.
-    about = folder.stat()
-    assert (about.st_dev, about.st_ino) in events[renamed:]
-
-
-def test_a_disk_that_nothing_can_be_removed_from_does_not_hide_a_failed_save(tmp_path, monkeypatch):
-    checkpoints = save_steps(tmp_path, 1)
-
-    def readonly(*_args: object, **_kwargs: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    with monkeypatch.context() as patched:
-
-        def fsync(_: int) -> None:
-            patched.setattr("pathlib.Path.unlink", readonly)
-            readonly()
-
-        patched.setattr(os, "fsync", fsync)
-        checkpoints.save(2, make_tree(2.0), META)
-        with pytest.raises(RunError, match="cannot write .*step_000002.*: Read-only file system"):
-            checkpoints.wait()
-        (tmp_path / "step_000009").mkdir()
-        with pytest.raises(RunError, match="cannot write .*step_000009: Read-only file system"):
-            checkpoints.drop_after(8)
-    assert checkpoints.latest_good() == 1
-    checkpoints.close()
-
-
-@pytest.mark.parametrize("where", ["orbax", "manifest"])
-def test_a_failed_write_is_never_reported_as_saved(tmp_path, monkeypatch, where):
-    checkpoints = save_steps(tmp_path, 1, keep=1)
-
-    def full(*_args, **_kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        if where == "orbax":
-
-            def save_half(_writer, folder, **_kwargs):
-                folder.with_name(f"{folder.name}.orbax-checkpoint-tmp-1").mkdir()
-                full()
-
-            patched.setattr(ocp.AsyncCheckpointer, "save", save_half)
-        else:
-            patched.setattr(os, "fsync", full)
-        with pytest.raises(RunError, match="disk full: .*step_000002"):
-            checkpoints.save(2, make_tree(2.0), META)
-            checkpoints.wait()
-    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
-    assert same(checkpoints.restore(make_tree()).tree, make_tree(1.0))
-    checkpoints.save(2, make_tree(2.0), META)
-    assert checkpoints.latest_good() == 2
-    checkpoints.close()
-
-
-def test_a_really_full_disk(tmp_path):
-    """A 2 MB file system, mounted where this may be done, takes one checkpoint but not two."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    try:
-        rng = np.random.default_rng(0)
-        tree = {"a": jnp.array(rng.normal(size=320_000), jnp.float32)}
-        checkpoints = Checkpoints(disk / "checkpoints")
-        checkpoints.save(1, tree, {})
-        checkpoints.wait()
-        with pytest.raises(RunError, match="disk full: .*step_000002"):
-            checkpoints.save(2, jax.tree.map(lambda a: a + 1, tree), {})
-            checkpoints.wait()
-        checkpoints.close()
-        assert [p.name for p in (disk / "checkpoints").iterdir()] == ["step_000001"]
-        assert same(checkpoints.restore(tree).tree, tree)
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def test_a_killed_process_leaves_the_step_before(tmp_path):
-    program = """
-        import jax.numpy as jnp
-        from gotr1_jax.trainer import manifest, checkpoint
-        import time
-        checkpoints = checkpoint.Checkpoints({path!r})
-        tree = {{"a": jnp.arange(1000.0)}}
-        checkpoints.save(1, tree, {{}})
-        checkpoints.wait()
-        def stuck(*_):
-            print("committed", flush=True)
-            time.sleep(60)
-        checkpoint.write_manifest = stuck
-        checkpoints.save(2, tree, {{}})
-        checkpoints.close()
-    """
-    source = textwrap.dedent(program).format(path=str(tmp_path))
-    root = str(Path(__file__).resolve().parents[2])
-    process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, cwd=root)
-    assert process.stdout is not None and process.stdout.readline() == b"committed\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert (tmp_path / "step_000002").is_dir()
-    restored = Checkpoints(tmp_path).restore({"a": jnp.zeros(1000)})
-    assert restored.step == 1
 
 
 def test_leaves_that_are_no_arrays_are_refused(tmp_path):

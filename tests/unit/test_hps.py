@@ -40,15 +40,9 @@ def checkpoint(directory: Path) -> ClipCheckpoint:
 
 def requests(count: int = 5) -> list[JudgeRequest]:
     rng = np.random.default_rng(1)
-    sizes = [(42, 42), (30, 60), (99, 20), (64, 64), (7, 5)]
-    return [
-        JudgeRequest(
-            CAPTIONS[i % 5],
-            parse_plan(""),
-            rng.integers(0, 256, (*sizes[i % 5], 3), dtype=np.uint8),
-        )
-        for i in range(count)
-    ]
+    shapes = [(42, 42, 3), (30, 60, 3), (99, 20, 3), (64, 64, 3), (7, 5, 3)]
+    images = [rng.integers(0, 256, shapes[i % 5], np.uint8) for i in range(count)]
+    return [JudgeRequest(CAPTIONS[i % 5], parse_plan(""), x) for i, x in enumerate(images)]
 
 
 def scores(judge: HpsJudge, asked: list[JudgeRequest]) -> np.ndarray:
