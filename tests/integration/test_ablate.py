@@ -45,7 +45,7 @@ def test_stopped_and_gone_on_with(command: list[str], tmp_path: Path) -> None:
     finally:
         job.send_signal(signal.SIGTERM)
         _, error = job.communicate()
-    assert job.returncode == 75 and "the same command resumes it" in error
+    assert job.returncode == 75 and "the same command resumes" in error
     assert not (run / "summary.json").exists() and not (tmp_path / "out/ablation.md").exists()
     stopped_at = len(read_metrics(metrics))
     assert 0 < stopped_at < 60

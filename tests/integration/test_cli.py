@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny import grpo_values, write_config, write_shapes
 
-from gotr1_jax import cli, report
+from gotr1_jax import cli
 from gotr1_jax.errors import RunError
 
 
@@ -126,7 +126,7 @@ def test_failures_and_a_full_disk_end_with_1(tmp_path, capsys, monkeypatch):
         def raising(*_: object) -> Path:
             raise error
 
-        monkeypatch.setattr(report, "write_report", raising)
+        monkeypatch.setattr("gotr1_jax.report.page.write_report", raising)
 
     fail(RunError("two\n  lines"))
     assert cli.run(["report", str(tmp_path)]) == 1

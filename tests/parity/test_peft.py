@@ -150,7 +150,7 @@ def test_a_run_without_a_good_checkpoint_is_refused(
     with pytest.raises(InputError, match="has no checkpoint yet"):
         export(bare, tmp_path / "out", "original")
     (bare / "config.yaml").write_text("steps: 3\nvq: x\n")
-    with pytest.raises(InputError, match="no run of gotr1 train grpo"):
+    with pytest.raises(InputError, match="is not a run of gotr1 train grpo"):
         export(bare, tmp_path / "out", "peft")
     with pytest.raises(InputError, match="needs the directory of a run"):
         export(trained[0].parent / "base", tmp_path / "out", "peft")
