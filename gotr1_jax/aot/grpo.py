@@ -17,7 +17,7 @@ from gotr1_jax.aot.measure import bytes_per_device
 from gotr1_jax.aot.sampling import array_shape, compile_rollout, prompt_shapes, shard_rows
 from gotr1_jax.aot.sizes import judge_sizes, policy_sizes
 from gotr1_jax.aot.target import Target
-from gotr1_jax.decoding.config import LogpSettings
+from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import captions_at_once
 from gotr1_jax.grpo.policy import policy_shapes
@@ -143,7 +143,7 @@ def _compile_update(
     plan_logp_BT, image_logp_BU = _of(B, T, jnp.float32), _of(B, widths[1], jnp.float32)
     logp_BN = _of(B, T + widths[1], jnp.float32)
     batch = PolicyBatch(
-        rollout=Rollout(rows, plan_logp_BT, image_logp_BU, LogpSettings()),
+        rollout=Rollout(rows, plan_logp_BT, image_logp_BU, LogpConfig()),
         old_logp_BN=logp_BN if updates > 1 else None,
         ref_logp_BN=logp_BN if learner.reference is not None else None,
         advantages_B=_of(B, None, jnp.float32),

@@ -17,7 +17,7 @@ from gotr1_jax.bench.reference import (
     transformers_janus,
 )
 from gotr1_jax.bench.timing import BenchResult, check_reference, compare
-from gotr1_jax.decoding.config import LogpSettings
+from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.sampler.token_batch import TokenBatch
 from gotr1_jax.trainer.logprobs import token_logps
 
@@ -42,7 +42,7 @@ def bench_update(
 
     def loss(state: nnx.State) -> jax.Array:
         policy = nnx.merge(graphdef, state)
-        logps = token_logps(policy, rows, SPECIALS, LogpSettings("conditional"), chunk=96)
+        logps = token_logps(policy, rows, SPECIALS, LogpConfig("conditional"), chunk=96)
         return -logps.logp_BN[:, 1:].mean()  # of the image
 
     step = jax.jit(jax.value_and_grad(loss))

@@ -11,7 +11,7 @@ LogpMode = Literal["guided", "guided_detach", "conditional"]
 
 
 @dataclass(frozen=True)
-class LogpSettings:
+class LogpConfig:
     """Definition of a log-probability; stored in a rollout, for teacher forcing at equal settings.
 
     Attributes:

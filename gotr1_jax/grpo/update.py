@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from gotr1_jax.decoding.config import LogpSettings
+from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.grpo.config import EntropyConfig
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups
 from gotr1_jax.grpo.entropy import coefficients, entropy_loss, update_coefficients
@@ -44,7 +44,7 @@ from gotr1_jax.trainer.state import (
 
 
 def make_token_logps(
-    graphdef: Any, specials: SpecialIds, settings: LogpSettings, micro_batch: int
+    graphdef: Any, specials: SpecialIds, settings: LogpConfig, micro_batch: int
 ) -> Callable[[Any, Any, TokenBatch], TokenLogps]:
     """f(params, frozen, rows): teacher-forced log-probabilities of B samples.
 
@@ -112,7 +112,7 @@ def make_policy_step(
     graphdef: Any,
     optimizer: optax.GradientTransformation,
     specials: SpecialIds,
-    settings: LogpSettings,
+    settings: LogpConfig,
     loss_config: PolicyLossConfig,
     micro_batch: int,
     entropy_config: EntropyConfig | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gotr1_jax.decoding.config import LogpSettings, TokenSamplingConfig
+from gotr1_jax.decoding.config import LogpConfig, TokenSamplingConfig
 from gotr1_jax.errors import InputError
 
 
@@ -52,9 +52,9 @@ class SamplerConfig:
         return TokenSamplingConfig(self.greedy, self.top_k, self.top_p)
 
     @property
-    def logp_settings(self) -> LogpSettings:
+    def logp_settings(self) -> LogpConfig:
         """The definition of the recorded log-probabilities."""
-        return LogpSettings("guided", self.guidance, self.text_temperature, self.image_temperature)
+        return LogpConfig("guided", self.guidance, self.text_temperature, self.image_temperature)
 
 
 @dataclass(frozen=True)

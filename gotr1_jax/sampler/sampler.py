@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gotr1_jax.decoding.config import LogpSettings
+from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.decoding.forward import prefill, prefill_after, rope_table
 from gotr1_jax.decoding.kv_cache import KVCache, cache_sharding, empty_cache, grow_cache
 from gotr1_jax.errors import InputError
@@ -67,7 +67,7 @@ class Rollout:
     rows: TokenBatch
     plan_logp_BT: jax.Array
     image_logp_BU: jax.Array
-    settings: LogpSettings
+    settings: LogpConfig
 
     @property
     def logp_BN(self) -> jax.Array:

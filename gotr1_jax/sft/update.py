@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from gotr1_jax.decoding.config import LogpSettings
+from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.sampler.token_batch import TokenBatch, drop_context
 from gotr1_jax.sft.losses import SftWeights, TargetKinds, count_targets, sft_loss
 from gotr1_jax.tokenizers.janus import SpecialIds
@@ -25,7 +25,7 @@ from gotr1_jax.trainer.state import (
 )
 
 # Cross entropy of the conditional distribution: no guidance, temperature 1.
-PLAIN = LogpSettings("conditional", 1.0, 1.0, 1.0)
+PLAIN = LogpConfig("conditional", 1.0, 1.0, 1.0)
 
 
 @jax.tree_util.register_dataclass

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gotr1_jax.decoding.config import LogpSettings
+from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.decoding.guidance import guide
 from gotr1_jax.models.decoder import REMAT_POLICIES, Decoder
 from gotr1_jax.models.janus import JanusPolicy
@@ -173,7 +173,7 @@ def _frozen(policy: JanusPolicy) -> JanusPolicy:
 
 
 def token_logps(
-    policy: JanusPolicy, rows: TokenBatch, specials: SpecialIds, settings: LogpSettings,
+    policy: JanusPolicy, rows: TokenBatch, specials: SpecialIds, settings: LogpConfig,
     chunk: int = 128,
 ) -> TokenLogps:  # fmt: skip
     """Score given tokens under the distributions that the sampler draws from.

@@ -18,7 +18,7 @@ from tiny import SHAPES, SPECIALS, STEP_MODEL, random_rows, write_shapes
 
 from gotr1_jax.aot.hlo import collectives
 from gotr1_jax.convert.checkpoint import load_checkpoint
-from gotr1_jax.decoding.config import LogpSettings
+from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.grpo.config import PolicyConfig
 from gotr1_jax.grpo.losses import PolicyLossConfig
 from gotr1_jax.grpo.policy import load_policy
@@ -37,7 +37,7 @@ from gotr1_jax.trainer.state import TrainState, new_state
 
 B = 8
 LORA = LoraConfig(4, 4.0, ("q", "v", "down"))
-SETTINGS = LogpSettings("guided", 2.0)
+SETTINGS = LogpConfig("guided", 2.0)
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=0.05, schedule="constant"), 10)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import random_rows
 
-from gotr1_jax.decoding.config import LogpSettings
+from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.grpo.advantages import GroupAdvantages, group_advantages
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups, sample_groups
 from gotr1_jax.grpo.rollout import SampleTable, ScoredRollout
@@ -47,7 +47,7 @@ def scored(groups: list[tuple[float, float]], start: int) -> ScoredRollout:
         record_B=np.asarray(records[: B // 2] + [None] * (B - B // 2)),
     )
     rows = jax.tree.map(jnp.asarray, random_rows(B, start))
-    rollout = Rollout(rows, jnp.zeros((B, 5)), jnp.zeros((B, 9)), LogpSettings())
+    rollout = Rollout(rows, jnp.zeros((B, 5)), jnp.zeros((B, 9)), LogpConfig())
     return ScoredRollout(rollout, table, group_size=2, judge_seconds=1.0, reward_seconds=2.0)
 
 

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from packed_rows import embed_null_rows, pack
 
-from gotr1_jax.decoding.config import LogpSettings
+from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, VQConfig
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.sampler.token_batch import (
@@ -156,9 +156,7 @@ def test_shared_prefix_equals_whole_null_rows(rows: TokenBatch, policy: JanusPol
     )
 
 
-def by_hand(
-    policy: JanusPolicy, rows: TokenBatch, settings: LogpSettings
-) -> tuple[np.ndarray, ...]:
+def by_hand(policy: JanusPolicy, rows: TokenBatch, settings: LogpConfig) -> tuple[np.ndarray, ...]:
     """Log-probabilities and entropies (B, N) with all logits at once, in numpy."""
 
     def score(logits: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +186,7 @@ def by_hand(
     "mode, chunk", [("guided", 3), ("guided", 64), ("guided_detach", 3), ("conditional", 64)]
 )
 def test_logps_of_every_mode_and_chunk(rows: TokenBatch, policy: JanusPolicy, mode, chunk) -> None:
-    rows, settings = real(rows), LogpSettings(mode, 3.0, 0.7, 1.3)
+    rows, settings = real(rows), LogpConfig(mode, 3.0, 0.7, 1.3)
     got = jax.jit(lambda: token_logps(policy, rows, SPECIALS, settings, chunk))()
     logp, entropy = by_hand(policy, rows, settings)
     np.testing.assert_allclose(got.logp_BN, logp, atol=1e-4)
@@ -202,7 +200,7 @@ def test_detached_branch_has_no_gradient(rows: TokenBatch, policy: JanusPolicy) 
     null = policy.image_logits(unconditional_hidden(policy, rows, SPECIALS))
 
     def detached(state) -> jax.Array:
-        module, settings = nnx.merge(graphdef, state), LogpSettings("guided_detach", 3.0)
+        module, settings = nnx.merge(graphdef, state), LogpConfig("guided_detach", 3.0)
         logps = token_logps(module, rows, SPECIALS, settings, 2)
         return jnp.where(rows.is_image_BN, logps.logp_BN, 0.0).sum()
 

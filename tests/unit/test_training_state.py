@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from tiny import SPECIALS, STEP_MODEL, assert_equal_trees, host, random_rows
 
-from gotr1_jax.decoding.config import LogpSettings
+from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.grpo.losses import PolicyLossConfig
 from gotr1_jax.grpo.update import PolicyBatch, make_policy_step, make_token_logps
 from gotr1_jax.models.config import LoraConfig
@@ -36,7 +36,7 @@ from gotr1_jax.trainer.state import (
 )
 
 B = 8
-SETTINGS = LogpSettings("guided", 2.0, 0.9, 1.1)
+SETTINGS = LogpConfig("guided", 2.0, 0.9, 1.1)
 LOSS = PolicyLossConfig(kind="dapo", text_weight=0.5)
 LORA = LoraConfig(rank=2, alpha=4.0, targets=("q", "v", "down"))
 # Differences of parameters are then differences of gradients: Adam would blow up their rounding.
