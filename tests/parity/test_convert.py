@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file
+from tiny import assert_equal_trees
 from tiny_checkpoints import TINY, tiny_states, write_tiny
 
 from gotr1_jax.convert.checkpoint import load_checkpoint, save_checkpoint
@@ -24,25 +25,6 @@ from gotr1_jax.convert.open_checkpoint import PARTS, abstract_part
 from gotr1_jax.convert.tree import checkpoint_tensors
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.models.config import JANUS_PRO_1B, JANUS_PRO_7B, JanusConfig
-
-
-def assert_equal(a: Any, b: Any) -> None:
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny") / "ckpt")
-
-
-@pytest.fixture
-def copy(tiny: Path, tmp_path: Path) -> Path:
-    """A checkpoint that a test may damage."""
-    shutil.copytree(tiny, tmp_path / "ckpt")
-    return tmp_path / "ckpt"
-
 
 # Names and sizes of the released models -----------------------------------------------------
 
@@ -120,7 +102,7 @@ def test_pickled_shards_equal_safetensors(janus_a: Path, shared: Path, tmp_path:
     script = shared / "goldens" / "make_checkpoint.py"
     out = tmp_path / "bin"
     subprocess.run([sys.executable, str(script), "janus_a", str(out), "--shards", "2"], check=True)
-    assert_equal(load_checkpoint(out).policy, load_checkpoint(janus_a).policy)
+    assert_equal_trees(load_checkpoint(out).policy, load_checkpoint(janus_a).policy)
 
 
 # Our own checkpoints ------------------------------------------------------------------------
@@ -131,16 +113,16 @@ def test_saved_and_loaded_states_are_equal_to_the_bit(tiny: Path) -> None:
     assert loaded.config == TINY
     states = tiny_states()
     for part in PARTS:
-        assert_equal(getattr(loaded, part), states[part])
+        assert_equal_trees(getattr(loaded, part), states[part])
     assert loaded.tokenizer.decode(loaded.tokenizer.encode_plan("red circle")) == "red circle"
 
 
 def test_bfloat16_is_rounded_once(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "ckpt", dtype="bfloat16")
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny_states()["policy"])
-    assert_equal(load_checkpoint(path, dtype=jnp.bfloat16).policy, rounded)
+    assert_equal_trees(load_checkpoint(path, dtype=jnp.bfloat16).policy, rounded)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), rounded)
-    assert_equal(load_checkpoint(path).policy, wide)
+    assert_equal_trees(load_checkpoint(path).policy, wide)
 
 
 def test_original_names_with_torch_layout(tiny: Path) -> None:
@@ -163,7 +145,7 @@ def test_parts_may_be_left_out(tiny: Path, tmp_path: Path) -> None:
     path = save_checkpoint(
         tmp_path / "ckpt", TINY, states["policy"], states["vq"], None, tiny, "float32"
     )
-    assert_equal(load_checkpoint(path).policy, states["policy"])
+    assert_equal_trees(load_checkpoint(path).policy, states["policy"])
     with pytest.raises(InputError, match="missing: aligner.layers.0.bias"):
         load_checkpoint(path, parts=PARTS)
 
@@ -181,7 +163,7 @@ def test_loading_onto_shards(tiny: Path) -> None:
     split = load_checkpoint(tiny, parts=PARTS, shardings=shardings)
     whole = load_checkpoint(tiny, parts=PARTS)
     for part in PARTS:
-        assert_equal(getattr(split, part), getattr(whole, part))
+        assert_equal_trees(getattr(split, part), getattr(whole, part))
     q = split.policy["decoder"]["layers"]["q"]["kernel"][...]
     assert {s.data.shape for s in q.addressable_shards} == {(2, 32, 16)}
 
@@ -191,7 +173,7 @@ def test_an_older_checkpoint_is_replaced_and_foreign_files_are_not(
 ) -> None:
     path = write_tiny(tmp_path / "ckpt", seed=5)
     write_tiny(path, seed=0)
-    assert_equal(load_checkpoint(path).policy, load_checkpoint(tiny).policy)
+    assert_equal_trees(load_checkpoint(path).policy, load_checkpoint(tiny).policy)
     work = tmp_path / "work"
     work.mkdir()
     (work / "notes.txt").write_text("mine")

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_checkpoints import TINY, write_tiny
+from tiny import assert_equal_trees
+from tiny_checkpoints import TINY
 
 from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.errors import InputError
-
-
-def assert_equal(a: Any, b: Any) -> None:
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny") / "ckpt")
-
-
-@pytest.fixture
-def copy(tiny: Path, tmp_path: Path) -> Path:
-    """A checkpoint that a test may damage."""
-    shutil.copytree(tiny, tmp_path / "ckpt")
-    return tmp_path / "ckpt"
 
 
 def edit_tensors(path: Path, change: Any) -> None:
@@ -80,7 +61,7 @@ def shard(path: Path, second: list[str]) -> None:
 
 def test_shards_and_their_faults(copy: Path, tiny: Path) -> None:
     shard(copy, ["gen_embed.weight"])
-    assert_equal(load_checkpoint(copy).policy, load_checkpoint(tiny).policy)
+    assert_equal_trees(load_checkpoint(copy).policy, load_checkpoint(tiny).policy)
     second = copy / "model-00002-of-00002.safetensors"
     whole = second.read_bytes()
     doubled = {n: np.zeros((64, 8), np.float32) for n in ("gen_embed.weight",)}
