@@ -53,6 +53,8 @@ class CompositeJudge:
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request; the judges run one after the other."""
+        if not requests:
+            return []
         by_judge = [judge.judge(requests) for judge, _ in self._judges]
         return [self._merge(results) for results in zip(*by_judge)]
 
@@ -93,7 +95,8 @@ class CachedJudge:
         keys = [request_key(request, self._judge) for request in requests]
         known = {k: v for k in keys if (v := self._cache.get(k)) is not None}
         new = {k: r for k, r in zip(keys, requests) if k not in known}
-        judged = dict(zip(new, self._judge.judge(list(new.values()))))
+        # A judge of one's own need not know what to do without a sample.
+        judged = dict(zip(new, self._judge.judge(list(new.values())))) if new else {}
         whole = {k: r for k, r in judged.items() if not any(map(math.isnan, r.scores.values()))}
         self._cache.add({k: result_to_json(r) for k, r in whole.items()})
         return [judged[k] if k in judged else result_from_json(known[k]) for k in keys]

@@ -9,22 +9,22 @@ The function gets all samples of a batch at once and returns, for each in order,
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import inspect
 import math
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.errors import InputError, RunError, Stopped
 from gotr1_jax.plan import Box
 from gotr1_jax.rewards.base import TERMS, JudgeRequest, JudgeResult
+from gotr1_jax.rewards.source_digest import source_digest
 
 
 class PythonJudge:
@@ -32,8 +32,9 @@ class PythonJudge:
 
     Attributes:
         terms: those that the function scores; scores of other terms are left out.
-        identity: the function's name and the SHA-256 of its file: an edited function is another
-            judge. The modules that it imports are not part of it.
+        identity: the function's name and the `source_digest` of it and of the modules of its
+            project: an edited function is another judge. A function whose scores depend on
+            weights or other files names them in an attribute `identity` (a text).
     """
 
     def __init__(self, function: str, terms: Sequence[str]) -> None:
@@ -47,28 +48,26 @@ class PythonJudge:
         self.terms: tuple[str, ...] = tuple(terms)
         self._name = function
         self._function = load_function(function)
-        self.identity = f"python {function} {_file_digest(self._function)}"
+        self.identity = f"python {function} {source_digest(self._function)}"
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
-        """One result for each request.
+        """One result for each request; the function is never called without any.
 
-        RunError where the function raises; InputError where what it returns cannot be used.
+        RunError where the function raises or exits; InputError where what it returns cannot be
+        used.
         """
-        try:
+        if not requests:
+            return []
+        with _failures_as_one_line(self._name):
             results = self._function(requests)
-        except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            raise RunError(
-                f"judge {self._name} raised {type(error).__name__}: {error} "
-                f"({place.filename}, line {place.lineno})"
-            ) from error
         if not isinstance(results, list | tuple):
             raise self._error(f"returned {type(results).__name__}; return a list")
         if len(results) != len(requests):
             raise self._error(
                 f"returned {len(results)} results for {len(requests)} samples; return one for each"
             )
-        return [self._check(i, result) for i, result in enumerate(results)]
+        with _failures_as_one_line(self._name):  # a mapping of one's own may raise as well
+            return [self._check(i, result) for i, result in enumerate(results)]
 
     def _check(self, index: int, result: Any) -> JudgeResult:
         if not isinstance(result, JudgeResult):
@@ -85,12 +84,19 @@ class PythonJudge:
             )
         scores = {t: self._number(index, t, result.scores[t]) for t in self.terms}
         detections = result.detections
-        if not all(
-            isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Box)
+        if not isinstance(detections, list | tuple) or not all(
+            isinstance(item, tuple)
+            and len(item) == 2
+            and isinstance(item[0], str)
+            and isinstance(item[1], Box)
             for item in detections
         ):
             raise self._error(f"detections for sample {index} is no list of (name, Box)")
-        return JudgeResult(scores, tuple(detections), str(result.rationale), result.raw_answers)
+        if not isinstance(result.raw_answers, Mapping):
+            raise self._error(f"raw_answers for sample {index} is no mapping from term to text")
+        raw_answers = {str(term): str(text) for term, text in result.raw_answers.items()}
+        plain = tuple((n, Box(*(int(v) for v in (b.x1, b.y1, b.x2, b.y2)))) for n, b in detections)
+        return JudgeResult(scores, plain, str(result.rationale), raw_answers)
 
     def _number(self, index: int, term: str, value: Any) -> float:
         real = isinstance(value, float | int | np.floating | np.integer)
@@ -116,7 +122,9 @@ def load_function(name: str) -> Callable[..., Any]:
     sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except BaseException as error:
+        if is_from_outside(error):
+            raise
         raise InputError(
             f"module {module_name} of the judge {name} cannot be imported: "
             f"{type(error).__name__}: {error}"
@@ -129,9 +137,26 @@ def load_function(name: str) -> Callable[..., Any]:
     return function
 
 
-def _file_digest(function: Callable[..., Any]) -> str:
+def is_from_outside(error: BaseException) -> bool:
+    """Whether foreign code was left because of a signal, not by an error or an exit of its own."""
+    is_interrupt = isinstance(error, KeyboardInterrupt)
+    # Where a job has replaced Python's handler, Ctrl-C raises no KeyboardInterrupt.
+    return isinstance(error, Stopped) or (
+        is_interrupt and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+
+
+@contextmanager
+def _failures_as_one_line(name: str) -> Iterator[None]:
+    """What a function raises, as a RunError; so too its `sys.exit`, which would end the job with
+    an exit code of its choice."""
     try:
-        file = inspect.getsourcefile(inspect.unwrap(function))
-        return hashlib.sha256(Path(file or "").read_bytes()).hexdigest()[:16]
-    except (OSError, TypeError):
-        return "unknown"
+        yield
+    except BaseException as error:
+        if isinstance(error, InputError) or is_from_outside(error):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise RunError(
+            f"judge {name} raised {type(error).__name__}: {error} "
+            f"({place.filename}, line {place.lineno})"
+        ) from error

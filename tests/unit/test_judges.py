@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +16,7 @@ import yaml
 from lookup_engine import request
 
 from gotr1_jax.config import from_dict, to_yaml
-from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.errors import InputError, RunError, Stopped
 from gotr1_jax.plan import Box
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, result_from_json, result_to_json
 from gotr1_jax.rewards.composite import (
@@ -24,6 +28,8 @@ from gotr1_jax.rewards.factory import JudgeConfig, make_judge
 from gotr1_jax.rewards.multimodal.terms import MultimodalJudge
 from gotr1_jax.rewards.python import PythonJudge
 from gotr1_jax.rewards.shapes import ShapesJudge
+from gotr1_jax.rewards.source_digest import source_digest
+from gotr1_jax.trainer.stopping import StopSignals
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
 FILE = """
@@ -41,6 +47,18 @@ def full(requests):
 def fails(requests):
     raise KeyError("nothing there")
 
+def exits(requests):
+    raise SystemExit(0)
+
+def interrupts(requests):
+    raise KeyboardInterrupt
+
+def gives_up(requests):
+    raise GeneratorExit
+
+def strict(requests):
+    return [{"pi": min(r.image.min() for r in requests) / 255.0} for r in requests]
+
 number = 3
 def generator(requests): yield {"pi": 1.0}
 def short(requests): return []
@@ -53,6 +71,7 @@ def text(requests): return [{"pi": "0.5"} for _ in requests]
 def nothing(requests): return [{"pi": None} for _ in requests]
 def truth(requests): return [{"pi": True} for _ in requests]
 def array(requests): return [{"pi": np.ones(1)} for _ in requests]
+def words(requests): return [JudgeResult({"pi": 1.0}, raw_answers="why") for _ in requests]
 def no_box(requests): return [JudgeResult({"pi": 1.0}, ((1, 2, 3, 4),)) for _ in requests]
 """
 
@@ -83,6 +102,38 @@ def test_an_edited_function_is_another_judge(module: str, tmp_path: Path) -> Non
     assert PythonJudge(f"{module}:bright", ["pi"]).identity != first
 
 
+def test_what_scores_depend_on_is_part_of_the_identity(tmp_path: Path) -> None:
+    """Helpers of the same project count, installed packages do not."""
+    package = tmp_path / "own_judges"
+    package.mkdir()
+    for name, text in {
+        "__init__": "",
+        "helper": "import numpy\nfrom own_judges import deep\n",
+        "deep": "LEVEL = 1\n",
+        "main": "from own_judges.helper import deep\n"
+        "def score(requests): return []\n"
+        "class Model:\n    def __call__(self, requests): return []\nmodel = Model()\n",
+        "beside": "",
+    }.items():
+        (package / f"{name}.py").write_text(text)
+    first = PythonJudge("own_judges.main:score", ["pi"]).identity
+    importlib.import_module("own_judges.beside")
+    main = sys.modules["own_judges.main"]
+    an_object = source_digest(main.model)
+    assert "unknown" not in an_object
+    assert source_digest(functools.partial(main.score, 1)) != source_digest(main.score)
+    assert source_digest(getattr) != source_digest(getattr)  # nothing is known of it
+
+    (package / "beside.py").write_text("A = 1\n")
+    assert PythonJudge("own_judges.main:score", ["pi"]).identity == first
+    (package / "deep.py").write_text("LEVEL = 2\n")
+    assert PythonJudge("own_judges.main:score", ["pi"]).identity != first
+    assert source_digest(main.model) != an_object
+    second = PythonJudge("own_judges.main:score", ["pi"]).identity
+    main.score.identity = "weights of May"
+    assert PythonJudge("own_judges.main:score", ["pi"]).identity != second
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -97,6 +148,7 @@ def test_an_edited_function_is_another_judge(module: str, tmp_path: Path) -> Non
         ("nothing", "pi = None .NoneType. for sample 0"),
         ("truth", "pi = True .bool. for sample 0"),
         ("array", "pi = array.* .ndarray. for sample 0"),
+        ("words", "raw_answers for sample 0"),
         ("no_box", "detections for sample 0"),
     ],
 )
@@ -110,6 +162,43 @@ def test_a_function_that_raises(module: str, tmp_path: Path) -> None:
     judge = PythonJudge(f"{module}:fails", ["pi"])
     with pytest.raises(RunError, match=f"{module}:fails raised KeyError.*{module}.py, line 14"):
         judge.judge([request("a")])
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        ("exits", "SystemExit"),
+        ("interrupts", "KeyboardInterrupt"),
+        ("gives_up", "GeneratorExit"),
+    ],
+)
+def test_a_function_that_exits_is_a_failure_of_the_judge(
+    module: str, function: str, error: str
+) -> None:
+    """Else the command would end with the code that the function chose: 0."""
+    judge = PythonJudge(f"{module}:{function}", ["pi"])
+    with StopSignals(), pytest.raises(RunError, match=f"{module}:{function} raised {error}"):
+        judge.judge([request("a")])
+
+
+def test_ctrl_c_and_a_stop_pass_through_a_function(module: str, monkeypatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        PythonJudge(f"{module}:interrupts", ["pi"]).judge([request("a")])
+    judge = PythonJudge(f"{module}:bright", ["pi"])
+
+    def stopped(requests):
+        raise Stopped("stopped by SIGTERM")
+
+    monkeypatch.setattr(judge, "_function", stopped)
+    with pytest.raises(Stopped):
+        judge.judge([request("a")])
+
+
+def test_a_module_that_exits_cannot_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "leaving_judge.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(InputError, match="leaving_judge.*cannot be imported: SystemExit"):
+        PythonJudge("leaving_judge:f", ["pi"])
 
 
 @pytest.mark.parametrize(
@@ -205,6 +294,24 @@ def test_results_are_kept_by_content(tmp_path: Path) -> None:
         unsure = Fixed(pi=math.nan)
         CachedJudge(unsure, AnswerCache(tmp_path)).judge([a])
         assert len(unsure.seen) == 1
+
+
+def test_no_judge_is_asked_about_nothing(module: str, tmp_path: Path) -> None:
+    """A resume finds every answer in the cache; a function need not expect an empty list."""
+    strict = PythonJudge(f"{module}:strict", ["pi"])  # raises ValueError without a sample
+    for _ in range(2):
+        judge = CachedJudge(strict, AnswerCache(tmp_path))
+        assert judge.judge([request("a", shade=51)])[0].scores == {"pi": 0.2}
+
+    class Counted(Fixed):
+        def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
+            assert requests
+            return super().judge(requests)
+
+    cached = CachedJudge(Counted(ri=1.0), AnswerCache(tmp_path))
+    parts = CompositeJudge([(cached, ["ri"]), (Counted(pi=0.5), ["pi"])])
+    for judge in (cached, parts, strict, ShapesJudge()):
+        assert judge.judge([]) == []
 
 
 def test_keys_tell_samples_apart() -> None:
