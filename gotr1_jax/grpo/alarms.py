@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gotr1_jax.grpo.config import RewardConfig
+from gotr1_jax.grpo.rollout import SampleTable
+
+_CAUSE_LENGTH = 300
 
 
 class ZeroRewardAlarm:
@@ -35,42 +41,113 @@ class ZeroRewardAlarm:
 class FailureTracker:
     """Reports when more than a share `limit` of the samples of `steps` steps could not be scored.
 
-    The window is the last `steps` steps; there is no report before it is full. A limit of 1 never
-    reports.
+    The window is the last `steps` steps; there is no report before it is full, and after a report
+    it is empty: who has corrected the judge and resumes is not stopped for what was before. A
+    limit of 1 never reports.
     """
 
     def __init__(self, limit: float, steps: int) -> None:
         self._limit = limit
         self._window: deque[tuple[int, int]] = deque(maxlen=steps)
 
-    def add(self, failed: int, rows: int) -> str | None:
-        """Count a step's samples; returns why the run must stop, or None."""
+    def add(self, failed: int, rows: int, cause: str = "") -> str | None:
+        """Count a step's samples; returns why the run must stop, with `cause`, or None."""
         self._window.append((failed, rows))
         bad, total = (sum(column) for column in zip(*self._window))
         steps = self._window.maxlen
         if len(self._window) < (steps or 0) or bad <= self._limit * total:
             return None
+        self._window.clear()
         return (
             f"the judge could not score {bad} of {total} samples of the last {steps} steps "
             f"({bad / total:.0%}, more than the {self._limit:.0%} allowed): see the judge's "
             "answers in samples/, and correct the judge or raise the limit"
+            + (f"; most often: {cause}" if cause else "")
         )
 
 
-class RewardAlarms:
-    """Both alarms of a run."""
+@dataclass(frozen=True)
+class JudgedCounts:
+    """Counts over samples that were drawn, before any of them is selected.
 
-    def __init__(self, config: RewardConfig) -> None:
+    Attributes:
+        samples: all of them.
+        failed: those without some term's score. unscored: those without a total.
+        total: the sum of the totals there are.
+        reasons: what the judge said of those without a total, as far as this process scored them,
+            and how often.
+    """
+
+    samples: int
+    failed: int
+    unscored: int
+    total: float
+    reasons: Counter[str]
+
+    @classmethod
+    def of(cls, table: SampleTable) -> JudgedCounts:
+        """The counts of a table."""
+        unscored_B = ~np.isfinite(table.total_B)
+        records = (record for record in table.record_B[unscored_B] if record is not None)
+        reasons = Counter(_reason(record.rationale) for record in records)
+        return cls(
+            samples=len(unscored_B),
+            failed=int((unscored_B | np.isnan(table.scores_BK).any(axis=1)).sum()),
+            unscored=int(unscored_B.sum()),
+            total=float(table.total_B[~unscored_B].sum()),
+            reasons=reasons,
+        )
+
+    def __add__(self, other: JudgedCounts) -> JudgedCounts:
+        mine, theirs = vars(self), vars(other)
+        return JudgedCounts(**{name: mine[name] + theirs[name] for name in mine})
+
+    @property
+    def mean(self) -> float:
+        """The mean total; NaN where no sample could be scored."""
+        scored = self.samples - self.unscored
+        return self.total / scored if scored else math.nan
+
+    @property
+    def cause(self) -> str:
+        """Why most of the samples without a total have none, in the judge's words."""
+        if not self.unscored:
+            return ""
+        reason = self.reasons.most_common(1)[0][0] if self.reasons else ""
+        return reason[:_CAUSE_LENGTH] or "the judge gives NaN and no reason"
+
+
+def _reason(rationale: str) -> str:
+    """The part of a rationale that says why a score is missing, on one line."""
+    parts = rationale.split(" | ")  # a part a term
+    failed = [part for part in parts if " failed: " in part]
+    return " ".join((failed[0] if failed else rationale).split())
+
+
+class RewardAlarms:
+    """Both alarms of a run; `state` goes on in a run that resumes."""
+
+    def __init__(self, config: RewardConfig, state: Mapping[str, Any] | None = None) -> None:
+        """state: of a checkpoint; None where it has none, as those of earlier versions."""
         self._zero = ZeroRewardAlarm(config.alarm_steps)
         self._failures = FailureTracker(config.failure_limit, config.failure_steps)
+        if state is not None:
+            self._zero._zeros = int(state["zero_steps"])
+            self._failures._window.extend((int(bad), int(all_)) for bad, all_ in state["failures"])
 
-    def check(self, total_B: np.ndarray, note: Callable[[str], None]) -> str | None:
-        """Check the combined rewards of a step (NaN: could not be scored).
+    @property
+    def state(self) -> dict[str, Any]:
+        """JSON values for a checkpoint."""
+        return {
+            "zero_steps": self._zero._zeros,
+            "failures": [list(counts) for counts in self._failures._window],
+        }
+
+    def check(self, drawn: JudgedCounts, note: Callable[[str], None]) -> str | None:
+        """Check the samples of a step.
 
         Returns why the run must stop, or None; `note` gets the warning of rewards that are all 0.
         """
-        scored_B = np.isfinite(total_B)
-        mean = float(total_B[scored_B].mean()) if scored_B.any() else float("nan")
-        if (line := self._zero.add(mean)) is not None:
+        if (line := self._zero.add(drawn.mean)) is not None:
             note(line)
-        return self._failures.add(int((~scored_B).sum()), len(total_B))
+        return self._failures.add(drawn.unscored, drawn.samples, drawn.cause)

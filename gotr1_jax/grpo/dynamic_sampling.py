@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gotr1_jax.grpo.advantages import GroupAdvantages, keep_groups
+from gotr1_jax.grpo.alarms import JudgedCounts
 from gotr1_jax.grpo.rollout import ScoredRollout
 
 
@@ -26,6 +27,8 @@ class SampledGroups:
       zero_variance_P: bool, groups whose rewards are all equal: advantage 0.
       zero_variance_frac: share of such groups in all that were sampled.
       rounds: how often P groups were sampled.
+      drawn: counts over all samples of all rounds. `scored` has few of those that a judge could
+        not score, as groups without variance are replaced.
     """
 
     scored: ScoredRollout
@@ -34,6 +37,7 @@ class SampledGroups:
     zero_variance_P: np.ndarray
     zero_variance_frac: float
     rounds: int
+    drawn: JudgedCounts
 
     @property
     def wasted_frac(self) -> float:
@@ -59,6 +63,7 @@ def sample_groups(
     """
     scored = sample(0)
     P, zero_variance, rounds = len(scored.rewards_PG), 0, 1
+    drawn = JudgedCounts.of(scored.table)
     while True:
         groups = advantages(scored.rewards_PG)
         zero_variance += int(groups.zero_variance_P[-P:].sum())
@@ -69,7 +74,9 @@ def sample_groups(
         )
         if rounds > resample_rounds or not zero_variance_P.any():
             break
-        scored = scored.append(sample(rounds))
+        new = sample(rounds)
+        drawn += JudgedCounts.of(new.table)
+        scored = scored.append(new)
         rounds += 1
     return SampledGroups(
         scored=scored,
@@ -78,4 +85,5 @@ def sample_groups(
         zero_variance_P=zero_variance_P,
         zero_variance_frac=zero_variance / (rounds * P),
         rounds=rounds,
+        drawn=drawn,
     )

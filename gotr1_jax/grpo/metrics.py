@@ -33,6 +33,7 @@ def step_metrics(
     schedule = make_schedule(config.optimizer, config.steps * config.update.updates_per_rollout)
     return {
         **term_statistics({"total": table.total_B, **table.scores}),
+        "judge/failed_frac": groups.drawn.failed / groups.drawn.samples,
         "reward/frac_zero_std": groups.zero_variance_frac,
         "rollout/rounds": float(groups.rounds),
         "rollout/missing_groups": float(groups.zero_variance_P.sum()),

@@ -57,7 +57,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
         before = held_out.before(job, state, run.first_step)
         job = job.release_initial_weights()
         worker, learner = job.worker, job.learner
-        alarms = RewardAlarms(config.reward)
+        alarms = RewardAlarms(config.reward, run.restored_meta.get("alarms"))
         advantages = partial(group_advantages, kind=config.loss.advantage)
         updates = config.update.updates_per_rollout
 
@@ -79,8 +79,8 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
             run.log(metrics, state.skipped_in_a_row, reward=metrics["reward/total/mean"])
             _write_samples(config, run, groups)
             total = held_out.after_step(job, state, run)
-            failure = alarms.check(groups.scored.table.total_B, run.note)
-            run.end_step(state, score=total, failure=failure)
+            failure = alarms.check(groups.drawn, run.note)
+            run.end_step(state, score=total, failure=failure, meta={"alarms": alarms.state})
 
         after = held_out.evaluate("eval_after", job.sampling_params(state))
         return _finish(config, run, job, state.params, before, after)

@@ -46,6 +46,7 @@ class Run:
       dir: paths of the run directory, which `open` creates.
       first_step: the step that the run resumed from; 0 for a new run.
       step: the current step, from 1.
+      restored_meta: the meta of the checkpoint that `restore` read; empty for a new run.
       seconds: time spent in steps since the run began, restarts included.
     """
 
@@ -72,6 +73,7 @@ class Run:
         self.dir = RunDir(Path(config.run_dir))
         self.first_step = self.step = 0
         self.seconds = 0.0
+        self.restored_meta: Mapping[str, Any] = {}
         self._shown: dict[str, float] = {}
         self._started: float | None = None
         self._data: Any = None
@@ -131,6 +133,7 @@ class Run:
         if self._resume is not None:
             restored = restore_path(self._resume, state, frozen)
             state, self.first_step = restored.tree, restored.step
+            self.restored_meta = restored.meta
             self._loop.resume(restored.meta)
             if self._data is not None:
                 self._data.set_state(restored.meta["data"])
@@ -192,12 +195,17 @@ class Run:
         self._progress.note(line)
 
     def end_step(
-        self, state: Any, *, score: float | None = None, failure: str | None = None
+        self,
+        state: Any,
+        *,
+        score: float | None = None,
+        failure: str | None = None,
+        meta: Mapping[str, Any] | None = None,
     ) -> None:
-        """Ends the step: see `Loop.end_step`."""
+        """Ends the step: see `Loop.end_step`; `meta` is what the job adds to a checkpoint's."""
         self._stop_timer()
         self._progress.update(self.step, **self._shown)
-        meta: dict[str, Any] = {"seed": self._config.seed, "seconds": self.seconds}
+        record = {**(meta or {}), "seed": self._config.seed, "seconds": self.seconds}
         if self._data is not None:
-            meta["data"] = self._data.get_state()
-        self._loop.end_step(self.step, state, meta, score=score, failure=failure)
+            record["data"] = self._data.get_state()
+        self._loop.end_step(self.step, state, record, score=score, failure=failure)

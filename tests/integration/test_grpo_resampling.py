@@ -6,6 +6,8 @@ asked for the CALL-th time.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 import subprocess
@@ -37,7 +39,7 @@ ROUNDS = 2
 
 @dataclass
 class Coin:
-    """A verdict that images get as if by a coin, every third of them a 1.
+    """A verdict that images get as if by a coin, every third of them a 1, every fifth none.
 
     When it is asked for the `call`-th time, the process is killed.
     """
@@ -52,7 +54,14 @@ class Coin:
         if self.asked == self.call:
             os.kill(os.getpid(), signal.SIGKILL)
         values = [int(request.image.sum()) + len(request.plan.text) for request in requests]
-        return [JudgeResult({"verdict": float(value % 3 == 0)}) for value in values]
+        verdicts = [math.nan if value % 5 == 0 else float(value % 3 == 0) for value in values]
+        return [JudgeResult({"verdict": verdict}) for verdict in verdicts]
+
+
+def saved_alarms(run_dir: Path) -> dict[str, Any]:
+    """The alarms' state in the last checkpoint."""
+    text = (run_dir / "checkpoints" / "step_000004" / "meta" / "metadata").read_text()
+    return json.loads(text)["meta"]["alarms"]
 
 
 def values_of(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
@@ -96,7 +105,7 @@ def middle(whole: tuple[list[dict[str, Any]], dict[int, Any]]) -> int:
     return 1 + sum(rounds[:step]) + 2  # one for the evaluation
 
 
-def test_metrics_of_dynamic_sampling(whole):
+def test_metrics_of_dynamic_sampling(folder, whole):
     for line in whole[0]:
         rounds, missing = line["rollout/rounds"], line["rollout/missing_groups"]
         assert rounds == ROUNDS + 1 or missing == 0
@@ -108,6 +117,13 @@ def test_metrics_of_dynamic_sampling(whole):
         if not missing:
             assert line["reward/verdict/mean"] == 0.5
     assert {line["rollout/rounds"] for line in whole[0]} - {1.0}, "no step needed a second round"
+    # Groups that are learned from have all their verdicts; failures are those of all samples drawn.
+    full = [line for line in whole[0] if not line["rollout/missing_groups"]]
+    assert any(line["judge/failed_frac"] > 0 for line in full)
+    window = saved_alarms(folder / "whole")["failures"]
+    for line, (failed, drawn) in zip(whole[0], window, strict=True):
+        assert drawn == 4 * line["rollout/rounds"]
+        assert line["judge/failed_frac"] == failed / drawn
 
 
 def test_killed_in_a_resample_round_and_resumed(folder, whole, middle, tmp_path, monkeypatch):
@@ -132,6 +148,7 @@ def test_killed_in_a_resample_round_and_resumed(folder, whole, middle, tmp_path,
     assert done <= min(saved) <= done + 1
     assert_equal_trees(saved[4], whole[1][4])
     assert steady_metrics(tmp_path / "run") == whole[0]
+    assert saved_alarms(tmp_path / "run") == saved_alarms(folder / "whole")
 
 
 if __name__ == "__main__":

@@ -132,3 +132,18 @@ def test_rows_of_a_sample_stay_together() -> None:
         ("caption 3", 1, 1, -0.5, 0.0),
     ]
     assert found.scored.records(0) == found.scored.records(-1) == []
+
+
+def test_failures_are_counted_before_groups_are_selected() -> None:
+    """A judge that fails on most groups is seen, although only good groups are learned from."""
+    found = run([[LOST, LOST, GOOD], [LOST, HALF, GOOD], [LOST, LOST, GOOD]], resample_rounds=8)
+    assert np.isfinite(found.scored.table.total_B).all()
+    drawn = found.drawn
+    assert (drawn.samples, drawn.unscored, drawn.failed, drawn.total) == (18, 11, 11, 4)
+
+
+def test_zeros_are_counted_before_groups_are_selected() -> None:
+    """Of groups that nothing could score and groups of zeros the first fill up the batch."""
+    found = run([[LOST] * 3, [(0.0, 0.0)] * 3], resample_rounds=1)
+    assert not np.isfinite(found.scored.table.total_B).any()
+    assert found.drawn.mean == 0
