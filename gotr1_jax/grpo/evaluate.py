@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.grpo.alarms import JudgedCounts
 from gotr1_jax.grpo.config import EvaluationConfig
 from gotr1_jax.grpo.rollout import Prompts, RolloutWorker
 from gotr1_jax.grpo.setup import GrpoJob
-from gotr1_jax.io.files import write_json_atomic
+from gotr1_jax.io.files import read_json, write_json_atomic
 from gotr1_jax.parallel.mesh import row_multiple
 from gotr1_jax.parallel.processes import (
     broadcast_from_main,
@@ -28,14 +32,21 @@ from gotr1_jax.trainer.state import TrainState
 
 # Evaluations have random streams of their own, the same before and after training.
 EVALUATION_SEED = 20_250_522
+_HIGHEST = 2.0  # of a total: v1 adds two terms
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of held-out captions, float32, one a caption; NaN where none could be scored."""
+    """Scores of held-out captions, float32, one a caption; NaN where none could be scored.
+
+    Attributes:
+        counts: of the samples behind them; None where they were read from a file.
+    """
 
     terms: Mapping[str, np.ndarray]
     total: np.ndarray
+    counts: JudgedCounts | None = None
 
     @property
     def _columns(self) -> dict[str, np.ndarray]:
@@ -52,10 +63,27 @@ class Evaluation:
         return {name: np.asarray(values).tolist() for name, values in self._columns.items()}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, list[float | None]]) -> Evaluation:
-        """Inverse of `to_json`; null is NaN."""
-        arrays = {k: np.asarray(v, np.float32) for k, v in values.items()}  # None becomes NaN
+    def from_json(cls, values: object, where: str = "the evaluation") -> Evaluation:
+        """Inverse of `to_json`; null is NaN. InputError, with `where`, for other values."""
+        columns = values if isinstance(values, Mapping) else {}
+        lists = [v if isinstance(v, list) and v else None for v in columns.values()]
+        if "total" not in columns or None in lists or len({len(v) for v in lists if v}) != 1:
+            raise InputError(f"{where} is no object of lists of scores, equally long, with a total")
+        for name, scores in columns.items():
+            wrong = next((score for score in scores if not _is_score(score)), None)
+            if wrong is not None:
+                raise InputError(f"{where} has a score of {name} that is {str(wrong)[:40]!r}")
+        arrays = {k: np.asarray(v, np.float32) for k, v in columns.items()}  # None becomes NaN
         return cls({k: v for k, v in arrays.items() if k != "total"}, arrays["total"])
+
+
+def _is_score(value: object) -> bool:
+    """Whether a file of scores can hold it: NaN too, as files of earlier versions did."""
+    if value is None:
+        return True
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return math.isnan(value) or 0 <= value <= _HIGHEST
 
 
 class HeldOut:
@@ -68,16 +96,44 @@ class HeldOut:
     def before(self, job: GrpoJob, state: TrainState, first_step: int) -> Evaluation | None:
         """The evaluation before the first update; read from the run's files where it goes on.
 
-        None in a process that cannot read what the main process can.
+        None in a process that cannot read what the main process can. RunError if the judge scores
+        nothing at all.
         """
-        path = self._root / "eval_before.json"
-        stored = None
-        if first_step and path.is_file():
-            stored = Evaluation.from_json(json.loads(path.read_text(encoding="utf-8")))
+        stored = self._stored() if first_step else None
         if broadcast_from_main(stored is not None):
             return stored
         initial = job.initial_state() if first_step else state
-        return self.evaluate("eval_before", job.sampling_params(initial))
+        found = self.evaluate("eval_before", job.sampling_params(initial))
+        if found.counts is not None and self._is_lost(found):
+            raise RunError(
+                f"the judge could not score any of the {found.counts.samples} samples of the first "
+                f"evaluation, so nothing can be learned: {found.counts.cause}; correct the judge "
+                "(reward.failure_limit of 1 goes on without rewards)"
+            )
+        return found
+
+    def _is_lost(self, found: Evaluation) -> bool:
+        return np.isnan(found.total).all() and self._config.reward.failure_limit < 1
+
+    def _stored(self) -> Evaluation | None:
+        """The evaluation before training in the run's file; None, with a line, if it is no use."""
+        path = self._root / "eval_before.json"
+        try:
+            if not path.is_file():
+                raise InputError(f"{path} is missing or no file")
+            found = Evaluation.from_json(read_json(path), str(path))
+            captions, terms = len(found.total), set(found.terms)
+            if captions != len(self._prompts) or terms != set(self._worker.judge.terms):
+                raise InputError(
+                    f"{path} has {', '.join(sorted(terms))} of {captions} captions, and not "
+                    f"{', '.join(self._worker.judge.terms)} of {len(self._prompts)}"
+                )
+            if self._is_lost(found):
+                raise InputError(f"{path} has no score, as the judge gave none")
+        except (InputError, RecursionError) as error:
+            _log.warning("%s: %s; the model before training is evaluated again", path.name, error)
+            return None
+        return found
 
     def after_step(self, job: GrpoJob, state: TrainState, run: Run) -> float | None:
         """The held-out total, in steps that are evaluated."""
@@ -90,10 +146,17 @@ class HeldOut:
 
     def evaluate(self, name: str, params: Any) -> Evaluation:
         """Scores all held-out captions under decode weights; writes `name`.json and samples."""
-        return evaluate(
+        found = evaluate(
             self._worker, params, self._prompts, self._config.evaluation, name, self._root,
             rows=self._config.rollout.rows_at_once, multiple=self._multiple,
         )  # fmt: skip
+        if found.counts is not None and found.counts.unscored:
+            cause, samples = found.counts.cause, found.counts.samples
+            _log.warning(
+                "%s: the judge could not score %d of %d samples; most often: %s",
+                name, found.counts.unscored, samples, cause,
+            )  # fmt: skip
+        return found
 
 
 def evaluate(
@@ -109,11 +172,12 @@ def evaluate(
     """
     G, P = config.samples, len(prompts)
     size = captions_at_once(P, G, rows, multiple)
-    parts, shown = [], []
+    parts, shown, counts = [], [], []
     for start in range(0, P, size):
         part = prompts.take(range(start, min(start + size, P)))
         scored = worker(params, part, G, EVALUATION_SEED, 0)
         parts.append((scored.table.scores_BK, scored.table.total_B))
+        counts.append(JudgedCounts.of(scored.table))
         shown += [
             replace(record, caption_index=start + record.caption_index)
             for record in scored.records(config.shown - start)
@@ -121,6 +185,7 @@ def evaluate(
         ]
     scores_BK, total_B = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
     result = score_captions(dict(zip(worker.judge.terms, scores_BK.T)), total_B, G)
+    result = replace(result, counts=reduce(add, counts))
     with raise_on_all_processes():
         if is_main_process():
             write_samples(root / "samples", 0, shown, name=name)

@@ -36,6 +36,7 @@ from gotr1_jax.vlm_engine.config import HttpConfig
 _log = logging.getLogger(__name__)
 _MAX_BODY = 8 * 2**20  # bytes of a response
 _LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
+_FIRST = 16  # questions; a server that answers none of the first so many is the wrong one
 _TRANSIENT = {408, 425, 429}  # and all from 500 on
 _REFUSALS = {
     401: "check judge.http.key_file or judge.http.key_variable",
@@ -82,6 +83,7 @@ class HttpEngine:
             self._headers["Authorization"] = f"Bearer {key}"
         self._tls = ssl.create_default_context()
         self._has_answered = False
+        self._num_unanswered = 0  # before the first answer
         self.identity = f"http {config.url.rstrip('/')} {config.model} multiple={config.multiple}"
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
@@ -94,8 +96,9 @@ class HttpEngine:
         """One answer for each question, with `error` set where the server gave none.
 
         RunError where the server refuses the very first question for good (wrong address, model
-        or key); once it has answered, a refusal is only a missing answer. That question goes
-        alone, so that chance does not decide which one comes first.
+        or key), or answers none of the first 16 for whatever reason; once it has answered, a
+        refusal or a failure is only a missing answer. The first question goes alone, so that
+        chance does not decide which one comes first.
         """
         if _in_event_loop():
             with ThreadPoolExecutor(1) as executor:
@@ -125,9 +128,28 @@ class HttpEngine:
             headers=self._headers, trust_env=False, verify=self._tls,
             timeout=None, limits=httpx2.Limits(max_keepalive_connections=0),
         ) as client:  # fmt: skip
-            alone = 0 if self._has_answered else 1
-            answers = [await answer_one(question) for question in questions[:alone]]
-            return answers + await asyncio.gather(*map(answer_one, questions[alone:]))
+            answers: list[Answer] = []
+            while not self._has_answered and len(answers) < len(questions):
+                most = _FIRST - self._num_unanswered if self._num_unanswered else 1
+                part = questions[len(answers) : len(answers) + most]
+                answers += await asyncio.gather(*map(answer_one, part))
+                self._check_first(answers, len(part))
+            return answers + await asyncio.gather(*map(answer_one, questions[len(answers) :]))
+
+    def _check_first(self, answers: Sequence[Answer], new: int) -> None:
+        """RunError where the server answered none of its first questions, `new` of them just now.
+
+        Waiting for all the others would take hours with a server that is not there.
+        """
+        if self._has_answered:
+            return
+        self._num_unanswered += new
+        if self._num_unanswered >= _FIRST:
+            reason = Counter(answer.error for answer in answers).most_common(1)[0][0]
+            raise RunError(
+                f"the judge at {self._config.url} answers none of its first {_FIRST} questions: "
+                f"{reason}; check the server, judge.http.url and judge.http.model"
+            )
 
     async def _answer_one(self, client: httpx2.AsyncClient, body: bytes) -> Answer:
         pause = self._config.backoff

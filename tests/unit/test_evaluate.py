@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from gotr1_jax.grpo.evaluate import Evaluation, captions_at_once, format_table
+from gotr1_jax.errors import RunError
+from gotr1_jax.grpo.evaluate import Evaluation, HeldOut, captions_at_once, format_table
+from gotr1_jax.grpo.rollout import Prompt, Prompts, SampleTable
 from gotr1_jax.io.files import plain_json
+from gotr1_jax.parallel.mesh import make_mesh
+from gotr1_jax.plan import parse_plan
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.trainer import bootstrap
 from gotr1_jax.trainer.bootstrap import gain_interval, mean_interval
+from gotr1_jax.trainer.samples import SampleRecord
+
+NAN = math.nan
 
 
 def scores(*values: float) -> np.ndarray:
@@ -78,6 +90,129 @@ def test_means_skip_captions_without_a_score_and_files_keep_them():
 def test_means_without_any_score():
     lost = Evaluation({"sem": scores(math.nan, 1.0)}, scores(math.nan, math.nan))
     assert math.isnan(lost.means["total"]) and lost.means["sem"] == 1.0
+
+
+class Scorer:
+    """A worker whose judge gives every sample of a caption what `totals` has for it.
+
+    `asked` counts its calls.
+    """
+
+    judge = SimpleNamespace(terms=("pi",))
+
+    def __init__(self, *totals: float) -> None:
+        self.totals, self.asked = totals, 0
+
+    def __call__(self, _: Any, prompts: Prompts, samples: int, *rest: int) -> Any:
+        self.asked += 1
+        totals = [self.totals[prompt.index] for prompt in prompts.prompts for _ in range(samples)]
+        total_B = np.asarray(totals, np.float32)
+        records = np.empty(len(total_B), object)
+        records[:] = [
+            SampleRecord.scored(
+                JudgeRequest("a cat", parse_plan("a cat"), np.zeros((2, 2, 3), np.uint8)),
+                JudgeResult({"pi": total}, rationale=f"pi failed: no images, {total}"),
+                total,
+            )
+            for total in totals
+        ]
+        zeros_B = np.zeros_like(total_B)
+        table = SampleTable(
+            ("pi",), zeros_B, total_B[:, None], total_B, zeros_B, zeros_B, zeros_B, records
+        )
+        return SimpleNamespace(table=table, records=lambda captions: [])
+
+
+def held_out(root: Path, *totals: float, failure_limit: float = 0.2) -> tuple[Any, Scorer]:
+    """`HeldOut.before` of a run at `root`, given the step it resumed from; and its worker."""
+    worker = Scorer(*totals)
+    prompts = Prompts(tuple(Prompt(i, "a cat", (1,)) for i in range(len(totals))), 16, 0)
+    config = SimpleNamespace(
+        evaluation=SimpleNamespace(samples=2, shown=0),
+        rollout=SimpleNamespace(rows_at_once=2),
+        reward=SimpleNamespace(failure_limit=failure_limit),
+    )
+    job: Any = SimpleNamespace(
+        config=config, worker=worker, heldout=prompts,
+        sampling_params=lambda state: None, initial_state=lambda: None,
+    )  # fmt: skip
+    run: Any = SimpleNamespace(dir=SimpleNamespace(root=root), mesh=make_mesh(1))
+    found = HeldOut(job, run)
+    return (lambda first_step: found.before(job, cast(Any, None), first_step)), worker
+
+
+def test_a_judge_that_scores_nothing_ends_the_run_before_its_first_step(tmp_path: Path):
+    before, _ = held_out(tmp_path, NAN, NAN, NAN)
+    with pytest.raises(RunError, match="any of the 6 samples of the first evaluation.*no images"):
+        before(0)
+    # As does one of which only some are scored, or with the limit of a run that needs no reward.
+    assert held_out(tmp_path, NAN, 0.0)[0](0).means["total"] == 0
+    assert math.isnan(held_out(tmp_path, NAN, failure_limit=1.0)[0](0).means["total"])
+
+
+def test_a_baseline_without_scores_is_measured_again(tmp_path: Path, caplog):
+    """When a judge is there; until then the resumed run does not begin."""
+    before, _ = held_out(tmp_path, NAN, NAN)
+    with pytest.raises(RunError):
+        before(0)
+    with pytest.raises(RunError):
+        before(7)
+    before, worker = held_out(tmp_path, 0.25, NAN)
+    assert before(7).means["total"] == 0.25 and worker.asked == 2
+    assert "evaluated again" in caplog.text
+    before, worker = held_out(tmp_path, 0.5, 0.5)
+    assert before(7).means["total"] == 0.25 and worker.asked == 0  # it is kept now
+
+
+DEEP = "[" * 100_000
+DAMAGED_SCORES = {
+    "cut off": '{"total": [0.5, ',
+    "empty": "",
+    "a list": "[0.5, 0.5]",
+    "no total": '{"pi": [0.5, 0.5]}',
+    "a number": '{"total": 0.5, "pi": [0.5, 0.5]}',
+    "a text": '{"total": ["0.5", 0.5], "pi": [0.5, 0.5]}',
+    "a truth": '{"total": [true, 0.5], "pi": [0.5, 0.5]}',
+    "infinite": '{"total": [Infinity, 0.5], "pi": [0.5, 0.5]}',
+    "out of range": '{"total": [-1e300, 0.5], "pi": [0.5, 0.5]}',
+    "a huge number": '{"total": [1%s, 0.5], "pi": [0.5, 0.5]}' % ("0" * 400),
+    "nested": '{"total": [[0.5], [0.5]], "pi": [0.5, 0.5]}',
+    "another length": '{"total": [0.5, 0.5, 0.5], "pi": [0.5, 0.5, 0.5]}',
+    "unequal lengths": '{"total": [0.5, 0.5], "pi": [0.5]}',
+    "another term": '{"total": [0.5, 0.5], "sem": [0.5, 0.5]}',
+    "no captions": '{"total": [], "pi": []}',
+    "deep": DEEP,
+    "deep inside": '{"total": [0.5, 0.5], "pi": ' + DEEP,
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED_SCORES)
+def test_a_damaged_baseline_is_measured_again(what: str, tmp_path: Path, caplog):
+    (tmp_path / "eval_before.json").write_text(DAMAGED_SCORES[what])
+    before, worker = held_out(tmp_path, 0.25, 0.25)
+    assert before(7).means == {"total": 0.25, "pi": 0.25} and worker.asked == 2
+    (line,) = caplog.text.splitlines()
+    assert "eval_before.json" in line and "evaluated again" in line
+
+
+@pytest.mark.parametrize("what", ["missing", "a pipe", "a device", "dangling", "bytes", "a folder"])
+def test_a_baseline_that_is_no_file_is_measured_again(what: str, tmp_path: Path, caplog):
+    path = tmp_path / "eval_before.json"
+    {
+        "missing": lambda: None,
+        "a pipe": lambda: os.mkfifo(path),
+        "a device": lambda: path.symlink_to("/dev/zero"),
+        "dangling": lambda: path.symlink_to("nowhere"),
+        "bytes": lambda: path.write_bytes(b"\xff\xfe\x00"),
+        "a folder": path.mkdir,
+    }[what]()
+    before, worker = held_out(tmp_path, 0.25, 0.25)
+    if what == "a folder":  # nothing can be written in its place
+        with pytest.raises(RunError, match="eval_before.json"):
+            before(7)
+        return
+    assert before(7).means["total"] == 0.25 and worker.asked == 2
+    assert "eval_before.json" in caplog.text and "evaluated again" in caplog.text
 
 
 def test_table():

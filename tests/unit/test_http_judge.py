@@ -262,6 +262,26 @@ def test_a_question_that_the_server_cannot_take_is_not_repeated() -> None:
     assert len(server.bodies) == 1 and pauses == []
 
 
+@pytest.mark.parametrize("status", [400, 503])
+def test_a_server_that_answers_nothing_ends_the_job(status: int) -> None:
+    """Of thousands of questions; a bad first question alone, or few, are only missing answers."""
+    questions = [Question("score", (), "", f"question {i}", 9) for i in range(40)]
+    with Server(lambda h, n, body: send(h, status, b"no images here")) as server:
+        engine, _ = engine_for(server, retries=0)
+        assert all("no images here" in answer.error for answer in engine.answer(questions[:15]))
+        with pytest.raises(RunError, match=f"none of its first 16.*status {status}: no images"):
+            engine.answer(questions)
+    assert len(server.bodies) == 16
+
+    def behave(handler: BaseHTTPRequestHandler, number: int, body: Any) -> None:
+        say(handler, "fine") if number == 16 else send(handler, status, b"")
+
+    with Server(behave) as server:
+        engine, _ = engine_for(server, retries=0)
+        answers = engine.answer(questions)
+    assert len(answers) == 40 and sum(answer.text == "fine" for answer in answers) == 1
+
+
 def test_an_empty_content_is_an_empty_answer() -> None:
     with Server(lambda h, n, body: say(h, None)) as server:
         engine, _ = engine_for(server)
