@@ -1,4 +1,4 @@
-"""Reading of text and JSON with one-line errors; atomic writing of files and folders."""
+"""Atomic writing of files and folders."""
 
 from __future__ import annotations
 
@@ -14,70 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError, RunError
-
-
-def read_text(path: Path, what: str = "the file") -> str:
-    """The text of a UTF-8 file; InputError, which calls the file `what`, if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{what} {path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{what} {path} is not UTF-8 text: {error.reason}") from error
-
-
-def read_lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
-    """(number from 1, stripped text) of the non-blank lines of a UTF-8 file.
-
-    Raises InputError if it cannot be read; `what` names the content in the message.
-    """
-    number = 0
-    try:
-        # Not splitlines(): it also cuts at characters that may occur inside a caption.
-        with open(path, encoding="utf-8-sig") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield number, line.strip()
-    except OSError as error:
-        raise InputError(f"cannot read {what} from {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text (after line {number}); save it as UTF-8"
-        ) from error
-
-
-def read_json(file: Path) -> Any:
-    """The parsed content of a JSON file; InputError if it cannot be read or is not JSON."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise InputError(f"{file} is not valid JSON: {error}") from error
-
-
-def read_json_object(file: Path, *, missing_ok: bool = False) -> dict[str, Any]:
-    """The JSON object in a file; InputError for anything else.
-
-    With `missing_ok` a file that does not exist gives an empty object.
-    """
-    if missing_ok and not file.exists():
-        return {}
-    value = read_json(file)
-    if not isinstance(value, dict):
-        raise InputError(f"{file} does not hold a JSON object")
-    return value
-
-
-def parse_json_object(text: str | bytes, where: str) -> dict[str, Any]:
-    """Parse a JSON object; InputError, which begins with `where`, for anything else."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise InputError(f"{where} is not JSON in UTF-8: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{where} is not a JSON object")
-    return value
+from gotr1_jax.io.reading import parse_json_object as parse_json_object
+from gotr1_jax.io.reading import read_json as read_json
+from gotr1_jax.io.reading import read_json_object as read_json_object
+from gotr1_jax.io.reading import read_lines as read_lines
+from gotr1_jax.io.reading import read_text as read_text
 
 
 def plain_json(value: Any) -> Any:
