@@ -17,7 +17,6 @@ from gotr1_jax.aot.measure import bytes_per_device
 from gotr1_jax.aot.sampling import array_shape, compile_rollout, prompt_shapes, shard_rows
 from gotr1_jax.aot.sizes import judge_sizes, policy_sizes
 from gotr1_jax.aot.target import Target
-from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import captions_at_once
 from gotr1_jax.grpo.policy import policy_shapes
@@ -141,9 +140,10 @@ def _compile_update(
     B, T = config.rollout.rows // updates, config.rollout.max_plan_tokens + 1
     rows = token_batch_shapes(B, widths[0], T, widths[1])
     plan_logp_BT, image_logp_BU = _of(B, T, jnp.float32), _of(B, widths[1], jnp.float32)
+    cond_BU = image_logp_BU if config.sampling.records_conditional else None
     logp_BN = _of(B, T + widths[1], jnp.float32)
     batch = PolicyBatch(
-        rollout=Rollout(rows, plan_logp_BT, image_logp_BU, LogpConfig()),
+        rollout=Rollout(rows, plan_logp_BT, image_logp_BU, config.sampling.logp_settings, cond_BU),
         old_logp_BN=logp_BN if updates > 1 else None,
         ref_logp_BN=logp_BN if learner.reference is not None else None,
         advantages_B=_of(B, None, jnp.float32),

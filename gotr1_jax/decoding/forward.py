@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gotr1_jax.decoding.kv_cache import KVCache
-from gotr1_jax.decoding.weights import DecodeWeights, LayerWeights
+from gotr1_jax.decoding.weights import AdapterWeights, DecodeWeights, LayerWeights
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import apply_rope, rope_tables
 from gotr1_jax.models.layers import rms_norm
@@ -83,6 +83,16 @@ def project(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
     return y.reshape(*lead, *y.shape[1:])
 
 
+def adapted(
+    x: jax.Array, weight: jax.Array, lora: AdapterWeights | None, contracted: int = 1
+) -> jax.Array:
+    """`project`, with the layer's adapters: rounded as by `models.layers.Linear`."""
+    y = project(x, weight, contracted)
+    if lora is None:
+        return y
+    return y + project(project(x, lora.a, contracted), lora.b) * lora.scale
+
+
 def _block(
     layer: LayerWeights, cfg: DecoderConfig, x: jax.Array, rope: tuple[jax.Array, jax.Array],
     attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
@@ -90,14 +100,17 @@ def _block(
     """x (..., D), rope tables (..., h // 2) of its positions -> (..., D)."""
     g = cfg.num_heads // cfg.num_kv_heads
     cos, sin = rope
-    qkv = project(rms_norm(x, layer.attention_norm_D, cfg.norm_eps), layer.qkv_KfhD)
+    normed = rms_norm(x, layer.attention_norm_D, cfg.norm_eps)
+    qkv = adapted(normed, layer.qkv_KfhD, layer.qkv_lora)
     if layer.qkv_bias_Kfh is not None:
         qkv = qkv + layer.qkv_bias_Kfh
     rotated = apply_rope(qkv[..., : g + 1, :], (cos[..., None, :], sin[..., None, :]))
     mixed = attend(rotated[..., :g, :], rotated[..., g, :], qkv[..., g + 1, :])
-    x = x + project(mixed, layer.out_DKgh, contracted=3)
-    gate_up = project(rms_norm(x, layer.mlp_norm_D, cfg.norm_eps), layer.gate_up_2FD)
-    return x + project(jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :], layer.down_DF)
+    x = x + adapted(mixed, layer.out_DKgh, layer.out_lora, contracted=3)
+    normed = rms_norm(x, layer.mlp_norm_D, cfg.norm_eps)
+    gate_up = adapted(normed, layer.gate_up_2FD, layer.gate_up_lora)
+    gated = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
+    return x + adapted(gated, layer.down_DF, layer.down_lora)
 
 
 def run_layers(

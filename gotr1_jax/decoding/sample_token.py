@@ -45,5 +45,10 @@ def sample_token(
     else:
         keys = jax.vmap(jax.random.fold_in)(keys_B, positions_B)
         ids = jax.vmap(jax.random.categorical)(keys, top_k_top_p_filter(logits_BV, config))
-    chosen = jnp.take_along_axis(logits_BV, ids[:, None], axis=-1)[:, 0]
-    return ids.astype(jnp.int32), chosen - jax.nn.logsumexp(logits_BV, axis=-1)
+    return ids.astype(jnp.int32), token_logp(logits_BV, ids)
+
+
+def token_logp(logits_BV: jax.Array, ids_B: jax.Array) -> jax.Array:
+    """Log-probabilities (B,) of tokens (B,) under float32 logits."""
+    chosen = jnp.take_along_axis(logits_BV, ids_B[:, None], axis=-1)[:, 0]
+    return chosen - jax.nn.logsumexp(logits_BV, axis=-1)

@@ -1,11 +1,16 @@
-"""A decoder's weights for decoding: LoRA merged, layers unstacked, outputs first, one dtype.
+"""A decoder's weights for decoding: layers unstacked, outputs first, one dtype; LoRA beside them.
 
-Letters as in `decoding.kv_cache`.
+Adapters are not merged: their first changes are far smaller than the spacing of bfloat16 numbers at
+the weights they change, so a sum in bfloat16 (or a product in bfloat16 or TF32 of a float32 sum)
+would lose most of them, and the policy that samples would not be the one that is trained. Letters
+as in `decoding.kv_cache`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +18,29 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from gotr1_jax.models.decoder import Decoder
+from gotr1_jax.models.layers import Linear
 from gotr1_jax.parallel.sharding import DECODE_RULES, partition_spec
+
+Axes = tuple[str | None, ...]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("a", "b"), meta_fields=("scale",))
+@dataclass(frozen=True)
+class AdapterWeights:
+    """What adapters add to one product of the loop: scale * B (A x), two thin products.
+
+    A product may stand for several linear layers, of which any may have an adapter. Their n
+    matrices A are stacked. B is zero where an output of one layer meets the rank of another.
+
+    Attributes:
+      a: (R, *in), R = n * rank.
+      b: (*out, R).
+      scale: alpha / rank.
+    """
+
+    a: jax.Array
+    b: jax.Array
+    scale: float
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +58,7 @@ class LayerWeights:
       out_DKgh: output projection.
       gate_up_2FD: gate at [0], up at [1].
       down_DF: output of the mlp.
+      qkv_lora, out_lora, gate_up_lora, down_lora: adapters of these products, or None.
     """
 
     attention_norm_D: jax.Array
@@ -40,12 +68,16 @@ class LayerWeights:
     mlp_norm_D: jax.Array
     gate_up_2FD: jax.Array
     down_DF: jax.Array
+    qkv_lora: AdapterWeights | None = None
+    out_lora: AdapterWeights | None = None
+    gate_up_lora: AdapterWeights | None = None
+    down_lora: AdapterWeights | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DecodeWeights:
-    """A decoder's weights: LoRA merged, layers unstacked, one dtype.
+    """A decoder's weights: layers unstacked, one dtype, LoRA beside its matrices.
 
     Attributes:
       text_embed_VD: text embedding.
@@ -84,11 +116,52 @@ def _layer_weights(decoder: Decoder, i: int, dtype: jnp.dtype) -> LayerWeights:
         mlp_norm_D=block.mlp_norm.scale[i].astype(dtype),
         gate_up_2FD=jnp.stack([block.gate.kernel[i].T, block.up.kernel[i].T]).astype(dtype),
         down_DF=block.down.kernel[i].T.astype(dtype),
+        **_layer_adapters(decoder, i, dtype),
+    )
+
+
+def _layer_adapters(decoder: Decoder, i: int, dtype: jnp.dtype) -> dict[str, AdapterWeights | None]:
+    """The fields of `LayerWeights` with the adapters of layer `i`."""
+    cfg, block = decoder.cfg, decoder.layers
+    D, F, K, h = cfg.hidden_size, cfg.mlp_size, cfg.num_kv_heads, cfg.head_dim
+    g = cfg.num_heads // K
+    qkv = ((block.q, (K, g, h)), (block.k, (K, 1, h)), (block.v, (K, 1, h)))
+    gate_up = ((block.gate, (1, F)), (block.up, (1, F)))
+    adapters = partial(_adapter_weights, i=i, dtype=dtype)
+    return {
+        "qkv_lora": adapters(qkv, inputs=(D,), axis=1),
+        "out_lora": adapters(((block.o, (D,)),), inputs=(K, g, h)),
+        "gate_up_lora": adapters(gate_up, inputs=(D,)),
+        "down_lora": adapters(((block.down, (D,)),), inputs=(F,)),
+    }
+
+
+def _adapter_weights(
+    layers: Sequence[tuple[Linear, tuple[int, ...]]], i: int, dtype: jnp.dtype,
+    inputs: tuple[int, ...], axis: int = 0,
+) -> AdapterWeights | None:  # fmt: skip
+    """Adapters of linear layers of one input; each comes with the shape of its outputs, which are
+    joined along `axis`."""
+    a_RI, b_OR, scale = [], [], 0.0
+    for n, (layer, _) in enumerate(layers):
+        if layer.lora_a is None or layer.lora_b is None:
+            continue
+        a, b, scale = layer.lora_a[i], layer.lora_b[i], layer.lora_scale
+        a_RI.append(a.T.reshape(-1, *inputs))
+        of_each = [
+            b.T.reshape(*shape, -1) if m == n else jnp.zeros((*shape, b.shape[0]), b.dtype)
+            for m, (_, shape) in enumerate(layers)
+        ]
+        b_OR.append(jnp.concatenate(of_each, axis))
+    if not a_RI:
+        return None
+    return AdapterWeights(
+        jnp.concatenate(a_RI).astype(dtype), jnp.concatenate(b_OR, axis=-1).astype(dtype), scale
     )
 
 
 def decode_weights(decoder: Decoder, dtype: jnp.dtype) -> DecodeWeights:
-    """DecodeWeights, in `dtype`, of a decoder with merged LoRA."""
+    """DecodeWeights, in `dtype`, of a decoder with or without adapters."""
     head = decoder.lm_head
     text_head = decoder.embed.table[...] if head is None else head.kernel[...].T
     return DecodeWeights(
@@ -108,6 +181,11 @@ def decode_weights_shardings(params: DecodeWeights, mesh: Mesh) -> DecodeWeights
     def on(x: jax.Array | None, *axes: str | None) -> Any:
         return None if x is None else weight_sharding(x, axes, mesh)
 
+    def lora(x: AdapterWeights | None, inputs: Axes, outputs: Axes) -> Any:
+        if x is None:
+            return None
+        return replace(x, a=on(x.a, "lora_rank", *inputs), b=on(x.b, *outputs, "lora_rank"))
+
     def layer(w: LayerWeights) -> LayerWeights:
         return LayerWeights(
             attention_norm_D=on(w.attention_norm_D, "embed"),
@@ -117,6 +195,10 @@ def decode_weights_shardings(params: DecodeWeights, mesh: Mesh) -> DecodeWeights
             mlp_norm_D=on(w.mlp_norm_D, "embed"),
             gate_up_2FD=on(w.gate_up_2FD, None, "mlp", "embed"),
             down_DF=on(w.down_DF, "embed", "mlp"),
+            qkv_lora=lora(w.qkv_lora, ("embed",), ("kv_heads", None, None)),
+            out_lora=lora(w.out_lora, ("kv_heads", None, None), ("embed",)),
+            gate_up_lora=lora(w.gate_up_lora, ("embed",), (None, "mlp")),
+            down_lora=lora(w.down_lora, ("mlp",), ("embed",)),
         )
 
     return DecodeWeights(
@@ -127,6 +209,6 @@ def decode_weights_shardings(params: DecodeWeights, mesh: Mesh) -> DecodeWeights
     )
 
 
-def weight_sharding(x: jax.Array, axes: tuple[str | None, ...], mesh: Mesh) -> Any:
+def weight_sharding(x: jax.Array, axes: Axes, mesh: Mesh) -> Any:
     """Sharding of one array with logical `axes` by DECODE_RULES."""
     return NamedSharding(mesh, partition_spec(axes, x.shape, DECODE_RULES, mesh))

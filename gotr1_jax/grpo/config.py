@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from gotr1_jax.config import positive
@@ -252,6 +252,11 @@ class GrpoConfig(JobConfig):
     entropy: EntropyConfig | None = None
     update: UpdateConfig = field(default_factory=UpdateConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @property
+    def sampling(self) -> SamplerConfig:
+        """Settings of the sampler, which also scores its tokens as the loss does."""
+        return replace(self.rollout.sampling, logp_mode=self.loss.logp_mode)
 
     def check(self) -> None:
         super().check()

@@ -42,7 +42,7 @@ def step_metrics(
         "plan/truncated_frac": float(table.truncated_B.mean()),
         "plan/parsed_frac": float((table.boxes_B > 0).mean()),
         "plan/boxes": float(table.boxes_B.mean()),
-        **_policy_metrics(config, results),
+        **_policy_metrics(results),
         "time/rollout": rollout_seconds - scored.reward_seconds,
         "time/reward": scored.reward_seconds,
         "judge/seconds": scored.judge_seconds,
@@ -56,7 +56,7 @@ def step_metrics(
     }
 
 
-def _policy_metrics(config: GrpoConfig, results: list[PolicyMetrics]) -> dict[str, float]:
+def _policy_metrics(results: list[PolicyMetrics]) -> dict[str, float]:
     """`policy/NAME/MODALITY` of the optimizer steps on one rollout."""
     first, last = results[0], results[-1]
     columns = {
@@ -74,7 +74,4 @@ def _policy_metrics(config: GrpoConfig, results: list[PolicyMetrics]) -> dict[st
         for modality in ("text", "image") if column else ():
             numbers = [getattr(per_modality, modality) for per_modality in column]
             values[f"policy/{name}/{modality}"] = float(combine(numbers))
-    # The sampler always uses guidance: log-probabilities without it are of another distribution.
-    if config.loss.logp_mode == "conditional" and config.rollout.guidance != 1:
-        del values["policy/logp_diff/image"]
     return values

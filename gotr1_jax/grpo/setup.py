@@ -148,7 +148,7 @@ def make_sampler(
     """The sampler of a job; the arrays of `policy` may be abstract."""
     # The sampler reads one tree, adapters and all.
     graphdef = nnx.split(nnx.merge(policy.graphdef, policy.trained, policy.frozen))[0]
-    return Sampler(graphdef, sizes, specials, config.rollout.sampling, mesh)
+    return Sampler(graphdef, sizes, specials, config.sampling, mesh)
 
 
 def make_learner(
@@ -156,7 +156,7 @@ def make_learner(
 ) -> Learner:
     """The compiled updates of a job; the arrays of `policy` may be abstract."""
     rollout, loss = config.rollout, config.loss
-    settings = replace(rollout.sampling.logp_settings, mode=loss.logp_mode)
+    settings = config.sampling.logp_settings
     loss = replace(loss, max_tokens=loss.max_tokens or rollout.max_plan_tokens + 1)
     graphdef, micro = policy.graphdef, config.update.micro_batch
     return Learner(

@@ -126,6 +126,8 @@ def make_policy_step(
     def step(
         state: TrainState, frozen: Any, batch: PolicyBatch
     ) -> tuple[TrainState, PolicyMetrics]:
+        if batch.rollout.settings != settings:
+            raise ValueError(f"a rollout of {batch.rollout.settings} is replayed with {settings}")
         rows = batch.rollout.rows
         normalisers = count_normalisers(rows.sampled_mask_BN, rows.is_image_BN, batch.row_mask_B)
         alpha = None if state.entropy is None else coefficients(state.entropy)

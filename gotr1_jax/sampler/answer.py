@@ -64,7 +64,7 @@ class AnswerSampler:
         self._decode = jax.jit(self._decode_answers)
 
     def prepare(self, state: nnx.State) -> PolicyWeights:
-        """Decode weights of the policy's state (adapters merged)."""
+        """Decode weights of the policy's state."""
         return self._prepare(state)
 
     def __call__(

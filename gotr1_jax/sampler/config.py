@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gotr1_jax.decoding.config import LogpConfig, TokenSamplingConfig
+from gotr1_jax.decoding.config import LogpConfig, LogpMode, TokenSamplingConfig
 from gotr1_jax.errors import InputError
 
 
@@ -18,6 +18,8 @@ class SamplerConfig:
       guidance: w in uncond + w (cond - uncond) for the image; 1: no unconditional branch.
       text_temperature, image_temperature: divisors of the logits, greater than 0.
       greedy, top_k, top_p: see `TokenSamplingConfig`; for plan and image.
+      logp_mode: as `LogpConfig.mode`. With `conditional` and guidance the image's conditional
+        log-probabilities are recorded too.
       plan_bucket, image_bucket: tokens per compiled loop, by which the cache grows. Small buckets
         read less memory, large ones compile fewer programs.
     """
@@ -29,6 +31,7 @@ class SamplerConfig:
     top_k: int = 0
     top_p: float = 1.0
     greedy: bool = False
+    logp_mode: LogpMode = "guided"
     plan_bucket: int = 128
     image_bucket: int = 96
 
@@ -54,7 +57,14 @@ class SamplerConfig:
     @property
     def logp_settings(self) -> LogpConfig:
         """The definition of the recorded log-probabilities."""
-        return LogpConfig("guided", self.guidance, self.text_temperature, self.image_temperature)
+        return LogpConfig(
+            self.logp_mode, self.guidance, self.text_temperature, self.image_temperature
+        )
+
+    @property
+    def records_conditional(self) -> bool:
+        """Whether image tokens are sampled with guidance and scored without."""
+        return self.logp_mode == "conditional" and self.guidance != 1.0
 
 
 @dataclass(frozen=True)

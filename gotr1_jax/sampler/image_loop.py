@@ -18,7 +18,7 @@ from gotr1_jax.decoding.config import TokenSamplingConfig
 from gotr1_jax.decoding.forward import MASKED, attend_to_caches, project, rope_table, run_layers
 from gotr1_jax.decoding.guidance import guide, join_branches, split_branches
 from gotr1_jax.decoding.kv_cache import KVCache, write_slot
-from gotr1_jax.decoding.sample_token import sample_token
+from gotr1_jax.decoding.sample_token import sample_token, token_logp
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.sampler.plan_loop import PromptCache
 from gotr1_jax.sampler.policy_weights import PolicyWeights
@@ -83,6 +83,7 @@ class ImageState:
       cache: N rows; slot 0 is BOI, slot u is image token u - 1.
       x_ND: embedding of the next input.
       ids_BU, logp_BU: tokens sampled so far and their guided log-probabilities, 0 elsewhere.
+      cond_logp_BU: their log-probabilities without guidance, or None if they are not recorded.
       step: int32 scalar, tokens sampled so far.
     """
 
@@ -90,29 +91,38 @@ class ImageState:
     x_ND: jax.Array
     ids_BU: jax.Array
     logp_BU: jax.Array
+    cond_logp_BU: jax.Array | None
     step: jax.Array
 
 
 @dataclass(frozen=True)
 class ImageLoopConfig:
-    """Static settings of the loop; guidance 1: no unconditional branch."""
+    """Static settings of the loop; guidance 1: no unconditional branch.
+
+    record_conditional: also score each token without guidance; needs guidance.
+    """
 
     decoder: DecoderConfig
     sampling: TokenSamplingConfig
     temperature: float
     guidance: float
+    record_conditional: bool = False
 
 
 def start_images(
-    params: PolicyWeights, rows: int, branches: int, tokens: int, cache: KVCache, boi: int
-) -> ImageState:
-    """State before the first token; BOI is the next input."""
+    params: PolicyWeights, rows: int, tokens: int, cache: KVCache, boi: int,
+    record_conditional: bool = False,
+) -> ImageState:  # fmt: skip
+    """State before the first token; BOI is the next input. The cache's rows are those of all
+    branches."""
     x = params.text_embed_VD[boi]
+    no_logp = jnp.zeros((rows, tokens), jnp.float32)
     return ImageState(
         cache=cache,
-        x_ND=jnp.broadcast_to(x, (branches * rows, x.shape[0])),
+        x_ND=jnp.broadcast_to(x, (cache.k_NKhS[0].shape[0], x.shape[0])),
         ids_BU=jnp.zeros((rows, tokens), jnp.int32),
-        logp_BU=jnp.zeros((rows, tokens), jnp.float32),
+        logp_BU=no_logp,
+        cond_logp_BU=no_logp if record_conditional else None,
         step=jnp.zeros((), jnp.int32),
     )
 
@@ -136,14 +146,19 @@ def image_token(
 
     cos, sin = rope[0][positions_N], rope[1][positions_N]
     hidden = run_layers(params, config.decoder, state.x_ND, (cos, sin), attend)
-    logits = image_logits(params, hidden, config.guidance) / config.temperature
-    sampled, logp = sample_token(logits, keys_B, sampled_at_B, config.sampling)
+    guided, *cond = image_logits(params, hidden, config.guidance, config.record_conditional)
+    sampled, logp = sample_token(guided / config.temperature, keys_B, sampled_at_B, config.sampling)
     put = jax.lax.dynamic_update_slice
+    cond_logps = state.cond_logp_BU
+    if cond_logps is not None:
+        cond_logp = token_logp(cond[0] / config.temperature, sampled)
+        cond_logps = put(cond_logps, cond_logp[:, None], (0, u))
     return ImageState(
         cache=cache,
         x_ND=jnp.repeat(params.image_embed_ID[sampled], branches, axis=0),
         ids_BU=put(state.ids_BU, sampled[:, None], (0, u)),
         logp_BU=put(state.logp_BU, logp[:, None], (0, u)),
+        cond_logp_BU=cond_logps,
         step=u + 1,
     )
 
@@ -164,15 +179,24 @@ def run_image_bucket(
     return jax.lax.while_loop(lambda state: state.step < size, step, state)
 
 
-def image_logits(params: PolicyWeights, hidden_ND: jax.Array, weight: float) -> jax.Array:
+def image_logits(
+    params: PolicyWeights, hidden_ND: jax.Array, weight: float, conditional: bool = False
+) -> tuple[jax.Array, ...]:
     """Guided logits, float32 (B,I), of N = 2 B hidden states, branches of a row adjacent.
 
     With weight 1 there is one branch, N = B. The last layer is affine, so guidance is applied to
     its input: the same logits as at its output, for half of the computation.
+
+    conditional: also return those of the conditional branch; the last layer's weights are still
+    read once.
     """
     first, first_bias, second, second_bias = params.image_head
     inner = jax.nn.gelu(project(hidden_ND, first) + first_bias, approximate=False)
     if weight != 1.0:
-        cond, uncond = split_branches(inner.astype(jnp.float32), inner.shape[0] // 2)
-        inner = guide(cond, uncond, weight).astype(hidden_ND.dtype)
-    return (project(inner, second) + second_bias).astype(jnp.float32)
+        cond, uncond = split_branches(inner, inner.shape[0] // 2)
+        inner = guide(cond.astype(jnp.float32), uncond.astype(jnp.float32), weight)
+        inner = inner.astype(cond.dtype)
+        if conditional:
+            inner = join_branches(inner, cond)
+    logits = (project(inner, second) + second_bias).astype(jnp.float32)
+    return split_branches(logits, logits.shape[0] // 2) if conditional else (logits,)

@@ -17,13 +17,12 @@ from gotr1_jax.decoding.weights import (
 )
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.models.layers import GeluMLP
-from gotr1_jax.models.lora import merge_lora
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PolicyWeights(DecodeWeights):
-    """A policy's weights: LoRA merged, layers unstacked, one dtype.
+    """A policy's weights: layers unstacked, one dtype, LoRA beside its matrices.
 
     Attributes, in addition to those of `DecodeWeights`:
       image_embed_ID: image embedding after the aligner, of every code.
@@ -35,7 +34,7 @@ class PolicyWeights(DecodeWeights):
 
 
 def policy_weights(policy: JanusPolicy, dtype: jnp.dtype) -> PolicyWeights:
-    """PolicyWeights, in `dtype`, of a policy with merged LoRA."""
+    """PolicyWeights, in `dtype`, of a policy with or without adapters."""
     head: GeluMLP = policy.gen_head
     assert head.first.bias is not None and head.second.bias is not None
     codes = policy.gen_embed.table[...].astype(dtype)
@@ -55,11 +54,11 @@ def policy_weights(policy: JanusPolicy, dtype: jnp.dtype) -> PolicyWeights:
 def prepare_policy_weights(
     graphdef: nnx.GraphDef, state: nnx.State, dtype: jnp.dtype | None
 ) -> PolicyWeights:
-    """Merge the adapters of a split policy and return its PolicyWeights; for use inside a jit.
+    """The PolicyWeights of a split policy; for use inside a jit.
 
     dtype: of weights, activations and cache; None: the policy's.
     """
-    policy = merge_lora(nnx.merge(graphdef, state))
+    policy = nnx.merge(graphdef, state)
     assert isinstance(policy, JanusPolicy)
     return policy_weights(policy, policy.dtype if dtype is None else dtype)
 

@@ -50,7 +50,7 @@ from gotr1_jax.tokenizers.janus import SpecialIds
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("rows", "plan_logp_BT", "image_logp_BU"),
+    data_fields=("rows", "plan_logp_BT", "image_logp_BU", "image_cond_logp_BU"),
     meta_fields=("settings",),
 )
 @dataclass(frozen=True)
@@ -61,18 +61,24 @@ class Rollout:
       rows: tokens; T = max_plan_tokens + 1.
       plan_logp_BT: float32 log-probability of each sampled plan token, 0 elsewhere.
       image_logp_BU: float32 guided log-probability of each image token.
-      settings: temperatures and guidance of the log-probabilities (before top-k and top-p).
+      settings: mode, temperatures and guidance of `logp_BN` (before top-k and top-p).
+      image_cond_logp_BU: those of the image without guidance; None unless the mode is
+        `conditional` and there was guidance.
     """
 
     rows: TokenBatch
     plan_logp_BT: jax.Array
     image_logp_BU: jax.Array
     settings: LogpConfig
+    image_cond_logp_BU: jax.Array | None = None
 
     @property
     def logp_BN(self) -> jax.Array:
-        """Log-probabilities of plan tokens, then image tokens: the axis of `rows.is_image_BN`."""
-        return jnp.concatenate([self.plan_logp_BT, self.image_logp_BU], axis=1)
+        """Log-probabilities, as `settings` defines them, of plan tokens, then image tokens: the
+        axis of `rows.is_image_BN`."""
+        cond_BU = self.image_cond_logp_BU
+        image_BU = self.image_logp_BU if cond_BU is None else cond_BU
+        return jnp.concatenate([self.plan_logp_BT, image_BU], axis=1)
 
 
 def row_keys(
@@ -138,8 +144,11 @@ class Sampler:
         self._mesh = mesh
         decoder, sampling = model_config.decoder, config.token_sampling
         plan = PlanLoopConfig(decoder, sampling, config.text_temperature, special_ids.boi)
-        image = ImageLoopConfig(decoder, sampling, config.image_temperature, config.guidance)
-        self._merge = partial(prepare_policy_weights, graphdef, dtype=dtype)
+        image = ImageLoopConfig(
+            decoder, sampling, config.image_temperature, config.guidance,
+            config.records_conditional,
+        )  # fmt: skip
+        self._weights = partial(prepare_policy_weights, graphdef, dtype=dtype)
         self._prepare: Any = None
         self.programs = SamplerPrograms(
             prefill_prompts=jax.jit(self._prefill_prompts),
@@ -158,7 +167,7 @@ class Sampler:
         return 1 if self.config.guidance == 1.0 else 2
 
     def prepare(self, state: nnx.State) -> PolicyWeights:
-        """Decode weights of the policy's state (LoRA merged); call after each update."""
+        """Decode weights of the policy's state; call after each update."""
         if self._prepare is None:
             self._prepare = self.prepare_program(state)[0]
         return self._prepare(state)
@@ -168,11 +177,11 @@ class Sampler:
 
         state: arrays or shapes.
         """
-        shapes = jax.eval_shape(self._merge, state)
+        shapes = jax.eval_shape(self._weights, state)
         if self._mesh is None:
-            return jax.jit(self._merge), shapes
+            return jax.jit(self._weights), shapes
         shardings = policy_weights_shardings(shapes, self._mesh)
-        program = jax.jit(self._merge, out_shardings=shardings)
+        program = jax.jit(self._weights, out_shardings=shardings)
         return program, placed_shapes(shapes, shardings)
 
     def __call__(
@@ -282,7 +291,8 @@ class Sampler:
     def _start_images(self, params: PolicyWeights, rows: int, size: int) -> ImageState:
         n, tokens = self.branches, self.model_config.num_image_tokens
         cache = self._empty_cache(n * rows, size, params.norm_D.dtype)
-        return start_images(params, rows, n, tokens, cache, self.specials.boi)
+        record = self.config.records_conditional
+        return start_images(params, rows, tokens, cache, self.specials.boi, record)
 
     def _run_plans(
         self, params: PolicyWeights, prompts: PromptBatch, keys_B: jax.Array
@@ -325,7 +335,9 @@ class Sampler:
             size = min(size + bucket, tokens)
             state = replace(state, cache=grow_cache(state.cache, size))
         rows = replace(rows, image_ids_BU=state.ids_BU)
-        rollout = Rollout(rows, plan_logp_BT, state.logp_BU, self.config.logp_settings)
+        rollout = Rollout(
+            rows, plan_logp_BT, state.logp_BU, self.config.logp_settings, state.cond_logp_BU
+        )
         if self._mesh is None:
             return rollout
         return jax.device_put(rollout, row_sharding(self._mesh))

@@ -204,6 +204,19 @@ def test_without_guidance_there_is_one_branch(policy) -> None:
     np.testing.assert_allclose(rollout.logp_BN, teacher_forced(policy, rollout), atol=1e-4)
 
 
+def test_conditional_logps_are_recorded_beside_the_guided_ones(policy, rollout: Rollout) -> None:
+    """The same tokens, sampled with guidance; each modality against teacher forcing."""
+    settings = replace(SETTINGS, plan_bucket=7, image_bucket=9, logp_mode="conditional")
+    both = sample(policy, settings)
+    assert_same(rollout, both)
+    np.testing.assert_allclose(both.logp_BN, teacher_forced(policy, both), atol=1e-5)
+    assert np.abs(both.image_cond_logp_BU - both.image_logp_BU).max() > 0.1
+    assert rollout.image_cond_logp_BU is None
+    alone = sample(policy, replace(settings, guidance=1.0))
+    assert alone.image_cond_logp_BU is None  # it would be the same
+    np.testing.assert_allclose(alone.logp_BN, teacher_forced(policy, alone), atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
 def test_devices_sample_the_same(policy, rollout: Rollout, shape) -> None:
     """8 rows on 8 devices (captions do not divide: every device reads all), and 4 x 2 heads."""
