@@ -153,7 +153,9 @@ def make_policy_step(
             return grads, (stats, (loss, *means))
 
         batches = split_micro_batches(batch, batch.row_mask_B.shape[0] // micro_batch)
-        grads, (stats, (loss, entropy, logp_diff)) = accumulate_gradients(gradient, batches, _add)
+        grads, (stats, (loss, entropy, logp_diff)) = accumulate_gradients(
+            gradient, state.params, batches, _add
+        )
         updates = state.updates
         state, norm = apply_gradients(state, grads, loss, optimizer)
         if state.entropy is not None and entropy_config is not None:

@@ -72,7 +72,7 @@ def make_sft_step(
             return grads, (loss, nats)
 
         batches, add = split_micro_batches(rows, B // micro_batch), partial(jax.tree.map, jnp.add)
-        grads, (loss, nats) = accumulate_gradients(gradient, batches, add)
+        grads, (loss, nats) = accumulate_gradients(gradient, state.params, batches, add)
         state, norm = apply_gradients(state, grads, loss, optimizer)
         return state, SftMetrics(loss, nats, norm)
 

@@ -23,6 +23,7 @@ class OptimizerConfig:
     final_fraction: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.95
+    # Of matrices and adapters; biases, norms and embeddings do not decay.
     weight_decay: float = 0.0
     # Gradients are scaled so that their global norm is at most this.
     clip_norm: float = 1.0

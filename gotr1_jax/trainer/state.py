@@ -53,7 +53,7 @@ def apply_gradients(
     If the loss or the norm is not finite, parameters and optimizer state do not change and the
     update counts as skipped.
     """
-    norm = optax.tree.norm(grads)
+    norm = optax.tree.norm(optax.tree.cast(grads, jnp.float32))
     good = jnp.isfinite(norm) & jnp.isfinite(loss)
     steps, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, steps)
@@ -96,20 +96,31 @@ def split_micro_batches(tree: Any, count: int) -> Any:
 
 
 def accumulate_gradients(
-    gradient: Callable[[Any], tuple[Any, Any]], batches: Any, combine: Callable[[Any, Any], Any]
+    gradient: Callable[[Any], tuple[Any, Any]],
+    params: Any,
+    batches: Any,
+    combine: Callable[[Any, Any], Any],
 ) -> tuple[Any, Any]:
-    """Sum gradients and combine statistics over sequential micro-batches.
+    """Sum gradients, in float32, and combine statistics over sequential micro-batches.
 
-    `gradient(micro_batch) -> (grads, stats)`; `batches` has micro-batches on its leading axis.
+    `gradient` is traced once, so that the program holds one forward and backward pass.
+
+    Args:
+      gradient: f(micro_batch) -> (gradients, a tree like `params`; statistics).
+      params: what is differentiated.
+      batches: micro-batches on the leading axis.
+      combine: statistics of two micro-batches together.
     """
-    first = gradient(jax.tree.map(lambda x: x[0], batches))
-    if jax.tree.leaves(batches)[0].shape[0] == 1:
-        return first
 
-    def step(carry: tuple[Any, Any], batch: Any) -> tuple[tuple[Any, Any], None]:
+    def add(total: Any, batch: Any) -> tuple[Any, Any]:
         grads, stats = gradient(batch)
-        summed = jax.tree.map(jnp.add, carry[0], grads)
-        return (summed, combine(carry[1], stats)), None
+        return jax.tree.map(lambda x, y: x + y.astype(jnp.float32), total, grads), stats
 
-    total, _ = jax.lax.scan(step, first, jax.tree.map(lambda x: x[1:], batches))
-    return total
+    if jax.tree.leaves(batches)[0].shape[0] == 1:
+        grads, stats = gradient(jax.tree.map(lambda x: x[0], batches))
+        return optax.tree.cast(grads, jnp.float32), stats
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+    total, stacked = jax.lax.scan(add, zeros, batches)
+    first, rest = (jax.tree.map(lambda x, i=i: x[i], stacked) for i in (0, slice(1, None)))
+    stats, _ = jax.lax.scan(lambda sofar, new: (combine(sofar, new), None), first, rest)
+    return total, stats

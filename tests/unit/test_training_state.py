@@ -184,9 +184,10 @@ def test_accumulates_over_micro_batches():
     def gradient(batch: Any) -> tuple[Any, Any]:
         return {"g": batch.sum()}, batch.max()
 
+    like = {"g": jnp.zeros(())}
     for count in (3, 1):
         batches = split_micro_batches(jnp.arange(6.0), count)
-        grads, largest = accumulate_gradients(gradient, batches, jnp.maximum)
+        grads, largest = accumulate_gradients(gradient, like, batches, jnp.maximum)
         assert (float(grads["g"]), float(largest)) == (15.0, 5.0)
 
 
