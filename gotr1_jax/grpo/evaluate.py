@@ -83,7 +83,7 @@ def _is_score(value: object) -> bool:
         return True
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    return math.isnan(value) or 0 <= value <= _HIGHEST
+    return value != value or 0 <= value <= _HIGHEST  # an int may be too large for isnan
 
 
 class HeldOut:

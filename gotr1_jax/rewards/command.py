@@ -47,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="scores, one JSON line a sample"
     )
-    parser.add_argument("--batch", type=int, default=BATCH, help=f"samples at once ({BATCH})")
+    parser.add_argument(
+        "--batch", type=int, metavar="N",
+        help=f"samples at once ({BATCH}; of a server at most twice judge.http.concurrency); a "
+        "command that is stopped loses the scores of one batch at most",
+    )  # fmt: skip
     add_judge_options(parser)
 
 
@@ -76,20 +80,27 @@ def read_judge_options(options: argparse.Namespace) -> JudgeJob:
 
 def run(options: argparse.Namespace) -> None:
     """Runs `gotr1 judge` with the parsed command line."""
-    if options.batch < 1:
+    if options.batch is not None and options.batch < 1:
         raise InputError(f"--batch is {options.batch}; use 1 or more")
     if options.out.is_dir():
         raise InputError(f"--out {options.out} is a folder; name a file")
     job = read_judge_options(options)
     samples = find_samples(options.input)
     judge = make_judge(job.judge, mesh=device_mesh(job))
-    lines = judge_samples(judge, samples, options.out, options.batch)
+    batch = options.batch or default_batch(job.judge)
+    lines = judge_samples(judge, samples, options.out, batch)
     print(_summary(judge, lines))
     print(options.out)
     if all(score is None for line in lines for score in line["scores"].values()):
         raise RunError(
             f"the judge could not score any of {len(lines)} samples: {options.out} says why"
         )
+
+
+def default_batch(config: JudgeConfig) -> int:
+    """Samples at once: of a slow server no more than keep it busy, as they are lost together."""
+    servers = [part.http for part in (config, *config.also) if part.kind == "http" and part.http]
+    return min([BATCH, *(2 * server.concurrency for server in servers)])
 
 
 def device_mesh(job: JudgeJob) -> Mesh | None:

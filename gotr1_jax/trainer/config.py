@@ -48,16 +48,17 @@ class CheckpointConfig:
     keep: int = 2
     keep_best: bool = True
     # After a stop signal the current step is finished and saved. If that takes longer than this,
-    # the step is abandoned; 0: no limit. Set it to the platform's grace period minus the time of a
-    # save: about 30 s for spot TPU VMs, GraceTime and KillWait for Slurm,
-    # terminationGracePeriodSeconds for GKE. every_minutes bounds the work that is then lost.
-    grace_seconds: float = 0.0
+    # the step is abandoned; null: no limit, 0: no step is waited for. Set it to the platform's
+    # grace period minus the time of a save: about 30 s for spot TPU VMs, GraceTime and KillWait for
+    # Slurm, terminationGracePeriodSeconds for GKE. every_minutes bounds the work that is then lost.
+    grace_seconds: float | None = None
 
     def check(self) -> None:
         positive("checkpoint", every=self.every, keep=self.keep)
         for name in ("every_minutes", "grace_seconds"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"checkpoint.{name} is {getattr(self, name)}; use 0 or more")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"checkpoint.{name} is {value}; use 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

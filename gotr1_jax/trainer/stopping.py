@@ -17,6 +17,7 @@ from typing import Any
 from gotr1_jax.errors import Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_LEAST_GRACE = 0.5  # seconds, for what ends by itself at once
 _log = logging.getLogger(__name__)
 
 
@@ -34,8 +35,8 @@ class StopSignals:
     `Loop` makes all processes stop at the same step.
     """
 
-    def __init__(self, grace_seconds: float = 0.0) -> None:
-        """grace_seconds: how long a step may still take after the signal; 0: no limit."""
+    def __init__(self, grace_seconds: float | None = None) -> None:
+        """grace_seconds: how long a step may still take after the signal; None: no limit."""
         self._grace = grace_seconds
         self._asked: int | None = None
         self._deferred = False
@@ -94,7 +95,7 @@ class StopSignals:
         """The current step is complete and will be saved: the grace period no longer applies."""
         with self._leaving:
             self._deadline = None
-            self._grace = 0.0
+            self._grace = None
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self._asked is None:
@@ -119,6 +120,7 @@ class StopSignals:
                     continue
                 if stopping:
                     if number == signal.SIGINT:
+                        _log.warning("SIGINT again: ended at once; the last checkpoint is kept")
                         os._exit(128 + number)
                     continue
                 stopping = True
@@ -126,13 +128,18 @@ class StopSignals:
 
     def _request_stop(self, number: int) -> None:
         name = signal.Signals(number).name
-        _log.warning("%s: the run ends after this step; Ctrl-C ends it at once", name)
-        self._asked = number
         with self._leaving:
-            if self._grace > 0:
-                self._deadline = time.monotonic() + self._grace
+            limit = ""
+            if self._grace is not None:
+                self._deadline = time.monotonic() + max(self._grace, _LEAST_GRACE)
+                limit = f", or in {self._grace:g} s without it"
+        _log.warning("%s: the run ends after this step%s; Ctrl-C ends it at once", name, limit)
+        self._asked = number
 
     def _abandon(self) -> None:
-        _log.warning("the step took longer than checkpoint.grace_seconds: it is abandoned")
+        _log.warning(
+            "the step took longer than checkpoint.grace_seconds: it is abandoned; the same command "
+            "resumes from the last checkpoint"
+        )
         self.before_abandoning()
         os._exit(Stopped.exit_code)

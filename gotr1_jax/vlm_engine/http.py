@@ -20,8 +20,8 @@ import os
 import random
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +100,7 @@ class HttpEngine:
         refusal or a failure is only a missing answer. The first question goes alone, so that
         chance does not decide which one comes first.
         """
-        if _in_event_loop():
-            with ThreadPoolExecutor(1) as executor:
-                answers = executor.submit(asyncio.run, self._answer_all(questions)).result()
-        else:
-            answers = asyncio.run(self._answer_all(questions))
+        answers = _run(self._answer_all(questions))
         reasons = Counter(a.error for a in answers if a.error)
         if reasons:
             reason, number = reasons.most_common(1)[0]
@@ -233,13 +229,39 @@ class HttpEngine:
         return tall, wide
 
 
+def _run(work: Coroutine[Any, Any, list[Answer]]) -> list[Answer]:
+    """The result of a coroutine; Ctrl-C and whatever else a signal raises end it at once."""
+    if not _in_event_loop():
+        return asyncio.run(work)
+    # The cells of a notebook run in a loop already. The thread of the other one must be told.
+    with ThreadPoolExecutor(1) as executor:
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(work)
+        try:
+            found = executor.submit(_run_in, loop, task)
+            while wait([found], timeout=0.2).not_done:
+                pass  # a signal that another thread received is handled only in between
+            return found.result()
+        except BaseException:
+            if not task.done():
+                loop.call_soon_threadsafe(task.cancel)
+            raise
+
+
 def _in_event_loop() -> bool:
-    """Whether this thread runs one already, as the cells of a notebook do."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return False
     return True
+
+
+def _run_in(loop: asyncio.AbstractEventLoop, task: asyncio.Task[list[Answer]]) -> list[Answer]:
+    try:
+        return loop.run_until_complete(task)
+    finally:
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
 
 
 def _seconds(header: str) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
 from gotr1_jax import cli
 from gotr1_jax.plan import Box, format_object, parse_plan
-from gotr1_jax.rewards.command import JudgeJob, device_mesh, option_names
+from gotr1_jax.rewards.command import JudgeJob, default_batch, device_mesh, option_names
 from gotr1_jax.rewards.factory import HpsConfig, JudgeConfig
 from gotr1_jax.rewards.stored_samples import find_samples
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
@@ -198,6 +200,37 @@ def test_a_server_is_asked_and_its_words_are_kept(run, capsys) -> None:
     # Four samples of two images and one plan. At first 4 sem, 4 + 4 spa (unreadable), 2 boxes
     # and 4 pi; from the cache then all but spa and pi.
     assert asked == 18 and again == 12
+
+
+def test_ctrl_c_keeps_what_a_slow_server_has_answered(run, capsys) -> None:
+    def behave(handler, number: int, body: Any) -> None:
+        if slow and number == 3:  # of the third sample
+            os.kill(os.getpid(), signal.SIGINT)
+            server.ended.wait(60)
+        say(handler, '{"score": 9}')
+
+    slow = True
+    with Server(behave) as server:
+        words = ("--judge.kind", "http", "--judge.http.url", server.url, "--judge.http.model", "m",
+                 "--judge.terms", "[pi]")  # fmt: skip
+        for index in range(3):
+            write_samples(run / "samples", 40 + index, [record("a", 0, 100 + index)])
+        assert judge(run, *words, "--batch", "1") == 130
+        assert error_line(capsys) == "gotr1: error: interrupted"
+        assert not Path("scores.jsonl").exists()
+        assert len(Path("scores.jsonl.partial").read_text().split("\n")) == 1 + 2 + 1
+        slow, asked = False, len(server.bodies)
+        assert judge(run, *words) == 0
+    # Seven samples; each has an image of its own, but of four three are alike.
+    assert len(server.bodies) - asked == 4 and len(lines()) == 7
+    small = JudgeConfig("http", http=HttpConfig("http://a/v1", "m", concurrency=4))
+    assert (default_batch(small), default_batch(JudgeConfig())) == (8, 64)
+    assert (
+        default_batch(
+            JudgeConfig(terms=("sem",), also=(dataclasses.replace(small, terms=("pi",)),))
+        )
+        == 8
+    )
 
 
 def test_a_model_judges_on_all_devices(run, tmp_path, capsys) -> None:
