@@ -20,7 +20,8 @@ from gotr1_jax.ablate.config import AblationConfig
 from gotr1_jax.config import load_config
 from gotr1_jax.errors import InputError, RunError, Stopped
 from gotr1_jax.grpo.config import GrpoConfig
-from gotr1_jax.io.files import read_json, write_failure
+from gotr1_jax.io.files import write_failure
+from gotr1_jax.io.reading import read_json, read_text
 from gotr1_jax.trainer.bootstrap import gain_interval
 from gotr1_jax.trainer.run_dir import RunDir
 
@@ -94,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
             print(f"{name}: {(time.monotonic() - clock) / 60:.1f} min", flush=True)
             write_comparison(root, runs)
     write_comparison(root, runs)
-    print((root / "ablation.md").read_text(encoding="utf-8"))
+    print(read_text(root / "ablation.md"))
     if failed:
         raise RunError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}")
 

@@ -28,7 +28,7 @@ from gotr1_jax.convert.rules import CONV, LINEAR, Naming, Rule, Source, linear, 
 from gotr1_jax.convert.tree import check_tensors, load_tree, model_view, tree_shapes
 from gotr1_jax.convert.writer import OutTensor, write_checkpoint
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import read_json
+from gotr1_jax.io.reading import read_json
 from gotr1_jax.models.clip import Clip, abstract_clip
 from gotr1_jax.models.config import VIT_H_14, ClipConfig, ClipTowerConfig
 from gotr1_jax.tokenizers.clip import ClipTokenizer

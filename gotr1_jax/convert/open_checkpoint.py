@@ -21,7 +21,7 @@ from gotr1_jax.convert.reader import Tensor, open_tensors
 from gotr1_jax.convert.rules import Naming, Shape
 from gotr1_jax.convert.tree import check_tensors, tree_shapes
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import read_json
+from gotr1_jax.io.reading import read_json
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import abstract_policy
 from gotr1_jax.models.siglip import JanusUnderstanding

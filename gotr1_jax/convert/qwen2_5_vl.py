@@ -37,7 +37,7 @@ from gotr1_jax.convert.tree import (
 from gotr1_jax.convert.writer import OutTensor, copy_files, write_checkpoint
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import Geometry, Preprocessing
-from gotr1_jax.io.files import read_json
+from gotr1_jax.io.reading import read_json
 from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
 from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.tokenizers.qwen import QwenTokenizer

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import read_json, read_json_object
+from gotr1_jax.io.reading import read_json, read_json_object
 
 # The first that exists is read; an index names its shards.
 WEIGHT_FILES = (

@@ -13,7 +13,8 @@ from gotr1_jax.convert.hf_json import generation_to_json
 from gotr1_jax.convert.names import Format
 from gotr1_jax.convert.open_checkpoint import OpenCheckpoint
 from gotr1_jax.convert.writer import copy_files
-from gotr1_jax.io.files import read_json_object, write_json
+from gotr1_jax.io.files import write_json
+from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TOKENIZER_FILE, TextTokenizer
 
 SHARED_FILES = (TOKENIZER_FILE, "special_tokens_map.json", "added_tokens.json")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gotr1_jax.data.files import Names, expand_names, open_parquet
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import parse_json_object, read_lines
+from gotr1_jax.io.reading import parse_json_object, read_lines
 
 # Columns of captions if the user names none; the first that exists counts.
 _CAPTION_KEYS = ("prompt", "caption")

@@ -19,7 +19,8 @@ import numpy as np
 from gotr1_jax.data.config import PromptsConfig
 from gotr1_jax.data.records import Record
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import atomic_write, read_json
+from gotr1_jax.io.files import atomic_write
+from gotr1_jax.io.reading import read_json
 
 MANIFEST = "manifest.json"
 _FORMAT = 1

@@ -16,7 +16,7 @@ import numpy as np
 
 from gotr1_jax.data.files import open_parquet
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import parse_json_object
+from gotr1_jax.io.reading import parse_json_object
 
 Row = dict[str, Any]
 

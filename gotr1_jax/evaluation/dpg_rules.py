@@ -7,11 +7,13 @@ scores of categories are those of the last cell of each image; here all rows and
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.reading import read_text
 
 _COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
 
@@ -45,15 +47,14 @@ def read_questions(path: Path) -> dict[str, tuple[Proposition, ...]]:
     twice and for a parent that does not exist.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file)
-            missing = [name for name in _COLUMNS if name not in (table.fieldnames or ())]
-            if missing:
-                raise InputError(
-                    f"{path} has no column {', '.join(missing)}; give DPG-Bench's dpg_bench.csv"
-                )
-            rows = [(row["item_id"], _proposition(row, path, table.line_num)) for row in table]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        table = csv.DictReader(io.StringIO(read_text(path, "questions"), newline=""))
+        missing = [name for name in _COLUMNS if name not in (table.fieldnames or ())]
+        if missing:
+            raise InputError(
+                f"{path} has no column {', '.join(missing)}; give DPG-Bench's dpg_bench.csv"
+            )
+        rows = [(row["item_id"], _proposition(row, path, table.line_num)) for row in table]
+    except csv.Error as error:
         raise InputError(f"{path} cannot be read as a table of questions: {error}") from error
     items: dict[str, dict[int, Proposition]] = {}
     for item, proposition in rows:

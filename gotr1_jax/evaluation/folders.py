@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.geneval_rules import GenevalPrompt, parse_prompt
+from gotr1_jax.io.reading import list_folder, read_text
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -107,10 +108,10 @@ def find_dpg_images(folder: Path, stems: Sequence[str]) -> list[BenchmarkImage]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """The entries of a folder, sorted by name, without hidden files."""
+    """The entries of a folder, sorted by name, without files that are no data."""
     if not folder.is_dir():
         raise InputError(f"there are no images: {folder} is no folder")
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return list_folder(folder, "images")
 
 
 def _first_count(found: Mapping[int, Path], captions: Sequence[str]) -> int:
@@ -125,7 +126,7 @@ def _first_count(found: Mapping[int, Path], captions: Sequence[str]) -> int:
 def _check_metadata(path: Path, wanted: GenevalPrompt) -> None:
     if not path.is_file():
         raise InputError(f"{path} is missing; GenEval's images need their metadata file")
-    found = parse_prompt(path.read_text(encoding="utf-8").strip(), str(path))
+    found = parse_prompt(read_text(path, "metadata").strip(), str(path))
     if found != wanted:
         raise InputError(
             f"{path} is about {found.prompt!r}, but the line of --prompts about {wanted.prompt!r}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from gotr1_jax.data.captions import iter_captions
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.detections import Detection
+from gotr1_jax.io.reading import parse_json
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -68,14 +68,14 @@ def read_prompts(path: Path) -> list[GenevalPrompt]:
 def parse_prompt(text: str, where: str) -> GenevalPrompt:
     """The prompt in a line of JSON; InputError for anything else."""
     try:
-        value = json.loads(text)
+        value = parse_json(text, "it")
         prompt = GenevalPrompt(
             value["tag"],
             value["prompt"],
             tuple(map(_requirement, value["include"])),
             tuple(map(_requirement, value.get("exclude", ()))),
         )
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (InputError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(
             f"{where} is no line of GenEval's metadata (an object with tag, prompt and include): "
             f"{error!r}"

@@ -39,7 +39,8 @@ from PIL import Image
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.images import open_image
-from gotr1_jax.io.files import atomic_write, read_lines, write_failure
+from gotr1_jax.io.files import atomic_write, write_failure
+from gotr1_jax.io.reading import parse_json, read_bytes, read_lines
 from gotr1_jax.shapes.questions import sample_questions
 from gotr1_jax.shapes.render import render
 
@@ -152,10 +153,7 @@ def write_shapes_questions(folder: Path, count: int, seed: int) -> Path:
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {getattr(error, 'msg', error)}") from error
+    record = parse_json(line, where)
     if not isinstance(record, dict):
         raise InputError(f"{where} is not an object with image, question and answer")
     return record
@@ -200,11 +198,9 @@ def _image_digest(image: Path) -> str | InputError:
     """The SHA-256 of an image's file, or why it cannot be used."""
     try:
         open_image(image)
-        return hashlib.sha256(image.read_bytes()).hexdigest()
+        return hashlib.sha256(read_bytes(image)).hexdigest()
     except InputError as error:
         return error
-    except OSError as error:
-        return InputError(f"the image {image} cannot be read: {error.strerror or error}")
 
 
 def _text(record: dict[str, Any], key: str, where: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from gotr1_jax.data.pipeline import pad_rows
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate.config import GenerateConfig
 from gotr1_jax.generate.tasks import CaptionTask, plan_ids
+from gotr1_jax.io.reading import read_text
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
@@ -200,8 +200,8 @@ def _free_memory(platform: str, devices: Sequence[Any]) -> int | None:
     """Free bytes of the fullest device; None: not reported."""
     if platform == "cpu":
         try:
-            lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        except OSError:
+            lines = read_text("/proc/meminfo").splitlines()
+        except InputError:
             return None
         sizes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
         return sizes[0] * 1024 if sizes else None

@@ -24,6 +24,7 @@ from gotr1_jax.generate.config import (
 )
 from gotr1_jax.generate.layouts import Layout, make_layout
 from gotr1_jax.generate.tasks import CaptionTask, read_tasks
+from gotr1_jax.io.reading import read_json
 from gotr1_jax.tokenizers.janus import TEMPLATES, TextTokenizer, format_prompt
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ class _OrderedOutput:
         self._ready.add(index)
         while self._next in self._ready:
             self._ready.remove(self._next)
-            self._print(json.loads(self._layout.result(self._next).read_bytes()))
+            self._print(read_json(self._layout.result(self._next)))
             self._next += 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from gotr1_jax.config import check_seed
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.reading import open_file, read_json_object, read_text
 from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, TEMPLATES
 
@@ -139,8 +139,8 @@ def read_template(text: str) -> str:
     template = TEMPLATES.get(text, text)
     if text not in TEMPLATES and "{caption}" not in text:
         try:
-            template = Path(text).read_text(encoding="utf-8").removesuffix("\n")
-        except (OSError, ValueError) as error:
+            template = read_text(text, max_bytes=2**20).removesuffix("\n")
+        except InputError as error:
             raise InputError(
                 f"template {text!r} is neither {', '.join(TEMPLATES)} nor a readable file, and "
                 "as a text it lacks {caption}"
@@ -183,9 +183,9 @@ def check_settings_file(path: Path, wanted: dict[str, Any]) -> None:
     that differs, and for a file that cannot be read.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json_object(path)
         different = [name for name in wanted if found[name] != wanted[name]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (InputError, KeyError) as error:
         raise InputError(
             f"{path} cannot be read as the settings of a run; choose another --out"
         ) from error
@@ -211,7 +211,7 @@ def fingerprint(source: Path) -> str:
         try:
             size = file.stat().st_size
             digest.update(f"{file.name} {size}\n".encode())
-            with open(file, "rb") as stream:
+            with open_file(file) as stream:
                 for piece in range(_PIECES):
                     stream.seek(max(0, size - _PIECE_BYTES) * piece // (_PIECES - 1))
                     digest.update(stream.read(_PIECE_BYTES))

@@ -20,6 +20,7 @@ from PIL import Image
 
 from gotr1_jax.generate.config import SETTINGS_FILE, GenerateConfig
 from gotr1_jax.generate.tasks import CaptionTask
+from gotr1_jax.images import open_image
 
 RESULT = "result.json"
 UNFINISHED = ".unfinished"
@@ -199,8 +200,7 @@ def write_grid(files: Sequence[Path], target: Path, columns: int | None = None) 
     columns = min(len(files), columns or math.ceil(math.sqrt(len(files))))
     images = []
     for file in files:
-        with Image.open(file) as stored:
-            images.append(stored.convert("RGB"))
+        images.append(open_image(file))
     width, height = images[0].size
     grid = Image.new("RGB", (columns * width, -(-len(files) // columns) * height))
     for i, image in enumerate(images):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -12,7 +11,7 @@ from typing import Any
 from gotr1_jax.data.captions import iter_captions
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate.config import GenerateConfig
-from gotr1_jax.io.files import read_lines
+from gotr1_jax.io.reading import parse_json, read_lines, read_text
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer
 
 JOINED_PLANS = "plans.jsonl"
@@ -143,7 +142,7 @@ def _prompt_files(folder: Path) -> Iterator[_Caption]:
     if not files:
         raise InputError(f"{folder} holds no .txt file with a prompt")
     for file in files:
-        yield _Caption(_read_text(file, "captions").strip(), str(file), file.stem)
+        yield _Caption(read_text(file, "captions").strip(), str(file), file.stem)
 
 
 def _pairs(
@@ -201,25 +200,12 @@ def _plans_of_directory(folder: Path) -> Iterator[_CaptionPlans]:
 
 
 def _plans_of_file(file: Path) -> _CaptionPlans:
-    return _parse_plans(_read_text(file, "plans"), str(file))
-
-
-def _read_text(file: Path, what: str) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read {what} from {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text; save it as UTF-8") from error
+    return _parse_plans(read_text(file, "plans"), str(file))
 
 
 def _parse_plans(text: str, where: str) -> _CaptionPlans:
     """Plans of one caption: a JSON object with `plan`, or a result.json's `samples`."""
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", error)
-        raise InputError(f"{where} is not JSON: {reason}") from error
+    record = parse_json(text, where)
     if not isinstance(record, dict):
         raise InputError(f"{where} is not an object with the keys 'prompt' and 'plan'")
     prompt = record.get("prompt", record.get("caption"))

@@ -18,6 +18,7 @@ from gotr1_jax.generate.batches import SampleTask
 from gotr1_jax.generate.layouts import RESULT, UNFINISHED, Layout, image_name
 from gotr1_jax.generate.tasks import JOINED_PLANS, CaptionTask
 from gotr1_jax.io.files import atomic_write, raise_write_errors
+from gotr1_jax.io.reading import read_json
 from gotr1_jax.plan import draw_overlay, parse_plan
 from gotr1_jax.tokenizers.janus import TextTokenizer, format_prompt
 
@@ -134,7 +135,7 @@ def staging_folder(layout: Layout) -> Iterator[None]:
 
 def join_plans(layout: Layout, count: int) -> None:
     """Collects the results of `count` captions, one a line, for `--plans`."""
-    results = (json.loads(layout.result(index).read_bytes()) for index in range(count))
+    results = (read_json(layout.result(index)) for index in range(count))
     lines = (json.dumps(result, ensure_ascii=False) + "\n" for result in results)
     atomic_write(layout.home / JOINED_PLANS, "".join(lines))
 

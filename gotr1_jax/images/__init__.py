@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from gotr1_jax.images.janus import (
-    ImageSettings,
-    decode_image,
-    open_image,
-    preprocess,
-    read_settings,
-)
+from gotr1_jax.images.janus import ImageSettings, preprocess, read_settings
+from gotr1_jax.images.reader import decode_image, open_image
 
 __all__ = ["ImageSettings", "decode_image", "open_image", "preprocess", "read_settings"]

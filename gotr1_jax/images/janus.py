@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import read_json_object
+from gotr1_jax.io.reading import read_json_object
 
 PREPROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
 
@@ -109,38 +108,6 @@ def read_settings(directory: Path, size: int) -> ImageSettings:
     if (stated := _stated_size(data, file)) not in (None, size):
         _log.warning("%s says images of %s px; the vision tower takes %d px", file, stated, size)
     return settings
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """The image in a file as RGB, turned upright by its EXIF orientation.
-
-    Transparency is dropped, palettes and gray are expanded, as `Image.convert("RGB")` does; of
-    several frames the first counts. Raises InputError if there is no readable image.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"the image {path} is a directory; give a file")
-    try:
-        if path.stat().st_size == 0:
-            raise InputError(f"the image {path} is an empty file")
-    except OSError as error:
-        raise InputError(f"the image {path} cannot be read: {error.strerror}") from error
-    return decode_image(path, str(path))
-
-
-def decode_image(source: Path | BinaryIO, name: str) -> Image.Image:
-    """As `open_image`, of a file or of its bytes; `name` says in an error which image it is."""
-    try:
-        # Pillow warns of odd palettes and of very large images: both are read all the same.
-        with warnings.catch_warnings(action="ignore"), Image.open(source) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Image.UnidentifiedImageError as error:
-        raise InputError(f"{name} is not an image in a known format") from error
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        raise InputError(f"the image {name} cannot be read: {reason}") from error
-    except Exception as error:  # the readers of the formats raise whatever they meet
-        raise InputError(f"the image {name} cannot be read: {error}") from error
 
 
 def preprocess(image: Image.Image, settings: ImageSettings) -> np.ndarray:

@@ -21,7 +21,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from gotr1_jax.errors import InputError
 
@@ -51,14 +51,14 @@ _STRAY_STEMS = {"readme", "license", "licence", "changelog"}
 Result = TypeVar("Result")
 
 
-def open_file(path: str | os.PathLike[str], what: str = "") -> BinaryIO:
+def open_file(path: str | os.PathLike[str], what: str = "") -> io.BufferedReader:
     """An open regular file, read-only and buffered; the caller closes it.
 
     InputError, which calls its content `what`, for a FIFO, device, socket or folder, for a name
     that no file can have, and for a file that is missing or may not be read.
     """
 
-    def open_regular() -> BinaryIO:
+    def open_regular() -> io.BufferedReader:
         _refuse_other_kinds(path, os.stat(path), what)
         # Without O_NONBLOCK, a FIFO that has just taken the file's place would wait for a writer.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK

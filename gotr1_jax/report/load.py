@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.reading import parse_json, read_bytes
 from gotr1_jax.report.scores import (
     ReportSample,
     ScoreLine,
@@ -145,9 +146,9 @@ def read_metrics(path: Path, problems: list[str]) -> Metrics:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line, "it", allow_nan=True)
             step = int(record["step"])
-        except (ValueError, KeyError, TypeError, OverflowError):
+        except (InputError, ValueError, KeyError, TypeError, OverflowError):
             broken += 1
             continue
         rows[step] = {k: float(v) for k, v in record.items() if _is_number(v) and k != "step"}
@@ -173,12 +174,12 @@ def _is_number(value: object) -> bool:
 
 
 def _read_text(path: Path, problems: list[str]) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return ""
-    except OSError as error:
-        problems.append(f"{path.name}: {error.strerror or error}")
+    try:
+        return read_bytes(path).decode("utf-8", errors="replace")
+    except InputError as error:
+        problems.append(str(error))
         return ""
 
 
@@ -187,9 +188,9 @@ def _read_summary(path: Path, problems: list[str]) -> Mapping[str, Any]:
     if not text:
         return {}
     try:
-        summary = json.loads(text)
-    except ValueError as error:
-        problems.append(f"{path.name}: {error}")
+        summary = parse_json(text, path.name, allow_nan=True)
+    except InputError as error:
+        problems.append(str(error))
         return {}
     return summary if isinstance(summary, dict) else {}
 

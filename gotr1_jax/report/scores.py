@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.reading import parse_json, read_text
 from gotr1_jax.rewards.base import JudgeResult, result_from_json
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
 from gotr1_jax.trainer.samples import SampleRecord
@@ -62,19 +63,16 @@ class JudgeTable:
 
 def read_scores(path: Path) -> list[ScoreLine]:
     """The lines of a file that `gotr1 judge` wrote; InputError for any other line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"no file of scores at {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+    if not os.path.lexists(path):
+        raise InputError(f"no file of scores at {path}")
+    text = read_text(path)
     lines = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             lines.append(_read_line(line))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise InputError(
                 f"{path}, line {number} is no line of scores; write the file again with gotr1 judge"
             ) from None
@@ -84,7 +82,7 @@ def read_scores(path: Path) -> list[ScoreLine]:
 
 
 def _read_line(line: str) -> ScoreLine:
-    value = json.loads(line)
+    value = parse_json(line, "it", allow_nan=True)
     texts = [value[key] for key in ("image", "judge", "caption", "plan_text")]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("a text is of another type")

@@ -10,6 +10,7 @@ from typing import Any
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write, raise_write_errors
 from gotr1_jax.io.progress import Progress
+from gotr1_jax.io.reading import parse_json, read_bytes
 from gotr1_jax.rewards.base import (
     Judge,
     JudgeRequest,
@@ -96,16 +97,14 @@ def _read_scores(judge: Judge, names: set[str], files: Sequence[Path]) -> dict[s
     for path in files:
         if not path.exists():
             continue
-        try:
-            text = path.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        # Of a stopped command the last line can end within a character.
+        text = read_bytes(path, "scores").decode("utf-8", errors="replace")
         for number, line in enumerate(text.split("\n"), start=1):
             try:
-                value = rename_old_keys(json.loads(line))
+                value = rename_old_keys(parse_json(line, "it", allow_nan=True))
                 name, identity = value["sample"], value["judge"]
                 is_whole = None not in value["scores"].values() and isinstance(value["key"], str)
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (InputError, KeyError, TypeError, AttributeError):
                 if path.suffix == PARTIAL or not line.strip():
                     continue  # the last line of a stopped command
                 raise InputError(

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import parse_json_object, read_json, read_lines
+from gotr1_jax.images import open_image
+from gotr1_jax.io.reading import parse_json_object, read_json, read_lines
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import JudgeRequest
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
@@ -33,11 +33,7 @@ class StoredSample:
 
     def read_request(self) -> JudgeRequest:
         """What a judge gets; InputError where the image cannot be read."""
-        try:
-            with Image.open(self.image) as raw_image:
-                pixels = np.asarray(raw_image.convert("RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"the image {self.image} cannot be read: {error}") from error
+        pixels = np.asarray(open_image(self.image))
         return JudgeRequest(self.caption, parse_plan(self.plan_text), pixels)
 
 

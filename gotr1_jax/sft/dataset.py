@@ -19,6 +19,7 @@ from gotr1_jax.data.text_tokens import TextFormat, TokenCounts
 from gotr1_jax.data.token_cache import ImageTokenCache
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.progress import Progress
+from gotr1_jax.io.reading import read_bytes
 from gotr1_jax.parallel.placement import put_addressable_rows
 from gotr1_jax.parallel.processes import (
     check_same_on_all_processes,
@@ -68,7 +69,7 @@ def make_batches(
         )
         ids_NU = _shapes_image_ids(config, source, vq)
         return sft_batches(source, ids_NU, text, config.batch_size, config.seed, held)
-    digest = hashlib.sha256((tokenizer_dir / TOKENIZER_FILE).read_bytes()).hexdigest()
+    digest = hashlib.sha256(read_bytes(tokenizer_dir / TOKENIZER_FILE)).hexdigest()
     records = _load_records(config, vq, text, digest)
     return record_batches(records, text, config.batch_size, config.seed, held)
 

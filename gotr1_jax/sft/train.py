@@ -20,6 +20,7 @@ from gotr1_jax.convert.image_tokenizer import ImageTokenizer, load_vq
 from gotr1_jax.convert.open_checkpoint import check_vocabulary, read_sizes
 from gotr1_jax.convert.writer import copy_files
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.reading import read_text
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.siglip import JanusUnderstanding
@@ -69,7 +70,7 @@ def train_sft(config: SftConfig) -> Path:
             images = load_vq(find_checkpoint(config.vq))
             loaded = None if config.init is None else _load(config, mesh)
             initial = _initial_model(config, Path(scratch), images, loaded)
-        tokenizer = (initial.tokenizer_dir / TOKENIZER_FILE).read_text("utf-8")
+        tokenizer = read_text(initial.tokenizer_dir / TOKENIZER_FILE)
         check_same_on_all_processes(tokenizer, "tokenizer")
         run.open()
         vq = ImageTokenizer(initial.config.vq, initial.config.image_size, initial.vq)
@@ -153,7 +154,7 @@ def _with_plan_tokens(loaded: Checkpoint, folder: Path) -> TextTokenizer:
     """Add the control tokens of plans to a checkpoint's tokenizer; writes it to `folder`."""
     copy_files(loaded.source, COPIED_FILES, folder)
     file = folder / TOKENIZER_FILE
-    file.write_text(add_plan_tokens(file.read_text(encoding="utf-8")), encoding="utf-8")
+    file.write_text(add_plan_tokens(read_text(file)), encoding="utf-8")
     tokenizer = TextTokenizer.from_dir(folder)
     check_vocabulary(tokenizer.vocab_size, loaded.config.decoder.vocab_size, folder)
     return tokenizer

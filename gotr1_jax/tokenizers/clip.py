@@ -21,7 +21,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import read_json
+from gotr1_jax.io.reading import read_bytes, read_json
 
 VOCABULARY_FILES = (
     "merges.txt",
@@ -166,12 +166,10 @@ def find_vocabulary(path: str | Path) -> Path:
 def _read_merges(file: Path) -> list[str]:
     """Merges of a text file, one a line, packed or not; a first line with its version is none."""
     try:
-        data = file.read_bytes()
+        data = read_bytes(file, "merges")
         text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{file} is truncated or not a gzip file: {error}") from error
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not a list of merges: it is not UTF-8 text") from error
     lines = text.split("\n")

@@ -18,7 +18,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import read_text
+from gotr1_jax.io.reading import parse_json, read_text
 from gotr1_jax.plan import BOX_END, BOX_START, OBJ_END, OBJ_START
 
 GOTR1_TEMPLATE = (
@@ -92,7 +92,7 @@ class TextTokenizer:
         """
         try:
             self._full = Tokenizer.from_str(data)
-            spec = json.loads(data)
+            spec = parse_json(data, source)
             control = [t["content"] for t in spec["added_tokens"] if _is_control(t)]
             self._plain = Tokenizer.from_str(json.dumps(_without(spec, control)))
         except Exception as error:  # tokenizers raises bare Exception
@@ -122,7 +122,7 @@ class TextTokenizer:
     def from_dir(cls, path: str | Path) -> TextTokenizer:
         """The tokenizer of a checkpoint directory; InputError if it has none that fits."""
         file = Path(path) / TOKENIZER_FILE
-        return cls(read_text(file, "tokenizer"), str(file))
+        return cls(read_text(file), str(file))
 
     def encode_prompt(
         self,

@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import read_text
+from gotr1_jax.io.reading import read_text
 
 SYSTEM = "You are a helpful assistant."
 """The system message that the model was tuned with."""
@@ -84,7 +84,7 @@ class QwenTokenizer:
     def from_dir(cls, path: str | Path) -> QwenTokenizer:
         """The tokenizer of a checkpoint directory; InputError if it has none that fits."""
         file = Path(path) / "tokenizer.json"
-        return cls(read_text(file, "tokenizer"), str(file))
+        return cls(read_text(file), str(file))
 
     def encode(self, text: str) -> list[int]:
         """Ids of text; control tokens spelled out in it are encoded as ordinary characters."""

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from gotr1_jax.errors import RunError, Stopped
+from gotr1_jax.io.reading import read_text
 from gotr1_jax.parallel.processes import gather, raise_on_all_processes
 from gotr1_jax.trainer.checkpoint import Checkpoints
 from gotr1_jax.trainer.config import CheckpointConfig
@@ -128,7 +129,7 @@ def memory_metrics() -> dict[str, float]:
     """
     values = {}
     if _STATM.exists():
-        resident, shared = (int(pages) for pages in _STATM.read_text().split()[1:3])
+        resident, shared = (int(pages) for pages in read_text(_STATM).split()[1:3])
         values["memory/host_bytes"] = float((resident - shared) * os.sysconf("SC_PAGE_SIZE"))
     known = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     if known:

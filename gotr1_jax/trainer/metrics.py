@@ -12,6 +12,7 @@ from typing import Any
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write, plain_json, write_failure
+from gotr1_jax.io.reading import parse_json_object, read_text
 from gotr1_jax.parallel.processes import is_main_process
 from gotr1_jax.trainer.run_dir import RunDir
 
@@ -28,8 +29,9 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     Raises InputError if the file cannot be read.
     """
     try:
-        return [_from_null(json.loads(line)) for line in _complete_lines(Path(path))]
-    except (OSError, ValueError) as error:
+        lines = _complete_lines(Path(path))
+        return [_from_null(_parse(line)) for line in lines]
+    except InputError as error:
         raise InputError(f"metrics {path} cannot be read: {error}") from error
 
 
@@ -56,7 +58,7 @@ class MetricsWriter:
             kept = []
             if self._path.exists():
                 lines = _complete_lines(self._path)
-                kept = [line for line in lines if json.loads(line)["step"] <= start_step]
+                kept = [line for line in lines if _parse(line)["step"] <= start_step]
             atomic_write(self._path, "".join(line + "\n" for line in kept))
             # Unbuffered and in append mode: each line is one write, so readers see full lines only.
             self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
@@ -67,7 +69,7 @@ class MetricsWriter:
             self._add_event(start_step + 1, session_log=SessionLog(status=SessionLog.START))
         except OSError as error:
             raise write_failure(self._path, error) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (InputError, KeyError, TypeError) as error:
             raise InputError(f"metrics {self._path} cannot be read: {error}") from error
 
     def __enter__(self) -> MetricsWriter:
@@ -120,7 +122,11 @@ class MetricsWriter:
 
 def _complete_lines(path: Path) -> list[str]:
     """The lines that end in a newline; a killed process can leave a truncated last one."""
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    return read_text(path).split("\n")[:-1]
+
+
+def _parse(line: str) -> dict[str, Any]:
+    return parse_json_object(line, "a line", allow_nan=True)
 
 
 def _from_null(line: dict[str, Any]) -> dict[str, Any]:

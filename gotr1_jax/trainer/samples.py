@@ -16,7 +16,9 @@ import numpy as np
 from PIL import Image
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.images import open_image
 from gotr1_jax.io.files import plain_json, raise_write_errors
+from gotr1_jax.io.reading import parse_json, read_text
 from gotr1_jax.plan import Box
 from gotr1_jax.rewards.base import (
     JudgeRequest,
@@ -111,9 +113,9 @@ def read_samples(folder: Path | str) -> list[SampleRecord]:
     folder = Path(folder)
     path = folder / _RECORDS_NAME
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [_from_json(json.loads(line), folder) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        lines = read_text(path).split("\n")
+        return [_from_json(parse_json(l, path.name), folder) for l in lines if l.strip()]
+    except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"samples in {folder} cannot be read: {error}") from error
 
 
@@ -145,8 +147,7 @@ def _to_json(record: SampleRecord) -> dict[str, Any]:
 
 
 def _from_json(line: Mapping[str, Any], folder: Path) -> SampleRecord:
-    with Image.open(folder / line["image"]) as raw_image:
-        image = np.asarray(raw_image.convert("RGB"))
+    image = np.asarray(open_image(folder / line["image"]))
     return SampleRecord(
         caption=line["caption"],
         caption_index=line["caption_index"],

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.io.reading import open_file, parse_json
 
 FILE_NAME = "answers.jsonl"
 OLD_NAME = "answers.old.jsonl"
@@ -86,12 +87,12 @@ def _read(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if not path.exists():
         return values
-    with open(path, "rb") as file:
+    with open_file(path, "answers") as file:
         for line in file:
             try:
-                item = json.loads(line)
+                item = parse_json(line, "a line")
                 key, value = item["key"], item["value"]
-            except (ValueError, KeyError, TypeError):
+            except (InputError, KeyError, TypeError):
                 continue
             if isinstance(key, str) and value is not None:
                 values[key] = value

@@ -22,7 +22,6 @@ import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -30,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.io.reading import parse_json, read_text
 from gotr1_jax.vlm_engine.base import Answer, ImageInput, Question
 from gotr1_jax.vlm_engine.config import HttpConfig
 
@@ -273,9 +273,9 @@ def _seconds(header: str) -> float:
 def _read_completion(data: bytes) -> Answer:
     """The first choice of a chat completion; raises _TransientError where the bytes are none."""
     try:
-        choice = json.loads(data)["choices"][0]
+        choice = parse_json(data, "it", allow_nan=True)["choices"][0]
         text, reason = choice["message"]["content"], choice.get("finish_reason")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (InputError, LookupError, TypeError, AttributeError) as error:
         raise _TransientError("the response is no chat completion") from error
     if not isinstance(text, str | None):
         raise _TransientError("the content of the response is no text")
@@ -288,9 +288,9 @@ def _read_key(config: HttpConfig) -> str:
     elif config.key_file:
         place = f"file {config.key_file}"
         try:
-            key = Path(config.key_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"judge.http.key_file {config.key_file} cannot be read") from error
+            key = read_text(config.key_file, max_bytes=2**16)
+        except InputError as error:
+            raise InputError(f"judge.http.key_file: {error}") from error
     else:
         return ""
     key = key.strip()

@@ -73,7 +73,7 @@ def test_a_checkpoint_of_another_size(values, checkpoint, tmp_path, capsys):
     assert "missing: " in one_line(capsys)
     (other / "config.json").write_text("{")
     assert grpo(values, "--policy.init", other) == 2
-    assert "is not valid JSON" in one_line(capsys)
+    assert "is not JSON" in one_line(capsys)
     assert not (tmp_path / "run").exists()
 
 

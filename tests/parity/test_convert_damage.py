@@ -143,5 +143,5 @@ def test_no_checkpoint_at_all(tmp_path: Path, copy: Path) -> None:
     with pytest.raises(InputError, match="no weights in"):
         load_checkpoint(copy)
     (copy / "config.json").write_text("{")
-    with pytest.raises(InputError, match="config.json is not valid JSON"):
+    with pytest.raises(InputError, match="config.json is not JSON"):
         load_checkpoint(copy)

@@ -103,7 +103,7 @@ def test_settings_of_released_and_port_files(tmp_path: Path) -> None:
     ("data", "named"),
     [
         ("[]", "JSON object"),
-        ("{", "valid JSON"),
+        ("{", "not JSON"),
         ('{"image_processor_type": "CLIPImageProcessor"}', "image_processor_type"),
         ('{"do_normalize": false}', "do_normalize"),
         ('{"resample": 2}', "resample"),
@@ -114,7 +114,7 @@ def test_settings_of_released_and_port_files(tmp_path: Path) -> None:
         ('{"min_size": 14.5}', "min_size"),
         ('{"min_size": 500}', "min_size"),
         ('{"rescale_factor": true}', "rescale_factor"),
-        ('{"rescale_factor": NaN}', "rescale_factor"),
+        ('{"rescale_factor": NaN}', "NaN, which is not finite"),
         ('{"image_size": "384"}', "image_size"),
         ('{"size": {"height": 384, "width": 300}}', "size"),
     ],

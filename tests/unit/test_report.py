@@ -125,7 +125,7 @@ def test_what_cannot_be_read_is_left_out_and_named(run: Path) -> None:
         file.write('[1]\n{"step": 21, "rew')
     page = read_page(run)
     assert "metrics.jsonl: 2 lines could not be read" in page.text
-    assert "summary.json: " in page.text
+    assert "summary.json is not JSON" in page.text
     assert "step_000010 cannot be read" in page.text
     assert page.count("article", "group") == 2
 
