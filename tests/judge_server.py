@@ -16,12 +16,14 @@ class Server:
         url: where it is.
         bodies: JSON of the requests, in the order they came.
         headers: theirs.
+        models: what it says of its models; empty: it has no such list.
         ended: set when the test is over; who hangs waits for it.
     """
 
     def __init__(self, behave: Callable[[BaseHTTPRequestHandler, int, Any], None]) -> None:
         self.bodies: list[Any] = []
         self.headers: list[dict[str, str]] = []
+        self.models: list[dict[str, Any]] = []
         self.ended = threading.Event()
         lock = threading.Lock()
         outer = self
@@ -34,6 +36,10 @@ class Server:
                     outer.headers.append(dict(self.headers))
                     number = len(outer.bodies)
                 behave(self, number, body)
+
+            def do_GET(self) -> None:
+                data = json.dumps({"object": "list", "data": outer.models}).encode()
+                send(self, 200 if outer.models else 404, data)
 
             def log_message(self, *_: object) -> None:
                 pass

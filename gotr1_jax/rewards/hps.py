@@ -24,6 +24,7 @@ from gotr1_jax.convert.clip import (
     read_vocabulary,
 )
 from gotr1_jax.images.clip import clip_pixels
+from gotr1_jax.io.digests import model_digest
 from gotr1_jax.models.clip import abstract_clip
 from gotr1_jax.parallel.mesh import replicated, row_multiple, row_sharding
 from gotr1_jax.parallel.sharding import state_shardings
@@ -104,7 +105,7 @@ class HpsJudge:
         shardings = None if mesh is None else state_shardings(abstract_state(config, dtype), mesh)
         checkpoint = load_clip(path, dtype, shardings)
         judge = cls(checkpoint, tokenizer, batch_rows, mesh)
-        judge.identity = f"hps {path}"
+        judge.identity = f"hps {path} weights={model_digest(path, vocabulary)}"
         return judge
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from gotr1_jax.io.reading import read_bytes
+
 _INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -39,7 +41,7 @@ def source_digest(function: Callable[..., Any]) -> str:
     files = dict.fromkeys(_project_files(module, first, root))
     for file in sorted(files):
         digest.update(f"\0{file.relative_to(root).as_posix()}\0".encode())
-        digest.update(file.read_bytes())
+        digest.update(read_bytes(file))
     return digest.hexdigest()[:16]
 
 

@@ -27,6 +27,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import QwenImage as Pixels
 from gotr1_jax.images.qwen import read_image, resized_size
 from gotr1_jax.images.qwen_pack import Grid, mrope_positions
+from gotr1_jax.io.digests import model_digest
 from gotr1_jax.models.qwen2_5_vl import abstract_qwen
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.tokenizers.qwen import ImageTokens
@@ -69,7 +70,11 @@ class QwenEngine:
     """
 
     def __init__(
-        self, checkpoint: QwenCheckpoint, config: QwenEngineConfig, mesh: Mesh | None = None
+        self,
+        checkpoint: QwenCheckpoint,
+        config: QwenEngineConfig,
+        mesh: Mesh | None = None,
+        weights: str = "",
     ) -> None:
         """An engine with a loaded checkpoint.
 
@@ -77,8 +82,10 @@ class QwenEngine:
           checkpoint: the model; its decoder's weights are copied into the form for decoding.
           config: sizes; `config.checkpoint` only names the model here.
           mesh: devices of this process on which the parameters lie. None: the default device.
+          weights: the digest of the checkpoint's files, part of `identity`.
         """
         self.identity = f"qwen2_5_vl {config.checkpoint} {config.dtype} {config.max_pixels}"
+        self.identity += f" weights={weights}" if weights else ""
         dtype = jnp.dtype(config.dtype)
         self._limits = program_limits(config, mesh)
         self._tokenizer, self._capacity = checkpoint.tokenizer, config.image_tokens
@@ -112,7 +119,7 @@ class QwenEngine:
         shardings = None
         if mesh is not None:
             shardings = state_shardings(abstract_state(read_qwen_config(path), dtype), mesh)
-        return cls(load_qwen(path, dtype, shardings), config, mesh)
+        return cls(load_qwen(path, dtype, shardings), config, mesh, model_digest(path))
 
     @property
     def counts(self) -> EngineCounts:

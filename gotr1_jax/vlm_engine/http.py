@@ -22,7 +22,7 @@ import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import numpy as np
@@ -32,6 +32,7 @@ from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.io.reading import parse_json, read_text
 from gotr1_jax.vlm_engine.base import Answer, ImageInput, Question
 from gotr1_jax.vlm_engine.config import HttpConfig
+from gotr1_jax.vlm_engine.served_model import served_model
 
 _log = logging.getLogger(__name__)
 _MAX_BODY = 8 * 2**20  # bytes of a response
@@ -44,6 +45,9 @@ _REFUSALS = {
     404: "check judge.http.url (it ends in /v1 mostly) and judge.http.model",
     405: "check judge.http.url",
 }
+
+
+_Result = TypeVar("_Result")
 
 
 class _TransientError(Exception):
@@ -63,7 +67,12 @@ class _RefusedError(Exception):
 
 
 class HttpEngine:
-    """Answers questions through a server; `identity` is its address and model."""
+    """Answers questions through a server.
+
+    `identity` is its address and model, and what the server says of the model's weights where it
+    says anything (`served_model`): weights that are exchanged under the same name and path there
+    are not noticed from here.
+    """
 
     def __init__(
         self, config: HttpConfig, wait: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -84,7 +93,9 @@ class HttpEngine:
         self._tls = ssl.create_default_context()
         self._has_answered = False
         self._num_unanswered = 0  # before the first answer
-        self.identity = f"http {config.url.rstrip('/')} {config.model} multiple={config.multiple}"
+        address = f"http {config.url.rstrip('/')} {config.model} multiple={config.multiple}"
+        weights = _run(served_model(url, config.model, self._headers, self._tls))
+        self.identity = f"{address} weights={weights}" if weights else address
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that the model's coordinates refer to."""
@@ -229,7 +240,7 @@ class HttpEngine:
         return tall, wide
 
 
-def _run(work: Coroutine[Any, Any, list[Answer]]) -> list[Answer]:
+def _run(work: Coroutine[Any, Any, _Result]) -> _Result:
     """The result of a coroutine; Ctrl-C and whatever else a signal raises end it at once."""
     if not _in_event_loop():
         return asyncio.run(work)
@@ -256,7 +267,7 @@ def _in_event_loop() -> bool:
     return True
 
 
-def _run_in(loop: asyncio.AbstractEventLoop, task: asyncio.Task[list[Answer]]) -> list[Answer]:
+def _run_in(loop: asyncio.AbstractEventLoop, task: asyncio.Task[_Result]) -> _Result:
     try:
         return loop.run_until_complete(task)
     finally:

@@ -18,6 +18,7 @@ from gotr1_jax.convert import clip as convert
 from gotr1_jax.convert.clip import ClipCheckpoint, convert_hps, load_clip
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.clip import MEAN, STD, clip_pixels
+from gotr1_jax.io.digests import model_digest
 from gotr1_jax.models.clip import Clip
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.plan import parse_plan
@@ -226,7 +227,9 @@ def test_half_parameters_compute_in_float32(
     """The same as a float32 model whose parameters were rounded."""
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), checkpoint.state)
     wide = ClipCheckpoint(checkpoint.config, rounded, checkpoint.dtype, checkpoint.source)
-    half = scores(HpsJudge.from_path(directory, batch_rows=4), requests())
+    judge = HpsJudge.from_path(directory, batch_rows=4)
+    assert judge.identity == f"hps {directory} weights={model_digest(directory, None)}"
+    half = scores(judge, requests())
     np.testing.assert_allclose(
         half, scores(HpsJudge(wide, checkpoint.tokenizer(), 4), requests()), atol=1e-6
     )

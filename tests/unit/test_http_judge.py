@@ -332,6 +332,23 @@ def test_ctrl_c_in_a_notebook_ends_the_waiting_too(monkeypatch) -> None:
         signal.signal(signal.SIGINT, old)
 
 
+def test_what_the_server_says_of_the_weights_is_part_of_the_identity() -> None:
+    def identity(**said: Any) -> str:
+        server.models = [{"id": "another", "root": "x"}, {"id": "judge-7b", **said}] if said else []
+        return engine_for(server)[0].identity
+
+    with Server(lambda *_: None) as server:
+        plain = identity()
+        may = identity(root="/models/may", created=1, permission=[{"id": "perm-1"}])
+        again = identity(root="/models/may", created=2, permission=[{"id": "perm-2"}])
+        june = identity(root="/models/june", created=3)
+        adapter = identity(root="/models/may", parent="qwen")
+        nothing = identity(root="judge-7b", created=4)
+    assert plain == nothing == f"http {server.url} judge-7b multiple=28"
+    assert may == again and len({plain, may, june, adapter}) == 4
+    assert engine_for(server)[0].identity == plain  # nobody is there
+
+
 def test_an_empty_content_is_an_empty_answer() -> None:
     with Server(lambda h, n, body: say(h, None)) as server:
         engine, _ = engine_for(server)

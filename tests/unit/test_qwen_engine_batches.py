@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,18 @@ def test_coordinates_refer_to_the_processed_image(directory: Path) -> None:
     assert engine.image_size(100, 60) == (112, 56)
     assert engine.image_size(1000, 1000) == (112, 112)  # max_pixels
     assert "float32" in engine.identity and str(directory) in engine.identity
+
+
+def test_other_weights_at_the_same_path_are_another_engine(directory: Path, tmp_path: Path) -> None:
+    """One byte of the last tensor, in a file of the same size: kept answers are not its own."""
+    path = shutil.copytree(directory, tmp_path / "model")
+    first = make_engine(path).identity
+    assert make_engine(path).identity == first
+    file = sorted(path.glob("*.safetensors"))[-1]
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert make_engine(path).identity != first
 
 
 def test_a_hub_id_is_a_checkpoint(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
