@@ -10,10 +10,7 @@ import asyncio
 import base64
 import contextlib
 import io
-import os
-import signal
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -283,53 +280,6 @@ def test_a_server_that_answers_nothing_ends_the_job(status: int) -> None:
         engine, _ = engine_for(server, retries=0)
         answers = engine.answer(questions)
     assert len(answers) == 40 and sum(answer.text == "fine" for answer in answers) == 1
-
-
-def interrupt_at(number: int, server_ended: Callable[[], threading.Event]) -> Any:
-    """Answers the requests before `number`; from then on none, and the user presses Ctrl-C."""
-
-    def behave(handler: BaseHTTPRequestHandler, now: int, body: Any) -> None:
-        if now < number:
-            say(handler, "fine")
-            return
-        if now == number:
-            os.kill(os.getpid(), signal.SIGINT)
-        server_ended().wait(60)
-
-    return behave
-
-
-@pytest.mark.parametrize("number", [1, 5])
-def test_ctrl_c_ends_the_waiting_for_a_slow_server(number: int) -> None:
-    """At the first question and with several under way; each try alone would take a minute."""
-    questions = [Question("score", (), "", f"question {i}", 9) for i in range(40)]
-    with Server(interrupt_at(number, lambda: server.ended)) as server:
-        engine, pauses = engine_for(server)
-        start = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            engine.answer(questions)
-        assert time.monotonic() - start < 30 and pauses == []
-
-
-def test_ctrl_c_in_a_notebook_ends_the_waiting_too(monkeypatch) -> None:
-    """There the signal's handler is the kernel's, and another thread waits for the server."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    async def cell(engine: HttpEngine) -> list[Answer]:
-        return engine.answer([QUESTION] * 9)
-
-    old = signal.signal(signal.SIGINT, interrupt)
-    try:
-        with Server(interrupt_at(3, lambda: server.ended)) as server:
-            engine, _ = engine_for(server)
-            start = time.monotonic()
-            with pytest.raises(KeyboardInterrupt):
-                asyncio.run(cell(engine))
-            assert time.monotonic() - start < 30
-    finally:
-        signal.signal(signal.SIGINT, old)
 
 
 def test_what_the_server_says_of_the_weights_is_part_of_the_identity() -> None:
