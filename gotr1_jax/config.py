@@ -1,56 +1,67 @@
-"""Loading of configurations: one YAML file and `--a.b value` overrides into frozen dataclasses.
+"""Configurations: one YAML file and `--a.b value` overrides into frozen dataclasses.
 
-Loading is strict: an unknown key, a wrong type or an impossible combination raises an InputError
-that names the field, its value and the fix. No device is touched.
+A dataclass is the schema: its annotations hold type and range (`limits`) of every field, its
+`check()` what fields must fit each other. All is checked whenever one is made:
+
+    @dataclass(frozen=True)
+    class OptimizerConfig(CheckedConfig):
+        beta1: Annotated[float, Range("[0, 1)")] = 0.9
+
+The field's type decides how a word is read: a text takes it as it stands, `4711` or `exp #3`.
+Loading is strict: unknown keys, wrong types and values out of range raise an InputError that names
+the field's path, its value and the fix. No device is touched.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import logging
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 
-from gotr1_jax.errors import InputError
+from gotr1_jax.errors import ConfigError, InputError
+from gotr1_jax.strict_yaml import PlainScalar, parse_word, read_yaml, read_yaml_file
 
 _log = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
+# Also what YAML 1.1 takes for booleans: files of before hold them.
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+class CheckedConfig:
+    """Base of configurations: every instance has values in range that fit each other."""
+
+    def __post_init__(self) -> None:
+        for name, kind in field_kinds(type(self)).items():
+            read_value(kind, getattr(self, name), name)
+        self.check()
+
+    def check(self) -> None:
+        """Raise a ConfigError if fields do not fit each other; its text begins with one's name."""
 
 
 def load_config(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Fill `schema` from the YAML file at `path`, then from `overrides` (["--a.b", "value", …]).
-
-    `check()` of every section is called. Raises InputError.
-    """
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read configuration {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    """Fill `schema` from the YAML file at `path`, then from `overrides` (["--a.b", "value", …])."""
+    values = read_yaml_file(Path(path))
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold keys and values, found {type(values).__name__}")
-    for key, value in parse_overrides(overrides):
-        set_value(values, key, value)
-    return from_dict(schema, values)
+    return from_dict(schema, values, overrides=parse_overrides(overrides))
 
 
-def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
-    """["--a.b", "3", "--c=x"] -> [("a.b", 3), ("c", "x")]; values are parsed as YAML."""
-    pairs: list[tuple[str, Any]] = []
+def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """["--a.b", "3", "--c=x"] -> [("a.b", "3"), ("c", "x")]; the schema will read the values."""
+    pairs: list[tuple[str, str]] = []
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -58,35 +69,159 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
             raise InputError(f"expected --key value, found {argument!r}")
         key, sign, text = argument[2:].partition("=")
         if not sign:
-            if not rest:
-                raise InputError(f"--{key} has no value; write --{key} VALUE")
+            # The next option is no value: of --flag --steps 3, the flag's was forgotten.
+            if not rest or (rest[0].startswith("--") and rest[0][2:3].isalpha()):
+                raise InputError(f"--{key} has no value; write --{key}=VALUE")
             text = rest.pop(0)
-        try:
-            pairs.append((key, yaml.safe_load(text)))
-        except yaml.YAMLError as error:
-            raise InputError(f"--{key}: {text!r} is not a YAML value") from error
+        pairs.append((key, text))
     return pairs
 
 
-def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set the value of a dotted key in nested sections; missing sections are created."""
-    *parents, last = dotted.split(".")
-    for part in parents:
-        child = values.get(part)
-        if child is None:
-            child = values[part] = {}
-        if not isinstance(child, dict):
-            raise InputError(f"--{dotted}: {part} is a single value ({child!r}), not a section")
-        values = child
-    values[last] = value
+def from_dict(
+    schema: type[Config],
+    values: Mapping[str, Any],
+    where: str = "",
+    overrides: Sequence[tuple[str, str]] = (),
+) -> Config:
+    """Build `schema` from plain values, then `overrides` (of `parse_overrides`).
+
+    `where` is the dotted path of its section, for messages.
+    """
+    values = _rename_keys(schema, values, where)
+    for dotted, text in overrides:
+        _set_word(values, _current_path(schema, dotted), text)
+    kinds = field_kinds(schema)
+    for key in values:
+        if key not in kinds:
+            raise InputError(
+                f"unknown configuration key {where + str(key)!r}; {_hint(schema, key, where)}"
+            )
+    given = {key: read_value(kinds[key], value, where + key) for key, value in values.items()}
+    for spec in dataclasses.fields(schema):  # type: ignore[arg-type]
+        missing = dataclasses.MISSING
+        if spec.name not in given and spec.default is spec.default_factory is missing:
+            raise InputError(f"configuration key {where + spec.name!r} is missing")
+    try:
+        return schema(**given)
+    except ValueError as error:  # of `check`: it begins with the name of a field
+        raise ConfigError(f"{where}{error}") from error
 
 
-def from_dict(schema: type[Config], values: dict[str, Any], where: str = "") -> Config:
-    """Build `schema` from plain values; `where` is the dotted path of its section, for messages."""
-    hints = typing.get_type_hints(schema)
-    known = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
-    given: dict[str, Any] = {}
+def read_value(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the type `kind`, within its limits; an InputError that names `where` otherwise.
+
+    A `PlainScalar` is read as the kind says; numbers are no booleans, and text is no number.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        value = read_value(args[0], value, where)
+        complaints = [limit.complaint(value) for limit in args[1:]]
+        for complaint in filter(None, complaints):
+            raise ConfigError(f"{where} is {_show(value)}; {complaint}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _read_union(args, value, where)
+    if origin is Literal:
+        if value not in args or isinstance(value, bool):
+            raise ConfigError(
+                f"{where} is {_show(value)}; choose one of {', '.join(map(str, args))}"
+            )
+        return next(arg for arg in args if arg == value)
+    if origin is tuple:
+        return _read_list(args[0], value, where)
+    if dataclasses.is_dataclass(kind):
+        if isinstance(value, typing.cast(type, kind)):
+            return value
+        if isinstance(value, PlainScalar):
+            value = _parse_flow(value, "{}", where)
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} is {_show(value)}; expected a section with keys")
+        return from_dict(typing.cast(Any, kind), value, where + ".")
+    return _read_scalar(kind, value, where)
+
+
+def _read_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    if type(None) in args and (value is None or isinstance(value, PlainScalar) and value == "null"):
+        return None
+    kinds = [kind for kind in args if kind is not type(None)]
+    if len(kinds) > 1:  # a single value or a list of values
+        many = isinstance(value, (list, tuple))
+        if isinstance(value, PlainScalar):
+            many = value.startswith("[") and value.endswith("]")
+        kinds = [kind for kind in kinds if (typing.get_origin(kind) is tuple) == many]
+    return read_value(kinds[0], value, where)
+
+
+def _read_list(kind: Any, value: Any, where: str) -> tuple[Any, ...]:
+    if isinstance(value, PlainScalar):
+        value = _parse_flow(value, "[]", where)
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where} is {_show(value)}; expected a list, such as [a, b]")
+    return tuple(read_value(kind, item, f"{where}[{i}]") for i, item in enumerate(value))
+
+
+def _read_scalar(kind: Any, value: Any, where: str) -> Any:
+    found = value
+    if kind is str and isinstance(value, str):
+        if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ConfigError(f"{where} is {_show(value)}; it holds what is no text")
+        return str(value)
+    if kind in (bool, int, float) and isinstance(value, PlainScalar):
+        try:
+            found = _BOOLEANS.get(value.lower(), value) if kind is bool else parse_word(value)
+        except ValueError:  # thousands of digits
+            found = value
+    if kind is float and isinstance(found, (int, float)) and not isinstance(found, bool):
+        try:
+            return float(found)
+        except OverflowError:
+            return math.inf
+    if type(found) is kind if kind in (str, bool, int, float) else isinstance(found, kind):
+        return found
+    hint = " without quotes" if type(value) is str and kind in (bool, int, float) else ""
+    raise ConfigError(f"{where} is {_show(value)}; expected {kind.__name__}{hint}")
+
+
+def _parse_flow(word: PlainScalar, brackets: str, where: str) -> Any:
+    """The list [...] or section {...} of the command line; other words as they are."""
+    if word[:1] + word[-1:] != brackets:
+        return word
+    return read_yaml(word, where)
+
+
+def _show(value: Any) -> str:
+    try:
+        text = "null" if value is None else repr(value)
+        if isinstance(value, PlainScalar) and value.isprintable():
+            text = str(value)
+    except ValueError:  # an integer of thousands of digits
+        text = f"an integer of {value.bit_length()} bits"
+    return text if len(text) <= 200 else text[:200] + "…"
+
+
+def field_kinds(schema: Any) -> dict[str, Any]:
+    """The annotated types of a configuration's fields, by name."""
+    return _find_kinds(schema)
+
+
+@functools.cache
+def _find_kinds(schema: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(schema, include_extras=True)
+    return {spec.name: hints[spec.name] for spec in dataclasses.fields(schema)}
+
+
+def _sections(kind: Any) -> Iterator[type]:
+    """The configuration class that a field holds, or holds a list of."""
+    if dataclasses.is_dataclass(kind):
+        yield typing.cast(type, kind)
+    for part in typing.get_args(kind):
+        yield from _sections(part)
+
+
+def _rename_keys(schema: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A copy in which keys, also those of sections, have the names of today."""
     renamed: Mapping[str, str] = getattr(schema, "renamed_keys", {})
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if key in renamed:
             new = renamed[key]
@@ -94,61 +229,58 @@ def from_dict(schema: type[Config], values: dict[str, Any], where: str = "") -> 
                 raise InputError(f"{where}{new} is given twice, also by its old name {key}")
             _log.warning("configuration key %s is called %s now", where + key, where + new)
             key = new
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {where + near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise InputError(f"unknown configuration key {where + str(key)!r}; {hint}")
-        given[key] = _coerce(hints[key], value, where + key)
-    for name, spec in known.items():
-        no_default = (
-            spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
-        )
-        if name not in given and no_default:
-            raise InputError(f"configuration key {where + name!r} is missing")
-    try:
-        config = schema(**given)
-    except ValueError as error:  # from __post_init__, for example of a model's sizes
-        raise InputError(f"{where.rstrip('.') or 'configuration'}: {error}") from error
-    check = getattr(config, "check", None)
-    if check is not None:
-        check()
-    return config
+        section = next(_sections(field_kinds(schema).get(key)), None)
+        if section is not None and isinstance(value, Mapping):
+            value = _rename_keys(section, value, f"{where}{key}.")
+        found[key] = value
+    return found
 
 
-def _coerce(kind: Any, value: Any, where: str) -> Any:
-    """Convert `value` to the type `kind`; numbers are no booleans and text is no number."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        kinds = [a for a in args if a is not type(None)]
-        if len(kinds) > 1:  # a single value or a list of values
-            many = isinstance(value, (list, tuple))
-            kinds = [kind for kind in kinds if (typing.get_origin(kind) is tuple) == many]
-        return _coerce(kinds[0], value, where)
-    if origin is Literal:
-        if value not in args or isinstance(value, bool):
-            raise InputError(f"{where} is {value!r}; choose one of {', '.join(map(str, args))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise InputError(f"{where} is {value!r}; expected a list")
-        return tuple(_coerce(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise InputError(f"{where} is {value!r}; expected a section with keys")
-        return from_dict(typing.cast(Any, kind), value, where + ".")
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-5 as text.
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if kind in (int, bool, str) and type(value) is kind:
-        return value
-    raise InputError(f"{where} is {value!r}; expected {kind.__name__}")
+def _current_path(schema: type | None, dotted: str) -> list[str]:
+    """The keys of a dotted path, by their names of today."""
+    path = []
+    for part in dotted.split("."):
+        part = getattr(schema, "renamed_keys", {}).get(part, part)
+        path.append(part)
+        kind = field_kinds(schema).get(part) if schema is not None else None
+        schema = next(_sections(kind), None)
+    return path
+
+
+def _set_word(values: dict[str, Any], path: Sequence[str], text: str) -> None:
+    """Set the value of a path of keys in nested sections; missing sections are created."""
+    *parents, last = path
+    for part in parents:
+        child = values.get(part)
+        if isinstance(child, PlainScalar):
+            child = _parse_flow(child, "{}", part)
+        if child is None or isinstance(child, PlainScalar) and child == "null":
+            child = {}
+        if not isinstance(child, dict):
+            raise InputError(
+                f"--{'.'.join(path)}: {part} is a single value ({_show(child)}), not a section"
+            )
+        values[part] = child
+        values = child
+    values[last] = PlainScalar(text) if text else text
+
+
+def _hint(schema: type, key: str, where: str) -> str:
+    """Where a wrong key may have been meant to stand."""
+    known = list(field_kinds(schema))
+    deeper = [path for path in _paths(schema) if path.split(".")[-1] == key]
+    near = difflib.get_close_matches(str(key), known, n=1) or deeper[:1]
+    return f"did you mean {where + near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def _paths(schema: type, below: tuple[type, ...] = ()) -> Iterator[str]:
+    """The dotted paths of all fields of sections."""
+    for name, kind in field_kinds(schema).items():
+        section = next(_sections(kind), None)
+        if section is None or section in (schema, *below):
+            yield name
+        else:
+            yield from (f"{name}.{path}" for path in _paths(section, (*below, schema)))
 
 
 def to_yaml(config: Any) -> str:
@@ -163,16 +295,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return value
-
-
-def positive(where: str, **values: float) -> None:
-    """Raise InputError for the first of `values` that is not above zero, and finite."""
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{where}.{name} is {value}; it must be above 0")
-
-
-def check_seed(seed: int) -> None:
-    """Raise InputError unless every random stream can be seeded with `seed`."""
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed is {seed}; use 0 to {2**32 - 1}")

@@ -25,3 +25,7 @@ class InputError(GotR1Error):
     """Invalid input: a wrong path, key, value or combination."""
 
     exit_code = 2
+
+
+class ConfigError(InputError, ValueError):
+    """A value of a configuration's field is out of range, or fields do not fit each other."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -107,7 +106,7 @@ def plan_runs(config: AblationConfig, root: Path) -> list[PlannedRun]:
     for seed, variant in product(config.seeds, config.variants):
         base = config.base if variant.base is None else variant.base
         folder = root / variant.name / f"seed_{seed}"
-        own = (f"seed={seed}", f"run_dir={json.dumps(str(folder))}")
+        own = (f"seed={seed}", f"run_dir={folder}")
         overrides = [f"--{text}" for text in (*config.overrides, *variant.overrides, *own)]
         try:
             resolved = load_config(GrpoConfig, base, overrides)

@@ -74,17 +74,13 @@ def read_job(path: Path, overrides: list[str]) -> Any:
     """The configuration of a grpo or sft job, recognised by its keys."""
     import dataclasses
 
-    import yaml
-
     from gotr1_jax.config import load_config
     from gotr1_jax.grpo.config import GrpoConfig
     from gotr1_jax.sft.config import SftConfig
+    from gotr1_jax.strict_yaml import read_yaml_file
     from gotr1_jax.vq.config import VqTrainConfig
 
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        values = None  # `load_config` raises the error
+    values = read_yaml_file(path)
     keys = set(values) if isinstance(values, dict) else set()
 
     def known_keys(schema: type) -> int:

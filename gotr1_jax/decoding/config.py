@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from gotr1_jax.errors import InputError
+from gotr1_jax.config import CheckedConfig
+from gotr1_jax.limits import Guidance, Range, Temperature
 
 LogpMode = Literal["guided", "guided_detach", "conditional"]
 
 
 @dataclass(frozen=True)
-class LogpConfig:
+class LogpConfig(CheckedConfig):
     """Definition of a log-probability; stored in a rollout, for teacher forcing at equal settings.
 
     Attributes:
@@ -23,9 +24,9 @@ class LogpConfig:
     """
 
     mode: LogpMode = "guided"
-    guidance: float = 5.0
-    text_temperature: float = 1.0
-    image_temperature: float = 1.0
+    guidance: Guidance = 5.0
+    text_temperature: Temperature = 1.0
+    image_temperature: Temperature = 1.0
 
     @property
     def needs_unconditional(self) -> bool:
@@ -34,7 +35,7 @@ class LogpConfig:
 
 
 @dataclass(frozen=True)
-class TokenSamplingConfig:
+class TokenSamplingConfig(CheckedConfig):
     """How a token is sampled.
 
     Attributes:
@@ -44,11 +45,5 @@ class TokenSamplingConfig:
     """
 
     greedy: bool = False
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.top_k < 0:
-            raise InputError(f"top_k is {self.top_k}; give 0 (all tokens) or a positive number")
-        if not 0.0 < self.top_p <= 1.0:
-            raise InputError(f"top_p is {self.top_p}; give a number in (0, 1], 1 for all tokens")
+    top_k: Annotated[int, Range("[0, 10000000]")] = 0
+    top_p: Annotated[float, Range("(0, 1]")] = 1.0

@@ -16,20 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
-from gotr1_jax.config import check_seed, load_config
+from gotr1_jax.config import CheckedConfig, load_config
 from gotr1_jax.convert.find import RUN_CONFIG
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.results import IMAGES, ResultRow, check_out, write_results
 from gotr1_jax.generate.config import check_settings_file, fingerprint, read_template
 from gotr1_jax.grpo.config import GrpoConfig, RewardConfig, RolloutConfig
+from gotr1_jax.limits import FilledText, ItemCount, RowCount, Seed
 from gotr1_jax.rewards.combine import combine
 from gotr1_jax.rewards.judging import judge_samples
 from gotr1_jax.rewards.shapes import ShapesJudge
 from gotr1_jax.rewards.stored_samples import find_samples
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.shapes.judge import SHAPES_TERMS
+from gotr1_jax.strict_yaml import read_yaml_file
 
 if TYPE_CHECKING:
     from gotr1_jax.grpo.evaluate import Evaluation
@@ -42,7 +43,7 @@ _REWARD = RewardConfig(rule="v2")
 
 
 @dataclass(frozen=True)
-class ShapesEvaluationConfig:
+class ShapesEvaluationConfig(CheckedConfig):
     """What to generate and score.
 
     Attributes:
@@ -56,19 +57,16 @@ class ShapesEvaluationConfig:
     """
 
     out: Path
-    ckpt: str | None
+    ckpt: FilledText | None
     images: Path | None
     job: GrpoConfig
-    captions: int
-    samples: int
-    seed: int
-    batch_size: int
+    captions: ItemCount
+    samples: RowCount
+    seed: Seed
+    batch_size: RowCount
 
-    def __post_init__(self) -> None:
-        for name in ("captions", "samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
-        check_seed(self.seed)
+    def check(self) -> None:
+        """A directory that can be written, and terms of the exact judge."""
         check_out(self.out)
         unknown = [term for term in self.job.reward.terms if term not in SHAPES_TERMS]
         if unknown:
@@ -145,7 +143,6 @@ def read_options(options: argparse.Namespace) -> ShapesEvaluationConfig:
     job = _base_job(options.config, options.ckpt)
     given = {"guidance": options.cfg, "max_plan_tokens": options.max_plan_tokens}
     rollout = replace(job.rollout, **{k: v for k, v in given.items() if v is not None})
-    rollout.check()
     policy = job.policy
     if options.template is not None:
         policy = replace(policy, template=read_template(options.template))
@@ -166,11 +163,11 @@ def _base_job(path: Path | None, ckpt: str | None) -> GrpoConfig:
     """The configuration in a file, else of the evaluated GRPO run, else of the recipes."""
     own = Path(ckpt or "") / RUN_CONFIG
     if path is None and ckpt is not None and own.is_file():
-        values = yaml.safe_load(own.read_text(encoding="utf-8"))
+        values = read_yaml_file(own)
         # Only GRPO runs sample images: the configurations of other jobs do not fit.
         path = own if isinstance(values, dict) and "rollout" in values else None
     if path is None:
-        return GrpoConfig(run_dir="", rollout=_ROLLOUT, reward=_REWARD)
+        return GrpoConfig(run_dir="none", rollout=_ROLLOUT, reward=_REWARD)
     return load_config(GrpoConfig, path)
 
 

@@ -15,8 +15,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.queries import UNBOUNDED
 from gotr1_jax.evaluation.results import SCORES, TABLE, check_out
@@ -28,6 +29,7 @@ from gotr1_jax.evaluation.understanding_questions import (
 )
 from gotr1_jax.evaluation.understanding_scores import ScoredAnswer, compare, table, verdict
 from gotr1_jax.io.files import atomic_write, write_json_atomic
+from gotr1_jax.limits import FilledText, Fraction, ItemCount, RowCount, Seed, TokenCount
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
 if TYPE_CHECKING:
@@ -39,27 +41,23 @@ AnswerFunction = Callable[[Sequence[UnderstandingQuestion]], "Sequence[Generated
 
 
 @dataclass(frozen=True)
-class UnderstandingConfig:
+class UnderstandingConfig(CheckedConfig):
     """The options of the command, see `add_arguments`; answers are decoded greedily."""
 
     out: Path
-    ckpt: str
-    baseline: str
+    ckpt: FilledText
+    baseline: FilledText
     data: Path | None = None
-    questions: int = 256
-    seed: int = 0
-    batch: int = 16
-    max_tokens: int = 32
-    max_bad: float = 0.02
-    dtype: str | None = None
+    questions: ItemCount = 256
+    seed: Seed = 0
+    batch: RowCount = 16
+    max_tokens: TokenCount = 32
+    max_bad: Fraction = 0.02
+    dtype: Literal["float32", "bfloat16"] | None = None
     system: str = ""
 
-    def __post_init__(self) -> None:
-        for name, least in {"questions": 1, "seed": 0, "batch": 1, "max_tokens": 1}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; give {least} or more")
-        if not 0 <= self.max_bad <= 1:
-            raise InputError(f"max_bad is {self.max_bad}; give a share from 0 to 1")
+    def check(self) -> None:
+        """A directory that can be written."""
         check_out(self.out)
 
 

@@ -6,11 +6,21 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from gotr1_jax.config import check_seed
+from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.reading import open_file, read_json_object, read_text
+from gotr1_jax.limits import (
+    FilledText,
+    Guidance,
+    PromptTemplate,
+    Range,
+    RowCount,
+    Seed,
+    Temperature,
+    TokenCount,
+)
 from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, TEMPLATES
 
@@ -25,7 +35,7 @@ _PIECES, _PIECE_BYTES = 64, 4096  # of each weights file that are hashed
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(CheckedConfig):
     """What to generate and where to.
 
     Attributes:
@@ -59,27 +69,22 @@ class GenerateConfig:
     plans: Path | None = None
     layout: str = "plain"
     plans_only: bool = False
-    n: int | None = None
-    batch_size: int | None = None
-    ckpt: str | None = None
-    revision: str | None = None
+    n: RowCount | None = None
+    batch_size: RowCount | None = None
+    ckpt: FilledText | None = None
+    revision: FilledText | None = None
     greedy: bool = False
-    cfg: float = 5.0
-    max_plan_tokens: int = 600
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    dtype: str | None = None
-    seed: int = 0
-    template: str = GOTR1_TEMPLATE
+    cfg: Guidance = 5.0
+    max_plan_tokens: TokenCount = 600
+    temperature: Temperature = 1.0
+    top_k: Annotated[int, Range("[0, 10000000]")] = 0
+    top_p: Annotated[float, Range("(0, 1]")] = 1.0
+    dtype: Literal["float32", "bfloat16"] | None = None
+    seed: Seed = 0
+    template: PromptTemplate = GOTR1_TEMPLATE
 
-    def __post_init__(self) -> None:
-        check_seed(self.seed)
-        for name in ("n", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; give 1 or more")
-        _ = self.sampling  # checks its values
+    def check(self) -> None:
+        """One source of captions or plans, and a directory that can be written."""
         self._check_sources()
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"output {self.out} is a file; choose a directory")
@@ -89,7 +94,7 @@ class GenerateConfig:
 
     @property
     def sampling(self) -> SamplerConfig:
-        """How plans and images are sampled; InputError for invalid values."""
+        """How plans and images are sampled."""
         return SamplerConfig(
             max_plan_tokens=self.max_plan_tokens,
             guidance=self.cfg,

@@ -7,11 +7,12 @@ import json
 import logging
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from gotr1_jax.config import check_seed
+from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import InputError
 from gotr1_jax.images import open_image
+from gotr1_jax.limits import FilledText, Range, Seed, TokenCount
 from gotr1_jax.sampler.config import AnswerConfig
 from gotr1_jax.tokenizers.janus import chat_parts
 
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class DescribeConfig:
+class DescribeConfig(CheckedConfig):
     """A question about images.
 
     Attributes:
@@ -38,22 +39,21 @@ class DescribeConfig:
 
     images: tuple[Path, ...]
     question: str
-    ckpt: str | None = None
-    max_tokens: int = 512
-    temperature: float = 0.0
-    seed: int = 0
-    dtype: str | None = None
+    ckpt: FilledText | None = None
+    max_tokens: TokenCount = 512
+    temperature: Annotated[float, Range("[0.0001, 10000]", also=(0,))] = 0.0
+    seed: Seed = 0
+    dtype: Literal["float32", "bfloat16"] | None = None
     system: str = ""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """At least one image."""
         if not self.images:
             raise InputError("there is no image to ask about; give one or more")
-        check_seed(self.seed)
-        _ = self.sampling  # checks its values
 
     @property
     def sampling(self) -> AnswerConfig:
-        """How the answer is sampled; InputError for invalid values."""
+        """How the answer is sampled."""
         return AnswerConfig(self.max_tokens, self.temperature)
 
 

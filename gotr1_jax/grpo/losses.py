@@ -8,18 +8,21 @@ statistics of micro-batches add up to those of the mini-batch.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
+from gotr1_jax.config import CheckedConfig
+from gotr1_jax.errors import ConfigError
 from gotr1_jax.grpo.kl import MAX_LOG_RATIO, KlKind, kl_estimate
+from gotr1_jax.limits import Range, Weight
 
 LossKind = Literal["grpo", "dapo", "dr_grpo", "gspo"]
 
 
 @dataclass(frozen=True)
-class PolicyLossConfig:
+class PolicyLossConfig(CheckedConfig):
     """Which policy loss, and its weights."""
 
     # grpo: weighted mean over a sample's tokens, then mean over samples (arXiv 2402.03300).
@@ -28,37 +31,21 @@ class PolicyLossConfig:
     # exp(weighted mean log-ratio), clipped as one (arXiv 2507.18071).
     kind: LossKind = "grpo"
     # The ratio is clipped to [1 - clip_low, 1 + clip_high].
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    clip_low: Annotated[float, Range("(0, 1)")] = 0.2
+    clip_high: Annotated[float, Range("(0, 1000]")] = 0.2
     # Weight of a plan token and of an image token.
-    text_weight: float = 1.0
-    image_weight: float = 1.0
+    text_weight: Weight = 1.0
+    image_weight: Weight = 1.0
     # Estimator of the KL to the reference, added to each token's loss, and its weight.
     kl: KlKind = "none"
-    kl_weight: float = 0.0
+    kl_weight: Weight = 0.0
     # The constant length of dr_grpo; in a run's configuration 0 stands for max_plan_tokens + 1.
-    max_tokens: int = 0
+    max_tokens: Annotated[int, Range("[0, 10000000]")] = 0
 
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(LossKind):
-            raise ValueError(f"kind is {self.kind!r}; use {', '.join(get_args(LossKind))}")
-        if self.kl not in get_args(KlKind):
-            raise ValueError(f"kl is {self.kl!r}; use {', '.join(get_args(KlKind))}")
-        if not 0 < self.clip_low < 1 or not self.clip_high > 0:
-            raise ValueError(
-                f"clip_low is {self.clip_low}, clip_high is {self.clip_high}; use 0 < clip_low < 1 "
-                "and clip_high > 0"
-            )
-        weights = (self.text_weight, self.image_weight)
-        if min(weights) < 0 or max(weights) == 0:
-            raise ValueError(
-                f"text_weight is {self.text_weight}, image_weight is {self.image_weight}; neither "
-                "may be negative, nor both 0"
-            )
-        if self.kl_weight < 0 or self.max_tokens < 0:
-            raise ValueError(
-                f"kl_weight is {self.kl_weight}, max_tokens is {self.max_tokens}; use 0 or more"
-            )
+    def check(self) -> None:
+        """Something to learn."""
+        if self.text_weight == self.image_weight == 0:
+            raise ConfigError("text_weight and image_weight are both 0; give one a weight")
 
 
 @jax.tree_util.register_dataclass

@@ -6,68 +6,95 @@ Sources: released config.json files of deepseek-ai/Janus-Pro-1B and -7B; VQ-16 o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from gotr1_jax.config import CheckedConfig
+from gotr1_jax.errors import ConfigError
+from gotr1_jax.limits import Epsilon, LayerCount, ModelSize, Range, RopeTheta
+
+LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down"]
+# Rotary pairs of an axis.
+_Pairs = Annotated[int, Range("[0, 1048576]")]
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(CheckedConfig):
     """A pre-norm decoder of the Llama / Qwen2 family.
 
     `mrope_section`: numbers of rotary pairs for the time, height and width positions of multimodal
     rotary embedding; empty: ordinary positions.
     """
 
-    vocab_size: int
-    hidden_size: int
-    mlp_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope_theta: float = 1e4
-    norm_eps: float = 1e-6
+    vocab_size: ModelSize
+    hidden_size: ModelSize
+    mlp_size: ModelSize
+    num_layers: LayerCount
+    num_heads: ModelSize
+    num_kv_heads: ModelSize
+    head_dim: ModelSize
+    rope_theta: RopeTheta = 1e4
+    norm_eps: Epsilon = 1e-6
     qkv_bias: bool = False
     tie_embeddings: bool = False
-    mrope_section: tuple[int, ...] = ()
+    mrope_section: tuple[_Pairs, ...] = ()
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Sizes that divide each other."""
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
+            raise ConfigError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
+            raise ConfigError(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
         if self.mrope_section and (
             len(self.mrope_section) != 3 or sum(self.mrope_section) != self.head_dim // 2
         ):
-            raise ValueError(
+            raise ConfigError(
                 f"mrope_section {list(self.mrope_section)} does not share {self.head_dim // 2} "
                 "rotary pairs among time, height and width"
             )
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(CheckedConfig):
     """Low-rank adapters: W + (alpha / rank) * A @ B on the linear layers named in `targets`.
 
     `targets` are attribute names of `Linear` layers (q, k, v, o, gate, up, down, ...).
     """
 
-    rank: int = 32
-    alpha: float = 32.0
-    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    rank: ModelSize = 32
+    alpha: Annotated[float, Range("(0, 1e6]")] = 32.0
+    targets: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...] = (
+        "q",
+        "k",
+        "v",
+        "o",
+        "gate",
+        "up",
+        "down",
+    )
 
 
 @dataclass(frozen=True)
-class SiglipConfig:
+class SiglipConfig(CheckedConfig):
     """SigLIP vision tower, without class token."""
 
-    image_size: int = 384
-    patch_size: int = 16
-    width: int = 1024
-    mlp_size: int = 4096
-    num_layers: int = 24
-    num_heads: int = 16
-    norm_eps: float = 1e-6
+    image_size: ModelSize = 384
+    patch_size: ModelSize = 16
+    width: ModelSize = 1024
+    mlp_size: ModelSize = 4096
+    num_layers: LayerCount = 24
+    num_heads: ModelSize = 16
+    norm_eps: Epsilon = 1e-6
+
+    def check(self) -> None:
+        """Sizes that divide each other."""
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        if self.width % self.num_heads:
+            raise ConfigError(f"width {self.width} is not a multiple of {self.num_heads} heads")
 
     @property
     def num_tokens(self) -> int:
@@ -76,21 +103,34 @@ class SiglipConfig:
 
 
 @dataclass(frozen=True)
-class VQConfig:
+class VQConfig(CheckedConfig):
     """VQ-16 image tokenizer."""
 
-    codebook_size: int = 16384
-    code_dim: int = 8
-    base_channels: int = 128
-    z_channels: int = 256
-    encoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    decoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    norm_groups: int = 32
+    codebook_size: ModelSize = 16384
+    code_dim: ModelSize = 8
+    base_channels: ModelSize = 128
+    z_channels: ModelSize = 256
+    encoder_multipliers: tuple[ModelSize, ...] = (1, 1, 2, 2, 4)
+    decoder_multipliers: tuple[ModelSize, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: LayerCount = 2
+    norm_groups: ModelSize = 32
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Sizes that divide each other."""
         if len(self.encoder_multipliers) != len(self.decoder_multipliers):
-            raise ValueError("encoder_multipliers and decoder_multipliers differ in length")
+            raise ConfigError("encoder_multipliers and decoder_multipliers differ in length")
+        if not 1 <= len(self.encoder_multipliers) <= 16:
+            raise ConfigError(
+                f"encoder_multipliers has {len(self.encoder_multipliers)} levels; use 1 to 16"
+            )
+        widths = {
+            self.base_channels * m for m in self.encoder_multipliers + self.decoder_multipliers
+        }
+        for width in sorted({self.base_channels} | widths):
+            if width % self.norm_groups:
+                raise ConfigError(
+                    f"norm_groups {self.norm_groups} does not divide {width} channels"
+                )
 
     @property
     def downsampling(self) -> int:
@@ -99,17 +139,18 @@ class VQConfig:
 
 
 @dataclass(frozen=True)
-class JanusConfig:
+class JanusConfig(CheckedConfig):
     """Janus-Pro: decoder, image tokenizer, understanding tower."""
 
     decoder: DecoderConfig
     vq: VQConfig = field(default_factory=VQConfig)
     siglip: SiglipConfig = field(default_factory=SiglipConfig)
-    image_size: int = 384
+    image_size: ModelSize = 384
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Sizes that divide each other."""
         if self.image_size % self.vq.downsampling:
-            raise ValueError(
+            raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of the VQ downsampling "
                 f"{self.vq.downsampling}"
             )
@@ -139,22 +180,23 @@ JANUS_PRO_7B = JanusConfig(_decoder(4096, 11008, 30, 32))
 
 
 @dataclass(frozen=True)
-class ClipTowerConfig:
+class ClipTowerConfig(CheckedConfig):
     """Sizes of one transformer."""
 
-    width: int
-    mlp_size: int
-    num_layers: int
-    num_heads: int
-    norm_eps: float = 1e-5
+    width: ModelSize
+    mlp_size: ModelSize
+    num_layers: LayerCount
+    num_heads: ModelSize
+    norm_eps: Epsilon = 1e-5
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Sizes that divide each other."""
         if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of {self.num_heads} heads")
+            raise ConfigError(f"width {self.width} is not a multiple of {self.num_heads} heads")
 
 
 @dataclass(frozen=True)
-class ClipConfig:
+class ClipConfig(CheckedConfig):
     """Sizes of a CLIP; the defaults are those of ViT-H/14 and HPS v2.1.
 
     Attributes:
@@ -167,15 +209,16 @@ class ClipConfig:
 
     vision: ClipTowerConfig = ClipTowerConfig(1280, 5120, 32, 16)
     text: ClipTowerConfig = ClipTowerConfig(1024, 4096, 24, 16)
-    image_size: int = 224
-    patch_size: int = 14
-    vocab_size: int = 49408
-    context_length: int = 77
-    embedding_size: int = 1024
+    image_size: ModelSize = 224
+    patch_size: ModelSize = 14
+    vocab_size: ModelSize = 49408
+    context_length: ModelSize = 77
+    embedding_size: ModelSize = 1024
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Sizes that divide each other."""
         if self.image_size % self.patch_size:
-            raise ValueError(
+            raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
 

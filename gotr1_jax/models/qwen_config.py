@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from gotr1_jax.config import CheckedConfig
+from gotr1_jax.errors import ConfigError
 from gotr1_jax.images.qwen import Geometry
+from gotr1_jax.limits import Epsilon, LayerCount, ModelSize, Range, RopeTheta
 from gotr1_jax.models.config import DecoderConfig
 
 
 @dataclass(frozen=True)
-class QwenVisionConfig:
+class QwenVisionConfig(CheckedConfig):
     """The vision tower.
 
     Attributes:
@@ -21,25 +25,26 @@ class QwenVisionConfig:
       rope_theta, norm_eps: constants of the model family, not in released files.
     """
 
-    width: int
-    mlp_size: int
-    num_layers: int
-    num_heads: int
-    out_size: int
-    full_attention: tuple[int, ...]
+    width: ModelSize
+    mlp_size: ModelSize
+    num_layers: LayerCount
+    num_heads: ModelSize
+    out_size: ModelSize
+    full_attention: tuple[Annotated[int, Range("[0, 1048576]")], ...]
     geometry: Geometry
-    rope_theta: float = 1e4
-    norm_eps: float = 1e-6
+    rope_theta: RopeTheta = 1e4
+    norm_eps: Epsilon = 1e-6
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Sizes that fit each other."""
         # Half of the rotary pairs are for rows, half for columns.
         if self.width % (4 * self.num_heads):
-            raise ValueError(
+            raise ConfigError(
                 f"vision width {self.width} does not give {self.num_heads} heads whose size is a "
                 "multiple of 4"
             )
         if any(not 0 <= i < self.num_layers for i in self.full_attention):
-            raise ValueError(
+            raise ConfigError(
                 f"full attention in blocks {list(self.full_attention)}, but there are "
                 f"{self.num_layers}"
             )
@@ -51,17 +56,18 @@ class QwenVisionConfig:
 
 
 @dataclass(frozen=True)
-class QwenConfig:
+class QwenConfig(CheckedConfig):
     """Qwen2.5-VL: text model and vision tower."""
 
     text: DecoderConfig
     vision: QwenVisionConfig
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Sizes that fit each other."""
         if not self.text.mrope_section:
-            raise ValueError("the text model of Qwen2.5-VL needs an mrope_section")
+            raise ConfigError("the text model of Qwen2.5-VL needs an mrope_section")
         if self.vision.out_size != self.text.hidden_size:
-            raise ValueError(
+            raise ConfigError(
                 f"the vision tower gives vectors of {self.vision.out_size}, the text model reads "
                 f"{self.text.hidden_size}"
             )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import yaml
 
+from gotr1_jax.errors import InputError
 from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
 from gotr1_jax.report.load import Metrics
+from gotr1_jax.strict_yaml import parse_word, read_yaml
 
 UNIT, A_TENTH = (0.0, 1.0), (0.0, 0.1)
 _OF_BOXES = ("plan/boxes", "plan/parsed_frac")
@@ -111,10 +111,9 @@ FIXED: Mapping[str, tuple[ChartSpec, ...]] = {
 def entropy_targets(config_text: str) -> dict[str, float]:
     """The target entropies in a run's configuration, by modality, in nats a token."""
     try:
-        config: Any = yaml.safe_load(config_text)
-        section = config["entropy"]
-        found = {name: section[f"{name}_target"] for name in ("text", "image")}
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):
+        section = read_yaml(config_text, "config.yaml")["entropy"]
+        found = {name: parse_word(section[f"{name}_target"]) for name in ("text", "image")}
+    except (InputError, KeyError, TypeError, ValueError):
         return {}
     return {
         name: float(value)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gotr1_jax.config import from_dict, load_config, parse_overrides, set_value
+from gotr1_jax.config import CheckedConfig, from_dict, load_config
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.parallel.config import MeshConfig
 from gotr1_jax.rewards.base import Judge
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class JudgeJob:
+class JudgeJob(CheckedConfig):
     """The configuration of the command: the judge, and the devices of a model that judges here."""
 
     judge: JudgeConfig
@@ -61,7 +61,7 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, metavar="FILE",
         help="YAML file with sections judge and mesh; the options below override it",
     )  # fmt: skip
-    group = parser.add_argument_group("the judge and its devices, values read as YAML")
+    group = parser.add_argument_group("the judge and its devices, lists as [a, b]")
     for name in option_names():
         group.add_argument(f"--{name}", metavar="VALUE")
 
@@ -69,13 +69,9 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
 def read_judge_options(options: argparse.Namespace) -> JudgeJob:
     """The job of the parsed options; InputError for values that cannot be used."""
     given = [(n, v) for n in option_names() if (v := getattr(options, n)) is not None]
-    words = [word for name, value in given for word in (f"--{name}", value)]
     if options.config is not None:
-        return load_config(JudgeJob, options.config, words)
-    values: dict[str, Any] = {"judge": {}}
-    for key, value in parse_overrides(words):
-        set_value(values, key, value)
-    return from_dict(JudgeJob, values)
+        return load_config(JudgeJob, options.config, [f"--{name}={value}" for name, value in given])
+    return from_dict(JudgeJob, {"judge": {}}, overrides=given)
 
 
 def run(options: argparse.Namespace) -> None:

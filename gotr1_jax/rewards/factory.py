@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from gotr1_jax.errors import InputError
+from gotr1_jax.config import CheckedConfig
+from gotr1_jax.errors import ConfigError, InputError
+from gotr1_jax.limits import FilledText, Range, RowCount
 from gotr1_jax.rewards.base import TERMS, Judge
 from gotr1_jax.rewards.composite import CachedJudge, CompositeJudge
 from gotr1_jax.rewards.multimodal.terms import MULTIMODAL_TERMS, MultimodalJudge, QuestionsConfig
@@ -39,45 +41,37 @@ _REQUIRED = {
 
 
 @dataclass(frozen=True)
-class PythonConfig:
+class PythonConfig(CheckedConfig):
     """A function of one's own; see `rewards.python`."""
 
     # module:function; the working directory is searched too.
-    function: str
+    function: FilledText
 
 
 @dataclass(frozen=True)
-class HpsConfig:
+class HpsConfig(CheckedConfig):
     """HPS v2.1; see `rewards.hps`."""
 
     # HPS_v2.1_compressed.pt, or the directory that it was converted to.
-    checkpoint: str
+    checkpoint: FilledText
     # File or directory of CLIP's vocabulary; null: in the checkpoint's directory.
-    vocabulary: str | None = None
+    vocabulary: FilledText | None = None
     # Images or captions of one call.
-    batch_rows: int = 32
-
-    def __post_init__(self) -> None:
-        if self.batch_rows < 1:
-            raise InputError(f"judge.hps.batch_rows is {self.batch_rows}; use 1 or more")
+    batch_rows: RowCount = 32
 
 
 @dataclass(frozen=True)
-class CacheConfig:
+class CacheConfig(CheckedConfig):
     """Answers kept on disk, so that a resumed step does not ask twice."""
 
     # Folder; empty: the folder that the command chooses, or no cache.
     folder: str = ""
     # Bytes at which a new file is begun; the disk holds two files.
-    max_bytes: int = 64 * 2**20
-
-    def __post_init__(self) -> None:
-        if self.max_bytes < 1:
-            raise InputError(f"judge.cache.max_bytes is {self.max_bytes}; use 1 or more")
+    max_bytes: Annotated[int, Range("[1, 1e15]")] = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class JudgeConfig:
+class JudgeConfig(CheckedConfig):
     """The judge; a section is used only by the kinds that its comment names."""
 
     # shapes: the shapes world's exact judge; qwen2_5_vl: Qwen2.5-VL in this process; hps: human
@@ -101,24 +95,25 @@ class JudgeConfig:
     # Further judges, each for terms of its own; they share the cache.
     also: tuple[JudgeConfig, ...] = ()
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Terms that the kind can score, each from one judge, and its settings."""
         for term in self.terms:
             if term not in _CAN_SCORE[self.kind]:
-                raise InputError(
-                    f"judge.terms holds {term!r}, which the kind {self.kind} does not score; "
+                raise ConfigError(
+                    f"terms holds {term!r}, which the kind {self.kind} does not score; "
                     f"choose from {', '.join(_CAN_SCORE[self.kind])}"
                 )
         missing = self.kind in _REQUIRED and getattr(self, self.kind) is None
         if missing or (self.kind == "python" and not self.terms):
-            raise InputError(f"judge.kind is {self.kind}; give {_REQUIRED[self.kind]}")
+            raise ConfigError(f"kind is {self.kind}; give {_REQUIRED[self.kind]}")
         if any(other.also or other.cache != CacheConfig() for other in self.also):
-            raise InputError("judge.also holds judges without a cache or an also of their own")
+            raise ConfigError("also holds judges without a cache or an also of their own")
         names = [name for part in (self, *self.also) for name in part.scored_terms]
         double = [name for name in dict.fromkeys(names) if names.count(name) > 1]
         if double:
-            raise InputError(
-                f"two judges give {', '.join(double)}; set terms of judge and judge.also so that "
-                "each is given once"
+            raise ConfigError(
+                f"also gives {', '.join(double)} a second time; set terms of judge and judge.also "
+                "so that each is given once"
             )
 
     @property

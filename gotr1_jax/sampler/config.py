@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
+from gotr1_jax.config import CheckedConfig
 from gotr1_jax.decoding.config import LogpConfig, LogpMode, TokenSamplingConfig
-from gotr1_jax.errors import InputError
+from gotr1_jax.limits import Guidance, Range, Temperature, TokenCount
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
+class SamplerConfig(CheckedConfig):
     """How plans and images are sampled.
 
     Attributes:
@@ -24,30 +25,16 @@ class SamplerConfig:
         read less memory, large ones compile fewer programs.
     """
 
-    max_plan_tokens: int = 600
-    guidance: float = 5.0
-    text_temperature: float = 1.0
-    image_temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    max_plan_tokens: TokenCount = 600
+    guidance: Guidance = 5.0
+    text_temperature: Temperature = 1.0
+    image_temperature: Temperature = 1.0
+    top_k: Annotated[int, Range("[0, 10000000]")] = 0
+    top_p: Annotated[float, Range("(0, 1]")] = 1.0
     greedy: bool = False
     logp_mode: LogpMode = "guided"
-    plan_bucket: int = 128
-    image_bucket: int = 96
-
-    def __post_init__(self) -> None:
-        for name in ("max_plan_tokens", "plan_bucket", "image_bucket"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("text_temperature", "image_temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}; it must be above 0, and finite (for the "
-                    "most likely token set greedy)"
-                )
-        if not math.isfinite(self.guidance):
-            raise InputError(f"guidance is {self.guidance}; give a finite number, 1 for none")
-        _ = self.token_sampling  # checks top_k and top_p
+    plan_bucket: TokenCount = 128
+    image_bucket: TokenCount = 96
 
     @property
     def token_sampling(self) -> TokenSamplingConfig:
@@ -68,7 +55,7 @@ class SamplerConfig:
 
 
 @dataclass(frozen=True)
-class AnswerConfig:
+class AnswerConfig(CheckedConfig):
     """How an answer is sampled.
 
     Attributes:
@@ -76,13 +63,5 @@ class AnswerConfig:
       temperature: divisor of the logits; 0: greedy.
     """
 
-    max_tokens: int = 512
-    temperature: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InputError(f"max_tokens is {self.max_tokens}; give 1 or more")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InputError(
-                f"temperature is {self.temperature}; give 0 (the most likely token) or more"
-            )
+    max_tokens: TokenCount = 512
+    temperature: Annotated[float, Range("[0.0001, 10000]", also=(0,))] = 0.0

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from gotr1_jax.config import CheckedConfig
 from gotr1_jax.decoding.config import TokenSamplingConfig
 from gotr1_jax.decoding.forward import MASKED, attend_to_caches, project, rope_table, run_layers
 from gotr1_jax.decoding.guidance import guide, join_branches, split_branches
 from gotr1_jax.decoding.kv_cache import KVCache, write_slot
 from gotr1_jax.decoding.sample_token import sample_token, token_logp
+from gotr1_jax.limits import Guidance, Temperature
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.sampler.plan_loop import PromptCache
 from gotr1_jax.sampler.policy_weights import PolicyWeights
@@ -96,7 +98,7 @@ class ImageState:
 
 
 @dataclass(frozen=True)
-class ImageLoopConfig:
+class ImageLoopConfig(CheckedConfig):
     """Static settings of the loop; guidance 1: no unconditional branch.
 
     record_conditional: also score each token without guidance; needs guidance.
@@ -104,8 +106,8 @@ class ImageLoopConfig:
 
     decoder: DecoderConfig
     sampling: TokenSamplingConfig
-    temperature: float
-    guidance: float
+    temperature: Temperature
+    guidance: Guidance
     record_conditional: bool = False
 
 

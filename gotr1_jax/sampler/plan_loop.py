@@ -6,10 +6,12 @@ Letters as in `decoding.kv_cache`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
+from gotr1_jax.config import CheckedConfig
 from gotr1_jax.decoding.config import TokenSamplingConfig
 from gotr1_jax.decoding.forward import (
     MASKED,
@@ -20,6 +22,7 @@ from gotr1_jax.decoding.forward import (
 )
 from gotr1_jax.decoding.kv_cache import KVCache, write_slot
 from gotr1_jax.decoding.sample_token import sample_token
+from gotr1_jax.limits import Range, Temperature
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.sampler.policy_weights import PolicyWeights
 
@@ -65,13 +68,14 @@ class PlanState:
 
 
 @dataclass(frozen=True)
-class PlanLoopConfig:
+class PlanLoopConfig(CheckedConfig):
     """Static settings of the loop; `end` is the token that ends a row."""
 
     decoder: DecoderConfig
     sampling: TokenSamplingConfig
-    temperature: float
-    end: int
+    temperature: Temperature
+    # -1: no token ends it.
+    end: Annotated[int, Range("[-1, 10000000]")]
 
 
 def start_plans(

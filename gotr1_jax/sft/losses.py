@@ -7,19 +7,23 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from gotr1_jax.config import CheckedConfig
+from gotr1_jax.errors import ConfigError
+from gotr1_jax.limits import Weight
+
 
 @dataclass(frozen=True)
-class SftWeights:
+class SftWeights(CheckedConfig):
     """Weight of a plan token, an image token and BOI; ReasonGen-R1 takes 2, 1 and 0."""
 
-    text: float = 1.0
-    image: float = 1.0
-    boi: float = 1.0
+    text: Weight = 1.0
+    image: Weight = 1.0
+    boi: Weight = 1.0
 
-    def __post_init__(self) -> None:
-        values = (self.text, self.image, self.boi)
-        if min(values) < 0 or max(values) == 0:
-            raise ValueError(f"SFT weights {values} must not be negative nor all 0")
+    def check(self) -> None:
+        """Something to learn."""
+        if self.text == self.image == self.boi == 0:
+            raise ConfigError("text, image and boi are all 0; give one a weight")
 
 
 @jax.tree_util.register_dataclass

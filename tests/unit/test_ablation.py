@@ -159,10 +159,10 @@ def test_runs_of_another_configuration_are_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"variants": []}, "at least one of variants"),
-        ({"seeds": []}, "at least one of variants and one of seeds"),
+        ({"variants": []}, "variants and seeds hold too little"),
+        ({"seeds": []}, "at least one of each"),
         ({"seeds": [1, 1]}, "seeds holds 1 twice"),
-        ({"seeds": [-1]}, "seed is -1"),
+        ({"seeds": [-1]}, "seeds.0. is -1"),
         ({"variants": [{"name": "a"}, {"name": "a"}]}, "variants holds 'a' twice"),
         ({"variants": [{"name": "A b"}]}, "'A b' becomes a folder"),
         ({"variants": [{"name": "a", "overrides": ["reward.rul=v2"]}]}, "variant 'a'.*reward.rule"),
@@ -183,7 +183,9 @@ def test_bad_configurations(config: Path, change: dict[str, Any], message: str) 
 
 def test_a_run_is_a_process_with_its_words_in_a_file(tmp_path: Path) -> None:
     for words, code, said in ((("--version",), 0, "gotr1"), (("no",), 2, "invalid choice")):
-        planned = ablate.PlannedRun("a", "a", 0, tmp_path / words[0], words, GrpoConfig(run_dir=""))
+        planned = ablate.PlannedRun(
+            "a", "a", 0, tmp_path / words[0], words, GrpoConfig(run_dir="a")
+        )
         assert ablate.train(planned, tmp_path / "cache") == code
         assert said in (planned.root / "train.log").read_text()
 

@@ -95,4 +95,4 @@ def test_alarms_go_on_in_a_run_that_resumes():
 @pytest.mark.parametrize("values", [{"failure_limit": 1.5}, {"failure_steps": 0}])
 def test_impossible_limits_are_refused(values):
     with pytest.raises(InputError, match=next(iter(values))):
-        RewardConfig(**values).check()
+        RewardConfig(**values)

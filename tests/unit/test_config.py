@@ -69,14 +69,19 @@ FAULTS = {
         "unknown configuration key 'rollout.guidence'; did you mean 'rollout.guidance'?",
     ),
     "like no key": ({"mesh.zzz": 1}, "key 'mesh.zzz'; known: data, fsdp, tensor, cpu_devices"),
-    "text for a number": ({"steps": "ten"}, "steps is 'ten'; expected int"),
-    "yes for a number": ({"steps": True}, "steps is True; expected int"),
+    "text for a number": ({"steps": "ten"}, "steps is ten; expected int"),
+    "yes for a number": ({"steps": True}, "steps is true; expected int"),
     "part of a step": ({"steps": 1.5}, "steps is 1.5; expected int"),
-    "number for text": ({"run_dir": 3}, "run_dir is 3; expected str"),
-    "text for a rate": ({"optimizer.learning_rate": "fast"}, "learning_rate is 'fast'"),
-    "no such choice": ({"loss.kind": "ppo"}, "loss.kind is 'ppo'; choose one of grpo, dapo"),
-    "value for a list": ({"reward.terms": "sem"}, "reward.terms is 'sem'; expected a list"),
-    "neither one nor a list": ({"captions.source": 3}, "captions.source is 3; expected str"),
+    "quoted number": ({"steps": "3"}, "steps is '3'; expected int without quotes"),
+    "nothing for text": ({"run_dir": None}, "run_dir is null; expected str"),
+    "blank text": ({"run_dir": " "}, "run_dir is ' '; it must not be empty"),
+    "text for a rate": (
+        {"optimizer.learning_rate": "fast"},
+        "learning_rate is fast; expected",
+    ),
+    "no such choice": ({"loss.kind": "ppo"}, "loss.kind is ppo; choose one of grpo, dapo"),
+    "value for a list": ({"reward.terms": "sem"}, "reward.terms is sem; expected a list"),
+    "neither one nor a list": ({"captions.source": {"a": 1}}, "captions.source is {"),
     "no source": ({"captions.source": []}, "captions.source is empty; name a file"),
     "value for a section": ({"policy": 3}, "policy is 3; expected a section with keys"),
     "unknown term": (
@@ -86,30 +91,33 @@ FAULTS = {
     "no term": ({"reward.terms": []}, "reward.terms is empty"),
     "group of one": (
         {"rollout.samples_per_caption": 1},
-        "rollout.samples_per_caption is 1; a group needs at least 2",
+        "rollout.samples_per_caption is 1; it must be in [2, 1048576]; advantages compare",
     ),
     "part of the captions": (
         {"rollout.captions_at_once": 3},
-        "captions_at_once is 3; use a divisor of rollout.captions_per_step, which is 2, or 0",
+        "rollout.captions_at_once is 3; use a divisor of captions_per_step, which is 2, or 0",
     ),
     "micro-batch": ({"update.micro_batch": 3}, "update.micro_batch 3 does not divide the 4 rows"),
     "shares of a rollout": (
         {"update.updates_per_rollout": 3},
         "rollout.captions_per_step 2 does not divide by update.updates_per_rollout 3",
     ),
-    "kl without weight": ({"loss.kl": "k3"}, "loss.kl is 'k3' with loss.kl_weight 0.0; set both"),
-    "weight without kl": ({"loss.kl_weight": 0.1}, "loss.kl is 'none' with loss.kl_weight 0.1"),
-    "clip": ({"loss.clip_low": 1.0}, "loss: clip_low is 1.0"),
-    "guidance": ({"rollout.guidance": 0.5}, "rollout.guidance is 0.5; use 1"),
+    "kl without weight": ({"loss.kl": "k3"}, "loss.kl is 'k3' with kl_weight 0.0; set both"),
+    "weight without kl": ({"loss.kl_weight": 0.1}, "loss.kl is 'none' with kl_weight 0.1"),
+    "clip": ({"loss.clip_low": 1.0}, "loss.clip_low is 1.0; it must be in (0, 1)"),
+    "guidance": ({"rollout.guidance": 0.5}, "rollout.guidance is 0.5; it must be in [1, 1000]"),
     "no temperature": ({"rollout.image_temperature": 0}, "rollout.image_temperature is 0.0"),
-    "no step": ({"steps": 0}, "steps is 0; it must be above 0"),
+    "no step": ({"steps": 0}, "steps is 0; it must be in [1, 2147483647]"),
     "endless rate": ({"optimizer.learning_rate": float("inf")}, "optimizer.learning_rate is inf"),
     "no rate": ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate is nan"),
-    "lora target": ({"policy.lora.targets": ["qkv"]}, "policy.lora.targets holds 'qkv'; choose"),
-    "lora rank": ({"policy.lora.rank": 0}, "policy.lora.rank is 0; it must be above 0"),
+    "lora target": (
+        {"policy.lora.targets": ["qkv"]},
+        "lora.targets[0] is qkv; choose one of q, k",
+    ),
+    "lora rank": ({"policy.lora.rank": 0}, "policy.lora.rank is 0; it must be in [1"),
     "template": (
         {"policy.template": "paint"},
-        "policy.template is 'paint'; it must hold {caption}",
+        "policy.template is 'paint'; it must hold {caption} exactly once",
     ),
     "seed": ({"seed": -1}, "seed is -1"),
 }
@@ -138,35 +146,36 @@ def test_faults_of_the_supervised_job(tmp_path):
     good = sft_values(tmp_path / "vq", tmp_path / "run")
     config = from_dict(SftConfig, good)
     for changes, message in (
-        ({"init": "somewhere"}, "set exactly one of init"),
+        ({"init": "somewhere"}, "init and model exclude each other: set exactly one of init"),
         ({"model": None}, "set exactly one of init"),
         ({"micro_batch": 3}, "micro_batch 3 does not divide batch_size 4"),
-        ({"text_weight": -1.0}, "none negative"),
+        ({"text_weight": -1.0}, "text_weight is -1.0; it must be in"),
+        ({"text_weight": 0, "image_weight": 0, "boi_weight": 0}, "boi_weight are all 0"),
         ({"caption_dropout": 1.0}, "caption_dropout is 1.0"),
         ({"batch_size": 16}, "batch_size is 16, data.examples is 8"),
         ({"seed": -1}, "seed is -1"),
         ({"add_plan_tokens": True}, "add_plan_tokens is for init"),
     ):
         with pytest.raises(InputError, match=message):
-            replace(config, **changes).check()
-    with pytest.raises(InputError, match="data.source is empty"):
-        replace(config.data, source=()).check()
+            replace(config, **changes)
+    with pytest.raises(InputError, match="source is empty"):
+        replace(config.data, source=())
     # Records are counted when they are read.
-    replace(config, batch_size=16, micro_batch=4, data=replace(config.data, source="a")).check()
+    replace(config, batch_size=16, micro_batch=4, data=replace(config.data, source="a"))
     # Sizes that no model can have come as the same kind of error.
     good["model"]["decoder"]["head_dim"] = 15
-    with pytest.raises(InputError, match="model.decoder: head_dim 15 is odd"):
+    with pytest.raises(InputError, match="model.decoder.head_dim 15 is odd"):
         from_dict(SftConfig, good)
 
 
 def test_words_that_are_no_override():
     assert parse_overrides(["--a.b", "3", "--c=x=y", "--d", "[1, 2]", "--e=-1"]) == [
-        ("a.b", 3), ("c", "x=y"), ("d", [1, 2]), ("e", -1),
+        ("a.b", "3"), ("c", "x=y"), ("d", "[1, 2]"), ("e", "-1"),
     ]  # fmt: skip
     for words, message in (
         (["steps", "3"], "expected --key value, found 'steps'"),
         (["--steps"], "--steps has no value"),
-        (["--steps", "[1"], "--steps: '\\[1' is not a YAML value"),
+        (["--flag", "--steps", "3"], "--flag has no value; write --flag=VALUE"),
     ):
         with pytest.raises(InputError, match=message):
             parse_overrides(words)

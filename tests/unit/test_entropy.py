@@ -102,7 +102,7 @@ def test_arrives_at_the_target_from_above_and_from_below(peak: float) -> None:
 
 
 def test_bad_settings_are_named() -> None:
-    with pytest.raises(InputError, match="entropy.bound is 0"):
-        EntropyConfig(bound=0.0).check()
-    with pytest.raises(InputError, match="never negative"):
-        EntropyConfig(text_target=-1.0).check()
+    with pytest.raises(InputError, match="bound is 0"):
+        EntropyConfig(bound=0.0)
+    with pytest.raises(InputError, match="text_target is -1"):
+        EntropyConfig(text_target=-1.0)

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 # A unit (a file or folder right under the package) imports units of lower layers only.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
+    ("limits", "strict_yaml"),
     ("config", "plan"),
     ("parallel",),
     ("io",),
@@ -36,12 +37,25 @@ RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 # Outside the standard library, these units import nothing but what is listed.
 THIRD_PARTY = {
     "errors": set[str](),
+    "limits": set(),
+    "strict_yaml": {"yaml"},
     "config": {"yaml"},
     "images": {"numpy", "PIL"},
     "plan": {"numpy", "PIL", "scipy"},
 }
 # Pure numpy work: it must run where no accelerator and no model is.
-WITHOUT_JAX = {"errors", "config", "images", "plan", "tokenizers", "data", "shapes", "report"}
+WITHOUT_JAX = {
+    "errors",
+    "limits",
+    "strict_yaml",
+    "config",
+    "images",
+    "plan",
+    "tokenizers",
+    "data",
+    "shapes",
+    "report",
+}
 # Small pure functions: these modules import jax and their own kind only.
 ALGORITHMS = {
     "gotr1_jax.grpo.advantages",
@@ -162,8 +176,8 @@ def test_units_use_only_their_libraries(imports: list[Import]) -> None:
 
 
 def foreign_to_algorithms(imports: list[Import]) -> list[str]:
-    """What a loss imports besides jax and other losses."""
-    own = {*ALGORITHMS, "jax"}
+    """What a loss imports besides jax, other losses, and what states the range of a setting."""
+    own = {*ALGORITHMS, "jax", *(f"gotr1_jax.{name}" for name in ("config", "errors", "limits"))}
     return [
         f"{i.place}: {i.target}"
         for i in imports

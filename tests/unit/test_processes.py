@@ -225,11 +225,11 @@ def test_training_joins_before_it_touches_devices(
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"processes": 2}, "coordinator is None, distributed.processes 2, .* give all three"),
+        ({"processes": 2}, "coordinator is None, processes 2, .* give all three"),
         ({"coordinator": "h:1", "processes": 2}, "process None; give all three or none"),
         ({"coordinator": "h", "processes": 2, "process": 0}, "is 'h'; give host:port"),
         ({"coordinator": "h:99999", "processes": 2, "process": 0}, "give host:port"),
-        ({"coordinator": "h:1", "processes": 0, "process": 0}, "processes is 0; it must be above"),
+        ({"coordinator": "h:1", "processes": 0, "process": 0}, "processes is 0; it must be in"),
         ({"coordinator": "h:1", "processes": 2, "process": 2}, "process is 2, .* use 0 to 1"),
         ({"heartbeat_seconds": 0}, "heartbeat_seconds is 0"),
     ],

@@ -236,11 +236,11 @@ def test_token_counts_tell_what_fits(tmp_path: Path, codec: TextTokenizer) -> No
 def test_faults_of_the_settings() -> None:
     good = RecordsConfig()
     for changes, message in (
-        ({"caption": ""}, "data.records.caption is empty"),
-        ({"unusable_limit": 1.5}, "data.records.unusable_limit is 1.5"),
+        ({"caption": ""}, "caption is ''"),
+        ({"unusable_limit": 1.5}, "unusable_limit is 1.5"),
         ({"shard_records": 0}, "shard_records is 0"),
-        ({"files": ()}, "data.records.files is empty"),
+        ({"files": ()}, "files is empty"),
         ({"prompts": (PromptsConfig("a"), PromptsConfig("a"))}, "give each once"),
     ):
         with pytest.raises(InputError, match=message):
-            replace(good, **changes).check()
+            replace(good, **changes)

@@ -305,6 +305,6 @@ def test_goodput_goes_on_through_a_checkpoint():
 
 @pytest.mark.parametrize("name", ["every_minutes", "grace_seconds"])
 def test_times_below_zero_are_refused(name):
-    CheckpointConfig(**{name: 0.5}).check()
-    with pytest.raises(InputError, match=f"checkpoint.{name} is -1"):
-        CheckpointConfig(**{name: -1.0}).check()
+    CheckpointConfig(**{name: 0.5})
+    with pytest.raises(InputError, match=f"{name} is -1"):
+        CheckpointConfig(**{name: -1.0})

@@ -34,7 +34,7 @@ from gotr1_jax.vq.train import (
 
 TINY = VQConfig(16, 4, 4, 8, (1, 2, 2, 2), (1, 2, 2, 2), 1, 2)
 JOB = VqTrainConfig(
-    run_dir="",
+    run_dir="run",
     model=TINY,
     steps=30,
     batch_size=8,
@@ -188,4 +188,4 @@ def test_job_writes_what_the_next_job_reads(tmp_path: Path):
 
 def test_a_window_that_does_not_fit_the_grid_is_refused():
     with pytest.raises(InputError, match=r"crop.size is 20.*multiple of the downsampling 8"):
-        replace(JOB, crop=CropConfig(size=20)).check()
+        replace(JOB, crop=CropConfig(size=20))

@@ -20,9 +20,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import InputError
+from gotr1_jax.limits import Range, TokenCount
 from gotr1_jax.plan import Box, Plan, box_from_pixels, match_objects, normalise_name
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.rewards.multimodal import instructions
@@ -38,7 +40,7 @@ _SHOWN_REASON = 200  # characters of a reason in the line that the report shows
 
 
 @dataclass(frozen=True)
-class QuestionsConfig:
+class QuestionsConfig(CheckedConfig):
     """The questions of a multimodal judge, wherever its model runs.
 
     A judge's identity, and so the keys of kept results, holds this class's `repr`.
@@ -49,20 +51,13 @@ class QuestionsConfig:
     reading: Literal["text", "expected"] = "text"
     # Objects of a plan that ri asks about, those with the largest boxes. The others count as not
     # found: a plan does not gain by having more.
-    max_objects: int = 8
+    max_objects: Annotated[int, Range("[1, 10000]")] = 8
     # Longer side in pixels of the sketch of the boxes that spa shows.
-    canvas: int = 448
+    canvas: Annotated[int, Range("[112, 2048]")] = 448
     # Longest answers, in tokens.
-    score_tokens: int = 96
-    boxes_tokens: int = 256
-    verdict_tokens: int = 512
-
-    def __post_init__(self) -> None:
-        for name in ("max_objects", "score_tokens", "boxes_tokens", "verdict_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"questions.{name} is {getattr(self, name)}; use 1 or more")
-        if not 112 <= self.canvas <= 2048:
-            raise InputError(f"questions.canvas is {self.canvas}; use 112 to 2048 pixels")
+    score_tokens: TokenCount = 96
+    boxes_tokens: TokenCount = 256
+    verdict_tokens: TokenCount = 512
 
 
 @dataclass(frozen=True)
