@@ -1,9 +1,10 @@
-"""`gotr1 bench sample|update|judge`: speed of this machine, alone or against `transformers`.
+"""`gotr1 bench sample|update|judge|adapters`: speed of this machine, also against `transformers`.
 
 Both run the same random weights in float32 in one process, in alternating repetitions, after one
 untimed call of each that compiles. The model: 8 layers, 512 wide, mlp 1408, 8 heads of 64, text
 vocabulary 1024, 16384 image tokens, 576 for an image (about 35 M parameters in decoder and image
 head); 4 captions of 32 tokens, guidance 5. The judge's model is in `bench.judge`.
+`adapters` times sampling with adapters beside the weights against merged ones.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gotr1_jax.errors import InputError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gotr1 bench`."""
     parser.add_argument(
-        "what", choices=("sample", "update", "judge"), help="which speed to measure"
+        "what", choices=("sample", "update", "judge", "adapters"), help="which speed to measure"
     )
     parser.add_argument("--against", choices=(REFERENCE,), help="also time this")
     parser.add_argument("--repeats", type=int, default=3, help="timed repetitions (default 3)")
@@ -34,13 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="sample: also report ids and VQ decoding together",
     )
+    parser.add_argument("--rank", type=int, default=32, help="adapters: rank (default 32)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32",
+        help="adapters: of weights and activations (default float32)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure and print; InputError for numbers below 1."""
-    if min(options.repeats, options.captions, options.images) < 1:
-        raise InputError("--repeats, --captions and --images must be 1 or more")
+    if min(options.repeats, options.captions, options.images, options.rank) < 1:
+        raise InputError("--repeats, --captions, --images and --rank must be 1 or more")
     # Imported late: `--help` and bad input answer at once.
     from gotr1_jax.bench.sample import bench_sample
     from gotr1_jax.bench.update import bench_update
@@ -52,6 +58,10 @@ def run(options: argparse.Namespace) -> None:
 
         sizes = {"repeats": options.repeats, "images": options.images}
         results = [bench_judge(options.against, **sizes)]
+    elif options.what == "adapters":
+        from gotr1_jax.bench.adapters import bench_adapters
+
+        results = bench_adapters(rank=options.rank, dtype=options.dtype, **sizes)
     elif options.what == "sample":
         results = bench_sample(options.against, decode=options.decode, **sizes)
     else:

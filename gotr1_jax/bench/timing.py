@@ -6,13 +6,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gotr1_jax.errors import InputError
 
 REFERENCE = "transformers"
 """The only value of --against."""
+NAMES = ("gotr1_jax", REFERENCE)
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class BenchResult:
       against_rate, against_seconds: those of `transformers`, or None.
       ratio, ratio_min, ratio_max: median and range over repetitions of their time / our time.
       same_ids: fraction of equal image tokens (greedy, same weights), or None.
+      names: of ours and theirs.
     """
 
     what: str
@@ -39,6 +41,7 @@ class BenchResult:
     ratio_min: float | None = None
     ratio_max: float | None = None
     same_ids: float | None = None
+    names: tuple[str, str] = NAMES
 
     @classmethod
     def of_times(
@@ -53,9 +56,9 @@ class BenchResult:
 
     def lines(self) -> list[str]:
         """Text for the terminal."""
-        lines = [f"{self.what}: gotr1_jax {self.rate:.4g} {self.unit}"]
+        lines = [f"{self.what}: {self.names[0]} {self.rate:.4g} {self.unit}"]
         if self.ratio is not None:
-            lines.append(f"{self.what}: {REFERENCE} {self.against_rate:.4g} {self.unit}")
+            lines.append(f"{self.what}: {self.names[1]} {self.against_rate:.4g} {self.unit}")
             lines.append(
                 f"{self.what}: {self.ratio:.2f} times as fast "
                 f"({self.ratio_min:.2f} to {self.ratio_max:.2f} over {len(self.seconds)} turns)"
@@ -101,10 +104,10 @@ def timed(name: str, run: Callable[[], Any]) -> float:
 
 def compare(
     what: str, unit: str, amount: float, ours: Callable[[], Any],
-    theirs: Callable[[], Any] | None, repeats: int,
+    theirs: Callable[[], Any] | None, repeats: int, names: tuple[str, str] = NAMES,
 ) -> BenchResult:  # fmt: skip
     """Time both in turn, after one untimed call of each; `amount` units are done in one call."""
-    runs = {"gotr1_jax": ours} | ({} if theirs is None else {REFERENCE: theirs})
+    runs = {names[0]: ours} | ({} if theirs is None else {names[1]: theirs})
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():
@@ -112,4 +115,5 @@ def compare(
             time_taken = timed(f"{what}: {name}, {when}", run)
             if turn:
                 seconds[name].append(time_taken)
-    return BenchResult.of_times(what, unit, amount, seconds["gotr1_jax"], seconds.get(REFERENCE))
+    result = BenchResult.of_times(what, unit, amount, seconds[names[0]], seconds.get(names[1]))
+    return replace(result, names=names)

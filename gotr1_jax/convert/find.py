@@ -46,6 +46,13 @@ def find_checkpoint(path: str | Path | None, revision: str | None = None) -> Pat
     return folder / RUN_MODEL
 
 
+def run_of_model(source: Path) -> Path | None:
+    """The directory of the run whose finished model the checkpoint directory `source` is."""
+    source = source.resolve()
+    is_model = source.name == RUN_MODEL and (source.parent / RUN_CONFIG).is_file()
+    return source.parent if is_model else None
+
+
 def _fetched(hub_id: str, revision: str | None) -> Path:
     folder = fetch_snapshot(hub_id, revision, NEEDED_FILES, "model")
     what = hub_id if revision is None else f"{hub_id} at revision {revision}"

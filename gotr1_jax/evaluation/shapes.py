@@ -264,9 +264,9 @@ def _load_sampler(
     """A function that generates and judges the samples of the captions with given indices."""
     import jax
 
-    from gotr1_jax.grpo.policy import load_policy
     from gotr1_jax.grpo.rollout import encode_captions
     from gotr1_jax.grpo.setup import make_rollout_worker
+    from gotr1_jax.grpo.trained_policy import load_trained_policy
     from gotr1_jax.parallel.mesh import make_mesh
 
     G = config.samples
@@ -275,8 +275,7 @@ def _load_sampler(
     job = replace(config.job, rollout=rollout)
     devices = max(n for n in range(1, len(jax.devices()) + 1) if rows % n == 0)
     mesh = make_mesh(devices=jax.devices()[:devices])
-    init = replace(job.policy, init=str(source), lora=None)
-    policy, checkpoint = load_policy(init, 0, mesh)
+    policy, checkpoint = load_trained_policy(job.policy, source, mesh)
     worker = make_rollout_worker(job, policy, checkpoint, ShapesJudge(SHAPES_TERMS), mesh)
     prompts = encode_captions(
         captions, checkpoint.tokenizer, job.policy.template, job.policy.max_prompt_tokens

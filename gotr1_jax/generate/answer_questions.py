@@ -13,6 +13,7 @@ from PIL import Image
 
 from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.data.pipeline import pad_rows
+from gotr1_jax.generate.load_policy import load_policy_to_sample
 from gotr1_jax.images import preprocess, read_settings
 from gotr1_jax.sampler.answer import AnswerSampler
 from gotr1_jax.sampler.config import AnswerConfig
@@ -42,12 +43,11 @@ class QuestionAnswerer:
     """
 
     def __init__(self, source: Path, config: AnswerConfig, dtype: str, system: str = "") -> None:
-        parts = ("policy", "understanding")
-        checkpoint = load_checkpoint(source, parts=parts, dtype=jnp.dtype(dtype))
+        checkpoint = load_checkpoint(source, parts=("understanding",), dtype=jnp.dtype(dtype))
         self._settings = read_settings(source, checkpoint.config.siglip.image_size)
         self._tokenizer, self._system = checkpoint.tokenizer, system
         self._tokens = checkpoint.config.siglip.num_tokens
-        policy, state = nnx.split(checkpoint.policy_module(checkpoint.dtype))
+        policy, state = load_policy_to_sample(source, dtype)
         tower, self._tower = nnx.split(checkpoint.understanding_module())
         specials = self._tokenizer.specials
         self._answerer = AnswerSampler(policy, tower, checkpoint.config, specials, config)

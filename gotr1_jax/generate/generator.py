@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.generate.batches import (
@@ -19,7 +18,7 @@ from gotr1_jax.generate.batches import (
     rows_that_fit,
 )
 from gotr1_jax.generate.config import GenerateConfig
-from gotr1_jax.models.janus import abstract_policy
+from gotr1_jax.generate.load_policy import load_policy_to_sample
 from gotr1_jax.parallel.mesh import make_mesh, row_multiple, row_sharding
 from gotr1_jax.sampler.image_decoder import ImageDecoder
 from gotr1_jax.sampler.sampler import Sampler, sample_keys
@@ -61,16 +60,13 @@ class ImageGenerator:
             # The decoder is small, and bfloat16 would be visible in the image.
             vq = load_checkpoint(source, parts=("vq",))
             self.decode = ImageDecoder(vq.vq_module(), vq.config.grid, 1, mesh)
-        checkpoint = load_checkpoint(source, parts=("policy",), dtype=jnp.dtype(dtype))
-        model = checkpoint.config
-        abstract = abstract_policy(model, dtype=checkpoint.dtype, param_dtype=checkpoint.dtype)
-        self._sampler = Sampler(
-            nnx.split(abstract)[0], model, checkpoint.tokenizer.specials, config.sampling,
-            self._mesh,
-        )  # fmt: skip
-        self._params = self._sampler.prepare(checkpoint.policy)
+        checkpoint = load_checkpoint(source, parts=())
+        model, specials = checkpoint.config, checkpoint.tokenizer.specials
+        graphdef, state = load_policy_to_sample(source, dtype)
+        self._sampler = Sampler(graphdef, model, specials, config.sampling, self._mesh)
+        self._params = self._sampler.prepare(state)
         jax.block_until_ready(self._params)
-        del checkpoint  # frees the weights as loaded; the sampler has its own
+        del state  # frees the weights as loaded; the sampler has its own
         self._keys = jax.jit(partial(sample_keys, config.seed, 0))
         parts = row_multiple(mesh)
         if config.batch_size is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from flax import nnx
 from tiny import (
     SHAPES,
     Blind,
@@ -32,10 +34,12 @@ from tiny_checkpoints import write_tiny
 
 from gotr1_jax import cli
 from gotr1_jax.convert.checkpoint import load_checkpoint
+from gotr1_jax.generate.load_policy import load_policy_to_sample
 from gotr1_jax.grpo import setup
 from gotr1_jax.grpo import train as train_grpo
 from gotr1_jax.grpo.config import EntropyConfig
 from gotr1_jax.grpo.entropy import new_entropy_state
+from gotr1_jax.grpo.trained_policy import find_adapters
 from gotr1_jax.rewards import JudgeResult
 from gotr1_jax.trainer.metrics import read_metrics
 from gotr1_jax.trainer.samples import read_samples
@@ -170,6 +174,24 @@ def test_model_is_the_policy_with_merged_adapters(finished, checkpoint):
     for part in ("vq", "understanding"):
         near = lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-7, atol=1e-6)  # noqa: E731
         jax.tree.map(near, host(getattr(before, part)), host(getattr(after, part)))
+
+
+def test_a_finished_run_is_sampled_with_its_adapters_beside_the_weights(
+    finished, checkpoint, tmp_path, capsys
+):
+    """Whatever the dtype of the activations; merged, where the checkpoint is gone."""
+    root, saved = finished
+    _, state = load_policy_to_sample(root / "model", "bfloat16")
+    adapters = nnx.filter_state(state, nnx.LoRAParam)
+    assert_equal_trees(host(adapters), saved[4].params)
+    base = load_checkpoint(checkpoint, parts=("policy",)).policy
+    assert_equal_trees(host(nnx.filter_state(state, nnx.Not(nnx.LoRAParam))), host(base))
+    copy = shutil.copytree(root, tmp_path / "run")
+    shutil.rmtree(copy / "checkpoints" / "step_000004")
+    assert find_adapters(copy / "model") is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "adapters merged" in line and "step 2, not 4" in line
+    assert find_adapters(checkpoint) is None and not capsys.readouterr().err
 
 
 def _pairs(tree: Any) -> list[tuple[str, bool]]:

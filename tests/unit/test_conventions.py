@@ -55,7 +55,7 @@ PROSE = {
     r"rungs?": "bucket size",
     r"waves?": "batch",
     r"(could|can|cannot|not) (not )?(be )?(told|tell)": "could not be scored",
-    r"laid out for (decoding|sampling)": "LoRA merged, layers unstacked, one dtype",
+    r"laid out for (decoding|sampling)": "layers unstacked, one dtype",
 }
 # Texts that are sent to models or belong to file formats; a change would change behaviour.
 SENT_TO_MODELS = (

@@ -25,10 +25,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models", "data", "shapes"),
     ("convert", "decoding"),
     ("sampler", "vlm_engine"),
-    ("rewards", "generate"),
+    ("rewards",),
     ("trainer",),
     ("report",),
     ("grpo", "sft", "vq", "bench"),
+    ("generate",),
     ("evaluation", "ablate", "aot"),
     ("cli",),
 )
