@@ -52,7 +52,7 @@ def compile_grpo(config: GrpoConfig, models: ModelSizes, job: JobCompiler) -> No
     optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
     state = state_shapes(config, policy, optimizer, mesh)
     reference = None if config.loss.kl == "none" else policy.trained
-    learner = make_learner(config, policy, specials, optimizer, reference)
+    learner = make_learner(config, policy, sizes, specials, optimizer, reference)
     sampler = make_sampler(config, policy, sizes, specials, mesh)
     whole = policy.whole(policy.trained)
     prepare, params = sampler.prepare_program(whole)

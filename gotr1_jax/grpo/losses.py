@@ -39,7 +39,8 @@ class PolicyLossConfig(CheckedConfig):
     # Estimator of the KL to the reference, added to each token's loss, and its weight.
     kl: KlKind = "none"
     kl_weight: Weight = 0.0
-    # The constant length of dr_grpo; in a run's configuration 0 stands for max_plan_tokens + 1.
+    # The constant length of dr_grpo; in a run's configuration 0 stands for all tokens that a sample
+    # can have: rollout.max_plan_tokens and those of an image.
     max_tokens: Annotated[int, Range("[0, 10000000]")] = 0
 
     def check(self) -> None:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from gotr1_jax.convert.checkpoint import Checkpoint
 from gotr1_jax.data.captions import read_captions
 from gotr1_jax.data.pipeline import caption_batches
-from gotr1_jax.grpo.config import CaptionsConfig, EvaluationConfig, GrpoConfig
+from gotr1_jax.grpo.config import CaptionsConfig, EvaluationConfig, GrpoConfig, GrpoLossConfig
 from gotr1_jax.grpo.entropy import new_entropy_state
 from gotr1_jax.grpo.policy import SplitPolicy, load_policy
 from gotr1_jax.grpo.rollout import Prompts, RolloutWorker, encode_captions
@@ -110,7 +110,9 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
         heldout=heldout,
         batches=batches,
         worker=make_rollout_worker(config, policy, checkpoint, judge, run.mesh),
-        learner=make_learner(config, policy, checkpoint.tokenizer.specials, optimizer, reference),
+        learner=make_learner(
+            config, policy, checkpoint.config, checkpoint.tokenizer.specials, optimizer, reference
+        ),
         optimizer=optimizer,
         mesh=run.mesh,
     )
@@ -152,12 +154,11 @@ def make_sampler(
 
 
 def make_learner(
-    config: GrpoConfig, policy: SplitPolicy, specials: SpecialIds, optimizer: Any, reference: Any
-) -> Learner:
+    config: GrpoConfig, policy: SplitPolicy, sizes: JanusConfig, specials: SpecialIds,
+    optimizer: Any, reference: Any,
+) -> Learner:  # fmt: skip
     """The compiled updates of a job; the arrays of `policy` may be abstract."""
-    rollout, loss = config.rollout, config.loss
-    settings = config.sampling.logp_settings
-    loss = replace(loss, max_tokens=loss.max_tokens or rollout.max_plan_tokens + 1)
+    settings, loss = config.sampling.logp_settings, loss_settings(config, sizes.num_image_tokens)
     graphdef, micro = policy.graphdef, config.update.micro_batch
     return Learner(
         token_logps=make_token_logps(graphdef, specials, settings, micro),
@@ -166,6 +167,15 @@ def make_learner(
         ),
         reference=reference,
     )
+
+
+def loss_settings(config: GrpoConfig, image_tokens: int) -> GrpoLossConfig:
+    """The job's loss, where max_tokens 0 is the most tokens that a sample has in it.
+
+    A BOI after `max_plan_tokens` tokens is forced and never in the loss.
+    """
+    whole = config.rollout.max_plan_tokens + image_tokens
+    return replace(config.loss, max_tokens=config.loss.max_tokens or whole)
 
 
 def state_shapes(config: GrpoConfig, policy: SplitPolicy, optimizer: Any, mesh: Mesh) -> TrainState:

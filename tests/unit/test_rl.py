@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gotr1_jax.config import from_dict
 from gotr1_jax.grpo.advantages import group_advantages, keep_groups
+from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.kl import kl_estimate
 from gotr1_jax.grpo.losses import (
     LossBatch,
@@ -19,6 +21,7 @@ from gotr1_jax.grpo.losses import (
     count_normalisers,
     policy_loss,
 )
+from gotr1_jax.grpo.setup import loss_settings
 
 NAN = math.nan
 
@@ -310,3 +313,31 @@ def test_impossible_configurations_are_refused(changes, name):
 def test_dr_grpo_needs_its_constant_length():
     with pytest.raises(ValueError, match="dr_grpo divides by max_tokens"):
         whole_loss(hand_batch(), PolicyLossConfig(kind="dr_grpo"))
+
+
+@pytest.mark.parametrize("lengths", [(5, 5), (1, 3)])
+def test_dr_grpo_divides_by_the_whole_budget_of_a_run(lengths):
+    """TRL: (loss * mask).sum() / (rows * max_completion_length), here plan and image.
+
+    A sample that uses its whole budget has the weight that its tokens' mean would have.
+    """
+    run = from_dict(
+        GrpoConfig,
+        {"run_dir": "run", "rollout": {"max_plan_tokens": 5}, "loss": {"kind": "dr_grpo"}},
+    )
+    config = loss_settings(run, image_tokens=4)
+    assert config.max_tokens == 9
+    assert loss_settings(dataclasses.replace(run, loss=config), 100).max_tokens == 9
+    mask = [[i < n or i >= 6 for i in range(10)] for n in lengths]  # the forced BOI is at 5
+    logp = jnp.full((2, 10), -2.0)
+    batch = LossBatch(
+        logp_BN=logp,
+        old_logp_BN=logp,
+        mask_BN=jnp.array(mask),
+        is_image_BN=jnp.tile(jnp.arange(10) >= 6, (2, 1)),
+        advantages_B=jnp.array([1.0, 0.5]),
+        row_mask_B=jnp.array([True, True]),
+    )
+    loss, _ = whole_loss(batch, config)
+    first, second = (n + 4 for n in lengths)
+    assert loss == pytest.approx(-(first * 1.0 + second * 0.5) / (2 * 9), abs=1e-6)
