@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.reading import is_stray_file, open_file
 
 Names = str | os.PathLike[str] | Sequence[str]
 """One name, or several."""
@@ -37,13 +38,18 @@ def expand_names(source: Names, what: str) -> tuple[Path, ...]:
         if path.exists() or not glob.has_magic(name):
             found.append(path)
             continue
-        matches = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file())
+        matches = _matching(name)
         if not matches:
             raise InputError(f"{what}: no file fits {name!r} (looked from {Path.cwd()})")
         found += matches
     if not found:
         raise InputError(f"no file is named for {what}")
     return tuple(found)
+
+
+def _matching(pattern: str) -> list[Path]:
+    paths = sorted(map(Path, glob.glob(pattern, recursive=True)))
+    return [path for path in paths if path.is_file() and not is_stray_file(path)]
 
 
 @contextmanager
@@ -57,10 +63,11 @@ def open_parquet(path: Path, what: str) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
+    with open_file(path, what):
+        pass  # The library reads it by name, faster, and would wait for a FIFO.
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             yield file
-    except FileNotFoundError as error:
-        raise InputError(f"cannot read {what} from {path}: {error.strerror}") from error
-    except (pyarrow.ArrowException, OSError) as error:
+    # An invalid text is a UnicodeDecodeError.
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {what} from {path}: {error}") from error

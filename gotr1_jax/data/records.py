@@ -7,10 +7,10 @@ import base64
 import binascii
 import hashlib
 import io
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -25,8 +25,13 @@ from gotr1_jax.data.tables import ENDINGS, Row, Table, open_table
 from gotr1_jax.errors import InputError
 from gotr1_jax.images import decode_image, open_image
 from gotr1_jax.io.hub import fetch_snapshot, is_hub_id
+from gotr1_jax.io.reading import is_stray_file, open_file, parse_json
 
 _DATA_URL = "data:"
+# How PNG, JPEG, GIF, WebP, TIFF and BMP begin in base64. Paths of this length can begin so too,
+# but have characters that base64 lacks.
+_BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "SUkqA", "TU0AK", "Qk")
+_SHORTEST_BASE64 = 64
 _SAMPLE = 4096  # bytes at each end of a file that go into its key
 # Separates this random stream from others of the same seed.
 _CROP_STREAM = 0x63726F70
@@ -90,7 +95,10 @@ class Records:
         for table, first in zip(self._tables, self._ends.tolist()):
             low, high = max(start - first, 0), min(stop - first, len(table))
             for at, row in enumerate(table.rows(low, high, columns) if low < high else (), low):
-                yield self._record(first + at, table, table.where(at), row)
+                if isinstance(row, InputError):
+                    yield Unusable(first + at, str(row))
+                else:
+                    yield self._record(first + at, table, table.where(at), row)
 
     def _keys(self) -> tuple[str, ...]:
         return (*self._config.keys, *(prompts.key for prompts in self._config.prompts))
@@ -154,6 +162,7 @@ def find_record_files(source: Names, config: RecordsConfig) -> tuple[Path, ...]:
             path
             for path in sorted(folder.rglob("*"))
             if path.suffix in ENDINGS
+            and not any(map(is_stray_file, path.relative_to(folder).parts))
             and path.is_file()
             and any(fnmatch(path.relative_to(folder).as_posix(), p) for p in config.files)
         ]
@@ -176,17 +185,15 @@ def fingerprint_files(files: Sequence[Path]) -> str:
     """
     top = os.path.commonpath([path.absolute().parent for path in files])
     digest = hashlib.sha256()
-    try:
-        for path in files:
-            with open(path, "rb") as file:
-                ends = file.read(_SAMPLE)
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - _SAMPLE))
-                ends += file.read()
-            name = os.path.relpath(path.absolute(), top)
-            digest.update(f"{name}\0{size}\0{hashlib.sha256(ends).hexdigest()}\n".encode())
-    except OSError as error:
-        raise InputError(f"cannot read records from {path}: {error.strerror}") from error
+    for path in files:
+        with open_file(path, "records") as file:
+            ends = file.read(_SAMPLE)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _SAMPLE))
+            ends += file.read()
+        name = os.path.relpath(path.absolute(), top)
+        head = os.fsencode(f"{name}\0{size}\0")
+        digest.update(head + f"{hashlib.sha256(ends).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 
@@ -206,11 +213,10 @@ def parse_literal(value: Any) -> Any:
     text = _decoded(value)
     if text is None or text.lstrip()[:1] not in ("{", "["):
         return value
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            pass
+    with suppress(InputError):
+        return parse_json(text, "", allow_nan=True)
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        return ast.literal_eval(text)
     return value
 
 
@@ -235,17 +241,34 @@ def _decoded(value: Any) -> str | None:
 
 
 def _image(value: Any, root: Path) -> bytes | Path | None:
-    if isinstance(value, dict):
-        inner = value.get("bytes")
-        value = inner if inner is not None else value.get("path")
+    """An image's bytes or path in the usual shapes of a column; None for anything else.
+
+    Bytes; a path; base64, also as a data URL; an object with bytes or path; a list of one of
+    these; an object or list as JSON in a text.
+    """
+    value = parse_literal(value) if isinstance(value, str) else value
+    for _ in range(4):  # a list of an object of a text
+        if isinstance(value, list | tuple) and len(value) == 1:
+            value = value[0]
+        elif isinstance(value, dict):
+            keys = (key for key in ("bytes", "path", "image") if value.get(key) is not None)
+            value = value.get(next(keys, ""))
     if isinstance(value, str) and value.startswith(_DATA_URL):
-        try:
-            value = base64.b64decode(value.partition(",")[2], validate=True)
-        except binascii.Error:
-            return None
+        return _from_base64(value.partition(",")[2])
     if isinstance(value, str) and value:
-        return root / value
+        is_encoded = len(value) >= _SHORTEST_BASE64 and value.lstrip().startswith(_BASE64_STARTS)
+        decoded = _from_base64(value) if is_encoded else None
+        return decoded or root / value.removeprefix("file://")
     return value if isinstance(value, bytes) and value else None
+
+
+def _from_base64(text: str) -> bytes | None:
+    """The bytes, where line breaks and missing padding are allowed; None if it is no base64."""
+    text = "".join(text.split()).rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True) or None
+    except (binascii.Error, ValueError):
+        return None
 
 
 def _head(key: str) -> str:
@@ -253,9 +276,10 @@ def _head(key: str) -> str:
 
 
 def _check_columns(table: Table, config: RecordsConfig) -> None:
-    present = table.columns()
     wanted = {name: getattr(config, name) for name in ("caption", "plan", "image")}
     wanted |= {f"prompts[{i}].key": prompts.key for i, prompts in enumerate(config.prompts)}
+    # The first record can lack a column that others have.
+    present = table.columns(wanted.values())
     for field, key in wanted.items():
         if key not in present and _head(key) not in present:
             raise InputError(

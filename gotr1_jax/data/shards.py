@@ -20,7 +20,7 @@ from gotr1_jax.data.config import PromptsConfig
 from gotr1_jax.data.records import Record
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write
-from gotr1_jax.io.reading import read_json
+from gotr1_jax.io.reading import open_file, parse_json, read_json
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -180,6 +180,8 @@ class Shard:
         import pyarrow as pa
 
         path = shard_path(folder, shard)
+        with open_file(path):
+            pass  # The library reads it by name, and would wait for a FIFO.
         try:
             with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
                 batch = reader.get_batch(0)
@@ -195,6 +197,7 @@ class Shard:
             raise InputError(f"{path} is damaged ({error}); delete it, and make it anew") from error
         if not fits or width != manifest.tokens:
             raise InputError(f"{path} does not fit {MANIFEST} in its folder; delete it")
+        _check_ids(path, ids, manifest.codes)
         self._batch = batch
         self.ids = ids
         """(rows, U), in the file's own type."""
@@ -213,7 +216,19 @@ class Shard:
 
     def prompts(self, row: int) -> list[list[str]]:
         """The texts of each kind of prompt, in the manifest's order."""
-        return json.loads(self._batch.column("prompts")[row].as_py())
+        return parse_json(self._batch.column("prompts")[row].as_py(), "the prompts")
+
+
+def _check_ids(path: Path, ids: np.ndarray, codes: int) -> None:
+    """Raise InputError unless all `ids` are whole numbers from 0 to `codes` - 1."""
+    if ids.dtype.kind not in "iu":
+        raise InputError(f"{path} holds image tokens of the type {ids.dtype}, not whole numbers")
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < codes:
+        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        raise InputError(
+            f"{path} holds the image token {wrong}; the image tokenizer has 0 to {codes - 1}: "
+            "delete the folder and make it anew"
+        )
 
 
 class TokenizedRecords:

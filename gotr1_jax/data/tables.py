@@ -5,10 +5,9 @@ A row is a dict by column name. Opening a file indexes its rows; `rows` reads so
 
 from __future__ import annotations
 
-import json
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from gotr1_jax.data.files import open_parquet
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.reading import parse_json_object
+from gotr1_jax.io.reading import is_stray_file, open_file, parse_json, parse_json_object
 
 Row = dict[str, Any]
 
@@ -35,12 +34,26 @@ class Table(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Row]:
-        """Rows start .. stop - 1, with at least those of `columns` that exist."""
+    def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Row | InputError]:
+        """Rows start .. stop - 1, with at least those of `columns` that exist.
 
-    def columns(self) -> tuple[str, ...]:
-        """Column names: of the file, or of its first row where each row has its own."""
-        return tuple(next(self.rows(0, 1, ())))
+        A row that alone cannot be read is the error that says why.
+        """
+
+    def columns(self, wanted: Collection[str]) -> tuple[str, ...]:
+        """Names of all columns, or of enough rows to have those of `wanted` that exist.
+
+        A dot in a wanted name may also descend into an object under the part before it.
+        """
+        found: dict[str, None] = {}
+        missing = set(wanted)
+        for row in self.rows(0, len(self), ()):
+            if isinstance(row, dict):
+                found |= dict.fromkeys(row)
+                missing = {n for n in missing if not {n, n.partition(".")[0]} & row.keys()}
+            if not missing:
+                break
+        return tuple(found)
 
     def where(self, index: int) -> str:
         """The name of a row in messages."""
@@ -52,20 +65,20 @@ class JsonLines(Table):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with open(path, "rb") as file:
-                self._starts = np.fromiter(_line_starts(file), np.int64)
-        except OSError as error:
-            raise InputError(f"cannot read records from {path}: {error.strerror}") from error
+        with open_file(path, "records") as file:
+            self._starts = np.fromiter(_line_starts(file), np.int64)
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Row]:
-        with open(self.path, "rb") as file:
+    def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Row | InputError]:
+        with open_file(self.path, "records") as file:
             for index in range(start, stop):
                 file.seek(int(self._starts[index]))
-                yield parse_json_object(file.readline(), self.where(index))
+                try:
+                    yield parse_json_object(file.readline(), self.where(index), allow_nan=True)
+                except InputError as error:
+                    yield error
 
 
 def _line_starts(file: BinaryIO) -> Iterator[int]:
@@ -92,10 +105,10 @@ class Parquet(Table):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def columns(self) -> tuple[str, ...]:
+    def columns(self, wanted: Collection[str]) -> tuple[str, ...]:
         return self._columns
 
-    def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Row]:
+    def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Row | InputError]:
         first = int(np.searchsorted(self._ends, start, side="right")) - 1
         last = int(np.searchsorted(self._ends, stop, side="left"))
         at = int(self._ends[first])
@@ -107,9 +120,19 @@ class Parquet(Table):
             )
             for batch in batches:
                 low, high = max(start - at, 0), min(stop - at, len(batch))
-                at += len(batch)
                 if low < high:
-                    yield from batch.slice(low, high - low).to_pylist()
+                    yield from self._values(batch.slice(low, high - low), at + low)
+                at += len(batch)
+
+    def _values(self, batch: Any, first: int) -> Iterator[Row | InputError]:
+        try:
+            yield from batch.to_pylist()
+        except UnicodeDecodeError:  # in one of the rows
+            for i in range(len(batch)):
+                try:
+                    yield batch.slice(i, 1).to_pylist()[0]
+                except UnicodeDecodeError:
+                    yield InputError(f"{self.where(first + i)} holds text that is not UTF-8")
 
 
 class Tar(Table):
@@ -128,9 +151,16 @@ class Tar(Table):
         kinds: list[int] = []
         self._endings: list[str] = []
         last = None
+        seen: set[int] = set()  # hashes of the stems so far, kept while the file is opened
         for member in _members(path):
             stem, ending = _split_name(member.name)
             if stem != last:
+                if hash(stem) in seen:
+                    raise InputError(
+                        f"{path}: the files of the sample {stem} are not next to each other; "
+                        "sort the tar by name (tar --sort=name)"
+                    )
+                seen.add(hash(stem))
                 first.append(len(offsets))
                 last = stem
             if ending not in self._endings:
@@ -145,12 +175,12 @@ class Tar(Table):
     def __len__(self) -> int:
         return len(self._first) - 1
 
-    def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Row]:
-        with open(self.path, "rb") as file:
+    def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Row | InputError]:
+        with open_file(self.path, "records") as file:
             for index in range(start, stop):
                 yield self._row(index, file)
 
-    def _row(self, index: int, file: BinaryIO) -> Row:
+    def _row(self, index: int, file: BinaryIO) -> Row | InputError:
         row: Row = {}
         texts: Row = {}  # of the sample's .json
         for member in range(int(self._first[index]), int(self._first[index + 1])):
@@ -163,31 +193,53 @@ class Tar(Table):
             if ending in IMAGE_ENDINGS:
                 row.setdefault(IMAGE, data)
             elif ending == _JSON:
-                texts = self._object(index, data)
+                try:
+                    found = parse_json(data, f"{self.where(index)}: its {_JSON}", allow_nan=True)
+                except InputError as error:
+                    return error
+                texts = found if isinstance(found, dict) else {}
         return {**texts, **row}
-
-    def _object(self, index: int, data: bytes) -> Row:
-        try:
-            found = json.loads(data)
-        except ValueError as error:
-            raise InputError(f"{self.where(index)}: its {_JSON} is no JSON: {error}") from error
-        return found if isinstance(found, dict) else {}
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """The files of a tar, in order; reads headers only."""
+    """The files of a tar that can be data, in order; reads headers only.
+
+    InputError for a tar that does not end with its end mark: it is cut off, or damaged there.
+    """
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open_file(path, "records") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                if member.isfile():
+                if member.isfile() and not _is_stray_member(member.name):
                     yield member
                 archive.members = []  # type: ignore[attr-defined] # keeps no list of all members
-    except FileNotFoundError as error:
-        raise InputError(f"cannot read records from {path}: {error.strerror}") from error
-    except (tarfile.TarError, OSError) as error:
+            _check_end(path, file, archive.offset)
+    # A damaged header raises whatever its fields lead to.
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise InputError(
             f"cannot read records from {path}: {error}; it must be a tar that is not compressed"
         ) from error
+
+
+def _check_end(path: Path, file: BinaryIO, at: int) -> None:
+    """Raise InputError unless zeros follow from `at` on, where the last file of a tar ends.
+
+    `tarfile` itself takes any header that it cannot read, and the end of the file, for the end.
+    """
+    file.seek(at)
+    if len(block := file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+        raise InputError(f"{path} is cut off at byte {at + len(block)}: a tar ends with zeros")
+    while block:
+        if block.strip(b"\0"):
+            raise InputError(
+                f"{path} goes on with other data at byte {at}, where its files end: it is damaged, "
+                "or several tars were joined; write it again"
+            )
+        at += len(block)
+        block = file.read(2**20)
+
+
+def _is_stray_member(name: str) -> bool:
+    return any(part != ".." and is_stray_file(part) for part in PurePosixPath(name).parts)
 
 
 def _split_name(name: str) -> tuple[str, str]:

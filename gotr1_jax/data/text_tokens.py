@@ -12,6 +12,7 @@ import numpy as np
 from gotr1_jax.data.shards import Shard, TokenizedRecords
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write
+from gotr1_jax.io.reading import open_file
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
 _UNLIMITED = 2**31
@@ -92,7 +93,8 @@ class TokenCounts:
     def _read(self, shard: int, rows: Shard) -> np.ndarray | None:
         """The counts of a shard; None if the file is missing, damaged or of another size."""
         try:
-            counts = np.load(self.path(shard))
-        except (OSError, ValueError, EOFError):
+            with open_file(self.path(shard)) as file:
+                counts = np.load(file)
+        except (InputError, OSError, ValueError, EOFError):
             return None
         return counts if counts.shape == (len(rows), 2) else None

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from gotr1_jax.data.pipeline import ImageSource
+from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write
+from gotr1_jax.io.reading import open_file
 
 _SHARD = 4096
 
@@ -75,9 +77,11 @@ class ImageTokenCache:
 
 def _read(path: Path, count: int) -> np.ndarray | None:
     """The ids of a shard; None if it is missing, damaged, or of another length."""
-    try:
-        with np.load(path) as data:
-            ids = data["ids"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    if not path.exists():
         return None
-    return ids if ids.ndim == 2 and len(ids) == count else None
+    try:
+        with open_file(path) as file, np.load(file) as data:
+            ids = data["ids"]
+    except (InputError, OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
+    return ids if ids.dtype == np.int32 and ids.ndim == 2 and len(ids) == count else None

@@ -63,6 +63,9 @@ class CaptionsConfig(CheckedConfig):
     column: str = ""
     # Number of captions of the shapes world's training split; not for files.
     count: ItemCount = 4096
+    # Captions of files without text, with control characters or over policy.max_prompt_tokens are
+    # left out, here and in the evaluation; a larger share of them than this is an error.
+    unusable_limit: Fraction = 0.01
 
     def check(self) -> None:
         """A source that names something."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -89,8 +89,13 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
             encode_captions, tokenizer=checkpoint.tokenizer, template=config.policy.template,
             limit=config.policy.max_prompt_tokens,
         )  # fmt: skip
-        prompts = encode(train_captions(config.captions, config.seed))
-        heldout = encode(heldout_captions(config.evaluation))
+        fits = partial(
+            checkpoint.tokenizer.encode_prompt, template=config.policy.template,
+            max_tokens=config.policy.max_prompt_tokens,
+        )  # fmt: skip
+        limit = config.captions.unusable_limit
+        prompts = encode(train_captions(config.captions, config.seed, fits))
+        heldout = encode(heldout_captions(config.evaluation, limit, fits))
     check_same_on_all_processes(prompts.texts(), "set of captions, or tokenizer,")
     check_same_on_all_processes(heldout.texts(), "set of held-out captions")
     batches: Iterator[Any] = iter(
@@ -118,18 +123,27 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
     )
 
 
-def train_captions(config: CaptionsConfig, seed: int) -> tuple[str, ...]:
-    """The captions to train on."""
+def train_captions(
+    config: CaptionsConfig, seed: int, fits: Callable[[str], object] = lambda _: None
+) -> tuple[str, ...]:
+    """The captions to train on; of files those that `fits` does not refuse by an InputError."""
     if config.source == "shapes":
         return shapes_captions("train", config.count, seed)
-    return read_captions(config.source, config.column)
+    limit = config.unusable_limit
+    return read_captions(config.source, config.column, check=fits, unusable_limit=limit)
 
 
-def heldout_captions(config: EvaluationConfig) -> tuple[str, ...]:
-    """The captions to evaluate on."""
+def heldout_captions(
+    config: EvaluationConfig,
+    unusable_limit: float = 0.0,
+    fits: Callable[[str], object] = lambda _: None,
+) -> tuple[str, ...]:
+    """The captions to evaluate on; of files those that `fits` does not refuse."""
     if config.source == "shapes":
         return shapes_captions("heldout", config.captions)
-    return read_captions(config.source, config.column, config.captions)
+    return read_captions(
+        config.source, config.column, config.captions, check=fits, unusable_limit=unusable_limit
+    )
 
 
 def make_rollout_worker(

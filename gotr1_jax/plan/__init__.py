@@ -22,6 +22,7 @@ from gotr1_jax.plan.grammar import (
     Plan,
     PlanObject,
     format_object,
+    has_unread_boxes,
     normalise_name,
     parse_plan,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "box_to_pixels",
     "draw_overlay",
     "format_object",
+    "has_unread_boxes",
     "iou",
     "match_objects",
     "normalise_name",

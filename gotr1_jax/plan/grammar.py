@@ -35,6 +35,13 @@ _NUMBER = r"\s*+([+-]?+[0-9]++)\s*+"
 _POINT = rf"\s*+\({_NUMBER},{_NUMBER}\)\s*+"
 _SECTION = re.compile(rf"{_POINT},{_POINT}")
 _MAX_DIGITS = 9
+# Marks of objects and boxes in this and other grammars (Qwen-VL, Kosmos, Florence, PaliGemma), and
+# pairs of coordinates.
+_LIKE_BOXES = re.compile(
+    r"<\|?/?(?:obj|object|object_ref|ref|box|bbox|quad|point|phrase|patch_index)(?:_|\||>)"
+    r"|<loc_?[0-9]|\bbbox|[(\[<]\s*+-?[0-9.]++\s*+,\s*+-?[0-9.]++\s*+[,)\]>]",
+    re.IGNORECASE,
+)
 
 
 def normalise_name(name: str) -> str:
@@ -154,6 +161,17 @@ def parse_plan(text: str, max_objects: int = MAX_OBJECTS) -> Plan:
     if named:
         close(named[0], named[1], None, named[2])
     return Plan(text, tuple(objects), dropped, markers - 4 * complete)
+
+
+def has_unread_boxes(text: str) -> bool:
+    """Whether a text looks as if it had boxes, of which the parser reads none.
+
+    Control tokens of this and other grammars, "bbox" and pairs of numbers in brackets count.
+
+    >>> has_unread_boxes("a cat (1,2),(300,400)"), has_unread_boxes("The cat is on the left.")
+    (True, False)
+    """
+    return _LIKE_BOXES.search(text) is not None and not parse_plan(text).boxes
 
 
 def format_box(box: Box) -> str:

@@ -26,7 +26,7 @@ from gotr1_jax.parallel.processes import (
     is_main_process,
     raise_on_all_processes,
 )
-from gotr1_jax.plan import BOX_START
+from gotr1_jax.plan import BOX_START, Box, format_object, has_unread_boxes
 from gotr1_jax.sampler.token_batch import TokenBatch
 from gotr1_jax.sft.config import SftConfig, SftDataConfig
 from gotr1_jax.sft.image_encoder import ImageEncoder, state_digest
@@ -42,6 +42,7 @@ from gotr1_jax.shapes.dataset import ShapesSource
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer
 
 _log = logging.getLogger(__name__)
+_CHECKED_PLANS = 4096
 
 
 def make_batches(
@@ -114,12 +115,30 @@ def _load_records(
 def _check_plan_tokens(
     config: SftConfig, tokenizer: TextTokenizer, records: TokenizedRecords
 ) -> None:
-    """Raise InputError if the plans have boxes and the tokenizer lacks their control tokens."""
-    if len(records) and BOX_START in records.text(0)[1] and not tokenizer.marks_plans:
-        raise InputError(
-            f"the plans of the records hold {BOX_START}, which the tokenizer of init {config.init} "
-            "would spell letter by letter; set add_plan_tokens: true"
-        )
+    """Compare the plans, of many records some, with what the tokenizer has and the parser reads.
+
+    Raises InputError if plans have boxes and the tokenizer lacks their control tokens; warns of
+    plans with marks or coordinates none of which will be read.
+    """
+    count = min(len(records), _CHECKED_PLANS)
+    plans = [records.text(i * len(records) // count)[1] for i in range(count)]
+    if not tokenizer.marks_plans:
+        if any(BOX_START in plan for plan in plans):
+            raise InputError(
+                f"the plans of the records hold {BOX_START}, which the tokenizer of init "
+                f"{config.init} would spell letter by letter; set add_plan_tokens: true"
+            )
+        return
+    unread = [plan for plan in plans if has_unread_boxes(plan)]
+    if unread:
+        _log.warning(
+            "%d of %d plans have marks or coordinates, but no object with a box that can be read: "
+            "training, rewards and report will see no box in such plans. The first is %r; an "
+            "object is written %s",
+            len(unread), count, unread[0][:120], format_object("name", Box(100, 100, 900, 900)),
+        )  # fmt: skip
+    elif plans and not any(BOX_START in plan for plan in plans):
+        _log.info("none of %d plans holds a box", count)
 
 
 def _drop_long_records(data: SftDataConfig, records: TokenizedRecords, counts: TokenCounts) -> None:

@@ -184,9 +184,16 @@ def test_unusable_files_are_one_clear_line(tmp_path: Path) -> None:
         assert str(path) in str(error.value) and "\n" not in str(error.value)
 
     good = b'{"caption": "c", "plan": "p", "image": "i"}\n'
-    fails("a.jsonl", good + b"{oops\n", "row 2 is not JSON")
-    fails("a.jsonl", good + b"[1]\n", "row 2 is not a JSON object")
-    fails("a.jsonl", good + b'{"caption": "\xff"}\n', "row 2 is not JSON in UTF-8")
+    for line, reason in (
+        (b"{oops\n", "row 2 is not JSON"),
+        (b"[1]\n", "row 2 is not a JSON object"),
+        (b'{"caption": "\xff"}\n', "row 2 is not JSON in UTF-8"),
+        (b"[" * 9999, "row 2 is nested more than 100 levels deep"),
+        (good[:30], "row 2 is not JSON"),  # cut off
+    ):
+        (tmp_path / "a.jsonl").write_bytes(good + line)
+        _, second = Records([tmp_path / "a.jsonl"], RecordsConfig()).read(0, 2)
+        assert isinstance(second, Unusable) and reason in second.reason
     fails("a.jsonl", b"\n \n", "holds no record")
     fails("a.csv", b"x", "its name must end in .jsonl, .parquet, .tar")
     fails("a.parquet", b"PAR1 no", "cannot read records")
