@@ -20,7 +20,7 @@ from gotr1_jax.config import load_config
 from gotr1_jax.errors import InputError, RunError, Stopped
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.io.files import write_failure
-from gotr1_jax.io.reading import read_json, read_text
+from gotr1_jax.io.reading import read_json, read_json_object, read_text
 from gotr1_jax.trainer.bootstrap import gain_interval
 from gotr1_jax.trainer.run_dir import RunDir
 
@@ -75,6 +75,7 @@ def run(options: argparse.Namespace) -> None:
     runs = plan_runs(config, root)
     for planned in runs:
         check_same(planned)
+    compare_finished(runs)  # what is damaged is better known before the others are trained
     failed: list[str] = []
     with StopSignals():
         for number, planned in enumerate(runs, start=1):
@@ -161,12 +162,22 @@ def write_comparison(root: Path, runs: Sequence[PlannedRun]) -> None:
     """ablation.md, ablation.json and ablation.svg of the runs that are finished, in `root`."""
     from gotr1_jax.ablate.report import write_ablation
 
+    write_ablation(root, compare_finished(runs))
+
+
+def compare_finished(runs: Sequence[PlannedRun]) -> list[Any]:
+    """The `VariantResult`s of the runs that are finished; InputError if one cannot be read."""
     by_variant: dict[str, list[PlannedRun]] = {}
     for planned in runs:
         if is_finished(planned):
             by_variant.setdefault(planned.variant, []).append(planned)
     groups = list(by_variant.values())
-    write_ablation(root, [compare(group, groups[0]) for group in groups])
+    try:
+        return [compare(group, groups[0]) for group in groups]
+    except InputError as error:
+        raise InputError(
+            f"a finished run cannot be compared: {error}; remove its directory to train it again"
+        ) from error
 
 
 def compare(group: Sequence[PlannedRun], first: Sequence[PlannedRun]) -> Any:
@@ -193,7 +204,7 @@ def compare(group: Sequence[PlannedRun], first: Sequence[PlannedRun]) -> Any:
         )
         for term in after
     }
-    seconds = [read_json(RunDir(planned.root).summary)["seconds"] for planned in group]
+    seconds = [_seconds(RunDir(planned.root).summary) for planned in group]
     return VariantResult(
         name=group[0].variant,
         title=group[0].title,
@@ -210,5 +221,19 @@ def _scores(group: Sequence[PlannedRun], name: str) -> dict[str, np.ndarray]:
     """Scores by caption of each term, the mean over the runs of a variant."""
     from gotr1_jax.grpo.evaluate import Evaluation
 
-    found = [Evaluation.from_json(read_json(run.root / f"{name}.json")).terms for run in group]
-    return {term: np.mean([terms[term] for terms in found], axis=0) for term in found[0]}
+    files = [run.root / f"{name}.json" for run in group]
+    found = [Evaluation.from_json(read_json(file, allow_nan=True), str(file)) for file in files]
+    for file, scores in zip(files, found):
+        if {k: len(v) for k, v in scores.terms.items()} != {
+            k: len(v) for k, v in found[0].terms.items()
+        }:
+            raise InputError(f"{file} has other terms or captions than {files[0]}")
+    terms = [scores.terms for scores in found]
+    return {term: np.mean([one[term] for one in terms], axis=0) for term in terms[0]}
+
+
+def _seconds(summary: Path) -> float:
+    seconds = read_json_object(summary).get("seconds")
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        raise InputError(f"{summary} has no seconds")
+    return float(seconds)

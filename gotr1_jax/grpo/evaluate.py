@@ -119,9 +119,7 @@ class HeldOut:
         """The evaluation before training in the run's file; None, with a line, if it is no use."""
         path = self._root / "eval_before.json"
         try:
-            if not path.is_file():
-                raise InputError(f"{path} is missing or no file")
-            found = Evaluation.from_json(read_json(path), str(path))
+            found = Evaluation.from_json(read_json(path, allow_nan=True), str(path))
             captions, terms = len(found.total), set(found.terms)
             if captions != len(self._prompts) or terms != set(self._worker.judge.terms):
                 raise InputError(
@@ -130,7 +128,7 @@ class HeldOut:
                 )
             if self._is_lost(found):
                 raise InputError(f"{path} has no score, as the judge gave none")
-        except (InputError, RecursionError) as error:
+        except InputError as error:
             _log.warning("%s: %s; the model before training is evaluated again", path.name, error)
             return None
         return found

@@ -21,6 +21,7 @@ from gotr1_jax.report.scores import (
     judge_names,
     read_scores,
 )
+from gotr1_jax.trainer.metrics import metric_lines
 from gotr1_jax.trainer.run_dir import RunDir
 from gotr1_jax.trainer.samples import SampleRecord, read_samples, sample_steps
 
@@ -142,16 +143,15 @@ def read_metrics(path: Path, problems: list[str]) -> Metrics:
     """
     rows: dict[int, dict[str, float]] = {}
     broken = 0
-    for line in _read_text(path, problems).splitlines():
-        if not line.strip():
-            continue
-        try:
-            record = parse_json(line, "it", allow_nan=True)
-            step = int(record["step"])
-        except (InputError, ValueError, KeyError, TypeError, OverflowError):
-            broken += 1
-            continue
-        rows[step] = {k: float(v) for k, v in record.items() if _is_number(v) and k != "step"}
+    try:
+        for _, record in metric_lines(path) if os.path.lexists(path) else ():
+            if record is None:
+                broken += 1
+                continue
+            numbers = {k: float(v) for k, v in record.items() if _is_number(v) and k != "step"}
+            rows[record["step"]] = numbers
+    except InputError as error:
+        problems.append(str(error))
     if broken:
         problems.append(f"{path.name}: {broken} line{'s' * (broken > 1)} could not be read")
     steps = sorted(rows)
@@ -170,7 +170,8 @@ def choose_evenly(count: int, keep: int) -> list[int]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Beyond, ranges and squares of a chart would be infinite.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e150
 
 
 def _read_text(path: Path, problems: list[str]) -> str:

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from gotr1_jax.trainer.manifest import (
     read_manifest,
     write_manifest,
 )
-from gotr1_jax.trainer.run_dir import CHECKPOINTS_NAME
+from gotr1_jax.trainer.run_dir import CHECKPOINTS_NAME, step_number
 
 _PREFIX = "step_"
 _log = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ class Checkpoints:
                 raise RunError(f"checkpoint {self.folder(step)} cannot be used: {problem}")
         folder = self.folder(step)
         wanted = flatten(target)
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        with _unreadable(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
             record = reader.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
             record = record.meta
             compare(record["arrays"], specs(target), folder)
@@ -254,7 +254,7 @@ class Checkpoints:
         for step in self.steps():
             try:
                 scores[step] = read_manifest(self.folder(step))["score"]
-            except (ValueError, KeyError, TypeError):
+            except InputError:
                 self._bad.add(step)
         good = [step for step in scores if step not in self._bad]
         kept = set(good[-self._keep :])
@@ -268,8 +268,8 @@ class Checkpoints:
     def _folders(self) -> list[int]:
         if not self.directory.is_dir():
             return []
-        names = [path.name.removeprefix(_PREFIX) for path in self.directory.glob(f"{_PREFIX}*")]
-        return sorted(int(name) for name in names if name.isdigit())
+        numbers = [step_number(path.name) for path in self.directory.glob(f"{_PREFIX}*")]
+        return sorted(number for number in numbers if number is not None)
 
     def _remove(self, step: int) -> None:
         """Removes a step, its manifest first: a half-deleted step is then ignored."""
@@ -339,9 +339,24 @@ def resolve_resume(mode: str, run_dir: Path | str) -> Path | None:
 def restore_path(path: Path, target: Any, frozen: Any = None) -> Restored:
     """Restores from a path of `resolve_resume`: its newest good step, or the step that it names."""
     if (path / MANIFEST_NAME).is_file():
-        step = int(path.name.removeprefix(_PREFIX))
+        step = step_number(path.name)
+        if step is None:
+            raise InputError(f"--resume {path}: a checkpoint's folder is named step_000010 or so")
         return Checkpoints(path.parent, frozen=frozen).restore(target, step)
     return Checkpoints(path, frozen=frozen).restore(target)
+
+
+@contextlib.contextmanager
+def _unreadable(folder: Path) -> Iterator[None]:
+    """A manifest can name fewer files than a checkpoint has: what then fails is one line too."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise RunError(
+            f"checkpoint {folder} cannot be read: {type(error).__name__}: {text}; remove it to go "
+            "on from the one before"
+        ) from error
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

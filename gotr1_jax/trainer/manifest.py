@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gotr1_jax.errors import RunError
+from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.io.files import atomic_write, sync
+from gotr1_jax.io.reading import open_file, read_json_object
 
 MANIFEST_NAME = "manifest.json"
 
@@ -30,8 +31,29 @@ def write_manifest(folder: Path, step: int, score: float | None) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """`{"step", "score", "files": {path: SHA-256}}`."""
-    return json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    """`{"step", "score", "files": {path: SHA-256}}`; InputError for anything else.
+
+    All paths are those of files below `folder`; the score is a finite number or None.
+    """
+    path = folder / MANIFEST_NAME
+    manifest = read_json_object(path)
+    step, score, files = (manifest.get(key) for key in ("step", "score", "files"))
+    if not isinstance(step, int) or isinstance(step, bool):
+        raise InputError(f"{path} has no step")
+    if score is not None and (not isinstance(score, int | float) or isinstance(score, bool)):
+        raise InputError(f"{path} has a score that is no number")
+    if not isinstance(files, dict) or not files:
+        raise InputError(f"{path} names no files")
+    for name, digest in files.items():
+        place = PurePosixPath(name)
+        if (
+            place.is_absolute()
+            or ".." in place.parts
+            or "\0" in name
+            or not isinstance(digest, str)
+        ):
+            raise InputError(f"{path} names {name[:200]!r}, which is no file of the checkpoint")
+    return manifest
 
 
 def manifest_problem(folder: Path, step: int) -> str | None:
@@ -41,11 +63,11 @@ def manifest_problem(folder: Path, step: int) -> str | None:
         return f"{path} is missing, so it was never finished"
     try:
         manifest = read_manifest(folder)
-        files, saved_step = dict(manifest["files"]), manifest["step"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except InputError as error:
         return f"{path} cannot be read ({error})"
-    if saved_step != step:
-        return f"{path} is of step {saved_step}"
+    files = manifest["files"]
+    if manifest["step"] != step:
+        return f"{path} is of step {manifest['step']}"
     for name, found in _hash_all(folder, list(files)).items():
         if found is None:
             return f"{folder / name} is missing or cannot be read"
@@ -61,7 +83,7 @@ def _hash_all(folder: Path, names: list[str]) -> dict[str, str | None]:
 
 def _sha256(path: Path) -> str | None:
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (InputError, OSError):
         return None

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write, plain_json, write_failure
-from gotr1_jax.io.reading import parse_json_object, read_text
+from gotr1_jax.io.reading import MAX_LINE, open_file, parse_json_object
 from gotr1_jax.parallel.processes import is_main_process
 from gotr1_jax.trainer.run_dir import RunDir
+
+_MOST_STEPS = 10**12
+_log = logging.getLogger(__name__)
 
 
 def is_timing(name: str) -> bool:
@@ -24,15 +28,22 @@ def is_timing(name: str) -> bool:
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, null as NaN; a truncated last line is skipped.
+    """The readable lines of a `metrics.jsonl`, null as NaN; InputError as of `metric_lines`."""
+    found = [values for _, values in metric_lines(Path(path))]
+    return [_from_null(values) for values in found if values is not None]
 
-    Raises InputError if the file cannot be read.
+
+def metric_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Text and values of each line of a `metrics.jsonl`; None where it holds no step's values.
+
+    A killed process can leave part of a line, and a full disk or an editor anything. Raises
+    InputError if the file cannot be read at all.
     """
-    try:
-        lines = _complete_lines(Path(path))
-        return [_from_null(_parse(line)) for line in lines]
-    except InputError as error:
-        raise InputError(f"metrics {path} cannot be read: {error}") from error
+    with open_file(path, "metrics") as file:
+        # Line by line: the file of a long run is larger than what is read whole.
+        while raw := file.readline(MAX_LINE):
+            if text := raw.decode("utf-8", "replace").strip():
+                yield text, _parse(text)
 
 
 class MetricsWriter:
@@ -44,7 +55,8 @@ class MetricsWriter:
     def __init__(self, run: RunDir, start_step: int = 0) -> None:
         """Opens both for a run that resumes after `start_step` (0: a new run).
 
-        Lines of later steps are removed; the run writes them again.
+        Lines of later steps are removed; the run writes them again. So are lines that cannot be
+        read, with a warning. InputError if the file cannot be read at all.
         """
         self._path, self._writes = run.metrics, is_main_process()
         if not self._writes:
@@ -55,10 +67,7 @@ class MetricsWriter:
 
         try:
             run.tensorboard.mkdir(parents=True, exist_ok=True)
-            kept = []
-            if self._path.exists():
-                lines = _complete_lines(self._path)
-                kept = [line for line in lines if _parse(line)["step"] <= start_step]
+            kept = self._kept_lines(start_step)
             atomic_write(self._path, "".join(line + "\n" for line in kept))
             # Unbuffered and in append mode: each line is one write, so readers see full lines only.
             self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
@@ -69,8 +78,20 @@ class MetricsWriter:
             self._add_event(start_step + 1, session_log=SessionLog(status=SessionLog.START))
         except OSError as error:
             raise write_failure(self._path, error) from error
-        except (InputError, KeyError, TypeError) as error:
-            raise InputError(f"metrics {self._path} cannot be read: {error}") from error
+
+    def _kept_lines(self, start_step: int) -> list[str]:
+        """The lines up to `start_step`; a warning says what is missing."""
+        lines = list(metric_lines(self._path)) if self._path.exists() else []
+        kept = [text for text, values in lines if values and values["step"] <= start_step]
+        lost = sum(values is None for _, values in lines)
+        if lost:
+            _log.warning("%s: %d lines that cannot be read are left out", self._path, lost)
+        if start_step and not kept:
+            _log.warning(
+                "%s has no line of the %d steps before: the report will begin after them",
+                self._path, start_step,
+            )  # fmt: skip
+        return kept
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -120,13 +141,14 @@ class MetricsWriter:
         self._events.flush()
 
 
-def _complete_lines(path: Path) -> list[str]:
-    """The lines that end in a newline; a killed process can leave a truncated last one."""
-    return read_text(path).split("\n")[:-1]
-
-
-def _parse(line: str) -> dict[str, Any]:
-    return parse_json_object(line, "a line", allow_nan=True)
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        values = parse_json_object(line, "a line", allow_nan=True)
+    except InputError:
+        return None
+    step = values.get("step")
+    is_step = isinstance(step, int) and not isinstance(step, bool) and 0 <= step < _MOST_STEPS
+    return values if is_step else None
 
 
 def _from_null(line: dict[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,13 @@ class RunDir:
         return self.root / SUMMARY_NAME
 
 
+def step_number(name: str) -> int | None:
+    """The step of a folder `step_000010`; None for any other name, such as of a copy."""
+    found = re.fullmatch(r"step_([0-9]{6,12})", name)
+    is_usual = found is not None and name == f"step_{int(found[1]):06d}"
+    return int(found[1]) if found is not None and is_usual else None
+
+
 def create_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> RunDir:
     """Creates the directories of a run, and its config.yaml if there is none.
 

@@ -27,8 +27,13 @@ from gotr1_jax.rewards.base import (
     boxes_to_json,
     result_from_json,
 )
+from gotr1_jax.trainer.run_dir import step_number
 
 _RECORDS_NAME = "samples.jsonl"
+_KINDS = {
+    "caption": str, "plan_text": str, "image": str,
+    "caption_index": int, "sample_index": int,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +126,8 @@ def read_samples(folder: Path | str) -> list[SampleRecord]:
 
 def sample_steps(samples_dir: Path | str) -> dict[int, Path]:
     """The steps that have samples, ascending, with their folders; empty if there are none."""
-    folders = Path(samples_dir).glob("step_*")
-    steps = {int(f.name.removeprefix("step_")): f for f in folders if f.name[5:].isdigit()}
-    return dict(sorted(steps.items()))
+    numbered = [(step_number(f.name), f) for f in Path(samples_dir).glob("step_*")]
+    return dict(sorted((number, folder) for number, folder in numbered if number is not None))
 
 
 def drop_samples_after(samples_dir: Path | str, step: int) -> None:
@@ -147,6 +151,11 @@ def _to_json(record: SampleRecord) -> dict[str, Any]:
 
 
 def _from_json(line: Mapping[str, Any], folder: Path) -> SampleRecord:
+    for name, kind in _KINDS.items():
+        if not isinstance(line[name], kind) or isinstance(line[name], bool):
+            raise InputError(f"{name} is {str(line[name])[:40]!r}")
+    if Path(line["image"]).name != line["image"]:
+        raise InputError(f"the image {line['image'][:200]!r} is no file of the folder")
     image = np.asarray(open_image(folder / line["image"]))
     return SampleRecord(
         caption=line["caption"],
@@ -162,4 +171,6 @@ def _from_json(line: Mapping[str, Any], folder: Path) -> SampleRecord:
 
 
 def _number(value: float | None) -> float:
+    if isinstance(value, str):
+        raise TypeError(f"a number is the text {value[:40]!r}")
     return math.nan if value is None else float(value)

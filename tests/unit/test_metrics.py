@@ -105,14 +105,6 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         writer.close()
 
 
-def test_damaged_metrics_are_named(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("{}\nnonsense\n")
-    with pytest.raises(InputError, match="metrics.jsonl cannot be read"):
-        read_metrics(tmp_path / "metrics.jsonl")
-    with pytest.raises(InputError, match="metrics.jsonl cannot be read"):
-        MetricsWriter(RunDir(tmp_path))
-
-
 def test_progress_in_plain_lines(monkeypatch):
     clock = iter([100.0, 104.0, 108.0, 112.0, 116.0])
     monkeypatch.setattr(metrics_module.time, "monotonic", lambda: next(clock))
