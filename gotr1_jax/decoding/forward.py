@@ -52,7 +52,7 @@ def attend_to_caches(
     ends = np.cumsum([part.shape[-1] for part in scores])[:-1].tolist()
     parts = jnp.split(weights.astype(q.dtype), ends, axis=-1)
     mixed = [cache.values(layer, part) for part, (cache, _) in zip(parts, caches)]
-    return sum(mixed[1:], mixed[0]) * inverse.astype(q.dtype)
+    return (sum(mixed[1:], mixed[0]) * inverse).astype(q.dtype)
 
 
 def rope_table(cfg: DecoderConfig, size: int) -> tuple[jax.Array, jax.Array]:
@@ -60,8 +60,13 @@ def rope_table(cfg: DecoderConfig, size: int) -> tuple[jax.Array, jax.Array]:
     return rope_tables(jnp.arange(size, dtype=jnp.int32), cfg.head_dim, cfg.rope_theta)
 
 
-def project(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
+def project(
+    x: jax.Array, weight: jax.Array, contracted: int = 1, dtype: jnp.dtype | None = None
+) -> jax.Array:
     """Sum over the last `contracted` axes of x (..., *in) and weight (*out, *in): (..., *out).
+
+    The sum is accumulated in float32 and rounded to `dtype` (None: of x). Logits take float32:
+    rounded to bfloat16, values near 20 would lie .125 apart.
 
     On a CPU the product is weight @ x.T: XLA then packs the smaller operand, which makes decoding
     of a few rows a third faster.
@@ -71,13 +76,13 @@ def project(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
 
     def weight_first(x: jax.Array, weight: jax.Array) -> jax.Array:
         axes = range(weight.ndim - contracted, weight.ndim), range(1, x.ndim)
-        product = jax.lax.dot_general(weight, x, (axes, ((), ())))
+        product = jax.lax.dot_general(weight, x, (axes, ((), ())), preferred_element_type=dtype)
         # Without the barrier XLA swaps the operands back.
         return jnp.moveaxis(jax.lax.optimization_barrier(product), -1, 0)
 
     def rows_first(x: jax.Array, weight: jax.Array) -> jax.Array:
         axes = range(1, x.ndim), range(weight.ndim - contracted, weight.ndim)
-        return jax.lax.dot_general(x, weight, (axes, ((), ())))
+        return jax.lax.dot_general(x, weight, (axes, ((), ())), preferred_element_type=dtype)
 
     y = jax.lax.platform_dependent(x, weight, cpu=weight_first, default=rows_first)
     return y.reshape(*lead, *y.shape[1:])
@@ -129,7 +134,7 @@ def run_layers(
 
 def text_logits(params: DecodeWeights, hidden: jax.Array) -> jax.Array:
     """(..., D) -> float32 (..., V)."""
-    return project(hidden, params.text_head_VD).astype(jnp.float32)
+    return project(hidden, params.text_head_VD, dtype=jnp.float32)
 
 
 def prefill(
@@ -176,14 +181,15 @@ def prefill_after(
             jnp.where(seen, cache.scores(i, q).reshape(B, K, g, S, size), MASKED)
             for size, seen, (cache, _) in zip(sizes, filled, before)
         ]
-        own = jnp.einsum("bkxh,bkhs->bkxs", q, keys[i]).astype(jnp.float32)
+        wide = {"preferred_element_type": jnp.float32}
+        own = jnp.einsum("bkxh,bkhs->bkxs", q, keys[i], **wide)
         scores.append(jnp.where(causal, own.reshape(B, K, g, S, S), MASKED))
         weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(v.dtype)
         *parts, weights = jnp.split(weights.reshape(B, K, g * S, sum(sizes) + S), ends, axis=-1)
-        mixed = jnp.einsum("bkxs,bksh->bkxh", weights, values[i])
+        mixed = jnp.einsum("bkxs,bksh->bkxh", weights, values[i], **wide)
         for weights, (cache, _) in zip(parts, before):
             mixed = mixed + cache.values(i, weights)
-        return mixed.reshape(B, K, g, S, h).transpose(0, 3, 1, 2, 4)
+        return mixed.astype(q.dtype).reshape(B, K, g, S, h).transpose(0, 3, 1, 2, 4)
 
     hidden = run_layers(params, cfg, x_BSD, rope, attend)
     return hidden, KVCache(tuple(keys), tuple(values))

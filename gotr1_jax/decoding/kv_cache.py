@@ -38,22 +38,39 @@ class KVCache:
 
     def scores(self, layer: int, q_BKgh: jax.Array) -> jax.Array:
         """Products (B,K,g,S) of queries and keys, float32; each cache row serves B / N queries."""
-        k_NKhS = self.k_NKhS[layer]
-        N, (B, K, g, h) = k_NKhS.shape[0], q_BKgh.shape
-        if N == B:  # XLA's CPU backend has no bfloat16 x bfloat16 -> float32 for this product
-            return jnp.einsum("bkgh,bkhs->bkgs", q_BKgh, k_NKhS).astype(jnp.float32)
-        q = q_BKgh.reshape(N, B // N, K, g, h)
-        wide = {"preferred_element_type": jnp.float32}
-        scores = jnp.einsum("pnkgh,pkhs->pnkgs", q, k_NKhS, **wide)
-        return scores.reshape(B, K, g, k_NKhS.shape[-1])
+        products = jnp.einsum(
+            "nkxh,nkhs->nkxs",
+            self._by_cache_row(q_BKgh),
+            self.k_NKhS[layer],
+            preferred_element_type=jnp.float32,
+        )
+        return self._by_query_row(products, q_BKgh.shape)
 
     def values(self, layer: int, weights_BKgS: jax.Array) -> jax.Array:
-        """Weighted sums (B,K,g,h) of values; each cache row serves B / N rows of weights."""
-        v_NKSh = self.v_NKSh[layer]
-        N, (B, K, g, S) = v_NKSh.shape[0], weights_BKgS.shape
-        weights = weights_BKgS.reshape(N, B // N, K, g, S)
-        mixed = jnp.einsum("pnkgs,pksh->pnkgh", weights, v_NKSh)
-        return mixed.reshape(B, K, g, v_NKSh.shape[-1])
+        """Weighted sums (B,K,g,h) of values, float32; each cache row serves B / N rows of weights.
+
+        The caller rounds once, after the sums over all caches are added.
+        """
+        sums = jnp.einsum(
+            "nkxs,nksh->nkxh",
+            self._by_cache_row(weights_BKgS),
+            self.v_NKSh[layer],
+            preferred_element_type=jnp.float32,
+        )
+        return self._by_query_row(sums, weights_BKgS.shape)
+
+    def _by_cache_row(self, x_BKgX: jax.Array) -> jax.Array:
+        """(B,K,g,X) -> (N,K,B/N*g,X): the rows that share a cache row on one axis of a product.
+
+        XLA's CPU backend has no bfloat16 x bfloat16 -> float32 for products with more axes.
+        """
+        N, (B, K, g, X) = self.v_NKSh[0].shape[0], x_BKgX.shape
+        return x_BKgX.reshape(N, B // N, K, g, X).swapaxes(1, 2).reshape(N, K, B // N * g, X)
+
+    def _by_query_row(self, y_NKxY: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Inverse of `_by_cache_row` for an array of queries of `shape` (B,K,g,...)."""
+        (N, *_, Y), (B, K, g, _) = y_NKxY.shape, shape
+        return y_NKxY.reshape(N, K, B // N, g, Y).swapaxes(1, 2).reshape(B, K, g, Y)
 
 
 def empty_cache(cfg: DecoderConfig, rows: int, size: int, dtype: jnp.dtype) -> KVCache:

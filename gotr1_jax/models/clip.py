@@ -43,7 +43,7 @@ class ClipVisionTower(nnx.Module):
 
     def pool(self, x: jax.Array) -> jax.Array:
         """Output of the last block (B,1+N,D) -> (B,E)."""
-        return self.projection(self.norm(x[:, 0]))
+        return self.projection(self.norm(x[:, 0]), float32=True)
 
     def __call__(self, pixels_BHWC: jax.Array) -> jax.Array:
         return self.pool(run_blocks(self.blocks, self.embed(pixels_BHWC)))
@@ -72,7 +72,7 @@ class ClipTextTower(nnx.Module):
         """Output of the last block (B,S,D) -> (B,E), at the first end token, the largest id."""
         end_B = jnp.argmax(ids_BS, axis=-1)
         last_BD = jnp.take_along_axis(x, end_B[:, None, None], axis=1)[:, 0]
-        return self.projection(self.norm(last_BD))
+        return self.projection(self.norm(last_BD), float32=True)
 
     def __call__(self, ids_BS: jax.Array, dtype: jnp.dtype) -> jax.Array:
         x = run_blocks(self.blocks, self.embed(ids_BS, dtype), causal=True)
@@ -114,5 +114,4 @@ def _projection(width: int, cfg: ClipConfig, rngs: nnx.Rngs, param_dtype: jnp.dt
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    wide = x.astype(jnp.float32)
-    return wide / jnp.linalg.norm(wide, axis=-1, keepdims=True)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from gotr1_jax.models.config import DecoderConfig, LoraConfig
-from gotr1_jax.models.layers import Embedding, Linear, RMSNorm, stack_blocks
+from gotr1_jax.models.layers import Embedding, Linear, RMSNorm, float32_product, stack_blocks
 from gotr1_jax.parallel.sharding import constrain_rows
 
 # q (B,S,H,C), k (B,S,K,C), v (B,S,K,C), rotary applied -> attention output (B,S,H,C)
@@ -162,5 +162,6 @@ class Decoder(nnx.Module):
         """Text logits (..., V), float32, of hidden (..., D) after the final norm."""
         if self.lm_head is None:
             table = self.embed.table[...].astype(hidden.dtype)
-            return jnp.einsum("...d,vd->...v", hidden, table).astype(jnp.float32)
-        return self.lm_head(hidden).astype(jnp.float32)
+            logits = float32_product(hidden.reshape(-1, hidden.shape[-1]), table.T)
+            return logits.reshape(*hidden.shape[:-1], -1)
+        return self.lm_head(hidden, float32=True)

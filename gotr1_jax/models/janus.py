@@ -59,7 +59,7 @@ class JanusPolicy(nnx.Module):
 
     def image_logits(self, hidden: jax.Array) -> jax.Array:
         """(..., D) -> float32 (..., I)."""
-        return self.gen_head(hidden).astype(jnp.float32)
+        return self.gen_head(hidden, float32=True)
 
 
 def abstract_policy(cfg: JanusConfig, **settings) -> JanusPolicy:

@@ -30,6 +30,29 @@ def stack_blocks(make: Callable[[nnx.Rngs], Block], rngs: nnx.Rngs, count: int) 
     return nnx.merge(graphdef, jax.vmap(init)(jax.random.split(rngs.params(), count)))
 
 
+@jax.custom_vjp
+def float32_product(x_ND: jax.Array, kernel_DV: jax.Array) -> jax.Array:
+    """x @ kernel (N,V), accumulated and returned in float32, for logits.
+
+    The cotangent is rounded to the operands' dtype before the products of the backward pass, which
+    would otherwise be float32 products of the size of the vocabulary.
+    """
+    return jnp.matmul(x_ND, kernel_DV, preferred_element_type=jnp.float32)
+
+
+def _float32_product_fwd(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+    return float32_product(x, kernel), (x, kernel)
+
+
+def _float32_product_bwd(operands: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = operands
+    cotangent = cotangent.astype(x.dtype)
+    return cotangent @ kernel.T, x.T @ cotangent
+
+
+float32_product.defvjp(_float32_product_fwd, _float32_product_bwd)
+
+
 class Linear(nnx.Module):
     """y = x @ kernel (+ bias) (+ low-rank adapter); x (..., in) -> (..., out)."""
 
@@ -54,11 +77,13 @@ class Linear(nnx.Module):
                 jnp.zeros((lora.rank, features_out), jnp.float32), axes=("lora_rank", axes[1])
             )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, float32: bool = False) -> jax.Array:
+        """float32: accumulate and return float32; else the result has the dtype of x."""
         # Leading axes are merged: XLA's CPU backend is about three times slower in the gradient of
         # a product with two of them. The batch axis stays the major one, so sharding is kept.
         lead, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
-        y = x @ self.kernel[...].astype(x.dtype)
+        kernel = self.kernel[...].astype(x.dtype)
+        y = float32_product(x, kernel) if float32 else x @ kernel
         if self.lora_a is not None and self.lora_b is not None:
             low = x @ self.lora_a[...].astype(x.dtype)
             y = y + (low @ self.lora_b[...].astype(x.dtype)) * self.lora_scale
@@ -135,5 +160,5 @@ class GeluMLP(nnx.Module):
         """Input of the second layer: (..., hidden)."""
         return jax.nn.gelu(self.first(x), approximate=False)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.second(self.inner(x))
+    def __call__(self, x: jax.Array, *, float32: bool = False) -> jax.Array:
+        return self.second(self.inner(x), float32=float32)

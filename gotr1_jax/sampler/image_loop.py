@@ -200,5 +200,5 @@ def image_logits(
         inner = inner.astype(cond.dtype)
         if conditional:
             inner = join_branches(inner, cond)
-    logits = (project(inner, second) + second_bias).astype(jnp.float32)
+    logits = project(inner, second, dtype=jnp.float32) + second_bias
     return split_branches(logits, logits.shape[0] // 2) if conditional else (logits,)

@@ -57,9 +57,9 @@ def prefix_attention(
     shared = jnp.where(in_prefix[:, None, None, None, :], shared, -jnp.inf)
     own = jnp.where(jnp.tril(jnp.ones((U, U), bool)), own, -jnp.inf)
     weights = jax.nn.softmax(jnp.concatenate([shared, own], axis=-1), axis=-1).astype(v.dtype)
-    mixed = jnp.einsum("bkgur,rkc->bukgc", weights[..., :R], prefix_v[0])
-    mixed = mixed + jnp.einsum("bkguw,bwkc->bukgc", weights[..., R:], v)
-    return mixed.reshape(B, U, H, C)
+    mixed = jnp.einsum("bkgur,rkc->bukgc", weights[..., :R], prefix_v[0], **wide)
+    mixed = mixed + jnp.einsum("bkguw,bwkc->bukgc", weights[..., R:], v, **wide)
+    return mixed.astype(v.dtype).reshape(B, U, H, C)
 
 
 def _forward_on_prefix(
@@ -129,7 +129,7 @@ def guided_image_logits(
     head = policy.gen_head
     inner_cond, inner_uncond = (head.inner(h).astype(jnp.float32) for h in (cond, uncond))
     inner = guide(inner_cond, inner_uncond, weight)
-    return head.second(inner.astype(cond.dtype)).astype(jnp.float32)
+    return head.second(inner.astype(cond.dtype), float32=True)
 
 
 def _score(logits: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
