@@ -58,12 +58,16 @@ def build_parser() -> argparse.ArgumentParser:
         "train",
         help="train an image tokenizer (vq), a policy from examples (sft) or from rewards (grpo)",
         description="Every key of the configuration can be given as --section.key VALUE.",
+        allow_abbrev=False,
     )
     train.add_argument("job", choices=tuple(JOBS))
     train.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file")
 
     for name, (module, summary) in COMMANDS.items():
-        importlib.import_module(module).add_arguments(commands.add_parser(name, help=summary))
+        importlib.import_module(module).add_arguments(
+            # No option is abbreviated: --judge is a key of a configuration, not --judge-size.
+            commands.add_parser(name, help=summary, allow_abbrev=False)
+        )
     report = commands.add_parser("report", help="write report.html of a run")
     report.add_argument("run", type=Path, metavar="RUN", help="run directory")
     report.add_argument(
@@ -75,15 +79,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; exits with a code."""
-    given = sys.argv[1:] if arguments is None else arguments
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    trains = given[:1] == ["train"]
     try:
         code = run(given)
     except Exception:
-        if "train" not in given:
+        if not trains:
             raise
         traceback.print_exc()
         code = 1
-    if code and "train" in given:
+    if code and trains:
         from gotr1_jax.parallel.processes import exit_process
 
         exit_process(code)

@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 
 from gotr1_jax.errors import ConfigError, InputError
-from gotr1_jax.strict_yaml import PlainScalar, parse_word, read_yaml, read_yaml_file
+from gotr1_jax.io.strict_yaml import PlainScalar, parse_word, read_yaml, read_yaml_file
 
 _log = logging.getLogger(__name__)
 
@@ -212,8 +212,8 @@ def _find_kinds(schema: Any) -> dict[str, Any]:
 
 def _sections(kind: Any) -> Iterator[type]:
     """The configuration class that a field holds, or holds a list of."""
-    if dataclasses.is_dataclass(kind):
-        yield typing.cast(type, kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        yield kind
     for part in typing.get_args(kind):
         yield from _sections(part)
 

@@ -33,7 +33,7 @@ class Range:
 
     def __post_init__(self) -> None:
         low, comma, high = self.interval[1:-1].partition(",")
-        if self.interval[0] not in "[(" or self.interval[-1] not in "])" or not comma:
+        if self.interval[:1] not in ("[", "(") or self.interval[-1:] not in ("]", ")") or not comma:
             raise ValueError(f"{self.interval!r} is not an interval such as [0, 1)")
         object.__setattr__(self, "_ends", (float(low), float(high)))
 
@@ -55,7 +55,7 @@ class Range:
             return f"in {self.interval}"
         if low == -math.inf:
             return "a finite number"
-        return f"{low:g} or more" if first == "[" else f"above {low:g}"
+        return f"{low:g} or more, and finite" if first == "[" else f"above {low:g}, and finite"
 
 
 def _to_float32(value: float) -> float:

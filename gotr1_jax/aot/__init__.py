@@ -76,8 +76,8 @@ def read_job(path: Path, overrides: list[str]) -> Any:
 
     from gotr1_jax.config import load_config
     from gotr1_jax.grpo.config import GrpoConfig
+    from gotr1_jax.io.strict_yaml import read_yaml_file
     from gotr1_jax.sft.config import SftConfig
-    from gotr1_jax.strict_yaml import read_yaml_file
     from gotr1_jax.vq.config import VqTrainConfig
 
     values = read_yaml_file(path)

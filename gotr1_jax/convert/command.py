@@ -17,7 +17,7 @@ from gotr1_jax.errors import InputError
 if TYPE_CHECKING:
     from gotr1_jax.convert.open_checkpoint import OpenCheckpoint
     from gotr1_jax.convert.translate import WrittenCheckpoint
-    from gotr1_jax.io.progress import Progress
+    from gotr1_jax.parallel.progress import Progress
 
 DTYPES = ("float32", "bfloat16")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -84,7 +84,7 @@ class _Megabytes:
         return self
 
     def __call__(self, done: int, total: int) -> None:
-        from gotr1_jax.io.progress import Progress
+        from gotr1_jax.parallel.progress import Progress
 
         if self._progress is None:
             self._progress = Progress(self._name, max(1, total // _MB), unit="megabyte")

@@ -169,7 +169,7 @@ def score_images(
 
     InputError, naming the file, for an image that cannot be read or scored.
     """
-    from gotr1_jax.io.progress import Progress
+    from gotr1_jax.parallel.progress import Progress
 
     scores: list[ImageScore] = []
     size = models.images_per_call

@@ -23,6 +23,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.results import IMAGES, ResultRow, check_out, write_results
 from gotr1_jax.generate.config import check_settings_file, fingerprint, read_template
 from gotr1_jax.grpo.config import GrpoConfig, RewardConfig, RolloutConfig
+from gotr1_jax.io.strict_yaml import read_yaml_file
 from gotr1_jax.limits import FilledText, ItemCount, RowCount, Seed
 from gotr1_jax.rewards.combine import combine
 from gotr1_jax.rewards.judging import judge_samples
@@ -30,7 +31,6 @@ from gotr1_jax.rewards.shapes import ShapesJudge
 from gotr1_jax.rewards.stored_samples import find_samples
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.shapes.judge import SHAPES_TERMS
-from gotr1_jax.strict_yaml import read_yaml_file
 
 if TYPE_CHECKING:
     from gotr1_jax.grpo.evaluate import Evaluation
@@ -205,7 +205,7 @@ def _generate(config: ShapesEvaluationConfig) -> None:
     """Generate and write the samples of captions that have none."""
     from gotr1_jax.convert.find import checkpoint_path
     from gotr1_jax.io.files import write_json_atomic
-    from gotr1_jax.io.progress import Progress
+    from gotr1_jax.parallel.progress import Progress
     from gotr1_jax.trainer.run_dir import SAMPLES_NAME
     from gotr1_jax.trainer.samples import write_samples
 

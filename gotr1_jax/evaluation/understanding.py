@@ -169,7 +169,7 @@ def _collect_answers(
     batch: int,
 ) -> list[ScoredAnswer]:
     """The answers to all questions, in order; stored ones are not asked again."""
-    from gotr1_jax.io.progress import Progress
+    from gotr1_jax.parallel.progress import Progress
 
     keys = [_key(respondent.identity, question) for question in questions]
     missing = [(k, q) for k, q in dict(zip(keys, questions)).items() if cache.get(k) is None]

@@ -243,7 +243,7 @@ def _generate_samples(
     """Generates and writes; a batch is decoded and written while the next one is sampled."""
     from gotr1_jax.generate.batches import encode_samples, make_batches
     from gotr1_jax.generate.write_results import GeneratedSample, ResultWriter
-    from gotr1_jax.io.progress import Progress
+    from gotr1_jax.parallel.progress import Progress
 
     done = counts.samples - counts.unfinished
     unit = "plan" if config.plans_only else "image"

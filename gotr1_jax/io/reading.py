@@ -3,12 +3,12 @@
     open_file     a regular file for reading in pieces, or for a library that takes an open file
     read_bytes    read_text    read_lines    the content of a file, within a bound of its size
     read_json     read_json_object           the content of a JSON file
-    parse_json    parse_json_object    parse_yaml    text that came from elsewhere
+    parse_json    parse_json_object          text that came from elsewhere; YAML: io.strict_yaml
     list_folder   is_stray_file              the entries of a folder that can be data
 
 A name may be that of a FIFO, which would wait for a writer forever, of a device that never ends,
-of a folder, or of nothing at all; JSON and YAML may be nested until Python's stack ends, hold
-numbers that are no numbers, or a key twice. All of that is an InputError that names the file.
+of a folder, or of nothing at all; JSON may be nested until Python's stack ends, hold numbers
+that are no numbers, or a key twice. All of that is an InputError that names the file.
 Nothing else in the package opens files for reading (tests/unit/test_reading.py).
 """
 
@@ -31,10 +31,8 @@ tokenizer and the longest index of a checkpoint have a tenth of that."""
 MAX_LINE = 2**26
 """Longest line, in characters: a record with an image in base64 fits."""
 MAX_DEPTH = 100
-"""Deepest nesting of JSON and YAML; code that walks through values recurses that far safely."""
+"""Deepest nesting of JSON; code that walks through values recurses that far safely."""
 _MAX_DIGITS = 300  # of an integer, so that it is a finite float64
-_MAX_YAML = 2**22  # characters: the parser is slow, and a configuration is short
-_MAX_NODES = 10**6  # of YAML, whose aliases can stand for one value any number of times
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a folder"),
@@ -187,28 +185,6 @@ def parse_json_object(text: str | bytes, where: str, *, allow_nan: bool = False)
     return value
 
 
-def parse_yaml(text: str, where: str, loader: type[Any] | None = None) -> Any:
-    """The value of a YAML text, by default as `yaml.safe_load` reads it.
-
-    InputError, which begins with `where`, for what is not YAML, nested deeper than `MAX_DEPTH`,
-    unusually long, or holds itself. `loader` is another class of a safe YAML loader.
-    """
-    # Imported late: most of what reads files reads no YAML.
-    import yaml
-
-    if len(text) > _MAX_YAML:
-        raise InputError(f"{where} has {len(text)} characters, more than {_MAX_YAML} of YAML")
-    try:
-        value = yaml.load(text, loader or yaml.SafeLoader)
-    except RecursionError as error:
-        raise _too_deep(where) from error
-    # Values like 2024-99-99, which look like a date and are none, raise a plain ValueError.
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
-    _check_nesting(value, where, _MAX_NODES)
-    return value
-
-
 def is_stray_file(path: str | os.PathLike[str]) -> bool:
     """Whether a file or folder is by its name no data, wherever it lies.
 
@@ -276,8 +252,8 @@ def _too_deep(where: str) -> InputError:
     return InputError(f"{where} is nested more than {MAX_DEPTH} levels deep")
 
 
-def _check_nesting(value: Any, where: str, max_nodes: int | None = None) -> None:
-    level, nodes = [value], 0
+def _check_nesting(value: Any, where: str) -> None:
+    level = [value]
     for _ in range(MAX_DEPTH + 1):
         below: list[Any] = []
         for item in level:
@@ -285,10 +261,7 @@ def _check_nesting(value: Any, where: str, max_nodes: int | None = None) -> None
                 below += item.values()
             elif isinstance(item, list | tuple | set):
                 below += item
-            if max_nodes is not None and nodes + len(below) > max_nodes:
-                raise InputError(f"{where} holds more than {max_nodes} values")
         if not below:
             return
-        nodes += len(below)
         level = below
     raise _too_deep(where)

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.strict_yaml import parse_word, read_yaml
 from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
 from gotr1_jax.report.load import Metrics
-from gotr1_jax.strict_yaml import parse_word, read_yaml
 
 UNIT, A_TENTH = (0.0, 1.0), (0.0, 0.1)
 _OF_BOXES = ("plan/boxes", "plan/parsed_frac")

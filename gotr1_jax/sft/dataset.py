@@ -18,7 +18,6 @@ from gotr1_jax.data.shards import TokenizedRecords
 from gotr1_jax.data.text_tokens import TextFormat, TokenCounts
 from gotr1_jax.data.token_cache import ImageTokenCache
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.progress import Progress
 from gotr1_jax.io.reading import read_bytes
 from gotr1_jax.parallel.placement import put_addressable_rows
 from gotr1_jax.parallel.processes import (
@@ -26,6 +25,7 @@ from gotr1_jax.parallel.processes import (
     is_main_process,
     raise_on_all_processes,
 )
+from gotr1_jax.parallel.progress import Progress
 from gotr1_jax.plan import BOX_START, Box, format_object, has_unread_boxes
 from gotr1_jax.sampler.token_batch import TokenBatch
 from gotr1_jax.sft.config import SftConfig, SftDataConfig

@@ -38,7 +38,7 @@ from gotr1_jax.data.shards import (
     write_shard,
 )
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.progress import Progress
+from gotr1_jax.parallel.progress import Progress
 from gotr1_jax.sft.config import SftDataConfig
 from gotr1_jax.sft.image_encoder import ImageEncoder, state_digest
 

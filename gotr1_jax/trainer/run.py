@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.config import to_yaml
-from gotr1_jax.io.progress import Progress
 from gotr1_jax.parallel.config import DistributedConfig
 from gotr1_jax.parallel.mesh import make_mesh, warm_up_collectives
 from gotr1_jax.parallel.placement import check_rows
@@ -19,6 +18,7 @@ from gotr1_jax.parallel.processes import (
     is_main_process,
     raise_on_all_processes,
 )
+from gotr1_jax.parallel.progress import Progress
 from gotr1_jax.trainer.checkpoint import Checkpoints, resolve_resume, restore_path
 from gotr1_jax.trainer.config import JobConfig
 from gotr1_jax.trainer.loop import Loop

@@ -16,12 +16,12 @@ from PIL import Image
 
 from gotr1_jax.convert.image_tokenizer import save_vq
 from gotr1_jax.io.files import write_json_atomic
-from gotr1_jax.io.progress import Progress
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.models.vq import abstract_vq
 from gotr1_jax.parallel.mesh import addressable_rows, replicated
 from gotr1_jax.parallel.placement import put_addressable_rows
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
+from gotr1_jax.parallel.progress import Progress
 from gotr1_jax.shapes.dataset import ShapesSource
 from gotr1_jax.shapes.vocabulary import GRID_STEP, IMAGE_SIZE
 from gotr1_jax.trainer.run import Run

@@ -17,10 +17,9 @@ ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 # A unit (a file or folder right under the package) imports units of lower layers only.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("limits", "strict_yaml"),
+    ("limits", "io"),
     ("config", "plan"),
     ("parallel",),
-    ("io",),
     ("images", "tokenizers"),
     ("models", "data", "shapes"),
     ("convert", "decoding"),
@@ -39,7 +38,6 @@ RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 THIRD_PARTY = {
     "errors": set[str](),
     "limits": set(),
-    "strict_yaml": {"yaml"},
     "config": {"yaml"},
     "images": {"numpy", "PIL"},
     "plan": {"numpy", "PIL", "scipy"},
@@ -48,7 +46,6 @@ THIRD_PARTY = {
 WITHOUT_JAX = {
     "errors",
     "limits",
-    "strict_yaml",
     "config",
     "images",
     "plan",

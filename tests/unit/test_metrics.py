@@ -19,7 +19,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.io.files import atomic_write, write_json_atomic
-from gotr1_jax.io.progress import Progress
+from gotr1_jax.parallel.progress import Progress
 from gotr1_jax.plan import Box
 from gotr1_jax.trainer import metrics as metrics_module
 from gotr1_jax.trainer.metrics import MetricsWriter, is_timing, read_metrics

@@ -16,7 +16,6 @@ from gotr1_jax.io.reading import (
     list_folder,
     open_file,
     parse_json,
-    parse_yaml,
     read_bytes,
     read_json,
     read_lines,
@@ -98,29 +97,6 @@ def test_json_that_is_good(tmp_path: Path) -> None:
     assert str(parse_json("[NaN, -Infinity]", "x", allow_nan=True)) == "[nan, -inf]"
     deep = "[" * 90 + "]" * 90
     assert parse_json(deep, "x")
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("[" * 5000, "nested more than 100 levels"),
-        ("&a [*a]", "nested more than 100 levels"),
-        ("a: 2024-99-99", "not valid YAML"),
-        ("a: [1", "not valid YAML"),
-        ("a: !!python/object:os.system {}", "not valid YAML"),
-        ("? {a: 1}\n: 2", "not valid YAML"),
-        (f"a: {'1' * 5000}", "not valid YAML"),
-        (
-            "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
-            + "".join(f"{b}: &{b} [{f'*{a},' * 10}]\n" for a, b in zip("abcdef", "bcdefg")),
-            "more than 1000000 values",
-        ),
-    ],
-)  # fmt: skip
-def test_yaml(text: str, message: str) -> None:
-    with pytest.raises(InputError, match="^the file") as caught:
-        parse_yaml(text, "the file")
-    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.reading import read_text
 
 _MAX_DEPTH = 50
 _MAX_VALUES = 100_000  # with every alias counted as what it stands for
@@ -74,14 +75,7 @@ def read_yaml(text: str, where: str) -> Any:
 
 def read_yaml_file(path: Path) -> Any:
     """`read_yaml` of a file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read configuration {path}: {reason}") from error
-    return read_yaml(text, str(path))
+    return read_yaml(read_text(path, "configuration"), str(path))
 
 
 class _Loader(yaml.SafeLoader):
