@@ -137,6 +137,32 @@ def test_finished_runs_are_kept_and_others_go_on(
     assert (config.parent / "o/one/seed_0/eval_after.json").stat().st_mtime_ns == kept
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("eval_before.json", None, "eval_before.json cannot be read"),
+        ("eval_after.json", '{"total": [0.0', "eval_after.json is not JSON"),
+        ("eval_after.json", '{"total": [0.0], "pi": [0.5]}', "other terms or captions than"),
+        ("eval_before.json", '{"total": ["a", 0.0]}', "score of total that is 'a'"),
+        ("summary.json", "[]", "summary.json is not a JSON object"),
+        ("summary.json", '{"seconds": "long"}', "summary.json has no seconds"),
+        ("summary.json", "[" * 100_000, "nested more than"),
+    ],
+)
+def test_a_damaged_finished_run_is_told_before_others_are_trained(
+    file: str, text: str | None, message: str, config: Path, trainer: Trainer,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert _run(config) == 0
+    (config.parent / "o/two/seed_5/summary.json").unlink()  # is still to be trained
+    damaged = config.parent / "o/one/seed_5" / file
+    damaged.unlink() if text is None else damaged.write_text(text)
+    trainer.asked = []
+    assert _run(config) == 2 and trainer.asked == []
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert message in line and "remove its directory to train it again" in line
+
+
 def test_a_table_is_there_while_runs_are_missing(config: Path, trainer: Trainer) -> None:
     trainer.codes = {("one", 5): 75}
     assert _run(config) == 75
