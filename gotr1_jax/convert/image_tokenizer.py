@@ -15,8 +15,8 @@ from flax import nnx
 
 from gotr1_jax.convert.config_json import IMAGE_SIZE, parse_config, vq_from_json, vq_to_json
 from gotr1_jax.convert.find import CONFIG_FILE
+from gotr1_jax.convert.folders import read_config
 from gotr1_jax.convert.names import NAMING, Format, part_of_tensor
-from gotr1_jax.convert.open_checkpoint import read_config
 from gotr1_jax.convert.reader import open_tensors
 from gotr1_jax.convert.tree import check_tensors, checkpoint_tensors, load_tree, tree_shapes
 from gotr1_jax.convert.writer import write_checkpoint

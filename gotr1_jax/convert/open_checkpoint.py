@@ -16,12 +16,12 @@ from flax import nnx
 
 from gotr1_jax.convert.config_json import parse_config
 from gotr1_jax.convert.find import CONFIG_FILE
+from gotr1_jax.convert.folders import read_config
 from gotr1_jax.convert.names import NAMING, UNUSED, Format, part_of_tensor
 from gotr1_jax.convert.reader import Tensor, open_tensors
 from gotr1_jax.convert.rules import Naming, Shape
 from gotr1_jax.convert.tree import check_tensors, tree_shapes
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.reading import read_json
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import abstract_policy
 from gotr1_jax.models.siglip import JanusUnderstanding
@@ -124,16 +124,6 @@ def check_vocabulary(size: int, rows: int, path: Path) -> None:
             f"the tokenizer in {path} has ids up to {size - 1}, "
             f"but the model has only {rows} embedding rows"
         )
-
-
-def read_config(path: Path) -> Any:
-    """The parsed config.json of a checkpoint directory; InputError if it has none."""
-    file = path / CONFIG_FILE
-    if not path.is_dir():
-        raise InputError(f"no checkpoint at {path}: there is no such directory")
-    if not file.is_file():
-        raise InputError(f"no checkpoint at {path}: it holds no {CONFIG_FILE}")
-    return read_json(file)
 
 
 def read_sizes(path: Path) -> JanusConfig:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.convert.find import CONFIG_FILE
+from gotr1_jax.convert.folders import read_config
 from gotr1_jax.convert.open_checkpoint import check_vocabulary
 from gotr1_jax.convert.qwen_json import parse_preprocessing, parse_qwen_config, qwen_config_to_json
 from gotr1_jax.convert.reader import Tensor, has_model_type, open_tensors
@@ -30,6 +31,7 @@ from gotr1_jax.convert.rules import Naming, Rule, linear, sources
 from gotr1_jax.convert.tree import (
     check_state,
     check_tensors,
+    check_tied_head,
     checkpoint_tensors,
     load_tree,
     tree_shapes,
@@ -51,7 +53,7 @@ COPIED_FILES = (
     "special_tokens_map.json", "chat_template.json", "chat_template.jinja",
     "generation_config.json", PIXELS_FILE, PROCESSOR_FILE,
 )  # fmt: skip
-_TREE = "qwen"
+_TREE, _HEAD = "qwen", "lm_head.weight"
 _CONV3D = (1, 2, 3, 4, 0)  # (out, channels, T, H, W) -> (channels, T, H, W, out)
 
 
@@ -135,9 +137,7 @@ def is_qwen(path: str | Path) -> bool:
 def read_qwen_config(path: str | Path) -> QwenConfig:
     """Sizes of the checkpoint in a directory; InputError if there is none that fits."""
     path = Path(path)
-    if not path.is_dir():
-        raise InputError(f"no checkpoint at {path}: there is no such directory")
-    return parse_qwen_config(read_json(path / CONFIG_FILE), str(path / CONFIG_FILE))
+    return parse_qwen_config(read_config(path), str(path / CONFIG_FILE))
 
 
 def read_preprocessing(path: str | Path, geometry: Geometry) -> Preprocessing:
@@ -269,11 +269,15 @@ def _checked_tensors(path: Path, config: QwenConfig) -> tuple[Mapping[str, Tenso
     tensors = open_tensors(path)
     nested = any(name.startswith(("model.visual.", "model.language_model.")) for name in tensors)
     naming = NESTED if nested else RELEASED
-    if config.text.tie_embeddings:
+    tied = config.text.tie_embeddings
+    if tied:
         # Some files store the tied head a second time.
-        pattern = re.compile(rf"lm_head\.weight$|{naming.unused.pattern}")
+        pattern = re.compile(rf"{_HEAD}$|{naming.unused.pattern}")
         naming = replace(naming, unused=pattern)
     check_tensors(tensors, tree_shapes(_TREE, abstract_state(config)), naming, str(path))
+    if tied and _HEAD in tensors:
+        embed = sources(f"{_TREE}.text.embed.table", (1, 1), naming)[0].name
+        check_tied_head(tensors[_HEAD], tensors[embed], path)
     return tensors, naming
 
 

@@ -2,7 +2,8 @@
 
 The released config.json is flat, with a `vision_config`; `transformers` 5 adds a `text_config`.
 Defaults of that library's classes differ from the released models, so a missing value is never
-filled in, and an unknown key is refused: it may ask for arithmetic that is not implemented.
+filled in, and an unknown key that is no note of a tool is refused: it may ask for arithmetic that
+is not implemented.
 """
 
 from __future__ import annotations
@@ -11,23 +12,24 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gotr1_jax.convert.json_fields import expect, positive_number, section, whole_number
+from gotr1_jax.convert.folders import refuse_quantized
+from gotr1_jax.convert.json_fields import (
+    MAX_LAYERS,
+    expect,
+    flag,
+    optional_section,
+    positive_number,
+    refuse_unknown,
+    section,
+    whole_number,
+    whole_numbers,
+)
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import Geometry, Preprocessing
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig
 
 MODEL_TYPE = "qwen2_5_vl"
-# Keys of any section that do not change a forward pass.
-_IGNORED = {
-    "architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward",
-    "dtype", "eos_token_id", "id2label", "image_token_id", "initializer_range",
-    "is_encoder_decoder", "label2id", "max_position_embeddings", "max_window_layers",
-    "model_type", "output_attentions", "output_hidden_states", "pad_token_id", "problem_type",
-    "return_dict", "sliding_window", "tokens_per_second", "torch_dtype", "transformers_version",
-    "use_cache", "video_token_id", "vision_end_token_id", "vision_start_token_id",
-    "vision_token_id",
-}  # fmt: skip
 _TEXT_SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -51,15 +53,15 @@ _GEOMETRY_SIZES = {
 }
 _ROPE_KEYS = {"type", "rope_type", "mrope_section", "rope_theta"}
 _OTHER_TEXT_KEYS = {
-    "hidden_act", "layer_types", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta",
-    "tie_word_embeddings", "use_sliding_window",
+    "head_dim", "hidden_act", "layer_types", "rms_norm_eps", "rope_parameters", "rope_scaling",
+    "rope_theta", "tie_word_embeddings", "use_sliding_window",
 }  # fmt: skip
 _OTHER_VISION_KEYS = {
     "fullatt_block_indexes", "hidden_act", "in_channels", "in_chans", "rope_parameters",
     "spatial_patch_size",
 }  # fmt: skip
 _PIXEL_FLAGS = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
-_BICUBIC = 3
+_BICUBIC, _MAX_PIXELS = 3, 1 << 40
 
 
 def parse_qwen_config(data: Any, source: str) -> QwenConfig:
@@ -74,13 +76,17 @@ def parse_qwen_config(data: Any, source: str) -> QwenConfig:
             f"{source} describes a model of type {kind!r}; a Qwen2.5-VL checkpoint "
             f"({MODEL_TYPE!r}) is needed"
         )
+    refuse_quantized(data, source)
     try:
-        text = section(data, "text_config") if data.get("text_config") else data
+        text = optional_section(data, "text_config") or data
         sections = {"text_config", "vision_config"}
+        known = {*_TEXT_SIZES.values(), *_OTHER_TEXT_KEYS, *sections}
         for fields, where in ((data, "the file"), (text, "text_config")):
-            known = {*_TEXT_SIZES.values(), *_OTHER_TEXT_KEYS, *sections}
-            _refuse_unknown(fields, known, where)
-        tied = bool(data.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+            refuse_unknown(fields, known, where)
+        for key in (*_TEXT_SIZES.values(), "rms_norm_eps", "head_dim", "hidden_act"):
+            if text.get(key) is not None:
+                expect(data, key, text[key])
+        tied = bool(flag(data, "tie_word_embeddings") or flag(text, "tie_word_embeddings"))
         return QwenConfig(_parse_text(text, tied), _parse_vision(section(data, "vision_config")))
     except (TypeError, ValueError) as error:
         raise InputError(f"{source}: {error}") from error
@@ -129,8 +135,12 @@ def parse_preprocessing(data: Any, geometry: Geometry, source: str) -> Preproces
             if data.get(key):
                 raise ValueError(f"{key} is not Qwen2.5-VL's")
         expect(data, "resample", _BICUBIC)
-        if not math.isclose(data.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
-            raise ValueError(f"rescale_factor is {data['rescale_factor']}; 1/255 is needed")
+        kind = data.get("image_processor_type")
+        if kind is not None and not (isinstance(kind, str) and kind.startswith("Qwen2")):
+            raise ValueError(f"image_processor_type {kind!r} is not Qwen2.5-VL's")
+        factor = positive_number(data, "rescale_factor", usual=1 / 255)
+        if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+            raise ValueError(f"rescale_factor is {factor}; 1/255 is needed")
         for field in ("patch_size", "merge_size", "temporal_patch_size"):
             if whole_number(data, field) != getattr(geometry, field):
                 raise ValueError(
@@ -139,6 +149,8 @@ def parse_preprocessing(data: Any, geometry: Geometry, source: str) -> Preproces
         low = _bound(data, "min_pixels", "shortest_edge")
         high = _bound(data, "max_pixels", "longest_edge")
         mean, std = (_three(data, key) for key in ("image_mean", "image_std"))
+        if min(std) <= 0:
+            raise ValueError(f"image_std is {list(std)}; numbers above 0 are needed")
         return Preprocessing(geometry, low, high, mean, std)
     except (TypeError, ValueError) as error:
         raise InputError(f"{source}: {error}") from error
@@ -150,15 +162,17 @@ def _parse_text(text: Mapping[str, Any], tied: bool) -> DecoderConfig:
     if any(kind != "full_attention" for kind in text.get("layer_types") or ()):
         raise ValueError("layer_types: only full_attention is known")
     mrope, theta = _parse_rope(text)
-    sizes = {field: whole_number(text, key) for field, key in _TEXT_SIZES.items()}
+    sizes = _sizes(text, _TEXT_SIZES)
     if sizes["hidden_size"] % sizes["num_heads"]:
         raise ValueError(
             f"hidden_size {sizes['hidden_size']} is not a multiple of num_attention_heads "
             f"{sizes['num_heads']}"
         )
+    head_dim = sizes["hidden_size"] // sizes["num_heads"]
+    expect(text, "head_dim", head_dim)
     return DecoderConfig(
         **sizes,
-        head_dim=sizes["hidden_size"] // sizes["num_heads"],
+        head_dim=head_dim,
         rope_theta=theta,
         norm_eps=positive_number(text, "rms_norm_eps"),
         qkv_bias=True,
@@ -174,32 +188,42 @@ def _parse_rope(text: Mapping[str, Any]) -> tuple[tuple[int, ...], float]:
     kinds = {rope[key] for key in ("type", "rope_type") if key in rope}
     if kinds - {"mrope", "default"} or set(rope) - _ROPE_KEYS:
         raise ValueError(f"{where} {dict(rope)} is not supported; Qwen2.5-VL's is 'mrope' alone")
-    mrope = rope.get("mrope_section")
-    if not isinstance(mrope, list) or not all(isinstance(n, int) for n in mrope):
+    if rope.get("mrope_section") is None:
         raise ValueError(f"{where} needs an mrope_section of three whole numbers")
-    return tuple(mrope), positive_number(rope if "rope_theta" in rope else text, "rope_theta")
+    if rope.get("rope_theta") is not None:
+        expect(text, "rope_theta", rope["rope_theta"])
+        text = rope
+    return whole_numbers(rope, "mrope_section", 1 << 16), positive_number(text, "rope_theta")
+
+
+def _sizes(fields: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, int]:
+    """Whole numbers by the names of their fields in a configuration class."""
+    return {
+        field: whole_number(fields, key, most=MAX_LAYERS)
+        if field == "num_layers"
+        else whole_number(fields, key)
+        for field, key in keys.items()
+    }
 
 
 def _parse_vision(vision: Mapping[str, Any]) -> QwenVisionConfig:
     known = {*_VISION_SIZES.values(), *_GEOMETRY_SIZES.values(), *_OTHER_VISION_KEYS}
-    _refuse_unknown(vision, known, "vision_config")
+    refuse_unknown(vision, known, "vision_config")
     expect(vision, "hidden_act", "silu")
     for key in ("in_chans", "in_channels"):
         expect(vision, key, 3)
     expect(vision, "spatial_patch_size", vision.get("patch_size"))
-    blocks = vision.get("fullatt_block_indexes")
-    if not isinstance(blocks, list) or not all(isinstance(i, int) for i in blocks):
+    if vision.get("fullatt_block_indexes") is None:
         raise ValueError("vision_config needs fullatt_block_indexes, a list of block numbers")
-    rope = vision.get("rope_parameters") or {}
+    blocks = whole_numbers(vision, "fullatt_block_indexes", MAX_LAYERS, MAX_LAYERS)
+    rope = optional_section(vision, "rope_parameters")
     if set(rope) - {"rope_type", "rope_theta"} or rope.get("rope_type", "axial") != "axial":
         raise ValueError(f"rope_parameters {rope} of the vision tower are not supported")
     theta = QwenVisionConfig.rope_theta
     return QwenVisionConfig(
-        **{field: whole_number(vision, key) for field, key in _VISION_SIZES.items()},
-        full_attention=tuple(blocks),
-        geometry=Geometry(
-            **{field: whole_number(vision, key) for field, key in _GEOMETRY_SIZES.items()}
-        ),
+        **_sizes(vision, _VISION_SIZES),
+        full_attention=blocks,
+        geometry=Geometry(**_sizes(vision, _GEOMETRY_SIZES)),
         rope_theta=positive_number(rope, "rope_theta") if "rope_theta" in rope else theta,
     )
 
@@ -207,22 +231,15 @@ def _parse_vision(vision: Mapping[str, Any]) -> QwenVisionConfig:
 def _bound(data: Mapping[str, Any], key: str, in_size: str) -> int:
     """A bound on pixels; newer files name it an "edge" in `size`, though it is an area."""
     if data.get(key) is not None:
-        return whole_number(data, key)
-    return whole_number(data.get("size") or {}, in_size)
-
-
-def _refuse_unknown(fields: Mapping[str, Any], known: set[str], where: str) -> None:
-    unknown = [k for k in fields if k not in known | _IGNORED and not k.startswith("_")]
-    if unknown:
-        raise ValueError(
-            f"{where} has the unknown key {', '.join(sorted(unknown))}, which may change what "
-            "the model computes"
-        )
+        return whole_number(data, key, most=_MAX_PIXELS)
+    return whole_number(optional_section(data, "size"), in_size, most=_MAX_PIXELS)
 
 
 def _three(section: Mapping[str, Any], key: str) -> tuple[float, float, float]:
     value = section.get(key)
     if not isinstance(value, list) or len(value) != 3:
         raise ValueError(f"{key} is {value!r}; three numbers are needed")
+    if not all(type(v) in (int, float) and 0 <= v <= 1 for v in value):
+        raise ValueError(f"{key} is {value!r}; three numbers from 0 to 1 are needed")
     red, green, blue = (float(v) for v in value)
     return red, green, blue

@@ -14,12 +14,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from gotr1_jax.convert.copying import copy_into, empty_aligned
+from gotr1_jax.convert.folders import describe_names
 from gotr1_jax.convert.reader import FLOAT_DTYPES, Tensor
 from gotr1_jax.convert.rules import Naming, Shape, Source, expected_tensors, sources
 from gotr1_jax.convert.writer import OutTensor
@@ -83,7 +85,8 @@ def check_tensors(
         if names
     ]
     if faults:
-        raise InputError(f"the tensors in {where} do not fit {sizes}: {'; '.join(faults)}")
+        told = f"; {kind}" if (kind := describe_names(list(tensors))) else ""
+        raise InputError(f"the tensors in {where} do not fit {sizes}: {'; '.join(faults)}{told}")
     for name in expected:
         if tensors[name].dtype not in FLOAT_DTYPES:
             raise InputError(
@@ -91,6 +94,33 @@ def check_tensors(
                 f"known are {', '.join(FLOAT_DTYPES)}"
             )
     return skipped
+
+
+def check_tied_head(head: Tensor, embed: Tensor, where: Path) -> None:
+    """InputError for a stored head that is not the embedding, though config.json ties them.
+
+    It would be left out silently. Both are compared piece by piece.
+    """
+    same = head.shape == embed.shape and {head.dtype, embed.dtype} <= set(FLOAT_DTYPES)
+    if same:
+        one, other = head.read(), embed.read()
+        rows = max(1, _LARGE // max(1, one[:1].nbytes))
+        starts = range(0, len(one), rows)
+        same = all(_equal(one[i : i + rows], other[i : i + rows]) for i in starts)
+    if not same:
+        raise InputError(
+            f"{where}: {head.name} differs from {embed.name}, but config.json says "
+            "tie_word_embeddings true, which would leave it out: set it to false to use the "
+            "stored head, or remove the tensor"
+        )
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether values are equal; of different dtypes as the coarser one rounds them."""
+    if one.dtype == other.dtype:
+        return bool(np.array_equal(one, other))
+    coarse = min(one.dtype, other.dtype, key=lambda kind: kind.itemsize)
+    return bool(np.array_equal(one.astype(coarse), other.astype(coarse)))
 
 
 def check_state(tree: str, state: Any, expected: Any) -> None:

@@ -7,19 +7,17 @@ tokenizer_config.json names and loses this vocabulary's spaces.
 
 from __future__ import annotations
 
-import json
 import re
-import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.reading import parse_json, read_text
+from gotr1_jax.io.reading import read_text
 from gotr1_jax.plan import BOX_END, BOX_START, OBJ_END, OBJ_START
+from gotr1_jax.tokenizers.plain_text import PlainTextTokenizer
 
 GOTR1_TEMPLATE = (
     "User: Follow the caption to generate an image through a chain of thought process: "
@@ -49,6 +47,8 @@ TEMPLATES = {
 
 MAX_PROMPT_TOKENS = 2048
 """Default limit of `TextTokenizer.encode_prompt`."""
+
+_ROLES = ("<|User|>", "<|Assistant|>")
 
 TOKENIZER_FILE = "tokenizer.json"
 PLAN_TOKENS = (BOX_START, BOX_END, OBJ_START, OBJ_END)
@@ -90,16 +90,9 @@ class TextTokenizer:
 
         Raises InputError when the text is not a tokenizer or a special token is missing.
         """
-        try:
-            self._full = Tokenizer.from_str(data)
-            spec = parse_json(data, source)
-            control = [t["content"] for t in spec["added_tokens"] if _is_control(t)]
-            self._plain = Tokenizer.from_str(json.dumps(_without(spec, control)))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise InputError(f"{source} is not a readable tokenizer: {error}") from error
-        self._full.no_truncation()
-        self._full.no_padding()
-        known = self._full.get_vocab(with_added_tokens=True)
+        names = (*SPECIAL_STRINGS.values(), *PLAN_TOKENS, *_ROLES)
+        self._text = PlainTextTokenizer(data, source, names)
+        known = self._text.known
         missing = [text for text in SPECIAL_STRINGS.values() if text not in known]
         if missing:
             raise InputError(
@@ -108,10 +101,9 @@ class TextTokenizer:
             )
         self.specials = SpecialIds(**{name: known[text] for name, text in SPECIAL_STRINGS.items()})
         self.vocab_size = max(known.values()) + 1
-        self._control = {text: known[text] for text in control}
+        self._control = self._text.control
         self._plan_tokens = {text: known[text] for text in PLAN_TOKENS if text in known}
-        special = {known[t["content"]] for t in spec["added_tokens"] if t["special"]}
-        self._invisible = frozenset(special - set(self._plan_tokens.values()))
+        self._invisible = self._text.special - set(self._plan_tokens.values())
 
     @property
     def marks_plans(self) -> bool:
@@ -120,9 +112,14 @@ class TextTokenizer:
 
     @classmethod
     def from_dir(cls, path: str | Path) -> TextTokenizer:
-        """The tokenizer of a checkpoint directory; InputError if it has none that fits."""
+        """The tokenizer of a checkpoint directory.
+
+        Raises InputError if it has none that fits, and for one that loses text.
+        """
         file = Path(path) / TOKENIZER_FILE
-        return cls(read_text(file), str(file))
+        tokenizer = cls(read_text(file), str(file))
+        tokenizer._text.check_round_trip()
+        return tokenizer
 
     def encode_prompt(
         self,
@@ -188,7 +185,7 @@ class TextTokenizer:
         kept = [int(i) for i in ids]
         if not keep_special:
             kept = [i for i in kept if i not in self._invisible]
-        return self._full.decode(kept, skip_special_tokens=False)
+        return self._text.full.decode(kept, skip_special_tokens=False)
 
     def _encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
         """BOS and the ids of a text's parts (text, markup); control tokens come from markup only.
@@ -212,7 +209,7 @@ class TextTokenizer:
         start = 0
         for a, b in [*spans, (len(text), len(text))]:
             if start < a:
-                ids += self._plain.encode(text[start:a], add_special_tokens=False).ids
+                ids += self._text.encode(text[start:a])
             if a < b:
                 ids.append(tokens[text[a:b]])
             start = b
@@ -257,36 +254,6 @@ def chat_parts(question: str, images: int, system: str = "") -> list[tuple[str, 
     shown = "\n\n".join([SPECIAL_STRINGS["image"]] * images) + "\n" if images else ""
     first = [(f"{system.strip()}\n\n", False)] if system.strip() else []
     return [*first, (head + shown, True), (question.strip(), False), (tail, True)]
-
-
-def _is_control(token: dict[str, Any]) -> bool:
-    """Whether an added token is markup. Released vocabularies also add plain letters (ø, ü),
-    which captions must keep."""
-    text = token["content"].strip()
-    return bool(token["special"]) or (text[:1], text[-1:]) in {("<", ">"), ("[", "]")}
-
-
-def _without(spec: dict[str, Any], control: Sequence[str]) -> dict[str, Any]:
-    """The tokenizer `spec` with its control tokens under names that no text can hold.
-
-    Renaming keeps all ids, which removing them would not. The model's vocabulary may hold them
-    too.
-    """
-    nonce = secrets.token_hex(16)
-    renamed = {text: f"\x00{nonce}:{i}\x00" for i, text in enumerate(control)}
-    added = [
-        {**t, "content": renamed.get(t["content"], t["content"])} for t in spec["added_tokens"]
-    ]
-    model = dict(spec["model"])
-    vocab = model["vocab"]
-    if isinstance(vocab, dict):
-        model["vocab"] = {renamed.get(text, text): i for text, i in vocab.items()}
-    else:
-        model["vocab"] = [[renamed.get(text, text), score] for text, score in vocab]
-    if model.get("unk_token") in renamed:
-        model["unk_token"] = renamed[model["unk_token"]]
-    plain = {"post_processor": None, "truncation": None, "padding": None}
-    return {**spec, **plain, "added_tokens": added, "model": model}
 
 
 def _find(text: str, tokens: Iterable[str]) -> list[tuple[int, int]]:

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.reading import read_text
+from gotr1_jax.tokenizers.plain_text import PlainTextTokenizer
 
 SYSTEM = "You are a helpful assistant."
 """The system message that the model was tuned with."""
@@ -63,15 +62,8 @@ class QwenTokenizer:
 
         Raises InputError when the text is not a tokenizer or a special token is missing.
         """
-        try:
-            self._tokenizer = Tokenizer.from_str(data)
-        except Exception as error:  # tokenizers raises bare Exception
-            raise InputError(f"{source} is not a readable tokenizer: {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # A caption that spells a control token is ordinary text.
-        self._tokenizer.encode_special_tokens = True
-        known = self._tokenizer.get_vocab(with_added_tokens=True)
+        self._text = PlainTextTokenizer(data, source, _STRINGS.values())
+        known = self._text.known
         if missing := [text for text in _STRINGS.values() if text not in known]:
             raise InputError(
                 f"{source} lacks the special token {', '.join(missing)}; "
@@ -82,13 +74,18 @@ class QwenTokenizer:
 
     @classmethod
     def from_dir(cls, path: str | Path) -> QwenTokenizer:
-        """The tokenizer of a checkpoint directory; InputError if it has none that fits."""
+        """The tokenizer of a checkpoint directory.
+
+        Raises InputError if it has none that fits, and for one that loses text.
+        """
         file = Path(path) / "tokenizer.json"
-        return cls(read_text(file), str(file))
+        tokenizer = cls(read_text(file), str(file))
+        tokenizer._text.check_round_trip()
+        return tokenizer
 
     def encode(self, text: str) -> list[int]:
         """Ids of text; control tokens spelled out in it are encoded as ordinary characters."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._text.encode(text)
 
     def encode_chat(self, message: Sequence[str | ImageTokens], system: str = SYSTEM) -> list[int]:
         """Ids of a user's message, ready for the assistant's answer.
@@ -114,7 +111,7 @@ class QwenTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids without special tokens; ids without a string are dropped."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        return self._text.full.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def _join(self, parts: Sequence[str | int]) -> list[int]:
         """Ids of text and control tokens; adjacent texts are encoded as one."""

@@ -152,7 +152,7 @@ def test_the_configuration_written_is_read() -> None:
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"layer_types": ["sliding_attention"]}, "only full_attention"),
         ({"skip_layer_mlp": [27]}, "the unknown key skip_layer_mlp"),
-        ({"quantization_config": {"bits": 4}}, "the unknown key quantization_config"),
+        ({"quantization_config": {"bits": 4}}, "has a quantization_config (4 bits): quantised"),
         ({"vision_config": None}, "the section vision_config is missing"),
         ({"vision_config.hidden_size": None}, "hidden_size is None"),
         ({"vision_config.out_hidden_size": 2048}, "gives vectors of 2048"),
@@ -289,10 +289,17 @@ def test_a_tied_head_may_be_stored_once_more(tmp_path: Path) -> None:
     config = replace(TINY_QWEN, text=replace(TINY_QWEN.text, tie_embeddings=True))
     tied = write_tiny_qwen(tmp_path / "tied", config)
     assert "lm_head.weight" not in load_file(tied / "model.safetensors")
-    head = np.zeros((272, 32), np.float32)
+    head = load_file(tied / "model.safetensors")["model.embed_tokens.weight"]
     twice = rewritten(tied, tmp_path / "twice", put(**{"lm_head.weight": head}))
     rotary = rewritten(twice, tmp_path / "rotary", put(**{"visual.rotary_pos_emb.inv_freq": head}))
     assert load_qwen(rotary).config.text.tie_embeddings
+    # Another head would be left out without a word.
+    for other in (head * (1 + 1e-6), head[:-1], np.zeros_like(head)):
+        changed = rewritten(tied, tmp_path / f"{other.sum()}", put(**{"lm_head.weight": other}))
+        with pytest.raises(InputError, match="lm_head.weight differs from model.embed_tokens.we"):
+            load_qwen(changed)
+        with pytest.raises(InputError, match="set it to false to use the stored head"):
+            convert_qwen(changed, tmp_path / "out")
 
 
 def test_directories_that_are_no_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
@@ -305,7 +312,7 @@ def test_directories_that_are_no_checkpoint(checkpoint: Path, tmp_path: Path) ->
     with pytest.raises(InputError, match="there is no such directory"):
         load_qwen(tmp_path / "nowhere")
     for name, message in (
-        ("config.json", "config.json cannot be read"),
+        ("config.json", "holds no config.json"),
         ("tokenizer.json", "tokenizer.json cannot be read"),
         ("preprocessor_config.json", "neither preprocessor_config.json nor processor_config.json"),
         ("model.safetensors", "no weights in"),
