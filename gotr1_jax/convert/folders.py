@@ -10,8 +10,8 @@ from typing import Any
 
 from gotr1_jax.convert.find import CONFIG_FILE, RUN_CONFIG
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.contents import describe_binary, read_start
-from gotr1_jax.io.reading import read_json, read_json_object
+from gotr1_jax.io.contents import describe_binary
+from gotr1_jax.io.reading import read_json, read_json_object, read_start
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -111,9 +111,9 @@ def refuse_quantized(data: Mapping[str, Any], source: str) -> None:
     for section in sections:
         for key in ("quantization_config", "compression_config", "quantization"):
             if value := section.get(key):
-                said = value if isinstance(value, dict) else {}
-                how = said.get("quant_method") or said.get("format")
-                bits = said.get("bits") or ("4" if said.get("load_in_4bit") else None)
+                stated = value if isinstance(value, dict) else {}
+                how = stated.get("quant_method") or stated.get("format")
+                bits = stated.get("bits") or ("4" if stated.get("load_in_4bit") else None)
                 notes = [str(how)[:40]] if how else []
                 notes += [f"{str(bits)[:8]} bits"] if bits else []
                 shown = f" ({', '.join(notes)})" if notes else ""

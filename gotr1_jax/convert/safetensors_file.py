@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.contents import describe_binary, read_start
-from gotr1_jax.io.reading import open_file
+from gotr1_jax.io.contents import describe_binary
+from gotr1_jax.io.reading import open_file, read_start
 
 # Bits of an element, by the format's names of dtypes.
 _BITS = {

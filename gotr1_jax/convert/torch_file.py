@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.contents import describe_binary, read_start
-from gotr1_jax.io.reading import open_file
+from gotr1_jax.io.contents import describe_binary
+from gotr1_jax.io.reading import open_file, read_start
 
 _AGAIN = "save model.state_dict() alone with torch.save, or as safetensors"
 _UNSUPPORTED = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|class|operand)[: ]+([\w.]+)")

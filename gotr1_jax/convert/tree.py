@@ -85,8 +85,8 @@ def check_tensors(
         if names
     ]
     if faults:
-        told = f"; {kind}" if (kind := describe_names(list(tensors))) else ""
-        raise InputError(f"the tensors in {where} do not fit {sizes}: {'; '.join(faults)}{told}")
+        hint = f"; {kind}" if (kind := describe_names(list(tensors))) else ""
+        raise InputError(f"the tensors in {where} do not fit {sizes}: {'; '.join(faults)}{hint}")
     for name in expected:
         if tensors[name].dtype not in FLOAT_DTYPES:
             raise InputError(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-
-from gotr1_jax.io.reading import open_file
 
 START_BYTES = 512
 """How much of a file's beginning is looked at."""
@@ -30,12 +27,6 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
     (rb"Rar!|.{257}ustar", "an archive: unpack it and give the folder"),
     (rb"\x00{64}", f"zero bytes, as an interrupted download leaves it: {_AGAIN}"),
 )  # fmt: skip
-
-
-def read_start(file: Path) -> bytes:
-    """The first bytes of a file; InputError if it cannot be read."""
-    with open_file(file) as stream:
-        return stream.read(START_BYTES)
 
 
 def describe_content(start: bytes) -> str | None:

@@ -2,6 +2,7 @@
 
     open_file     a regular file for reading in pieces, or for a library that takes an open file
     read_bytes    read_text    read_lines    the content of a file, within a bound of its size
+    read_start                               its first bytes, to see what it is
     read_json     read_json_object           the content of a JSON file
     parse_json    parse_json_object          text that came from elsewhere; YAML: io.strict_yaml
     list_folder   is_stray_file              the entries of a folder that can be data
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.contents import START_BYTES, describe_content
 
 MAX_BYTES = 2**28
 """Largest file that is read whole, and largest text that is parsed: 256 MiB. The longest
@@ -76,6 +78,12 @@ def read_bytes(
     if len(data) > max_bytes:
         _fail(path, what, f"it has more than {max_bytes} bytes; is it the right file?")
     return data
+
+
+def read_start(path: str | os.PathLike[str]) -> bytes:
+    """The first `START_BYTES` of a file; InputError as of `open_file`."""
+    with open_file(path) as file:
+        return _reading(path, "", lambda: file.read(START_BYTES))
 
 
 def read_text(path: str | os.PathLike[str], what: str = "", *, max_bytes: int = MAX_BYTES) -> str:
@@ -172,7 +180,9 @@ def parse_json(text: str | bytes, where: str, *, allow_nan: bool = False) -> Any
     except RecursionError as error:
         raise _too_deep(where) from error
     except ValueError as error:
-        raise InputError(f"{where} is not JSON: {error}") from error
+        start = text[:START_BYTES] if isinstance(text, str) else ""
+        kind = describe_content(start.encode("utf-8", "replace")) if start.strip() else None
+        raise InputError(f"{where} is not JSON: {f'it is {kind}' if kind else error}") from error
     _check_nesting(value, where)
     return value
 
