@@ -255,5 +255,6 @@ def build_pairs(
         if found and len(pairs) < limit:
             new = found.pop(0)
             gain = new.record.total - old.record.total
+            gain = gain if math.isfinite(gain) else math.nan
             pairs.append(Pair(old.record.caption, build_card(old), build_card(new), gain))
     return tuple(pairs)

@@ -12,6 +12,7 @@ from gotr1_jax.report.load import Metrics
 
 WIDTH, HEIGHT = 260, 120  # of the plotting area, in SVG units
 MAX_POINTS = 400  # of one line; more are averaged in bins
+_LARGEST = 1e100  # drawn; larger values are gaps like those that are not finite
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,24 @@ def format_value(value: float) -> str:
         return "–"
     size = abs(value)
     if size >= 1e5 or 0 < size < 1e-3:
-        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
     if size >= 100:
         return f"{value:.0f}"
     return f"{value:.3f}" if size < 1 else f"{value:.2f}"
 
 
 def format_decimals(value: float, decimals: int = 3) -> str:
-    """A number with so many decimals; a dash where there is none."""
+    """A number with so many decimals; a dash where there is none, an exponent where it is long."""
+    if abs(value) >= 1e6 and math.isfinite(value):
+        return f"{value:.{decimals}e}"
     return f"{value:.{decimals}f}" if math.isfinite(value) else "–"
 
 
 def format_signed(value: float, decimals: int = 3) -> str:
     """As `format_decimals`, with its sign."""
-    return f"{value:+.{decimals}f}".replace("-", "−") if math.isfinite(value) else "–"
+    if not math.isfinite(value):
+        return "–"
+    return ("+" * (value >= 0) + format_decimals(value, decimals)).replace("-", "−")
 
 
 def smooth(values: np.ndarray, half: int) -> np.ndarray:
@@ -105,7 +110,8 @@ def bin_means(values: np.ndarray, bins: int) -> np.ndarray:
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers, about `count`, that cover [low, high]."""
-    if not high > low:
+    if not high - low > 1e-9 * max(abs(low), abs(high), 1e-200):
+        low, high = (low, low) if abs(low) > 1e-200 else (0.0, 0.0)
         low, high = (low - abs(low) * 0.5, high + abs(high) * 0.5) if low else (0.0, 1.0)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
@@ -128,10 +134,15 @@ def _path(xs: np.ndarray, ys: np.ndarray) -> str:
 
 def build_chart(spec: ChartSpec, metrics: Metrics) -> Chart | None:
     """The chart of the spec's metrics that have a value; None if none has."""
+    drawn = {
+        name: np.where(np.abs(values) < _LARGEST, values, np.nan)
+        for _, name in spec.series
+        if (values := metrics.values.get(name)) is not None
+    }
     present = [
-        (label, metrics.values[name])
+        (label, drawn[name])
         for label, name in spec.series
-        if name in metrics.values and np.isfinite(metrics.values[name]).any()
+        if name in drawn and np.isfinite(drawn[name]).any()
     ]
     if not present:
         return None

@@ -193,7 +193,10 @@ def _read_summary(path: Path, problems: list[str]) -> Mapping[str, Any]:
     except InputError as error:
         problems.append(str(error))
         return {}
-    return summary if isinstance(summary, dict) else {}
+    if not isinstance(summary, dict):
+        problems.append(f"{path.name} is not a JSON object")
+        return {}
+    return summary
 
 
 def _read_folder(folder: Path, problems: list[str]) -> tuple[SampleRecord, ...]:

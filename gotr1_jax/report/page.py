@@ -56,7 +56,7 @@ def build_table(summary: Mapping[str, Any]) -> tuple[TermRow, ...]:
                 before=format_decimals(old),
                 after=format_decimals(new),
                 change=format_signed(gain),
-                is_gain=gain >= 0,
+                is_gain=not gain < 0,
                 before_at=_position(old, full),
                 after_at=_position(new, full),
             )
@@ -74,7 +74,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     number = summary.get("captions")
     captions = f"{number} held-out captions" if isinstance(number, int) else "held-out captions"
     text = f"The total on {captions} went from {rows[0].before} to {rows[0].after}"
-    if old > 0 and math.isfinite(new):
+    if 0 < old < math.inf and math.isfinite(new):
         text += f" ({format_signed(100 * (new / old - 1), 0)} %)"
     interval = summary.get("total_gain_ci95")
     if isinstance(interval, Sequence) and len(interval) == 2:
@@ -92,7 +92,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     if steps is not None:
         found.append(("steps", str(steps)))
     seconds = _number(run.summary.get("seconds"))
-    if math.isfinite(seconds):
+    if 0 <= seconds < 1e9:
         minutes, rest = divmod(round(seconds), 60)
         found.append(("time", f"{minutes} min {rest} s" if minutes else f"{rest} s"))
     if not run.summary:

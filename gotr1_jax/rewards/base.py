@@ -120,5 +120,8 @@ def boxes_to_json(boxes: Sequence[tuple[str, Box]]) -> list[dict[str, Any]]:
 
 
 def boxes_from_json(items: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, Box], ...]:
-    """What `boxes_to_json` wrote."""
-    return tuple((item["name"], Box(*map(int, item["box"]))) for item in items)
+    """What `boxes_to_json` wrote; errors as of `result_from_json`."""
+    boxes = tuple((item["name"], Box(*map(int, item["box"]))) for item in items)
+    if not all(isinstance(name, str) for name, _ in boxes):
+        raise TypeError("the name of a box is no text")
+    return boxes
