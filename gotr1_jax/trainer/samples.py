@@ -119,7 +119,8 @@ def read_samples(folder: Path | str) -> list[SampleRecord]:
     path = folder / _RECORDS_NAME
     try:
         lines = read_text(path).split("\n")
-        return [_from_json(parse_json(l, path.name), folder) for l in lines if l.strip()]
+        values = (parse_json(line, path.name, allow_nan=True) for line in lines if line.strip())
+        return [_from_json(value, folder) for value in values]
     except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"samples in {folder} cannot be read: {error}") from error
 
