@@ -12,6 +12,7 @@ from gotr1_jax.evaluation.detections import Detection, crop_object
 from gotr1_jax.evaluation.queries import ModelQuery
 from gotr1_jax.rewards.multimodal import instructions
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer
+from gotr1_jax.rewards.multimodal.control_words import enclose
 from gotr1_jax.rewards.multimodal.terms import QuestionsConfig
 from gotr1_jax.vlm_engine.base import Engine, Question, Scale, make_image_input
 
@@ -68,7 +69,7 @@ class JudgeModel:
             assert query.target is not None
             question = _COLOR.format(name=query.text, color=query.color)
             images = (make_image_input(np.asarray(crop_object(query.image, query.target))),)
-        text = f"Question: <<<{instructions.harmless(question)}>>>\n{closing}"
+        text = f"Question: {enclose(question)}\n{closing}"
         return Question("score", images, _YES + ask_score, text, limit, _YES_NO)
 
     def _convert(self, query: ModelQuery, reading: ParsedAnswer) -> Any:

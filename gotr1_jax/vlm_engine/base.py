@@ -62,8 +62,8 @@ class Question:
     """One user turn: `instruction`, then the images, then `text`; then the model answers.
 
     The text that all questions of a kind share comes first, then what questions about the same
-    image share: an engine can read both once for all of them. No text holds "<|", so that it
-    cannot contain a special token.
+    image share: an engine can read both once for all of them. No text of others in it holds a word
+    that a chat format takes for a mark.
 
     Attributes:
         kind: "score" (a JSON object with a score), "boxes" (a JSON list of boxes) or "verdict"
@@ -73,6 +73,8 @@ class Question:
         text: the material, and the rest of the question.
         max_answer_tokens: a longer answer is cut and marked as truncated.
         scale: of a score; None for the other kinds.
+        image_text: text that is known to be written in the images (names in a sketch), by which
+            an answer is told from a quotation. The images' keys cover it.
     """
 
     kind: Kind
@@ -81,6 +83,7 @@ class Question:
     text: str
     max_answer_tokens: int
     scale: Scale | None = None
+    image_text: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -101,6 +104,7 @@ class Answer:
     Attributes:
         text: what the model wrote, without special tokens.
         truncated: the answer was cut at `max_answer_tokens`.
+        note: what the engine knows of an answer that is empty, else "".
         finite: False when the logits were not finite; the text is then meaningless.
         error: why there is no answer at all (a server that could not be reached), else "". Such
             a question is not asked again: the engine has retried already.
@@ -110,6 +114,7 @@ class Answer:
     truncated: bool = False
     finite: bool = True
     error: str = ""
+    note: str = ""
 
 
 class Engine(Protocol):

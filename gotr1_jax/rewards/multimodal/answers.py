@@ -1,32 +1,29 @@
-"""Parses a model's answers: scores, boxes and verdicts. Nothing here raises.
+"""Parses a model's answers: scores, boxes and verdicts.
 
-Models wrap their JSON in fences and prose, use single or typographic quotes, write "8/10". All
-of that is read. What is ambiguous is not: two numbers without a name, a range, another
-denominator, a percentage.
+Models wrap their JSON in fences and prose, use single or typographic quotes, write "8/10". All of
+that is read, where the form says that the answer stands. What is ambiguous is not read: two
+different answers, two numbers without a name, a range, another denominator, a percentage.
+
+`material` is the text that was judged, as far as others than this project wrote it. Where it holds
+what looks like an answer, an answer must be in its form and nothing else, so that no quotation of
+it is read. The readers raise UnreadableError, whose text says why, and nothing else.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, NamedTuple
 
-MAX_CHARACTERS = 20_000
-"""Of a longer answer its end is read: the result stands there."""
-MAX_BOXES = 64
-_MAX_STARTS = 64  # positions at which JSON is searched for
+from gotr1_jax.rewards.multimodal.box_answers import MAX_BOXES, AnswerBox, parse_boxes
+from gotr1_jax.rewards.multimodal.json_values import CONFLICT, blank, values
+from gotr1_jax.rewards.multimodal.quotations import is_quoted, looks_like_answer, plain
+from gotr1_jax.rewards.multimodal.thoughts import MAX_CHARACTERS, UnreadableError, answer_text
 
-# Typographic and full-width characters that stand for plain ones.
-_PLAIN = str.maketrans(
-    {
-        **dict.fromkeys("“”„‟«»＂″", '"'),
-        **dict.fromkeys("‘’‚‛`´′＇", "'"),
-        **dict.fromkeys("−–—", "-"),
-        **{chr(0xFF10 + i): str(i) for i in range(10)},
-        **dict(zip("：，．／［］｛｝（）", ":,./[]{}()")),
-        "\u00a0": " ",
-    }
-)
+__all__ = [
+    "MAX_BOXES", "MAX_CHARACTERS", "ScoreReading", "UnreadableError", "parse_boxes", "parse_score",
+    "parse_verdict", "read_boxes", "read_score", "read_verdict",
+]  # fmt: skip
+
 _NUMBER = r"([-+]?\d{1,9}(?:\.\d{1,9})?)"
 # A number that goes on is no score: 7-8, 80%, 7,5, 3.4.5.
 _WHOLE = r"(?!\s?[%\d]|\s*-\s*\d|[.,]\d|\s*/)"
@@ -40,25 +37,25 @@ _KEYED = re.compile(
 _RATIO = re.compile(rf"(?<![\d./+-]){_NUMBER}\s*(?:/|out of)\s*(\d{{1,9}})(?:\.0+)?{_WHOLE}")
 # A number is the answer only where nothing else is written: "1 cat, no dog" is no score of 1.
 _ALONE = re.compile(
-    rf"(?:```\w*)?[^\w+-]*(?:(?:final|score|rating|answer)[^\w+-]+){{0,3}}{_NUMBER}[^\w%+-]*"
-    r"(?:points?\W*)?",
+    rf"(?:```\w*)?[^\w+-]*(?:(?:(?:my|the|final|overall|score|rating|answer|is)[^\w+-]+)"
+    rf"{{0,5}}){_NUMBER}(?:\s*(?:/|out of)\s*(\d{{1,9}})(?:\.0+)?)?[^\w%+-]*(?:points?\W*)?",
     re.IGNORECASE,
 )
 _REASON = re.compile(r"\breason\b[\"'\s]{0,9}[:=][\"'\s]{0,9}([^\"}]*)", re.IGNORECASE)
-
-_COORDINATE = r"\s{0,9}([-+]?\d{1,7}(?:\.\d{0,9})?)\s{0,9}"
-_BOX = re.compile(
-    rf"[\[(]{_COORDINATE},{_COORDINATE}[\])]?\s{{0,9}},\s{{0,9}}[\[(]?{_COORDINATE},"
-    rf"{_COORDINATE}[\])]"
+_FENCE_START = re.compile(r"\s*['\"]{0,3}(?:json\b)?\s*", re.IGNORECASE)
+# Of an object that is no valid JSON, mostly for a quotation in its reason: the score comes first.
+_FIRST_KEY = re.compile(
+    rf"\{{\s*[\"']?score[\"']?\s*:\s*[\"']?{_NUMBER}{_OUT_OF}{_WHOLE}[\"']?\s*([,}}])",
+    re.IGNORECASE,
 )
-_BOX_KEY = re.compile(r"bbox(?:_2d)?|\bbox\b", re.IGNORECASE)
-_EMPTY_LIST = re.compile(r"\[\s{0,99}\]|\bbbox(?:_2d)?[\"'\s]{1,9}:\s{0,9}(?:null|None)\b")
-_FENCE = re.compile(r"```\w*")
-_NOTHING = {"none", "null", "{}"}
+_LINE_END = re.compile(r"\}[ \t]*(?:\n|\Z)")
 
 _BOXED = re.compile(r"boxed\s{0,9}\{([^{}]{0,40}(?:\{[^{}]{0,40}\}[^{}]{0,9})?)\}")
 _BIT = re.compile(r"[+]?([01])(?:\.0+)?")
 _LATEX_TEXT = re.compile(r"\\?(?:text|mathbf|mathrm|textbf)\s*\{([^{}]*)\}")
+_LAST_LINE = re.compile(
+    r"[\s$*_#>.()\\\[\]\"']*(?:(?:final|decision|answer|verdict)[\s:*_$\\]{1,9}){0,4}"
+)
 
 
 class ScoreReading(NamedTuple):
@@ -68,83 +65,152 @@ class ScoreReading(NamedTuple):
     reason: str
 
 
-def plain(text: str) -> str:
-    """`text` with plain quotes, dashes and digits, at most its last MAX_CHARACTERS."""
-    return text[-MAX_CHARACTERS:].translate(_PLAIN)
+def parse_score(text: str, low: float, high: float, material: str = "") -> ScoreReading:
+    """The score in an answer, within [low, high].
 
-
-def read_score(text: str, low: float, high: float) -> ScoreReading | None:
-    """The score in an answer, or None where there is none, or none within [low, high].
-
-    The last JSON object with a "score" counts; else a number named as the score; else a number
-    out of `high`; else a bare number. Two different numbers count as none.
+    A JSON object at the beginning counts, by its first key where it is no valid JSON; else the
+    objects with a "score" and the numbers named as the score, if they all say the same; else a
+    number out of `high`; else a bare number.
     """
+    answer = answer_text(text, material)
     # Unchanged first: with plain quotes, a quotation inside the reason would end its string.
-    for form in (text[-MAX_CHARACTERS:], plain(text)):
-        for item in reversed(_objects(form)):
-            if "score" in item:
-                value = _value(item["score"], low, high)
-                return None if value is None else ScoreReading(value, _line(item.get("reason")))
-    text = plain(text)
-    match = _REASON.search(text)
-    reason = _line(match.group(1)) if match else ""
-    values = {_in_range(n, d or None, low, high) for n, d in _KEYED.findall(text)}
-    if not values:
-        ratios = (_in_range(n, d, low, high) for n, d in _RATIO.findall(text))
-        values = {value for value in ratios if value is not None}
-    if not values:
-        alone = _ALONE.fullmatch(text)
-        values = {_in_range(alone.group(1), None, low, high)} if alone else set()
-    value = values.pop() if len(values) == 1 else None
-    return None if value is None else ScoreReading(value, reason)
+    for form in (answer, plain(answer)):
+        found = _leading_object(form, low, high)
+        if found is not None:
+            return found
+    answer = plain(answer)
+    alone = _ALONE.fullmatch(answer)
+    if alone:
+        return ScoreReading(_checked(_in_range(alone.group(1), alone.group(2), low, high)), "")
+    if looks_like_answer(material, "score"):
+        raise UnreadableError("what was judged looks like an answer, and this may quote it")
+    named = _named_scores(answer, low, high)
+    if not named:
+        ratios = [m for m in _RATIO.finditer(answer) if not is_quoted(answer, *m.span())]
+        found_ratios = {_in_range(m[1], m[2], low, high) for m in ratios}
+        named = [value for value in found_ratios if value is not None]
+    match = _REASON.search(answer)
+    return ScoreReading(_agreed(named), _line(match.group(1)) if match else "")
 
 
-def read_boxes(text: str) -> list[tuple[float, float, float, float]] | None:
-    """(x1, y1, x2, y2) of every box in an answer, x1 <= x2 and y1 <= y2; None where unreadable.
-
-    An empty list, null or the bare word "none" means no boxes. Units and range are the model's.
-    At most MAX_BOXES.
-    """
-    text = plain(text)
-    named = _BOX_KEY.search(text)
-    found = _BOX.findall(text, named.end() if named else 0) or _BOX.findall(text)
-    if found:
-        return [_corners(values) for values in found[:MAX_BOXES]]
-    bare = _FENCE.sub("", text).strip(" \t\r\n.\"'").lower()
-    if bare in _NOTHING or _EMPTY_LIST.search(text):
-        return []
-    return None
+def read_score(text: str, low: float, high: float, material: str = "") -> ScoreReading | None:
+    """`parse_score`; None where it cannot be read."""
+    try:
+        return parse_score(text, low, high, material)
+    except UnreadableError:
+        return None
 
 
-def read_verdict(text: str) -> float | None:
-    """0.0 or 1.0: the last boxed one, or an answer that is nothing else; None where unreadable."""
-    text = _LATEX_TEXT.sub(r"\1", plain(text))
-    boxed = _BOXED.findall(text)
-    bit = _BIT.fullmatch((boxed[-1] if boxed else text).strip(" \t\r\n.$*\"'"))
-    return float(bit.group(1)) if bit else None
+def parse_verdict(text: str, material: str = "") -> float:
+    """0.0 or 1.0: what is boxed, everywhere the same, or an answer that is nothing else."""
+    answer = _LATEX_TEXT.sub(r"\1", plain(answer_text(text, material)))
+    boxed = list(_BOXED.finditer(answer))
+    if not boxed:
+        return _checked(_bit(answer))
+    line = answer.rstrip().rpartition("\n")[2]
+    last = _LAST_LINE.match(line)
+    assert last is not None
+    alone = _BOXED.match(line, last.end())
+    if looks_like_answer(material, "verdict") and not alone:
+        raise UnreadableError("the last line is not the decision alone")
+    if is_quoted(answer, *boxed[-1].span()):
+        raise UnreadableError("the last boxed value is a quotation")
+    bits = [_bit(m[1]) for m in boxed if not is_quoted(answer, *m.span())]
+    _checked(bits[-1])
+    return _agreed([bit for bit in bits if bit is not None])
 
 
-def _objects(text: str) -> list[dict[str, Any]]:
-    """The outermost JSON objects in a text, in its order."""
-    decoder = json.JSONDecoder()
-    found: list[dict[str, Any]] = []
-    at = 0
-    for _ in range(_MAX_STARTS):
-        at = text.find("{", at)
-        if at < 0:
-            break
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            at += 1
-            continue
-        if isinstance(value, dict):
-            found.append(value)
+def read_verdict(text: str, material: str = "") -> float | None:
+    """`parse_verdict`; None where it cannot be read."""
+    try:
+        return parse_verdict(text, material)
+    except UnreadableError:
+        return None
+
+
+def read_boxes(text: str, material: str = "") -> list[AnswerBox] | None:
+    """`box_answers.parse_boxes`; None where it cannot be read."""
+    try:
+        return parse_boxes(text, material)
+    except UnreadableError:
+        return None
+
+
+def _leading_object(text: str, low: float, high: float) -> ScoreReading | None:
+    """The object with a score with which an answer begins; None where it begins otherwise."""
+    opening = _FENCE_START.match(plain(text.replace("```", "   ")))
+    start = opening.end() if opening else 0
+    if text[start : start + 1] != "{":
+        return None
+    first = next(values(text[start:]), None)
+    if first is None or first.start:
+        match = _FIRST_KEY.match(text, start)
+        if match is None:
+            return None
+        value = _checked(_in_range(match[1], match[2], low, high))
+        # The rest of its line is its reason.
+        end = match if match[3] == "}" else _LINE_END.search(text, match.end())
+        _agreed([value, *_named_scores(text[end.end() :] if end else "", low, high)])
+        reason = _REASON.search(plain(text))
+        return ScoreReading(value, _line(reason.group(1)) if reason else "")
+    scores = _scores_in(first.value)
+    if not scores:
+        return None
+    value = _checked(_agreed([_value(score, low, high) for score in scores]))
+    _agreed([value, *_named_scores(plain(text[start + first.end :]), low, high)])
+    reason = first.value.get("reason") if isinstance(first.value, dict) else None
+    return ScoreReading(value, _line(reason))
+
+
+def _named_scores(text: str, low: float, high: float) -> list[float | None]:
+    """The scores of JSON objects and numbers named as the score, without those that are quoted."""
+    found: list[float | None] = []
+    spans = []
+    for item in values(text):
+        spans.append((item.start, item.end))
+        if not is_quoted(text, item.start, item.end):
+            found += [_value(score, low, high) for score in _scores_in(item.value)]
+    rest = blank(text, spans)
+    for match in _KEYED.finditer(rest):
+        if not is_quoted(text, *match.span()):
+            found.append(_in_range(match[1], match[2], low, high))
     return found
+
+
+def _scores_in(value: Any, depth: int = 0) -> list[Any]:
+    """What stands under "score" in a JSON value, at most three levels deep."""
+    if isinstance(value, list) and depth < 3:
+        return [score for item in value[:9] for score in _scores_in(item, depth + 1)]
+    if not isinstance(value, dict):
+        return []
+    own = [v for k, v in value.items() if k.strip().lower() in ("score", "rating")]
+    if own or depth == 3:
+        return own
+    return [score for item in value.values() for score in _scores_in(item, depth + 1)]
+
+
+def _agreed(found: list[float | None]) -> float:
+    """The one value of all; UnreadableError where there is none or more than one."""
+    if len(set(found)) > 1:
+        raise UnreadableError("two different answers")
+    return _checked(found[0] if found else None)
+
+
+def _checked(value: float | None) -> float:
+    if value is None:
+        raise UnreadableError
+    return value
+
+
+def _bit(text: str) -> float | None:
+    match = _BIT.fullmatch(text.strip(" \t\r\n.$*\"'"))
+    return float(match.group(1)) if match else None
 
 
 def _value(value: Any, low: float, high: float) -> float | None:
     """A JSON value as a score: a number, or text that is one."""
+    if value is CONFLICT:
+        raise UnreadableError("two different answers")
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value) if low <= value <= high else None
     match = _VALUE.fullmatch(value[:99]) if isinstance(value, str) else None
@@ -153,14 +219,9 @@ def _value(value: Any, low: float, high: float) -> float | None:
 
 def _in_range(number: str, out_of: str | None, low: float, high: float) -> float | None:
     value = float(number)
-    if out_of is not None and float(out_of) != high:
+    if out_of and float(out_of) != high:
         return None
     return value if low <= value <= high else None
-
-
-def _corners(values: tuple[str, ...]) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = map(float, values)
-    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 def _line(value: Any) -> str:

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.rewards.multimodal.answers import read_boxes, read_score, read_verdict
-from gotr1_jax.rewards.multimodal.instructions import REMINDERS, VERSION
+from gotr1_jax.rewards.multimodal.answers import parse_score, parse_verdict
+from gotr1_jax.rewards.multimodal.box_answers import fit_boxes, parse_boxes
+from gotr1_jax.rewards.multimodal.instructions import REMINDERS, VERSION, judged_text
+from gotr1_jax.rewards.multimodal.thoughts import UnreadableError, answer_text
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
-from gotr1_jax.vlm_engine.base import Answer, Engine, Question, ScoringEngine
+from gotr1_jax.vlm_engine.base import Answer, Engine, Kind, Question, ScoringEngine
 
 PixelBox = tuple[float, float, float, float]
 
@@ -142,7 +144,7 @@ class EngineClient:
             return [_parse_expected(q, score) for q, score in zip(questions, scores)]
         answers = self._engine.answer(questions)
         self._check_number(questions, answers)
-        return [_parse(q, answer) for q, answer in zip(questions, answers)]
+        return [_parse(self._engine, q, answer) for q, answer in zip(questions, answers)]
 
     def _check_number(self, questions: Sequence[Question], answers: Sequence[object]) -> None:
         if len(answers) != len(questions):
@@ -155,7 +157,7 @@ class EngineClient:
         if value is None:
             return None
         if not self._reads_expected(question):
-            parsed = _parse(question, Answer(str(value)))
+            parsed = _parse(self._engine, question, Answer(str(value)))
         else:
             parsed = _parse_expected(question, value if isinstance(value, float) else math.nan)
         return None if parsed.failed else parsed
@@ -176,32 +178,49 @@ def _parse_expected(question: Question, value: float) -> ParsedAnswer:
     return ParsedAnswer(float(value), reason="expected score")
 
 
-def _parse(question: Question, answer: Answer) -> ParsedAnswer:
+def _parse(engine: Engine, question: Question, answer: Answer) -> ParsedAnswer:
     text = answer.text
     if answer.error:
         return ParsedAnswer(reason=answer.error, text=text, missing=True)
-    problem = _problem(answer)
+    problem = _problem(question, answer)
     if problem:
         return ParsedAnswer(reason=problem, text=text)
-    if question.kind == "boxes":
-        boxes = read_boxes(text)
-        if boxes is not None:
-            return ParsedAnswer(boxes=tuple(boxes), text=text)
-    elif question.kind == "verdict":
-        bit = read_verdict(text)
-        if bit is not None:
-            return ParsedAnswer(bit, reason=" ".join(text.split()), text=text)
-    else:
+    judged = judged_text(question)
+    try:
+        if question.kind == "boxes":
+            return ParsedAnswer(boxes=_read_boxes(engine, question, text, judged), text=text)
+        if question.kind == "verdict":
+            bit = parse_verdict(text, judged)
+            reason = " ".join(answer_text(text, judged).split())
+            return ParsedAnswer(bit, reason=reason, text=text)
         assert question.scale is not None
-        found = read_score(text, question.scale.low, question.scale.high)
-        if found is not None:
-            return ParsedAnswer(found.score, reason=found.reason, text=text)
-    return ParsedAnswer(reason="unreadable answer", text=text)
+        found = parse_score(text, question.scale.low, question.scale.high, judged)
+        return ParsedAnswer(found.score, reason=found.reason, text=text)
+    except UnreadableError as error:
+        cause = f": {error}" if str(error) else ""
+        return ParsedAnswer(reason=f"unreadable answer{cause}", text=text)
 
 
-def _problem(answer: Answer) -> str:
+def _read_boxes(engine: Engine, question: Question, text: str, judged: str) -> tuple[PixelBox, ...]:
+    boxes = parse_boxes(text, judged.strip())
+    if not question.images:
+        return tuple(boxes)
+    picture = question.images[0].size
+    return tuple(fit_boxes(boxes, engine.image_size(*picture), picture))
+
+
+def _problem(question: Question, answer: Answer) -> str:
     if not answer.finite:
         return "the logits are not finite"
+    more = f"raise judge.questions.{_LIMITS[question.kind]}"
+    empty = not answer.text.strip()
+    note = f" ({answer.note})" if answer.note else ""
     if answer.truncated:
-        return "the answer was cut off"
-    return "" if answer.text.strip() else "the answer is empty"
+        what = "the answer is empty" if empty else "the answer was cut off"
+        return f"{what}, cut at {question.max_answer_tokens} tokens{note}: {more}"
+    return f"the answer is empty{note}" if empty else ""
+
+
+_LIMITS: dict[Kind, str] = {
+    "score": "score_tokens", "boxes": "boxes_tokens", "verdict": "verdict_tokens"
+}  # fmt: skip

@@ -10,7 +10,13 @@ import hashlib
 import re
 
 from gotr1_jax.plan import BOX_END, BOX_START, OBJ_END, OBJ_START
-from gotr1_jax.vlm_engine.base import Kind
+from gotr1_jax.rewards.multimodal.control_words import enclose, harmless
+from gotr1_jax.vlm_engine.base import Kind, Question
+
+__all__ = [
+    "CLOSINGS", "LOCATE", "PI", "REMINDERS", "SCORE_PREFIX", "SEM", "SPA", "VERDICT", "VERSION",
+    "ask_score", "harmless", "judged_text", "show_caption", "show_name", "show_plan",
+]  # fmt: skip
 
 SCORE_PREFIX = '{"score": '
 
@@ -111,30 +117,29 @@ REMINDERS: dict[Kind, str] = {
 }
 """Added to a question that is asked for the second time."""
 
-_OPENINGS = re.compile(r"<(?=\|)")
-_FENCES = re.compile(r"<<+|>>+")
-
-
-def harmless(text: str) -> str:
-    """`text` without what could be a special token ("<|...|>") or the end of the material."""
-    return _OPENINGS.sub("< ", _FENCES.sub(lambda m: m.group()[0], text)).strip()
+_ENCLOSED = re.compile(r"<<<(.*?)>>>", re.DOTALL)
 
 
 def show_caption(caption: str) -> str:
     """The caption as every question shows it."""
-    return f"Caption: <<<{harmless(caption)}>>>\n"
+    return f"Caption: {enclose(caption)}\n"
 
 
 def show_plan(text: str) -> str:
     """A plan's text with brackets around its names instead of markers."""
     for marker, shown in ((OBJ_START, "["), (OBJ_END, "]"), (BOX_START, ""), (BOX_END, "")):
         text = text.replace(marker, shown)
-    return f"Plan: <<<{harmless(text)}>>>\n"
+    return f"Plan: {enclose(text)}\n"
 
 
 def show_name(name: str) -> str:
     """A planned object's name on one line."""
-    return f"The thing: <<<{' '.join(harmless(name).split())}>>>\n"
+    return f"The thing: {enclose(' '.join(name.split()))}\n"
+
+
+def judged_text(question: Question) -> str:
+    """The captions, plans and names in a question, and what is written in its images."""
+    return "\n".join([*_ENCLOSED.findall(question.text), question.image_text])
 
 
 def ask_score() -> str:

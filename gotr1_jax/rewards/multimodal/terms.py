@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from gotr1_jax.config import CheckedConfig
@@ -139,7 +139,8 @@ class MultimodalJudge:
         height, width = image.size
         sketch = make_image_input(draw_canvas(request.plan, self._config.canvas, width / height))
         caption = instructions.show_caption(request.caption)
-        return self._score_question((sketch,), instructions.SPA, caption, _ONE_TO_TEN)
+        question = self._score_question((sketch,), instructions.SPA, caption, _ONE_TO_TEN)
+        return replace(question, image_text="\n".join(name for name, _ in request.plan.boxes))
 
     def _image_question(self, term: str, request: JudgeRequest, image: ImageInput) -> Question:
         caption = instructions.show_caption(request.caption)

@@ -1,0 +1,200 @@
+"""Plain denials: sentences by which a model says that a thing is not in the image.
+
+Asked for the boxes of what is not there, models deny it in words instead of writing an empty list.
+Only English, and only a sentence whose whole form denies: "There is no cat in the image." A mere
+mention, a doubt, a place ("no cat on the left") or an exception ("no other cat") does not.
+"""
+
+from __future__ import annotations
+
+import re
+
+_MOST = 1000  # characters of a denial with what follows
+_LONGEST = 240  # of the denial alone
+_NEGATIVE = re.compile(
+    r"\b(?:no|not|none|nothing|nowhere|neither|zero|0|unable|absent|missing|cannot|non-?existent)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+_LONG_WORD = re.compile(r"\w{40}")
+_IMAGE = (
+    r"(?:image|picture|photo(?:graph)?|scene|frame|view|painting|illustration|drawing|screenshot|"
+    r"canvas|artwork|input|visual)s?"
+)
+_THE_IMAGE = (
+    rf"(?:the|this|that|your|these) (?:(?:given|provided|supplied|shown|attached|current|"
+    rf"entire|whole|above|generated|input|uploaded) ){{0,3}}{_IMAGE}"
+    r"(?: (?:you |that you |you have )?(?:provided|shared|sent|gave|given|above|uploaded|"
+    r"attached))?"
+)
+_PLACE = (
+    rf"(?: (?:anywhere|here|there|at all|present|visible|shown|depicted|displayed|found|seen|"
+    rf"detected|"
+    rf"pictured|identified|located|featured|included|to be (?:seen|found|detected|located|boxed)|"
+    rf"that (?:is|are|can be) (?:visible|present|shown|seen|found)|that I can see|"
+    rf"(?:in|within|on|from|inside|throughout) {_THE_IMAGE}|in (?:view|it)|"
+    rf"matching the (?:description|name|query)))*"
+)
+# What is denied: at most eight words, none of which says where, how many more, or how sure.
+_NOT_IN_NAME = (
+    r"(?:left|right|top|bottom|upper|lower|foreground|background|corner|side|cent(?:er|re)|middle|"
+    r"other|others|another|else|more|additional|second|further|longer|only|fully|entire|entirely|"
+    r"complete|completely|just|but|except|besides|apart|unless|without|if|not|no|less|"
+    r"doubt|doubts|question|need|reason|way|ways|problem|problems|issue|issues|point|mistake|denying|"
+    r"mistaking|telling|certainty|guarantee|difference|exact|precise|clear|clearly|clearer|confidence|"
+    rf"{_IMAGE}|boxes|bounding|coordinates?|information|context|json|answers?|list of|"
+    r"sure|certain|sense|use|room|whole|worry|worries|escape|wonder|matter|chance|hiding|secret|shortage|lack|ability|"
+    r"access|is|are|was|were|it|that|which|who|because|and then|might|may|could|would|should|"
+    r"on|under|beside|behind|near|next|between|above|below|over|around|against|beneath|"
+    r"located|standing|sitting|lying|outside|beyond|than)\b"
+)
+_WORD = rf"(?!{_NOT_IN_NAME})[\w'’\"&/+.-]*\w[\w'’\"]*"
+_NAME = rf"(?:{_WORD})(?:,? {_WORD}){{0,7}}?"
+_ANY = (
+    r"(?:(?:any|a|an|the|such|of|single|even one|even a|visible|discernible|recogni[sz]able|"
+    r"identifiable|signs? of|trace of|evidence of|instances? of|examples? of|"
+    r"objects? (?:called|named|matching|labell?ed|that match(?:es)?)|thing (?:called|named)) ){0,4}"
+)
+_THING = rf"{_ANY}{_NAME}"
+_NOT = r"(?:not|n't|n’t)"
+_SEE = r"(?:see|find|detect|spot|locate|identify|recogni[sz]e|observe|make out|discover|notice)"
+_SEEN = (
+    r"(?:seen|found|detected|spotted|located|identified|recogni[sz]ed|observed|visible|present|"
+    r"shown|depicted|pictured|displayed|included|featured|there|discernible|in view)"
+)
+_SHOW = r"(?:show|contain|include|depict|have|feature|display|portray|present|hold)"
+_SHOWS = r"(?:shows|contains|includes|depicts|has|features|displays|portrays|presents|holds)"
+_BE = r"(?:is|are|was|were)"
+_AUX = r"(?:do|does|did|can|could|ca|will|would|wo)"
+_I = r"(?:I|we|one)"
+
+_NEVER = rf"(?: |(?=n)){_NOT}"  # does not, doesn't
+_SAW = rf"(?:{_SEE}|saw|found|detected|spotted|located|identified|observed)"
+_FORMS = (
+    # There is no cat. There isn't any cat. There's no sign of a cat.
+    rf"there(?: {_BE}|['’]s|['’]re| exists?| appears? to be| seems? to be) (?:no|not any|not an?|"
+    rf"not a single|zero|0|nothing like|no such|none of the|neither) {_THING}{_PLACE}",
+    rf"there {_BE}{_NEVER} {_THING}{_PLACE}",
+    # There does not seem to be a cat. There is none.
+    rf"there {_AUX}{_NEVER} (?:appear|seem) to be {_THING}{_PLACE}",
+    rf"there {_BE} (?:none|nothing|no such (?:thing|object|item)s?|"
+    rf"no match(?:es|ing objects?)?){_PLACE}",
+    # The image does not contain a cat. It shows no cat. In the image there are no cats.
+    rf"(?:{_THE_IMAGE}|it|this|(?:an?|the) {_IMAGE}) {_AUX}{_NEVER} "
+    rf"(?:appear to |seem to |actually |clearly )?{_SHOW} {_THING}{_PLACE}",
+    rf"(?:{_THE_IMAGE}|it|this) (?:{_SHOWS}|{_SHOW}) (?:no|none of the|nothing like) "
+    rf"{_THING}{_PLACE}",
+    rf"(?:in|within|on|throughout) {_THE_IMAGE},? there {_BE} (?:no|not any|none of the|zero) "
+    rf"{_THING}{_PLACE}",
+    # No cat is visible. No cats found. None of these are there. Not found.
+    rf"(?:no|zero|none of the|not a single|no such|not one) {_THING} (?:(?:{_BE}|can be|could be|"
+    rf"appears?|exists?|seems to be|has been|have been)"
+    rf"(?: clearly| actually)?(?: {_SEEN})?){_PLACE}",
+    rf"(?:no|zero|no such|not a single) {_THING}(?: {_SEEN})?{_PLACE}",
+    rf"(?:none|nothing|none of (?:these|those|them|the (?:\w+ ){{0,3}}\w+))(?: (?:{_BE}|can be|"
+    rf"could be|appears?|matches|match|fits?|exists?))?(?: {_SEEN})?{_PLACE}",
+    rf"(?:not|nothing|none) (?:{_SEEN}|applicable){_PLACE}",
+    # The cat is not in the image. A cat cannot be seen. The cat is absent.
+    rf"{_THING} (?:{_BE}{_NEVER}|(?:can|could|do|does|did)(?: |(?=n))?{_NOT}"
+    rf"(?: be| appear| exist)?)(?: {_SEEN})?{_PLACE}",
+    rf"{_THING} {_BE} (?:absent|missing|nowhere(?: to be (?:seen|found))?|non-?existent)"
+    rf"(?: from| in)?(?: {_THE_IMAGE})?",
+    # I cannot see any cat. I see no cat. I was unable to find a cat.
+    rf"{_I} (?:{_AUX}{_NEVER}|cannot) {_SEE} {_THING}{_PLACE}",
+    rf"{_I} (?:can |could )?{_SAW} (?:no|nothing|none|zero)(?: {_THING})?{_PLACE}",
+    rf"(?:{_I} (?:am|was|were|['’]m) )?unable to {_SEE} (?:any|an?|such) {_THING}{_PLACE}",
+)
+_DENIAL = re.compile("|".join(f"(?:{form})" for form in _FORMS), re.IGNORECASE)
+_OPENING = re.compile(
+    r"(?:(?:no|sorry|unfortunately|apologies|i apologi[sz]e|i['’]?m sorry|i am sorry|my apologies|"
+    r"answer|result|output|note|okay|ok|sure|actually|in fact|well|hmm|none|regrettably)\b"
+    r"[,:.!;\s-]*(?:but |that )?"
+    r"|(?:after|upon|on|based on|from|looking at|having|by|according to|in|"
+    r"as far as i can (?:see|tell))(?: [^,.;!?]{0,80})?, (?:i can (?:see|confirm|say) that )?"
+    r"|(?:it (?:appears|seems|looks like) that|it is clear that|i can (?:see|confirm) that) )+",
+    re.IGNORECASE,
+)
+_REST = re.compile(
+    r"[.!;]+(?=\s|$)|\s*[,:;-]+\s*(?=(?:but|however|although|though|instead|and|so|as|because|since|"
+    r"which|the|it|only|therefore|hence|thus|i|there|sorry|unfortunately|empty|returning)\b)|\s+(?=(?:but|however|so|because|"
+    r"therefore|although)\b)|\n+|\s*\(|\s+-\s+",
+    re.IGNORECASE,
+)
+_POINTS = re.compile(
+    r"\b(?:one|ones|might|may|maybe|possibly|perhaps|probably|unsure|uncertain|not sure|"
+    r"hard to tell|i think|unclear|except|besides|apart from|other than|both|partially|partly)\b|"
+    r"\bit(?:['’]s| is| was| appears?| stands?| sits?| lies?| can be)\b(?! (?:not|n't)\b)|"
+    r"\bthey(?:['’]re| are)\b",
+    re.IGNORECASE,
+)
+_MARKUP = re.compile(r"```\w*|[*_`#>]+|\[\s*\]|(?<!\w)[\"']|[\"'](?!\w)")
+_STOP_WORDS = "a an the any of in is are no not and or with that this such single"
+_STOP = frozenset(_STOP_WORDS.split())
+
+
+def is_denial(text: str, name: str = "") -> bool:
+    """Whether a text plainly denies that the thing is in the image, and says nothing against it.
+
+    Args:
+        text: the answer, with plain quotes.
+        name: of the thing, where it is known: it may then hold any words.
+    """
+    if len(text) > _MOST or not _NEGATIVE.search(text) or _LONG_WORD.search(text):
+        return False
+    shown = _MARKUP.sub(" ", _name_replaced(text, name))
+    shown = " ".join(re.sub(r"\n+", ". ", shown.strip()).split())
+    shown = re.sub(r"(?:\s*\.)+", ".", shown)
+    opening = _OPENING.match(shown)
+    starts = [0] if opening is None else [opening.end(), 0]
+    return any(_denies(shown[start:].strip(" .,:"), name) for start in starts)
+
+
+def _denies(text: str, name: str) -> bool:
+    cuts = [m.span() for m in _REST.finditer(text)] + [(len(text), len(text))]
+    for start, end in cuts:
+        clause = text[:start].strip(" .,!;:")
+        if len(clause) <= _LONGEST and _DENIAL.fullmatch(clause):
+            return _says_nothing_against(clause, text[end:], name)
+    return False
+
+
+def _says_nothing_against(clause: str, rest: str, name: str) -> bool:
+    """Whether what follows a denial leaves it as it is."""
+    rest = rest.strip(" .,!;:()")
+    if not rest:
+        return True
+    words = re.findall(r"[a-z]+", clause.lower() if not name else f"thing {name}".lower())
+    denied = {word.rstrip("s") for word in words if word not in _STOP} - _COMMON
+    denied |= {"thing"} if name else set()
+    for sentence in re.split(r"[.!;]\s|\n", rest + " "):
+        said = sentence.strip(" .,!;:()")
+        bare = re.sub(r"^(?:and|but|so|therefore|as|because|since|hence|thus)\b,? ", "", said)
+        if _DENIAL.fullmatch(bare) or _HARMLESS.match(bare):
+            continue
+        if _POINTS.search(said) or denied & {
+            w.rstrip("s") for w in re.findall(r"[a-z]+", said.lower())
+        }:
+            return False
+    return True
+
+
+def _name_replaced(text: str, name: str) -> str:
+    """`text` with "thing" for the name, so that no word of it counts."""
+    words = name.split()
+    if not words:
+        return text
+    pattern = r"[\s\"']+".join(map(re.escape, words))
+    return re.sub(rf"(?<!\w){pattern}(?:s|es)?(?!\w)", "thing", text, flags=re.IGNORECASE)
+
+
+_COMMON_WORDS = (
+    "there image picture photo photograph scene visible present shown seen found it i doe do can "
+    "not cannot see find to be show contain include depict have feature here anywhere at all given "
+    "provided none these them from thi on within object thing list detect t n absent missing"
+)
+_COMMON = frozenset(_COMMON_WORDS.split())
+_HARMLESS = re.compile(
+    r"(?:the |my |an |returning |here is |here's |i return |i will return )?"
+    r"(?:therefore|thus|hence|so|answer|result|output|list|empty|bounding|"
+    r"json|\[\s*\]|no (?:bounding )?box|sorry|please|let me know|if you)\b",
+    re.IGNORECASE,
+)
