@@ -41,6 +41,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.images import open_image
 from gotr1_jax.io.files import atomic_write, write_failure
 from gotr1_jax.io.reading import parse_json, read_bytes, read_lines
+from gotr1_jax.rewards.multimodal.thoughts import answer_after_thought
 from gotr1_jax.shapes.questions import sample_questions
 from gotr1_jax.shapes.render import render
 
@@ -95,8 +96,9 @@ class UnderstandingQuestion:
         return "\n".join([self.text, *choices, _HINTS[self.form]])
 
     def read(self, answer: str) -> str:
-        """`read_answer` of this question's form."""
-        return read_answer(answer, self.form, self.choices)
+        """`read_answer` of this question's form; a thought in front of the answer is none of it."""
+        said = answer_after_thought(answer)
+        return "" if said is None else read_answer(said, self.form, self.choices)
 
     def is_right(self, answer: str) -> bool:
         """Whether an answer is right."""

@@ -42,6 +42,8 @@ def step_metrics(
         "plan/truncated_frac": float(table.truncated_B.mean()),
         "plan/parsed_frac": float((table.boxes_B > 0).mean()),
         "plan/boxes": float(table.boxes_B.mean()),
+        # Plans that try to score themselves.
+        "plan/score_like_text": float(table.score_like_B.mean()),
         **_policy_metrics(results),
         "time/rollout": rollout_seconds - scored.reward_seconds,
         "time/reward": scored.reward_seconds,

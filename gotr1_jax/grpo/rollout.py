@@ -25,6 +25,7 @@ from gotr1_jax.parallel.processes import gather, raise_on_all_processes
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import Judge, JudgeRequest, stack_scores
 from gotr1_jax.rewards.combine import combine
+from gotr1_jax.rewards.multimodal.quotations import looks_like_answer
 from gotr1_jax.sampler.image_decoder import ImageDecoder
 from gotr1_jax.sampler.sampler import Rollout, Sampler, row_keys
 from gotr1_jax.sampler.token_batch import PromptBatch
@@ -98,6 +99,7 @@ class SampleTable:
       plan_tokens_B: float32, plan tokens that the policy sampled.
       truncated_B: float32, 1 where the plan was cut off at the limit.
       boxes_B: float32, objects with a box in the plan.
+      score_like_B: float32, 1 where the plan holds what looks like a judge's answer.
       record_B: object, a `SampleRecord` without advantage; None where another process scored it.
     """
 
@@ -108,6 +110,7 @@ class SampleTable:
     plan_tokens_B: np.ndarray
     truncated_B: np.ndarray
     boxes_B: np.ndarray
+    score_like_B: np.ndarray
     record_B: np.ndarray
 
     @property
@@ -238,10 +241,10 @@ class RolloutWorker:
         for row, record in zip(own, records):
             record_B[row] = record
         caption_index_B = np.asarray([prompt.index for prompt in prompt_B], np.int64)
-        total_B, plan_tokens_B, truncated_B, boxes_B = numbers_BF[:, K:].T
+        total_B, plan_tokens_B, truncated_B, boxes_B, score_like_B = numbers_BF[:, K:].T
         table = SampleTable(
             self.judge.terms, caption_index_B, numbers_BF[:, :K], total_B, plan_tokens_B,
-            truncated_B, boxes_B, record_B,
+            truncated_B, boxes_B, score_like_B, record_B,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         return ScoredRollout(rollout, table, B // len(prompts), judge_seconds, seconds)
@@ -249,8 +252,8 @@ class RolloutWorker:
     def _score_rows(
         self, rollout: Rollout, prompt_B: Sequence[Prompt], own: np.ndarray
     ) -> tuple[np.ndarray, list[SampleRecord], float]:
-        """For the N rows `own`: the table's columns from `scores_BK` to `boxes_B` as (N, F), the
-        records, and the seconds that the judge took."""
+        """For the N rows `own`: the table's columns from `scores_BK` to `score_like_B` as (N, F),
+        the records, and the seconds that the judge took."""
         rows = rollout.rows
         ids_NT, len_N = fetch_rows(rows.plan_ids_BT, own), fetch_rows(rows.plan_len_B, own)
         mask_NT = fetch_rows(rows.plan_mask_BT, own)
@@ -269,11 +272,12 @@ class RolloutWorker:
         # A plan that is cut off ends with a BOI that was not sampled.
         truncated_N = (len_N == mask_NT.shape[1]) & (plan_tokens_N == len_N - 1)
         boxes_N = np.asarray([len(plan.boxes) for plan in plans])
+        score_like_N = np.asarray([looks_like_answer(text) for text in texts])
         records = [
             SampleRecord.scored(request, result, float(total))
             for request, result, total in zip(requests, results, total_N)
         ]
-        columns = [*scores.values(), total_N, plan_tokens_N, truncated_N, boxes_N]
+        columns = [*scores.values(), total_N, plan_tokens_N, truncated_N, boxes_N, score_like_N]
         return np.stack(columns, axis=1), records, seconds
 
 

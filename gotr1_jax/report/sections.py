@@ -85,6 +85,7 @@ FIXED: Mapping[str, tuple[ChartSpec, ...]] = {
             (("parsed", "plan/parsed_frac"), ("truncated", "plan/truncated_frac")),
             covers=UNIT,
         ),
+        _rare("score-like text", "plan/score_like_text", "share of the plans that hold some"),
         ChartSpec(
             "seconds a step",
             tuple((part, f"time/{part}") for part in ("step", "rollout", "update", "reward")),

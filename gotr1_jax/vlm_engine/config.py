@@ -5,10 +5,11 @@ from __future__ import annotations
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from gotr1_jax.config import CheckedConfig
-from gotr1_jax.errors import ConfigError
+from gotr1_jax.errors import ConfigError, InputError
+from gotr1_jax.io.reading import parse_json
 from gotr1_jax.limits import FilledText, Range, RowCount
 
 UNIT_PIXELS = 28 * 28  # of the image behind one token
@@ -77,6 +78,17 @@ class HttpConfig(CheckedConfig):
     # Images are sent with sides that are multiples of this, so that a server that rounds them
     # so (Qwen2.5-VL: 28) leaves them, and coordinates, as they are. 1: as they come.
     multiple: Annotated[int, Range("[1, 10000)")] = 28
+    # Sent with every request; null: not sent. 1 is no penalty: vLLM and SGLang otherwise use the
+    # one of the checkpoint's generation_config.json (1.05 for Qwen2.5-VL).
+    repetition_penalty: Annotated[float, Range("[0.1, 2]")] | None = 1.0
+    # Null: not sent, for models that take no temperature. Above 0 answers depend on chance.
+    temperature: Annotated[float, Range("[0, 2]")] | None = 0.0
+    # The field that bounds an answer. A server that refuses any of these three by name is asked
+    # again without it, or with the other name, and so from then on.
+    length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    # Further fields of every request, as JSON: {"chat_template_kwargs": {"enable_thinking": false}}
+    # turns the thought of Qwen3 off, {"reasoning_effort": "low"} shortens others.
+    extra: str = ""
 
     def check(self) -> None:
         """An address that can be a server's, and one key."""
@@ -92,3 +104,18 @@ class HttpConfig(CheckedConfig):
             )
         if self.key_file and self.key_variable:
             raise ConfigError("key_file and key_variable are both given; give one of them")
+        self.extra_fields()
+
+    def extra_fields(self) -> dict[str, Any]:
+        """The object of `extra`; ConfigError where it is none."""
+        try:
+            fields = parse_json(self.extra or "{}", "extra")
+        except InputError:
+            fields = None
+        own = {"model", "messages", "stream", "n"}
+        if not isinstance(fields, dict) or own & fields.keys():
+            raise ConfigError(
+                f"extra is {self.extra[:80]!r}; give a JSON object of request fields "
+                f"without {', '.join(sorted(own))}"
+            )
+        return fields

@@ -1,9 +1,9 @@
 """Any model behind an OpenAI-compatible server (vLLM, SGLang, ...) as a judge's engine.
 
 One POST to URL/chat/completions for each question, temperature 0, images as PNG data URLs,
-several at once. What may pass (no connection, time-out, 408, 425, 429, 5xx, a response that is no
-chat completion) is tried again after a growing, jittered wait; then the question has no answer,
-and its term is NaN.
+several at once. An optional field that the server refuses by name is left out (see `chat`). What
+may pass (no connection, time-out, 408, 425, 429, 5xx, a response that is no chat completion) is
+tried again after a growing, jittered wait; then the question has no answer, and its term is NaN.
 
 httpx2 (it comes with huggingface_hub) sends the requests. The openai client is not used: it cannot
 bound the size of a response, and its time-outs hold for a read, not for a whole request.
@@ -29,8 +29,14 @@ import numpy as np
 from PIL import Image
 
 from gotr1_jax.errors import InputError, RunError
-from gotr1_jax.io.reading import parse_json, read_text
+from gotr1_jax.io.reading import read_text
 from gotr1_jax.vlm_engine.base import Answer, ImageInput, Question
+from gotr1_jax.vlm_engine.chat import (
+    ServerLimits,
+    read_completion,
+    refused_fields,
+    request_fields,
+)
 from gotr1_jax.vlm_engine.config import HttpConfig
 from gotr1_jax.vlm_engine.served_model import served_model
 
@@ -61,9 +67,9 @@ class _TransientError(Exception):
 class _RefusedError(Exception):
     """A response that another try would get again."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, text: str) -> None:
         super().__init__(reason)
-        self.status = status
+        self.status, self.text = status, text
 
 
 class HttpEngine:
@@ -96,6 +102,14 @@ class HttpEngine:
         address = f"http {config.url.rstrip('/')} {config.model} multiple={config.multiple}"
         weights = _run(served_model(url, config.model, self._headers, self._tls))
         self.identity = f"{address} weights={weights}" if weights else address
+        self._limits = ServerLimits()
+        # What answers depend on besides; a setting that is not sent leaves the identity as it was.
+        for name, usual in (
+            ("repetition_penalty", None), ("temperature", 0), ("extra", ""),
+            ("coordinates", "pixels"),
+        ):  # fmt: skip
+            if getattr(config, name) != usual:
+                self.identity += f" {name}={getattr(config, name)}"
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that the model's coordinates refer to."""
@@ -129,7 +143,7 @@ class HttpEngine:
 
         async def answer_one(question: Question) -> Answer:
             async with slots:
-                return await self._answer_one(client, self._body(question, urls))
+                return await self._answer_one(client, question, urls)
 
         async with httpx2.AsyncClient(
             headers=self._headers, trust_env=False, verify=self._tls,
@@ -158,12 +172,21 @@ class HttpEngine:
                 f"{reason}; check the server, judge.http.url and judge.http.model"
             )
 
-    async def _answer_one(self, client: httpx2.AsyncClient, body: bytes) -> Answer:
-        pause = self._config.backoff
-        for left in range(self._config.retries, -1, -1):
+    async def _answer_one(
+        self, client: httpx2.AsyncClient, question: Question, urls: dict[str, str]
+    ) -> Answer:
+        pause, left, refused = self._config.backoff, self._config.retries, self._limits.refused
+        while True:
+            fields = request_fields(self._config, question.max_answer_tokens)
+            sent = self._limits.apply(fields, refused)
             try:
-                answer = _read_completion(await self._post(client, body))
+                data = await self._post(client, self._body(question, urls, sent))
+                answer = _read_completion(data)
             except _RefusedError as refusal:
+                new = refused_fields(refusal.status, refusal.text, sent)
+                if new:  # at most as often as there are fields
+                    refused |= new
+                    continue
                 if refusal.status in _REFUSALS and not self._has_answered:
                     raise RunError(
                         f"the judge at {self._config.url} refuses: {refusal}; "
@@ -173,13 +196,25 @@ class HttpEngine:
             except _TransientError as failure:
                 if not left:
                     return Answer(error=str(failure))
+                left -= 1
                 jittered = pause * random.uniform(0.5, 1.0)
                 await self._wait(min(max(jittered, failure.wait), _LONGEST_WAIT))
                 pause = min(2 * pause, _LONGEST_WAIT)
             else:
                 self._has_answered = True
+                self._remember(refused)
                 return answer
-        raise AssertionError("the last try returns")
+
+    def _remember(self, refused: frozenset[str]) -> None:
+        """Leaves out what the server has refused from now on, and says so once."""
+        new = refused - self._limits.refused
+        if new:
+            self._limits.refused |= new
+            chance = "; answers may then differ from time to time" if "temperature" in new else ""
+            _log.warning(
+                "%s refuses %s; it is asked without%s", self._config.url,
+                ", ".join(sorted(new)), chance,
+            )  # fmt: skip
 
     async def _post(self, client: httpx2.AsyncClient, body: bytes) -> bytes:
         """The body of a response of status 200; raises _TransientError or _RefusedError."""
@@ -202,14 +237,15 @@ class HttpEngine:
             raise _TransientError(f"{type(cause).__name__}: {cause}") from error
         if response.status_code == 200:
             return bytes(data)
-        text = " ".join(data[:200].decode("utf-8", "replace").split())
+        whole = data.decode("utf-8", "replace")
+        text = " ".join(whole[:200].split())
         reason = f"status {response.status_code}{f': {text}' if text else ''}"
         if response.status_code in _TRANSIENT or response.status_code >= 500:
             raise _TransientError(reason, _seconds(response.headers.get("Retry-After", "")))
-        raise _RefusedError(response.status_code, reason)
+        raise _RefusedError(response.status_code, reason, whole)
 
-    def _body(self, question: Question, urls: dict[str, str]) -> bytes:
-        """The JSON of a request; `urls` has the data URL of each image by its key."""
+    def _body(self, question: Question, urls: dict[str, str], fields: dict[str, Any]) -> bytes:
+        """The JSON of a request with optional fields; `urls` has each image's data URL by key."""
         content: list[dict[str, Any]] = []
         if question.instruction:
             content.append({"type": "text", "text": question.instruction})
@@ -220,8 +256,7 @@ class HttpEngine:
         values = {
             "model": self._config.model,
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": question.max_answer_tokens,
-            "temperature": 0,
+            **fields,
         }
         return json.dumps(values).encode()
 
@@ -282,15 +317,11 @@ def _seconds(header: str) -> float:
 
 
 def _read_completion(data: bytes) -> Answer:
-    """The first choice of a chat completion; raises _TransientError where the bytes are none."""
+    """The answer in a response; raises _TransientError where it is no chat completion."""
     try:
-        choice = parse_json(data, "it", allow_nan=True)["choices"][0]
-        text, reason = choice["message"]["content"], choice.get("finish_reason")
-    except (InputError, LookupError, TypeError, AttributeError) as error:
-        raise _TransientError("the response is no chat completion") from error
-    if not isinstance(text, str | None):
-        raise _TransientError("the content of the response is no text")
-    return Answer(text or "", truncated=reason == "length")
+        return read_completion(data)
+    except ValueError as error:
+        raise _TransientError(str(error)) from error
 
 
 def _read_key(config: HttpConfig) -> str:

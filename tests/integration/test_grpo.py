@@ -49,6 +49,7 @@ METRICS = {
     *(f"reward/{term}/{of}" for term in ("total", *TERMS) for of in ("mean", "std")),
     *("reward/frac_zero_std", "judge/failed_frac", "judge/seconds"),
     *(f"plan/{name}" for name in ("length", "truncated_frac", "parsed_frac", "boxes")),
+    "plan/score_like_text",
     *(
         f"policy/{name}/{modality}"
         for name in ("ratio_max", "clip_frac", "entropy", "logp_diff")

@@ -43,6 +43,7 @@ def scored(groups: list[tuple[float, float]], start: int) -> ScoredRollout:
         plan_tokens_B=totals,
         truncated_B=totals,
         boxes_B=totals,
+        score_like_B=totals,
         # Of two processes this one scored the first half.
         record_B=np.asarray(records[: B // 2] + [None] * (B - B // 2)),
     )

@@ -34,7 +34,7 @@ _MARK_NAMES = (
     "bot human eot eom eoh eoa eou sop eop"
 )
 _MARKS = frozenset(_MARK_NAMES.split())
-_FIRST = re.compile(r"[^\s<>]*")
+_FIRST = re.compile(r"(?:[/\w|｜][^\s<>]*)?")
 _OPEN_END = re.compile(r"<[^\s<>]*\Z")
 
 
@@ -58,7 +58,7 @@ def enclose(text: str) -> str:
     assert first is not None
     word, rest = first.group(), text[first.end() :]
     alone = not rest and (word.lower() in _MARKS or any(c in word for c in "_/:"))
-    if word.startswith(("|", "｜")) or rest.startswith(">") or alone:
+    if word.startswith(("|", "｜")) or (word and rest.startswith(">")) or alone:
         text = " " + text
     if _OPEN_END.search(text):
         text += " "
