@@ -97,8 +97,8 @@ class UnderstandingQuestion:
 
     def read(self, answer: str) -> str:
         """`read_answer` of this question's form; a thought in front of the answer is none of it."""
-        said = answer_after_thought(answer)
-        return "" if said is None else read_answer(said, self.form, self.choices)
+        content = answer_after_thought(answer)
+        return "" if content is None else read_answer(content, self.form, self.choices)
 
     def is_right(self, answer: str) -> bool:
         """Whether an answer is right."""

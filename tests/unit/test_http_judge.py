@@ -294,7 +294,7 @@ def test_what_the_server_says_of_the_weights_is_part_of_the_identity() -> None:
         june = identity(root="/models/june", created=3)
         adapter = identity(root="/models/may", parent="qwen")
         nothing = identity(root="judge-7b", created=4)
-    assert plain == nothing == f"http {server.url} judge-7b multiple=28"
+    assert plain == nothing == f"http {server.url} judge-7b multiple=28 repetition_penalty=1.0"
     assert may == again and len({plain, may, june, adapter}) == 4
     assert engine_for(server)[0].identity == plain  # nobody is there
 

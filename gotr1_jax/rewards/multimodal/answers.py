@@ -42,7 +42,7 @@ _ALONE = re.compile(
     re.IGNORECASE,
 )
 _REASON = re.compile(r"\breason\b[\"'\s]{0,9}[:=][\"'\s]{0,9}([^\"}]*)", re.IGNORECASE)
-_FENCE_START = re.compile(r"\s*['\"]{0,3}(?:json\b)?\s*", re.IGNORECASE)
+_FENCE_START = re.compile(r"\s*(?:json\b)?\s*", re.IGNORECASE)
 # Of an object that is no valid JSON, mostly for a quotation in its reason: the score comes first.
 _FIRST_KEY = re.compile(
     rf"\{{\s*[\"']?score[\"']?\s*:\s*[\"']?{_NUMBER}{_OUT_OF}{_WHOLE}[\"']?\s*([,}}])",
@@ -56,6 +56,9 @@ _LATEX_TEXT = re.compile(r"\\?(?:text|mathbf|mathrm|textbf)\s*\{([^{}]*)\}")
 _LAST_LINE = re.compile(
     r"[\s$*_#>.()\\\[\]\"']*(?:(?:final|decision|answer|verdict)[\s:*_$\\]{1,9}){0,4}"
 )
+
+
+_MAY_QUOTE = "what was judged looks like an answer, and this may quote it"
 
 
 class ScoreReading(NamedTuple):
@@ -75,15 +78,17 @@ def parse_score(text: str, low: float, high: float, material: str = "") -> Score
     answer = answer_text(text, material)
     # Unchanged first: with plain quotes, a quotation inside the reason would end its string.
     for form in (answer, plain(answer)):
-        found = _leading_object(form, low, high)
+        found = _leading_object(form, low, high, material)
         if found is not None:
             return found
     answer = plain(answer)
+    if answer.startswith((">", "<<<")):
+        raise UnreadableError("it is a quotation")
     alone = _ALONE.fullmatch(answer)
     if alone:
         return ScoreReading(_checked(_in_range(alone.group(1), alone.group(2), low, high)), "")
     if looks_like_answer(material, "score"):
-        raise UnreadableError("what was judged looks like an answer, and this may quote it")
+        raise UnreadableError(_MAY_QUOTE)
     named = _named_scores(answer, low, high)
     if not named:
         ratios = [m for m in _RATIO.finditer(answer) if not is_quoted(answer, *m.span())]
@@ -136,17 +141,24 @@ def read_boxes(text: str, material: str = "") -> list[AnswerBox] | None:
         return None
 
 
-def _leading_object(text: str, low: float, high: float) -> ScoreReading | None:
-    """The object with a score with which an answer begins; None where it begins otherwise."""
+def _leading_object(text: str, low: float, high: float, material: str) -> ScoreReading | None:
+    """The object with a score with which an answer begins; None where it begins otherwise.
+
+    One that stands in the material too must be the whole answer.
+    """
     opening = _FENCE_START.match(plain(text.replace("```", "   ")))
     start = opening.end() if opening else 0
     if text[start : start + 1] != "{":
         return None
     first = next(values(text[start:]), None)
-    if first is None or first.start:
+    end_at = None if first is None or first.start else start + first.end
+    if end_at is not None and text[end_at:].strip("`'\" \t\r\n"):
+        _check_own(text[start:end_at], material)
+    if first is None or end_at is None:
         match = _FIRST_KEY.match(text, start)
         if match is None:
             return None
+        _check_own(match[0], material)
         value = _checked(_in_range(match[1], match[2], low, high))
         # The rest of its line is its reason.
         end = match if match[3] == "}" else _LINE_END.search(text, match.end())
@@ -157,9 +169,16 @@ def _leading_object(text: str, low: float, high: float) -> ScoreReading | None:
     if not scores:
         return None
     value = _checked(_agreed([_value(score, low, high) for score in scores]))
-    _agreed([value, *_named_scores(plain(text[start + first.end :]), low, high)])
+    _agreed([value, *_named_scores(plain(text[end_at:]), low, high)])
     reason = first.value.get("reason") if isinstance(first.value, dict) else None
     return ScoreReading(value, _line(reason))
+
+
+def _check_own(found: str, material: str) -> None:
+    """UnreadableError where what was found stands in the material, and so may be quoted."""
+    bare = ["".join(plain(part).split()) for part in (found, material)]
+    if bare[0] in bare[1]:
+        raise UnreadableError(_MAY_QUOTE)
 
 
 def _named_scores(text: str, low: float, high: float) -> list[float | None]:

@@ -64,19 +64,19 @@ def parse_boxes(text: str, material: str = "") -> list[AnswerBox]:
 
 
 def fit_boxes(
-    boxes: Sequence[AnswerBox], frame: tuple[int, int], picture: tuple[int, int]
+    boxes: Sequence[AnswerBox], frame: tuple[int, int], image: tuple[int, int]
 ) -> list[AnswerBox]:
     """The boxes in the units of a frame, in which the model should answer.
 
     Shares of the sides (all of 0 to 1) are scaled, and a box may leave the frame. Raises
     UnreadableError for a box that has no part in the frame, or leaves it far where it would lie in
-    the frame as thousandths or as pixels of the picture: which units it is in is not certain, and
+    the frame as thousandths or as pixels of the image: which units it is in is not certain, and
     a wrong guess would be a confident 0.
 
     Args:
         boxes: by `parse_boxes`.
         frame: (height, width) that coordinates refer to.
-        picture: (height, width) of the picture before any resizing.
+        image: (height, width) of the image before any resizing.
     """
     height, width = frame
     if any(map(any, boxes)) and all(0 <= value <= 1 for box in boxes for value in box):
@@ -89,11 +89,11 @@ def fit_boxes(
             raise UnreadableError("some boxes are shares of the sides and others are not")
         inside = x1 < width and y1 < height and x2 > 0 and y2 > 0
         far = x2 > _OUTSIDE * width or y2 > _OUTSIDE * height
-        others = any(min(box) >= 0 and x2 <= w and y2 <= h for h, w in ((1000, 1000), picture))
+        others = any(min(box) >= 0 and x2 <= w and y2 <= h for h, w in ((1000, 1000), image))
         if not inside or (far and others):
             shown = ", ".join(f"{value:g}" for value in box)
             raise UnreadableError(
-                f"the box [{shown}] is not one of a picture of {width}x{height}; does the model "
+                f"the box [{shown}] is not one of an image of {width}x{height}; does the model "
                 "answer in other units (judge.http.coordinates)?"
             )
     return list(boxes)

@@ -31,10 +31,11 @@ _BRACKETS = re.compile(r"<<+|>>+")
 # One such word between <<< and >>> would be a mark: <<<image>>> holds <image>.
 _MARK_NAMES = (
     "s bos eos pad unk image images img video audio think thinking thought user assistant system "
-    "bot human eot eom eoh eoa eou sop eop"
+    "bot human eot eom eoh eoa eou sop eop ref quad turn"
 )
 _MARKS = frozenset(_MARK_NAMES.split())
 _FIRST = re.compile(r"(?:[/\w|｜][^\s<>]*)?")
+_NUMBERED = re.compile(r"[a-z]+\d+|0x[0-9A-F]{2}")
 _OPEN_END = re.compile(r"<[^\s<>]*\Z")
 
 
@@ -57,7 +58,8 @@ def enclose(text: str) -> str:
     first = _FIRST.match(text)
     assert first is not None
     word, rest = first.group(), text[first.end() :]
-    alone = not rest and (word.lower() in _MARKS or any(c in word for c in "_/:"))
+    odd = word.endswith(("|", "｜")) or any(c in word for c in "_/:") or _NUMBERED.fullmatch(word)
+    alone = not rest and (word.lower() in _MARKS or odd)
     if word.startswith(("|", "｜")) or (word and rest.startswith(">")) or alone:
         text = " " + text
     if _OPEN_END.search(text):

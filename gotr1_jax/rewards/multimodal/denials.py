@@ -165,13 +165,13 @@ def _says_nothing_against(clause: str, rest: str, name: str) -> bool:
     words = re.findall(r"[a-z]+", clause.lower() if not name else f"thing {name}".lower())
     denied = {word.rstrip("s") for word in words if word not in _STOP} - _COMMON
     denied |= {"thing"} if name else set()
-    for sentence in re.split(r"[.!;]\s|\n", rest + " "):
-        said = sentence.strip(" .,!;:()")
-        bare = re.sub(r"^(?:and|but|so|therefore|as|because|since|hence|thus)\b,? ", "", said)
+    for part in re.split(r"[.!;]\s|\n", rest + " "):
+        sentence = part.strip(" .,!;:()")
+        bare = re.sub(r"^(?:and|but|so|therefore|as|because|since|hence|thus)\b,? ", "", sentence)
         if _DENIAL.fullmatch(bare) or _HARMLESS.match(bare):
             continue
-        if _POINTS.search(said) or denied & {
-            w.rstrip("s") for w in re.findall(r"[a-z]+", said.lower())
+        if _POINTS.search(sentence) or denied & {
+            w.rstrip("s") for w in re.findall(r"[a-z]+", sentence.lower())
         }:
             return False
     return True

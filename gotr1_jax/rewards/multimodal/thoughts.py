@@ -57,8 +57,8 @@ def answer_after_thought(text: str, material: str = "") -> str | None:
     """What stands behind the last end of a thought; None where a thought has no end.
 
     An answer that is one JSON value as a whole is not cut at a mark that its texts quote. Where
-    `material`, the text that was judged, spells a mark, what follows the first one is taken, and
-    the marks are dropped: a quotation must not turn what stands before it into a thought.
+    `material`, the text that was judged, spells a mark, only an answer that opens a thought has
+    one: a quotation must not turn what stands before it into a thought.
     """
     text = text.strip()
     begins = _START.match(text) is not None
@@ -66,8 +66,8 @@ def answer_after_thought(text: str, material: str = "") -> str | None:
     if bare := _BARE_CHANNELS.match(text):
         begins, ends = True, [*ends, bare.end()]
     if _LOOSE.search(material):
-        if begins and not ends:
-            return None
+        if (begins and not ends) or len(ends) > 1:
+            return None  # which of them ends it is not known
         text = text[ends[0] :] if begins else text
         return _clean(_START.sub(" ", _END.sub(" ", text)))
     for start in ([] if begins else [0]) + ends[:_MOST_ENDS]:
