@@ -55,7 +55,7 @@ def load_config(schema: type[Config], path: str | Path, overrides: Sequence[str]
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise InputError(f"{path} must hold keys and values, found {type(values).__name__}")
+        raise InputError(f"{path} must hold keys and values, found {_show(values)}")
     return from_dict(schema, values, overrides=parse_overrides(overrides))
 
 
@@ -164,7 +164,7 @@ def _read_scalar(kind: Any, value: Any, where: str) -> Any:
     found = value
     if kind is str and isinstance(value, str):
         if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise ConfigError(f"{where} is {_show(value)}; it holds what is no text")
+            raise ConfigError(f"{where} is {_show(value)}; it must be UTF-8 without NUL")
         return str(value)
     if kind in (bool, int, float) and isinstance(value, PlainScalar):
         try:
@@ -178,7 +178,8 @@ def _read_scalar(kind: Any, value: Any, where: str) -> Any:
             return math.inf
     if type(found) is kind if kind in (str, bool, int, float) else isinstance(found, kind):
         return found
-    hint = " without quotes" if type(value) is str and kind in (bool, int, float) else ""
+    quoted = type(value) is str and value and kind in (bool, int, float)
+    hint = " without quotes" if quoted else ""
     raise ConfigError(f"{where} is {_show(value)}; expected {kind.__name__}{hint}")
 
 

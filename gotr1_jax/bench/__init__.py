@@ -16,7 +16,8 @@ from dataclasses import asdict
 from typing import Any
 
 from gotr1_jax.bench.timing import REFERENCE
-from gotr1_jax.errors import InputError
+from gotr1_jax.config import read_value
+from gotr1_jax.limits import RowCount
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure and print; InputError for numbers below 1."""
-    if min(options.repeats, options.captions, options.images, options.rank) < 1:
-        raise InputError("--repeats, --captions, --images and --rank must be 1 or more")
+    """Measure and print; InputError for numbers out of range."""
+    for name in ("repeats", "captions", "images", "rank"):
+        read_value(RowCount, getattr(options, name), f"--{name}")
     # Imported late: `--help` and bad input answer at once.
     from gotr1_jax.bench.sample import bench_sample
     from gotr1_jax.bench.update import bench_update

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gotr1_jax.config import CheckedConfig, from_dict, load_config
+from gotr1_jax.config import CheckedConfig, from_dict, load_config, read_value
 from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.limits import RowCount
 from gotr1_jax.parallel.config import MeshConfig
 from gotr1_jax.rewards.base import Judge
 from gotr1_jax.rewards.factory import JudgeConfig, make_judge
@@ -76,8 +77,7 @@ def read_judge_options(options: argparse.Namespace) -> JudgeJob:
 
 def run(options: argparse.Namespace) -> None:
     """Runs `gotr1 judge` with the parsed command line."""
-    if options.batch is not None and options.batch < 1:
-        raise InputError(f"--batch is {options.batch}; use 1 or more")
+    read_value(RowCount | None, options.batch, "--batch")
     if options.out.is_dir():
         raise InputError(f"--out {options.out} is a folder; name a file")
     job = read_judge_options(options)

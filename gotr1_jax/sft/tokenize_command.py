@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gotr1_jax.config import load_config, read_value
 from gotr1_jax.errors import InputError
+from gotr1_jax.limits import RowCount
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,9 +49,7 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(
             f"--host is {options.host}, --hosts is {options.hosts}; use 0 to hosts - 1"
         )
-    if options.batch < 1:
-        raise InputError(f"--batch is {options.batch}; use 1 or more")
-    from gotr1_jax.config import load_config
+    read_value(RowCount, options.batch, "--batch")
     from gotr1_jax.sft.config import SftConfig
 
     config = load_config(SftConfig, options.config, options.overrides)

@@ -97,6 +97,18 @@ def test_runs_are_the_base_with_overrides(config: Path) -> None:
     assert runs[2].arguments[:3] == ("train", "grpo", "--config")
 
 
+def test_folders_and_overrides_are_taken_literally(config: Path) -> None:
+    change = {"overrides": ["policy.template=a: {caption} #1", "captions.column=no"]}
+    path = _write(config.parent, yaml.safe_load(config.read_text()) | change)
+    runs = ablate.plan_runs(load_config(AblationConfig, path), Path("out #1: 'x'"))
+    assert {run.config.policy.template for run in runs} == {"a: {caption} #1"}
+    assert {run.config.captions.column for run in runs} == {"no"}
+    assert Path(runs[0].config.run_dir) == Path("out #1: 'x'/one/seed_0")
+    # What the process will be started with gives the same.
+    words = list(runs[0].arguments[4:])
+    assert load_config(GrpoConfig, runs[0].arguments[3], words) == runs[0].config
+
+
 def test_all_variants_are_trained_and_compared(config: Path, trainer: Trainer) -> None:
     assert _run(config) == 0
     assert trainer.asked == ALL
@@ -197,6 +209,7 @@ def test_runs_of_another_configuration_are_refused(
             "variant 'a' holds 'steps'; write",
         ),
         ({"variants": [{"name": "a", "base": "no.yaml"}]}, "variant 'a'.*no.yaml"),
+        ({"overrides": ["seed=3"]}, "seeds and folders are the ablation's own"),
         ({"overrides": ["steps 3"]}, "overrides holds 'steps 3'; write key=value"),
         ({"variant": []}, "did you mean 'variants'"),
     ],

@@ -181,6 +181,83 @@ def test_words_that_are_no_override():
             parse_overrides(words)
 
 
+WORDS = {
+    "run_dir": [
+        "4711",
+        "exp #3",
+        "yes",
+        "010",
+        "1e5",
+        "null",
+        "[a]",
+        "'a'",
+        "a: b",
+        "-x",
+        "a=b",
+        "~",
+    ],
+    "policy.template": ["User: {caption}\nx #1: y"],
+    "captions.source": ["[ab]*.txt", "a #b", "3"],
+    "captions.column": ["", "no"],
+}
+
+
+@pytest.mark.parametrize("path, word", [(p, w) for p, words in WORDS.items() for w in words])
+def test_a_text_takes_the_literal_word(values, tmp_path, path, word):
+    for given in ([f"--{path}", word], [f"--{path}={word}"]):
+        config = found = load(tmp_path, values, *given)
+        for part in path.split("."):
+            found = getattr(found, part)
+        assert found == word and type(found) is str
+        (tmp_path / "again.yaml").write_text(to_yaml(config), encoding="utf-8")
+        assert load_config(GrpoConfig, tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "path, word, value",
+    [
+        ("seed", "010", 10),
+        ("mesh.data", "-1", -1),
+        ("optimizer.learning_rate", "1e-5", 1e-5),
+        ("optimizer.weight_decay", "0", 0.0),
+        ("checkpoint.keep_best", "off", False),
+        ("policy.lora", "null", None),
+        ("policy.lora", "{rank: 8, targets: [q, v]}", LoraConfig(8, targets=("q", "v"))),
+        ("policy.lora.targets", "[q, 'o']", ("q", "o")),
+        ("captions.source", "[a.txt, 4711, 'b, c']", ("a.txt", "4711", "b, c")),
+        ("update.refill_rounds", "3", 3),
+        ("seed", "1:30", "seed is 1:30; expected int"),
+        ("seed", "1e3", "seed is 1e3; expected int"),
+        ("seed", "", "seed is ''; expected int"),
+        ("seed", "9" * 5000, "seed is 999"),
+        ("checkpoint.keep_best", "1", "checkpoint.keep_best is 1; expected bool"),
+        ("policy.lora.targets", "q", "policy.lora.targets is q; expected a list, such as"),
+        ("policy.lora", "{rank: 4", "policy.lora is {rank: 4; expected a section"),
+        ("policy.lora", "{rank: 4, rank: 5}", "the key 'rank' stands in line 1 already"),
+        ("reward.x", "null", "unknown configuration key 'reward.x'"),
+        ("learning_rate", "1", "did you mean 'optimizer.learning_rate'?"),
+        ("run_dir", "a\0b", "it must be UTF-8 without NUL"),
+        ("run_dir", "", "run_dir is ''; it must not be empty"),
+    ],
+)
+def test_the_schema_reads_the_words_of_the_command_line(values, tmp_path, path, word, value):
+    if isinstance(value, str):
+        with pytest.raises(InputError) as caught:
+            load(tmp_path, values, f"--{path}", word)
+        assert value in str(caught.value) and len(str(caught.value)) < 500
+        return
+    found = load(tmp_path, values, f"--{path}", word)
+    for part in path.replace("refill", "resample").split("."):
+        found = getattr(found, part)
+    assert found == value and type(found) is type(value)
+
+
+def test_an_override_replaces_what_the_file_says_under_an_older_name(values, tmp_path):
+    values["update"]["refill_rounds"] = 2
+    for name in ("resample_rounds", "refill_rounds"):
+        assert load(tmp_path, values, f"--update.{name}", "5").update.resample_rounds == 5
+
+
 def test_an_override_below_a_value(values, tmp_path):
     with pytest.raises(InputError, match=r"--seed.x: seed is a single value \(0\), not a section"):
         load(tmp_path, {**values, "seed": 0}, "--seed.x", "1")
@@ -190,7 +267,7 @@ def test_an_override_below_a_value(values, tmp_path):
     "content, message",
     [
         (b"a: [1", "is not valid YAML"),
-        (b"- 1\n- 2\n", "must hold keys and values, found list"),
+        (b"- 1\n- 2\n", "must hold keys and values, found ..1"),
         (b"run_dir: \xff\xfe\n", "is not UTF-8 text"),
     ],
 )
@@ -231,3 +308,19 @@ def test_an_older_name_of_a_key_is_read_with_one_line(values, tmp_path, caplog):
     written = yaml.safe_load(to_yaml(old))
     renamed = {"pictures": written.pop("images"), "eval_pictures": written.pop("eval_images")}
     assert from_dict(VqTrainConfig, {**written, **renamed}) == old
+
+
+def test_only_a_training_ends_as_a_process_of_several(monkeypatch):
+    ended: list[int] = []
+    monkeypatch.setattr(cli, "run", lambda _: 1)
+    monkeypatch.setattr("gotr1_jax.parallel.processes.exit_process", ended.append)
+    for words in (["generate", "--prompt", "train"], ["report", "train"], ["train", "vq"]):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+    assert ended == [1]
+
+
+def test_keys_of_configurations_are_no_abbreviated_options():
+    words = ["compile", "--config", "a", "--topology", "b", "--judge", "{}", "--json"]
+    options, rest = cli.build_parser().parse_known_args(words)
+    assert (options.judge_size, options.json, rest) == (None, True, ["--judge", "{}"])
