@@ -7,7 +7,6 @@ checkpoint and exits with 75; the same command resumes. A second SIGINT ends it 
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import logging
 import os
@@ -19,6 +18,7 @@ from typing import Any
 
 from gotr1_jax import __version__
 from gotr1_jax.errors import GotR1Error, InputError, Stopped
+from gotr1_jax.io.write_errors import find_write_failure, write_failure
 
 # Job -> module, configuration class, function. Modules are imported only when needed, so that
 # `--help` and bad input return at once.
@@ -111,18 +111,29 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _fail(f"the disk is full: {error.filename or error}", 1)
-        raise
+        if error.errno is None:
+            raise
+        where = "a file" if error.filename is None else error.filename
+        return _fail(str(write_failure(where, error)), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except RuntimeError as error:
         from gotr1_jax.parallel.processes import describe_lost_process
 
         if (line := describe_lost_process(error)) is None:
-            raise
+            return _fail_on_disk(error)
         return _fail(line, 1)
+    except Exception as error:
+        return _fail_on_disk(error)
     return 0
+
+
+def _fail_on_disk(error: Exception) -> int:
+    """The exit code after a line about the disk that caused `error`; any other error is raised."""
+    failure = find_write_failure(error, Path("a file"))
+    if failure is None:
+        raise error
+    return _fail(str(failure), failure.exit_code)
 
 
 def _fail(message: str, code: int) -> int:

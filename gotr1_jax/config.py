@@ -286,13 +286,13 @@ def _paths(schema: type, below: tuple[type, ...] = ()) -> Iterator[str]:
 
 def to_yaml(config: Any) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal object."""
-    plain = _plain(dataclasses.asdict(config))
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+def to_plain(value: Any) -> Any:
+    """A configuration or value of one as dicts, lists and single values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [to_plain(v) for v in value]
     return value

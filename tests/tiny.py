@@ -130,6 +130,7 @@ class Brightness:
     """A judge that grades every image differently: by its channels' means and its plan."""
 
     terms: tuple[str, ...] = ("sem", "spa", "ri", "pi")
+    identity: str = "brightness"
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         results = []

@@ -20,6 +20,7 @@ from gotr1_jax.config import load_config
 from gotr1_jax.errors import InputError, RunError, Stopped
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.io.files import write_failure
+from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.io.reading import read_json, read_json_object, read_text
 from gotr1_jax.trainer.bootstrap import gain_interval
 from gotr1_jax.trainer.run_dir import RunDir
@@ -68,14 +69,19 @@ def run(options: argparse.Namespace) -> None:
         RunError: runs failed; all others are finished.
         Stopped: on a stop signal; the current run has saved a checkpoint.
     """
-    from gotr1_jax.trainer.stopping import StopSignals
-
     config = load_config(AblationConfig, options.config)
     root = Path(config.run_dir) if options.out is None else options.out
     runs = plan_runs(config, root)
     for planned in runs:
         check_same(planned)
     compare_finished(runs)  # what is damaged is better known before the others are trained
+    with folder_lock(root, "--out"):
+        _train_all(root, runs)
+
+
+def _train_all(root: Path, runs: Sequence[PlannedRun]) -> None:
+    from gotr1_jax.trainer.stopping import StopSignals
+
     failed: list[str] = []
     with StopSignals():
         for number, planned in enumerate(runs, start=1):

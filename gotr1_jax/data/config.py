@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
@@ -31,6 +32,8 @@ class RecordsConfig(CheckedConfig):
     "image" for the file with an image ending. A dot descends into an object, also into one that
     is JSON in a text.
     """
+
+    may_change: ClassVar[Collection[str]] = ("unusable_limit", "too_long_limit")
 
     caption: FilledText = "caption"
     plan: FilledText = "plan"

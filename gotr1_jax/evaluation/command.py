@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 
+from gotr1_jax.io.lock import folder_lock
+
 # What -> module with `add_arguments(parser)` and `run(options)`, one line of help. The modules
 # import jax, torch and models inside functions only.
 EVALUATIONS = {
@@ -28,4 +30,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the sub-command that was chosen."""
-    importlib.import_module(EVALUATIONS[options.evaluation][0]).run(options)
+    with folder_lock(options.out, "--out"):
+        importlib.import_module(EVALUATIONS[options.evaluation][0]).run(options)

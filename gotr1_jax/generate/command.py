@@ -24,6 +24,7 @@ from gotr1_jax.generate.config import (
 )
 from gotr1_jax.generate.layouts import Layout, make_layout
 from gotr1_jax.generate.tasks import CaptionTask, read_tasks
+from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.io.reading import read_json
 from gotr1_jax.tokenizers.janus import TEMPLATES, TextTokenizer, format_prompt
 
@@ -126,6 +127,14 @@ def generate(config: GenerateConfig, print_result: PrintResult | None = None) ->
     """
     layout = make_layout(config)
     counts = _check_tasks(config, layout)
+    with folder_lock(layout.home, "--out"):
+        _generate(config, layout, counts, print_result)
+
+
+def _generate(
+    config: GenerateConfig, layout: Layout, counts: _TaskCounts, print_result: PrintResult | None
+) -> None:
+    """`generate` once the captions are checked and the folder is held."""
     # Imported late: bad captions are reported without waiting for jax.
     from gotr1_jax.convert.checkpoint import load_checkpoint
     from gotr1_jax.convert.find import find_checkpoint

@@ -21,6 +21,7 @@ from PIL import Image
 from gotr1_jax.generate.config import SETTINGS_FILE, GenerateConfig
 from gotr1_jax.generate.tasks import CaptionTask
 from gotr1_jax.images import open_image
+from gotr1_jax.io.lock import LOCK_NAME
 
 RESULT = "result.json"
 UNFINISHED = ".unfinished"
@@ -73,7 +74,7 @@ class Layout:
     def is_fresh(self) -> bool:
         """Whether there are no results yet; a settings file alone may be there."""
         entries = {p.name for f in (self.out, self.home) if f.is_dir() for p in f.iterdir()}
-        return entries <= {SETTINGS_FILE, UNFINISHED}
+        return entries <= {SETTINGS_FILE, UNFINISHED, LOCK_NAME}
 
     def has_results(self) -> bool:
         """Whether there are results of this layout."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -37,6 +37,8 @@ from gotr1_jax.trainer.config import JobConfig
 class PolicyConfig(CheckedConfig):
     """The policy: checkpoint, dtypes, adapters, prompt."""
 
+    may_change: ClassVar[Collection[str]] = ("remat",)
+
     # A checkpoint folder in a released format, or "embedded".
     init: FilledText = "embedded"
     # dtype of activations; logits are always float32.
@@ -55,6 +57,8 @@ class PolicyConfig(CheckedConfig):
 @dataclass(frozen=True)
 class CaptionsConfig(CheckedConfig):
     """Captions of the shapes world or of files."""
+
+    may_change: ClassVar[Collection[str]] = ("unusable_limit",)
 
     # "shapes", or files, one or a list: text (a caption per line), .jsonl or .parquet, with the
     # wildcards * and ?. Files are concatenated in this order.
@@ -76,6 +80,8 @@ class CaptionsConfig(CheckedConfig):
 @dataclass(frozen=True)
 class RolloutConfig(CheckedConfig):
     """Sampling of the rollout."""
+
+    may_change: ClassVar[Collection[str]] = ("captions_at_once", "decode_batch")
 
     captions_per_step: RowCount = 8
     samples_per_caption: Annotated[
@@ -131,6 +137,8 @@ class RolloutConfig(CheckedConfig):
 class RewardConfig(CheckedConfig):
     """How the judge's terms become one reward, and when judge failures end the run."""
 
+    may_change: ClassVar[Collection[str]] = ("failure_limit", "failure_steps", "alarm_steps")
+
     rule: Literal["v1", "v2", "sum"] = "v1"
     terms: tuple[str, ...] = ("sem", "spa", "ri", "pi")
     # The run ends when more than this fraction of the samples of the last `failure_steps` steps
@@ -185,6 +193,8 @@ class EntropyConfig(CheckedConfig):
 class UpdateConfig(CheckedConfig):
     """Optimizer steps per rollout and dynamic sampling."""
 
+    may_change: ClassVar[Collection[str]] = ("micro_batch", "max_bad_updates")
+
     renamed_keys: ClassVar[Mapping[str, str]] = {"refill_rounds": "resample_rounds"}
 
     # Optimizer steps per rollout, each on different captions (mini-batches).
@@ -201,6 +211,8 @@ class UpdateConfig(CheckedConfig):
 @dataclass(frozen=True)
 class EvaluationConfig(CheckedConfig):
     """Held-out captions, before, during and after training."""
+
+    may_change: ClassVar[Collection[str]] = ("every", "shown")
 
     # As captions.source; "shapes" is its held-out split, of files evenly spaced captions are used.
     source: FilledText | tuple[FilledText, ...] = "shapes"
@@ -223,6 +235,8 @@ class EvaluationConfig(CheckedConfig):
 @dataclass(frozen=True, kw_only=True)
 class GrpoConfig(JobConfig):
     """Reinforcement learning of plan and image together: `gotr1 train grpo`."""
+
+    may_change: ClassVar[Collection[str]] = ("samples_every",)
 
     # Steps between saved groups of samples for the report.
     samples_every: Steps = 50

@@ -17,6 +17,12 @@ import numpy as np
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.grpo.alarms import JudgedCounts
 from gotr1_jax.grpo.config import EvaluationConfig
+from gotr1_jax.grpo.measure import (
+    MEASURED_UNDER,
+    check_measured_under,
+    digest,
+    measured_under,
+)
 from gotr1_jax.grpo.rollout import Prompts, RolloutWorker
 from gotr1_jax.grpo.setup import GrpoJob
 from gotr1_jax.io.files import read_json, write_json_atomic
@@ -65,7 +71,8 @@ class Evaluation:
     @classmethod
     def from_json(cls, values: object, where: str = "the evaluation") -> Evaluation:
         """Inverse of `to_json`; null is NaN. InputError, with `where`, for other values."""
-        columns = values if isinstance(values, Mapping) else {}
+        values = values if isinstance(values, Mapping) else {}
+        columns = {name: scores for name, scores in values.items() if name != MEASURED_UNDER}
         lists = [v if isinstance(v, list) and v else None for v in columns.values()]
         if "total" not in columns or None in lists or len({len(v) for v in lists if v}) != 1:
             raise InputError(f"{where} is no object of lists of scores, equally long, with a total")
@@ -92,6 +99,15 @@ class HeldOut:
     def __init__(self, job: GrpoJob, run: Run) -> None:
         self._config, self._worker, self._prompts = job.config, job.worker, job.heldout
         self._root, self._multiple = run.dir.root, row_multiple(run.mesh)
+        self._under = measured_under(
+            job.config, job.heldout.captions, job.worker.judge.identity,
+            run.inputs.get("policy.init", ""),
+        )  # fmt: skip
+
+    @property
+    def measure(self) -> str:
+        """A name for what the scores are measured under: those of other names do not compare."""
+        return digest(self._under)
 
     def before(self, job: GrpoJob, state: TrainState, first_step: int) -> Evaluation | None:
         """The evaluation before the first update; read from the run's files where it goes on.
@@ -119,13 +135,15 @@ class HeldOut:
         """The evaluation before training in the run's file; None, with a line, if it is no use."""
         path = self._root / "eval_before.json"
         try:
-            found = Evaluation.from_json(read_json(path, allow_nan=True), str(path))
+            values = read_json(path, allow_nan=True)
+            found = Evaluation.from_json(values, str(path))
             captions, terms = len(found.total), set(found.terms)
             if captions != len(self._prompts) or terms != set(self._worker.judge.terms):
                 raise InputError(
                     f"{path} has {', '.join(sorted(terms))} of {captions} captions, and not "
                     f"{', '.join(self._worker.judge.terms)} of {len(self._prompts)}"
                 )
+            check_measured_under(values.get(MEASURED_UNDER), self._under, str(path))
             if self._is_lost(found):
                 raise InputError(f"{path} has no score, as the judge gave none")
         except InputError as error:
@@ -146,7 +164,7 @@ class HeldOut:
         """Scores all held-out captions under decode weights; writes `name`.json and samples."""
         found = evaluate(
             self._worker, params, self._prompts, self._config.evaluation, name, self._root,
-            rows=self._config.rollout.rows_at_once, multiple=self._multiple,
+            rows=self._config.rollout.rows_at_once, multiple=self._multiple, under=self._under,
         )  # fmt: skip
         if found.counts is not None and found.counts.unscored:
             cause, samples = found.counts.cause, found.counts.samples
@@ -159,14 +177,14 @@ class HeldOut:
 
 def evaluate(
     worker: RolloutWorker, params: Any, prompts: Prompts, config: EvaluationConfig, name: str,
-    root: Path, *, rows: int, multiple: int = 1,
+    root: Path, *, rows: int, multiple: int = 1, under: Mapping[str, str] | None = None,
 ) -> Evaluation:  # fmt: skip
     """Score every caption: the mean over `config.samples` samples.
 
     At most `rows` samples are sampled at once, and a multiple of `multiple` (`captions_at_once`).
     The first samples of `config.shown` captions go to samples/`name` for the report (of several
     processes: those that process 0 scored). The scores are written to root/`name`.json, from which
-    a resumed run reads those before training.
+    a resumed run reads those before training, with what they were measured under.
     """
     G, P = config.samples, len(prompts)
     size = captions_at_once(P, G, rows, multiple)
@@ -187,7 +205,8 @@ def evaluate(
     with raise_on_all_processes():
         if is_main_process():
             write_samples(root / "samples", 0, shown, name=name)
-            write_json_atomic(root / f"{name}.json", result.to_json())
+            record = {MEASURED_UNDER: under} if under is not None else {}
+            write_json_atomic(root / f"{name}.json", {**record, **result.to_json()})
     return result
 
 

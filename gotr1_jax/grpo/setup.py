@@ -13,8 +13,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gotr1_jax.convert.checkpoint import Checkpoint
+from gotr1_jax.convert.find import checkpoint_path
 from gotr1_jax.data.captions import read_captions
 from gotr1_jax.data.pipeline import caption_batches
+from gotr1_jax.generate.config import fingerprint
 from gotr1_jax.grpo.config import CaptionsConfig, EvaluationConfig, GrpoConfig, GrpoLossConfig
 from gotr1_jax.grpo.entropy import new_entropy_state
 from gotr1_jax.grpo.policy import SplitPolicy, load_policy
@@ -32,6 +34,7 @@ from gotr1_jax.sampler.sampler import Sampler
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.tokenizers.janus import SpecialIds
 from gotr1_jax.trainer.optimizer import make_optimizer
+from gotr1_jax.trainer.resume import describe_texts
 from gotr1_jax.trainer.run import Run
 from gotr1_jax.trainer.state import TrainState, new_state
 
@@ -96,8 +99,15 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
         limit = config.captions.unusable_limit
         prompts = encode(train_captions(config.captions, config.seed, fits))
         heldout = encode(heldout_captions(config.evaluation, limit, fits))
+        inputs = {
+            "policy.init": f"weights {fingerprint(checkpoint_path(config.policy.init))[:16]}",
+            "captions.source": describe_texts(prompts.captions, "captions"),
+            "evaluation.source": describe_texts(heldout.captions, "captions"),
+        }
     check_same_on_all_processes(prompts.texts(), "set of captions, or tokenizer,")
     check_same_on_all_processes(heldout.texts(), "set of held-out captions")
+    order = f"{inputs['captions.source']} {config.rollout.captions_per_step}"
+    run.check_inputs(inputs, order)
     batches: Iterator[Any] = iter(
         caption_batches(prompts.captions, config.rollout.captions_per_step, config.seed)
     )
@@ -105,6 +115,9 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
     with raise_on_all_processes():
         # Answers stay with the run: a resumed step does not ask twice.
         judge = make_judge(config.judge, run.dir.root / "judge_cache", local_mesh(run.mesh))
+    if not any(part.kind == "http" for part in (config.judge, *config.judge.also)):
+        # What a server is may be unknown for a while; a judge of this process is what it is.
+        run.check_inputs({**inputs, "judge": judge.identity}, order)
     optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
     reference = policy.reference() if config.loss.kl != "none" else None
     return GrpoJob(

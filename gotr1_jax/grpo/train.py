@@ -80,10 +80,15 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
             _write_samples(config, run, groups)
             total = held_out.after_step(job, state, run)
             failure = alarms.check(groups.drawn, run.note)
-            run.end_step(state, score=total, failure=failure, meta={"alarms": alarms.state})
+            alarm_state = {"alarms": alarms.state}
+            run.end_step(
+                state, score=total, measure=held_out.measure, failure=failure, meta=alarm_state
+            )
 
+        # First of all, whatever becomes of the comparison.
+        _export(run, job, state.params)
         after = held_out.evaluate("eval_after", job.sampling_params(state))
-        return _finish(config, run, job, state.params, before, after)
+        return _finish(run, before, after)
 
 
 def _sample_and_score(job: GrpoJob, params: Any, step: int, resample_round: int) -> ScoredRollout:
@@ -105,16 +110,21 @@ def _write_samples(config: GrpoConfig, run: Run, groups: SampledGroups) -> None:
             write_samples(run.dir.samples, run.step, records)
 
 
-def _finish(
-    config: GrpoConfig,
-    run: Run,
-    job: GrpoJob,
-    params: Any,
-    before: Evaluation | None,
-    after: Evaluation,
-) -> dict[str, Any]:
-    """Writes summary, model in the released format, and report; returns the summary."""
+def _export(run: Run, job: GrpoJob, params: Any) -> None:
+    """Writes the model in the released format."""
     model = gather_to_main(merge_adapters(job.policy, params))
+    with raise_on_all_processes():
+        if is_main_process():
+            source = job.checkpoint.source
+            rest = load_checkpoint(source, parts=("vq", "understanding"))
+            save_checkpoint(
+                run.dir.root / "model", rest.config, model, rest.vq, rest.understanding, source,
+                dtype="bfloat16",
+            )  # fmt: skip
+
+
+def _finish(run: Run, before: Evaluation | None, after: Evaluation) -> dict[str, Any]:
+    """Writes summary and report; returns the summary."""
     with raise_on_all_processes():
         if not is_main_process():
             return {}
@@ -125,16 +135,10 @@ def _finish(
             "after": after.means,
             "total_gain_ci95": list(interval),
             "captions": len(before.total),
-            "steps": config.steps,
+            "steps": run.step,
             "seconds": run.seconds,
         }
         write_json_atomic(run.dir.summary, summary)
-        source = job.checkpoint.source
-        rest = load_checkpoint(source, parts=("vq", "understanding"))
-        save_checkpoint(
-            run.dir.root / "model", rest.config, model, rest.vq, rest.understanding, source,
-            dtype="bfloat16",
-        )  # fmt: skip
         print(format_table(before, after, interval))
         print(f"report: {write_report(run.dir.root)}")
         return summary

@@ -9,16 +9,21 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.errors import InputError
+from gotr1_jax.io.lock import target_lock
 from gotr1_jax.io.reading import parse_json_object as parse_json_object
 from gotr1_jax.io.reading import read_json as read_json
 from gotr1_jax.io.reading import read_json_object as read_json_object
 from gotr1_jax.io.reading import read_lines as read_lines
 from gotr1_jax.io.reading import read_text as read_text
+from gotr1_jax.io.write_errors import raise_write_errors as raise_write_errors
+from gotr1_jax.io.write_errors import write_failure as write_failure
+
+_PROBE_BYTES = 4096
 
 
 def plain_json(value: Any) -> Any:
@@ -32,24 +37,6 @@ def plain_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def write_failure(
-    path: Path, error: OSError, advice: str = "free some space or choose another directory"
-) -> RunError:
-    """The error of a failed write; `advice` is added if the disk is full."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(f"disk full: {path} was not written; {advice}")
-    return RunError(f"cannot write {path}: {error.strerror or error}")
-
-
-@contextmanager
-def raise_write_errors(path: Path, *advice: str) -> Iterator[None]:
-    """Raise an OSError of the block as the RunError of `write_failure`."""
-    try:
-        yield
-    except OSError as error:
-        raise write_failure(path, error, *advice) from error
 
 
 def atomic_write(path: Path | str, data: bytes | str, *, parents: bool = False) -> None:
@@ -92,28 +79,42 @@ def atomic_folder(target: Path, marker: str | None = None) -> Iterator[Path]:
 
     An existing `target` is replaced; with a `marker` only if it is empty or holds a file of that
     name, otherwise an InputError is raised. RunError if the folder cannot be written. If the block
-    raises, the temporary folder is removed and `target` is unchanged.
+    raises, the temporary folder is removed and `target` is unchanged. Another process that writes
+    `target` at the same time gets an InputError.
     """
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; choose a directory")
     unmarked = marker is not None and target.is_dir() and not (target / marker).is_file()
     if unmarked and any(target.iterdir()):
         raise InputError(f"{target} is not empty and holds no {marker}; choose another directory")
-    temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
-    old = target.with_name(f".{target.name}.old{os.getpid()}")
-    try:
-        with raise_write_errors(target):
+    # Random names, not process ids: processes on several hosts may write the same folder.
+    number = secrets.randbelow(10**12)
+    temporary = target.with_name(f".{target.name}.tmp{number}")
+    old = target.with_name(f".{target.name}.old{number}")
+    with target_lock(target, "the folder"):
+        try:
+            with raise_write_errors(target):
+                temporary.mkdir(parents=True)
+                yield temporary
+                if target.exists():
+                    target.rename(old)
+                temporary.rename(target)
+        finally:
+            if old.exists() and not target.exists():
+                old.rename(target)
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            yield temporary
-            if target.exists():
-                target.rename(old)
-            temporary.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def check_writable(folder: Path) -> None:
+    """OSError if no file can be written to a folder, which must exist; leaves nothing there."""
+    probe = folder / f".probe.tmp{secrets.randbelow(10**12)}"
+    try:
+        with open(probe, "wb") as file:
+            file.write(bytes(_PROBE_BYTES))
     finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):
+            probe.unlink()
 
 
 def sync(path: Path) -> None:

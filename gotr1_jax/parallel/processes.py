@@ -11,10 +11,11 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from gotr1_jax.errors import GotR1Error, InputError, RunError, Stopped
@@ -67,6 +68,28 @@ def raise_on_all_processes() -> Iterator[None]:
     failed = np.flatnonzero(notes[:, 0])
     if len(failed):
         raise _from_note(int(failed[0]), notes[failed[0]])
+
+
+def post_text(key: str, text: str) -> None:
+    """Leaves a text for the other processes under a key; any thread may call it.
+
+    Unlike a collective it needs nobody's answer. Does nothing in a single process.
+    """
+    client = global_state.client
+    if client is not None:
+        with suppress(Exception):  # the service may have ended: the others notice that themselves
+            client.key_value_set(key, text, allow_overwrite=True)
+
+
+def posted_text(key: str) -> str | None:
+    """The text that a process left under a key; None if there is none."""
+    client = global_state.client
+    if client is None:
+        return None
+    try:
+        return client.key_value_try_get(key)
+    except Exception:  # of a class of jaxlib's: there is no such key, or no service
+        return None
 
 
 def check_same_on_all_processes(text: str | Iterable[str], what: str) -> None:

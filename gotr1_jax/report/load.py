@@ -53,6 +53,7 @@ class RunData:
         num_sampled_steps: steps that have samples, chosen or not.
         judges: the identities of judges that scored samples after training.
         problems: one line for each unreadable part.
+        is_finished: whether the run has its summary, or (SFT of earlier versions) its model.
     """
 
     name: str
@@ -65,6 +66,7 @@ class RunData:
     num_sampled_steps: int
     judges: tuple[str, ...]
     problems: tuple[str, ...]
+    is_finished: bool = False
 
 
 def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None) -> RunData:
@@ -119,6 +121,8 @@ def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None)
         num_sampled_steps=len(folders),
         judges=judges,
         problems=tuple(problems),
+        is_finished=run.summary.is_file()
+        or (not run.inputs.is_file() and (root / "model" / "config.json").is_file()),
     )
 
 

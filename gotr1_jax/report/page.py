@@ -95,7 +95,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     if 0 <= seconds < 1e9:
         minutes, rest = divmod(round(seconds), 60)
         found.append(("time", f"{minutes} min {rest} s" if minutes else f"{rest} s"))
-    if not run.summary:
+    if not run.is_finished:
         found.append(("state", "not finished: no summary.json yet"))
     return found
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gotr1_jax.config import CheckedConfig, from_dict, load_config, read_value
 from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.io.lock import target_lock
 from gotr1_jax.limits import RowCount
 from gotr1_jax.parallel.config import MeshConfig
 from gotr1_jax.rewards.base import Judge
@@ -84,7 +85,8 @@ def run(options: argparse.Namespace) -> None:
     samples = find_samples(options.input)
     judge = make_judge(job.judge, mesh=device_mesh(job))
     batch = options.batch or default_batch(job.judge)
-    lines = judge_samples(judge, samples, options.out, batch)
+    with target_lock(options.out, "--out"):
+        lines = judge_samples(judge, samples, options.out, batch)
     print(_summary(judge, lines))
     print(options.out)
     if all(score is None for line in lines for score in line["scores"].values()):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError, InputError
@@ -52,6 +53,8 @@ class PythonConfig(CheckedConfig):
 class HpsConfig(CheckedConfig):
     """HPS v2.1; see `rewards.hps`."""
 
+    may_change: ClassVar[Collection[str]] = ("batch_rows",)
+
     # HPS_v2.1_compressed.pt, or the directory that it was converted to.
     checkpoint: FilledText
     # File or directory of CLIP's vocabulary; null: in the checkpoint's directory.
@@ -73,6 +76,8 @@ class CacheConfig(CheckedConfig):
 @dataclass(frozen=True)
 class JudgeConfig(CheckedConfig):
     """The judge; a section is used only by the kinds that its comment names."""
+
+    may_change: ClassVar[Collection[str]] = ("cache",)
 
     # shapes: the shapes world's exact judge; qwen2_5_vl: Qwen2.5-VL in this process; hps: human
     # preference; http: a model behind an OpenAI-compatible server; python: a function of one's

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.data.config import RecordsConfig
@@ -36,6 +37,8 @@ class NewModelConfig(CheckedConfig):
 class SftDataConfig(CheckedConfig):
     """Examples (caption, plan, image) of the shapes world or of your own records."""
 
+    may_change: ClassVar[Collection[str]] = ("cache_dir",)
+
     # "shapes", or records, one name or a list: .jsonl, .parquet and .tar (WebDataset) files (with
     # wildcards), folders of such files, ids "org/name" of hub data sets, or an output folder of
     # `gotr1 tokenize-images`. Images are tokenised once.
@@ -64,6 +67,8 @@ class SftDataConfig(CheckedConfig):
 @dataclass(frozen=True, kw_only=True)
 class SftConfig(JobConfig):
     """Supervised training of plan and image: `gotr1 train sft`."""
+
+    may_change: ClassVar[Collection[str]] = ("micro_batch", "remat", "export_dir", "log_every")
 
     # Checkpoint of the VQ tokenizer: a folder (such as `gotr1 train vq` writes) or a hub id.
     vq: FilledText

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from gotr1_jax.convert.image_tokenizer import ImageTokenizer
 from gotr1_jax.data.pipeline import SftExampleBatch, record_batches, sft_batches
-from gotr1_jax.data.shards import TokenizedRecords
+from gotr1_jax.data.records import find_record_files, fingerprint_files
+from gotr1_jax.data.shards import TokenizedRecords, read_manifest
 from gotr1_jax.data.text_tokens import TextFormat, TokenCounts
 from gotr1_jax.data.token_cache import ImageTokenCache
 from gotr1_jax.errors import InputError
@@ -73,6 +74,16 @@ def make_batches(
     digest = hashlib.sha256(read_bytes(tokenizer_dir / TOKENIZER_FILE)).hexdigest()
     records = _load_records(config, vq, text, digest)
     return record_batches(records, text, config.batch_size, config.seed, held)
+
+
+def describe_data(data: SftDataConfig) -> str:
+    """What identifies the examples: of records, their files by name, size and ends."""
+    if data.source == "shapes":
+        return "shapes"
+    folder = given_shards(data)
+    if folder is not None:
+        return f"image tokens {read_manifest(folder).key}"
+    return f"files {fingerprint_files(find_record_files(data.source, data.records))[:16]}"
 
 
 def _shapes_image_ids(config: SftConfig, source: ShapesSource, vq: ImageTokenizer) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from gotr1_jax.config import load_config, read_value
@@ -62,6 +63,7 @@ def run(options: argparse.Namespace) -> None:
 
     from gotr1_jax.convert.find import find_checkpoint
     from gotr1_jax.convert.image_tokenizer import load_vq
+    from gotr1_jax.io.lock import folder_lock
     from gotr1_jax.parallel.processes import raise_on_all_processes
     from gotr1_jax.parallel.startup import start_devices, start_processes
     from gotr1_jax.sft.tokenize_images import (
@@ -82,6 +84,10 @@ def run(options: argparse.Namespace) -> None:
     else:
         share = HostShare(options.host, options.hosts)
     vq = load_vq(find_checkpoint(config.vq))
-    with raise_on_all_processes(), show_progress() as on_progress:
+    lock: AbstractContextManager[None] = nullcontext()
+    if options.out is not None:
+        # Hosts write shards of their own; two processes of the same share would do them twice.
+        lock = folder_lock(options.out, "--out", f"_{share.index}_of_{share.hosts}")
+    with raise_on_all_processes(), lock, show_progress() as on_progress:
         folder = tokenize_records(config.data, vq, share, on_progress, options.out, options.batch)
     print(folder)

@@ -20,6 +20,7 @@ from gotr1_jax.convert.image_tokenizer import ImageTokenizer, load_vq
 from gotr1_jax.convert.open_checkpoint import check_vocabulary, read_sizes
 from gotr1_jax.convert.writer import copy_files
 from gotr1_jax.errors import InputError
+from gotr1_jax.generate.config import fingerprint
 from gotr1_jax.io.reading import read_text
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
@@ -33,13 +34,14 @@ from gotr1_jax.parallel.processes import (
 )
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.sft.config import SftConfig
-from gotr1_jax.sft.dataset import make_batches, to_token_batch
+from gotr1_jax.sft.dataset import describe_data, make_batches, to_token_batch
 from gotr1_jax.sft.losses import SftWeights
 from gotr1_jax.sft.update import make_sft_step
 from gotr1_jax.shapes.tokenizer import train_tokenizer
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer, add_plan_tokens
 from gotr1_jax.trainer.optimizer import make_optimizer, make_schedule
 from gotr1_jax.trainer.run import Run
+from gotr1_jax.trainer.run_dir import write_summary
 from gotr1_jax.trainer.state import TrainState, new_state
 
 _log = logging.getLogger(__name__)
@@ -72,6 +74,8 @@ def train_sft(config: SftConfig) -> Path:
             initial = _initial_model(config, Path(scratch), images, loaded)
         tokenizer = read_text(initial.tokenizer_dir / TOKENIZER_FILE)
         check_same_on_all_processes(tokenizer, "tokenizer")
+        inputs = _inputs(config)
+        run.check_inputs(inputs, f"{inputs['data.source']} {config.batch_size}")
         run.open()
         vq = ImageTokenizer(initial.config.vq, initial.config.image_size, initial.vq)
         own_rows = addressable_rows(config.batch_size, mesh)
@@ -109,7 +113,23 @@ def train_sft(config: SftConfig) -> Path:
             run.end_step(state)
         params = gather_to_main(state.params)
         with raise_on_all_processes():
-            return _export(config, run.dir.root, initial, params)
+            out = _export(config, run.dir.root, initial, params)
+            if is_main_process():
+                write_summary(run.dir, run.step, run.seconds)
+            return out
+
+
+def _inputs(config: SftConfig) -> dict[str, str]:
+    """What identifies the content of the files that the job reads, by setting."""
+    checkpoints = (
+        {"vq": config.vq} if config.init is None else {"vq": config.vq, "init": config.init}
+    )
+    with raise_on_all_processes():
+        inputs = {
+            name: f"weights {fingerprint(find_checkpoint(path))[:16]}"
+            for name, path in checkpoints.items()
+        }
+        return inputs | {"data.source": describe_data(config.data)}
 
 
 def _load(config: SftConfig, mesh: Mesh) -> Checkpoint:

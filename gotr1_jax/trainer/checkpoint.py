@@ -10,6 +10,7 @@ newer one is verified, so `_retain` runs after the manifest.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import shutil
 import threading
@@ -24,8 +25,13 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from gotr1_jax.errors import GotR1Error, InputError, RunError
-from gotr1_jax.io.files import write_failure
-from gotr1_jax.parallel.processes import raise_on_all_processes
+from gotr1_jax.io.files import check_writable
+from gotr1_jax.io.write_errors import find_write_failure, raise_write_errors, write_failure
+from gotr1_jax.parallel.processes import (
+    post_text,
+    posted_text,
+    raise_on_all_processes,
+)
 from gotr1_jax.trainer.checkpoint_meta import compare, decode, encode, flatten, specs
 from gotr1_jax.trainer.manifest import (
     MANIFEST_NAME,
@@ -33,10 +39,19 @@ from gotr1_jax.trainer.manifest import (
     read_manifest,
     write_manifest,
 )
-from gotr1_jax.trainer.run_dir import CHECKPOINTS_NAME, step_number
+from gotr1_jax.trainer.run_dir import step_number
 
 _PREFIX = "step_"
+_ASK_SECONDS = 1.0  # between questions whether another process failed in a save
 _log = logging.getLogger(__name__)
+
+
+def _is_no_error_of_orbax(record: logging.LogRecord) -> bool:
+    return record.exc_info is None or "orbax" not in record.pathname
+
+
+# Orbax logs the traceback of a failed write in every thread that it concerns, and raises it too.
+logging.getLogger("absl").addFilter(_is_no_error_of_orbax)
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,8 @@ class Checkpoints:
         self._writer: ocp.AsyncCheckpointer | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._saves = 0
+        self._given_up = False
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -94,8 +111,9 @@ class Checkpoints:
         return [step for step in self._folders() if (self.folder(step) / MANIFEST_NAME).is_file()]
 
     def save(
-        self, step: int, tree: Any, meta: Mapping[str, Any], score: float | None = None
-    ) -> None:
+        self, step: int, tree: Any, meta: Mapping[str, Any], score: float | None = None,
+        measure: str = "",
+    ) -> None:  # fmt: skip
         """Starts a save; returns once the arrays are copied and may be donated.
 
         Args:
@@ -103,21 +121,26 @@ class Checkpoints:
             tree: any pytree of arrays.
             meta: JSON values and bytes: seed, state of the data iterator, counters.
             score: for `keep_best`; higher is better.
+            measure: names what the score was measured under; only scores of one are compared.
 
         Raises:
             RunError: this save cannot start, or the previous one failed.
         """
         # If the previous save failed in one process, no process starts this one.
+        folder = self.folder(step)
         with raise_on_all_processes():
             self.wait()
+            with raise_write_errors(folder):
+                self._remove_unfinished()
+                self._remove(step)
+                # Asked first: when one process cannot write, the others wait in Orbax for it.
+                check_writable(self.directory)
         arrays = flatten(tree)
         record = {"meta": encode(meta), "arrays": specs(tree), "frozen": self._frozen}
-        folder = self.folder(step)
+        self._saves += 1
         try:
-            self._remove_unfinished()
-            self._remove(step)
             if self._writer is None:
-                self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+                self._writer = _new_writer()
             self._writer.save(
                 folder,
                 args=ocp.args.Composite(
@@ -129,7 +152,11 @@ class Checkpoints:
             self._abandon(step)
             raise _save_failure(folder, error) from error
         self._bad.discard(step)
-        self._thread = threading.Thread(target=self._finish, args=(step, score), name="checkpoint")
+        # Not waited for at exit if another process failed in this save: see `settle`.
+        self._thread = threading.Thread(
+            target=self._finish, args=(step, score, measure), name="checkpoint",
+            daemon=jax.process_count() > 1,
+        )  # fmt: skip
         self._thread.start()
 
     def wait(self) -> None:
@@ -145,29 +172,40 @@ class Checkpoints:
             raise error
 
     def settle(self) -> None:
-        """Waits until no save is running; raises nothing, and any thread may call it."""
+        """Waits until no save is running; raises nothing, and any thread may call it.
+
+        Orbax waits for all processes: when a save failed in one, it is given up in the others.
+        """
         thread = self._thread
-        if thread is not None:
+        if thread is None:
+            return
+        if jax.process_count() == 1:
             thread.join()
+        while thread.is_alive():
+            thread.join(_ASK_SECONDS)
+            if thread.is_alive() and (text := posted_text(self._failure_key)):
+                self._error, self._thread, self._given_up = RunError(text), None, True
+                return
 
     def close(self) -> None:
         """Waits for the last save and ends the background threads."""
         try:
             self.wait()
         finally:
-            if self._writer is not None:
+            if self._writer is not None and not self._given_up:
                 self._writer.close()
-                self._writer = None
+            self._writer = None
 
     def latest_good(self) -> int | None:
         """The newest step whose files match its manifest; None if there are no steps.
 
         Raises RunError if there are steps but none is good.
         """
-        self.wait()
         found = -1
-        if jax.process_index() == 0:
-            found = self._newest_good()
+        with raise_on_all_processes():
+            self.wait()
+            if jax.process_index() == 0:
+                found = self._newest_good()
         if jax.process_count() > 1:
             found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
         if found == -2:
@@ -196,9 +234,11 @@ class Checkpoints:
             if step is None:
                 raise RunError(f"there is no checkpoint in {self.directory}")
         else:
-            problem = manifest_problem(self.folder(step), step)
-            if problem:
-                raise RunError(f"checkpoint {self.folder(step)} cannot be used: {problem}")
+            with raise_on_all_processes():
+                main = jax.process_index() == 0
+                problem = manifest_problem(self.folder(step), step) if main else None
+                if problem:
+                    raise RunError(f"checkpoint {self.folder(step)} cannot be used: {problem}")
         folder = self.folder(step)
         wanted = flatten(target)
         with _unreadable(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
@@ -230,16 +270,23 @@ class Checkpoints:
         for step in sorted(set(self._folders()) - set(self.steps()), reverse=True):
             _log.warning("checkpoint %s was never finished; it is ignored", self.folder(step))
 
-    def _finish(self, step: int, score: float | None) -> None:
+    @property
+    def _failure_key(self) -> str:
+        """Under which a process tells the others that the current save has failed in it."""
+        return f"gotr1_jax/failed_save/{self._saves}"
+
+    def _finish(self, step: int, score: float | None, measure: str) -> None:
         """The background part of a save."""
         folder = self.folder(step)
         try:
             assert self._writer is not None
             self._writer.wait_until_finished()
             if jax.process_index() == 0:
-                write_manifest(folder, step, score)
+                write_manifest(folder, step, score, measure)
         except BaseException as error:
             self._error = _save_failure(folder, error)
+            text = f"process {jax.process_index()}: {self._error}"
+            post_text(self._failure_key, text)
             self._abandon(step)
             return
         if jax.process_index() == 0:
@@ -249,18 +296,23 @@ class Checkpoints:
                 _log.warning("old checkpoints in %s were not removed: %s", self.directory, error)
 
     def _retain(self, saved: int) -> None:
-        """Removes steps older than the good step `saved`, except the newest and the best."""
-        scores: dict[int, float | None] = {}
+        """Removes steps older than the good step `saved`, except the newest and the best.
+
+        Scores that were measured under other settings do not compare: the best of each stays.
+        """
+        scores: dict[int, tuple[str, float | None]] = {}
         for step in self.steps():
             try:
-                scores[step] = read_manifest(self.folder(step))["score"]
+                manifest = read_manifest(self.folder(step))
+                scores[step] = str(manifest.get("measure", "")), manifest["score"]
             except InputError:
                 self._bad.add(step)
         good = [step for step in scores if step not in self._bad]
         kept = set(good[-self._keep :])
-        scored = [(score, step) for step in good if (score := scores[step]) is not None]
-        if scored and self._keep_best:
-            kept.add(max(scored)[1])
+        # Ascending: the last one of each measure is its best.
+        best = sorted((scores[step], step) for step in good if scores[step][1] is not None)
+        if self._keep_best:
+            kept |= set({measure: step for (measure, _), step in best}.values())
         for step in self._folders():
             if step not in kept and step < saved:
                 self._remove(step)
@@ -305,45 +357,11 @@ class Checkpoints:
         return -2 if counted else -1
 
 
-def resolve_resume(mode: str, run_dir: Path | str) -> Path | None:
-    """The folder to resume from, for `restore_path`; None for a new run.
-
-    Args:
-        mode: `never`; `auto`: this run's own checkpoints, if there are any; or the path of a run
-            directory, its `checkpoints`, or one step's folder. With a path of another run, this
-            run's own checkpoints are used once there are any; a path of this run is always used.
-        run_dir: the run's directory.
-
-    Raises:
-        InputError: the path holds no checkpoint.
-    """
-    if mode == "never":
-        return None
-    own = Checkpoints(Path(run_dir) / CHECKPOINTS_NAME)
-    if mode == "auto":
-        if own.steps():
-            return own.directory
-        own.warn_unfinished()
-        return None
-    path = Path(mode)
-    for folder in (path / CHECKPOINTS_NAME, path):
-        if Checkpoints(folder).steps() or (folder / MANIFEST_NAME).is_file():
-            inside = own.directory.resolve() in (folder.resolve(), folder.resolve().parent)
-            return folder if inside or not own.steps() else own.directory
-    what = "holds no checkpoint" if path.exists() else "does not exist"
-    raise InputError(
-        f"--resume {mode} {what}; give auto, never, a run directory or one of its checkpoints"
-    )
-
-
-def restore_path(path: Path, target: Any, frozen: Any = None) -> Restored:
-    """Restores from a path of `resolve_resume`: its newest good step, or the step that it names."""
-    if (path / MANIFEST_NAME).is_file():
-        step = step_number(path.name)
-        if step is None:
-            raise InputError(f"--resume {path}: a checkpoint's folder is named step_000010 or so")
-        return Checkpoints(path.parent, frozen=frozen).restore(target, step)
-    return Checkpoints(path, frozen=frozen).restore(target)
+def _new_writer() -> ocp.AsyncCheckpointer:
+    # Folders are made at once: if that fails in the background, Orbax's threads wait for them for
+    # 300 s.
+    options = ocp.AsyncOptions(create_directories_asynchronously=False)
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
 
 
 @contextlib.contextmanager
@@ -369,9 +387,9 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 def _save_failure(folder: Path, error: BaseException) -> GotR1Error:
     if isinstance(error, GotR1Error):
         return error
-    text = " ".join(str(error).split())
-    if "No space left" in text or "Disk quota" in text:
-        return write_failure(folder, OSError(28, text))
     if isinstance(error, OSError):
         return write_failure(folder, error)
+    if find_write_failure(error, folder) is not None:
+        return write_failure(folder, OSError(errno.ENOSPC, "No space left on device"))
+    text = " ".join(str(error).split())
     return RunError(f"checkpoint {folder} was not saved: {type(error).__name__}: {text[:300]}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
@@ -57,7 +58,15 @@ class CheckpointConfig(CheckedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig(CheckedConfig):
-    """Fields of every job's configuration."""
+    """Fields of every job's configuration.
+
+    In each section, `may_change` names the settings that only affect how a job runs: a resumed run
+    may have other values of them (`trainer.resume`). All others are refused then.
+    """
+
+    may_change: ClassVar[Collection[str]] = (
+        "run_dir", "steps", "resume", "allow_changes", "checkpoint", "mesh", "distributed",
+    )  # fmt: skip
 
     # Directory of the run; created if missing.
     run_dir: FilledText
@@ -65,8 +74,11 @@ class JobConfig(CheckedConfig):
     # Total steps of the run.
     steps: Steps = 1000
     # auto: resume from run_dir's checkpoints if it has any; never: refuse a run_dir that holds a
-    # run; PATH: resume from that run, or from one of its checkpoints.
+    # run; PATH: resume from that run, or from one of its checkpoints. A path is followed once: the
+    # same command, started again, goes on from what was saved since.
     resume: FilledText = "auto"
+    # Resume under settings, or on files, that differ from those that the run was trained under.
+    allow_changes: bool = False
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

@@ -71,6 +71,7 @@ class Loop:
         meta: Mapping[str, Any],
         *,
         score: float | None = None,
+        measure: str = "",
         failure: str | None = None,
     ) -> None:
         """Saves the step if it is due and ends the run if it must end.
@@ -80,6 +81,7 @@ class Loop:
             state: the pytree of arrays after it.
             meta: see `Checkpoints.save`.
             score: held-out score of `state` if it was evaluated; NaN counts as None.
+            measure: names what the score was measured under.
             failure: why the run must end; `state` is good and is saved first.
 
         Raises:
@@ -103,7 +105,7 @@ class Loop:
             self._signals.step_done()
         record = {**meta, _META: self._goodput.to_json()}
         with raise_on_all_processes():
-            self._checkpoints.save(step, state, record, score)
+            self._checkpoints.save(step, state, record, score, measure)
         self._saved_at = self._clock()
         if stop or failure is not None or step == self._last:
             # Wait until its manifest is written.

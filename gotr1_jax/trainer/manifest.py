@@ -15,7 +15,7 @@ from gotr1_jax.io.reading import open_file, read_json_object
 MANIFEST_NAME = "manifest.json"
 
 
-def write_manifest(folder: Path, step: int, score: float | None) -> None:
+def write_manifest(folder: Path, step: int, score: float | None, measure: str = "") -> None:
     """Hashes all files under `folder`, flushes them to disk, then writes the manifest atomically.
 
     Raises OSError or RunError.
@@ -26,12 +26,14 @@ def write_manifest(folder: Path, step: int, score: float | None) -> None:
         raise RunError(f"checkpoint {folder} was not saved: its files cannot be read back")
     for path in (*folder.rglob("*"), folder, folder.parent):
         sync(path)
-    manifest = {"step": step, "score": score, "files": hashes}
+    manifest = {"step": step, "score": score, "measure": measure, "files": hashes}
     atomic_write(folder / MANIFEST_NAME, json.dumps(manifest, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """`{"step", "score", "files": {path: SHA-256}}`; InputError for anything else.
+    """`{"step", "score", "measure", "files": {path: SHA-256}}`; InputError for anything else.
+
+    Earlier versions wrote no measure.
 
     All paths are those of files below `folder`; the score is a finite number or None.
     """

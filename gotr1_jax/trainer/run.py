@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gotr1_jax.config import to_yaml
+from gotr1_jax.errors import InputError
+from gotr1_jax.io.files import raise_write_errors, write_json_atomic
+from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.parallel.config import DistributedConfig
 from gotr1_jax.parallel.mesh import make_mesh, warm_up_collectives
 from gotr1_jax.parallel.placement import check_rows
@@ -19,10 +22,19 @@ from gotr1_jax.parallel.processes import (
     raise_on_all_processes,
 )
 from gotr1_jax.parallel.progress import Progress
-from gotr1_jax.trainer.checkpoint import Checkpoints, resolve_resume, restore_path
+from gotr1_jax.trainer.checkpoint import Checkpoints, Restored
 from gotr1_jax.trainer.config import JobConfig
 from gotr1_jax.trainer.loop import Loop
 from gotr1_jax.trainer.metrics import MetricsWriter
+from gotr1_jax.trainer.resume import (
+    SettingChange,
+    check_inputs,
+    check_settings,
+    mark_followed,
+    resolve_resume,
+    restore_path,
+    run_of,
+)
 from gotr1_jax.trainer.run_dir import RunDir, create_run_dir, store_config
 from gotr1_jax.trainer.samples import drop_samples_after
 from gotr1_jax.trainer.state import stop_if_skipped
@@ -34,6 +46,7 @@ class Run:
 
         with Run("sft", config) as run:
             ...                               # load onto run.mesh; no run directory exists yet
+            run.check_inputs({"data": ...})   # refuses files with other content than before
             run.open()                        # creates the run directory
             state = run.restore(state, data)  # from the newest checkpoint, if the run resumes
             for step in run.steps():
@@ -45,8 +58,9 @@ class Run:
       mesh: all devices of all processes.
       dir: paths of the run directory, which `open` creates.
       first_step: the step that the run resumed from; 0 for a new run.
-      step: the current step, from 1.
+      step: the current step, from 1; before the first one `first_step`.
       restored_meta: the meta of the checkpoint that `restore` read; empty for a new run.
+      inputs: what identifies the content of the files that the run reads, by setting.
       seconds: time spent in steps since the run began, restarts included.
     """
 
@@ -69,7 +83,11 @@ class Run:
         self._name, self._config = name, config
         self._row_counts = row_counts or {}
         self._max_bad_updates = max_bad_updates
-        self._config_text = to_yaml(config)
+        # Another start on the stored configuration must ask for changes again.
+        self._config_text = to_yaml(replace(config, allow_changes=False))
+        self.inputs: Mapping[str, str] = {}
+        self._data_key = ""
+        self._is_changed = self._is_locked = False
         self.dir = RunDir(Path(config.run_dir))
         self.first_step = self.step = 0
         self.seconds = 0.0
@@ -82,7 +100,8 @@ class Run:
     def __enter__(self) -> Run:
         """Installs signal handlers, makes the mesh, checks that all processes agree.
 
-        Raises InputError if sizes do not fit the devices or there is nothing to resume from.
+        Raises InputError if sizes do not fit the devices, another process uses the run directory,
+        there is nothing to resume from, or settings are not those of the resumed run.
         """
         config = self._config
         with ExitStack() as stack:
@@ -94,7 +113,10 @@ class Run:
             same = replace(config, distributed=DistributedConfig())  # differs between processes
             check_same_on_all_processes(to_yaml(same), "configuration")
             with raise_on_all_processes():
+                if self.dir.root.is_dir():
+                    self._lock(stack)
                 self._resume = resolve_resume(config.resume, config.run_dir)
+                self._check_settings()
             check_same_on_all_processes(
                 str(self._resume),
                 "checkpoint to resume from (do all share the run directory's storage?)",
@@ -105,9 +127,58 @@ class Run:
     def __exit__(self, *error: Any) -> bool | None:
         return self._stack.__exit__(*error)
 
-    def open(self) -> None:
-        """Creates the run directory, on storage that all processes share; prints the settings."""
+    def _lock(self, stack: ExitStack) -> None:
+        """Holds the run directory, for the processes of this run, until the stack ends."""
+        if is_main_process():
+            stack.enter_context(folder_lock(self.dir.root, "run_dir"))
+        self._is_locked = True
+
+    def _check_settings(self) -> None:
+        """Prints the settings that differ from those of the resumed run; InputError if refused."""
+        if not is_main_process():
+            return
+        if self._resume is not None:
+            self._print_changes(check_settings(run_of(self._resume), self._config))
+        elif self._config.resume != "never" and self.dir.config.is_file():
+            # Nothing was saved under the former settings: the run begins again.
+            allowed = replace(self._config, allow_changes=True)
+            self._print_changes(check_settings(self.dir, allowed))
+            self._is_changed = False
+
+    def check_inputs(self, inputs: Mapping[str, str], data_key: str = "") -> None:
+        """Compares what the files of the configuration hold with what the resumed run read.
+
+        Args:
+          inputs: by setting, what identifies the content; stored with the run.
+          data_key: on what the order of the training data depends, besides the seed; when it
+            changes, a resumed run reads them from the beginning.
+
+        Raises InputError if something changed, unless that is allowed.
+        """
+        self.inputs, self._data_key = dict(inputs), f"{self._config.seed} {data_key}"
         with raise_on_all_processes():
+            if is_main_process() and self._resume is not None:
+                allow = self._config.allow_changes
+                self._print_changes(check_inputs(run_of(self._resume), inputs, allow))
+
+    def _print_changes(self, changes: Sequence[SettingChange]) -> None:
+        for change in changes:
+            print(f"changed since the run was started: {change}")
+        self._is_changed |= any(not change.is_free for change in changes)
+
+    def open(self) -> None:
+        """Creates the run directory, on storage that all processes share; prints the settings.
+
+        Raises InputError if another process uses it.
+        """
+        with raise_on_all_processes():
+            if not self._is_locked:
+                self._lock(self._stack)
+                if is_main_process() and self.dir.config.exists():
+                    raise InputError(
+                        f"another process has begun a run in {self.dir.root} meanwhile; give "
+                        "another run_dir, or the same command again to go on with that run"
+                    )
             if is_main_process():
                 # A run without a checkpoint yet starts again in the same directory.
                 may_exist = self._config.resume != "never"
@@ -133,20 +204,42 @@ class Run:
         if self._resume is not None:
             restored = restore_path(self._resume, state, frozen)
             state, self.first_step = restored.tree, restored.step
-            self.restored_meta = restored.meta
-            self._loop.resume(restored.meta)
-            if self._data is not None:
-                self._data.set_state(restored.meta["data"])
-            self.seconds = restored.meta.get("seconds", 0.0)
+            self._take_over(restored)
             self._checkpoints.drop_after(self.first_step)
+        self.step = self.first_step
         with raise_on_all_processes():
             if is_main_process():
-                drop_samples_after(self.dir.samples, self.first_step)
-                store_config(self.dir, self._config_text)
+                self._write_start()
             self._metrics = MetricsWriter(self.dir, self.first_step)
         if is_main_process() and self._resume is not None:
             print(f"resumed at step {self.first_step} from {self._resume}")
         return state
+
+    def _take_over(self, restored: Restored) -> None:
+        """The position in the data, and the time spent: of this run, not of another one."""
+        assert self._resume is not None
+        self.restored_meta = restored.meta
+        if run_of(self._resume).root.resolve() == self.dir.root.resolve():
+            self._loop.resume(restored.meta)
+            self.seconds = restored.meta.get("seconds", 0.0)
+        if self._data is None:
+            return
+        # Checkpoints of earlier versions do not say what their data were.
+        if restored.meta.get("data_key", self._data_key) == self._data_key:
+            self._data.set_state(restored.meta["data"])
+        elif is_main_process():
+            print("the training data are others than before: they are read from the beginning")
+
+    def _write_start(self) -> None:
+        """Removes what later steps wrote; stores the settings under which the run goes on."""
+        kept_until = self.first_step if self._is_changed else None
+        with raise_write_errors(self.dir.root):
+            if self.first_step < self._config.steps:
+                self.dir.summary.unlink(missing_ok=True)  # of an end that is none any more
+            drop_samples_after(self.dir.samples, self.first_step)
+            mark_followed(self.dir, self._config.resume, self.first_step)
+        store_config(self.dir, self._config_text, kept_until)
+        write_json_atomic(self.dir.inputs, self.inputs)
 
     def steps(self) -> Iterator[int]:
         """The remaining steps. Stop signals take effect at the end of a step."""
@@ -199,6 +292,7 @@ class Run:
         state: Any,
         *,
         score: float | None = None,
+        measure: str = "",
         failure: str | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
@@ -207,5 +301,5 @@ class Run:
         self._progress.update(self.step, **self._shown)
         record = {**(meta or {}), "seed": self._config.seed, "seconds": self.seconds}
         if self._data is not None:
-            record["data"] = self._data.get_state()
-        self._loop.end_step(self.step, state, record, score=score, failure=failure)
+            record |= {"data": self._data.get_state(), "data_key": self._data_key}
+        self._loop.end_step(self.step, state, record, score=score, measure=measure, failure=failure)

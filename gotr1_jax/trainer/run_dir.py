@@ -1,18 +1,21 @@
 """The directory of a run and its creation.
 
 config.yaml  metrics.jsonl  checkpoints/  samples/step_000010/  tensorboard/  report.html
-summary.json
+summary.json  inputs.json (what the files of the configuration held)
+resumed.json (the path that --resume named)  .lock (while a process runs)
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import atomic_write, raise_write_errors
+from gotr1_jax.io.files import atomic_write, raise_write_errors, write_json_atomic
 
 CONFIG_NAME = "config.yaml"
 METRICS_NAME = "metrics.jsonl"
@@ -21,6 +24,8 @@ SAMPLES_NAME = "samples"
 TENSORBOARD_NAME = "tensorboard"
 REPORT_NAME = "report.html"
 SUMMARY_NAME = "summary.json"
+INPUTS_NAME = "inputs.json"
+FOLLOWED_NAME = "resumed.json"
 # A temporary file or folder that a killed process did not rename.
 _LEFTOVER = re.compile(r"\..+\.(tmp|old)\d+")
 
@@ -54,6 +59,14 @@ class RunDir:
     @property
     def report(self) -> Path:
         return self.root / REPORT_NAME
+
+    @property
+    def inputs(self) -> Path:
+        return self.root / INPUTS_NAME
+
+    @property
+    def followed(self) -> Path:
+        return self.root / FOLLOWED_NAME
 
     @property
     def summary(self) -> Path:
@@ -97,6 +110,20 @@ def create_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> Ru
     return run
 
 
-def store_config(run: RunDir, config_text: str) -> None:
-    """Writes the resolved configuration (YAML) to config.yaml."""
+def write_summary(
+    run: RunDir, steps: int, seconds: float, values: Mapping[str, Any] | None = None
+) -> None:
+    """Writes summary.json, the sign of a finished run: its steps, their seconds, and `values`."""
+    write_json_atomic(run.summary, {**(values or {}), "steps": steps, "seconds": seconds})
+
+
+def store_config(run: RunDir, config_text: str, kept_until: int | None = None) -> None:
+    """Writes the resolved configuration (YAML) to config.yaml.
+
+    kept_until: a step; the former configuration, under which the run was trained until then, is
+    kept as config_until_step_000100.yaml.
+    """
+    if kept_until is not None and run.config.is_file():
+        kept = run.config.with_name(f"{run.config.stem}_until_step_{kept_until:06d}.yaml")
+        atomic_write(kept, run.config.read_bytes())
     atomic_write(run.config, config_text)

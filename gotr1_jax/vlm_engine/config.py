@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,6 +19,8 @@ _LEAST_TOKENS = 512
 @dataclass(frozen=True)
 class QwenEngineConfig(CheckedConfig):
     """The model, and the sizes that bound its memory whatever the number of questions."""
+
+    may_change: ClassVar[Collection[str]] = ("rows", "tokens", "patches", "image_tokens")
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"picture_tokens": "image_tokens"}
 
@@ -55,6 +57,10 @@ class QwenEngineConfig(CheckedConfig):
 @dataclass(frozen=True)
 class HttpConfig(CheckedConfig):
     """The server, and how patiently it is asked."""
+
+    may_change: ClassVar[Collection[str]] = (
+        "key_file", "key_variable", "concurrency", "timeout", "retries", "backoff",
+    )  # fmt: skip
 
     # Base address, such as http://127.0.0.1:8000/v1.
     url: str

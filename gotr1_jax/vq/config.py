@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -58,6 +58,13 @@ class RestartConfig(CheckedConfig):
 @dataclass(frozen=True, kw_only=True)
 class VqTrainConfig(JobConfig):
     """The image tokenizer of the shapes world: `gotr1 train vq`."""
+
+    may_change: ClassVar[Collection[str]] = (
+        "eval_images",
+        "export_dir",
+        "export_dtype",
+        "log_every",
+    )
 
     renamed_keys: ClassVar[Mapping[str, str]] = {
         "pictures": "images", "eval_pictures": "eval_images",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from dataclasses import asdict
 from functools import partial
@@ -15,7 +16,7 @@ from flax import nnx
 from PIL import Image
 
 from gotr1_jax.convert.image_tokenizer import save_vq
-from gotr1_jax.io.files import write_json_atomic
+from gotr1_jax.io.files import atomic_write
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.models.vq import abstract_vq
 from gotr1_jax.parallel.mesh import addressable_rows, replicated
@@ -25,7 +26,7 @@ from gotr1_jax.parallel.progress import Progress
 from gotr1_jax.shapes.dataset import ShapesSource
 from gotr1_jax.shapes.vocabulary import GRID_STEP, IMAGE_SIZE
 from gotr1_jax.trainer.run import Run
-from gotr1_jax.trainer.run_dir import RunDir
+from gotr1_jax.trainer.run_dir import RunDir, write_summary
 from gotr1_jax.vq import losses as vq_loss
 from gotr1_jax.vq.config import VqTrainConfig
 from gotr1_jax.vq.update import init_state, make_step, to_pixels
@@ -57,7 +58,7 @@ def train_vq(config: VqTrainConfig) -> Path:
             run.end_step(state)
         with raise_on_all_processes():
             if is_main_process():
-                _finish(config, run.dir, jax.device_get(state.params))
+                _finish(config, run, jax.device_get(state.params))
         return _export_dir(config, run.dir)
 
 
@@ -65,16 +66,18 @@ def _export_dir(config: VqTrainConfig, run: RunDir) -> Path:
     return Path(config.export_dir) if config.export_dir is not None else run.root / "model"
 
 
-def _finish(config: VqTrainConfig, run: RunDir, params: Any) -> None:
+def _finish(config: VqTrainConfig, run: Run, params: Any) -> None:
     """Export the tokenizer and evaluate it on held-out images."""
-    out = _export_dir(config, run)
+    out = _export_dir(config, run.dir)
     save_vq(out, config.model, IMAGE_SIZE, params, config.export_dtype)
     _log.info("tokenizer written to %s", out)
     rounded = jax.tree.map(lambda x: x.astype(config.export_dtype).astype(np.float32), params)
     held_out = draw_images("heldout", config.seed, config.eval_images)
     summary, decoded = evaluate(config.model, rounded, held_out)
-    write_json_atomic(run.summary, summary)
-    contact_sheet(held_out, decoded).save(run.root / "reconstructions.png")
+    stream = io.BytesIO()
+    contact_sheet(held_out, decoded).save(stream, format="PNG")
+    atomic_write(run.dir.root / "reconstructions.png", stream.getvalue())
+    write_summary(run.dir, run.step, run.seconds, summary)
 
 
 def draw_images(split: str, seed: int, count: int) -> np.ndarray:

@@ -255,6 +255,9 @@ def test_a_checkpoint_of_another_rank_vocabulary_or_dtype_is_refused(
     }.items():
         assert run(values, *words) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert f"was trained under other settings: {words[0][2:]} " in line
+        assert run(values, *words, "--allow_changes", "true") == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
         assert f"checkpoint {root}/checkpoints/step_000004 does not fit" in line
         assert re.search(said, line), line
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == kept

@@ -233,8 +233,8 @@ def test_a_folder_that_cannot_be_made_is_one_line(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (config.parent / "o").write_text("in the way")
-    assert _run(config) == 1
-    assert "cannot write" in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert _run(config) == 2
+    assert "is a file; choose" in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
 def _result(title: str, **terms: tuple[float, float, float, float]) -> VariantResult:

@@ -19,8 +19,9 @@ from saved_trees import META, data_files, flip_byte, make_tree, no_space, same, 
 
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.trainer import manifest
-from gotr1_jax.trainer.checkpoint import Checkpoints, resolve_resume, restore_path
+from gotr1_jax.trainer.checkpoint import Checkpoints
 from gotr1_jax.trainer.manifest import MANIFEST_NAME, write_manifest
+from gotr1_jax.trainer.resume import resolve_resume, restore_path
 
 
 def test_restore_gives_back_every_bit_and_the_meta(tmp_path):

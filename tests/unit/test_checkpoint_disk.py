@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import jax
@@ -149,3 +150,45 @@ def test_a_killed_process_leaves_the_step_before(tmp_path):
     assert (tmp_path / "step_000002").is_dir()
     restored = Checkpoints(tmp_path).restore({"a": jnp.zeros(1000)})
     assert restored.step == 1
+
+
+def test_a_folder_that_cannot_be_made_ends_the_save_at_once(tmp_path, monkeypatch):
+    """Orbax makes it in the background by default, where its threads wait for it for 300 s."""
+    checkpoints = save_steps(tmp_path, 1)
+
+    def readonly(*_arguments: object, **_named: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    begin = time.monotonic()
+    with monkeypatch.context() as patched:
+        # The file system turns read-only after it was asked.
+        patched.setattr(os, "mkdir", readonly)
+        with pytest.raises(RunError, match="cannot write .*step_000002: Read-only file system"):
+            checkpoints.save(2, make_tree(2.0), META)
+            checkpoints.wait()
+    assert time.monotonic() - begin < 60
+    assert checkpoints.latest_good() == 1
+    checkpoints.close()
+
+
+def test_a_read_only_disk_and_a_file_in_place_of_the_folder_end_the_save(tmp_path, capfd):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    begin = time.monotonic()
+    try:
+        checkpoints = save_steps(disk / "checkpoints", 1)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(RunError, match="cannot write .*step_000002: Read-only file system"):
+            checkpoints.save(2, make_tree(2.0), META)
+        assert same(checkpoints.restore(make_tree()).tree, make_tree(1.0))
+        checkpoints.close()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(RunError, match="cannot write .*step_000002: File exists"):
+        Checkpoints(tmp_path / "checkpoints").save(2, make_tree(), META)
+    assert time.monotonic() - begin < 60
+    assert "Traceback" not in capfd.readouterr().err

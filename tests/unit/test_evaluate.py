@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gotr1_jax.errors import RunError
+from gotr1_jax.grpo.config import EvaluationConfig, GrpoConfig, RewardConfig, RolloutConfig
 from gotr1_jax.grpo.evaluate import Evaluation, HeldOut, captions_at_once, format_table
 from gotr1_jax.grpo.rollout import Prompt, Prompts, SampleTable
 from gotr1_jax.io.files import plain_json
@@ -98,7 +99,7 @@ class Scorer:
     `asked` counts its calls.
     """
 
-    judge = SimpleNamespace(terms=("pi",))
+    judge = SimpleNamespace(terms=("pi",), identity="one")
 
     def __init__(self, *totals: float) -> None:
         self.totals, self.asked = totals, 0
@@ -127,16 +128,17 @@ def held_out(root: Path, *totals: float, failure_limit: float = 0.2) -> tuple[An
     """`HeldOut.before` of a run at `root`, given the step it resumed from; and its worker."""
     worker = Scorer(*totals)
     prompts = Prompts(tuple(Prompt(i, "a cat", (1,)) for i in range(len(totals))), 16, 0)
-    config = SimpleNamespace(
-        evaluation=SimpleNamespace(samples=2, shown=0),
-        rollout=SimpleNamespace(rows_at_once=2),
-        reward=SimpleNamespace(failure_limit=failure_limit),
+    config = GrpoConfig(
+        run_dir="",
+        evaluation=EvaluationConfig(samples=2, shown=0),
+        rollout=RolloutConfig(captions_per_step=1, samples_per_caption=2),
+        reward=RewardConfig(failure_limit=failure_limit),
     )
     job: Any = SimpleNamespace(
         config=config, worker=worker, heldout=prompts,
         sampling_params=lambda state: None, initial_state=lambda: None,
     )  # fmt: skip
-    run: Any = SimpleNamespace(dir=SimpleNamespace(root=root), mesh=make_mesh(1))
+    run: Any = SimpleNamespace(dir=SimpleNamespace(root=root), inputs={}, mesh=make_mesh(1))
     found = HeldOut(job, run)
     return (lambda first_step: found.before(job, cast(Any, None), first_step)), worker
 

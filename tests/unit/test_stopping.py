@@ -44,8 +44,9 @@ class Recorder:
     error: Exception | None = None
 
     def save(
-        self, step: int, tree: Any, meta: Mapping[str, Any], score: float | None = None
-    ) -> None:
+        self, step: int, tree: Any, meta: Mapping[str, Any], score: float | None = None,
+        measure: str = "",
+    ) -> None:  # fmt: skip
         self.saved[step] = (dict(meta), score)
 
     def wait(self) -> None:

@@ -1,0 +1,54 @@
+"""What an evaluation is measured under: scores are compared only where it is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+from gotr1_jax.config import to_plain
+from gotr1_jax.errors import InputError
+from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.trainer.resume import describe_texts
+
+MEASURED_UNDER = "measured_under"
+
+
+def measured_under(
+    config: GrpoConfig, captions: tuple[str, ...], judge: str, init: str = ""
+) -> dict[str, str]:
+    """All that the scores of an evaluation depend on besides the trained weights, by name.
+
+    Args:
+      config: of the run.
+      captions: that are evaluated.
+      judge: its identity.
+      init: digest of the weights that the run starts from.
+    """
+    policy, reward = config.policy, config.reward
+    return {
+        "captions": describe_texts(captions, "captions"),
+        "samples": str(config.evaluation.samples),
+        "judge": judge,
+        "reward": f"{reward.rule} of {', '.join(reward.terms)}",
+        "sampling": json.dumps(to_plain(config.rollout.sampling)),
+        "policy": json.dumps([policy.init, init, policy.dtype, policy.param_dtype]),
+        "template": f"{policy.template}, {policy.max_prompt_tokens} tokens at most",
+    }
+
+
+def check_measured_under(stored: object, wanted: Mapping[str, str], where: str) -> None:
+    """InputError, with the first difference, unless both are the same."""
+    if not isinstance(stored, Mapping):
+        raise InputError(f"{where} does not say what it was measured under")
+    for name, value in wanted.items():
+        if stored.get(name) != value:
+            raise InputError(
+                f"{where} was measured under another {name}: {str(stored.get(name))[:200]}, now "
+                f"{value[:200]}"
+            )
+
+
+def digest(under: Mapping[str, str]) -> str:
+    """A short name for what an evaluation is measured under."""
+    return hashlib.sha256(json.dumps(under, sort_keys=True).encode()).hexdigest()[:16]
