@@ -16,16 +16,20 @@ from gotr1_jax.convert.checkpoint import Checkpoint
 from gotr1_jax.convert.find import checkpoint_path
 from gotr1_jax.data.captions import read_captions
 from gotr1_jax.data.pipeline import caption_batches
-from gotr1_jax.generate.config import fingerprint
 from gotr1_jax.grpo.config import CaptionsConfig, EvaluationConfig, GrpoConfig, GrpoLossConfig
 from gotr1_jax.grpo.entropy import new_entropy_state
 from gotr1_jax.grpo.policy import SplitPolicy, load_policy
 from gotr1_jax.grpo.rollout import Prompts, RolloutWorker, encode_captions
 from gotr1_jax.grpo.update import Learner, make_policy_step, make_token_logps
+from gotr1_jax.io.digests import model_digest
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.parallel.mesh import local_mesh
 from gotr1_jax.parallel.placement import train_state_shardings
-from gotr1_jax.parallel.processes import check_same_on_all_processes, raise_on_all_processes
+from gotr1_jax.parallel.processes import (
+    check_same_on_all_processes,
+    is_main_process,
+    raise_on_all_processes,
+)
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of
 from gotr1_jax.rewards.base import Judge
 from gotr1_jax.rewards.factory import make_judge
@@ -100,10 +104,12 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
         prompts = encode(train_captions(config.captions, config.seed, fits))
         heldout = encode(heldout_captions(config.evaluation, limit, fits))
         inputs = {
-            "policy.init": f"weights {fingerprint(checkpoint_path(config.policy.init))[:16]}",
             "captions.source": describe_texts(prompts.captions, "captions"),
             "evaluation.source": describe_texts(heldout.captions, "captions"),
         }
+        if is_main_process():  # which alone compares them
+            digest = model_digest(checkpoint_path(config.policy.init))
+            inputs["policy.init"] = f"weights {digest}"
     check_same_on_all_processes(prompts.texts(), "set of captions, or tokenizer,")
     check_same_on_all_processes(heldout.texts(), "set of held-out captions")
     order = f"{inputs['captions.source']} {config.rollout.captions_per_step}"

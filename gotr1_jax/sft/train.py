@@ -20,7 +20,7 @@ from gotr1_jax.convert.image_tokenizer import ImageTokenizer, load_vq
 from gotr1_jax.convert.open_checkpoint import check_vocabulary, read_sizes
 from gotr1_jax.convert.writer import copy_files
 from gotr1_jax.errors import InputError
-from gotr1_jax.generate.config import fingerprint
+from gotr1_jax.io.digests import model_digest
 from gotr1_jax.io.reading import read_text
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
@@ -121,15 +121,13 @@ def train_sft(config: SftConfig) -> Path:
 
 def _inputs(config: SftConfig) -> dict[str, str]:
     """What identifies the content of the files that the job reads, by setting."""
-    checkpoints = (
-        {"vq": config.vq} if config.init is None else {"vq": config.vq, "init": config.init}
-    )
     with raise_on_all_processes():
-        inputs = {
-            name: f"weights {fingerprint(find_checkpoint(path))[:16]}"
-            for name, path in checkpoints.items()
-        }
-        return inputs | {"data.source": describe_data(config.data)}
+        inputs = {"data.source": describe_data(config.data)}
+        if is_main_process():  # which alone compares them
+            for name, path in (("vq", config.vq), ("init", config.init)):
+                if path is not None:
+                    inputs[name] = f"weights {model_digest(find_checkpoint(path))}"
+        return inputs
 
 
 def _load(config: SftConfig, mesh: Mesh) -> Checkpoint:

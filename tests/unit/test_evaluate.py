@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 
 from gotr1_jax.errors import RunError
-from gotr1_jax.grpo.config import EvaluationConfig, GrpoConfig, RewardConfig, RolloutConfig
+from gotr1_jax.grpo.config import (
+    EvaluationConfig,
+    GrpoConfig,
+    RewardConfig,
+    RolloutConfig,
+    UpdateConfig,
+)
 from gotr1_jax.grpo.evaluate import Evaluation, HeldOut, captions_at_once, format_table
 from gotr1_jax.grpo.rollout import Prompt, Prompts, SampleTable
 from gotr1_jax.io.files import plain_json
@@ -129,10 +135,11 @@ def held_out(root: Path, *totals: float, failure_limit: float = 0.2) -> tuple[An
     worker = Scorer(*totals)
     prompts = Prompts(tuple(Prompt(i, "a cat", (1,)) for i in range(len(totals))), 16, 0)
     config = GrpoConfig(
-        run_dir="",
+        run_dir="run",
         evaluation=EvaluationConfig(samples=2, shown=0),
         rollout=RolloutConfig(captions_per_step=1, samples_per_caption=2),
         reward=RewardConfig(failure_limit=failure_limit),
+        update=UpdateConfig(micro_batch=2),
     )
     job: Any = SimpleNamespace(
         config=config, worker=worker, heldout=prompts,
