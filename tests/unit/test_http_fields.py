@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from judge_server import Server, send
+from lookup_engine import LookupEngine
 
 from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer
@@ -205,3 +206,13 @@ def test_boxes_in_other_units(
     assert answer.boxes == (None if expected is None else (expected,))
     if expected is None and "box_2d" not in text and "0.1" not in text:
         assert "judge.http.coordinates" in answer.reason
+
+
+def test_pixels_read_as_thousandths_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    questions = [Question("boxes", (SQUARE,), "Find", f"<<<{i}>>>", 32) for i in range(64)]
+    script = {f"{i}": [f"[{i}, 9, 392, 380]"] for i in range(64)}
+    client = EngineClient(LookupEngine(script, (1000, 1000)))
+    client.ask(questions[:63])
+    assert not caplog.text
+    client.ask(questions[63:])
+    assert caplog.text.count("judge.http.coordinates") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,10 @@ from gotr1_jax.rewards.multimodal.instructions import REMINDERS, VERSION, judged
 from gotr1_jax.rewards.multimodal.thoughts import UnreadableError, answer_text
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import Answer, Engine, Kind, Question, ScoringEngine
+
+_log = logging.getLogger(__name__)
+_ENOUGH_BOXES = 64
+_NEAR = 0.6  # of a side: 392 pixels read as thousandths end there
 
 PixelBox = tuple[float, float, float, float]
 
@@ -99,6 +104,7 @@ class EngineClient:
             )
         self._engine, self._expected, self._cache = engine, expected, cache
         self.counts = QuestionCounts()
+        self._num_boxes, self._farthest, self._warned = 0, 0.0, False
 
     def ask(self, questions: Sequence[Question]) -> list[ParsedAnswer]:
         """One parsed answer for each question, in their order."""
@@ -144,7 +150,29 @@ class EngineClient:
             return [_parse_expected(q, score) for q, score in zip(questions, scores)]
         answers = self._engine.answer(questions)
         self._check_number(questions, answers)
-        return [_parse(self._engine, q, answer) for q, answer in zip(questions, answers)]
+        parsed = [_parse(self._engine, q, answer) for q, answer in zip(questions, answers)]
+        self._watch_units(questions, parsed)
+        return parsed
+
+    def _watch_units(self, questions: Sequence[Question], parsed: Sequence[ParsedAnswer]) -> None:
+        """Warns once where all of many boxes end in the first part of each side.
+
+        Pixels of a small image can all be thousandths: no single answer shows that they are not.
+        """
+        for question, answer in zip(questions, parsed):
+            if not (answer.boxes and question.images):
+                continue
+            height, width = self._engine.image_size(*question.images[0].size)
+            for _, _, x2, y2 in answer.boxes:
+                self._num_boxes += 1
+                self._farthest = max(self._farthest, x2 / width, y2 / height)
+        if not self._warned and self._num_boxes >= _ENOUGH_BOXES and self._farthest < _NEAR:
+            self._warned = True
+            _log.warning(
+                "none of %d boxes of %s reaches beyond %.0f %% of a side; does the model answer in "
+                "other units (judge.http.coordinates)?",
+                self._num_boxes, self._engine.identity, 100 * self._farthest,
+            )  # fmt: skip
 
     def _check_number(self, questions: Sequence[Question], answers: Sequence[object]) -> None:
         if len(answers) != len(questions):

@@ -24,7 +24,7 @@ _SQUARE = re.compile(
 _MIXED = re.compile(r"\](?=~!?b[\[\]])|\[(?=e~\[)|\](?=<\][^<>\[\]]{1,40}\[>\[)")
 _ROLES = "user|assistant|system|human"
 _ROLE = re.compile(
-    rf"\b(?:{_ROLES.upper()})(?=:)|(?:(?<=\n)|#{{2,9}})[ \t]{{0,9}}"
+    rf"(?:{_ROLES.upper()})(?=:)|(?:(?<=\n)|#{{2,9}})[ \t]{{0,9}}"
     rf"(?i:{_ROLES}|instruction|response|input)(?=:)"
 )
 _BRACKETS = re.compile(r"<<+|>>+")

@@ -34,6 +34,7 @@ _FILLERS = (
     r"(?:that|the|a|an|its|this|these|following|literal|text|line|string|sentence|object|json|"
     r"words?|phrase|statement|of|to|answer|with|give|output|like|as|itself|own|score)"
 )
+_GAP = r"(?:\.\.\.|[^\w.!?;])"  # no end of a sentence
 _REPORTS = re.compile(
     r"(?:\b(?:say|says|said|saying|read|reads|reading|contains?|containing|contained|holds?|"
     r"holding|states?|stating|claims?|claiming|includes?|including|writes?|writing|wrote|written|"
@@ -42,7 +43,7 @@ _REPORTS = re.compile(
     r"(?:the|its|embedded|injected) (?:text|words?|line|string|sentence|caption|plan|prompt|name|"
     r"label)s?)\b|\b(?:plan|caption|prompt|text|quote|quotation|name|label|input|user|material|"
     r"instruction)s?['\"*_]{0,3}\s{0,9}:)"
-    rf"\W{{0,20}}(?:{_FILLERS}\b\W{{0,20}}){{0,6}}\Z",
+    rf"{_GAP}{{0,20}}(?:{_FILLERS}\b{_GAP}{{0,20}}){{0,6}}\Z",
     re.IGNORECASE,
 )
 
