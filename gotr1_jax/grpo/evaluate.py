@@ -25,7 +25,8 @@ from gotr1_jax.grpo.measure import (
 )
 from gotr1_jax.grpo.rollout import Prompts, RolloutWorker
 from gotr1_jax.grpo.setup import GrpoJob
-from gotr1_jax.io.files import read_json, write_json_atomic
+from gotr1_jax.io.files import write_json_atomic
+from gotr1_jax.io.reading import read_json
 from gotr1_jax.parallel.mesh import row_multiple
 from gotr1_jax.parallel.processes import (
     broadcast_from_main,

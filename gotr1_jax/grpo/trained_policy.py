@@ -24,7 +24,7 @@ from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.grpo.config import GrpoConfig, PolicyConfig
 from gotr1_jax.grpo.policy import SplitPolicy, load_policy
 from gotr1_jax.grpo.run_weights import RunWeights, read_run_weights
-from gotr1_jax.io.files import read_json
+from gotr1_jax.io.reading import read_json
 from gotr1_jax.models.janus import abstract_policy
 from gotr1_jax.models.lora import split_lora
 from gotr1_jax.trainer.run_dir import RunDir

@@ -15,11 +15,6 @@ from typing import Any
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.lock import target_lock
-from gotr1_jax.io.reading import parse_json_object as parse_json_object
-from gotr1_jax.io.reading import read_json as read_json
-from gotr1_jax.io.reading import read_json_object as read_json_object
-from gotr1_jax.io.reading import read_lines as read_lines
-from gotr1_jax.io.reading import read_text as read_text
 from gotr1_jax.io.write_errors import raise_write_errors as raise_write_errors
 from gotr1_jax.io.write_errors import write_failure as write_failure
 

@@ -23,6 +23,7 @@ MAX_SIDE = 256  # larger images are stored smaller, as JPEG
 MAX_PLAN = 4000  # characters of a plan that are shown
 MAX_RAW_ANSWER = 3000  # characters of a judge's raw answer that are shown
 JUDGE_STYLES = 3  # classes j0..j2 of style.css
+_WIDEST = 1000.0  # score with decimals that fits its column
 FULL_ADVANTAGE = 2.0  # advantage from which the color is deepest
 
 
@@ -174,7 +175,8 @@ def _score(scores: Mapping[str, float], term: str) -> ScoreValue:
         return ScoreValue("", 0.0)
     value = scores[term]
     share = min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0
-    return ScoreValue(format_decimals(value, 2), share)
+    text = f"{value:.0e}" if _WIDEST <= abs(value) < math.inf else format_decimals(value, 2)
+    return ScoreValue(text, share)
 
 
 def _card_judge(record: SampleRecord, judge: int, result: JudgeResult) -> CardJudge:

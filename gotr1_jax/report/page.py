@@ -20,6 +20,7 @@ from gotr1_jax.trainer.run_dir import RunDir
 
 MAX_RECORDS = 512  # training samples on the page; a sample takes about 8 KB
 MAX_PAIRS = 160
+_MOST = 10**12  # steps and captions, beyond which a number is not meant
 FIRST_PAIRS = 6  # shown until the reader asks for all
 
 
@@ -72,7 +73,11 @@ def headline(summary: Mapping[str, Any]) -> str:
     old, new = _number(summary["before"]["total"]), _number(summary["after"]["total"])
     # The samples of only a few of these captions are kept.
     number = summary.get("captions")
-    captions = f"{number} held-out captions" if isinstance(number, int) else "held-out captions"
+    captions = (
+        f"{number} held-out captions"
+        if isinstance(number, int) and number < _MOST
+        else "held-out captions"
+    )
     text = f"The total on {captions} went from {rows[0].before} to {rows[0].after}"
     if 0 < old < math.inf and math.isfinite(new):
         text += f" ({format_signed(100 * (new / old - 1), 0)} %)"
@@ -89,7 +94,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     steps = run.summary.get("steps")
     if steps is None and len(run.metrics.steps):
         steps = int(run.metrics.steps[-1])
-    if steps is not None:
+    if isinstance(steps, int) and steps < _MOST:
         found.append(("steps", str(steps)))
     seconds = _number(run.summary.get("seconds"))
     if 0 <= seconds < 1e9:

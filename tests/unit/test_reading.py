@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -138,3 +140,65 @@ def test_stray_files_are_no_data(tmp_path: Path) -> None:
     assert all(map(is_stray_file, stray)) and not any(map(is_stray_file, data))
     with pytest.raises(InputError, match="cannot read images from .*none: No such"):
         list_folder(tmp_path / "none", "images")
+
+
+PACKAGE = Path(__file__).resolve().parents[2] / "gotr1_jax"
+# Calls that read a file or parse what came from one, with the modules that may make them: on a
+# name that `open_file` has checked, or on the file that it opened.
+DIRECT = {
+    "json.loads": {"io/reading.py", "convert/safetensors_file.py"},  # with its own hooks
+    "json.load": set(),
+    "yaml.safe_load": set(),
+    "yaml.load": set(),
+    "np.load": {"data/token_cache.py", "data/text_tokens.py"},
+    "np.memmap": {"convert/reader.py", "convert/safetensors_file.py"},
+    "np.fromfile": set(),
+    "torch.load": {"convert/torch_file.py"},
+    "Image.open": {"images/reader.py"},
+    "tarfile.open": {"data/tables.py", "convert/torch_file.py"},
+    "zipfile.ZipFile": {"convert/torch_file.py"},
+    "gzip.open": set(),
+    "open": set(),
+    "io.open": set(),
+    "os.open": {"io/reading.py", "io/files.py"},  # in files.py to flush
+    "read_text": {"aot/target.py"},  # of the package's own files
+    "read_bytes": set(),
+}  # fmt: skip
+
+
+def direct_reads(source: str) -> list[str]:
+    """The calls of `DIRECT` in a module; opening for writing is none."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ("read_text", "read_bytes"):
+            name = node.func.attr
+        elif name in ("read_text", "read_bytes"):
+            continue  # the guarded ones
+        elif name in ("open", "io.open", "os.open"):
+            how = ast.unparse(ast.Tuple([*node.args[1:], *(k.value for k in node.keywords)]))
+            if re.search(r"'[wax]|O_WRONLY|O_CREAT", how):
+                continue
+        if name in DIRECT:
+            found.append(name)
+    return found
+
+
+def test_the_search_finds_what_it_should() -> None:
+    assert direct_reads("open(p)\nopen(p, 'rb')\nPath(p).read_text()\njson.loads(t)") == [
+        "open", "open", "read_text", "json.loads",
+    ]  # fmt: skip
+    assert direct_reads("open(p, 'ab')\nread_text(p)\nos.open(p, os.O_WRONLY)\nrun.open()") == []
+
+
+def test_nothing_else_opens_files_for_reading() -> None:
+    wrong = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = path.relative_to(PACKAGE).as_posix()
+        allowed = {name for name, modules in DIRECT.items() if module in modules}
+        found = [n for n in direct_reads(path.read_text("utf-8")) if n not in allowed]
+        if found:
+            wrong[module] = found
+    assert wrong == {}, "read through gotr1_jax.io.reading"
