@@ -16,6 +16,7 @@ from typing import Any
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write, raise_write_errors, write_json_atomic
+from gotr1_jax.io.reading import read_bytes
 
 CONFIG_NAME = "config.yaml"
 METRICS_NAME = "metrics.jsonl"
@@ -125,5 +126,5 @@ def store_config(run: RunDir, config_text: str, kept_until: int | None = None) -
     """
     if kept_until is not None and run.config.is_file():
         kept = run.config.with_name(f"{run.config.stem}_until_step_{kept_until:06d}.yaml")
-        atomic_write(kept, run.config.read_bytes())
+        atomic_write(kept, read_bytes(run.config))
     atomic_write(run.config, config_text)

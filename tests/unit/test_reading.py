@@ -146,7 +146,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "gotr1_jax"
 # Calls that read a file or parse what came from one, with the modules that may make them: on a
 # name that `open_file` has checked, or on the file that it opened.
 DIRECT = {
-    "json.loads": {"io/reading.py", "convert/safetensors_file.py"},  # with its own hooks
+    "json.loads": {"io/reading.py", "io/lock.py", "convert/safetensors_file.py"},  # with its own hooks
     "json.load": set(),
     "yaml.safe_load": set(),
     "yaml.load": set(),
@@ -158,7 +158,7 @@ DIRECT = {
     "tarfile.open": {"data/tables.py", "convert/torch_file.py"},
     "zipfile.ZipFile": {"convert/torch_file.py"},
     "gzip.open": set(),
-    "open": set(),
+    "open": {"io/lock.py"},  # for writing, too
     "io.open": set(),
     "os.open": {"io/reading.py", "io/files.py"},  # in files.py to flush
     "read_text": {"aot/target.py"},  # of the package's own files
