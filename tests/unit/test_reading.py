@@ -146,7 +146,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "gotr1_jax"
 # Calls that read a file or parse what came from one, with the modules that may make them: on a
 # name that `open_file` has checked, or on the file that it opened.
 DIRECT = {
-    "json.loads": {"io/reading.py", "io/lock.py", "convert/safetensors_file.py"},  # with its own hooks
+    "json.loads": {"io/reading.py", "io/lock.py", "convert/safetensors_file.py"},  # bounded
     "json.load": set(),
     "yaml.safe_load": set(),
     "yaml.load": set(),
