@@ -17,6 +17,7 @@ from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.trainer.checkpoint import Checkpoints
+from gotr1_jax.trainer.manifest import raise_read_errors
 from gotr1_jax.trainer.run_dir import CHECKPOINTS_NAME, CONFIG_NAME
 
 _PARAMS = "params"
@@ -76,7 +77,8 @@ def read_run_weights(run: Path) -> RunWeights:
     step = checkpoints.latest_good()
     if step is None:
         raise InputError(f"the run {run} has no checkpoint yet: let it go on to its first")
-    arrays = _read_params(checkpoints.folder(step))
+    with raise_read_errors(checkpoints.folder(step)):
+        arrays = _read_params(checkpoints.folder(step))
     base = checkpoint_path(config.policy.init)
     return RunWeights(step, base, config.policy.init, config.policy.lora, arrays)
 

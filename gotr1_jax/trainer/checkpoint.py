@@ -14,7 +14,7 @@ import errno
 import logging
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,11 @@ from gotr1_jax.trainer.checkpoint_meta import compare, decode, encode, flatten, 
 from gotr1_jax.trainer.manifest import (
     MANIFEST_NAME,
     manifest_problem,
+    raise_read_errors,
     read_manifest,
     write_manifest,
 )
-from gotr1_jax.trainer.run_dir import step_number
+from gotr1_jax.trainer.run_dir import remove_folder, step_number
 
 _PREFIX = "step_"
 _ASK_SECONDS = 1.0  # between questions whether another process failed in a save
@@ -241,7 +242,10 @@ class Checkpoints:
                     raise RunError(f"checkpoint {self.folder(step)} cannot be used: {problem}")
         folder = self.folder(step)
         wanted = flatten(target)
-        with _unreadable(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        with (
+            raise_read_errors(folder),
+            ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader,
+        ):
             record = reader.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
             record = record.meta
             compare(record["arrays"], specs(target), folder)
@@ -327,7 +331,7 @@ class Checkpoints:
         """Removes a step, its manifest first: a half-deleted step is then ignored."""
         if jax.process_index() == 0:
             (self.folder(step) / MANIFEST_NAME).unlink(missing_ok=True)
-            shutil.rmtree(self.folder(step), ignore_errors=True)
+            remove_folder(self.folder(step))
 
     def _remove_unfinished(self) -> None:
         """Removes Orbax's temporary folders of a killed save."""
@@ -362,19 +366,6 @@ def _new_writer() -> ocp.AsyncCheckpointer:
     # 300 s.
     options = ocp.AsyncOptions(create_directories_asynchronously=False)
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
-
-
-@contextlib.contextmanager
-def _unreadable(folder: Path) -> Iterator[None]:
-    """A manifest can name fewer files than a checkpoint has: what then fails is one line too."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise RunError(
-            f"checkpoint {folder} cannot be read: {type(error).__name__}: {text}; remove it to go "
-            "on from the one before"
-        ) from error
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,6 +15,7 @@ from gotr1_jax.io.files import atomic_write, sync
 from gotr1_jax.io.reading import open_file, read_json_object
 
 MANIFEST_NAME = "manifest.json"
+PARTS = ("state", "meta")  # of a checkpoint, folders
 
 
 def write_manifest(folder: Path, step: int, score: float | None, measure: str = "") -> None:
@@ -75,7 +78,26 @@ def manifest_problem(folder: Path, step: int) -> str | None:
             return f"{folder / name} is missing or cannot be read"
         if found != files[name]:
             return f"{folder / name} was damaged (its SHA-256 is not the manifest's)"
+    for part in PARTS:
+        if not any(name.startswith(f"{part}/") for name in files):
+            return f"{path} names no file of {part}/"
     return None
+
+
+@contextmanager
+def raise_read_errors(folder: Path) -> Iterator[None]:
+    """What fails in reading a checkpoint, as a RunError in one line.
+
+    Its manifest may name fewer files than it needs; those are not verified.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise RunError(
+            f"checkpoint {folder} cannot be read: {type(error).__name__}: {text}; remove it to go "
+            "on from the one before"
+        ) from error
 
 
 def _hash_all(folder: Path, names: list[str]) -> dict[str, str | None]:

@@ -81,6 +81,14 @@ def step_number(name: str) -> int | None:
     return int(found[1]) if found is not None and is_usual else None
 
 
+def remove_folder(path: Path) -> None:
+    """Removes a folder with all in it as far as possible, or the link or file in its place."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def create_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> RunDir:
     """Creates the directories of a run, and its config.yaml if there is none.
 

@@ -27,7 +27,7 @@ from gotr1_jax.rewards.base import (
     boxes_to_json,
     result_from_json,
 )
-from gotr1_jax.trainer.run_dir import step_number
+from gotr1_jax.trainer.run_dir import remove_folder, step_number
 
 _RECORDS_NAME = "samples.jsonl"
 _KINDS = {
@@ -106,7 +106,7 @@ def write_samples(
             lines = [json.dumps(_to_json(record)) for record in records]
             text = "".join(line + "\n" for line in lines)
             (temporary / _RECORDS_NAME).write_text(text, encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -135,7 +135,7 @@ def drop_samples_after(samples_dir: Path | str, step: int) -> None:
     """Removes the samples of steps after `step`, from which a run is resumed."""
     for later, folder in sample_steps(samples_dir).items():
         if later > step:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
 
 
 def _png(image: np.ndarray) -> bytes:

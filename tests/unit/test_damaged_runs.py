@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -18,7 +19,7 @@ from gotr1_jax.trainer.checkpoint import Checkpoints
 from gotr1_jax.trainer.manifest import MANIFEST_NAME, manifest_problem
 from gotr1_jax.trainer.metrics import MetricsWriter, read_metrics
 from gotr1_jax.trainer.run_dir import RunDir, create_run_dir, step_number
-from gotr1_jax.trainer.samples import read_samples, sample_steps, write_samples
+from gotr1_jax.trainer.samples import drop_samples_after, read_samples, sample_steps, write_samples
 
 DEEP = "[" * 100_000
 BAD_LINES = (
@@ -147,8 +148,15 @@ def test_a_manifest_that_names_too_few_files_is_one_line(saved: Path):
     path, lost = saved / MANIFEST_NAME, saved / "meta" / "metadata"
     good, content = path.read_text(), lost.read_bytes()
     manifest = json.loads(good)
-    del manifest["files"]["meta/metadata"]
+    files = manifest["files"]
     try:
+        for part in ("state", "meta"):
+            manifest["files"] = {k: v for k, v in files.items() if not k.startswith(part)}
+            path.write_text(json.dumps(manifest))
+            assert f"names no file of {part}/" in str(manifest_problem(saved, 5))
+        manifest["files"] = {k: v for k, v in files.items() if k != "meta/metadata"}
+        (saved / "meta" / "_METADATA").write_bytes(b"")
+        manifest["files"]["meta/_METADATA"] = hashlib.sha256(b"").hexdigest()
         path.write_text(json.dumps(manifest))
         lost.write_bytes(b"[")
         with pytest.raises(RunError, match="step_000005 cannot be read.*remove it"):
@@ -156,6 +164,18 @@ def test_a_manifest_that_names_too_few_files_is_one_line(saved: Path):
     finally:
         path.write_text(good)
         lost.write_bytes(content)
+
+
+def test_links_in_the_place_of_folders_are_replaced(tmp_path: Path):
+    for name in ("checkpoints/step_000003", "samples/step_000003", "samples/step_000009"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to("nowhere")
+    drop_samples_after(tmp_path / "samples", 3)
+    assert write_samples(tmp_path / "samples", 3, [record()]).is_dir()
+    assert list(sample_steps(tmp_path / "samples")) == [3]
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(3, {"a": jnp.zeros(3)}, {"seed": 0})
+        assert checkpoints.latest_good() == 3
 
 
 ODD_NAMES = (
