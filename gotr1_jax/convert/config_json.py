@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gotr1_jax.convert.json_fields import expect, section
+from gotr1_jax.convert.folders import refuse_quantized
+from gotr1_jax.convert.json_fields import (
+    MAX_LAYERS,
+    expect,
+    optional_section,
+    positive_number,
+    refuse_unknown,
+    section,
+    whole_number,
+    whole_numbers,
+)
 from gotr1_jax.convert.names import Format
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, SiglipConfig, VQConfig
@@ -54,6 +64,26 @@ _SIGLIP_KEYS = {
     "patch_size": "patch_size",
     "image_size": "image_size",
 }
+# Keys of each section that are read or checked; others must be notes of tools.
+_SECTIONS = {
+    "aligner_config", "gen_aligner_config", "gen_head_config", "gen_vision_config",
+    "language_config", "vision_config",
+}  # fmt: skip
+_LLAMA_KEYS = {
+    "attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "mlp_bias",
+    "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps",
+    "rope_parameters", "rope_scaling", "rope_theta", "tie_word_embeddings", "vocab_size",
+}  # fmt: skip
+_HF_SIGLIP_KEYS = {
+    "attention_bias", "depth", "hidden_act", "hidden_dropout_rate", "hidden_size", "image_size",
+    "layer_norm_eps", "mlp_ratio", "num_attention_heads", "num_channels", "num_hidden_layers",
+    "num_image_tokens", "patch_size", "projection_dim", "use_qk_norm",
+}  # fmt: skip
+_HF_VQ_OTHER_KEYS = {
+    "attn_resolutions", "attn_type", "double_latent", "hidden_act", "image_token_embed_dim",
+    "in_channels", "num_hidden_layers", "num_patches", "out_channels", "projection_dim",
+    "resolution",
+}  # fmt: skip
 _SIGLIP_MODELS = {"siglip_large_patch16_384": SiglipConfig()}
 
 
@@ -72,9 +102,10 @@ def parse_config(data: Any, source: str) -> tuple[JanusConfig, Format]:
             f"{source} describes a model of type {model_type!r}; a Janus-Pro checkpoint "
             "('multi_modality' or 'janus') is needed"
         )
+    refuse_quantized(data, source)
     try:
         config = reader(data)
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
         raise InputError(f"{source}: {error}") from error
     return config, "original" if model_type == "multi_modality" else "hf"
 
@@ -144,6 +175,16 @@ def llama_to_json(decoder: DecoderConfig) -> dict[str, Any]:
 
 
 def _parse_original(data: Mapping[str, Any]) -> JanusConfig:
+    refuse_unknown(data, {*_SECTIONS, "tie_word_embeddings"}, "the file")
+    expect(data, "tie_word_embeddings", False)
+    for name, kind in (
+        ("gen_vision_config", "VQ-16"), ("gen_head_config", "vision_head"),
+        ("gen_aligner_config", "MlpProjector"), ("aligner_config", "MlpProjector"),
+        ("vision_config", "CLIPVisionTower"),
+    ):  # fmt: skip
+        part = optional_section(data, name)
+        refuse_unknown(part, ("cls", "params"), name)
+        expect(part, "cls", kind, name)
     decoder = _llama(section(data, "language_config"))
     params = _params(data, "gen_vision_config")
     vq = vq_from_json(params)
@@ -151,7 +192,7 @@ def _parse_original(data: Mapping[str, Any]) -> JanusConfig:
         decoder,
         vq,
         _siglip_from_json(_params(data, "vision_config")),
-        int(params.get("image_size", IMAGE_SIZE)),
+        whole_number(params, "image_size", "gen_vision_config", usual=IMAGE_SIZE),
     )
     D = decoder.hidden_size
     # Values that other sections repeat must agree, where they are given.
@@ -174,34 +215,48 @@ def _parse_original(data: Mapping[str, Any]) -> JanusConfig:
 
 
 def _parse_hf(data: Mapping[str, Any]) -> JanusConfig:
-    decoder = _llama(section(data, "text_config"))
-    vision = section(data, "vision_config") if data.get("vision_config") else {}
-    for key, value in (("hidden_act", "gelu"), ("use_qk_norm", False), ("attention_bias", True)):
-        expect(vision, key, value, "vision_config")
-    width = int(vision.get("hidden_size", 1024))
-    siglip = SiglipConfig(
-        image_size=int(vision.get("image_size", 384)),
-        patch_size=int(vision.get("patch_size", 16)),
-        width=width,
-        mlp_size=int(width * vision.get("mlp_ratio", 4.0)),
-        num_layers=int(vision.get("num_hidden_layers", 24)),
-        num_heads=int(vision.get("num_attention_heads", 16)),
-        norm_eps=float(vision.get("layer_norm_eps", 1e-6)),
-    )
-    port = section(data, "vq_config") if data.get("vq_config") else {}
-    expect(port, "double_latent", False, "vq_config")
-    vq = VQConfig(**{field: _value(port[key]) for field, key in _HF_VQ_KEYS.items() if key in port})
+    sections = ("text_config", "vision_config", "vq_config", "tie_word_embeddings")
+    refuse_unknown(data, sections, "the file")
+    decoder = _llama(section(data, "text_config"), "text_config")
+    siglip = _hf_siglip(optional_section(data, "vision_config"), decoder.hidden_size)
+    port = optional_section(data, "vq_config")
+    refuse_unknown(port, {*_HF_VQ_KEYS.values(), *_HF_VQ_OTHER_KEYS}, "vq_config")
+    for key, value in (("double_latent", False), ("in_channels", 3), ("out_channels", 3)):
+        expect(port, key, value, "vq_config")
+    vq = VQConfig(**{field: _value(port, key) for field, key in _HF_VQ_KEYS.items() if key in port})
     # The port takes the number of image tokens a side from the understanding tower.
     image_size = siglip.image_size // siglip.patch_size * vq.downsampling
     return JanusConfig(decoder, vq, siglip, image_size)
 
 
-def _llama(c: Mapping[str, Any]) -> DecoderConfig:
+def _hf_siglip(vision: Mapping[str, Any], width: int) -> SiglipConfig:
+    where = "vision_config"
+    refuse_unknown(vision, _HF_SIGLIP_KEYS, where)
+    for key, value in (
+        ("hidden_act", "gelu"), ("use_qk_norm", False), ("attention_bias", True),
+        ("num_channels", 3), ("projection_dim", width), ("depth", 2),
+    ):  # fmt: skip
+        expect(vision, key, value, where)
+    own = whole_number(vision, "hidden_size", where, usual=1024)
+    return SiglipConfig(
+        image_size=whole_number(vision, "image_size", where, usual=384),
+        patch_size=whole_number(vision, "patch_size", where, usual=16),
+        width=own,
+        mlp_size=int(own * positive_number(vision, "mlp_ratio", where, usual=4.0)),
+        num_layers=whole_number(vision, "num_hidden_layers", where, MAX_LAYERS, usual=24),
+        num_heads=whole_number(vision, "num_attention_heads", where, usual=16),
+        norm_eps=positive_number(vision, "layer_norm_eps", where, usual=1e-6),
+    )
+
+
+def _llama(c: Mapping[str, Any], where: str = "language_config") -> DecoderConfig:
     """A LlamaConfig's JSON; what is absent has the defaults of that class."""
-    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    refuse_unknown(c, _LLAMA_KEYS, where)
+    rope = optional_section(c, "rope_parameters") or optional_section(c, "rope_scaling")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise ValueError(f"rotary embedding of type {kind!r} is not Janus-Pro's")
+    refuse_unknown(rope, ("rope_type", "type", "rope_theta"), f"{where}'s rotary embedding")
     for key, value in (
         ("model_type", "llama"),
         ("hidden_act", "silu"),
@@ -210,18 +265,19 @@ def _llama(c: Mapping[str, Any]) -> DecoderConfig:
         ("tie_word_embeddings", False),
     ):
         expect(c, key, value, "language model")
-    hidden, heads = int(c.get("hidden_size", 4096)), int(c.get("num_attention_heads", 32))
-    kv_heads, head_dim = c.get("num_key_value_heads"), c.get("head_dim")
+    hidden = whole_number(c, "hidden_size", where, usual=4096)
+    heads = whole_number(c, "num_attention_heads", where, usual=32)
+    theta = positive_number(c, "rope_theta", where, usual=1e4)
     return DecoderConfig(
-        vocab_size=int(c.get("vocab_size", 32000)),
+        vocab_size=whole_number(c, "vocab_size", where, usual=32000),
         hidden_size=hidden,
-        mlp_size=int(c.get("intermediate_size", 11008)),
-        num_layers=int(c.get("num_hidden_layers", 32)),
+        mlp_size=whole_number(c, "intermediate_size", where, usual=11008),
+        num_layers=whole_number(c, "num_hidden_layers", where, MAX_LAYERS, usual=32),
         num_heads=heads,
-        num_kv_heads=heads if kv_heads is None else int(kv_heads),
-        head_dim=hidden // heads if head_dim is None else int(head_dim),
-        rope_theta=float(rope.get("rope_theta", c.get("rope_theta", 1e4))),
-        norm_eps=float(c.get("rms_norm_eps", 1e-6)),
+        num_kv_heads=whole_number(c, "num_key_value_heads", where, usual=heads),
+        head_dim=whole_number(c, "head_dim", where, usual=hidden // heads),
+        rope_theta=positive_number(rope, "rope_theta", where, usual=theta),
+        norm_eps=positive_number(c, "rms_norm_eps", where, usual=1e-6),
     )
 
 
@@ -233,7 +289,7 @@ def vq_from_json(params: Mapping[str, Any]) -> VQConfig:
     expect(params, "codebook_l2_norm", True, "gen_vision_config")
     values = {}
     for field, keys in _VQ_KEYS.items():
-        given = {key: _value(params[key]) for key in keys if key in params}
+        given = {key: _value(params, key) for key in keys if key in params}
         if len(set(given.values())) > 1:
             raise ValueError(f"gen_vision_config contradicts itself: {given}")
         if given:
@@ -256,7 +312,17 @@ def vq_to_json(vq: VQConfig, image_size: int) -> dict[str, Any]:
 
 
 def _siglip_from_json(params: Mapping[str, Any]) -> SiglipConfig:
-    given = {field: int(params[key]) for field, key in _SIGLIP_KEYS.items() if key in params}
+    where = "vision_config"
+    refuse_unknown(
+        params, {*_SIGLIP_KEYS.values(), "model_name", "select_feature", "select_layer"}, where
+    )
+    expect(params, "select_feature", "same", where)
+    expect(params, "select_layer", -1, where)
+    given = {
+        field: whole_number(params, key, where, MAX_LAYERS if field == "num_layers" else 1 << 24)
+        for field, key in _SIGLIP_KEYS.items()
+        if key in params
+    }
     name = params.get("model_name")
     if name is None:
         return SiglipConfig(**given)
@@ -289,10 +355,12 @@ def _params(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return params
 
 
-def _value(value: Any) -> Any:
-    """A number, or a list of numbers as a tuple."""
-    if isinstance(value, list) and all(isinstance(v, int) for v in value):
-        return tuple(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ValueError(f"{value!r} is neither a whole number nor a list of them")
+def _value(data: Mapping[str, Any], key: str) -> Any:
+    """A number of 1 or more under `key`, or a list of them as a tuple."""
+    lists = ("encoder_ch_mult", "decoder_ch_mult", "channel_multiplier")
+    if key not in lists:
+        return whole_number(data, key, most=MAX_LAYERS if key == "num_res_blocks" else 1 << 24)
+    values = whole_numbers(data, key, most=1 << 10, length=16)
+    if not values or min(values) < 1:
+        raise ValueError(f"{key} is {list(values)}; whole numbers of 1 or more are needed")
+    return values

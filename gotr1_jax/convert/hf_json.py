@@ -99,7 +99,14 @@ def _check_understood(config: JanusConfig, data: dict[str, Any]) -> None:
     """That reading `data` back gives the same sizes."""
     if config.decoder.qkv_bias or config.decoder.tie_embeddings:
         raise InputError("the Hugging Face port has neither q, k, v biases nor tied embeddings")
-    given, read = asdict(config), asdict(parse_config(data, "config.json")[0])
+    try:
+        read = asdict(parse_config(data, "config.json")[0])
+    except InputError as error:
+        raise InputError(
+            f"the Hugging Face port cannot express this model ({error}); "
+            "export it with --format original"
+        ) from error
+    given = asdict(config)
     faults = []
     for key, value in given.items():
         if not isinstance(value, dict):

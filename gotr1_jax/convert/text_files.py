@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gotr1_jax.convert.chat_template import TEMPLATE_FILE, chat_template
 from gotr1_jax.convert.hf_json import generation_to_json
 from gotr1_jax.convert.names import Format
 from gotr1_jax.convert.open_checkpoint import OpenCheckpoint
@@ -42,6 +43,8 @@ def write_text_files(opened: OpenCheckpoint, form: Format, folder: Path) -> None
     """
     same = opened.form == form
     copy_files(opened.path, SHARED_FILES + (SAME_FORM_FILES if same else ()), folder)
+    if form == "hf":
+        (folder / TEMPLATE_FILE).write_text(chat_template(opened.path), encoding="utf-8")
     if same:
         return
     made = _port_files(opened) if form == "hf" else _released_files(opened)

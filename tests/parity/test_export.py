@@ -28,7 +28,7 @@ from gotr1_jax.convert.writer import write_safetensors
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo import export as export_checkpoint
 from gotr1_jax.models.config import JANUS_PRO_1B, JANUS_PRO_7B, JanusConfig
-from gotr1_jax.tokenizers.janus import SpecialIds
+from gotr1_jax.tokenizers.janus import SpecialIds, TextTokenizer, chat_parts
 
 torch = pytest.importorskip("torch")
 SPECIALS = SpecialIds(bos=0, eos=1, pad=2, boi=3, eoi=4, image=5)
@@ -252,9 +252,59 @@ def test_transformers_reads_the_files_around_the_weights(released: Path, port: P
     assert (images.size["height"], list(images.image_mean)) == (64, [0.5, 0.5, 0.5])
 
 
+def messages(question: str, images: int, system: str) -> list[dict[str, Any]]:
+    parts = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+    first = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    return [*first, {"role": "user", "content": parts}]
+
+
+@pytest.mark.parametrize("images", [0, 1, 2])
+@pytest.mark.parametrize("system", ["", " You see images. "])
+def test_the_port_has_a_chat_template(port: Path, images: int, system: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(port)
+    asked = messages(" Is there a red circle?\n", images, system)
+    text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    assert text == "".join(
+        part for part, _ in chat_parts(" Is there a red circle?", images, system)
+    )
+    # As ids, BOS stands in front once, by the tokenizer.
+    ours = TextTokenizer.from_dir(port)
+    ids = tokenizer(text).input_ids
+    assert ids == ours.encode_question("Is there a red circle?", 0, 0, system) or images
+    assert ids[0] == ours.specials.bos and ids.count(ours.specials.bos) == 1
+    answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}]
+    line = tokenizer.apply_chat_template(answered, tokenize=False)
+    assert line == text + " yes"
+    again = [*answered, {"role": "user", "content": "And blue?"}]
+    line = tokenizer.apply_chat_template(again, tokenize=False, add_generation_prompt=True)
+    assert line == f"{text} yes<｜end▁of▁sentence｜><|User|>: And blue?\n\n<|Assistant|>:"
+
+
+def test_a_chat_template_of_the_source_is_kept(released: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(released, own)
+    settings = json.loads((own / "tokenizer_config.json").read_text())
+    (own / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{1}}"}))
+    assert (export(own, tmp_path / "a", "hf") / "chat_template.jinja").read_text() == "{{1}}"
+    (own / "chat_template.jinja").write_text("{{2}}")
+    first = export(own, tmp_path / "b", "hf")
+    assert (first / "chat_template.jinja").read_text() == "{{2}}"
+    (first / "chat_template.jinja").unlink()
+    tokenizer = json.loads((own / "tokenizer.json").read_text())
+    (first / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
+    settings = json.loads((first / "tokenizer_config.json").read_text())
+    settings.pop("chat_template")
+    (first / "tokenizer_config.json").write_text(json.dumps(settings))
+    # Where the tokenizer does not write BOS, the template does.
+    last = (export(first, tmp_path / "c", "hf") / "chat_template.jinja").read_text()
+    assert "<｜begin▁of▁sentence｜>" in last
+
+
 def test_sizes_that_the_port_cannot_say_are_named(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "ckpt", TINY)
-    with pytest.raises(InputError, match=r"vq.norm_groups 4 \(it takes 32\)") as error:
+    with pytest.raises(InputError, match=r"norm_groups") as error:
         export(path, tmp_path / "out", "hf")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
