@@ -7,6 +7,7 @@ checkpoint and exits with 75; the same command resumes. A second SIGINT ends it 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -44,6 +45,9 @@ COMMANDS = {
     "compile": ("gotr1_jax.aot", "memory, work and traffic of a job on chips that are not here"),
     "bench": ("gotr1_jax.bench", "measure sampling and updates, also against torch"),
 }
+
+
+_LONGEST_LINE = 2000  # characters of an error that are printed
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -114,6 +118,8 @@ def run(arguments: Sequence[str]) -> int:
         if error.errno is None:
             raise
         where = "a file" if error.filename is None else error.filename
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):  # read or written
+            return _fail(f"{where} is no name of a file: {error.strerror}", InputError.exit_code)
         return _fail(str(write_failure(where, error)), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -137,7 +143,10 @@ def _fail_on_disk(error: Exception) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"gotr1: error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    if len(line) > _LONGEST_LINE:  # a name or a text of any length stands in it
+        line = f"{line[: _LONGEST_LINE // 2]} … {line[-_LONGEST_LINE // 2 :]}"
+    print(f"gotr1: error: {line}", file=sys.stderr)
     return code
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gotr1_jax.cli import run as run_command
 from gotr1_jax.errors import InputError
 from gotr1_jax.io import reading
 from gotr1_jax.io.reading import (
@@ -202,3 +203,17 @@ def test_nothing_else_opens_files_for_reading() -> None:
         if found:
             wrong[module] = found
     assert wrong == {}, "read through gotr1_jax.io.reading"
+
+
+@pytest.mark.parametrize("length", [300, 5000])
+def test_a_name_that_is_too_long_is_one_short_line(
+    length: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "x" * length
+    for command in (
+        ["report", name], ["generate", "--prompts", name, "--out", "o"],
+        ["train", "grpo", "--config", name], ["judge", "--input", name, "--out", "o"],
+    ):  # fmt: skip
+        assert run_command(command) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "too long" in line and "write" not in line and len(line) < 2100
