@@ -98,7 +98,7 @@ TokenCount = Annotated[int, Range("[1, 131072]")]
 # Captions, examples or images that are made or listed in memory before the first step.
 ItemCount = Annotated[int, Range("[1, 10000000]")]
 # Divisor of logits; closer to 0 it overflows, and greedy sampling is what is meant.
-Temperature = Annotated[float, Range("[0.0001, 10000]", why="the most likely token: greedy")]
+Temperature = Annotated[float, Range("[0.0001, 10000]", why="for the most likely token set greedy")]
 # Weight of classifier-free guidance; 1: none.
 Guidance = Annotated[float, Range("[0, 1000]")]
 # Layers of a network, each built and traced on its own or in a scan.

@@ -22,8 +22,8 @@ from gotr1_jax.shapes.scenes import Scene, sample_scene
 
 # Part of cache names: increase it when the same (seed, index) gives another example.
 _WORLD_VERSION = 1
-# Attempts to sample a new caption before `shapes_captions` gives up.
-_TRIES_PER_CAPTION = 200
+# Captions in a row that were there already, after which `shapes_captions` gives up.
+_MAX_REPEATS = 5000
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,14 @@ def shapes_captions(split: str, count: int, seed: int = 0) -> tuple[str, ...]:
     """
     rng = np.random.default_rng((seed, zlib.crc32(split.encode())))
     found: dict[str, None] = {}
-    for _ in range(_TRIES_PER_CAPTION * count):
+    repeats = 0
+    while len(found) < count and repeats < _MAX_REPEATS:
+        before = len(found)
         found[write_caption(sample_caption(rng, split))] = None
-        if len(found) == count:
-            return tuple(found)
-    raise InputError(f"cannot draw {count} different captions of split {split!r}; ask for fewer")
+        repeats = 0 if len(found) > before else repeats + 1
+    if len(found) < count:
+        raise InputError(
+            f"cannot draw {count} different captions of split {split!r}, which has about "
+            f"{len(found)}; ask for fewer"
+        )
+    return tuple(found)

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gotr1_jax.errors import InputError
 from gotr1_jax.plan import parse_plan
+from gotr1_jax.shapes import dataset
 from gotr1_jax.shapes.captions import (
     CaptionSpec,
     ObjectSpec,
@@ -17,7 +19,7 @@ from gotr1_jax.shapes.captions import (
     sample_caption,
     write_caption,
 )
-from gotr1_jax.shapes.dataset import sample_example
+from gotr1_jax.shapes.dataset import sample_example, shapes_captions
 from gotr1_jax.shapes.plans import write_plan
 from gotr1_jax.shapes.render import render, shape_mask
 from gotr1_jax.shapes.scenes import Scene, SceneObject, relation_score, sample_scene
@@ -353,3 +355,9 @@ def test_every_word_and_number_is_one_token(tokenizer: TextTokenizer) -> None:
 )
 def test_any_text_comes_back(tokenizer: TextTokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode_plan(text)) == text
+
+
+def test_more_captions_than_there_are_end_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "_MAX_REPEATS", 10)
+    with pytest.raises(InputError, match="cannot draw 10000000 different .* which has about"):
+        shapes_captions("heldout", 10_000_000)
