@@ -22,6 +22,7 @@ from gotr1_jax.generate.config import SETTINGS_FILE, GenerateConfig
 from gotr1_jax.generate.tasks import CaptionTask
 from gotr1_jax.images import open_image
 from gotr1_jax.io.lock import LOCK_NAME
+from gotr1_jax.io.reading import list_folder
 
 RESULT = "result.json"
 UNFINISHED = ".unfinished"
@@ -73,7 +74,7 @@ class Layout:
 
     def is_fresh(self) -> bool:
         """Whether there are no results yet; a settings file alone may be there."""
-        entries = {p.name for f in (self.out, self.home) if f.is_dir() for p in f.iterdir()}
+        entries = {path.name for path in (*_entries(self.out), *_entries(self.home))}
         return entries <= {SETTINGS_FILE, UNFINISHED, LOCK_NAME}
 
     def has_results(self) -> bool:
@@ -126,7 +127,7 @@ class CompbenchLayout(_BenchmarkLayout):
         return self.out / "samples" / self._name(task, index)
 
     def has_results(self) -> bool:
-        return super().has_results() or any(self.out.glob("samples/*"))
+        return super().has_results() or bool(_entries(self.out / "samples"))
 
     def check(self, task: CaptionTask) -> None:
         reason = "the evaluators of t2i_compbench read the caption from the file name"
@@ -189,6 +190,10 @@ class DpgLayout(_BenchmarkLayout):
 _KINDS = {
     "plain": Layout, "t2i_compbench": CompbenchLayout, "geneval": GenevalLayout, "dpg": DpgLayout
 }  # fmt: skip
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list_folder(folder) if folder.is_dir() else []
 
 
 def make_layout(config: GenerateConfig) -> Layout:

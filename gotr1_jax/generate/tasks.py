@@ -11,7 +11,7 @@ from typing import Any
 from gotr1_jax.data.captions import iter_captions
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate.config import GenerateConfig
-from gotr1_jax.io.reading import parse_json, read_lines, read_text
+from gotr1_jax.io.reading import list_folder, parse_json, read_lines, read_text
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer
 
 JOINED_PLANS = "plans.jsonl"
@@ -138,7 +138,7 @@ def _check_regular(path: Path) -> None:
 
 def _prompt_files(folder: Path) -> Iterator[_Caption]:
     """One caption a .txt file, in the order of their names."""
-    files = sorted(folder.glob("*.txt"))
+    files = [f for f in list_folder(folder, "captions") if f.suffix == ".txt"]
     if not files:
         raise InputError(f"{folder} holds no .txt file with a prompt")
     for file in files:

@@ -12,7 +12,7 @@ import numpy as np
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.images import open_image
-from gotr1_jax.io.reading import parse_json_object, read_json, read_lines
+from gotr1_jax.io.reading import list_folder, parse_json_object, read_json, read_lines
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import JudgeRequest
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
@@ -48,8 +48,7 @@ def find_samples(path: Path) -> list[StoredSample]:
         )  # fmt: skip
     elif (path / SAMPLES).is_file():
         found = _read_run_samples(path / SAMPLES, path, "")
-    elif (path / SAMPLES_FOLDER).is_dir() and any((path / SAMPLES_FOLDER).glob(f"*/{SAMPLES}")):
-        files = sorted((path / SAMPLES_FOLDER).glob(f"*/{SAMPLES}"))
+    elif files := _files_of_steps(path / SAMPLES_FOLDER):
         found = [s for f in files for s in _read_run_samples(f, f.parent, f"{f.parent.name}/")]
     elif (path / RESULT).is_file():
         found = _read_result(path / RESULT, path, "")
@@ -72,6 +71,11 @@ def find_samples(path: Path) -> list[StoredSample]:
             f"several samples of {path} have the image {double}: a grid cannot be judged"
         )
     return found
+
+
+def _files_of_steps(folder: Path) -> list[Path]:
+    entries = list_folder(folder, "samples") if folder.is_dir() else []
+    return [entry / SAMPLES for entry in entries if (entry / SAMPLES).is_file()]
 
 
 def _read_run_samples(path: Path, folder: Path, prefix: str) -> list[StoredSample]:

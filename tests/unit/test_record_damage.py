@@ -214,3 +214,26 @@ def test_bad_captions_of_many(
 )
 def test_plans_in_another_grammar(text: str, is_unread: bool) -> None:
     assert has_unread_boxes(text) is is_unread
+
+
+def test_stray_files_are_no_captions_images_or_samples(tmp_path: Path) -> None:
+    from gotr1_jax.evaluation.folders import find_dpg_images
+    from gotr1_jax.generate.config import GenerateConfig
+    from gotr1_jax.generate.tasks import read_tasks
+    from gotr1_jax.rewards.stored_samples import find_samples
+
+    prompts, images, run = (tmp_path / name for name in ("prompts", "images", "run"))
+    for folder, name in ((prompts, "a.txt"), (images, "a.png")):
+        folder.mkdir()
+        (folder / name).write_text("a red circle")
+        for stray in ("._a.txt", "README.txt", "Thumbs.db", "desktop.ini", ".DS_Store", "a.png~"):
+            (folder / stray).write_bytes(b"\0\xff")
+        (folder / "__MACOSX").mkdir()
+    config = GenerateConfig(out=tmp_path / "out", prompts=prompts)
+    assert [task.caption for task in read_tasks(config)] == ["a red circle"]
+    assert [image.name for image in find_dpg_images(images, ["a"])] == ["a.png"]
+    line = json.dumps({"caption": "c", "plan_text": "p", "image": "0.png"})
+    for folder in ("step_000001", ".ipynb_checkpoints"):
+        (run / "samples" / folder).mkdir(parents=True)
+        (run / "samples" / folder / "samples.jsonl").write_text(line)
+    assert [sample.name for sample in find_samples(run)] == ["step_000001/0"]
