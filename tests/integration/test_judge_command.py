@@ -290,7 +290,7 @@ def test_input_that_cannot_be_judged(run, tmp_path, capsys) -> None:
         assert judge(tmp_path / source) == 2
         assert message in error_line(capsys)
     (run / "samples" / "step_000010" / "00_00.png").write_bytes(b"no image")
-    assert judge(run) == 2 and "00_00.png cannot be read" in error_line(capsys)
+    assert judge(run) == 2 and "00_00.png is not an image" in error_line(capsys)
     assert not Path("scores.jsonl").exists()
 
 
