@@ -192,11 +192,11 @@ def _parse_flow(word: PlainScalar, brackets: str, where: str) -> Any:
 
 def _show(value: Any) -> str:
     try:
-        text = "null" if value is None else repr(value)
-        if isinstance(value, PlainScalar) and value.isprintable():
-            text = str(value)
+        known = parse_word(value) if isinstance(value, PlainScalar) else value
+        text = str(value) if known is not value and not isinstance(known, str) else repr(value)
     except ValueError:  # an integer of thousands of digits
-        text = f"an integer of {value.bit_length()} bits"
+        text = f"an integer of {value.bit_length()} bits" if type(value) is int else str(value)
+    text = "null" if value is None else text
     return text if len(text) <= 200 else text[:200] + "…"
 
 
