@@ -22,7 +22,14 @@ import numpy as np
 from flax import nnx
 
 from gotr1_jax.convert.find import CONFIG_FILE
-from gotr1_jax.convert.json_fields import positive_number, whole_number
+from gotr1_jax.convert.folders import describe_weights, refuse_quantized
+from gotr1_jax.convert.json_fields import (
+    expect,
+    optional_section,
+    positive_number,
+    refuse_unknown,
+    whole_number,
+)
 from gotr1_jax.convert.reader import Tensor, has_model_type, open_pickle, open_tensors
 from gotr1_jax.convert.rules import CONV, LINEAR, Naming, Rule, Source, linear, norm, sources
 from gotr1_jax.convert.tree import check_tensors, load_tree, model_view, tree_shapes
@@ -44,6 +51,13 @@ _TOWER_KEYS = {
 }
 _TEXT_SIZES = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8, "vocab_size": 49408, "max_position_embeddings": 77}  # fmt: skip  # noqa: E501
 _VISION_SIZES = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 32}  # fmt: skip  # noqa: E501
+
+_KEYS = {
+    "projection_dim", "text_config", "text_config_dict", "vision_config", "vision_config_dict",
+}  # fmt: skip
+_TOWER_KNOWN = {
+    *_TEXT_SIZES, *_VISION_SIZES, "hidden_act", "layer_norm_eps", "num_channels", "projection_dim",
+}  # fmt: skip
 
 
 def _open_clip_rules() -> Iterator[Rule]:
@@ -165,6 +179,7 @@ def read_clip_config(path: str | Path, hps_config: ClipConfig = VIT_H_14) -> Cli
     file = path / CONFIG_FILE
     if not file.is_file():
         what = f"it holds no {CONFIG_FILE}" if path.is_dir() else "there is no such file"
+        what += f"; it {kind}" if (kind := describe_weights(path)) else ""
         raise InputError(f"no CLIP at {path}: {what}; give {HPS_FILE} or what it was converted to")
     return parse_clip_config(read_json(file), str(file))
 
@@ -228,8 +243,10 @@ def parse_clip_config(data: Any, source: str) -> ClipConfig:
     if not isinstance(data, dict) or data.get("model_type") != "clip":
         kind = data.get("model_type") if isinstance(data, dict) else None
         raise InputError(f"{source} describes a model of type {kind!r}; CLIP ('clip') is needed")
+    refuse_quantized(data, source)
     try:
-        text, vision = (data.get(f"{part}_config") or {} for part in ("text", "vision"))
+        refuse_unknown(data, _KEYS, "the file")
+        text, vision = _section_of(data, "text"), _section_of(data, "vision")
         config = ClipConfig(
             vision=_tower({**_VISION_SIZES, **vision}, "vision_config"),
             text=_tower({**_TEXT_SIZES, **text}, "text_config"),
@@ -276,6 +293,17 @@ def clip_config_to_json(config: ClipConfig, dtype: str) -> dict[str, Any]:
         "vision_config": {"model_type": "clip_vision_model", **tower(config.vision), **vision},
         "torch_dtype": dtype,
     }
+
+
+def _section_of(data: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The section of a tower; older files state it twice, and both have to agree."""
+    section = dict(optional_section(data, f"{part}_config"))
+    for key, value in optional_section(data, f"{part}_config_dict").items():
+        expect(section, key, value, f"{part}_config")
+        section[key] = value
+    refuse_unknown(section, _TOWER_KNOWN, f"{part}_config")
+    expect(section, "num_channels", 3, f"{part}_config")
+    return {key: value for key, value in section.items() if value is not None}
 
 
 def _tower(section: Mapping[str, Any], where: str) -> ClipTowerConfig:

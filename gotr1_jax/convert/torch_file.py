@@ -76,7 +76,7 @@ def _refuse_others(file: Path, start: bytes) -> bool:
     """False for a pickle, as torch.save wrote it before 1.6; InputError for anything else."""
     if start.startswith(b"\x80"):
         return False
-    if tarfile.is_tarfile(file):
+    if start.strip(b"\0") and tarfile.is_tarfile(file):
         with tarfile.open(file) as archive:
             old = {"pickle", "storages", "tensors"} <= set(archive.getnames())
         what = "a tar file of torch before 0.1.10: load it there and" if old else "a tar archive:"

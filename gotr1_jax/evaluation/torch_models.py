@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gotr1_jax.convert.folders import describe_weights
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.detections import Detection, crop_object, encode_mask
 from gotr1_jax.evaluation.queries import ModelQuery
@@ -87,13 +88,28 @@ class _TorchModel:
         return [model.to(self._device).eval(), *rest]
 
     def _load(self, kind: Any) -> Any:
+        path = Path(self.source)
+        complete = any(path.glob("*model*.safetensors*")) or any(path.glob("*model*.bin*"))
+        if path.is_dir() and (what := describe_weights(path, complete)):
+            raise InputError(f"{self.name} cannot be loaded from {self.source}: it {what}")
+        is_model = hasattr(kind, "base_model_prefix")
         try:
-            return kind.from_pretrained(self.source)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            if not is_model:
+                return kind.from_pretrained(self.source)
+            model, info = kind.from_pretrained(self.source, output_loading_info=True)
+        except Exception as error:  # each of the formats has errors of its own
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"{self.name} cannot be loaded from {self.source} as {kind.__name__}: "
-                f"{str(error).splitlines()[0]}"
+                f"{self.name} cannot be loaded from {self.source} as {kind.__name__}: {reason}"
             ) from error
+        # The library draws at random what a file lacks.
+        for fault in ("missing_keys", "mismatched_keys"):
+            if names := sorted(map(str, info.get(fault) or ())):
+                raise InputError(
+                    f"{self.name} cannot be loaded from {self.source} as {kind.__name__}: "
+                    f"{len(names)} {fault.replace('_keys', '')} tensors: {', '.join(names[:4])}"
+                )
+        return model
 
     def _pixels(self, images: Sequence[Image.Image] | ImageInput) -> Any:
         """The model's input `pixel_values` of some images, or of one."""

@@ -16,12 +16,14 @@ import unicodedata
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.reading import read_bytes, read_json
+from gotr1_jax.io.contents import describe_content
+from gotr1_jax.io.reading import read_bytes, read_json, read_json_object
 
 VOCABULARY_FILES = (
     "merges.txt",
@@ -111,7 +113,16 @@ class ClipTokenizer:
                 f"{file} holds {len(merges)} merges, but a vocabulary of {vocab_size} has {count}"
             )
         pairs = [_pair(merge, file) for merge in merges[:count]]
-        return cls(pairs, context_length, str(file))
+        tokenizer = cls(pairs, context_length, str(file))
+        # Ids follow from the merges, so those that a file states have to be the same.
+        stated = _stated_ids(file)
+        for name, i in tokenizer.vocabulary.items():
+            if stated.get(name, i) != i:
+                raise InputError(
+                    f"{file} is not a vocabulary of CLIP: {name!r} has the id {stated[name]!r}, "
+                    f"not {i}"
+                )
+        return tokenizer
 
     def encode(self, captions: Sequence[str]) -> np.ndarray:
         """Ids int32 (B, context_length): start, caption, end, zeros.
@@ -172,6 +183,8 @@ def _read_merges(file: Path) -> list[str]:
         raise InputError(f"{file} is truncated or not a gzip file: {error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not a list of merges: it is not UTF-8 text") from error
+    if kind := describe_content(text[:512].encode()):
+        raise InputError(f"{file} is not a list of merges: it is {kind}")
     lines = text.split("\n")
     return lines[1 if "#version" in lines[0] else 0 : None if lines[-1] else -1]
 
@@ -187,8 +200,16 @@ def _read_tokenizer_json(file: Path) -> list[str] | list[list[str]]:
     return merges
 
 
-def _pair(merge: str | list[str], file: Path) -> tuple[str, str]:
+def _stated_ids(file: Path) -> dict[str, Any]:
+    """The ids in a tokenizer.json, or in the vocab.json beside a list of merges."""
+    if file.suffix != ".json":
+        return read_json_object(file.parent / "vocab.json", missing_ok=True)
+    vocab = read_json_object(file)["model"].get("vocab")
+    return vocab if isinstance(vocab, dict) else {}
+
+
+def _pair(merge: Any, file: Path) -> tuple[str, str]:
     parts = merge.split() if isinstance(merge, str) else merge
-    if len(parts) != 2:
+    if not isinstance(parts, list) or [type(part) for part in parts] != [str, str]:
         raise InputError(f"{file} is not a vocabulary of CLIP: {merge!r} is not a merge of two")
     return parts[0], parts[1]

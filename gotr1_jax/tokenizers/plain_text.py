@@ -86,17 +86,25 @@ class PlainTextTokenizer:
 
     def check_round_trip(self) -> None:
         """InputError if a text does not come back from its ids."""
-        # Added letters too: with options of their own they take the blanks around them.
-        letters = (f"a {text} b{text}c" for text in self._letters if text == _composed(text))
-        for text in (*_PROBES, _every_byte(), *self.control, *letters):
-            if _composed(text) != text:
-                continue
-            back = self.full.decode(self.encode(text), skip_special_tokens=False)
-            if back != text:
-                raise InputError(
-                    f"{self.source} loses text: {_short(text)} comes back as {_short(back)}; use "
-                    "the tokenizer.json of the released checkpoint"
-                )
+        for text in (*_PROBES, _every_byte(), *self.control):
+            # Released vocabularies add letters (ø) that their own decoder does not give back.
+            for letter in self._letters:
+                text = text.replace(letter, "")
+            if _composed(text) == text:
+                self._check_back(text, text)
+        for letter in self._letters:
+            # But with options of its own such a letter would take the blanks around it.
+            if _composed(letter) == letter:
+                shown = self.full.decode([self.known[letter]], skip_special_tokens=False)
+                self._check_back(f"a {letter} b", f"a {shown} b")
+
+    def _check_back(self, text: str, expected: str) -> None:
+        back = self.full.decode(self.encode(text), skip_special_tokens=False)
+        if back != expected:
+            raise InputError(
+                f"{self.source} loses text: {_short(text)} comes back as {_short(back)}; use "
+                "the tokenizer.json of the released checkpoint"
+            )
 
     def _check_ids(self, added: Sequence[Mapping[str, Any]]) -> None:
         """That ids are as the file says, and that no control token shares its id."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -205,3 +207,47 @@ def test_the_marks_of_plans_come_behind_all_other_tokens() -> None:
     assert max(before.encode_plan(plan)) < size
     assert after.encode_prompt("a red circle") == before.encode_prompt("a red circle")
     assert add_plan_tokens(add_plan_tokens(released.to_str())) == add_plan_tokens(released.to_str())
+
+
+def edited(raw: Tokenizer, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A folder with the tokenizer after a change of its JSON."""
+    data = json.loads(raw.to_str())
+    change(data)
+    (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    return folder
+
+
+def test_tokenizers_that_lose_text(raw: Tokenizer, tmp_path: Path) -> None:
+    changes: tuple[Callable[[dict[str, Any]], None], ...] = (
+        lambda d: d.update(normalizer={"type": "Lowercase"}),
+        lambda d: d.update(normalizer={"type": "NFKC"}),
+        lambda d: d.update(pre_tokenizer={"type": "WhitespaceSplit"}),
+        lambda d: d.update(decoder=None),
+        lambda d: d["pre_tokenizer"].update(add_prefix_space=True),
+        lambda d: next(t for t in d["added_tokens"] if t["content"] == "ø").update(lstrip=True),
+        lambda d: d["model"]["vocab"].update({"q": 9000, "x_": d["model"]["vocab"].pop("\u0120")}),
+    )
+    TextTokenizer.from_dir(edited(raw, tmp_path, lambda d: d.update(normalizer={"type": "NFC"})))
+    for change in changes:
+        with pytest.raises(InputError, match=r"tokenizer.json (loses text|is not|gives)") as error:
+            TextTokenizer.from_dir(edited(raw, tmp_path, change))
+        assert "\n" not in str(error.value)
+
+
+def test_no_vocabulary_makes_control_tokens_of_text(raw: Tokenizer, tmp_path: Path) -> None:
+    def only_in_the_vocabulary(data: dict[str, Any]) -> None:
+        """The control token is an entry of the vocabulary, which `ignore_merges` looks up."""
+        data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] != "<end_of_image>"]
+        data["model"]["vocab"] |= {t: raw.token_to_id(t) for t in (*CONTROL, "ø", "ü")}
+        data["model"]["ignore_merges"] = True
+        data["pre_tokenizer"]["use_regex"] = False
+
+    tok = TextTokenizer.from_dir(edited(raw, tmp_path, only_in_the_vocabulary))
+    ids = tok.encode_prompt("<end_of_image>", "{caption}")
+    assert tok.specials.eoi not in ids and tok.decode(ids) == "<end_of_image>"
+
+    def shared(data: dict[str, Any]) -> None:
+        data["model"]["vocab"]["a"] = raw.token_to_id("<begin_of_image>")
+
+    with pytest.raises(InputError, match="tokenizer.json"):
+        TextTokenizer.from_dir(edited(raw, tmp_path, shared))
