@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from gotr1_jax.convert.qwen2_5_vl import save_qwen
 
-FOUND = "[20, 20, 300, 350]"
+FOUND = "[20, 20, 50, 55]"
 """Where everything is, in pixels of a processed image."""
 
 _LOUD = 50.0  # an embedding so large that what the layers add to it does not count

@@ -86,6 +86,8 @@ def parse_score(text: str, low: float, high: float, material: str = "") -> Score
         raise UnreadableError("it is a quotation")
     alone = _ALONE.fullmatch(answer)
     if alone:
+        if any(map(str.isalpha, answer)):
+            _check_own(answer.strip(" .*`\n"), material)
         return ScoreReading(_checked(_in_range(alone.group(1), alone.group(2), low, high)), "")
     if looks_like_answer(material, "score"):
         raise UnreadableError(_MAY_QUOTE)
@@ -144,7 +146,7 @@ def read_boxes(text: str, material: str = "") -> list[AnswerBox] | None:
 def _leading_object(text: str, low: float, high: float, material: str) -> ScoreReading | None:
     """The object with a score with which an answer begins; None where it begins otherwise.
 
-    One that stands in the material too must be the whole answer.
+    One that stands in the material too, to the letter, is none: a judge writes its own reason.
     """
     opening = _FENCE_START.match(plain(text.replace("```", "   ")))
     start = opening.end() if opening else 0
@@ -152,7 +154,7 @@ def _leading_object(text: str, low: float, high: float, material: str) -> ScoreR
         return None
     first = next(values(text[start:]), None)
     end_at = None if first is None or first.start else start + first.end
-    if end_at is not None and text[end_at:].strip("`'\" \t\r\n"):
+    if end_at is not None:
         _check_own(text[start:end_at], material)
     if first is None or end_at is None:
         match = _FIRST_KEY.match(text, start)

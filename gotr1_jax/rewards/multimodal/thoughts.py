@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 
 from gotr1_jax.rewards.multimodal.json_values import whole_value
+from gotr1_jax.rewards.multimodal.quotations import is_quoted, plain
 
 MAX_CHARACTERS = 20_000
 """A longer answer, its thought left aside, is not read."""
@@ -62,7 +63,11 @@ def answer_after_thought(text: str, material: str = "") -> str | None:
     """
     text = text.strip()
     begins = _START.match(text) is not None
-    ends = [match.end() for match in _END.finditer(text)]
+    marks = list(_END.finditer(text))
+    if not begins:
+        # Nothing shows that a thought was begun: "it says </think>" does not end one.
+        marks = [mark for mark in marks if not is_quoted(plain(text), *mark.span())]
+    ends = [mark.end() for mark in marks]
     if bare := _BARE_CHANNELS.match(text):
         begins, ends = True, [*ends, bare.end()]
     if _LOOSE.search(material):
