@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -93,17 +94,27 @@ class CachedJudge:
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request; only those that are not kept are judged."""
         keys = [request_key(request, self._judge) for request in requests]
-        known = {k: v for k in keys if (v := self._cache.get(k)) is not None}
+        known = {k: r for k in keys if (r := _read(self._cache.get(k), self.terms)) is not None}
         new = {k: r for k, r in zip(keys, requests) if k not in known}
         # A judge of one's own need not know what to do without a sample.
         judged = dict(zip(new, self._judge.judge(list(new.values())))) if new else {}
         whole = {k: r for k, r in judged.items() if not any(map(math.isnan, r.scores.values()))}
         self._cache.add({k: result_to_json(r) for k, r in whole.items()})
-        return [judged[k] if k in judged else result_from_json(known[k]) for k in keys]
+        return [judged[k] if k in judged else known[k] for k in keys]
 
     def pop_metrics(self) -> dict[str, float]:
         """The judge's own metrics."""
         return pop_metrics(self._judge)
+
+
+def _read(value: Any, terms: Sequence[str]) -> JudgeResult | None:
+    """A kept result with a score for each term; None for anything else that a file may hold."""
+    try:
+        result = result_from_json(value)
+        whole = all(math.isfinite(result.scores[term]) for term in terms)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return None
+    return result if whole else None
 
 
 def request_key(request: JudgeRequest, judge: Judge) -> str:

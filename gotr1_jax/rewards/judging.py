@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from gotr1_jax.rewards.base import (
     JudgeRequest,
     boxes_to_json,
     rename_old_keys,
+    result_from_json,
     result_to_json,
 )
 from gotr1_jax.rewards.composite import request_key
@@ -103,8 +105,9 @@ def _read_scores(judge: Judge, names: set[str], files: Sequence[Path]) -> dict[s
             try:
                 value = rename_old_keys(parse_json(line, "it", allow_nan=True))
                 name, identity = value["sample"], value["judge"]
-                is_whole = None not in value["scores"].values() and isinstance(value["key"], str)
-            except (InputError, KeyError, TypeError, AttributeError):
+                scores = result_from_json(value).scores.values()
+                is_whole = all(map(math.isfinite, scores)) and isinstance(value["key"], str)
+            except (InputError, KeyError, ValueError, TypeError, AttributeError, OverflowError):
                 if path.suffix == PARTIAL or not line.strip():
                     continue  # the last line of a stopped command
                 raise InputError(

@@ -63,7 +63,7 @@ def counts(*totals: float, reason: str = "") -> JudgedCounts:
     total_B = np.asarray(totals, np.float32)
     zeros_B = np.zeros_like(total_B)
     return JudgedCounts.of(
-        SampleTable(("pi",), zeros_B, total_B[:, None], total_B, zeros_B, zeros_B, zeros_B, records)
+        SampleTable(("pi",), zeros_B, total_B[:, None], total_B, *[zeros_B] * 4, records)
     )
 
 

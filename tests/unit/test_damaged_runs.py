@@ -5,21 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import pytest
+from lookup_engine import request
 from report_pages import record
 
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.report.load import load_run
 from gotr1_jax.report.page import write_report
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
+from gotr1_jax.rewards.composite import CachedJudge, request_key
 from gotr1_jax.trainer.checkpoint import Checkpoints
 from gotr1_jax.trainer.manifest import MANIFEST_NAME, manifest_problem
 from gotr1_jax.trainer.metrics import MetricsWriter, read_metrics
 from gotr1_jax.trainer.run_dir import RunDir, create_run_dir, step_number
 from gotr1_jax.trainer.samples import drop_samples_after, read_samples, sample_steps, write_samples
+from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
 DEEP = "[" * 100_000
 BAD_LINES = (
@@ -248,3 +253,31 @@ def test_a_report_of_an_odd_summary(summary: Any, tmp_path: Path):
     assert (
         "<b>" not in write_report(run.root).read_text(encoding="utf-8").split("<body>")[-1][:2000]
     )
+
+
+class Quarter:
+    """A judge of one term; counts the samples."""
+
+    terms, identity, seen = ("pi",), "quarter", 0
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
+        self.seen += len(requests)
+        return [JudgeResult({"pi": 0.25}) for _ in requests]
+
+
+REST = {"detections": [], "rationale": ""}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        5, [], "x", {}, {"scores": 5}, {"scores": {"pi": "high"}, **REST},
+        {"scores": {"pi": None}, **REST}, {"scores": {"sem": 1.0}, **REST},
+        {"scores": {"pi": 1.0}, **REST, "detections": [{"box": [1]}]},
+    ],
+)  # fmt: skip
+def test_kept_results_that_are_damaged_are_judged_again(value: Any, tmp_path: Path):
+    judge, sample = Quarter(), request("a")
+    AnswerCache(tmp_path).add({request_key(sample, judge): value})
+    (found,) = CachedJudge(judge, AnswerCache(tmp_path)).judge([sample])
+    assert found.scores == {"pi": 0.25} and judge.seen == 1

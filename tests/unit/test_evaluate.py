@@ -124,9 +124,7 @@ class Scorer:
             for total in totals
         ]
         zeros_B = np.zeros_like(total_B)
-        table = SampleTable(
-            ("pi",), zeros_B, total_B[:, None], total_B, zeros_B, zeros_B, zeros_B, records
-        )
+        table = SampleTable(("pi",), zeros_B, total_B[:, None], total_B, *[zeros_B] * 4, records)
         return SimpleNamespace(table=table, records=lambda captions: [])
 
 
