@@ -388,7 +388,7 @@ def test_judges_from_a_configuration(module: str, tmp_path: Path) -> None:
         ({"kind": "hps"}, "give judge.hps.checkpoint"),
         ({"terms": ["hps"]}, "the kind shapes does not score"),
         ({"http": {"url": "x", "model": "m"}}, "judge.http.url is 'x'"),
-        ({"also": [{"terms": ["pi"]}]}, "two judges give pi"),
+        ({"also": [{"terms": ["pi"]}]}, "judge.also gives pi a second time"),
         ({"terms": ["pi"], "also": [{"terms": ["ri"], "cache": {"folder": "x"}}]}, "judge.also"),
         ({"questions": {"canvas": 10}}, "canvas is 10"),
         ({"questions": {"max_objects": 0}}, "max_objects is 0"),
