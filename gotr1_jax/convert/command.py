@@ -97,9 +97,20 @@ class _Megabytes:
 
 
 def write(target: Path, opened: OpenCheckpoint, form: Any, **settings: Any) -> WrittenCheckpoint:
-    """`translate_checkpoint` with a progress line, the list of unused tensors and a last line."""
+    """`translate_checkpoint` with a progress line, the list of unused tensors and a last line.
+
+    Rounded weights of a run's model that are written in float32 are named for what they are.
+    """
+    from gotr1_jax.convert.find import run_of_model
     from gotr1_jax.convert.translate import translate_checkpoint
 
+    stored = {tensor.dtype for name, tensor in opened.tensors.items() if name not in opened.unused}
+    is_model = run_of_model(opened.path) is not None and not settings.get("changes")
+    if is_model and settings.get("dtype") == "float32" and stored != {"F32"}:
+        print(
+            f"{opened.path} holds rounded weights ({', '.join(sorted(stored))}), which stay "
+            "rounded; gotr1 export of the run adds base and adapters exactly, from its checkpoint"
+        )
     if opened.unused:
         print(f"stored but used by nothing: {', '.join(opened.unused)}")
     start = time.monotonic()

@@ -51,6 +51,7 @@ def translate_checkpoint(
     form: Format,
     *,
     dtype: str | None = None,
+    part_dtypes: Mapping[str, str] | None = None,
     shard_size: int | None = None,
     whole: bool = False,
     changes: Mapping[str, Change] | None = None,
@@ -63,6 +64,7 @@ def translate_checkpoint(
       opened: the source.
       form: "original" (the released layout) or "hf" (the Hugging Face port's).
       dtype: "float32" or "bfloat16" for all weights; None keeps what each tensor is stored in.
+      part_dtypes: the same for single parts ("policy", "vq", "understanding"), if `dtype` is None.
       shard_size: bytes above which weights are split into shards; None keeps one file.
       whole: every part must be there, and "original" gets all released tensors: those that
         nothing uses and the source lacks are zeros.
@@ -75,7 +77,8 @@ def translate_checkpoint(
     if whole and (lacking := [part for part in PARTS if part not in opened.parts]):
         raise InputError(f"{opened.path} lacks the part {', '.join(lacking)}; all are needed")
     code = None if dtype is None else dtype_code(dtype)
-    tensors = translate_tensors(opened, form, code, changes or {})
+    codes = {part: dtype_code(kind) for part, kind in (part_dtypes or {}).items()}
+    tensors = translate_tensors(opened, form, code, changes or {}, codes)
     tensors, dropped, added = _with_unused(tensors, opened, form, code, whole)
     config = _config_json(opened, form, _NAMES[_most_common(tensors)])
     total = sum(tensor.size for tensor in tensors)
@@ -91,12 +94,15 @@ def translate_checkpoint(
 
 
 def translate_tensors(
-    opened: OpenCheckpoint, form: Format, code: str | None, changes: Mapping[str, Change]
-) -> list[OutTensor]:
+    opened: OpenCheckpoint, form: Format, code: str | None, changes: Mapping[str, Change],
+    part_codes: Mapping[str, str] | None = None,
+) -> list[OutTensor]:  # fmt: skip
     """The used tensors of `opened` under the names of `form`, sorted; values are fetched lazily.
 
-    Stored in `code`, or where that is None in the dtype that they have now.
+    Stored in `code`, or where that is None in that of their part in `part_codes`, or else in the
+    dtype that they have now.
     """
+    of_part = part_codes or {}
     pieces: dict[str, list[tuple[Source, Source, str]]] = {}
     for path, shape in opened.leaves.items():
         old = sources(path, shape, opened.naming)
@@ -106,13 +112,14 @@ def translate_tensors(
     out = []
     for name, group in sorted(pieces.items()):
         kinds = {opened.tensors[stored.name].dtype for _, stored, _ in group}
-        if len(kinds) > 1 and code is None:
+        chosen = code or of_part.get(group[0][2].split(".")[0])
+        if len(kinds) > 1 and chosen is None:
             raise InputError(
                 f"{name} is made of tensors of different dtypes, {', '.join(sorted(kinds))}; "
                 "choose one with --dtype"
             )
         get = partial(_values, group, opened.tensors, changes)
-        out.append(OutTensor(name, group[0][0].shape, get, code or next(iter(kinds))))
+        out.append(OutTensor(name, group[0][0].shape, get, chosen or next(iter(kinds))))
     return out
 
 

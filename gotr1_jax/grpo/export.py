@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gotr1_jax.convert.command import (
     add_target_arguments,
@@ -12,7 +13,10 @@ from gotr1_jax.convert.command import (
     parse_size,
     write,
 )
-from gotr1_jax.errors import InputError
+from gotr1_jax.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from gotr1_jax.grpo.run_weights import RunWeights
 
 FORMATS = ("original", "hf", "peft")
 
@@ -36,33 +40,70 @@ def run(options: argparse.Namespace) -> None:
     """Export, and print one line about what was written."""
     check_dtype(options.dtype)
     shard_size = parse_size(options.shard_size)
-    # Imported late: a wrong argument is answered without waiting for jax.
-    from gotr1_jax.convert.find import CONFIG_FILE, RUN_CONFIG, RUN_MODEL, find_checkpoint
-
-    given = Path(options.ckpt)
-    is_run = (given / RUN_CONFIG).is_file() and not (given / CONFIG_FILE).is_file()
+    given, target = options.ckpt, options.to
+    run_dir = _run_behind(Path(given))
     if options.format == "peft":
-        if not is_run:
+        if run_dir is None:
             raise InputError(f"--format peft needs the directory of a run, and {given} is not one")
-        _export_adapters(given, options.to, options.dtype)
+        _export_adapters(run_dir, target, options.dtype)
         return
-    check_target(options.to, given)
-    changes = {}
-    if is_run and not (given / RUN_MODEL / CONFIG_FILE).is_file():
-        from gotr1_jax.grpo.run_weights import read_run_weights
-
-        weights = read_run_weights(given)
-        source, changes = weights.base, weights.changes()
-        print(f"{given} has no finished model: its checkpoint of step {weights.step} is taken")
-    else:
-        source = find_checkpoint(options.ckpt, options.revision)
-    check_target(options.to, source)
+    check_target(target, Path(given))
+    if run_dir is not None and options.revision is not None:
+        raise InputError(f"--revision belongs to an id of the hub; {given} is a directory")
+    # Imported late: a wrong argument is answered without waiting for jax.
+    from gotr1_jax.convert.find import RUN_MODEL, find_checkpoint
     from gotr1_jax.convert.open_checkpoint import open_checkpoint
 
+    settings: dict[str, Any] = {"dtype": options.dtype, "shard_size": shard_size, "whole": True}
+    weights = None if run_dir is None else _trained_weights(run_dir)
+    if run_dir is None or weights is None:
+        source = find_checkpoint(given, options.revision)
+        check_target(target, source)
+        write(target, open_checkpoint(source), options.format, **settings)
+        return
+    from gotr1_jax.grpo.run_weights import Rounding
+
+    for source in (weights.base, run_dir / RUN_MODEL):
+        check_target(target, source)
+    rounding = Rounding(weights, options.dtype or weights.dtype)
     write(
-        options.to, open_checkpoint(source), options.format, dtype=options.dtype,
-        shard_size=shard_size, whole=True, changes=changes,
+        target, open_checkpoint(weights.base), options.format,
+        part_dtypes={"policy": weights.dtype}, changes=rounding.changes, **settings,
     )  # fmt: skip
+    print(f"step {weights.step} of {run_dir}: {rounding.line()}")
+
+
+def _run_behind(given: Path) -> Path | None:
+    """The run that is meant by its directory or by that of its model."""
+    from gotr1_jax.convert.find import CONFIG_FILE, RUN_CONFIG, run_of_model
+
+    if (given / RUN_CONFIG).is_file() and not (given / CONFIG_FILE).is_file():
+        return given
+    return run_of_model(given)
+
+
+def _trained_weights(run_dir: Path) -> RunWeights | None:
+    """What the run trained, to be written exactly; None where only its model/ is left.
+
+    Raises InputError or RunError for a run that has neither.
+    """
+    from gotr1_jax.convert.find import CONFIG_FILE, RUN_MODEL
+    from gotr1_jax.convert.open_checkpoint import read_sizes
+    from gotr1_jax.grpo.run_weights import is_grpo_run, read_run_weights, read_weights_of_model
+
+    if not (run_dir / RUN_MODEL / CONFIG_FILE).is_file():
+        weights = read_run_weights(run_dir)
+        print(f"{run_dir} has no finished model: its checkpoint of step {weights.step} is taken")
+        return weights
+    if not is_grpo_run(run_dir):
+        return None
+    try:
+        weights = read_weights_of_model(run_dir)
+        read_sizes(weights.base)
+    except (InputError, RunError) as error:
+        print(f"{run_dir / RUN_MODEL} is taken as it is, not base and checkpoint: {error}")
+        return None
+    return weights
 
 
 def _export_adapters(run_dir: Path, target: Path, dtype: str | None) -> None:

@@ -18,6 +18,9 @@ def kl_estimate(logp: jax.Array, ref_logp: jax.Array, kind: KlKind) -> jax.Array
 
     With d = logp - ref: k1 = d (unbiased value, but its gradient has mean zero), k2 = d² / 2
     (its gradient is the unbiased one), k3 = exp(-d) - 1 + d (unbiased value, never negative).
+
+    d is held at ±20, with zero gradient beyond. Conventions of others: verl also bounds k3 itself,
+    to ±10; TRL holds neither, and can multiply k3 by the policy's ratio (docs/conventions.md).
     """
     difference = jnp.clip(logp - ref_logp, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     if kind == "k1":

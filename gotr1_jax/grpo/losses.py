@@ -137,8 +137,10 @@ def policy_loss(
 ) -> tuple[jax.Array, LossStats]:
     """Loss (float32 scalar, to be minimised) and statistics of a micro-batch.
 
-    `normalisers` are those of its mini-batch. Log-ratios are clipped to ±20: one broken token then
-    cannot make infinity times zero in the gradient.
+    `normalisers` are those of its mini-batch. Log-ratios are clipped to ±20, with zero gradient
+    beyond: one broken token then cannot make infinity times zero in the gradient. KL is added to a
+    token's loss as it is, not multiplied by the ratio, and samples without a reward leave it too.
+    docs/conventions.md compares this with TRL and verl.
     """
     mask_BN = batch.mask_BN & batch.row_mask_B[:, None]
 

@@ -17,7 +17,7 @@ from gotr1_jax.convert.open_checkpoint import read_sizes
 from gotr1_jax.grpo.config import PolicyConfig
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
-from gotr1_jax.models.lora import merge_lora, split_lora
+from gotr1_jax.models.lora import split_lora
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of, state_shardings
 
 
@@ -93,12 +93,3 @@ def _settings(config: PolicyConfig) -> dict[str, Any]:
         "param_dtype": jnp.dtype(config.param_dtype),
         "remat": config.remat,
     }
-
-
-def merge_adapters(policy: SplitPolicy, trained: Any) -> nnx.State:
-    """The policy's parameters with its adapters added in: what a released checkpoint holds."""
-
-    def fold(trained: Any, frozen: Any) -> nnx.State:
-        return nnx.split(merge_lora(nnx.merge(policy.graphdef, trained, frozen)))[1]
-
-    return jax.jit(fold)(trained, policy.frozen)

@@ -15,15 +15,16 @@ from typing import Any
 
 import jax
 
-from gotr1_jax.convert.checkpoint import load_checkpoint, save_checkpoint
+from gotr1_jax.convert.find import RUN_MODEL
+from gotr1_jax.convert.tree import tree_leaves
 from gotr1_jax.grpo.advantages import group_advantages
 from gotr1_jax.grpo.alarms import RewardAlarms
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups, sample_groups
 from gotr1_jax.grpo.evaluate import Evaluation, HeldOut, format_table
 from gotr1_jax.grpo.metrics import step_metrics
-from gotr1_jax.grpo.policy import merge_adapters
 from gotr1_jax.grpo.rollout import ScoredRollout
+from gotr1_jax.grpo.run_weights import RunWeights, write_run_model
 from gotr1_jax.grpo.setup import GrpoJob, make_job
 from gotr1_jax.grpo.update import policy_batches
 from gotr1_jax.io.files import write_json_atomic
@@ -32,8 +33,10 @@ from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
 from gotr1_jax.report.page import write_report
 from gotr1_jax.rewards.base import pop_metrics
 from gotr1_jax.trainer.bootstrap import gain_interval
+from gotr1_jax.trainer.optimizer import float32_params
 from gotr1_jax.trainer.run import Run
 from gotr1_jax.trainer.samples import write_samples
+from gotr1_jax.trainer.state import TrainState
 
 
 def train_grpo(config: GrpoConfig) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
             )
 
         # First of all, whatever becomes of the comparison.
-        _export(run, job, state.params)
+        _export(run, job, state)
         after = held_out.evaluate("eval_after", job.sampling_params(state))
         return _finish(run, before, after)
 
@@ -110,17 +113,18 @@ def _write_samples(config: GrpoConfig, run: Run, groups: SampledGroups) -> None:
             write_samples(run.dir.samples, run.step, records)
 
 
-def _export(run: Run, job: GrpoJob, params: Any) -> None:
-    """Writes the model in the released format."""
-    model = gather_to_main(merge_adapters(job.policy, params))
+def _export(run: Run, job: GrpoJob, state: TrainState) -> None:
+    """Writes the model in the released format, and says what was rounded."""
+    trained = gather_to_main(float32_params(state.params, state.opt_state))
     with raise_on_all_processes():
         if is_main_process():
-            source = job.checkpoint.source
-            rest = load_checkpoint(source, parts=("vq", "understanding"))
-            save_checkpoint(
-                run.dir.root / "model", rest.config, model, rest.vq, rest.understanding, source,
-                dtype="bfloat16",
-            )  # fmt: skip
+            source, policy = job.checkpoint.source, job.config.policy
+            arrays = dict(tree_leaves("policy", trained))
+            weights = RunWeights(
+                run.step, source, policy.init, policy.param_dtype, policy.lora, arrays
+            )
+            target = run.dir.root / RUN_MODEL
+            print(f"{target}: {write_run_model(target, weights)}")
 
 
 def _finish(run: Run, before: Evaluation | None, after: Evaluation) -> dict[str, Any]:

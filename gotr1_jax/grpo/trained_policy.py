@@ -23,8 +23,7 @@ from gotr1_jax.convert.tree import dotted
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.grpo.config import GrpoConfig, PolicyConfig
 from gotr1_jax.grpo.policy import SplitPolicy, load_policy
-from gotr1_jax.grpo.run_weights import RunWeights, read_run_weights
-from gotr1_jax.io.reading import read_json
+from gotr1_jax.grpo.run_weights import RunWeights, read_weights_of_model
 from gotr1_jax.models.janus import abstract_policy
 from gotr1_jax.models.lora import split_lora
 from gotr1_jax.trainer.run_dir import RunDir
@@ -70,11 +69,7 @@ def find_adapters(source: Path) -> TrainedAdapters | None:
     if policy.lora is None:
         return None
     try:
-        weights = read_run_weights(run.root)
-        summary = read_json(run.summary)
-        steps = summary.get("steps") if isinstance(summary, dict) else None
-        if weights.step != steps:
-            raise InputError(f"its newest checkpoint is of step {weights.step}, not {steps}")
+        weights = read_weights_of_model(run.root)
     except (InputError, RunError) as error:
         print(f"{source} is used with its adapters merged: {error}", file=sys.stderr)
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,8 +42,6 @@ from gotr1_jax.trainer.optimizer import make_optimizer, make_schedule
 from gotr1_jax.trainer.run import Run
 from gotr1_jax.trainer.run_dir import write_summary
 from gotr1_jax.trainer.state import TrainState, new_state
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -200,7 +197,8 @@ def _export(config: SftConfig, root: Path, initial: InitialModel, policy: Any) -
     out = Path(config.export_dir) if config.export_dir is not None else root / "model"
     if is_main_process():
         save_checkpoint(
-            out, initial.config, policy, initial.vq, initial.understanding, initial.tokenizer_dir
-        )
-        _log.info("model written to %s", out)
+            out, initial.config, policy, initial.vq, initial.understanding, initial.tokenizer_dir,
+            dtype="float32",  # of training
+        )  # fmt: skip
+        print(f"{out}: trained weights in float32, not rounded")
     return out

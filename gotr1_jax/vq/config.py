@@ -84,7 +84,7 @@ class VqTrainConfig(JobConfig):
     # Where the finished tokenizer is written in the released format; null: run_dir/model.
     export_dir: FilledText | None = None
     # dtype of the weights in the released format.
-    export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    export_dtype: Literal["float32", "bfloat16"] = "float32"
     log_every: Steps = 50
     weights: VqLossConfig = field(default_factory=VqLossConfig)
     crop: CropConfig = field(default_factory=CropConfig)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,6 @@ from gotr1_jax.vq.update import init_state, make_step, to_pixels
 
 _EVAL_BATCH = 64
 _SHEET_ROWS, _SHEET_COLUMNS, _SHEET_SCALE = 4, 8, 2
-_log = logging.getLogger(__name__)
 
 
 def train_vq(config: VqTrainConfig) -> Path:
@@ -70,8 +68,11 @@ def _finish(config: VqTrainConfig, run: Run, params: Any) -> None:
     """Export the tokenizer and evaluate it on held-out images."""
     out = _export_dir(config, run.dir)
     save_vq(out, config.model, IMAGE_SIZE, params, config.export_dtype)
-    _log.info("tokenizer written to %s", out)
     rounded = jax.tree.map(lambda x: x.astype(config.export_dtype).astype(np.float32), params)
+    lost = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), rounded, params)
+    note = f"rounded to {config.export_dtype}, largest difference {max(jax.tree.leaves(lost)):.3g}"
+    note = "in float32, not rounded" if config.export_dtype == "float32" else note
+    print(f"{out}: trained weights {note}")
     held_out = draw_images("heldout", config.seed, config.eval_images)
     summary, decoded = evaluate(config.model, rounded, held_out)
     stream = io.BytesIO()

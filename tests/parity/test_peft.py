@@ -20,7 +20,10 @@ from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo import export as export_checkpoint
 from gotr1_jax.grpo.config import GrpoConfig
-from gotr1_jax.grpo.policy import SplitPolicy, load_policy, merge_adapters
+from gotr1_jax.grpo.policy import SplitPolicy, load_policy
+from gotr1_jax.grpo.run_weights import read_run_weights, write_run_model
+from gotr1_jax.io.files import write_json
+from gotr1_jax.models.lora import merge_lora
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.trainer.checkpoint import Checkpoints
 from gotr1_jax.trainer.optimizer import make_optimizer
@@ -38,10 +41,16 @@ def export(source: Path, target: Path, form: str, *more: str) -> Path:
     return target
 
 
-def start_run(folder: Path, lora: bool = True) -> tuple[Path, SplitPolicy, Any]:
-    """A run as it lies on disk after a checkpoint: (its directory, policy, what it trained)."""
-    base = write_tiny(folder / "base", PORTABLE)
+def start_run(
+    folder: Path, lora: bool = True, dtype: str = "float32"
+) -> tuple[Path, SplitPolicy, Any]:
+    """A run as it lies on disk after a checkpoint: (its directory, policy, what it trained).
+
+    dtype: of the base's files and of the policy's weights in training.
+    """
+    base = write_tiny(folder / "base", PORTABLE, dtype=dtype)
     values = grpo_values(base, folder / "run")
+    values["policy"]["param_dtype"] = dtype
     if not lora:
         values["policy"]["lora"] = None
     config = from_dict(GrpoConfig, values)
@@ -59,6 +68,22 @@ def start_run(folder: Path, lora: bool = True) -> tuple[Path, SplitPolicy, Any]:
     with Checkpoints(run / "checkpoints") as checkpoints:
         checkpoints.save(3, state, {"seed": 0})
     return run, policy, trained
+
+
+def merge_adapters(policy: SplitPolicy, trained: Any) -> nnx.State:
+    """The policy's parameters with its adapters added in, in their dtype."""
+
+    @jax.jit  # merging changes the module in place
+    def fold(trained: Any, frozen: Any) -> nnx.State:
+        return nnx.split(merge_lora(nnx.merge(policy.graphdef, trained, frozen)))[1]
+
+    return fold(trained, policy.frozen)
+
+
+def finish(run: Path) -> str:
+    """What the end of a run leaves behind; returns the line about rounding."""
+    write_json(run / "summary.json", {"steps": 3})
+    return write_run_model(run / "model", read_run_weights(run))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +158,80 @@ def test_peft_loads_the_adapters_and_merges_to_the_same_numbers(
     np.testing.assert_allclose(theirs, ours, atol=2e-4)
     base = logits(load_checkpoint(run.parent / "base", parts=("policy",)).policy, ids)
     assert np.abs(ours - base).max() > 0.1
+
+
+def test_a_finished_run_in_bfloat16_exports_what_peft_merges_in_float32(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import JanusForConditionalGeneration
+
+    run, *_ = start_run(tmp_path, dtype="bfloat16")
+    line = finish(run)
+    assert "base in bfloat16, its sum with the adapters rounded to bfloat16" in line
+    port = export(tmp_path / "base", tmp_path / "port", "hf")
+    adapters = export(run, tmp_path / "adapters", "peft")
+    model = JanusForConditionalGeneration.from_pretrained(port, dtype=torch.float32)
+    merged = peft.PeftModel.from_pretrained(model, adapters).merge_and_unload().state_dict()
+    capsys.readouterr()
+    for source in (run, run / "model"):
+        out = export(source, tmp_path / "out", "hf", "--dtype", "float32")
+        assert "its sum with the adapters in float32, not rounded" in capsys.readouterr().out
+        for name, ours in open_safetensors(out / "model.safetensors").items():
+            np.testing.assert_allclose(ours, merged[name].numpy(), atol=1e-6, rtol=1e-6)
+    # The run's own model holds the rounded sum, with the difference that was said.
+    stored = open_safetensors(export(run / "model", tmp_path / "own", "hf") / "model.safetensors")
+    assert {array.dtype.name for array in stored.values()} == {"bfloat16"}
+    lost = max(
+        np.abs(array.astype(np.float32) - merged[name].numpy()).max()
+        for name, array in stored.items()
+    )
+    assert float(line.split("largest difference ")[1].split(";")[0]) == pytest.approx(
+        lost, rel=0.01
+    )
+    assert lost > 1e-3
+
+
+def test_a_run_of_float32_weights_keeps_them(tmp_path: Path) -> None:
+    base = start_run(tmp_path)[0]
+    assert finish(base).endswith("in float32, not rounded")
+    model = load_checkpoint(base / "model", parts=("policy", "vq", "understanding"))
+    again = load_checkpoint(export(base, tmp_path / "out", "original"), parts=("policy",))
+    jax.tree.map(np.testing.assert_array_equal, model.policy, again.policy)
+    raw = open_safetensors(base / "model" / "model.safetensors")
+    assert {array.dtype.name for array in raw.values()} == {"float32"}
+
+
+def test_bfloat16_parameters_are_exported_from_their_masters(tmp_path: Path) -> None:
+    run, _, arrays = start_run(tmp_path, lora=False, dtype="bfloat16")
+    assert "trained weights rounded to bfloat16, largest difference 0;" in finish(run)
+    exact = load_checkpoint(export(run, tmp_path / "out", "hf", "--dtype", "float32")).policy
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a, np.asarray(b, np.float32)), exact, arrays
+    )
+    weights = read_run_weights(run)
+    assert {array.dtype.name for array in weights.arrays.values()} == {"float32"}
+
+
+def test_a_finished_run_without_its_base_falls_back_on_its_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, *_ = start_run(tmp_path, dtype="bfloat16")
+    finish(run)
+    (tmp_path / "base").rename(tmp_path / "moved")
+    export(run, tmp_path / "out", "original", "--dtype", "float32")
+    said = capsys.readouterr().out
+    assert "is taken as it is, not base and checkpoint: no checkpoint at" in said
+    assert "holds rounded weights (BF16), which stay rounded" in said
+    (tmp_path / "moved").rename(tmp_path / "base")
+    write_json(run / "summary.json", {"steps": 9})  # its last checkpoint was damaged
+    export(run, tmp_path / "out", "original")
+    assert "its newest checkpoint is of step 3, not 9" in capsys.readouterr().out
+    write_json(run / "summary.json", {"steps": 3})
+    write_tiny(tmp_path / "base", PORTABLE, seed=1, dtype="bfloat16")  # trained again, say
+    export(run, tmp_path / "out", "original")
+    assert "base is not what it began from" in capsys.readouterr().out
+    with pytest.raises(InputError, match="is the source itself"):
+        export(run, run / "model", "original")
 
 
 def open_safetensors(file: Path) -> dict[str, Any]:

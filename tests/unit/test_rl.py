@@ -341,3 +341,25 @@ def test_dr_grpo_divides_by_the_whole_budget_of_a_run(lengths):
     loss, _ = whole_loss(batch, config)
     first, second = (n + 4 for n in lengths)
     assert loss == pytest.approx(-(first * 1.0 + second * 0.5) / (2 * 9), abs=1e-6)
+
+
+def test_conventions_of_kl():
+    """As docs/conventions.md says: not bounded, held at 20 with zero gradient beyond, and in the
+    loss as it is, whatever the ratio, but not of a sample without a reward.
+    """
+
+    def k3(logp):
+        return kl_estimate(logp, jnp.float32(0.0), "k3")
+
+    assert k3(jnp.float32(-8.0)) == pytest.approx(math.exp(8) - 1 - 8, rel=1e-5)  # verl: 10
+    assert k3(jnp.float32(-30.0)) == pytest.approx(math.exp(20) - 21, rel=1e-5)
+    assert jax.grad(k3)(jnp.float32(-30.0)) == 0
+    batch = hand_batch(ref_logp_BN=hand_batch().logp_BN - 0.5)
+    config = PolicyLossConfig(kind="dapo", kl="k3", kl_weight=0.1)
+    plain, _ = whole_loss(batch, dataclasses.replace(config, kl="none", kl_weight=0.0))
+    loss, _ = whole_loss(batch, config)
+    # Ratios of 0.5 to 3, but the same KL of every token.
+    assert loss - plain == pytest.approx(0.1 * (math.exp(-0.5) - 1 + 0.5), abs=1e-6)
+    half = dataclasses.replace(batch, row_mask_B=jnp.array([True, False]))
+    far = dataclasses.replace(half, ref_logp_BN=half.ref_logp_BN.at[1].set(9.0))
+    assert whole_loss(half, config)[0] == whole_loss(far, config)[0]
