@@ -143,6 +143,8 @@ def _without(spec: Mapping[str, Any], control: Iterable[str]) -> dict[str, Any]:
         {**t, "content": renamed.get(t["content"], t["content"])} for t in spec["added_tokens"]
     ]
     model = dict(spec["model"])
+    if "dropout" in model:  # of merges, at random, for training a vocabulary
+        model["dropout"] = None
     vocab = model["vocab"]
     if isinstance(vocab, dict):
         model["vocab"] = {renamed.get(text, text): i for text, i in vocab.items()}
