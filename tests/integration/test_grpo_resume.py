@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -40,6 +41,41 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(setup, "make_judge", lambda *_: Brightness())
         assert run(grpo_values(checkpoint, root) | {"steps": 2}) == 0
         yield root
+
+
+def test_a_run_is_resumed_under_its_own_settings(finished, tmp_path, capsys, caplog):
+    """Another number of held-out captions once ended in a traceback after all steps."""
+    root = finished
+    values = yaml.safe_load((root / "config.yaml").read_text())
+    kept = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    words = ("--seed", "1", "--optimizer.learning_rate", "0.02", "--evaluation.captions", "4")
+    assert run(values, *words, "--reward.rule", "v1", "--samples_every", "1") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    for said in (
+        "seed 0 -> 1", "learning_rate 0.01 -> 0.02", "captions 2 -> 4", 'rule "sum" -> "v1"',
+    ):  # fmt: skip
+        assert said in line
+    assert "samples_every" not in line
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == kept
+
+    copy = tmp_path / "run"
+    shutil.copytree(root, copy)
+    values["run_dir"] = str(copy)
+    shutil.rmtree(copy / "model")
+    words = ("--evaluation.captions", "4", "--reward.rule", "v1", "--steps", "1")
+    assert run(values, *words, "--allow_changes", "true") == 0
+    out = capsys.readouterr().out
+    assert 'changed since the run was started: reward.rule "sum" -> "v1"' in out
+    assert "the model before training is evaluated again" in caplog.text
+    summary = json.loads((copy / "summary.json").read_text())
+    assert summary["captions"] == 4 and summary["steps"] == 2  # those that were run
+    stored = [json.loads((copy / f"eval_{w}.json").read_text()) for w in ("before", "after")]
+    assert stored[0]["measured_under"] == stored[1]["measured_under"]
+    assert stored[0]["measured_under"]["reward"].startswith("v1 of")
+    assert (copy / "model" / "config.json").is_file()
+    # The settings before are kept; the new ones do not allow further changes.
+    assert (copy / "config_until_step_000002.yaml").read_bytes() == kept[root / "config.yaml"]
+    assert yaml.safe_load((copy / "config.yaml").read_text())["allow_changes"] is False
 
 
 def test_the_model_is_there_where_the_comparison_fails(finished, tmp_path, monkeypatch, capsys):
