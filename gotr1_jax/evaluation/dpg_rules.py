@@ -47,7 +47,7 @@ def read_questions(path: Path) -> dict[str, tuple[Proposition, ...]]:
     twice and for a parent that does not exist.
     """
     try:
-        table = csv.DictReader(io.StringIO(read_text(path, "questions"), newline=""))
+        table = csv.DictReader(io.StringIO(read_text(path), newline=""))
         missing = [name for name in _COLUMNS if name not in (table.fieldnames or ())]
         if missing:
             raise InputError(
