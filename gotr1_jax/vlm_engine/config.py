@@ -14,6 +14,7 @@ from gotr1_jax.limits import FilledText, Range, RowCount
 
 UNIT_PIXELS = 28 * 28  # of the image behind one token
 _LEAST_TOKENS = 512
+_LONGEST_URL = 2000  # characters
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,17 @@ class HttpConfig(CheckedConfig):
 
     def check(self) -> None:
         """An address that can be a server's, and one key."""
-        parts = urllib.parse.urlsplit(self.url)
+        # urlsplit itself drops line ends and keeps blanks; nothing sends an address of that length.
+        valid = len(self.url) < _LONGEST_URL and self.url.isprintable() and " " not in self.url
         try:
-            valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+            parts = urllib.parse.urlsplit(self.url)
+            valid = valid and parts.scheme in ("http", "https") and bool(parts.hostname)
             valid = valid and (parts.port is None or parts.port > 0)
-        except ValueError:  # a port that is no number
+        except ValueError:  # a port that is no number, a bracket that is not closed
             valid = False
         if not valid:
             raise ConfigError(
-                f"url is {self.url!r}; give an address such as http://127.0.0.1:8000/v1"
+                f"url is {self.url[:80]!r}; give an address such as http://127.0.0.1:8000/v1"
             )
         if self.key_file and self.key_variable:
             raise ConfigError("key_file and key_variable are both given; give one of them")

@@ -85,7 +85,10 @@ class HttpEngine:
     ) -> None:
         """wait: awaited with seconds between tries. InputError where the key cannot be read."""
         self._config, self._wait = config, wait
-        url = httpx2.URL(config.url)
+        try:
+            url = httpx2.URL(config.url)
+        except httpx2.InvalidURL as error:
+            raise InputError(f"judge.http.url is {config.url!r}: {error}") from error
         self._url = url.copy_with(path=f"{url.path.rstrip('/')}/chat/completions")
         # Nothing but the configuration decides where a request goes: no proxy variables, no
         # netrc, no redirects. A response is not decompressed: its size is known as it comes.
