@@ -85,6 +85,58 @@ There is no cat, but the dog is at [1, 2, 3, 4].
 """
 
 
+DENIALS_OF_A_NAME = """
+Sorry, no cat found.
+Unfortunately, no cat is present in the image.
+It seems there is no cat in the image.
+Upon inspection, no cat is present.
+In the image, no cat can be seen.
+The picture shows a dog; there is no cat.
+The image shows a dog, not a cat.
+The image shows a dog on a sofa. There is no cat in the image.
+This is a picture of a dog. There is no cat.
+The image features a dog and a ball, but no cat.
+Since there is no cat in the image, the list is empty.
+As there is no cat in the image, I return [].
+I cannot provide bounding boxes because there is no cat in the image.
+Not in the image.
+It's not there.
+Cat not found.
+cat: none
+I have not found a cat.
+I was not able to find a cat.
+The requested object (cat) is not in the image.
+The cat can't be found.
+No bounding box found for cat.
+The image appears to contain no cat.
+There are no cats or dogs in the image.
+"""
+NO_DENIALS_OF_A_NAME = """
+The cat's tail is not visible.
+I can't see the cat's face.
+There is no cat in the mirror.
+There is no single cat, there are two.
+There is not one cat but two.
+None of the cats are black.
+There is no box for the cat because it covers the image.
+There is no difficulty finding the cat.
+There are no cats missing.
+It is not there but here.
+The image shows a cat with no tail.
+The image shows a cat. There is no dog.
+This is a kitten on a sofa with no tail.
+The image shows a dog, not a ball.
+"""
+
+
+def test_denials_of_what_was_searched_for() -> None:
+    """Only that it is not there counts: not that a part, a place or another thing is not."""
+    for text in DENIALS_OF_A_NAME.strip().split("\n"):
+        assert read_boxes(text, "cat") == [], text
+    for text in NO_DENIALS_OF_A_NAME.strip().split("\n"):
+        assert read_boxes(text, "cat") is None, text
+
+
 @pytest.mark.parametrize("name", ["", "cat"])
 def test_a_plain_denial_is_an_empty_list_and_a_mention_is_not(name: str) -> None:
     for text in DENIALS.strip().split("\n"):

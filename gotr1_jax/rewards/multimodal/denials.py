@@ -11,6 +11,7 @@ import re
 
 _MOST = 1000  # characters of a denial with what follows
 _LONGEST = 240  # of the denial alone
+_MOST_STARTS = 8  # at which it may begin
 _NEGATIVE = re.compile(
     r"\b(?:no|not|none|nothing|nowhere|neither|zero|0|unable|absent|missing|cannot|non-?existent)\b|n['’]t\b",
     re.IGNORECASE,
@@ -32,6 +33,7 @@ _PLACE = (
     rf"pictured|identified|located|featured|included|to be (?:seen|found|detected|located|boxed)|"
     rf"that (?:is|are|can be) (?:visible|present|shown|seen|found)|that I can see|"
     rf"(?:in|within|on|from|inside|throughout) {_THE_IMAGE}|in (?:view|it)|"
+    rf"to (?:detect|locate|find|box|mark)|"
     rf"matching the (?:description|name|query)))*"
 )
 # What is denied: at most eight words, none of which says where, how many more, or how sure.
@@ -54,7 +56,7 @@ _ANY = (
     r"identifiable|signs? of|trace of|evidence of|instances? of|examples? of|"
     r"objects? (?:called|named|matching|labell?ed|that match(?:es)?)|thing (?:called|named)) ){0,4}"
 )
-_THING = rf"{_ANY}{_NAME}"
+_THING = rf"({_ANY}{_NAME})"
 _NOT = r"(?:not|n't|n’t)"
 _SEE = r"(?:see|find|detect|spot|locate|identify|recogni[sz]e|observe|make out|discover|notice)"
 _SEEN = (
@@ -81,8 +83,8 @@ _FORMS = (
     # The image does not contain a cat. It shows no cat. In the image there are no cats.
     rf"(?:{_THE_IMAGE}|it|this|(?:an?|the) {_IMAGE}) {_AUX}{_NEVER} "
     rf"(?:appear to |seem to |actually |clearly )?{_SHOW} {_THING}{_PLACE}",
-    rf"(?:{_THE_IMAGE}|it|this) (?:{_SHOWS}|{_SHOW}) (?:no|none of the|nothing like) "
-    rf"{_THING}{_PLACE}",
+    rf"(?:{_THE_IMAGE}|it|this) (?:appears to |seems to )?(?:{_SHOWS}|{_SHOW}) "
+    rf"(?:no|none of the|nothing like) {_THING}{_PLACE}",
     rf"(?:in|within|on|throughout) {_THE_IMAGE},? there {_BE} (?:no|not any|none of the|zero) "
     rf"{_THING}{_PLACE}",
     # No cat is visible. No cats found. None of these are there. Not found.
@@ -90,29 +92,49 @@ _FORMS = (
     rf"appears?|exists?|seems to be|has been|have been)"
     rf"(?: clearly| actually)?(?: {_SEEN})?){_PLACE}",
     rf"(?:no|zero|no such|not a single) {_THING}(?: {_SEEN})?{_PLACE}",
-    rf"(?:none|nothing|none of (?:these|those|them|the (?:\w+ ){{0,3}}\w+))(?: (?:{_BE}|can be|"
+    rf"(?:none|nothing|none of (?:these|those|them|the {_THING}))(?: (?:{_BE}|can be|"
     rf"could be|appears?|matches|match|fits?|exists?))?(?: {_SEEN})?{_PLACE}",
-    rf"(?:not|nothing|none) (?:{_SEEN}|applicable){_PLACE}",
+    rf"(?:not|nothing|none) (?:{_SEEN}|applicable|(?:in|within) {_THE_IMAGE}|in {_IMAGE}){_PLACE}",
+    # Not a cat. It is not in the image. It's not visible. Cat: not found.
+    rf"not (?:an?|any|the) {_THING}{_PLACE}",
+    rf"(?:it|this|that)(?:['’]s| is) (?:not|absent|missing)(?: {_SEEN})?{_PLACE}",
+    rf"(?:it|this|that) is(?={_NOT}){_NOT}(?: {_SEEN})?{_PLACE}",
+    rf"{_THING}(?: ?[:-])? (?:not(?: {_SEEN})?|none|absent|missing){_PLACE}",
+    rf"no (?:bounding )?box(?:es)?(?: {_SEEN})? for {_THING}{_PLACE}",
     # The cat is not in the image. A cat cannot be seen. The cat is absent.
-    rf"{_THING} (?:{_BE}{_NEVER}|(?:can|could|do|does|did)(?: |(?=n))?{_NOT}"
+    rf"{_THING} (?:{_BE}{_NEVER}|(?:can|ca|could|do|does|did)(?: |(?=n))?{_NOT}"
     rf"(?: be| appear| exist)?)(?: {_SEEN})?{_PLACE}",
     rf"{_THING} {_BE} (?:absent|missing|nowhere(?: to be (?:seen|found))?|non-?existent)"
     rf"(?: from| in)?(?: {_THE_IMAGE})?",
     # I cannot see any cat. I see no cat. I was unable to find a cat.
     rf"{_I} (?:{_AUX}{_NEVER}|cannot) {_SEE} {_THING}{_PLACE}",
+    rf"{_I} ha(?:ve|d){_NEVER} {_SAW} {_THING}{_PLACE}",
+    rf"{_I} (?:am|was|were){_NEVER} able to {_SEE} {_THING}{_PLACE}",
     rf"{_I} (?:can |could )?{_SAW} (?:no|nothing|none|zero)(?: {_THING})?{_PLACE}",
     rf"(?:{_I} (?:am|was|were|['’]m) )?unable to {_SEE} (?:any|an?|such) {_THING}{_PLACE}",
 )
 _DENIAL = re.compile("|".join(f"(?:{form})" for form in _FORMS), re.IGNORECASE)
+# Words and half-sentences before a denial that leave it as it is, one at a time.
 _OPENING = re.compile(
-    r"(?:(?:no|sorry|unfortunately|apologies|i apologi[sz]e|i['’]?m sorry|i am sorry|my apologies|"
-    r"answer|result|output|note|okay|ok|sure|actually|in fact|well|hmm|none|regrettably)\b"
+    r"(?:no|sorry|unfortunately|apologies|i apologi[sz]e|i['’]?m sorry|i am sorry|my apologies|"
+    r"answer|result|output|note|okay|ok|sure|actually|in fact|well|hmm|none|n/a|regrettably)\b"
     r"[,:.!;\s-]*(?:but |that )?"
     r"|(?:after|upon|on|based on|from|looking at|having|by|according to|in|"
     r"as far as i can (?:see|tell))(?: [^,.;!?]{0,80})?, (?:i can (?:see|confirm|say) that )?"
-    r"|(?:it (?:appears|seems|looks like) that|it is clear that|i can (?:see|confirm) that) )+",
+    r"|(?:it (?:appears|seems|looks like)(?: that)?|it is clear that|i can (?:see|confirm) that) "
+    r"|(?:since|because|as|given that) "
+    r"|i (?:cannot|can['’]t|could not|am unable to) (?:provide|give|draw|return|list|generate)"
+    r"(?: (?:any|the|an?))?(?: bounding)? (?:box(?:es)?|coordinates|list)(?: for thing)?,? "
+    r"(?:because|since|as) ",
     re.IGNORECASE,
 )
+# What the image shows instead, in front of the denial: "This is a dog." "It shows a dog but ..."
+_DESCRIPTION = re.compile(
+    rf"(?:{_THE_IMAGE}|it|this|there|we|i|(?:an?|the) {_IMAGE}) "
+    rf"(?:only |just |mainly |clearly |can )?(?:{_SHOWS}|is|are|see)\b",
+    re.IGNORECASE,
+)
+_DESCRIPTION_END = re.compile(r"(?P<whole>[.;!?:]\s)|,? (?:but|and|while|with) |, ", re.IGNORECASE)
 _REST = re.compile(
     r"[.!;]+(?=\s|$)|\s*[,:;-]+\s*(?=(?:but|however|although|though|instead|and|so|as|because|since|"
     r"which|the|it|only|therefore|hence|thus|i|there|sorry|unfortunately|empty|returning)\b)|\s+(?=(?:but|however|so|because|"
@@ -123,7 +145,8 @@ _POINTS = re.compile(
     r"\b(?:one|ones|might|may|maybe|possibly|perhaps|probably|unsure|uncertain|not sure|"
     r"hard to tell|i think|unclear|except|besides|apart from|other than|both|partially|partly)\b|"
     r"\bit(?:['’]s| is| was| appears?| stands?| sits?| lies?| can be)\b(?! (?:not|n't)\b)|"
-    r"\bthey(?:['’]re| are)\b",
+    r"\bthey(?:['’]re| are)\b|"
+    r"\b(?:but|there are) (?:two|three|four|five|six|several|many|here)\W*$",
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"```\w*|[*_`#>]+|\[\s*\]|(?<!\w)[\"']|[\"'](?!\w)")
@@ -140,21 +163,66 @@ def is_denial(text: str, name: str = "") -> bool:
     """
     if len(text) > _MOST or not _NEGATIVE.search(text) or _LONG_WORD.search(text):
         return False
-    shown = _MARKUP.sub(" ", _name_replaced(text, name))
+    shown = re.sub(r"\( *thing *\)", "thing", _MARKUP.sub(" ", _name_replaced(text, name)))
     shown = " ".join(re.sub(r"\n+", ". ", shown.strip()).split())
     shown = re.sub(r"(?:\s*\.)+", ".", shown)
-    opening = _OPENING.match(shown)
-    starts = [0] if opening is None else [opening.end(), 0]
-    return any(_denies(shown[start:].strip(" .,:"), name) for start in starts)
+    starts = [(0, "")]
+    for at, before in starts:  # it grows
+        found = [(m, before) for m in [_OPENING.match(shown, at)] if m]
+        if name:
+            found += [(m, before + shown[at : m.end()]) for m in _description_ends(shown, at)]
+        starts += [(m.end(), said) for m, said in found if len(starts) < _MOST_STARTS]
+    return any(_denies(shown[at:].strip(" .,:"), name, before) for at, before in starts)
 
 
-def _denies(text: str, name: str) -> bool:
+def _description_ends(text: str, at: int) -> list[re.Match[str]]:
+    """The ends of what a sentence that begins at `at` says of the image; none if it denies."""
+    begun, ends = _DESCRIPTION.match(text, at), []
+    for end in _DESCRIPTION_END.finditer(text, begun.end()) if begun else ():
+        if _NEGATIVE.search(text[at : end.start()]):
+            break
+        ends.append(end)
+        if end["whole"]:
+            break
+    return ends
+
+
+def _denies(text: str, name: str, before: str) -> bool:
     cuts = [m.span() for m in _REST.finditer(text)] + [(len(text), len(text))]
     for start, end in cuts:
+        if start > _LONGEST:
+            break
         clause = text[:start].strip(" .,!;:")
-        if len(clause) <= _LONGEST and _DENIAL.fullmatch(clause):
-            return _says_nothing_against(clause, text[end:], name)
+        match = _DENIAL.fullmatch(clause)
+        if match:
+            phrases = [phrase for phrase in match.groups() if phrase]
+            if name and not all(_may_mean_thing(phrase, bool(before)) for phrase in phrases):
+                return False
+            return _says_nothing_against(clause, f"{before}. {text[end:]}", name)
     return False
+
+
+def _may_mean_thing(phrase: str, described: bool) -> bool:
+    """Whether what a sentence denies is what was searched for, called "thing" here.
+
+    With other words beside it, it is not: "the thing in the mirror", "difficulty finding the
+    thing". Without it, it may be a synonym, but not where something else was described before.
+    """
+    parts = [set(re.findall(r"[a-z]+", part)) for part in phrase.lower().split(" or ")]
+    if any(words & {"thing", "things"} for words in parts):
+        return any(words <= _AROUND_THING for words in parts)
+    words = set[str]().union(*parts)
+    return words <= _AROUND_THING if described else not words & _NO_NAME
+
+
+_AROUND_WORDS = (
+    "thing things the a an any such of that this even one visible discernible recognizable "
+    "recognisable identifiable sign signs trace evidence instance instances example examples "
+    "object objects item items called named matching matches match labeled labelled requested "
+    "specified described given target single"
+)
+_AROUND_THING = frozenset(_AROUND_WORDS.split())
+_NO_NAME = frozenset(("missing", "difficulty", "trouble"))
 
 
 def _says_nothing_against(clause: str, rest: str, name: str) -> bool:
@@ -195,6 +263,7 @@ _COMMON = frozenset(_COMMON_WORDS.split())
 _HARMLESS = re.compile(
     r"(?:the |my |an |returning |here is |here's |i return |i will return )?"
     r"(?:therefore|thus|hence|so|answer|result|output|list|empty|bounding|"
-    r"json|\[\s*\]|no (?:bounding )?box|sorry|please|let me know|if you)\b",
+    r"json|no (?:bounding )?box|no coordinates|sorry|please|let me know|if you|"
+    r"i (?:cannot|can['’]t) (?:provide|give|draw|return))\b|i (?:will )?return$",
     re.IGNORECASE,
 )
