@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 
@@ -12,8 +13,10 @@ from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.plan import Box, format_object, parse_plan
 from gotr1_jax.rewards.base import pop_metrics
 from gotr1_jax.rewards.multimodal.answers import MAX_BOXES, read_boxes, read_score, read_verdict
+from gotr1_jax.rewards.multimodal.box_answers import fit_boxes
 from gotr1_jax.rewards.multimodal.canvas import draw_canvas
 from gotr1_jax.rewards.multimodal.instructions import harmless, show_plan
+from gotr1_jax.rewards.multimodal.thoughts import UnreadableError
 from gotr1_jax.vlm_engine import answer_cache as cache_module
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import make_image_input
@@ -40,6 +43,14 @@ from gotr1_jax.vlm_engine.base import make_image_input
         (" 7. ", 7),
         ("Final score: 7.0 points", 7),
         ('{"score": 0}', 0),
+        ("Score (0-10): 7", 7),
+        ("Score out of 10: **7**", 7),
+        ("Score - 7/10. The cat is there.", 7),
+        ("The score would be 7, as one of 3 cats is missing.", 7),
+        ("<score>7</score>", 7),
+        ("The answer is $\\boxed{7}$.", 7),
+        ('{"colors": 3, "final_score": 7}', 7),
+        ('{"score": 7, "final_score": 3}', 7),
         ('{"Score": 5}', 5),
         # Not to be guessed:
         ("", None),
@@ -56,6 +67,9 @@ from gotr1_jax.vlm_engine.base import make_image_input
         ('{"score": ' + "9" * 5000 + "}", None),
         ("Score: 4/5", None),
         ("Score: 7-8", None),
+        ("Score: 7 or 8", None),
+        ("Score: 7/10 to 8/10", None),
+        ("Score: 7 out of 9", None),
         ("Score: 80%", None),
         ("Score: 7,5", None),
         ("color score: 3, layout score: 8", None),
@@ -89,6 +103,15 @@ def test_reasons() -> None:
         ('In [0, 0, 9, 9] I see {"bbox_2d": [1, 2, 3, 4]}', [(1, 2, 3, 4)]),
         ("[1, 2, 3, 4] is its box", [(1, 2, 3, 4)]),
         ('[{"bbox_2d": [1, 2, 3]}, {"bbox_2d": [1, 2, 3, 4]}]', [(1, 2, 3, 4)]),
+        ('[{"bbox_2d": [1, 2, 3, 4,], "label": "cat",},]', [(1, 2, 3, 4)]),
+        ('[{"bbox_2d": "[1, 2, 3, 4]"}]', [(1, 2, 3, 4)]),
+        ('{"bbox": {"x": 1, "y": 2, "width": 2, "height": 3}}', [(1, 2, 3, 5)]),
+        ('[{"x": 1, "y": 2, "w": 0, "h": 3}]', None),
+        ("1, 2, 3, 4", [(1, 2, 3, 4)]),
+        ("1, 2, 3, 4, 5", None),
+        ("<box>1, 2, 3, 4</box>", [(1, 2, 3, 4)]),
+        ("x1: 1, y1: -2, x2: 3, y2: 4", [(1, -2, 3, 4)]),
+        ("Top-left: (1, 2), bottom-right: (3, 4)", [(1, 2, 3, 4)]),
         ("[]", []),
         ("```json\n[ ]\n```", []),
         ("None.", []),
@@ -108,6 +131,24 @@ def test_boxes(text: str, value: list[tuple[float, ...]] | None) -> None:
     assert read_boxes(text) == value
 
 
+@pytest.mark.parametrize(
+    ("boxes", "fits"),
+    [
+        ("[10, 20, 500, 300]", True),
+        ("[-9, -9, 600, 600]", True),
+        ("[10, 20, 999, 900]", False),  # thousandths
+        ("[10, 20, 1900, 1000]", False),  # of a larger image
+        ("[10, 20, 2000, 3000]", False),
+        ("[-900, 20, 400, 300]", False),
+    ],
+)
+def test_a_box_that_leaves_its_image_far_is_in_other_units(boxes: str, fits: bool) -> None:
+    read = read_boxes(boxes)
+    assert read
+    with contextlib.nullcontext() if fits else pytest.raises(UnreadableError):
+        assert fit_boxes(read, (512, 512)) == read
+
+
 def test_boxes_are_bounded() -> None:
     assert len(read_boxes("[1,2,3,4]," * 1000) or ()) == MAX_BOXES
 
@@ -122,6 +163,10 @@ def test_boxes_are_bounded() -> None:
         ("first \\boxed{1}, no: \\boxed{0}", None),
         ("1", 1),
         ("**0**", 0),
+        ("The cat is there.\nDecision: **1**", 1),
+        ("The answer is 0.", 0),
+        ("The cats are 1", None),
+        ("Decision: 1 or 0", None),
         ("\\boxed{2}", None),
         ("\\boxed{1} or \\boxed{}", None),
         ("\\boxed{yes}", None),

@@ -25,19 +25,20 @@ __all__ = [
 ]  # fmt: skip
 
 _NUMBER = r"([-+]?\d{1,9}(?:\.\d{1,9})?)"
-# A number that goes on is no score: 7-8, 80%, 7,5, 3.4.5.
-_WHOLE = r"(?!\s?[%\d]|\s*-\s*\d|[.,]\d|\s*/)"
+# A number that goes on is no score: 7-8, 7 or 8, 80%, 7,5, 3.4.5.
+_WHOLE = r"(?!\s?[%\d]|\s*-\s*\d|[.,]\d|\s*(?:/|out of))"
+_SINGLE = rf"{_WHOLE}(?!,?\s(?:or|to)\s+\d)"
 _OUT_OF = r"(?:\s*(?:/|out of)\s*(\d{1,9})(?:\.0+)?)?"
 _VALUE = re.compile(rf"\s*{_NUMBER}{_OUT_OF}{_WHOLE}\s*")
 _KEYED = re.compile(
-    rf"\b(?:score|rating)\b[\"'*_\s]{{0,9}}(?:[:=]|\bis\b|\bof\b)[\"'*_\s]{{0,9}}"
-    rf"{_NUMBER}{_OUT_OF}{_WHOLE}",
+    rf"\b(?:score|rating)\b(?:\s{{0,9}}\(?(?:[01]-|out of )10\)?)?[\"'*_\s]{{0,9}}"
+    rf"(?:[:=>]|\bis\b|\bof\b|\bwould be\b|\s-\s)[\"'*_\s]{{0,9}}{_NUMBER}{_OUT_OF}{_SINGLE}",
     re.IGNORECASE,
 )
 _RATIO = re.compile(rf"(?<![\d./+-]){_NUMBER}\s*(?:/|out of)\s*(\d{{1,9}})(?:\.0+)?{_WHOLE}")
 # A number is the answer only where nothing else is written: "1 cat, no dog" is no score of 1.
 _ALONE = re.compile(
-    rf"(?:```\w*)?[^\w+-]*(?:(?:(?:my|the|final|overall|score|rating|answer|is)[^\w+-]+)"
+    rf"(?:```\w*)?[^\w+-]*(?:(?:(?:my|the|final|overall|score|rating|answer|is|boxed)[^\w+-]+)"
     rf"{{0,5}}){_NUMBER}(?:\s*(?:/|out of)\s*(\d{{1,9}})(?:\.0+)?)?[^\w%+-]*(?:points?\W*)?",
     re.IGNORECASE,
 )
@@ -54,7 +55,8 @@ _BOXED = re.compile(r"boxed\s{0,9}\{([^{}]{0,40}(?:\{[^{}]{0,40}\}[^{}]{0,9})?)\
 _BIT = re.compile(r"[+]?([01])(?:\.0+)?")
 _LATEX_TEXT = re.compile(r"\\?(?:text|mathbf|mathrm|textbf)\s*\{([^{}]*)\}")
 _LAST_LINE = re.compile(
-    r"[\s$*_#>.()\\\[\]\"']*(?:(?:final|decision|answer|verdict)[\s:*_$\\]{1,9}){0,4}"
+    r"[\s$*_#>.()\\\[\]\"']*(?:(?:the|my|final|decision|answer|verdict|is)[\s:*_$\\]{1,9}){0,5}",
+    re.IGNORECASE,
 )
 
 
@@ -112,11 +114,14 @@ def parse_verdict(text: str, material: str = "") -> float:
     """0.0 or 1.0: what is boxed, everywhere the same, or an answer that is nothing else."""
     answer = _LATEX_TEXT.sub(r"\1", plain(answer_text(text, material)))
     boxed = list(_BOXED.finditer(answer))
-    if not boxed:
-        return _checked(_bit(answer))
     line = answer.rstrip().rpartition("\n")[2]
     last = _LAST_LINE.match(line)
     assert last is not None
+    if not boxed:
+        named = re.search("decision|answer|verdict", last[0], re.IGNORECASE)
+        if looks_like_answer(material) or not named:
+            return _checked(_bit(answer))
+        return _checked(_bit(line[last.end() :]))
     alone = _BOXED.match(line, last.end())
     if looks_like_answer(material, "verdict") and not alone:
         raise UnreadableError("the last line is not the decision alone")
@@ -178,8 +183,8 @@ def _leading_object(text: str, low: float, high: float, material: str) -> ScoreR
 
 def _check_own(found: str, material: str) -> None:
     """UnreadableError where what was found stands in the material, and so may be quoted."""
-    bare = ["".join(plain(part).split()) for part in (found, material)]
-    if bare[0] in bare[1]:
+    bare = [re.sub(r"[\W_]+", "", plain(part)).casefold() for part in (found, material)]
+    if re.search(re.escape(bare[0]) + r"(?!\d)", bare[1]):
         raise UnreadableError(_MAY_QUOTE)
 
 
@@ -204,7 +209,9 @@ def _scores_in(value: Any, depth: int = 0) -> list[Any]:
         return [score for item in value[:9] for score in _scores_in(item, depth + 1)]
     if not isinstance(value, dict):
         return []
-    own = [v for k, v in value.items() if k.strip().lower() in ("score", "rating")]
+    keys = {k: re.sub(r"[\W_]+", " ", k).strip().lower() for k in value}
+    own = [v for k, v in value.items() if keys[k] in ("score", "rating")]
+    own = own or [v for k, v in value.items() if keys[k] in ("final score", "overall score")]
     if own or depth == 3:
         return own
     return [score for item in value.values() for score in _scores_in(item, depth + 1)]

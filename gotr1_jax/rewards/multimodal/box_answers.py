@@ -19,15 +19,30 @@ _OUTSIDE = 1.25  # of a side: up to here a box may leave the image
 _COORDINATE = r"\s{0,9}([-+]?\d{1,7}(?:\.\d{0,9})?)\s{0,9}"
 _CORNERS = (
     rf"[\[(]{_COORDINATE},{_COORDINATE}[\])]?\s{{0,9}},\s{{0,9}}[\[(]?{_COORDINATE},"
-    rf"{_COORDINATE}[\])]"
+    rf"{_COORDINATE},?\s{{0,9}}[\])]"
 )
+_JUST_NUMBERS = r"(?:,|\s)".join([_COORDINATE] * 4)
 _BOX = re.compile(_CORNERS)
 _KEYED_BOX = re.compile(rf"\bb?box(?:_2d|es)?[\"']?\s{{0,9}}:\s{{0,9}}{_CORNERS}", re.IGNORECASE)
+_NUMBERS = re.compile(_JUST_NUMBERS)
+# Words around four numbers where no list is written: tags, names of the corners.
+_TAGGED_BOX = re.compile(
+    rf"(?:\A|<box>)\s{{0,9}}{_JUST_NUMBERS}\s{{0,9}}(?:\Z|</box>)", re.IGNORECASE
+)
+_BETWEEN = rf"[^\w+-]{{1,4}}{_COORDINATE}[^\w+-]{{0,4}}"
+_SPELLED_BOX = re.compile(
+    rf"\bx_?(?:1|min)\b{_BETWEEN}\by_?(?:1|min)\b{_BETWEEN}\bx_?(?:2|max)\b{_BETWEEN}"
+    rf"\by_?(?:2|max)\b{_BETWEEN}"
+    rf"|\btop[ -]?left(?: corner)?[^\w+-]{{1,4}}{_COORDINATE},{_COORDINATE}\)\W{{1,4}}(?:and )?"
+    rf"(?:the )?bottom[ -]?right(?: corner)?[^\w+-]{{1,4}}{_COORDINATE},{_COORDINATE}\)",
+    re.IGNORECASE,
+)
 _KEYS = frozenset(("bbox_2d", "bbox", "box", "bounding_box", "boundingbox", "bbox2d"))
 _CORNER_KEYS = (
     ("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"),
     ("x_min", "y_min", "x_max", "y_max"), ("left", "top", "right", "bottom"),
 )  # fmt: skip
+_SIZE_KEYS = (("x", "y", "width", "height"), ("x", "y", "w", "h"))  # as COCO's: the corner first
 _FENCE = re.compile(r"```\w*")
 _NOTHING = {"none", "no", "n/a", "null", "{}", "[]", "empty list", "empty"}
 
@@ -63,20 +78,16 @@ def parse_boxes(text: str, material: str = "") -> list[AnswerBox]:
     return (boxes or [])[:MAX_BOXES]
 
 
-def fit_boxes(
-    boxes: Sequence[AnswerBox], frame: tuple[int, int], image: tuple[int, int]
-) -> list[AnswerBox]:
+def fit_boxes(boxes: Sequence[AnswerBox], frame: tuple[int, int]) -> list[AnswerBox]:
     """The boxes in the units of a frame, in which the model should answer.
 
-    Shares of the sides (all of 0 to 1) are scaled, and a box may leave the frame. Raises
-    UnreadableError for a box that has no part in the frame, or leaves it far where it would lie in
-    the frame as thousandths or as pixels of the image: which units it is in is not certain, and
-    a wrong guess would be a confident 0.
+    Shares of the sides (all of 0 to 1) are scaled, and a box may leave the frame a little. Raises
+    UnreadableError for a box that has no part in the frame or leaves it far: it is in other units,
+    which is not certain, and a wrong guess would be a confident 0.
 
     Args:
         boxes: by `parse_boxes`.
         frame: (height, width) that coordinates refer to.
-        image: (height, width) of the image before any resizing.
     """
     height, width = frame
     if any(map(any, boxes)) and all(0 <= value <= 1 for box in boxes for value in box):
@@ -88,9 +99,8 @@ def fit_boxes(
         if min(box) >= 0 and max(box) <= 1:
             raise UnreadableError("some boxes are shares of the sides and others are not")
         inside = x1 < width and y1 < height and x2 > 0 and y2 > 0
-        far = x2 > _OUTSIDE * width or y2 > _OUTSIDE * height
-        others = any(min(box) >= 0 and x2 <= w and y2 <= h for h, w in ((1000, 1000), image))
-        if not inside or (far and others):
+        over = max(x2 / width, y2 / height, 1 - x1 / width, 1 - y1 / height)
+        if not inside or over > _OUTSIDE:
             shown = ", ".join(f"{value:g}" for value in box)
             raise UnreadableError(
                 f"the box [{shown}] is not one of an image of {width}x{height}; does the model "
@@ -121,10 +131,10 @@ def _boxes_in_text(answer: str) -> list[AnswerBox] | None:
         return lists[0] if lists else single
     rest = blank(shown, spans)
     # An object that is no valid JSON; then bare coordinates.
-    for shape in (_KEYED_BOX, _BOX):
+    for shape in (_KEYED_BOX, _BOX, _TAGGED_BOX, _SPELLED_BOX):
         matches = [m for m in shape.finditer(rest) if not is_quoted(shown, *m.span())]
         if matches:
-            bare += [_sorted([float(value) for value in m.groups()]) for m in matches]
+            bare += [_sorted([float(value) for value in m.groups() if value]) for m in matches]
             break
     return bare or None
 
@@ -158,11 +168,20 @@ def _boxes_of_object(value: Mapping[str, Any], depth: int) -> list[AnswerBox] | 
     keys = {key.strip().lower(): item for key, item in value.items()}
     for key in _KEYS & keys.keys():
         item = keys[key]
+        if isinstance(item, str):
+            match = _NUMBERS.fullmatch(item[:99].strip(" []()"))
+            return None if match is None else [_sorted([float(value) for value in match.groups()])]
         return [] if item is None else _boxes_in(item, depth + 1)
     for names in _CORNER_KEYS:
         if all(name in keys for name in names):
             box = _corners([keys[name] for name in names])
             return None if box is None else [box]
+    for names in _SIZE_KEYS:
+        if all(name in keys for name in names):
+            x, y, wide, tall = (_number(keys[name]) for name in names)
+            if x is None or y is None or not wide or not tall or min(wide, tall) < 0:
+                return None
+            return [(x, y, x + wide, y + tall)]
     if not keys:
         return []
     # "box_2d" is Gemini's, with y first, and none of these.

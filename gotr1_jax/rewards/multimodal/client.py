@@ -233,8 +233,7 @@ def _read_boxes(engine: Engine, question: Question, text: str, judged: str) -> t
     boxes = parse_boxes(text, judged.strip())
     if not question.images:
         return tuple(boxes)
-    image_size = question.images[0].size
-    return tuple(fit_boxes(boxes, engine.image_size(*image_size), image_size))
+    return tuple(fit_boxes(boxes, engine.image_size(*question.images[0].size)))
 
 
 def _problem(question: Question, answer: Answer) -> str:

@@ -22,7 +22,7 @@ _PLAIN = str.maketrans(
 _NUMBER = r"[-+]?\d{1,9}(?:\.\d{1,9})?"
 _ANSWER_LIKE = {
     "score": re.compile(
-        rf"\b(?:score|rating|verdict|grade|answer|decision)s?\b(?:[\W_]{{0,9}}|[\W_]{{0,9}}"
+        rf"(?:\b|_)(?:score|rating|verdict|grade|answer|decision)s?\b(?:[\W_]{{0,9}}|[\W_]{{0,9}}"
         rf"(?:is|of|be|to|a|at|equals?)\b[\W_]{{0,9}}){{1,3}}{_NUMBER}"
         rf"|(?<![\d.]){_NUMBER}\s{{0,9}}(?:/|out of)\s{{0,9}}10\b",
         re.IGNORECASE,
