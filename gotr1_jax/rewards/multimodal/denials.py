@@ -171,7 +171,7 @@ def is_denial(text: str, name: str = "") -> bool:
         found = [(m, before) for m in [_OPENING.match(shown, at)] if m]
         if name:
             found += [(m, before + shown[at : m.end()]) for m in _description_ends(shown, at)]
-        starts += [(m.end(), said) for m, said in found if len(starts) < _MOST_STARTS]
+        starts += [(m.end(), before) for m, before in found if len(starts) < _MOST_STARTS]
     return any(_denies(shown[at:].strip(" .,:"), name, before) for at, before in starts)
 
 
