@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from gotr1_jax.errors import InputError, RunError, Stopped
 from gotr1_jax.plan import Box
 from gotr1_jax.rewards.base import TERMS, JudgeRequest, JudgeResult
 from gotr1_jax.rewards.source_digest import source_digest
+
+_ROUNDED_ONE = 1 + 1e-6  # what a similarity of 1 may be in float32
 
 
 class PythonJudge:
@@ -58,8 +61,10 @@ class PythonJudge:
         """
         if not requests:
             return []
+        # Copies: what a function does to its images must not reach other judges and the report.
+        own = [replace(request, image=request.image.copy()) for request in requests]
         with _failures_as_one_line(self._name):
-            results = self._function(requests)
+            results = self._function(own)
         if not isinstance(results, list | tuple):
             raise self._error(f"returned {type(results).__name__}; return a list")
         if len(results) != len(requests):
@@ -99,14 +104,18 @@ class PythonJudge:
         return JudgeResult(scores, plain, str(result.rationale), raw_answers)
 
     def _number(self, index: int, term: str, value: Any) -> float:
+        if getattr(value, "shape", None) == () and hasattr(value, "item"):
+            value = value.item()  # of an array of numpy, torch or jax
         real = isinstance(value, float | int | np.floating | np.integer)
         if not real or isinstance(value, bool | np.bool_):
             raise self._error(
                 f"gave {term} = {value!r} ({type(value).__name__}) for sample {index}; use a float"
             )
         number = float(value)
+        if 1 < number <= _ROUNDED_ONE:
+            number = 1.0
         if not (math.isnan(number) or 0 <= number <= 1):
-            raise self._error(f"gave {term} = {number:g} for sample {index}; use 0 to 1, or NaN")
+            raise self._error(f"gave {term} = {number:.9g} for sample {index}; use 0 to 1, or NaN")
         return number
 
     def _error(self, what: str) -> InputError:
@@ -149,7 +158,9 @@ def is_from_outside(error: BaseException) -> bool:
 @contextmanager
 def _failures_as_one_line(name: str) -> Iterator[None]:
     """What a function raises, as a RunError; so too its `sys.exit`, which would end the job with
-    an exit code of its choice."""
+    an exit code of its choice. A process that it forked does not go on with the job, and the
+    working directory, from which paths may be relative, is what it was."""
+    process, directory = os.getpid(), os.getcwd()
     try:
         yield
     except BaseException as error:
@@ -157,6 +168,17 @@ def _failures_as_one_line(name: str) -> Iterator[None]:
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise RunError(
-            f"judge {name} raised {type(error).__name__}: {error} "
+            f"judge {name} raised {type(error).__name__}: {_text(error)} "
             f"({place.filename}, line {place.lineno})"
         ) from error
+    finally:
+        if os.getpid() != process:
+            os._exit(1)
+        os.chdir(directory)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(no text)"
