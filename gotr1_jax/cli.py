@@ -78,7 +78,24 @@ def build_parser() -> argparse.ArgumentParser:
         "--scores", type=Path, nargs="+", metavar="FILE",
         help="what gotr1 judge wrote about the run (RUN/scores*.jsonl)",
     )  # fmt: skip
+    _refuse_empty_paths(parser)
     return parser
+
+
+def _refuse_empty_paths(parser: argparse.ArgumentParser) -> None:
+    """Path("") is the working directory; of a script it is a variable that was not set."""
+    for action in parser._actions:
+        if action.type is Path:
+            action.type = _read_path
+        elif isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                _refuse_empty_paths(inner)
+
+
+def _read_path(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"a path must not be empty: {text!r}")
+    return Path(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

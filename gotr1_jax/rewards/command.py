@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gotr1_jax.config import CheckedConfig, from_dict, load_config, read_value
+from gotr1_jax.config import CheckedConfig, field_kinds, from_dict, load_config, read_value
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.io.lock import target_lock
 from gotr1_jax.limits import RowCount
@@ -125,7 +125,9 @@ def _summary(judge: Judge, lines: Sequence[Mapping[str, Any]]) -> str:
 
 def option_names(schema: type = JudgeJob, prefix: str = "") -> Iterator[str]:
     """The dotted names of all single values of a schema, those of optional parts too."""
-    for name, kind in typing.get_type_hints(schema).items():
+    hints = typing.get_type_hints(schema)
+    for name in field_kinds(schema):
+        kind = hints[name]
         inner = [k for k in typing.get_args(kind) if k is not types.NoneType]
         part = inner[0] if typing.get_origin(kind) is types.UnionType else kind
         if dataclasses.is_dataclass(part) and isinstance(part, type):

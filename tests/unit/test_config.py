@@ -15,6 +15,7 @@ from gotr1_jax.config import from_dict, load_config, parse_overrides, to_yaml
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.models.config import LoraConfig, VQConfig
+from gotr1_jax.rewards.command import option_names
 from gotr1_jax.sft.config import SftConfig
 from gotr1_jax.trainer.config import OptimizerConfig
 from gotr1_jax.vq.config import VqTrainConfig
@@ -324,3 +325,25 @@ def test_keys_of_configurations_are_no_abbreviated_options():
     words = ["compile", "--config", "a", "--topology", "b", "--judge", "{}", "--json"]
     options, rest = cli.build_parser().parse_known_args(words)
     assert (options.judge_size, options.json, rest) == (None, True, ["--judge", "{}"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "--prompt", "a cat", "--out", ""],
+        ["generate", "--prompt", "a cat", "--out= "],
+        ["train", "grpo", "--config", ""],
+        ["judge", "--input", "", "--out", "scores.jsonl"],
+        ["report", ""],
+    ],
+)
+def test_an_empty_path_is_not_the_working_directory(words: list[str], capsys) -> None:
+    """It is mostly a variable of a script that was not set."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(words)
+    assert exit_.value.code == 2
+    assert "a path must not be empty" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_options_of_the_judge_are_fields() -> None:
+    assert not [name for name in option_names() if name.endswith("may_change")]
