@@ -109,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         traceback.print_exc()
         code = 1
+    _end_output()
     if code and trains:
         from gotr1_jax.parallel.processes import exit_process
 
@@ -122,19 +123,21 @@ def run(arguments: Sequence[str]) -> int:
     logging.getLogger("gotr1_jax").setLevel(logging.INFO)
     try:
         _dispatch(arguments)
+        sys.stdout.flush()
     except Stopped as stop:
         print(f"gotr1: {stop}", file=sys.stderr)
         return stop.exit_code
     except GotR1Error as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
-        # The reader of our output has closed it; without this, the flush at exit fails as well.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end_output()  # whose reader has closed it
         return 1
     except OSError as error:
         if error.errno is None:
             raise
-        where = "a file" if error.filename is None else error.filename
+        where = error.filename
+        if where is None:
+            where = "a file" if _end_output() else "the standard output"
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):  # read or written
             return _fail(f"{where} is no name of a file: {error.strerror}", InputError.exit_code)
         return _fail(str(write_failure(where, error)), 1)
@@ -149,6 +152,19 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         return _fail_on_disk(error)
     return 0
+
+
+def _end_output() -> bool:
+    """Writes what the standard output still holds.
+
+    False where that fails: the rest is dropped, or the flush at exit would fail as well.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _fail_on_disk(error: Exception) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -11,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.lock import target_lock
@@ -99,6 +100,16 @@ def atomic_folder(target: Path, marker: str | None = None) -> Iterator[Path]:
                 old.rename(target)
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
+
+
+def write_all(file: io.RawIOBase | BinaryIO, data: bytes) -> None:
+    """Writes all of `data` to an unbuffered file, in one write where the disk takes it; OSError.
+
+    A disk that is almost full takes a part of it without an error; the write of the rest fails.
+    """
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) or 0 :]
 
 
 def check_writable(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +22,8 @@ def write_failure(
 ) -> RunError:
     """The error of a failed write; `advice` is added if the disk is full."""
     if error.errno in _FULL:
-        return RunError(f"disk full: {path} was not written; {advice}")
-    return RunError(f"cannot write {path}: {error.strerror or error}")
+        return RunError(f"disk full: {path} was not written; {advice} ({_reason(error)})")
+    return RunError(f"cannot write {path}: {_reason(error)}")
 
 
 def find_write_failure(error: BaseException, path: Path) -> RunError | None:
@@ -45,6 +46,10 @@ def find_write_failure(error: BaseException, path: Path) -> RunError | None:
         waiting += getattr(found, "exceptions", ())
         waiting += [found.__cause__, found.__context__]
     return None
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or (os.strerror(error.errno) if error.errno else str(error))
 
 
 def _is_path(error: OSError) -> bool:

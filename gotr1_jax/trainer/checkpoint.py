@@ -14,6 +14,7 @@ import errno
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,19 +41,13 @@ from gotr1_jax.trainer.manifest import (
     read_manifest,
     write_manifest,
 )
+from gotr1_jax.trainer.orbax_errors import raise_only
 from gotr1_jax.trainer.run_dir import remove_folder, step_number
 
 _PREFIX = "step_"
+_REMOVALS = 20  # attempts, each after 0.1 s
 _ASK_SECONDS = 1.0  # between questions whether another process failed in a save
 _log = logging.getLogger(__name__)
-
-
-def _is_no_error_of_orbax(record: logging.LogRecord) -> bool:
-    return record.exc_info is None or "orbax" not in record.pathname
-
-
-# Orbax logs the traceback of a failed write in every thread that it concerns, and raises it too.
-logging.getLogger("absl").addFilter(_is_no_error_of_orbax)
 
 
 @dataclass(frozen=True)
@@ -346,7 +341,7 @@ class Checkpoints:
             self._remove(step)
             for path in self.directory.glob(f"{self.folder(step).name}.*"):
                 if jax.process_index() == 0:
-                    shutil.rmtree(path, ignore_errors=True)
+                    _remove_written(path)
 
     def _newest_good(self) -> int:
         """The newest good step; -1 if no step has a manifest, -2 if none is good."""
@@ -364,8 +359,18 @@ class Checkpoints:
 def _new_writer() -> ocp.AsyncCheckpointer:
     # Folders are made at once: if that fails in the background, Orbax's threads wait for them for
     # 300 s.
+    raise_only()
     options = ocp.AsyncOptions(create_directories_asynchronously=False)
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+
+
+def _remove_written(folder: Path) -> None:
+    """Removes a folder of a failed save, into which TensorStore's threads may still write."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -14,12 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.errors import InputError
+from gotr1_jax.io.files import raise_write_errors, write_all
 from gotr1_jax.io.reading import open_file, parse_json
 
 FILE_NAME = "answers.jsonl"
 OLD_NAME = "answers.old.jsonl"
 MAX_BYTES = 64 * 2**20
+_ADVICE = "free some space or choose another folder for the cache"
 
 
 class AnswerCache:
@@ -55,13 +57,8 @@ class AnswerCache:
         lines = (json.dumps({"key": k, "value": v}) + "\n" for k, v in values.items())
         with self._lock:
             self._new.update(values)
-            try:
+            with raise_write_errors(self._folder, _ADVICE):
                 self._append("".join(lines).encode())
-            except OSError as error:
-                raise RunError(
-                    f"answers cannot be written to {self._folder}: {error.strerror or error}; "
-                    "free some space or choose another folder for the cache"
-                ) from error
 
     def __len__(self) -> int:
         with self._lock:
@@ -76,8 +73,7 @@ class AnswerCache:
                 if file.read(1) != b"\n":  # a killed process's last line: close it off
                     data = b"\n" + data
             # One write in append mode: lines of two processes do not mix.
-            if file.write(data) != len(data):
-                raise OSError("the disk is full")
+            write_all(file, data)
         if size + len(data) >= self._max_bytes:
             os.replace(path, self._folder / OLD_NAME)
             self._old, self._new = self._new, {}

@@ -133,7 +133,10 @@ def test_failures_and_a_full_disk_end_with_1(tmp_path, capsys, monkeypatch):
     assert one_line(capsys) == "gotr1: error: two lines"
     fail(OSError(errno.ENOSPC, "No space left on device", "somewhere"))
     assert cli.run(["report", str(tmp_path)]) == 1
-    assert one_line(capsys) == "gotr1: error: the disk is full: somewhere"
+    assert one_line(capsys) == (
+        "gotr1: error: disk full: somewhere was not written; free some space or choose another "
+        "directory (No space left on device)"
+    )
     fail(KeyboardInterrupt())
     assert cli.run(["report", str(tmp_path)]) == 130
     assert one_line(capsys) == "gotr1: error: interrupted"

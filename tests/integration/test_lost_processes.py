@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from several import Group, saved_arrays
 from tiny import compiled_once, sft_values, steady_metrics, write_config, write_shapes
 
 from gotr1_jax import cli
+from gotr1_jax.io.lock import LOCK_NAME, folder_lock
 
 STEPS = 4
 HEARTBEAT = 8
@@ -62,6 +64,18 @@ def test_two_processes_train_as_one(folder: Path, whole: Path) -> None:
     arrays, wanted = saved_arrays(whole, STEPS), saved_arrays(run, STEPS)
     for path in wanted:
         np.testing.assert_allclose(arrays[path], wanted[path], atol=1e-4, err_msg=path)
+
+
+def test_a_run_directory_that_is_held_ends_every_process(folder: Path) -> None:
+    """Process 0 alone asks for the lock."""
+    run = folder / "held"
+    with folder_lock(run, "run_dir"), start(folder, run) as group:
+        assert group.end() == [2, 2], group.said(0) + group.said(1)
+        for index in range(2):
+            said = [line for line in group.said(index).splitlines() if "gotr1: error: " in line]
+            assert len(said) == 1 and "Traceback" not in group.said(index), group.said(index)
+            assert f"run_dir {run} is in use by process {os.getpid()} on " in said[0]
+        assert [path.name for path in run.iterdir()] == [LOCK_NAME]
 
 
 @pytest.mark.parametrize("victim", [1, 0])

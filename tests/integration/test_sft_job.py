@@ -25,6 +25,7 @@ from tiny import (
 
 from gotr1_jax import cli
 from gotr1_jax.convert.checkpoint import load_checkpoint
+from gotr1_jax.report.page import write_report
 from gotr1_jax.trainer.metrics import read_metrics
 
 
@@ -54,6 +55,7 @@ def finished(vq: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 def test_metrics_and_model(finished, vq):
     root, saved = finished
+    assert "not finished" not in write_report(root).read_text()
     assert sorted(saved) == [2, 4]
     lines = read_metrics(root / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]

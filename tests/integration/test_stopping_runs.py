@@ -28,6 +28,7 @@ from flax import nnx
 from gotr1_jax import cli
 from gotr1_jax.config import load_config
 from gotr1_jax.models.vq import VQModel
+from gotr1_jax.report.page import write_report
 from gotr1_jax.trainer import checkpoint
 from gotr1_jax.trainer.optimizer import make_optimizer
 from gotr1_jax.vq import train as train_vq
@@ -205,6 +206,7 @@ def test_stopped_and_killed_and_resumed_is_as_never_interrupted(tmp_path, progra
     assert done.returncode == 75, done.stderr
     assert "gotr1: stopped at step 3, which is saved; the same command" in done.stderr
     assert saved() == [2, 3] and not (broken / "model").exists()
+    assert "not finished" in write_report(broken).read_text()
     assert [line["step"] for line in read_metrics(broken / "metrics.jsonl")] == [1, 2, 3]
 
     done = child("with a disk that is full in the save of step 4")
@@ -239,6 +241,7 @@ def test_stopped_and_killed_and_resumed_is_as_never_interrupted(tmp_path, progra
     summaries = [json.loads((r / "summary.json").read_text()) for r in (whole, broken)]
     assert {**summaries[0], "seconds": 0} == {**summaries[1], "seconds": 0}
     assert summaries[0]["steps"] == STEPS
+    assert "not finished" not in write_report(broken).read_text()
     for run in (whole, broken):
         shares = [line["time/goodput"] for line in read_metrics(run / "metrics.jsonl")]
         assert shares[0] == 0 < min(shares[1:]) and max(shares) < 1

@@ -1,0 +1,54 @@
+"""What Orbax prints of a failed save, beside the error that it raises.
+
+Of one failed write it logs a traceback in every thread that the write concerns, leaves the futures
+of the other arrays to asyncio, which logs each when it is collected, and closes the event loop that
+these futures report to, of which TensorStore then prints a traceback each. On a full disk these are
+hundreds of lines about the one that the caller gets.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from typing import Any
+
+_LIBRARY = "orbax"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+def raise_only() -> None:
+    """From now on Orbax's failed saves are raised and not printed; further calls do nothing."""
+    logging.getLogger("absl").addFilter(_is_no_error_of_orbax)
+    logging.getLogger("asyncio").addFilter(_is_no_future_of_orbax)
+    if not isinstance(sys.unraisablehook, _UnraisableHook):
+        sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
+
+
+def _is_no_error_of_orbax(record: logging.LogRecord) -> bool:
+    """False for a traceback, and for a complaint about a file of an unfinished save."""
+    is_failure = record.exc_info is not None or _UNFINISHED in record.getMessage()
+    return record.levelno < logging.WARNING or _LIBRARY not in record.pathname or not is_failure
+
+
+def _is_no_future_of_orbax(record: logging.LogRecord) -> bool:
+    """False for a future whose error names a file of a checkpoint, or was raised in Orbax."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is None or "never retrieved" not in record.getMessage():
+        return True
+    files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return _LIBRARY not in str(error) and not any(_LIBRARY in file for file in files)
+
+
+class _UnraisableHook:
+    """`sys.unraisablehook` without the errors of futures whose event loop is closed."""
+
+    def __init__(self, before: Any) -> None:
+        self._before = before
+
+    def __call__(self, unraisable: Any) -> None:
+        # From TensorStore, which is no Python code, there is no object that the error belongs to.
+        error, owner = unraisable.exc_value, unraisable.object
+        closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        if not (closed and owner is None):
+            self._before(unraisable)
