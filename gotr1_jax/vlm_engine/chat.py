@@ -28,6 +28,10 @@ _REFUSES = re.compile(
     r"additional propert|invalid (?:parameter|argument|field)|no such (?:parameter|field)",
     re.IGNORECASE,
 )
+# finish_reason, by vLLM, SGLang, TGI and the servers in front of other makers' models.
+_CUT = frozenset(("length", "max_tokens", "max_length", "model_length"))
+_BROKEN = frozenset(("abort", "aborted", "error", "cancelled"))
+_ENDED = frozenset(("stop", "eos", "eos_token", "stop_sequence", "end_turn"))
 _TOO_LONG = re.compile(r"context length|too large|too long|exceeds?\b", re.IGNORECASE)
 
 
@@ -103,7 +107,10 @@ def read_completion(data: bytes) -> Answer:
     text = _text(message.get("content"))
     if text is None:
         raise ValueError("the content of the response is no text")
-    cut = reason == "length"
+    kind = str(reason).lower()
+    if kind in _BROKEN:
+        raise ValueError(f"the server broke the answer off: finish_reason {kind}")
+    cut = kind in _CUT
     if text.strip():
         return Answer(text, truncated=cut)
     return _empty(message, str(reason), cut)
@@ -116,7 +123,7 @@ def _empty(message: Mapping[str, Any], reason: str, cut: bool) -> Answer:
         thought = _text(value) if value else None
         if thought and thought.strip():
             # Only a model that has ended can have answered there.
-            if reason == "stop":
+            if reason.lower() in _ENDED:
                 return Answer(thought)
             note = f"finish_reason {reason}; {len(thought)} characters under {name}"
             return Answer(truncated=cut, note=note)
@@ -133,7 +140,8 @@ def _empty(message: Mapping[str, Any], reason: str, cut: bool) -> Answer:
 def _text(content: Any) -> str | None:
     """A content as text: a string, null, or a list of parts; None for anything else."""
     if content is None or isinstance(content, str):
-        return content or ""
+        # Half of a surrogate pair, from a server that cut within a character, has no UTF-8.
+        return (content or "").encode("utf-8", errors="replace").decode()
     if isinstance(content, dict):
         content = [content]
     if not isinstance(content, list):
@@ -146,7 +154,7 @@ def _text(content: Any) -> str | None:
         if not isinstance(part, str):
             return None
         parts.append(part)
-    return "".join(parts)
+    return _text("".join(parts))
 
 
 def _error(body: Any) -> dict[str, Any]:

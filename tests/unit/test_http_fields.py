@@ -15,6 +15,7 @@ from lookup_engine import LookupEngine
 from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer
 from gotr1_jax.vlm_engine.base import Question, Scale, make_image_input
+from gotr1_jax.vlm_engine.chat import read_completion
 from gotr1_jax.vlm_engine.config import HttpConfig
 from gotr1_jax.vlm_engine.http import HttpEngine
 
@@ -158,6 +159,9 @@ def test_an_answer_is_found_where_a_server_puts_it(message: dict[str, Any]) -> N
          "the answer is empty, cut at 32 tokens (finish_reason length; 10 characters under "
          "reasoning_content): raise judge.questions.score_tokens"),
         ({"content": ""}, "length", "empty, cut at 32 tokens (finish_reason length): raise judge."),
+        ({"content": SEVEN}, "MAX_TOKENS", "cut off, cut at 32 tokens: raise judge.questions."),
+        ({"content": SEVEN}, "abort", "the server broke the answer off: finish_reason abort"),
+        ({"content": "\ud83d"}, "stop", "unreadable answer"),
         ({"content": SEVEN[:20]}, "length", "cut off, cut at 32 tokens: raise judge.questions."),
         ({"content": None}, "stop", "empty (finish_reason stop)"),
         ({"content": None, "reasoning": SEVEN}, "content_filter", "30 characters under reasoning"),
@@ -216,3 +220,8 @@ def test_pixels_read_as_thousandths_are_told(caplog: pytest.LogCaptureFixture) -
     assert not caplog.text
     client.ask(questions[63:])
     assert caplog.text.count("judge.http.coordinates") == 1
+
+
+def test_half_of_a_surrogate_pair_is_no_reason_to_fail_later() -> None:
+    body = b'{"choices": [{"message": {"content": "7 \\ud83d"}, "finish_reason": "stop"}]}'
+    assert read_completion(body).text == "7 ?"

@@ -48,6 +48,8 @@ from gotr1_jax.vlm_engine.base import make_image_input
         ("Score - 7/10. The cat is there.", 7),
         ("The score would be 7, as one of 3 cats is missing.", 7),
         ("<score>7</score>", 7),
+        ("<score>7</score><reason>one thing is missing</reason>", 7),
+        ("7</s>", 7),
         ("The answer is $\\boxed{7}$.", 7),
         ('{"colors": 3, "final_score": 7}', 7),
         ('{"score": 7, "final_score": 3}', 7),

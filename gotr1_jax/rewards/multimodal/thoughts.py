@@ -18,7 +18,7 @@ MAX_CHARACTERS = 20_000
 """A longer answer, its thought left aside, is not read."""
 
 _MOST_ENDS = 16  # of a thought, behind each of which a whole JSON value is looked for
-_NAME = r"(?:\w{1,20}:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad)"
+_NAME = r"(?:\w{1,20}:)?(?:think(?:ing)?|thoughts?|reasoning|analysis|reflection|scratchpad)"
 _END = re.compile(
     rf"[<\[◁][|｜]?/{_NAME}[|｜]?[>\]▷]|<\|?end_of_(?:thought|thinking|reasoning)\|?>"
     r"|<\|end_thinking\|>|<channel\|>|<\|channel\|>\s{0,9}final[^<]{0,40}<\|message\|>",
@@ -33,7 +33,7 @@ _START = re.compile(
 _BARE_CHANNELS = re.compile(r"\s*analysis.*assistantfinal", re.DOTALL)
 _TAGS = re.compile(
     r"</?(?:answer|response|output|final|result|solution)>|<\|(?:begin|end)_of_(?:box|solution|"
-    r"answer)\|>|<\|(?:return|end|im_end|eot_id)\|>",
+    r"answer)\|>|<\|(?:return|end|im_end|eot_id|endoftext)\|>|</s>|<end_of_turn>|<eos>",
     re.IGNORECASE,
 )
 _LOOSE = re.compile(rf"[<\[◁]\s*[|｜]?\s*/\s*{_NAME}|end_of_thought|channel\s*\|", re.IGNORECASE)
