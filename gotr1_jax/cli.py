@@ -47,6 +47,7 @@ COMMANDS = {
 }
 
 
+_INTERRUPTED = 130  # exit code of shells: 128 and the number of SIGINT
 _LONGEST_LINE = 2000  # characters of an error that are printed
 
 
@@ -114,6 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from gotr1_jax.parallel.processes import exit_process
 
         exit_process(code)
+    if code == _INTERRUPTED:
+        # Python would wait for threads that a judge's function has left, whatever they wait for.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -142,7 +148,7 @@ def run(arguments: Sequence[str]) -> int:
             return _fail(f"{where} is no name of a file: {error.strerror}", InputError.exit_code)
         return _fail(str(write_failure(where, error)), 1)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail("interrupted", _INTERRUPTED)
     except RuntimeError as error:
         from gotr1_jax.parallel.processes import describe_lost_process
 

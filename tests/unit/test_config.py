@@ -321,6 +321,16 @@ def test_only_a_training_ends_as_a_process_of_several(monkeypatch):
     assert ended == [1]
 
 
+def test_ctrl_c_waits_for_no_thread_of_others(monkeypatch):
+    """A judge's function may hold threads that wait for a server; Python joins them at exit."""
+    monkeypatch.setattr(cli, "run", lambda _: 130)
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    with pytest.raises(SystemExit):
+        cli.main(["judge"])
+    assert ended == [130]
+
+
 def test_keys_of_configurations_are_no_abbreviated_options():
     words = ["compile", "--config", "a", "--topology", "b", "--judge", "{}", "--json"]
     options, rest = cli.build_parser().parse_known_args(words)
