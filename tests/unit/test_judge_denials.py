@@ -184,3 +184,9 @@ def test_a_thought_without_an_end_is_no_answer() -> None:
         assert read_verdict(text + "\\boxed{1}") is None
         found = read_score('{"score": 3}' + text + '{"score": 10}', 0, 10)
         assert found is None or found.score == 3
+
+
+def test_long_words_do_not_hang_the_reader() -> None:
+    words = " ".join(["a" * 39] * 5)
+    for text in (f"{words} % is not", f"no {words} % is not", f"I cannot see {words} % now"):
+        assert read_boxes(text, "cat") is None

@@ -49,7 +49,8 @@ _NOT_IN_NAME = (
     r"on|under|beside|behind|near|next|between|above|below|over|around|against|beneath|"
     r"located|standing|sitting|lying|outside|beyond|than)\b"
 )
-_WORD = rf"(?!{_NOT_IN_NAME})[\w'’\"&/+.-]*\w[\w'’\"]*"
+# One way to read each word: with two, eight words would have hundreds of thousands.
+_WORD = rf"(?!{_NOT_IN_NAME})[\w'’\"&/+.-]*\w['’\"]*"
 _NAME = rf"(?:{_WORD})(?:,? {_WORD}){{0,7}}?"
 _ANY = (
     r"(?:(?:any|a|an|the|such|of|single|even one|even a|visible|discernible|recogni[sz]able|"
