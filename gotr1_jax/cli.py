@@ -143,7 +143,7 @@ def run(arguments: Sequence[str]) -> int:
             raise
         where = error.filename
         if where is None:
-            where = "a file" if _end_output() else "the standard output"
+            where = "a file or the output" if _end_output() else "the standard output"
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):  # read or written
             return _fail(f"{where} is no name of a file: {error.strerror}", InputError.exit_code)
         return _fail(str(write_failure(where, error)), 1)
