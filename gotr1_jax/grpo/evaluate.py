@@ -250,9 +250,10 @@ def format_table(before: Evaluation, after: Evaluation, interval: tuple[float, f
         gain = new[name] - old[name]
         lines.append(f"{name:8}{old[name]:9.3f}{new[name]:9.3f}{gain:+9.3f}")
     low, high = interval
-    ratio = new["total"] / old["total"] - 1 if old["total"] > 0 else float("nan")
+    gain = new["total"] - old["total"]
+    change = f"{gain / old['total']:+.0%}" if old["total"] > 0 else f"{gain:+.3f}"
     lines.append(
-        f"total {ratio:+.0%} on {len(before.total)} held-out captions; "
+        f"total {change} on {len(before.total)} held-out captions; "
         f"gain 95% interval [{low:+.3f}, {high:+.3f}] (paired bootstrap)"
     )
     return "\n".join(lines)

@@ -187,3 +187,16 @@ def test_paths_in_the_documentation_exist() -> None:
             ):
                 missing.append(f"{page.name}: {name}")
     assert missing == []
+
+
+def test_tests_that_the_documentation_names_exist() -> None:
+    """`tests/FILE.py::NAME` is a function of that file."""
+    named = [
+        (page, path, name)
+        for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))
+        for path, name in re.findall(r"(tests/\S+?\.py)::(\w+)", page.read_text("utf-8"))
+    ]
+    assert named
+    for page, path, name in named:
+        source = (ROOT / path).read_text("utf-8") if (ROOT / path).is_file() else ""
+        assert f"def {name}(" in source, f"{page.name}: {path}::{name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -230,6 +231,9 @@ def test_table():
     assert lines[2].split() == ["sem", "0.500", "0.375", "-0.125"]
     assert "total +100% on 2 held-out captions" in lines[3]
     assert "[+0.250, +0.250]" in lines[3]
+    # Of 0 there is no percentage.
+    before = replace(before, total=np.zeros(2, np.float32))
+    assert "total +0.500 on 2 held-out captions" in format_table(before, after, (0.5, 0.5))
 
 
 @pytest.mark.parametrize(
