@@ -184,7 +184,7 @@ def test_decoding_one_image_at_a_time(tiny: Path, tmp_path: Path, devices: int) 
         (("--prompt", "red " * 3000), r"\d+ tokens, more than the limit of 2048"),
         (("--prompt", "a", "--n", "0"), "n is 0"),
         (("--prompt", "a", "--max-plan-tokens", "0"), "max_plan_tokens is 0"),
-        (("--prompt", "a", "--cfg", "nan"), "guidance is nan"),
+        (("--prompt", "a", "--cfg", "nan"), "cfg is nan"),
         (("--prompt", "a", "--seed", "-1"), "seed is -1"),
         (("--prompt", "a", "--batch-size", "0"), "batch_size is 0"),
         (("--prompt", "a", "--temperature", "0"), "temperature is 0"),

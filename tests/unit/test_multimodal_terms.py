@@ -209,7 +209,7 @@ def test_what_is_asked_and_what_can_be_shared() -> None:
 def test_the_words_and_places_are_kept() -> None:
     engine = LookupEngine(
         {"sem": [score(7, "no hat")], "spa": [SILENT], "pi": ["what?", "hm"],
-         "cat": [boxes((0, 0, 400, 250), (-5, 0, 2000, 10))], "dog": ["[]"]}
+         "cat": [boxes((0, 0, 400, 250), (-5, 0, 1100, 10))], "dog": ["[]"]}
     )  # fmt: skip
     plan = plan_text(CAT, ("dog", (600, 0, 900, 500)), ("sun", None))
     (result,) = judge_of(engine).judge([request(plan)])
