@@ -297,7 +297,7 @@ def test_input_that_cannot_be_judged(run, tmp_path, capsys) -> None:
 def test_options_that_cannot_work(run, tmp_path, capsys) -> None:
     for words, message in (
         (("--batch", "0"), "--batch is 0"),
-        (("--judge.kind", "oracle"), "judge.kind is oracle"),
+        (("--judge.kind", "oracle"), "judge.kind is 'oracle'"),
         (
             ("--judge.kind", "http", "--judge.http.url", "http://host"),
             "'judge.http.model' is missing",

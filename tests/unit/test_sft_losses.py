@@ -80,5 +80,5 @@ def test_micro_batches_add_up_with_their_gradients():
 def test_weights_that_leave_nothing_are_refused():
     with pytest.raises(ValueError, match="all 0"):
         SftWeights(0.0, 0.0, 0.0)
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(ValueError, match="text is -1.0"):
         SftWeights(text=-1.0)
