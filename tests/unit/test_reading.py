@@ -207,8 +207,10 @@ def test_nothing_else_opens_files_for_reading() -> None:
 
 @pytest.mark.parametrize("length", [300, 5000])
 def test_a_name_that_is_too_long_is_one_short_line(
-    length: int, capsys: pytest.CaptureFixture[str]
+    length: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Other tests of this process may have started the devices.
+    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
     name = "x" * length
     for command in (
         ["report", name], ["generate", "--prompts", name, "--out", "o"],
