@@ -2,7 +2,8 @@
 
 Of one failed write it logs a traceback in every thread that the write concerns, leaves the futures
 of the other arrays to asyncio, which logs each when it is collected, and closes the event loop that
-these futures report to, of which TensorStore then prints a traceback each. On a full disk these are
+these futures report to, of which TensorStore then prints a traceback each; coroutines that were to
+write other arrays are warned of. On a full disk these are
 hundreds of lines about the one that the caller gets.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+import warnings
 from typing import Any
 
 _LIBRARY = "orbax"
@@ -21,6 +23,7 @@ def raise_only() -> None:
     """From now on Orbax's failed saves are raised and not printed; further calls do nothing."""
     logging.getLogger("absl").addFilter(_is_no_error_of_orbax)
     logging.getLogger("asyncio").addFilter(_is_no_future_of_orbax)
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize.*never awaited", RuntimeWarning)
     if not isinstance(sys.unraisablehook, _UnraisableHook):
         sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
 
