@@ -3,8 +3,8 @@
 Of one failed write it logs a traceback in every thread that the write concerns, leaves the futures
 of the other arrays to asyncio, which logs each when it is collected, and closes the event loop that
 these futures report to, of which TensorStore then prints a traceback each; coroutines that were to
-write other arrays are warned of. On a full disk these are
-hundreds of lines about the one that the caller gets.
+write other arrays are warned of. On a full disk these are hundreds of lines about the one that the
+caller gets.
 """
 
 from __future__ import annotations

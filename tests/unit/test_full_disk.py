@@ -201,7 +201,7 @@ for folder in sys.argv[1:]:
 
 def test_orbax_prints_nothing_of_a_disk_that_fills_up(tmp_path: Path):
     """Disks that are full at different files of the second save, of 120 small arrays."""
-    disks = [tmp_path / f"disk{size}" for size in (560, 563, 564, 567, 568, 608, 688)]
+    disks = [tmp_path / f"disk{size}" for size in (560, 563, 564, 567, 568, 608)]
     mounted = []
     if shutil.which("mount") is None:
         pytest.skip("nothing can be mounted here")
@@ -221,12 +221,10 @@ def test_orbax_prints_nothing_of_a_disk_that_fills_up(tmp_path: Path):
             [sys.executable, "-c", SAVES, *map(str, folders)],
             cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, check=True,
         )  # fmt: skip
-        # How much of a save a disk of these sizes takes varies a little: one may hold it whole.
-        failed = [folder for folder in folders if Checkpoints(folder).latest_good() == 1]
-        assert len(failed) >= 4
         said = done.stderr.splitlines()
-        assert len(said) == len(failed), done.stderr[:5000]
-        for line, folder in zip(said, failed, strict=True):
+        assert len(said) == len(disks), done.stderr[:5000]
+        for line, folder in zip(said, folders, strict=True):
+            assert Checkpoints(folder).latest_good() == 1
             assert line.startswith(f"disk full: {folder}/step_000002 was not written; ")
             assert [path.name for path in folder.iterdir()] == ["step_000001"]
     finally:
