@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,11 +14,11 @@ from flax import nnx
 from gotr1_jax.bench.reference import GUIDANCE, MODEL, SPECIALS, random_prompts
 from gotr1_jax.bench.timing import BenchResult, compare
 from gotr1_jax.decoding.weights import AdapterWeights
-from gotr1_jax.models.config import LoraConfig
-from gotr1_jax.models.janus import JanusPolicy
+from gotr1_jax.models.config import JANUS_PRO_1B, JANUS_PRO_7B, JanusConfig, LoraConfig
+from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.lora import merge_lora
 from gotr1_jax.sampler.config import SamplerConfig
-from gotr1_jax.sampler.policy_weights import PolicyWeights
+from gotr1_jax.sampler.policy_weights import PolicyWeights, prepare_policy_weights
 from gotr1_jax.sampler.sampler import Sampler, row_keys
 from gotr1_jax.sampler.token_batch import PromptBatch
 
@@ -52,10 +53,18 @@ def bench_adapters(
         lambda: sample(*runs["unmerged"]), lambda: sample(*runs["merged"]), repeats,
         names=("unmerged", "merged"),
     )  # fmt: skip
-    thin, every = adapter_bytes(runs["unmerged"][1])
-    sizes = f"{thin / 1e6:.1f} MB beside {(every - thin) / 1e6:.1f} MB"
-    print(f"adapters of rank {rank}: {sizes}", file=sys.stderr)
+    for name, model in (("here", MODEL), ("1B", JANUS_PRO_1B), ("7B", JANUS_PRO_7B)):
+        thin, every = adapter_bytes(_weight_shapes(model, rank, wide))
+        sizes = f"{thin / 1e6:.1f} of {every / 1e6:.1f} MB, {thin / every:.1%}"
+        print(f"{name}, {dtype}: adapters of rank {rank} are {sizes}", file=sys.stderr)
     return [result]
+
+
+def _weight_shapes(model: JanusConfig, rank: int, dtype: jnp.dtype) -> PolicyWeights:
+    lora = LoraConfig(rank=rank)
+    policy = abstract_policy(model, lora=lora, dtype=dtype, param_dtype=dtype)
+    graphdef, state = nnx.split(policy)
+    return jax.eval_shape(partial(prepare_policy_weights, graphdef, dtype=None), state)
 
 
 def adapter_bytes(params: PolicyWeights) -> tuple[int, int]:
