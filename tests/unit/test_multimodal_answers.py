@@ -8,14 +8,15 @@ import random
 
 import numpy as np
 import pytest
+from judge_answers import read_boxes, read_score, read_verdict
 
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.plan import Box, format_object, parse_plan
 from gotr1_jax.rewards.base import pop_metrics
-from gotr1_jax.rewards.multimodal.answers import MAX_BOXES, read_boxes, read_score, read_verdict
-from gotr1_jax.rewards.multimodal.box_answers import fit_boxes
+from gotr1_jax.rewards.multimodal.box_answers import MAX_BOXES, fit_boxes
 from gotr1_jax.rewards.multimodal.canvas import draw_canvas
-from gotr1_jax.rewards.multimodal.instructions import harmless, show_plan
+from gotr1_jax.rewards.multimodal.control_words import harmless
+from gotr1_jax.rewards.multimodal.instructions import show_plan
 from gotr1_jax.rewards.multimodal.thoughts import UnreadableError
 from gotr1_jax.vlm_engine import answer_cache as cache_module
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache

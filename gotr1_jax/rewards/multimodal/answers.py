@@ -1,4 +1,4 @@
-"""Parses a model's answers: scores, boxes and verdicts.
+"""Parses a model's answers: scores and verdicts; boxes are in `box_answers`.
 
 Models wrap their JSON in fences and prose, use single or typographic quotes, write "8/10". All of
 that is read, where the form says that the answer stands. What is ambiguous is not read: two
@@ -6,7 +6,7 @@ different answers, two numbers without a name, a range, another denominator, a p
 
 `material` is the text that was judged, as far as others than this project wrote it. Where it holds
 what looks like an answer, an answer must be in its form and nothing else, so that no quotation of
-it is read. The readers raise UnreadableError, whose text says why, and nothing else.
+it is read. The parsers raise UnreadableError, whose text says why, and nothing else.
 """
 
 from __future__ import annotations
@@ -14,15 +14,9 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from gotr1_jax.rewards.multimodal.box_answers import MAX_BOXES, AnswerBox, parse_boxes
 from gotr1_jax.rewards.multimodal.json_values import CONFLICT, blank, values
 from gotr1_jax.rewards.multimodal.quotations import is_quoted, looks_like_answer, plain
-from gotr1_jax.rewards.multimodal.thoughts import MAX_CHARACTERS, UnreadableError, answer_text
-
-__all__ = [
-    "MAX_BOXES", "MAX_CHARACTERS", "ScoreReading", "UnreadableError", "parse_boxes", "parse_score",
-    "parse_verdict", "read_boxes", "read_score", "read_verdict",
-]  # fmt: skip
+from gotr1_jax.rewards.multimodal.thoughts import UnreadableError, answer_text
 
 _NUMBER = r"([-+]?\d{1,9}(?:\.\d{1,9})?)"
 # A number that goes on is no score: 7-8, 7 or 8, 80%, 7,5, 3.4.5.
@@ -102,17 +96,15 @@ def parse_score(text: str, low: float, high: float, material: str = "") -> Score
     return ScoreReading(_agreed(named), _line(match.group(1)) if match else "")
 
 
-def read_score(text: str, low: float, high: float, material: str = "") -> ScoreReading | None:
-    """`parse_score`; None where it cannot be read."""
-    try:
-        return parse_score(text, low, high, material)
-    except UnreadableError:
-        return None
+def parse_verdict(text: str, material: str = "") -> ScoreReading:
+    """The decision, 0.0 or 1.0, with the whole answer as its reason."""
+    answer = answer_text(text, material)
+    return ScoreReading(_verdict(answer, material), " ".join(answer.split()))
 
 
-def parse_verdict(text: str, material: str = "") -> float:
+def _verdict(answer: str, material: str) -> float:
     """0.0 or 1.0: what is boxed, everywhere the same, or an answer that is nothing else."""
-    answer = _LATEX_TEXT.sub(r"\1", plain(answer_text(text, material)))
+    answer = _LATEX_TEXT.sub(r"\1", plain(answer))
     boxed = list(_BOXED.finditer(answer))
     line = answer.rstrip().rpartition("\n")[2]
     last = _LAST_LINE.match(line)
@@ -130,22 +122,6 @@ def parse_verdict(text: str, material: str = "") -> float:
     bits = [_bit(m[1]) for m in boxed if not is_quoted(answer, *m.span())]
     _checked(bits[-1])
     return _agreed([bit for bit in bits if bit is not None])
-
-
-def read_verdict(text: str, material: str = "") -> float | None:
-    """`parse_verdict`; None where it cannot be read."""
-    try:
-        return parse_verdict(text, material)
-    except UnreadableError:
-        return None
-
-
-def read_boxes(text: str, material: str = "") -> list[AnswerBox] | None:
-    """`box_answers.parse_boxes`; None where it cannot be read."""
-    try:
-        return parse_boxes(text, material)
-    except UnreadableError:
-        return None
 
 
 def _leading_object(text: str, low: float, high: float, material: str) -> ScoreReading | None:

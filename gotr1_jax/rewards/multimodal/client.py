@@ -13,13 +13,13 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.rewards.multimodal.answers import parse_score, parse_verdict
 from gotr1_jax.rewards.multimodal.box_answers import fit_boxes, parse_boxes
 from gotr1_jax.rewards.multimodal.instructions import REMINDERS, VERSION, judged_text
-from gotr1_jax.rewards.multimodal.thoughts import UnreadableError, answer_text
+from gotr1_jax.rewards.multimodal.thoughts import UnreadableError
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import Answer, Engine, Kind, Question, ScoringEngine
 
 _log = logging.getLogger(__name__)
 _ENOUGH_BOXES = 64
-_NEAR = 0.6  # of a side: 392 pixels read as thousandths end there
+_NEAR = 0.6  # of a side; pixels of 392 by 392, read as thousandths, all end before 0.4
 
 PixelBox = tuple[float, float, float, float]
 
@@ -218,11 +218,10 @@ def _parse(engine: Engine, question: Question, answer: Answer) -> ParsedAnswer:
         if question.kind == "boxes":
             return ParsedAnswer(boxes=_read_boxes(engine, question, text, judged), text=text)
         if question.kind == "verdict":
-            bit = parse_verdict(text, judged)
-            reason = " ".join(answer_text(text, judged).split())
-            return ParsedAnswer(bit, reason=reason, text=text)
-        assert question.scale is not None
-        found = parse_score(text, question.scale.low, question.scale.high, judged)
+            found = parse_verdict(text, judged)
+        else:
+            assert question.scale is not None
+            found = parse_score(text, question.scale.low, question.scale.high, judged)
         return ParsedAnswer(found.score, reason=found.reason, text=text)
     except UnreadableError as error:
         cause = f": {error}" if str(error) else ""

@@ -10,13 +10,8 @@ import hashlib
 import re
 
 from gotr1_jax.plan import BOX_END, BOX_START, OBJ_END, OBJ_START
-from gotr1_jax.rewards.multimodal.control_words import enclose, harmless
+from gotr1_jax.rewards.multimodal.control_words import enclose
 from gotr1_jax.vlm_engine.base import Kind, Question
-
-__all__ = [
-    "CLOSINGS", "LOCATE", "PI", "REMINDERS", "SCORE_PREFIX", "SEM", "SPA", "VERDICT", "VERSION",
-    "ask_score", "harmless", "judged_text", "show_caption", "show_name", "show_plan",
-]  # fmt: skip
 
 SCORE_PREFIX = '{"score": '
 
