@@ -37,7 +37,8 @@ _SPELLED_BOX = re.compile(
     rf"(?:the )?bottom[ -]?right(?: corner)?[^\w+-]{{1,4}}{_COORDINATE},{_COORDINATE}\)",
     re.IGNORECASE,
 )
-_KEYS = frozenset(("bbox_2d", "bbox", "box", "bounding_box", "boundingbox", "bbox2d"))
+# Of an object that has several, the first counts.
+_KEYS = ("bbox_2d", "bbox", "box", "bounding_box", "boundingbox", "bbox2d")
 _CORNER_KEYS = (
     ("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"),
     ("x_min", "y_min", "x_max", "y_max"), ("left", "top", "right", "bottom"),
@@ -166,7 +167,7 @@ def _boxes_in(value: Any, depth: int = 0) -> list[AnswerBox] | None:
 
 def _boxes_of_object(value: Mapping[str, Any], depth: int) -> list[AnswerBox] | None:
     keys = {key.strip().lower(): item for key, item in value.items()}
-    for key in _KEYS & keys.keys():
+    for key in (name for name in _KEYS if name in keys):
         item = keys[key]
         if isinstance(item, str):
             match = _NUMBERS.fullmatch(item[:99].strip(" []()"))
