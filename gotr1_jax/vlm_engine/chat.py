@@ -45,23 +45,13 @@ def request_fields(config: HttpConfig, max_answer_tokens: int) -> dict[str, Any]
     return fields | config.extra_fields()
 
 
-class ServerLimits:
-    """Which optional fields a server has refused.
-
-    Attributes:
-        refused: their names.
-    """
-
-    def __init__(self) -> None:
-        self.refused: frozenset[str] = frozenset()
-
-    def apply(self, fields: Mapping[str, Any], refused: frozenset[str]) -> dict[str, Any]:
-        """The fields without those refused; the bound of an answer under its other name."""
-        kept = {name: value for name, value in fields.items() if name not in refused}
-        for name, other in (_LENGTH_FIELDS, _LENGTH_FIELDS[::-1]):
-            if name in fields and name in refused and other not in refused:
-                kept[other] = fields[name]
-        return kept
+def without_refused(fields: Mapping[str, Any], refused: frozenset[str]) -> dict[str, Any]:
+    """The fields without those refused; the bound of an answer under its other name."""
+    kept = {name: value for name, value in fields.items() if name not in refused}
+    for name, other in (_LENGTH_FIELDS, _LENGTH_FIELDS[::-1]):
+        if name in fields and name in refused and other not in refused:
+            kept[other] = fields[name]
+    return kept
 
 
 def refused_fields(status: int, text: str, sent: Mapping[str, Any]) -> frozenset[str]:

@@ -32,10 +32,10 @@ from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.io.reading import read_text
 from gotr1_jax.vlm_engine.base import Answer, ImageInput, Question
 from gotr1_jax.vlm_engine.chat import (
-    ServerLimits,
     read_completion,
     refused_fields,
     request_fields,
+    without_refused,
 )
 from gotr1_jax.vlm_engine.config import HttpConfig
 from gotr1_jax.vlm_engine.served_model import served_model
@@ -105,7 +105,7 @@ class HttpEngine:
         address = f"http {config.url.rstrip('/')} {config.model} multiple={config.multiple}"
         weights = _run(served_model(url, config.model, self._headers, self._tls))
         self.identity = f"{address} weights={weights}" if weights else address
-        self._limits = ServerLimits()
+        self._refused: frozenset[str] = frozenset()  # optional fields, by this server
         # What answers depend on besides; a setting that is not sent leaves the identity as it was.
         for name, usual in (
             ("repetition_penalty", None), ("temperature", 0), ("extra", ""),
@@ -178,10 +178,10 @@ class HttpEngine:
     async def _answer_one(
         self, client: httpx2.AsyncClient, question: Question, urls: dict[str, str]
     ) -> Answer:
-        pause, left, refused = self._config.backoff, self._config.retries, self._limits.refused
+        pause, left, refused = self._config.backoff, self._config.retries, self._refused
+        fields = request_fields(self._config, question.max_answer_tokens)
         while True:
-            fields = request_fields(self._config, question.max_answer_tokens)
-            sent = self._limits.apply(fields, refused)
+            sent = without_refused(fields, refused)
             try:
                 data = await self._post(client, self._body(question, urls, sent))
                 answer = _read_completion(data)
@@ -210,9 +210,9 @@ class HttpEngine:
 
     def _remember(self, refused: frozenset[str]) -> None:
         """Leaves out what the server has refused from now on, and says so once."""
-        new = refused - self._limits.refused
+        new = refused - self._refused
         if new:
-            self._limits.refused |= new
+            self._refused |= new
             chance = "; answers may then differ from time to time" if "temperature" in new else ""
             _log.warning(
                 "%s refuses %s; it is asked without%s", self._config.url,
