@@ -13,11 +13,13 @@ from typing import Any
 from gotr1_jax.convert.folders import refuse_quantized
 from gotr1_jax.convert.json_fields import (
     MAX_LAYERS,
+    MAX_SIZE,
     expect,
     optional_section,
     positive_number,
     refuse_unknown,
     section,
+    sizes,
     whole_number,
     whole_numbers,
 )
@@ -318,11 +320,8 @@ def _siglip_from_json(params: Mapping[str, Any]) -> SiglipConfig:
     )
     expect(params, "select_feature", "same", where)
     expect(params, "select_layer", -1, where)
-    given = {
-        field: whole_number(params, key, where, MAX_LAYERS if field == "num_layers" else 1 << 24)
-        for field, key in _SIGLIP_KEYS.items()
-        if key in params
-    }
+    present = {field: key for field, key in _SIGLIP_KEYS.items() if key in params}
+    given = sizes(params, present, where)
     name = params.get("model_name")
     if name is None:
         return SiglipConfig(**given)
@@ -359,7 +358,7 @@ def _value(data: Mapping[str, Any], key: str) -> Any:
     """A number of 1 or more under `key`, or a list of them as a tuple."""
     lists = ("encoder_ch_mult", "decoder_ch_mult", "channel_multiplier")
     if key not in lists:
-        return whole_number(data, key, most=MAX_LAYERS if key == "num_res_blocks" else 1 << 24)
+        return whole_number(data, key, most=MAX_LAYERS if key == "num_res_blocks" else MAX_SIZE)
     values = whole_numbers(data, key, most=1 << 10, length=16)
     if not values or min(values) < 1:
         raise ValueError(f"{key} is {list(values)}; whole numbers of 1 or more are needed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,24 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     (r".*\.(incomplete|crdownload|part|partial|aria2|download)",
      "holds a download that is not finished: download it again"),
     (r"snapshots|refs", "is an entry of the hub's cache: give the folder under its snapshots/"),
+)  # fmt: skip
+# (any or all, pattern in their names, what the tensors are and what to do).
+_TENSOR_SIGNS: tuple[tuple[Callable[[Iterable[bool]], bool], str, str], ...] = (
+    (any, r"\.lora_[AB]\.|\.lora_[AB]$|^base_model\.model\.|\.lora_(up|down)\.",
+     "they are adapters of peft, or weights that peft wrapped: merge them with merge_and_unload() "
+     "and save that"),
+    (any, r"\.(qweight|qzeros|g_idx)$", f"they are quantised (GPTQ, AWQ): {_FULL}"),
+    (any, r"\.(absmax|quant_map|nested_absmax|SCB|weight_format)$|quant_state",
+     f"they are quantised (bitsandbytes): {_FULL}"),
+    (any, r"\.(weight_packed|weight_scale|weight_scale_inv|input_scale|scales)$",
+     f"they are quantised (compressed-tensors, FP8, MLX): {_FULL}"),
+    (any, r"^(blk\.\d+|token_embd)\.", f"they are those of a GGUF file: {_FULL}"),
+    (any, r"(^|\.)_(fsdp_wrapped_module|forward_module)\.",
+     "they were saved from inside a wrapper of FSDP: save the full state dictionary"),
+    (all, r"^module\.",
+     "they were saved from inside DistributedDataParallel: save model.module.state_dict()"),
+    (all, r"^_orig_mod\.",
+     "they were saved from inside torch.compile: save model._orig_mod.state_dict()"),
 )  # fmt: skip
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|ckpt)(\.index\.json)?")
 # Files of trainers, and weights whose folder only lacks a config.json.
@@ -124,43 +142,12 @@ def refuse_quantized(data: Mapping[str, Any], source: str) -> None:
 
 def describe_names(names: list[str]) -> str | None:
     """What the names of tensors tell about a file that does not fit, with what to do."""
-
-    def some(pattern: str) -> bool:
-        return any(re.search(pattern, name) for name in names)
-
-    def each(prefix: str) -> bool:
-        return all(name.startswith(prefix) for name in names)
-
-    kinds: tuple[tuple[Callable[[], bool], str], ...] = (
-        (
-            lambda: some(r"\.lora_[AB]\.|\.lora_[AB]$|^base_model\.model\.|\.lora_(up|down)\."),
-            "they are adapters of peft, or weights that peft wrapped: merge them with "
-            "merge_and_unload() and save that",
-        ),
-        (lambda: some(r"\.(qweight|qzeros|g_idx)$"), f"they are quantised (GPTQ, AWQ): {_FULL}"),
-        (
-            lambda: some(r"\.(absmax|quant_map|nested_absmax|SCB|weight_format)$|quant_state"),
-            f"they are quantised (bitsandbytes): {_FULL}",
-        ),
-        (
-            lambda: some(r"\.(weight_packed|weight_scale|weight_scale_inv|input_scale|scales)$"),
-            f"they are quantised (compressed-tensors, FP8, MLX): {_FULL}",
-        ),
-        (lambda: some(r"^(blk\.\d+|token_embd)\."), f"they are those of a GGUF file: {_FULL}"),
-        (
-            lambda: some(r"(^|\.)_(fsdp_wrapped_module|forward_module)\."),
-            "they were saved from inside a wrapper of FSDP: save the full state dictionary",
-        ),
-        (
-            lambda: each("module."),
-            "they were saved from inside DistributedDataParallel: save model.module.state_dict()",
-        ),
-        (
-            lambda: each("_orig_mod."),
-            "they were saved from inside torch.compile: save model._orig_mod.state_dict()",
-        ),
-    )  # fmt: skip
-    return next((what for fits, what in kinds if names and fits()), None)
+    fitting = (
+        what
+        for of_them, pattern, what in _TENSOR_SIGNS
+        if names and of_them(re.search(pattern, name) is not None for name in names)
+    )
+    return next(fitting, None)
 
 
 def _adapter(folder: Path, complete: bool) -> str:

@@ -19,14 +19,13 @@ _MAX_NUMBER = 1e30
 # Values of keys that other models have and that ask for nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,), "alibi": (False,), "attn_logit_softcapping": (0,),
-    "attention_multiplier": (), "clip_qkv": (), "cross_attention_hidden_size": (),
     "embedding_multiplier": (1,), "encoder_no_repeat_ngram_size": (0,),
     "final_logit_softcapping": (0,), "is_causal": (True,), "is_encoder_decoder": (False,),
     "lm_head_bias": (False,), "logit_scale": (1,), "logits_scaling": (1,), "mlp_bias": (False,),
-    "moe_intermediate_size": (), "normalize_embedding": (False,), "num_experts": (0, 1),
+    "normalize_embedding": (False,), "num_experts": (0, 1),
     "num_local_experts": (0, 1), "partial_rotary_factor": (1,), "parallel_attn": (False,),
-    "pruned_heads": ({},), "qk_layernorm": (False,), "qk_norm": (False,),
-    "query_pre_attn_scalar": (), "residual_multiplier": (1,), "rotary_pct": (1,),
+    "qk_layernorm": (False,), "qk_norm": (False,),
+    "residual_multiplier": (1,), "rotary_pct": (1,),
     "scale_attn_weights": (True,), "scale_embedding": (False,), "use_qk_norm": (False,),
     "use_parallel_residual": (False,), "use_sliding_window": (False,),
 }  # fmt: skip
@@ -98,8 +97,8 @@ def refuse_unknown(data: Fields, known: Iterable[str], where: str) -> None:
         for key, value in data.items()
         if key not in known
         and not (value is None or value == [] or value == {} or value == "")
-        and not (key in _NEUTRAL and any(value == neutral for neutral in _NEUTRAL[key]))
-        and not (key in _NOTES or (key not in _NEUTRAL and _NOTE_PATTERN.fullmatch(key)))
+        and value not in _NEUTRAL.get(key, ())
+        and not (key in _NOTES or _NOTE_PATTERN.fullmatch(key))
     ]
     if unknown:
         shown = ", ".join(key if key.isprintable() else ascii(key) for key in sorted(unknown)[:8])
@@ -129,6 +128,14 @@ def whole_number(
     if value > most:
         raise ValueError(f"{_name(key, where)} is {_short(value)}; at most {most} is possible")
     return value
+
+
+def sizes(data: Fields, keys: Mapping[str, str], where: str = "") -> dict[str, int]:
+    """Whole numbers by the fields of a configuration class; `keys` are theirs in `data`."""
+    return {
+        field: whole_number(data, key, where, MAX_LAYERS if field == "num_layers" else MAX_SIZE)
+        for field, key in keys.items()
+    }
 
 
 def positive_number(data: Fields, key: str, where: str = "", usual: float | None = None) -> float:

@@ -21,6 +21,7 @@ from gotr1_jax.convert.json_fields import (
     positive_number,
     refuse_unknown,
     section,
+    sizes,
     whole_number,
     whole_numbers,
 )
@@ -162,16 +163,16 @@ def _parse_text(text: Mapping[str, Any], tied: bool) -> DecoderConfig:
     if any(kind != "full_attention" for kind in text.get("layer_types") or ()):
         raise ValueError("layer_types: only full_attention is known")
     mrope, theta = _parse_rope(text)
-    sizes = _sizes(text, _TEXT_SIZES)
-    if sizes["hidden_size"] % sizes["num_heads"]:
+    given = sizes(text, _TEXT_SIZES)
+    if given["hidden_size"] % given["num_heads"]:
         raise ValueError(
-            f"hidden_size {sizes['hidden_size']} is not a multiple of num_attention_heads "
-            f"{sizes['num_heads']}"
+            f"hidden_size {given['hidden_size']} is not a multiple of num_attention_heads "
+            f"{given['num_heads']}"
         )
-    head_dim = sizes["hidden_size"] // sizes["num_heads"]
+    head_dim = given["hidden_size"] // given["num_heads"]
     expect(text, "head_dim", head_dim)
     return DecoderConfig(
-        **sizes,
+        **given,
         head_dim=head_dim,
         rope_theta=theta,
         norm_eps=positive_number(text, "rms_norm_eps"),
@@ -196,16 +197,6 @@ def _parse_rope(text: Mapping[str, Any]) -> tuple[tuple[int, ...], float]:
     return whole_numbers(rope, "mrope_section", 1 << 16), positive_number(text, "rope_theta")
 
 
-def _sizes(fields: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, int]:
-    """Whole numbers by the names of their fields in a configuration class."""
-    return {
-        field: whole_number(fields, key, most=MAX_LAYERS)
-        if field == "num_layers"
-        else whole_number(fields, key)
-        for field, key in keys.items()
-    }
-
-
 def _parse_vision(vision: Mapping[str, Any]) -> QwenVisionConfig:
     known = {*_VISION_SIZES.values(), *_GEOMETRY_SIZES.values(), *_OTHER_VISION_KEYS}
     refuse_unknown(vision, known, "vision_config")
@@ -221,9 +212,9 @@ def _parse_vision(vision: Mapping[str, Any]) -> QwenVisionConfig:
         raise ValueError(f"rope_parameters {rope} of the vision tower are not supported")
     theta = QwenVisionConfig.rope_theta
     return QwenVisionConfig(
-        **_sizes(vision, _VISION_SIZES),
+        **sizes(vision, _VISION_SIZES),
         full_attention=blocks,
-        geometry=Geometry(**_sizes(vision, _GEOMETRY_SIZES)),
+        geometry=Geometry(**sizes(vision, _GEOMETRY_SIZES)),
         rope_theta=positive_number(rope, "rope_theta") if "rope_theta" in rope else theta,
     )
 
