@@ -19,6 +19,7 @@ The image does not contain any cats.
 The picture doesn’t show a red bicycle.
 This image contains no cat.
 The image you provided does not contain a cat.
+In the image there are no cats.
 The image doesn't have a cat in it.
 No cat is visible in the image.
 No cat found.
@@ -100,6 +101,8 @@ As there is no cat in the image, I return [].
 I cannot provide bounding boxes because there is no cat in the image.
 Not in the image.
 It's not there.
+It isn't in the image.
+It is missing from the image.
 Cat not found.
 cat: none
 I have not found a cat.
@@ -119,6 +122,8 @@ There is not one cat but two.
 None of the cats are black.
 There is no box for the cat because it covers the image.
 There is no difficulty finding the cat.
+There is no cat here, but there is no difficulty finding the cat there.
+No cat found. There are no cats missing.
 There are no cats missing.
 It is not there but here.
 The image shows a cat with no tail.
@@ -134,6 +139,7 @@ def test_denials_of_what_was_searched_for() -> None:
         assert read_boxes(text, "cat") == [], text
     for text in NO_DENIALS_OF_A_NAME.strip().split("\n"):
         assert read_boxes(text, "cat") is None, text
+    assert read_boxes("There isn't any kitten missing in this image.", "cat") is None
 
 
 @pytest.mark.parametrize("name", ["", "cat"])

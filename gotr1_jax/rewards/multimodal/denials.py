@@ -41,7 +41,8 @@ _NOT_IN_NAME = (
     r"(?:left|right|top|bottom|upper|lower|foreground|background|corner|side|cent(?:er|re)|middle|"
     r"other|others|another|else|more|additional|second|further|longer|only|fully|entire|entirely|"
     r"complete|completely|just|but|except|besides|apart|unless|without|if|not|no|less|"
-    r"doubt|doubts|question|need|reason|way|ways|problem|problems|issue|issues|point|mistake|denying|"
+    r"there|\w+n['’]t|missing|difficulty|trouble|doubt|doubts|question|need|reason|way|ways|"
+    r"problem|problems|issue|issues|point|mistake|denying|"
     r"mistaking|telling|certainty|guarantee|difference|exact|precise|clear|clearly|clearer|confidence|"
     rf"{_IMAGE}|boxes|bounding|coordinates?|information|context|json|answers?|list of|"
     r"sure|certain|sense|use|room|whole|worry|worries|escape|wonder|matter|chance|hiding|secret|shortage|lack|ability|"
@@ -98,8 +99,8 @@ _FORMS = (
     rf"(?:not|nothing|none) (?:{_SEEN}|applicable|(?:in|within) {_THE_IMAGE}|in {_IMAGE}){_PLACE}",
     # Not a cat. It is not in the image. It's not visible. Cat: not found.
     rf"not (?:an?|any|the) {_THING}{_PLACE}",
-    rf"(?:it|this|that)(?:['’]s| is) (?:not|absent|missing)(?: {_SEEN})?{_PLACE}",
-    rf"(?:it|this|that) is(?={_NOT}){_NOT}(?: {_SEEN})?{_PLACE}",
+    rf"(?:it|this|that)(?:['’]s not| is{_NEVER}|(?:['’]s| is) (?:absent|missing))(?: {_SEEN})?"
+    rf"{_PLACE}",
     rf"{_THING}(?: ?[:-])? (?:not(?: {_SEEN})?|none|absent|missing){_PLACE}",
     rf"no (?:bounding )?box(?:es)?(?: {_SEEN})? for {_THING}{_PLACE}",
     # The cat is not in the image. A cat cannot be seen. The cat is absent.
@@ -151,8 +152,29 @@ _POINTS = re.compile(
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"```\w*|[*_`#>]+|\[\s*\]|(?<!\w)[\"']|[\"'](?!\w)")
-_STOP_WORDS = "a an the any of in is are no not and or with that this such single"
-_STOP = frozenset(_STOP_WORDS.split())
+# Words beside the thing's own that leave its name a name of it.
+_AROUND_WORDS = (
+    "thing things the a an any such of that this even one visible discernible recognizable "
+    "recognisable identifiable sign signs trace evidence instance instances example examples "
+    "object objects item items called named matching matches match labeled labelled requested "
+    "specified described given target single"
+)
+_AROUND_THING = frozenset(_AROUND_WORDS.split())
+# Words that tell nothing of what was denied, as `_stems` gives them.
+_COMMON_WORDS = (
+    "a an the any of in are no and or with that such single "
+    "there image picture photo photograph scene visible present shown seen found it i doe do can "
+    "not cannot see find to be show contain include depict have feature here anywhere at all given "
+    "provided none these them from thi on within object thing list detect t n absent missing"
+)
+_COMMON = frozenset(_COMMON_WORDS.split())
+_HARMLESS = re.compile(
+    r"(?:the |my |an |returning |here is |here's |i return |i will return )?"
+    r"(?:therefore|thus|hence|so|answer|result|output|list|empty|bounding|"
+    r"json|no (?:bounding )?box|no coordinates|sorry|please|let me know|if you|"
+    r"i (?:cannot|can['’]t) (?:provide|give|draw|return))\b|i (?:will )?return$",
+    re.IGNORECASE,
+)
 
 
 def is_denial(text: str, name: str = "") -> bool:
@@ -213,17 +235,7 @@ def _may_mean_thing(phrase: str, described: bool) -> bool:
     if any(words & {"thing", "things"} for words in parts):
         return any(words <= _AROUND_THING for words in parts)
     words = set[str]().union(*parts)
-    return words <= _AROUND_THING if described else not words & _NO_NAME
-
-
-_AROUND_WORDS = (
-    "thing things the a an any such of that this even one visible discernible recognizable "
-    "recognisable identifiable sign signs trace evidence instance instances example examples "
-    "object objects item items called named matching matches match labeled labelled requested "
-    "specified described given target single"
-)
-_AROUND_THING = frozenset(_AROUND_WORDS.split())
-_NO_NAME = frozenset(("missing", "difficulty", "trouble"))
+    return words <= _AROUND_THING or not described
 
 
 def _says_nothing_against(clause: str, rest: str, name: str) -> bool:
@@ -231,19 +243,20 @@ def _says_nothing_against(clause: str, rest: str, name: str) -> bool:
     rest = rest.strip(" .,!;:()")
     if not rest:
         return True
-    words = re.findall(r"[a-z]+", clause.lower() if not name else f"thing {name}".lower())
-    denied = {word.rstrip("s") for word in words if word not in _STOP} - _COMMON
-    denied |= {"thing"} if name else set()
+    denied = _stems(name or clause) - _COMMON | ({"thing"} if name else set())
     for part in re.split(r"[.!;]\s|\n", rest + " "):
         sentence = part.strip(" .,!;:()")
         bare = re.sub(r"^(?:and|but|so|therefore|as|because|since|hence|thus)\b,? ", "", sentence)
         if _DENIAL.fullmatch(bare) or _HARMLESS.match(bare):
             continue
-        if _POINTS.search(sentence) or denied & {
-            w.rstrip("s") for w in re.findall(r"[a-z]+", sentence.lower())
-        }:
+        if _POINTS.search(sentence) or denied & _stems(sentence):
             return False
     return True
+
+
+def _stems(text: str) -> set[str]:
+    """Words without their last s, so that "cats" is "cat"."""
+    return {word.rstrip("s") for word in re.findall(r"[a-z]+", text.lower())}
 
 
 def _name_replaced(text: str, name: str) -> str:
@@ -253,18 +266,3 @@ def _name_replaced(text: str, name: str) -> str:
         return text
     pattern = r"[\s\"']+".join(map(re.escape, words))
     return re.sub(rf"(?<!\w){pattern}(?:s|es)?(?!\w)", "thing", text, flags=re.IGNORECASE)
-
-
-_COMMON_WORDS = (
-    "there image picture photo photograph scene visible present shown seen found it i doe do can "
-    "not cannot see find to be show contain include depict have feature here anywhere at all given "
-    "provided none these them from thi on within object thing list detect t n absent missing"
-)
-_COMMON = frozenset(_COMMON_WORDS.split())
-_HARMLESS = re.compile(
-    r"(?:the |my |an |returning |here is |here's |i return |i will return )?"
-    r"(?:therefore|thus|hence|so|answer|result|output|list|empty|bounding|"
-    r"json|no (?:bounding )?box|no coordinates|sorry|please|let me know|if you|"
-    r"i (?:cannot|can['’]t) (?:provide|give|draw|return))\b|i (?:will )?return$",
-    re.IGNORECASE,
-)
