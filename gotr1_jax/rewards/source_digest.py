@@ -38,8 +38,7 @@ def source_digest(function: Callable[..., Any]) -> str:
     if module is None or first is None:
         return f"unknown-{secrets.token_hex(8)}"
     root = first.parents[module.__name__.count(".")] if "." in module.__name__ else first.parent
-    files = dict.fromkeys(_project_files(module, first, root))
-    for file in sorted(files):
+    for file in sorted(set(_project_files(module, first, root))):
         digest.update(f"\0{file.relative_to(root).as_posix()}\0".encode())
         digest.update(read_bytes(file))
     return digest.hexdigest()[:16]
