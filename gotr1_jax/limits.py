@@ -99,6 +99,12 @@ TokenCount = Annotated[int, Range("[1, 131072]")]
 ItemCount = Annotated[int, Range("[1, 10000000]")]
 # Divisor of logits; closer to 0 it overflows, and greedy sampling is what is meant.
 Temperature = Annotated[float, Range("[0.0001, 10000]", why="for the most likely token set greedy")]
+# The same, where 0 stands for greedy sampling.
+TemperatureOrGreedy = Annotated[float, Range("[0.0001, 10000]", also=(0,))]
+# Most likely tokens that are sampled from; 0: all.
+TopK = Annotated[int, Range("[0, 10000000]")]
+# Probability of the most likely tokens that are sampled from; 1: all.
+TopP = Annotated[float, Range("(0, 1]")]
 # Weight of classifier-free guidance; 1: none.
 Guidance = Annotated[float, Range("[0, 1000]")]
 # Layers of a network, each built and traced on its own or in a scan.

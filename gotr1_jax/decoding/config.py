@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 from gotr1_jax.config import CheckedConfig
-from gotr1_jax.limits import Guidance, Range, Temperature
+from gotr1_jax.limits import Guidance, Temperature, TopK, TopP
 
 LogpMode = Literal["guided", "guided_detach", "conditional"]
 
@@ -45,5 +45,5 @@ class TokenSamplingConfig(CheckedConfig):
     """
 
     greedy: bool = False
-    top_k: Annotated[int, Range("[0, 10000000]")] = 0
-    top_p: Annotated[float, Range("(0, 1]")] = 1.0
+    top_k: TopK = 0
+    top_p: TopP = 1.0

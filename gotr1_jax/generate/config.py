@@ -6,7 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import InputError
@@ -15,11 +15,12 @@ from gotr1_jax.limits import (
     FilledText,
     Guidance,
     PromptTemplate,
-    Range,
     RowCount,
     Seed,
     Temperature,
     TokenCount,
+    TopK,
+    TopP,
 )
 from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, TEMPLATES
@@ -77,8 +78,8 @@ class GenerateConfig(CheckedConfig):
     cfg: Guidance = 5.0
     max_plan_tokens: TokenCount = 600
     temperature: Temperature = 1.0
-    top_k: Annotated[int, Range("[0, 10000000]")] = 0
-    top_p: Annotated[float, Range("(0, 1]")] = 1.0
+    top_k: TopK = 0
+    top_p: TopP = 1.0
     dtype: Literal["float32", "bfloat16"] | None = None
     seed: Seed = 0
     template: PromptTemplate = GOTR1_TEMPLATE

@@ -7,12 +7,12 @@ import json
 import logging
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import InputError
 from gotr1_jax.images import open_image
-from gotr1_jax.limits import FilledText, Range, Seed, TokenCount
+from gotr1_jax.limits import FilledText, Seed, TemperatureOrGreedy, TokenCount
 from gotr1_jax.sampler.config import AnswerConfig
 from gotr1_jax.tokenizers.janus import chat_parts
 
@@ -41,7 +41,7 @@ class DescribeConfig(CheckedConfig):
     question: str
     ckpt: FilledText | None = None
     max_tokens: TokenCount = 512
-    temperature: Annotated[float, Range("[0.0001, 10000]", also=(0,))] = 0.0
+    temperature: TemperatureOrGreedy = 0.0
     seed: Seed = 0
     dtype: Literal["float32", "bfloat16"] | None = None
     system: str = ""

@@ -6,7 +6,7 @@ Sources: released config.json files of deepseek-ai/Janus-Pro-1B and -7B; VQ-16 o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
@@ -59,20 +59,12 @@ class DecoderConfig(CheckedConfig):
 class LoraConfig(CheckedConfig):
     """Low-rank adapters: W + (alpha / rank) * A @ B on the linear layers named in `targets`.
 
-    `targets` are attribute names of `Linear` layers (q, k, v, o, gate, up, down, ...).
+    `targets` are attribute names of `Linear` layers of a decoder block.
     """
 
     rank: ModelSize = 32
     alpha: Annotated[float, Range("(0, 1e6]")] = 32.0
-    targets: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...] = (
-        "q",
-        "k",
-        "v",
-        "o",
-        "gate",
-        "up",
-        "down",
-    )
+    targets: tuple[LoraTarget, ...] = get_args(LoraTarget)
 
 
 @dataclass(frozen=True)

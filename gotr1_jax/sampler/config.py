@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.decoding.config import LogpConfig, LogpMode, TokenSamplingConfig
-from gotr1_jax.limits import Guidance, Range, Temperature, TokenCount
+from gotr1_jax.limits import Guidance, Temperature, TemperatureOrGreedy, TokenCount, TopK, TopP
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class SamplerConfig(CheckedConfig):
     guidance: Guidance = 5.0
     text_temperature: Temperature = 1.0
     image_temperature: Temperature = 1.0
-    top_k: Annotated[int, Range("[0, 10000000]")] = 0
-    top_p: Annotated[float, Range("(0, 1]")] = 1.0
+    top_k: TopK = 0
+    top_p: TopP = 1.0
     greedy: bool = False
     logp_mode: LogpMode = "guided"
     plan_bucket: TokenCount = 128
@@ -64,4 +63,4 @@ class AnswerConfig(CheckedConfig):
     """
 
     max_tokens: TokenCount = 512
-    temperature: Annotated[float, Range("[0.0001, 10000]", also=(0,))] = 0.0
+    temperature: TemperatureOrGreedy = 0.0
