@@ -19,9 +19,9 @@ from gotr1_jax.ablate.config import AblationConfig
 from gotr1_jax.config import load_config
 from gotr1_jax.errors import InputError, RunError, Stopped
 from gotr1_jax.grpo.config import GrpoConfig
-from gotr1_jax.io.files import write_failure
 from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.io.reading import read_json, read_json_object, read_text
+from gotr1_jax.io.write_errors import write_failure
 from gotr1_jax.trainer.bootstrap import gain_interval
 from gotr1_jax.trainer.run_dir import RunDir
 

@@ -39,8 +39,9 @@ from PIL import Image
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.images import open_image
-from gotr1_jax.io.files import atomic_write, write_failure
+from gotr1_jax.io.files import atomic_write
 from gotr1_jax.io.reading import parse_json, read_bytes, read_lines
+from gotr1_jax.io.write_errors import write_failure
 from gotr1_jax.rewards.multimodal.thoughts import answer_after_thought
 from gotr1_jax.shapes.questions import sample_questions
 from gotr1_jax.shapes.render import render

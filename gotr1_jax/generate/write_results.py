@@ -17,8 +17,9 @@ from PIL import Image
 from gotr1_jax.generate.batches import SampleTask
 from gotr1_jax.generate.layouts import RESULT, UNFINISHED, Layout, image_name
 from gotr1_jax.generate.tasks import JOINED_PLANS, CaptionTask
-from gotr1_jax.io.files import atomic_write, raise_write_errors
+from gotr1_jax.io.files import atomic_write
 from gotr1_jax.io.reading import read_json
+from gotr1_jax.io.write_errors import raise_write_errors
 from gotr1_jax.plan import draw_overlay, parse_plan
 from gotr1_jax.tokenizers.janus import TextTokenizer, format_prompt
 

@@ -16,8 +16,7 @@ from typing import Any, BinaryIO
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.lock import target_lock
-from gotr1_jax.io.write_errors import raise_write_errors as raise_write_errors
-from gotr1_jax.io.write_errors import write_failure as write_failure
+from gotr1_jax.io.write_errors import raise_write_errors
 
 _PROBE_BYTES = 4096
 

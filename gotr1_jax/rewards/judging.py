@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import atomic_write, raise_write_errors
+from gotr1_jax.io.files import atomic_write
 from gotr1_jax.io.reading import parse_json, read_bytes
+from gotr1_jax.io.write_errors import raise_write_errors
 from gotr1_jax.parallel.progress import Progress
 from gotr1_jax.rewards.base import (
     Judge,

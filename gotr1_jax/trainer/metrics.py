@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import atomic_write, plain_json, write_all, write_failure
+from gotr1_jax.io.files import atomic_write, plain_json, write_all
 from gotr1_jax.io.reading import MAX_LINE, open_file, parse_json_object
+from gotr1_jax.io.write_errors import write_failure
 from gotr1_jax.parallel.processes import is_main_process
 from gotr1_jax.trainer.run_dir import RunDir
 

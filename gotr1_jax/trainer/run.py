@@ -11,8 +11,9 @@ from typing import Any
 
 from gotr1_jax.config import to_yaml
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import raise_write_errors, write_json_atomic
+from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.io.lock import folder_lock
+from gotr1_jax.io.write_errors import raise_write_errors
 from gotr1_jax.parallel.config import DistributedConfig
 from gotr1_jax.parallel.mesh import make_mesh, warm_up_collectives
 from gotr1_jax.parallel.placement import check_rows

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import atomic_write, raise_write_errors, write_json_atomic
+from gotr1_jax.io.files import atomic_write, write_json_atomic
 from gotr1_jax.io.reading import read_bytes
+from gotr1_jax.io.write_errors import raise_write_errors
 
 CONFIG_NAME = "config.yaml"
 METRICS_NAME = "metrics.jsonl"

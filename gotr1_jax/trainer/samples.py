@@ -17,8 +17,9 @@ from PIL import Image
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.images import open_image
-from gotr1_jax.io.files import plain_json, raise_write_errors
+from gotr1_jax.io.files import plain_json
 from gotr1_jax.io.reading import parse_json, read_text
+from gotr1_jax.io.write_errors import raise_write_errors
 from gotr1_jax.plan import Box
 from gotr1_jax.rewards.base import (
     JudgeRequest,

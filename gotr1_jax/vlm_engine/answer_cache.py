@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import raise_write_errors, write_all
+from gotr1_jax.io.files import write_all
 from gotr1_jax.io.reading import open_file, parse_json
+from gotr1_jax.io.write_errors import raise_write_errors
 
 FILE_NAME = "answers.jsonl"
 OLD_NAME = "answers.old.jsonl"
