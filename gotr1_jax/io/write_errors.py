@@ -27,10 +27,21 @@ def write_failure(
 
 
 def find_write_failure(error: BaseException, path: Path) -> RunError | None:
+    """`write_failure` of the failed disk at the root of any error; None where there is none.
+
+    `path` is named where the error names no file.
+    """
+    found = find_disk_error(error)
+    if found is None:
+        return None
+    named = isinstance(found.filename, str | Path)
+    return write_failure(Path(found.filename) if named else path, found)
+
+
+def find_disk_error(error: BaseException) -> OSError | None:
     """The failed disk at the root of any error; None where there is none.
 
-    Libraries wrap an OSError in errors of their own, or keep only its text. `path` is named where
-    the error names no file.
+    Libraries wrap an OSError in errors of their own, or keep only its text.
     """
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
@@ -40,9 +51,9 @@ def find_write_failure(error: BaseException, path: Path) -> RunError | None:
             continue
         seen.add(id(found))
         if isinstance(found, OSError) and found.errno in _DISK:
-            return write_failure(Path(found.filename) if _is_path(found) else path, found)
+            return found
         if any(words in str(found).lower() for words in _FULL_WORDS):
-            return write_failure(path, OSError(errno.ENOSPC, "No space left on device"))
+            return OSError(errno.ENOSPC, "No space left on device")
         waiting += getattr(found, "exceptions", ())
         waiting += [found.__cause__, found.__context__]
     return None
@@ -50,10 +61,6 @@ def find_write_failure(error: BaseException, path: Path) -> RunError | None:
 
 def _reason(error: OSError) -> str:
     return error.strerror or (os.strerror(error.errno) if error.errno else str(error))
-
-
-def _is_path(error: OSError) -> bool:
-    return isinstance(error.filename, str | Path)
 
 
 @contextmanager

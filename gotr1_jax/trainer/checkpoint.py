@@ -10,7 +10,6 @@ newer one is verified, so `_retain` runs after the manifest.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import shutil
 import threading
@@ -27,7 +26,7 @@ from jax.experimental import multihost_utils
 
 from gotr1_jax.errors import GotR1Error, InputError, RunError
 from gotr1_jax.io.files import check_writable
-from gotr1_jax.io.write_errors import find_write_failure, raise_write_errors, write_failure
+from gotr1_jax.io.write_errors import find_disk_error, raise_write_errors, write_failure
 from gotr1_jax.parallel.processes import (
     post_text,
     posted_text,
@@ -383,9 +382,8 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 def _save_failure(folder: Path, error: BaseException) -> GotR1Error:
     if isinstance(error, GotR1Error):
         return error
-    if isinstance(error, OSError):
-        return write_failure(folder, error)
-    if find_write_failure(error, folder) is not None:
-        return write_failure(folder, OSError(errno.ENOSPC, "No space left on device"))
+    found = error if isinstance(error, OSError) else find_disk_error(error)
+    if found is not None:
+        return write_failure(folder, found)
     text = " ".join(str(error).split())
     return RunError(f"checkpoint {folder} was not saved: {type(error).__name__}: {text[:300]}")
