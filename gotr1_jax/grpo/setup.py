@@ -112,8 +112,7 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
             inputs["policy.init"] = f"weights {digest}"
     check_same_on_all_processes(prompts.texts(), "set of captions, or tokenizer,")
     check_same_on_all_processes(heldout.texts(), "set of held-out captions")
-    order = f"{inputs['captions.source']} {config.rollout.captions_per_step}"
-    run.check_inputs(inputs, order)
+    run.check_inputs(inputs, f"{inputs['captions.source']} {config.rollout.captions_per_step}")
     batches: Iterator[Any] = iter(
         caption_batches(prompts.captions, config.rollout.captions_per_step, config.seed)
     )
@@ -123,7 +122,7 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
         judge = make_judge(config.judge, run.dir.root / "judge_cache", local_mesh(run.mesh))
     if not any(part.kind == "http" for part in (config.judge, *config.judge.also)):
         # What a server is may be unknown for a while; a judge of this process is what it is.
-        run.check_inputs({**inputs, "judge": judge.identity}, order)
+        run.check_inputs({"judge": judge.identity})
     optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
     reference = policy.reference() if config.loss.kl != "none" else None
     return GrpoJob(
@@ -143,7 +142,7 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
 
 
 def train_captions(
-    config: CaptionsConfig, seed: int, fits: Callable[[str], object] = lambda _: None
+    config: CaptionsConfig, seed: int, fits: Callable[[str], object]
 ) -> tuple[str, ...]:
     """The captions to train on; of files those that `fits` does not refuse by an InputError."""
     if config.source == "shapes":
@@ -153,9 +152,7 @@ def train_captions(
 
 
 def heldout_captions(
-    config: EvaluationConfig,
-    unusable_limit: float = 0.0,
-    fits: Callable[[str], object] = lambda _: None,
+    config: EvaluationConfig, unusable_limit: float, fits: Callable[[str], object]
 ) -> tuple[str, ...]:
     """The captions to evaluate on; of files those that `fits` does not refuse."""
     if config.source == "shapes":

@@ -139,32 +139,34 @@ class Run:
         if not is_main_process():
             return
         if self._resume is not None:
-            self._print_changes(check_settings(run_of(self._resume), self._config))
+            self._accept(check_settings(run_of(self._resume), self._config))
         elif self._config.resume != "never" and self.dir.config.is_file():
             # Nothing was saved under the former settings: the run begins again.
             allowed = replace(self._config, allow_changes=True)
-            self._print_changes(check_settings(self.dir, allowed))
-            self._is_changed = False
+            _print_changes(check_settings(self.dir, allowed))
 
-    def check_inputs(self, inputs: Mapping[str, str], data_key: str = "") -> None:
+    def check_inputs(self, inputs: Mapping[str, str], data_key: str | None = None) -> None:
         """Compares what the files of the configuration hold with what the resumed run read.
 
         Args:
-          inputs: by setting, what identifies the content; stored with the run.
+          inputs: by setting, what identifies the content; stored with the run, beside those of
+            earlier calls.
           data_key: on what the order of the training data depends, besides the seed; when it
-            changes, a resumed run reads them from the beginning.
+            changes, a resumed run reads them from the beginning. None: as in an earlier call.
 
         Raises InputError if something changed, unless that is allowed.
         """
-        self.inputs, self._data_key = dict(inputs), f"{self._config.seed} {data_key}"
+        self.inputs = {**self.inputs, **inputs}
+        if data_key is not None:
+            self._data_key = f"{self._config.seed} {data_key}"
         with raise_on_all_processes():
             if is_main_process() and self._resume is not None:
                 allow = self._config.allow_changes
-                self._print_changes(check_inputs(run_of(self._resume), inputs, allow))
+                self._accept(check_inputs(run_of(self._resume), inputs, allow))
 
-    def _print_changes(self, changes: Sequence[SettingChange]) -> None:
-        for change in changes:
-            print(f"changed since the run was started: {change}")
+    def _accept(self, changes: Sequence[SettingChange]) -> None:
+        """Prints the changes under which the run goes on, and remembers whether they matter."""
+        _print_changes(changes)
         self._is_changed |= any(not change.is_free for change in changes)
 
     def open(self) -> None:
@@ -304,3 +306,8 @@ class Run:
         if self._data is not None:
             record |= {"data": self._data.get_state(), "data_key": self._data_key}
         self._loop.end_step(self.step, state, record, score=score, measure=measure, failure=failure)
+
+
+def _print_changes(changes: Sequence[SettingChange]) -> None:
+    for change in changes:
+        print(f"changed since the run was started: {change}")
