@@ -204,9 +204,7 @@ def make_layout(config: GenerateConfig) -> Layout:
 def write_grid(files: Sequence[Path], target: Path, columns: int | None = None) -> None:
     """Write images of one size as a grid, row by row, without borders; about square by default."""
     columns = min(len(files), columns or math.ceil(math.sqrt(len(files))))
-    images = []
-    for file in files:
-        images.append(open_image(file))
+    images = [open_image(file) for file in files]
     width, height = images[0].size
     grid = Image.new("RGB", (columns * width, -(-len(files) // columns) * height))
     for i, image in enumerate(images):

@@ -42,7 +42,7 @@ def group_advantages(
         rewards_PG: float, (P, G).
         valid_mask_PG: bool, (P, G), or one value for all.
         kind: which advantage.
-          eps: added to the deviation, and the spread below which rewards count as equal. verl adds
+        eps: added to the deviation, and the spread below which rewards count as equal. verl adds
             1e-6 too, TRL 1e-4; neither sets groups of equal rewards to 0.
     """
     rewards_PG = jnp.asarray(rewards_PG, jnp.float32)

@@ -27,7 +27,6 @@ from gotr1_jax.grpo.rollout import ScoredRollout
 from gotr1_jax.grpo.run_weights import RunWeights, write_run_model
 from gotr1_jax.grpo.setup import GrpoJob, make_job
 from gotr1_jax.grpo.update import policy_batches
-from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.parallel.placement import gather_to_main
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
 from gotr1_jax.report.page import write_report
@@ -35,6 +34,7 @@ from gotr1_jax.rewards.base import pop_metrics
 from gotr1_jax.trainer.bootstrap import gain_interval
 from gotr1_jax.trainer.optimizer import float32_params
 from gotr1_jax.trainer.run import Run
+from gotr1_jax.trainer.run_dir import write_summary
 from gotr1_jax.trainer.samples import write_samples
 from gotr1_jax.trainer.state import TrainState
 
@@ -134,15 +134,13 @@ def _finish(run: Run, before: Evaluation | None, after: Evaluation) -> dict[str,
             return {}
         assert before is not None
         interval = gain_interval(before.total, after.total)
-        summary = {
+        values = {
             "before": before.means,
             "after": after.means,
             "total_gain_ci95": list(interval),
             "captions": len(before.total),
-            "steps": run.step,
-            "seconds": run.seconds,
         }
-        write_json_atomic(run.dir.summary, summary)
+        summary = write_summary(run.dir, run.step, run.seconds, values)
         print(format_table(before, after, interval))
         print(f"report: {write_report(run.dir.root)}")
         return summary

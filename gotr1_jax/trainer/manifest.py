@@ -36,9 +36,8 @@ def write_manifest(folder: Path, step: int, score: float | None, measure: str = 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """`{"step", "score", "measure", "files": {path: SHA-256}}`; InputError for anything else.
 
-    Earlier versions wrote no measure.
-
-    All paths are those of files below `folder`; the score is a finite number or None.
+    All paths are those of files below `folder`; the score is a finite number or None. Earlier
+    versions wrote no measure.
     """
     path = folder / MANIFEST_NAME
     manifest = read_json_object(path)

@@ -122,9 +122,14 @@ def create_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> Ru
 
 def write_summary(
     run: RunDir, steps: int, seconds: float, values: Mapping[str, Any] | None = None
-) -> None:
-    """Writes summary.json, the sign of a finished run: its steps, their seconds, and `values`."""
-    write_json_atomic(run.summary, {**(values or {}), "steps": steps, "seconds": seconds})
+) -> dict[str, Any]:
+    """Writes summary.json, the sign of a finished run: its steps, their seconds, and `values`.
+
+    Returns all of it.
+    """
+    summary = {**(values or {}), "steps": steps, "seconds": seconds}
+    write_json_atomic(run.summary, summary)
+    return summary
 
 
 def store_config(run: RunDir, config_text: str, kept_until: int | None = None) -> None:
