@@ -89,13 +89,13 @@ def _trained_weights(run_dir: Path) -> RunWeights | None:
     """
     from gotr1_jax.convert.find import CONFIG_FILE, RUN_MODEL
     from gotr1_jax.convert.open_checkpoint import read_sizes
-    from gotr1_jax.grpo.run_weights import is_grpo_run, read_run_weights, read_weights_of_model
+    from gotr1_jax.grpo.run_weights import grpo_config, read_run_weights, read_weights_of_model
 
     if not (run_dir / RUN_MODEL / CONFIG_FILE).is_file():
         weights = read_run_weights(run_dir)
         print(f"{run_dir} has no finished model: its checkpoint of step {weights.step} is taken")
         return weights
-    if not is_grpo_run(run_dir):
+    if grpo_config(run_dir) is None:
         return None
     try:
         weights = read_weights_of_model(run_dir)
@@ -115,5 +115,5 @@ def _export_adapters(run_dir: Path, target: Path, dtype: str | None) -> None:
     weights = read_run_weights(run_dir)
     if weights.lora is None:
         raise InputError(f"the run {run_dir} trains all parameters and has no adapters to export")
-    count = save_adapters(target, weights.adapters(), weights.lora, weights.init)
+    count = save_adapters(target, weights.adapters(), weights.lora, weights.config.policy.init)
     print(f"{target}: {count} tensors of step {weights.step}, rank {weights.lora.rank}")

@@ -40,19 +40,25 @@ class RunWeights:
     Attributes:
       step: of the run's checkpoint.
       base: directory of the model checkpoint that the run started from.
-      init: its name in the configuration.
-      dtype: that the policy's weights had in training; adapters are always float32.
-      lora: settings of the adapters; None if all parameters are trained.
+      config: of the run.
       arrays: trained arrays by dotted path ("policy.decoder.layers.q.lora_a"); of parameters that
         are not float32 their float32 masters.
     """
 
     step: int
     base: Path
-    init: str
-    dtype: str
-    lora: LoraConfig | None
+    config: GrpoConfig
     arrays: dict[str, np.ndarray]
+
+    @property
+    def dtype(self) -> str:
+        """That the policy's weights had in training; adapters are always float32."""
+        return self.config.policy.param_dtype
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """Settings of the adapters; None if all parameters are trained."""
+        return self.config.policy.lora
 
     def adapters(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """(A (L, in, rank), B (L, rank, out)) by the path of the kernel that they adapt."""
@@ -131,7 +137,7 @@ def read_weights_of_model(run: Path) -> RunWeights:
     checkpoint stands at the place of the run's base.
     """
     weights = read_run_weights(run)
-    planned = load_config(GrpoConfig, run / CONFIG_NAME).steps
+    planned = weights.config.steps
     # Without a summary the run was killed between its model and it.
     done = read_json_object(RunDir(run).summary, missing_ok=True).get("steps", planned)
     if weights.step not in (done, planned):
@@ -157,13 +163,12 @@ def _check_base(weights: RunWeights, model: Path) -> None:
                 )
 
 
-def is_grpo_run(run: Path) -> bool:
-    """Whether a run directory is that of a GRPO job."""
+def grpo_config(run: Path) -> GrpoConfig | None:
+    """The configuration of a GRPO run; None for the directory of another job."""
     try:
-        load_config(GrpoConfig, run / CONFIG_NAME)
+        return load_config(GrpoConfig, run / CONFIG_NAME)
     except InputError:
-        return False
-    return True
+        return None
 
 
 def read_run_weights(run: Path) -> RunWeights:
@@ -184,9 +189,7 @@ def read_run_weights(run: Path) -> RunWeights:
         raise InputError(f"the run {run} has no checkpoint yet: let it go on to its first")
     with raise_read_errors(checkpoints.folder(step)):
         arrays = _read_params(checkpoints.folder(step))
-    base = checkpoint_path(config.policy.init)
-    policy = config.policy
-    return RunWeights(step, base, policy.init, policy.param_dtype, policy.lora, arrays)
+    return RunWeights(step, checkpoint_path(config.policy.init), config, arrays)
 
 
 def _read_params(folder: Path) -> dict[str, np.ndarray]:

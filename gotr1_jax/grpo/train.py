@@ -118,11 +118,8 @@ def _export(run: Run, job: GrpoJob, state: TrainState) -> None:
     trained = gather_to_main(float32_params(state.params, state.opt_state))
     with raise_on_all_processes():
         if is_main_process():
-            source, policy = job.checkpoint.source, job.config.policy
             arrays = dict(tree_leaves("policy", trained))
-            weights = RunWeights(
-                run.step, source, policy.init, policy.param_dtype, policy.lora, arrays
-            )
+            weights = RunWeights(run.step, job.checkpoint.source, job.config, arrays)
             target = run.dir.root / RUN_MODEL
             print(f"{target}: {write_run_model(target, weights)}")
 

@@ -7,7 +7,7 @@ again. Where the run's last checkpoint is still there, its adapters are used unm
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +16,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from gotr1_jax.config import load_config
 from gotr1_jax.convert.checkpoint import Checkpoint, load_checkpoint
 from gotr1_jax.convert.find import run_of_model
 from gotr1_jax.convert.tree import dotted
 from gotr1_jax.errors import InputError, RunError
-from gotr1_jax.grpo.config import GrpoConfig, PolicyConfig
+from gotr1_jax.grpo.config import PolicyConfig
 from gotr1_jax.grpo.policy import SplitPolicy, load_policy
-from gotr1_jax.grpo.run_weights import RunWeights, read_weights_of_model
+from gotr1_jax.grpo.run_weights import RunWeights, grpo_config, read_weights_of_model
 from gotr1_jax.models.janus import abstract_policy
 from gotr1_jax.models.lora import split_lora
-from gotr1_jax.trainer.run_dir import RunDir
 
 
-@dataclass(frozen=True)
-class TrainedAdapters:
-    """The adapters of a finished run, and the weights that they were trained beside.
-
-    Attributes:
-      weights: arrays, settings, and the directory of the base.
-      config: of the run's policy.
-    """
-
-    weights: RunWeights
-    config: PolicyConfig
-
-    def fill(self, adapters: Any) -> Any:
-        """The arrays in place of a state of adapters (arrays, or shapes with shardings)."""
-
-        def one(path: Any, x: Any) -> Any:
-            return jax.device_put(self.weights.arrays[dotted("policy", path)], x.sharding)
-
-        return jax.tree_util.tree_map_with_path(one, adapters)
-
-
-def find_adapters(source: Path) -> TrainedAdapters | None:
-    """The adapters behind the model of a finished run, or None.
+def find_adapters(source: Path) -> RunWeights | None:
+    """The adapters behind the model of a finished run, with their settings and base, or None.
 
     Args:
       source: checkpoint directory; RUN/model is that of a run.
@@ -61,30 +38,34 @@ def find_adapters(source: Path) -> TrainedAdapters | None:
     folder = run_of_model(source)
     if folder is None:
         return None
-    run = RunDir(folder)
-    try:
-        policy = load_config(GrpoConfig, run.config).policy
-    except InputError:  # a run of another job
-        return None
-    if policy.lora is None:
+    config = grpo_config(folder)
+    if config is None or config.policy.lora is None:
         return None
     try:
-        weights = read_weights_of_model(run.root)
+        return read_weights_of_model(folder)
     except (InputError, RunError) as error:
         print(f"{source} is used with its adapters merged: {error}", file=sys.stderr)
         return None
-    return TrainedAdapters(weights, policy)
 
 
-def policy_with_adapters(found: TrainedAdapters, dtype: str) -> tuple[nnx.GraphDef, nnx.State]:
+def fill_adapters(adapters: Any, weights: RunWeights) -> Any:
+    """The arrays in place of a state of adapters (arrays, or shapes with shardings)."""
+
+    def one(path: Any, x: Any) -> Any:
+        return jax.device_put(weights.arrays[dotted("policy", path)], x.sharding)
+
+    return jax.tree_util.tree_map_with_path(one, adapters)
+
+
+def policy_with_adapters(found: RunWeights, dtype: str) -> tuple[nnx.GraphDef, nnx.State]:
     """The policy on one device, split, its adapters unmerged; activations are in `dtype`."""
-    config, param_dtype = found.config, jnp.dtype(found.config.param_dtype)
-    loaded = load_checkpoint(found.weights.base, parts=("policy",), dtype=param_dtype)
+    param_dtype = jnp.dtype(found.dtype)
+    loaded = load_checkpoint(found.base, parts=("policy",), dtype=param_dtype)
     policy = abstract_policy(
-        loaded.config, lora=config.lora, dtype=jnp.dtype(dtype), param_dtype=param_dtype
+        loaded.config, lora=found.lora, dtype=jnp.dtype(dtype), param_dtype=param_dtype
     )
     adapters = split_lora(policy)[1]
-    return nnx.split(policy)[0], nnx.merge_state(found.fill(adapters), loaded.policy)
+    return nnx.split(policy)[0], nnx.merge_state(fill_adapters(adapters, found), loaded.policy)
 
 
 def load_trained_policy(
@@ -97,5 +78,5 @@ def load_trained_policy(
     found = find_adapters(source)
     if found is None:
         return load_policy(replace(config, init=str(source), lora=None), 0, mesh)
-    policy, checkpoint = load_policy(replace(found.config, dtype=config.dtype), 0, mesh)
-    return replace(policy, trained=found.fill(policy.trained)), checkpoint
+    policy, checkpoint = load_policy(replace(found.config.policy, dtype=config.dtype), 0, mesh)
+    return replace(policy, trained=fill_adapters(policy.trained, found)), checkpoint
