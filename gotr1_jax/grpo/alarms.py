@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,10 @@ _CAUSE_LENGTH = 300
 class ZeroRewardAlarm:
     """Warns every `steps` consecutive steps whose rewards are all 0; 0 steps: never."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, zeros: int = 0) -> None:
+        """zeros: steps with only zero rewards before."""
         self._steps = steps
-        self._zeros = 0
+        self.zeros = zeros
 
     def add(self, mean: float) -> str | None:
         """Count a step by its mean reward; returns the warning when it is due.
@@ -29,11 +30,11 @@ class ZeroRewardAlarm:
         No reward is negative, so a mean of 0 means all are 0. NaN (no sample could be scored)
         does not count as 0.
         """
-        self._zeros = self._zeros + 1 if mean == 0 else 0
-        if not self._steps or not self._zeros or self._zeros % self._steps:
+        self.zeros = self.zeros + 1 if mean == 0 else 0
+        if not self._steps or not self.zeros or self.zeros % self._steps:
             return None
         return (
-            f"alarm: every reward of the last {self._zeros} steps was 0, so nothing was learned; "
+            f"alarm: every reward of the last {self.zeros} steps was 0, so nothing was learned; "
             "look at the plans and images in samples/, and which term of reward/ is 0"
         )
 
@@ -46,18 +47,19 @@ class FailureTracker:
     limit of 1 never reports.
     """
 
-    def __init__(self, limit: float, steps: int) -> None:
+    def __init__(self, limit: float, steps: int, window: Iterable[Sequence[int]] = ()) -> None:
+        """window: failed and all samples of each of the steps before."""
         self._limit = limit
-        self._window: deque[tuple[int, int]] = deque(maxlen=steps)
+        self.window = deque(((int(bad), int(rows)) for bad, rows in window), maxlen=steps)
 
     def add(self, failed: int, rows: int, cause: str = "") -> str | None:
         """Count a step's samples; returns why the run must stop, with `cause`, or None."""
-        self._window.append((failed, rows))
-        bad, total = (sum(column) for column in zip(*self._window))
-        steps = self._window.maxlen
-        if len(self._window) < (steps or 0) or bad <= self._limit * total:
+        self.window.append((failed, rows))
+        bad, total = (sum(column) for column in zip(*self.window))
+        steps = self.window.maxlen
+        if len(self.window) < (steps or 0) or bad <= self._limit * total:
             return None
-        self._window.clear()
+        self.window.clear()
         return (
             f"the judge could not score {bad} of {total} samples of the last {steps} steps "
             f"({bad / total:.0%}, more than the {self._limit:.0%} allowed): see the judge's "
@@ -129,18 +131,18 @@ class RewardAlarms:
 
     def __init__(self, config: RewardConfig, state: Mapping[str, Any] | None = None) -> None:
         """state: of a checkpoint; None where it has none, as those of earlier versions."""
-        self._zero = ZeroRewardAlarm(config.alarm_steps)
-        self._failures = FailureTracker(config.failure_limit, config.failure_steps)
-        if state is not None:
-            self._zero._zeros = int(state["zero_steps"])
-            self._failures._window.extend((int(bad), int(all_)) for bad, all_ in state["failures"])
+        state = {"zero_steps": 0, "failures": ()} if state is None else state
+        self._zero = ZeroRewardAlarm(config.alarm_steps, int(state["zero_steps"]))
+        self._failures = FailureTracker(
+            config.failure_limit, config.failure_steps, state["failures"]
+        )
 
     @property
     def state(self) -> dict[str, Any]:
         """JSON values for a checkpoint."""
         return {
-            "zero_steps": self._zero._zeros,
-            "failures": [list(counts) for counts in self._failures._window],
+            "zero_steps": self._zero.zeros,
+            "failures": [list(counts) for counts in self._failures.window],
         }
 
     def check(self, drawn: JudgedCounts, note: Callable[[str], None]) -> str | None:
