@@ -15,6 +15,8 @@ import yaml
 from jax.experimental.compilation_cache import compilation_cache
 from tiny_checkpoints import write_tiny
 
+from gotr1_jax import cli
+from gotr1_jax.grpo import setup
 from gotr1_jax.models.config import DecoderConfig, JanusConfig, SiglipConfig, VQConfig
 from gotr1_jax.rewards import JudgeRequest, JudgeResult
 from gotr1_jax.sampler.token_batch import TokenBatch
@@ -181,6 +183,18 @@ def assert_equal_trees(one: Any, two: Any) -> None:
     """Equal to the bit, leaf by leaf."""
     assert jax.tree.structure(one) == jax.tree.structure(two)
     jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def judge_by_brightness(patch: pytest.MonkeyPatch) -> None:
+    """GRPO jobs in this process, whose devices are set already: `Brightness` is their judge."""
+    patch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+    patch.setattr(setup, "make_judge", lambda *_: Brightness())
+
+
+def run_grpo(values: dict[str, Any], *words: str) -> int:
+    """The exit code of `gotr1 train grpo` on a file of `values`, which lies beside its run."""
+    path = Path(values["run_dir"]).parent / "grpo.yaml"
+    return cli.run(["train", "grpo", "--config", str(write_config(path, values)), *words])
 
 
 @contextmanager

@@ -25,14 +25,14 @@ from tiny import (
     grpo_values,
     host,
     interrupt_after,
+    judge_by_brightness,
     record_saves,
+    run_grpo,
     steady_metrics,
-    write_config,
     write_shapes,
 )
 from tiny_checkpoints import write_tiny
 
-from gotr1_jax import cli
 from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.generate.load_policy import load_policy_to_sample
 from gotr1_jax.grpo import setup
@@ -69,13 +69,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def quiet_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """The devices of this process are set already; every image earns something else."""
-    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
-    monkeypatch.setattr(setup, "make_judge", lambda *_: Brightness())
-
-
-def run(values: dict[str, Any], *words: str) -> int:
-    path = Path(values["run_dir"]).parent / "grpo.yaml"
-    return cli.run(["train", "grpo", "--config", str(write_config(path, values)), *words])
+    judge_by_brightness(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +79,9 @@ def finished(
     """A whole run with adapters, and the states that it saved."""
     root = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
-        patch.setattr(setup, "make_judge", lambda *_: Brightness())
+        judge_by_brightness(patch)
         saved = record_saves(patch)
-        assert run(grpo_values(checkpoint, root)) == 0
+        assert run_grpo(grpo_values(checkpoint, root)) == 0
     return root, saved
 
 
@@ -206,13 +199,13 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
     values = grpo_values(checkpoint, tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         interrupt_after(patch, 3)
-        assert run(values) == 130
+        assert run_grpo(values) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "gotr1: error: interrupted"
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 3
     assert not (tmp_path / "run" / "summary.json").exists()
 
     again = record_saves(monkeypatch)
-    assert run(values) == 0
+    assert run_grpo(values) == 0
     assert sorted(again) == [4]
     assert_equal_trees(again[4], saved[4])
     assert steady_metrics(tmp_path / "run") == steady_metrics(root)
@@ -227,7 +220,7 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
         assert one.plan_text == two.plan_text
 
     # A finished run is not run over.
-    assert run(values, "--resume", "never") == 2
+    assert run_grpo(values, "--resume", "never") == 2
     assert "already holds a run" in capsys.readouterr().err
 
 
@@ -253,10 +246,10 @@ def test_a_checkpoint_of_another_rank_vocabulary_or_dtype_is_refused(
             r"frozen/.* is float32 (\(.*\)) in the checkpoint but bfloat16 \1 here"
         ),
     }.items():
-        assert run(values, *words) == 2
+        assert run_grpo(values, *words) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
         assert f"was trained under other settings: {words[0][2:]} " in line
-        assert run(values, *words, "--allow_changes", "true") == 2
+        assert run_grpo(values, *words, "--allow_changes", "true") == 2
         (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
         assert f"checkpoint {root}/checkpoints/step_000004 does not fit" in line
         assert re.search(said, line), line
@@ -274,7 +267,7 @@ def test_rewards_of_nothing_but_zeros_raise_an_alarm_and_no_nan(
     saved = record_saves(monkeypatch)
     values = grpo_values(checkpoint, tmp_path / "run")
     values["reward"] |= {"alarm_steps": 2}
-    assert run(values) == 0
+    assert run_grpo(values) == 0
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines if "alarm" in line] == [
         f"alarm: every reward of the last {steps} steps was 0" for steps in (2, 4)
@@ -301,9 +294,9 @@ def test_stopped_in_a_rollout_and_resumed_is_as_never_stopped(
     monkeypatch.setattr(setup, "make_judge", lambda *_: Telling())
     again = record_saves(monkeypatch)
     values = grpo_values(checkpoint, tmp_path / "run")
-    assert run(values) == 75
+    assert run_grpo(values) == 75
     assert "gotr1: stopped at step 3, which is saved" in capsys.readouterr().err
-    assert run(values) == 0
+    assert run_grpo(values) == 0
     assert sorted(again) == [2, 3, 4]
     assert_equal_trees(again[4], saved[4])
     assert steady_metrics(tmp_path / "run") == steady_metrics(root)
@@ -318,7 +311,7 @@ def test_all_parameters_with_kl_resampling_and_two_updates(checkpoint, tmp_path,
     values["loss"] = {"kl": "k3", "kl_weight": 0.1, "kind": "gspo", "logp_mode": "conditional"}
     values["update"] = {"updates_per_rollout": 2, "micro_batch": 2, "resample_rounds": 1}
     values |= {"steps": 2, "samples_every": 2}
-    assert run(values) == 0
+    assert run_grpo(values) == 0
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert len(lines) == 2
     for line in lines:
@@ -340,7 +333,7 @@ def test_bfloat16_weights_are_sampled_as_they_are_trained(checkpoint, tmp_path):
     values["loss"] = {"logp_mode": "conditional"}
     values["optimizer"] = {"learning_rate": 5e-2, "schedule": "constant"}
     values |= {"steps": 3, "entropy": None}
-    assert run(values) == 0
+    assert run_grpo(values) == 0
     for line in read_metrics(tmp_path / "run" / "metrics.jsonl"):
         assert line["policy/logp_diff/text"] < 2e-5 and line["policy/logp_diff/image"] < 2e-5
 
@@ -356,7 +349,7 @@ def test_broken_updates_end_the_run(checkpoint, tmp_path, monkeypatch, capsys):
     saved = record_saves(monkeypatch)
     values = grpo_values(checkpoint, tmp_path / "run")
     values["checkpoint"]["every"] = 1
-    assert run(values) == 1
+    assert run_grpo(values) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "the last 2 updates up to step 2 were not finite" in error
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -381,7 +374,7 @@ def test_a_judge_that_fails_too_often_ends_the_run_with_a_checkpoint(
     monkeypatch.setattr(setup, "make_judge", lambda *_: Blind())
     values = grpo_values(checkpoint, tmp_path / "run")
     values["reward"] |= {"failure_steps": 3}
-    assert run(values) == 1
+    assert run_grpo(values) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert "stopped at step 3, which is saved: the judge could not score 6 of 12 samples" in line
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if "3" in p.name]

@@ -16,13 +16,12 @@ from tiny import (
     compiled_once,
     grpo_values,
     interrupt_after,
+    run_grpo,
     steady_metrics,
-    write_config,
     write_shapes,
 )
 from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
-from gotr1_jax import cli
 from gotr1_jax.grpo import rollout
 from gotr1_jax.plan import iou, parse_plan
 from gotr1_jax.plan.boxes import box_from_pixels
@@ -54,20 +53,15 @@ def values(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return values
 
 
-def run(values: dict[str, Any]) -> int:
-    path = Path(values["run_dir"]).parent / "grpo.yaml"
-    return cli.run(["train", "grpo", "--config", str(write_config(path, values))])
-
-
 def test_every_term_is_earned_kept_and_never_asked_for_twice(values, tmp_path):
     root = tmp_path / "run"
     values["judge"] = judge_values(tmp_path)
     values["reward"] = {"rule": "v2", "terms": list(TERMS)}
     with pytest.MonkeyPatch.context() as patch:
         interrupt_after(patch, 2)
-        assert run(values) == 130
+        assert run_grpo(values) == 130
     stopped = steady_metrics(root)
-    assert run(values) == 0
+    assert run_grpo(values) == 0
 
     lines = read_metrics(root / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3]
@@ -109,7 +103,7 @@ def test_unreadable_answers_change_nothing_and_are_reported(values, tmp_path, ca
     values["reward"] = {"rule": "v1", "failure_limit": 1.0}
     values["update"] |= {"resample_rounds": 1}
     values |= {"steps": 2, "entropy": None}
-    assert run(values) == 0
+    assert run_grpo(values) == 0
     assert "nan" in capsys.readouterr().out
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     for line in lines:

@@ -24,6 +24,7 @@ from tiny import (
     compiled_once,
     grpo_values,
     record_saves,
+    run_grpo,
     steady_metrics,
     write_config,
     write_shapes,
@@ -73,11 +74,6 @@ def values_of(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     return values
 
 
-def run(values: dict[str, Any]) -> int:
-    path = Path(values["run_dir"]).parent / "grpo.yaml"
-    return cli.run(["train", "grpo", "--config", str(write_config(path, values))])
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("resampling")
@@ -93,7 +89,7 @@ def whole(folder: Path) -> tuple[list[dict[str, Any]], dict[int, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "make_judge", lambda *_: Coin())
         saved = record_saves(patch)
-        assert run(values_of(folder / "checkpoint", folder / "whole")) == 0
+        assert run_grpo(values_of(folder / "checkpoint", folder / "whole")) == 0
     return steady_metrics(folder / "whole"), saved
 
 
@@ -143,7 +139,7 @@ def test_killed_in_a_resample_round_and_resumed(folder, whole, middle, tmp_path,
 
     monkeypatch.setattr(setup, "make_judge", lambda *_: Coin())
     saved = record_saves(monkeypatch)
-    assert run(values) == 0
+    assert run_grpo(values) == 0
     # The last save may not have been whole yet.
     assert done <= min(saved) <= done + 1
     assert_equal_trees(saved[4], whole[1][4])

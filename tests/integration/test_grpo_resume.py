@@ -11,9 +11,15 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import Brightness, compiled_once, grpo_values, write_config, write_shapes
+from tiny import (
+    Brightness,
+    compiled_once,
+    grpo_values,
+    judge_by_brightness,
+    run_grpo,
+    write_shapes,
+)
 
-from gotr1_jax import cli
 from gotr1_jax.errors import RunError
 from gotr1_jax.grpo import setup
 from gotr1_jax.io.lock import folder_lock
@@ -22,13 +28,7 @@ from gotr1_jax.io.lock import folder_lock
 @pytest.fixture(autouse=True)
 def quiet_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """The devices of this process are set already; every image earns something else."""
-    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
-    monkeypatch.setattr(setup, "make_judge", lambda *_: Brightness())
-
-
-def run(values: dict[str, Any], *words: str) -> int:
-    path = Path(values["run_dir"]).parent / "grpo.yaml"
-    return cli.run(["train", "grpo", "--config", str(write_config(path, values)), *words])
+    judge_by_brightness(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with compiled_once(tmp_path_factory.mktemp("programs")), pytest.MonkeyPatch.context() as patch:
         checkpoint = write_shapes(tmp_path_factory.mktemp("tiny") / "checkpoint")
         root = tmp_path_factory.mktemp("finished") / "run"
-        patch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
-        patch.setattr(setup, "make_judge", lambda *_: Brightness())
-        assert run(grpo_values(checkpoint, root) | {"steps": 2}) == 0
+        judge_by_brightness(patch)
+        assert run_grpo(grpo_values(checkpoint, root) | {"steps": 2}) == 0
         yield root
 
 
@@ -49,7 +48,7 @@ def test_a_run_is_resumed_under_its_own_settings(finished, tmp_path, capsys, cap
     values = yaml.safe_load((root / "config.yaml").read_text())
     kept = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     words = ("--seed", "1", "--optimizer.learning_rate", "0.02", "--evaluation.captions", "4")
-    assert run(values, *words, "--reward.rule", "v1", "--samples_every", "1") == 2
+    assert run_grpo(values, *words, "--reward.rule", "v1", "--samples_every", "1") == 2
     line = capsys.readouterr().err.splitlines()[-1]
     for said in (
         "seed 0 -> 1", "learning_rate 0.01 -> 0.02", "captions 2 -> 4", 'rule "sum" -> "v1"',
@@ -63,9 +62,10 @@ def test_a_run_is_resumed_under_its_own_settings(finished, tmp_path, capsys, cap
     values["run_dir"] = str(copy)
     shutil.rmtree(copy / "model")
     words = ("--evaluation.captions", "4", "--reward.rule", "v1", "--steps", "1")
-    assert run(values, *words, "--allow_changes", "true") == 0
+    assert run_grpo(values, *words, "--allow_changes", "true") == 0
     out = capsys.readouterr().out
     assert 'changed since the run was started: reward.rule "sum" -> "v1"' in out
+    assert out.count("changed since the run was started: evaluation.source ") == 1
     assert "the model before training is evaluated again" in caplog.text
     summary = json.loads((copy / "summary.json").read_text())
     assert summary["captions"] == 4 and summary["steps"] == 2  # those that were run
@@ -90,7 +90,7 @@ def test_the_model_is_there_where_the_comparison_fails(finished, tmp_path, monke
             raise RunError("the judge is gone")
 
     monkeypatch.setattr(setup, "make_judge", lambda *_: Lost())
-    assert run(values) == 1
+    assert run_grpo(values) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "gotr1: error: the judge is gone"
     assert (copy / "model" / "config.json").is_file() and not (copy / "summary.json").exists()
 
@@ -100,7 +100,7 @@ def test_two_processes_do_not_share_a_run_directory(finished, capsys):
     values = yaml.safe_load((root / "config.yaml").read_text())
     kept = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     with folder_lock(root, "run_dir"):
-        assert run(values) == 2
+        assert run_grpo(values) == 2
         line = capsys.readouterr().err.splitlines()[-1]
         assert f"run_dir {root} is in use by process {os.getpid()} on " in line
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == kept
