@@ -27,7 +27,7 @@ from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.io.write_errors import find_write_failure
 from gotr1_jax.report.page import write_report
 from gotr1_jax.rewards.judging import judge_samples
-from gotr1_jax.trainer.checkpoint import Checkpoints
+from gotr1_jax.trainer.checkpoint import Checkpoints, _save_failure
 from gotr1_jax.trainer.metrics import MetricsWriter, read_metrics
 from gotr1_jax.trainer.run_dir import RunDir, create_run_dir, write_summary
 from gotr1_jax.trainer.samples import write_samples
@@ -157,6 +157,13 @@ def test_an_error_of_a_library_is_searched_for_the_disk():
     ]  # fmt: skip
     assert lines[0].endswith("(Disk quota exceeded)")
     assert find_write_failure(chain(FileNotFoundError(errno.ENOENT, "no", "x")), Path("/r")) is None
+
+
+def test_a_save_names_the_error_of_its_disk():
+    error = ValueError("a save failed")
+    error.__cause__ = OSError(errno.EIO, "Input/output error", "/run/step_000002.tmp/x")
+    line = str(_save_failure(Path("/run/step_000002"), error))
+    assert line == "cannot write /run/step_000002: Input/output error"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
