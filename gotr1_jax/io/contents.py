@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 
 START_BYTES = 512
@@ -36,12 +37,18 @@ def describe_content(start: bytes) -> str | None:
     return next((kind for pattern, kind in _KINDS if re.match(pattern, start, re.DOTALL)), None)
 
 
+def describe_text(text: str) -> str | None:
+    """`describe_content` of a file that was read as text."""
+    return describe_content(text[:START_BYTES].encode("utf-8", "replace"))
+
+
 def describe_binary(start: bytes) -> str | None:
     """As `describe_content`, for a file that should not be text."""
     if kind := describe_content(start):
         return kind
     try:
-        text = start.decode()
+        # A start may end within a letter.
+        text, _ = codecs.utf_8_decode(start, "strict", len(start) < START_BYTES)
     except UnicodeDecodeError:
         return None
     if not all(letter.isprintable() or letter in "\r\n\t" for letter in text):

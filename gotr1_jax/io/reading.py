@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.contents import START_BYTES, describe_content
+from gotr1_jax.io.contents import START_BYTES, describe_text
 
 MAX_BYTES = 2**28
 """Largest file that is read whole, and largest text that is parsed: 256 MiB. The longest
@@ -180,8 +180,7 @@ def parse_json(text: str | bytes, where: str, *, allow_nan: bool = False) -> Any
     except RecursionError as error:
         raise _too_deep(where) from error
     except ValueError as error:
-        start = text[:START_BYTES] if isinstance(text, str) else ""
-        kind = describe_content(start.encode("utf-8", "replace")) if start.strip() else None
+        kind = describe_text(text) if isinstance(text, str) and text.strip() else None
         raise InputError(f"{where} is not JSON: {f'it is {kind}' if kind else error}") from error
     _check_nesting(value, where)
     return value

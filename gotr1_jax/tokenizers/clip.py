@@ -22,7 +22,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.contents import describe_content
+from gotr1_jax.io.contents import describe_text
 from gotr1_jax.io.reading import read_bytes, read_json, read_json_object
 
 VOCABULARY_FILES = (
@@ -183,7 +183,7 @@ def _read_merges(file: Path) -> list[str]:
         raise InputError(f"{file} is truncated or not a gzip file: {error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not a list of merges: it is not UTF-8 text") from error
-    if kind := describe_content(text[:512].encode()):
+    if kind := describe_text(text):
         raise InputError(f"{file} is not a list of merges: it is {kind}")
     lines = text.split("\n")
     return lines[1 if "#version" in lines[0] else 0 : None if lines[-1] else -1]

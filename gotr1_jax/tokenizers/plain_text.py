@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.contents import describe_content
+from gotr1_jax.io.contents import describe_text
 from gotr1_jax.io.reading import parse_json
 
 # Texts that have to come back from their ids.
@@ -61,7 +61,7 @@ class PlainTextTokenizer:
             self._letters = [t["content"] for t in added if t["content"] not in self.control]
             unknown = spec["model"].get("unk_token")
         except Exception as error:  # tokenizers raises bare Exception
-            kind = describe_content(data[:512].encode("utf-8", "replace"))
+            kind = describe_text(data)
             raise InputError(
                 f"{source} is not a readable tokenizer: {f'it is {kind}' if kind else error}"
             ) from error

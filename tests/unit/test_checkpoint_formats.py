@@ -117,6 +117,7 @@ def test_an_index_names_files_of_its_folder(tmp_path: Path, name: str) -> None:
         ("<!DOCTYPE html><html>401</html>", "an HTML page"),
         ('<?xml version="1.0"?><Error>AccessDenied</Error>', "an XML message"),
         ("Entry not found", "text that begins with 'Entry not found'"),
+        ("x" + "é" * 400, "text that begins with 'xéé"),
         ("", "is empty"),
         ("GGUF\x03\x00\x00\x00\x00\x00\x00\x00\x00", "GGUF"),
         ("\x00" * 600, "zero bytes|no safetensors"),
