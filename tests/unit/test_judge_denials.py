@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from judge_answers import read_boxes, read_score, read_verdict
+
+from gotr1_jax.rewards.multimodal.answers import read_boxes, read_score, read_verdict
 
 DENIALS = """
 There is no cat in the image.

@@ -6,10 +6,10 @@ import math
 import random
 
 import pytest
-from judge_answers import read_boxes, read_score, read_verdict
 from lookup_engine import LookupEngine, plan_text, request
 
 from gotr1_jax.plan import OBJ_END, OBJ_START
+from gotr1_jax.rewards.multimodal.answers import read_boxes, read_score, read_verdict
 from gotr1_jax.rewards.multimodal.control_words import enclose, harmless
 from gotr1_jax.rewards.multimodal.instructions import show_caption, show_name, show_plan
 from gotr1_jax.rewards.multimodal.quotations import looks_like_answer

@@ -8,11 +8,11 @@ import random
 
 import numpy as np
 import pytest
-from judge_answers import read_boxes, read_score, read_verdict
 
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.plan import Box, format_object, parse_plan
 from gotr1_jax.rewards.base import pop_metrics
+from gotr1_jax.rewards.multimodal.answers import read_boxes, read_score, read_verdict
 from gotr1_jax.rewards.multimodal.box_answers import MAX_BOXES, fit_boxes
 from gotr1_jax.rewards.multimodal.canvas import draw_canvas
 from gotr1_jax.rewards.multimodal.control_words import harmless

@@ -6,14 +6,17 @@ different answers, two numbers without a name, a range, another denominator, a p
 
 `material` is the text that was judged, as far as others than this project wrote it. Where it holds
 what looks like an answer, an answer must be in its form and nothing else, so that no quotation of
-it is read. The parsers raise UnreadableError, whose text says why, and nothing else.
+it is read. The `parse_` functions raise UnreadableError, whose text says why, and nothing else; the
+`read_` functions return None instead.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any, NamedTuple
 
+from gotr1_jax.rewards.multimodal.box_answers import AnswerBox, parse_boxes
 from gotr1_jax.rewards.multimodal.json_values import CONFLICT, blank, values
 from gotr1_jax.rewards.multimodal.quotations import is_quoted, looks_like_answer, plain
 from gotr1_jax.rewards.multimodal.thoughts import UnreadableError, answer_text
@@ -231,3 +234,24 @@ def _in_range(number: str, out_of: str | None, low: float, high: float) -> float
 def _line(value: Any) -> str:
     """A reason as one short line."""
     return " ".join(value.split())[:300] if isinstance(value, str) else ""
+
+
+def read_score(text: str, low: float, high: float, material: str = "") -> ScoreReading | None:
+    """`parse_score`; None for what cannot be read."""
+    with suppress(UnreadableError):
+        return parse_score(text, low, high, material)
+    return None
+
+
+def read_verdict(text: str, material: str = "") -> float | None:
+    """`parse_verdict`, its score alone; None for what cannot be read."""
+    with suppress(UnreadableError):
+        return parse_verdict(text, material).score
+    return None
+
+
+def read_boxes(text: str, material: str = "") -> list[AnswerBox] | None:
+    """`parse_boxes`; None for what cannot be read."""
+    with suppress(UnreadableError):
+        return parse_boxes(text, material)
+    return None
