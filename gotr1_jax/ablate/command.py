@@ -1,4 +1,4 @@
-"""Variants of a training run, trained one after the other and compared: `gotr1 ablate`."""
+"""Variants of a training run, trained and compared: `gotr1 ablate`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ import argparse
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    as_completed,
+    wait,
+)
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -76,34 +86,95 @@ def run(options: argparse.Namespace) -> None:
         check_same(planned)
     compare_finished(runs)  # what is damaged is better known before the others are trained
     with folder_lock(root, "--out"):
-        _train_all(root, runs)
+        _train_all(root, runs, config.at_once)
 
 
-def _train_all(root: Path, runs: Sequence[PlannedRun]) -> None:
+def _train_all(root: Path, runs: Sequence[PlannedRun], at_once: int) -> None:
     from gotr1_jax.trainer.stopping import StopSignals
 
     failed: list[str] = []
-    with StopSignals():
-        for number, planned in enumerate(runs, start=1):
-            name = f"{planned.variant}, seed {planned.seed} ({number} of {len(runs)})"
-            if is_finished(planned):
-                print(f"{name}: done before", flush=True)
-                continue
-            print(f"{name}: training, see {planned.root / _LOG_NAME}", flush=True)
-            clock = time.monotonic()
-            code = train(planned, root / _CACHE_NAME)
-            if code == Stopped.exit_code:
-                raise Stopped(f"{name} was stopped; the same command resumes it")
-            if code != 0 or not is_finished(planned):
-                failed.append(f"{name} (exit code {code}, see {planned.root / _LOG_NAME})")
-                print(f"{name}: failed", flush=True)
-                continue
-            print(f"{name}: {(time.monotonic() - clock) / 60:.1f} min", flush=True)
-            write_comparison(root, runs)
+    processes = Processes()
+    with StopSignals(), ThreadPoolExecutor(at_once) as pool:
+        try:
+            for planned, code, minutes in _outcomes(pool, root, runs, at_once, processes):
+                name, log = _name(planned, runs), planned.root / _LOG_NAME
+                if code == Stopped.exit_code:
+                    raise Stopped(f"{name} was stopped; the same command resumes it")
+                if code != 0 or not is_finished(planned):
+                    failed.append(f"{name} (exit code {code}, see {log})")
+                    print(f"{name}: failed", flush=True)
+                    continue
+                print(f"{name}: {minutes:.1f} min", flush=True)
+                write_comparison(root, runs)
+        except BaseException:
+            processes.terminate()
+            raise
     write_comparison(root, runs)
     print(read_text(root / "ablation.md"))
     if failed:
         raise RunError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}")
+
+
+def _outcomes(
+    pool: Executor, root: Path, runs: Sequence[PlannedRun], at_once: int, processes: Processes
+) -> Iterator[tuple[PlannedRun, int, float]]:
+    """Each run that was not finished, in the order of their ends, its exit code and minutes."""
+
+    def timed(planned: PlannedRun) -> tuple[PlannedRun, int, float]:
+        clock = time.monotonic()
+        code = train(planned, root / _CACHE_NAME, processes)
+        return planned, code, (time.monotonic() - clock) / 60
+
+    training: set[Future[tuple[PlannedRun, int, float]]] = set()
+    for planned in runs:
+        name = _name(planned, runs)
+        if is_finished(planned):
+            print(f"{name}: done before", flush=True)
+            continue
+        while len(training) >= at_once:
+            done, training = wait(training, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+        print(f"{name}: training, see {planned.root / _LOG_NAME}", flush=True)
+        training.add(pool.submit(timed, planned))
+    yield from (future.result() for future in as_completed(training))
+
+
+def _name(planned: PlannedRun, runs: Sequence[PlannedRun]) -> str:
+    number = runs.index(planned) + 1
+    return f"{planned.variant}, seed {planned.seed} ({number} of {len(runs)})"
+
+
+class Processes:
+    """The running processes of `train`, to be stopped together."""
+
+    def __init__(self) -> None:
+        self._lock, self._ended = threading.Lock(), False
+        self._running: set[subprocess.Popen[Any]] = set()
+
+    def run(self, start: Callable[[], subprocess.Popen[Any]]) -> int:
+        """The exit code of the process that `start` starts; of one that comes too late that of a
+        stop."""
+        with self._lock:
+            if self._ended:
+                return Stopped.exit_code
+            process = start()
+            self._running.add(process)
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+    def terminate(self) -> None:
+        """Ask all to stop, and start no other."""
+        with self._lock:
+            self._ended = True
+            for process in tuple(self._running):
+                process.terminate()
 
 
 def plan_runs(config: AblationConfig, root: Path) -> list[PlannedRun]:
@@ -142,7 +213,7 @@ def is_finished(planned: PlannedRun) -> bool:
     return RunDir(planned.root).summary.is_file()
 
 
-def train(planned: PlannedRun, cache: Path) -> int:
+def train(planned: PlannedRun, cache: Path, processes: Processes | None = None) -> int:
     """Train in a separate process with its output in train.log; returns the exit code.
 
     A separate process, because memory, signals or a crash of one run must not affect the next. A
@@ -155,13 +226,10 @@ def train(planned: PlannedRun, cache: Path) -> int:
     environment = {_CACHE_VARIABLE: str(cache.absolute()), **os.environ}
     command = [sys.executable, "-m", "gotr1_jax.cli", *planned.arguments]
     with open(planned.root / _LOG_NAME, "ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        try:
-            return process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
+        start = partial(
+            subprocess.Popen, command, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
+        return (processes or Processes()).run(start)
 
 
 def write_comparison(root: Path, runs: Sequence[PlannedRun]) -> None:

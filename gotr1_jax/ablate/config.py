@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
-from gotr1_jax.limits import FilledText, Seed
+from gotr1_jax.limits import FilledText, Range, Seed
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,16 @@ class VariantConfig(CheckedConfig):
 
 @dataclass(frozen=True)
 class AblationConfig(CheckedConfig):
-    """Variants trained one after the other and compared: `gotr1 ablate`."""
+    """Variants trained and compared: `gotr1 ablate`."""
 
     run_dir: FilledText
     # A configuration of `gotr1 train grpo` that variants change.
     base: FilledText
     variants: tuple[VariantConfig, ...]
     seeds: tuple[Seed, ...] = (0,)
+    # Runs at the same time. On a host with few cores small models train faster side by side, each
+    # with mesh.cpu_devices=1, than one after the other on all cores.
+    at_once: Annotated[int, Range("[1, 1024]")] = 1
     # "key=value" each, for all variants.
     overrides: tuple[str, ...] = ()
 

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +23,7 @@ from gotr1_jax.ablate import command as ablate
 from gotr1_jax.ablate.config import AblationConfig
 from gotr1_jax.ablate.report import Change, TermResult, VariantResult, plot, table
 from gotr1_jax.config import load_config, to_yaml
-from gotr1_jax.errors import InputError
+from gotr1_jax.errors import InputError, Stopped
 from gotr1_jax.grpo.config import GrpoConfig
 
 BASE = {"run_dir": "unused", "steps": 3, "reward": {"rule": "sum"}}
@@ -57,7 +64,7 @@ class Trainer:
         self.asked: list[tuple[str, int]] = []
         self.codes: dict[tuple[str, int], int] = {}
 
-    def __call__(self, planned: ablate.PlannedRun, cache: Path) -> int:
+    def __call__(self, planned: ablate.PlannedRun, cache: Path, processes: ablate.Processes) -> int:
         key = planned.variant, planned.seed
         self.asked.append(key)
         planned.root.mkdir(parents=True, exist_ok=True)
@@ -123,6 +130,34 @@ def test_all_variants_are_trained_and_compared(config: Path, trainer: Trainer) -
     text = (out / "ablation.md").read_text()
     assert "| pi only | 0.625 [+0.250, +0.500] |" in text
     assert "| two | -0.250 [-0.250, -0.250] |\n" in text
+
+
+def test_runs_at_the_same_time(
+    config: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(config.parent, yaml.safe_load(config.read_text()) | {"at_once": 2})
+    both = threading.Barrier(2, timeout=60)
+
+    def train(planned: ablate.PlannedRun, cache: Path, processes: ablate.Processes) -> int:
+        both.wait()  # no run gets further alone
+        return trainer(planned, cache, processes)
+
+    monkeypatch.setattr(ablate, "train", train)
+    assert _run(config) == 0
+    assert sorted(trainer.asked) == sorted(ALL)
+    assert len(json.loads((config.parent / "o/ablation.json").read_text())["variants"]) == 2
+
+
+def test_no_process_starts_after_a_stop() -> None:
+    processes = ablate.Processes()
+    sleep = partial(subprocess.Popen, [sys.executable, "-c", "import time; time.sleep(600)"])
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(processes.run, sleep)
+        while not processes._running and not running.done():
+            time.sleep(0.01)
+        processes.terminate()
+        assert running.result() == -signal.SIGTERM
+    assert processes.run(sleep) == Stopped.exit_code
 
 
 def _is(term: Any, before: float, after: float, gain: Any, over_first: Any) -> None:
