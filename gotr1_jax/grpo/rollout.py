@@ -19,11 +19,11 @@ from jax.sharding import Mesh
 
 from gotr1_jax.data.pipeline import pad_rows
 from gotr1_jax.grpo.config import RewardConfig
-from gotr1_jax.parallel.mesh import assigned_rows, fetch_rows
+from gotr1_jax.parallel.mesh import assigned_groups, assigned_rows, fetch_any_rows, fetch_rows
 from gotr1_jax.parallel.placement import concatenate_on_mesh, take_on_mesh
 from gotr1_jax.parallel.processes import gather, raise_on_all_processes
 from gotr1_jax.plan import parse_plan
-from gotr1_jax.rewards.base import Judge, JudgeRequest, stack_scores
+from gotr1_jax.rewards.base import Judge, JudgeRequest, is_group_wise, stack_scores
 from gotr1_jax.rewards.combine import combine
 from gotr1_jax.rewards.multimodal.quotations import looks_like_answer
 from gotr1_jax.sampler.image_decoder import ImageDecoder
@@ -228,14 +228,17 @@ class RolloutWorker:
     def score(self, rollout: Rollout, prompts: Prompts) -> ScoredRollout:
         """Decode the images of a rollout of `prompts` and let the judge score every sample.
 
-        Each process scores rows of its own; then all get the scores of all.
+        Each process scores rows of its own, for a group-wise judge those of whole captions; then
+        all get the scores of all.
         """
         start = time.perf_counter()
         B = rollout.rows.plan_len_B.shape[0]
         prompt_B = [prompt for prompt in prompts.prompts for _ in range(B // len(prompts))]
-        own = assigned_rows(B, self.mesh)
+        own, sampled = self._own_rows(rollout, B // len(prompts))
         with raise_on_all_processes():
-            numbers_NF, records, judge_seconds = self._score_rows(rollout, prompt_B, own)
+            numbers_NF, records, judge_seconds = self._score_rows(
+                sampled, [prompt_B[row] for row in own], own // (B // len(prompts))
+            )
         numbers_BF, K = _exchange(numbers_NF, own, B), len(self.judge.terms)
         record_B = np.full(B, None, object)
         for row, record in zip(own, records):
@@ -249,19 +252,30 @@ class RolloutWorker:
         seconds = time.perf_counter() - start
         return ScoredRollout(rollout, table, B // len(prompts), judge_seconds, seconds)
 
+    def _own_rows(
+        self, rollout: Rollout, group_size: int
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Indices of the N rows that this process scores, and of these rows the plan ids, plan
+        lengths, plan masks and image ids."""
+        rows, B = rollout.rows, rollout.rows.plan_len_B.shape[0]
+        whole = is_group_wise(self.judge)
+        own = assigned_groups(B, group_size) if whole else assigned_rows(B, self.mesh)
+        fetch = fetch_any_rows if whole else fetch_rows
+        columns = (rows.plan_ids_BT, rows.plan_len_B, rows.plan_mask_BT, rows.image_ids_BU)
+        return own, tuple(fetch(column, own) for column in columns)
+
     def _score_rows(
-        self, rollout: Rollout, prompt_B: Sequence[Prompt], own: np.ndarray
+        self, sampled: tuple[np.ndarray, ...], prompt_N: Sequence[Prompt], group_N: np.ndarray
     ) -> tuple[np.ndarray, list[SampleRecord], float]:
-        """For the N rows `own`: the table's columns from `scores_BK` to `score_like_B` as (N, F),
-        the records, and the seconds that the judge took."""
-        rows = rollout.rows
-        ids_NT, len_N = fetch_rows(rows.plan_ids_BT, own), fetch_rows(rows.plan_len_B, own)
-        mask_NT = fetch_rows(rows.plan_mask_BT, own)
+        """For N sampled rows, as of `_own_rows`, and the groups that they belong to: the table's
+        columns from `scores_BK` to `score_like_B` as (N, F), the records, and the seconds that
+        the judge took."""
+        ids_NT, len_N, mask_NT, image_ids_NU = sampled
         texts = [self.tokenizer.decode(ids[: n - 1]) for ids, n in zip(ids_NT, len_N)]
         plans = [parse_plan(text) for text in texts]
-        images = self.image_decoder(fetch_rows(rows.image_ids_BU, own))
-        captions = [prompt_B[row].caption for row in own]
-        requests = [JudgeRequest(*sample) for sample in zip(captions, plans, images)]
+        images = self.image_decoder(image_ids_NU)
+        captions, groups = [prompt.caption for prompt in prompt_N], group_N.tolist()
+        requests = [JudgeRequest(*sample) for sample in zip(captions, plans, images, groups)]
         start = time.perf_counter()
         results = self.judge.judge(requests) if requests else []
         seconds = time.perf_counter() - start

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gotr1_jax.errors import InputError
@@ -124,6 +125,26 @@ def assigned_rows(count: int, mesh: Mesh) -> np.ndarray:
         shares = np.array_split(np.arange(start, stop), len(processes))
         own += [s for p, s in zip(sorted(processes), shares) if p == jax.process_index()]
     return np.concatenate(own)
+
+
+def assigned_groups(count: int, size: int) -> np.ndarray:
+    """Indices of the rows of whole groups assigned to this process; ascending, int64.
+
+    `count` rows are groups of `size` neighbours, each assigned to exactly one process, whatever
+    devices hold them; a process may have none.
+    """
+    rows = np.arange(count).reshape(-1, size)
+    return np.array_split(rows, jax.process_count())[jax.process_index()].reshape(-1)
+
+
+def fetch_any_rows(x: jax.Array, wanted: np.ndarray) -> np.ndarray:
+    """Rows `wanted` of an array (B, ...) wherever they are; every process calls it.
+
+    Of several processes each gets the whole array first: for token ids, not for images.
+    """
+    if x.is_fully_addressable:
+        return np.asarray(x)[wanted]
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))[wanted]
 
 
 def addressable_rows(count: int, mesh: Mesh) -> np.ndarray:

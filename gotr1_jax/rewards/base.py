@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,11 +22,16 @@ _RENAMED_KEYS = {"located": "detections", "words": "rationale", "said": "raw_ans
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """One sample: its caption, its plan, and its image, uint8 (H, W, 3) RGB."""
+    """One sample: its caption, its plan, and its image, uint8 (H, W, 3) RGB.
+
+    `group` is equal for the samples of one caption of one step, and differs between any others of
+    one call of a judge; it means nothing beyond the call.
+    """
 
     caption: str
     plan: Plan
     image: np.ndarray
+    group: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ class Judge(Protocol):
 
     `terms` are the names that it scores, out of `TERMS`. `identity` names everything besides the
     sample that its scores depend on: judges of equal identity give equal scores.
+
+    A judge with an attribute `group_wise` that is True compares the samples of a caption: it gets
+    all those of a group in one call, and scores depend on them all.
     """
 
     @property
@@ -62,6 +70,19 @@ class Judge(Protocol):
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request, in their order."""
         ...
+
+
+def is_group_wise(judge: object) -> bool:
+    """Whether a judge must get whole groups of samples (`JudgeRequest.group`)."""
+    return bool(getattr(judge, "group_wise", False))
+
+
+def group_places(groups: Iterable[Hashable]) -> list[list[int]]:
+    """The places of equal values, groups in the order of their first member."""
+    places: dict[Hashable, list[int]] = {}
+    for place, group in enumerate(groups):
+        places.setdefault(group, []).append(place)
+    return list(places.values())
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from gotr1_jax.rewards.base import (
     Judge,
     JudgeRequest,
     JudgeResult,
+    group_places,
+    is_group_wise,
     pop_metrics,
     result_from_json,
     result_to_json,
@@ -28,6 +30,7 @@ class CompositeJudge:
     Attributes:
         terms: those of all judges, in their order.
         identity: the judges' identities, and which terms each gives.
+        group_wise: whether any of them is.
     """
 
     def __init__(self, judges: Sequence[tuple[Judge, Sequence[str]]]) -> None:
@@ -50,6 +53,7 @@ class CompositeJudge:
                 taken.append(term)
         self.terms: tuple[str, ...] = tuple(taken)
         self._judges = [(judge, tuple(terms)) for judge, terms in judges]
+        self.group_wise = any(is_group_wise(judge) for judge, _ in judges)
         self.identity = " + ".join(f"{j.identity} [{', '.join(t)}]" for j, t in self._judges)
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
@@ -82,6 +86,9 @@ class CompositeJudge:
 class CachedJudge:
     """A judge whose results are kept by caption, plan, image and the judge's identity.
 
+    Those of a group-wise judge are kept by all samples of the group besides; where one of them is
+    not known, all are judged again.
+
     For judges that do not ask an engine (`multimodal` keeps the engine's answers instead). Results
     with a NaN are not kept, so that they are scored again.
     """
@@ -90,17 +97,32 @@ class CachedJudge:
         self._judge, self._cache = judge, cache
         self.terms: tuple[str, ...] = judge.terms
         self.identity = judge.identity
+        self.group_wise = is_group_wise(judge)
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request; only those that are not kept are judged."""
-        keys = [request_key(request, self._judge) for request in requests]
+        keys = request_keys(requests, self._judge)
         known = {k: r for k in keys if (r := _read(self._cache.get(k), self.terms)) is not None}
+        if self.group_wise:
+            return self._judge_groups(requests, keys, known)
         new = {k: r for k, r in zip(keys, requests) if k not in known}
         # A judge of one's own need not know what to do without a sample.
         judged = dict(zip(new, self._judge.judge(list(new.values())))) if new else {}
+        self._keep(judged)
+        return [judged[k] if k in judged else known[k] for k in keys]
+
+    def _judge_groups(
+        self, requests: Sequence[JudgeRequest], keys: Sequence[str], known: dict[str, JudgeResult]
+    ) -> list[JudgeResult]:
+        groups = group_places(request.group for request in requests)
+        new = [i for group in groups if any(keys[i] not in known for i in group) for i in group]
+        judged = dict(zip(new, self._judge.judge([requests[i] for i in new]))) if new else {}
+        self._keep({keys[i]: result for i, result in judged.items()})
+        return [judged[i] if i in judged else known[key] for i, key in enumerate(keys)]
+
+    def _keep(self, judged: Mapping[str, JudgeResult]) -> None:
         whole = {k: r for k, r in judged.items() if not any(map(math.isnan, r.scores.values()))}
         self._cache.add({k: result_to_json(r) for k, r in whole.items()})
-        return [judged[k] if k in judged else known[k] for k in keys]
 
     def pop_metrics(self) -> dict[str, float]:
         """The judge's own metrics."""
@@ -115,6 +137,20 @@ def _read(value: Any, terms: Sequence[str]) -> JudgeResult | None:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
     return result if whole else None
+
+
+def request_keys(requests: Sequence[JudgeRequest], judge: Judge) -> list[str]:
+    """For each sample `request_key`; for a group-wise judge with its place in its group and the
+    contents of the whole group, which its score depends on."""
+    keys = [request_key(request, judge) for request in requests]
+    if not is_group_wise(judge):
+        return keys
+    of_group = list(keys)
+    for places in group_places(request.group for request in requests):
+        members = " ".join(keys[i] for i in places)
+        for number, i in enumerate(places):
+            of_group[i] = hashlib.sha256(f"{number} of {members}".encode()).hexdigest()[:40]
+    return of_group
 
 
 def request_key(request: JudgeRequest, judge: Judge) -> str:

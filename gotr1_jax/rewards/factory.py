@@ -47,6 +47,9 @@ class PythonConfig(CheckedConfig):
 
     # module:function; the working directory is searched too.
     function: FilledText
+    # Whether it compares the samples of a caption: then all those of a step are in one batch. A
+    # function with an attribute group_wise = True needs no setting.
+    group_wise: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ def _make_one(config: JudgeConfig, cache: AnswerCache | None, mesh: Mesh | None)
         )
     if config.kind == "python":
         assert config.python is not None
-        judge = PythonJudge(config.python.function, config.terms)
+        judge = PythonJudge(config.python.function, config.terms, config.python.group_wise)
         return judge if cache is None else CachedJudge(judge, cache)
     engine = make_engine(config, mesh)
     return MultimodalJudge(engine, config.scored_terms, config.questions, cache)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from gotr1_jax.io.write_errors import raise_write_errors
 from gotr1_jax.parallel.progress import Progress
 from gotr1_jax.rewards.base import (
     Judge,
-    JudgeRequest,
     boxes_to_json,
+    group_places,
+    is_group_wise,
     rename_old_keys,
     result_from_json,
     result_to_json,
 )
-from gotr1_jax.rewards.composite import request_key
+from gotr1_jax.rewards.composite import request_keys
 from gotr1_jax.rewards.stored_samples import StoredSample
 
 BATCH = 64
@@ -33,8 +35,11 @@ def judge_samples(
 ) -> list[dict[str, Any]]:
     """Judges the samples without scores and writes `out`; returns its lines, in the samples' order.
 
+    `batch` samples are judged at once. A group-wise judge gets those of a caption of a step
+    together, and as many such groups as fit into a batch.
+
     Lines of `out` and of out.partial are kept where the judge and the sample's content are the
-    same and no score is missing.
+    same and no score is missing; of a group-wise judge where that is so of the whole group.
 
     Raises:
         InputError: a file holds scores of another judge or of samples that are not in the input,
@@ -43,7 +48,7 @@ def judge_samples(
     """
     partial = out.with_name(out.name + PARTIAL)
     stored = _read_scores(judge, {sample.name for sample in samples}, (out, partial))
-    lines: list[dict[str, Any]] = []
+    lines: dict[int, dict[str, Any]] = {}
     with raise_write_errors(partial):
         out.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -51,9 +56,8 @@ def judge_samples(
             Progress("judge", len(samples), unit="sample") as progress,
         ):
             file.write("\n")  # ends a line that was cut off
-            for start in range(0, len(samples), batch):
-                requests = [sample.read_request() for sample in samples[start : start + batch]]
-                judged = _judge_batch(judge, samples[start : start + batch], requests, stored)
+            for places in _batches(judge, samples, batch):
+                judged = _judge_batch(judge, [samples[i] for i in places], stored)
                 text = "".join(
                     json.dumps(line) + "\n"
                     for line in judged
@@ -61,22 +65,40 @@ def judge_samples(
                 )
                 file.write(text)
                 file.flush()
-                lines += judged
+                lines |= zip(places, judged)
                 progress.update(len(lines))
-    atomic_write(out, "".join(json.dumps(line) + "\n" for line in lines))
+    in_order = [lines[i] for i in range(len(samples))]
+    atomic_write(out, "".join(json.dumps(line) + "\n" for line in in_order))
     partial.unlink(missing_ok=True)
-    return lines
+    return in_order
+
+
+def _batches(judge: Judge, samples: Sequence[StoredSample], batch: int) -> list[list[int]]:
+    """The places of the samples that are judged at once."""
+    if not is_group_wise(judge):
+        places = range(len(samples))
+        return [list(places[start : start + batch]) for start in places[::batch]]
+    batches: list[list[int]] = []
+    for group in group_places(sample.group for sample in samples):
+        if batches and len(batches[-1]) + len(group) <= batch:
+            batches[-1] += group
+        else:
+            batches.append(group)
+    return batches
 
 
 def _judge_batch(
-    judge: Judge,
-    samples: Sequence[StoredSample],
-    requests: Sequence[JudgeRequest],
-    stored: Mapping[str, dict[str, Any]],
+    judge: Judge, samples: Sequence[StoredSample], stored: Mapping[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """A line for each sample, the stored one where its key is the same."""
-    keys = [request_key(request, judge) for request in requests]
+    groups = group_places(sample.group for sample in samples)
+    number = {i: n for n, places in enumerate(groups) for i in places}
+    requests = [replace(s.read_request(), group=number[i]) for i, s in enumerate(samples)]
+    keys = request_keys(requests, judge)
     known = [stored.get(s.name, {}).get("key") == key for s, key in zip(samples, keys)]
+    if is_group_wise(judge):
+        whole = [all(known[i] for i in places) for places in groups]
+        known = [whole[number[i]] for i in range(len(samples))]
     new = [request for request, is_known in zip(requests, known) if not is_known]
     results = iter(judge.judge(new) if new else ())
     return [

@@ -5,6 +5,10 @@ The function gets all samples of a batch at once and returns, for each in order,
 
     def judge(requests: Sequence[JudgeRequest]) -> list[dict[str, float]]:
         return [{"pi": brightness(r.image)} for r in requests]
+
+A function that compares the samples of a caption is marked `judge.group_wise = True` (or by
+`judge.python.group_wise` of the configuration): then all samples of a caption of a step are in
+one batch, with equal `request.group`.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import numpy as np
 
 from gotr1_jax.errors import InputError, RunError, Stopped
 from gotr1_jax.plan import Box
-from gotr1_jax.rewards.base import TERMS, JudgeRequest, JudgeResult
+from gotr1_jax.rewards.base import TERMS, JudgeRequest, JudgeResult, is_group_wise
 from gotr1_jax.rewards.source_digest import source_digest
 
 _ROUNDED_ONE = 1 + 1e-6  # what a similarity of 1 may be in float32
@@ -38,9 +42,11 @@ class PythonJudge:
         identity: the function's name and the `source_digest` of it and of the modules of its
             project: an edited function is another judge. A function whose scores depend on
             weights or other files names them in an attribute `identity` (a text).
+        group_wise: whether whole groups must be given, by the argument or by the function's own
+            attribute of this name.
     """
 
-    def __init__(self, function: str, terms: Sequence[str]) -> None:
+    def __init__(self, function: str, terms: Sequence[str], group_wise: bool = False) -> None:
         """InputError where there is no such function, or `terms` holds no known term."""
         unknown = [t for t in terms if t not in TERMS]
         if unknown or not terms:
@@ -51,6 +57,7 @@ class PythonJudge:
         self.terms: tuple[str, ...] = tuple(terms)
         self._name = function
         self._function = load_function(function)
+        self.group_wise = group_wise or is_group_wise(self._function)
         self.identity = f"python {function} {source_digest(self._function)}"
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:

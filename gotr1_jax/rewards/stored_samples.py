@@ -24,12 +24,16 @@ SAMPLES_FOLDER = "samples"
 
 @dataclass(frozen=True)
 class StoredSample:
-    """A sample on disk: its name within the input, caption, plan and image file."""
+    """A sample on disk: its name within the input, caption, plan and image file.
+
+    `group` is equal for the samples of one caption of one step.
+    """
 
     name: str
     caption: str
     plan_text: str
     image: Path
+    group: str = ""
 
     def read_request(self) -> JudgeRequest:
         """What a judge gets; InputError where the image cannot be read."""
@@ -102,7 +106,9 @@ def _make_sample(
     image = _text(value, "image", where)
     # generate's plans end with the token that begins the image.
     plan = _text(value, "plan_text", where).rstrip().removesuffix(SPECIAL_STRINGS["boi"])
-    return StoredSample(prefix + Path(image).stem, caption, plan, folder / image)
+    # A step may have the same caption twice; generate's results have one caption each.
+    group = f"{prefix}{value.get('caption_index', '')} {caption}"
+    return StoredSample(prefix + Path(image).stem, caption, plan, folder / image, group)
 
 
 def _text(value: Mapping[str, Any], key: str, where: str) -> str:

@@ -275,6 +275,9 @@ def say(*what): print("seen", *what, flush=True)
 by_rows, by_tensor = mesh.make_mesh(1, 2, 2), mesh.make_mesh(1, 1, 4)
 for there in (by_rows, by_tensor):
     say(mesh.assigned_rows(4, there).tolist(), mesh.addressable_rows(4, there).tolist())
+whole_groups = [mesh.assigned_groups(4, size).tolist() for size in (1, 2, 4)]
+x = put_addressable_rows(10 * mesh.assigned_rows(4, by_rows)[:, None], 4, by_rows)
+say(*whole_groups, mesh.fetch_any_rows(x, mesh.assigned_groups(4, 4)).tolist())
 say(dict(mesh.local_mesh(by_rows).shape))
 own = mesh.assigned_rows(4, by_rows)
 x = put_addressable_rows(10 * own[:, None], 4, by_rows)
@@ -350,11 +353,14 @@ def test_two_processes_agree() -> None:
             assert child.returncode == 3 + index, errors
             lines = [line[5:] for line in said.splitlines() if line.startswith("seen")]
             own = [[0, 1], [2, 3]][index]
+            column = [[0], [10], [20], [30]]
             disk = "the disk is full" if index else "process 1: the disk is full"
             assert lines == [
                 f"{own} {own}",
                 # All devices hold all rows: they are dealt out.
                 f"{own} [0, 1, 2, 3]",
+                # Four samples of one caption go to one process, with the rows of the other.
+                "[2, 3] [2, 3] [] []" if index else f"{own} {own} [0, 1, 2, 3] {column}",
                 "{'data': 1, 'fsdp': 1, 'tensor': 2}",
                 str([[[30], [20]], [[10], [0]]][index]),
                 "None" if index else "[[0], [10], [20], [30]]",
