@@ -97,6 +97,9 @@ class RolloutConfig(CheckedConfig):
     captions_at_once: Annotated[int, Range("[0, 1048576]")] = 0
     # Rows per batch of the VQ decoder in a process, rounded up to a multiple of its devices.
     decode_batch: RowCount = 64
+    # The sampler has the policy's weights of the last multiple of this many steps: 1, always the
+    # newest. More draws samples of an older policy, on purpose.
+    refresh_every: Steps = 1
 
     @property
     def rows(self) -> int:

@@ -71,8 +71,7 @@ class GrpoJob:
         shardings = shardings_of(state_shapes(self.config, self.policy, self.optimizer, self.mesh))
 
         def copy(params: Any) -> TrainState:
-            entropy = new_entropy_state(self.config.entropy)
-            return new_state(jax.tree.map(jnp.copy, params), self.optimizer, entropy)
+            return _first_state(self.config, jax.tree.map(jnp.copy, params), self.optimizer)
 
         return jax.jit(copy, out_shardings=shardings)(self.policy.trained)
 
@@ -82,7 +81,21 @@ class GrpoJob:
 
     def sampling_params(self, state: TrainState) -> Any:
         """Decode weights of a state. They live as long as the caller holds them."""
-        return self.worker.sampler.prepare(self.policy.whole(state.params))
+        return self._decode_weights(state.params)
+
+    def rollout_params(self, state: TrainState) -> Any:
+        """As `sampling_params`, of the weights that rollouts are drawn with."""
+        stale = state.sampler_params
+        return self._decode_weights(state.params if stale is None else stale)
+
+    def _decode_weights(self, trained: Any) -> Any:
+        return self.worker.sampler.prepare(self.policy.whole(trained))
+
+    def refresh_sampler(self, state: TrainState, step: int) -> TrainState:
+        """The state after `step`, whose rollouts have the newest weights where that is due."""
+        if state.sampler_params is None or step % self.config.rollout.refresh_every:
+            return state
+        return replace(state, sampler_params=jax.tree.map(jnp.copy, state.params))
 
 
 def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
@@ -211,7 +224,12 @@ def loss_settings(config: GrpoConfig, image_tokens: int) -> GrpoLossConfig:
 def state_shapes(config: GrpoConfig, policy: SplitPolicy, optimizer: Any, mesh: Mesh) -> TrainState:
     """The abstract state of a job with its shardings; the arrays of `policy` may be abstract."""
     abstract = jax.eval_shape(
-        lambda params: new_state(params, optimizer, new_entropy_state(config.entropy)),
-        policy.trained,
+        lambda params: _first_state(config, params, optimizer), policy.trained
     )
     return placed_shapes(abstract, train_state_shardings(abstract, policy.trained, mesh))
+
+
+def _first_state(config: GrpoConfig, params: Any, optimizer: Any) -> TrainState:
+    """The state before the first update; a sampler that lags behind has a copy of `params`."""
+    stale = jax.tree.map(jnp.copy, params) if config.rollout.refresh_every > 1 else None
+    return new_state(params, optimizer, new_entropy_state(config.entropy), stale)

@@ -67,7 +67,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
         for step in run.steps():
             pop_metrics(worker.judge)  # those of an evaluation are not this step's
             # Decode weights live no longer than the sampling.
-            sample = partial(_sample_and_score, job, job.sampling_params(state), step)
+            sample = partial(_sample_and_score, job, job.rollout_params(state), step)
             groups = sample_groups(sample, advantages, config.update.resample_rounds)
             del sample
             sampled = run.elapsed()
@@ -76,6 +76,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
                 state, result = learner.update(state, frozen, batch)
                 results.append(result)
             results = jax.device_get(results)
+            state = job.refresh_sampler(state, step)
 
             metrics = step_metrics(config, groups, results, state, sampled, run.elapsed())
             metrics |= pop_metrics(worker.judge)

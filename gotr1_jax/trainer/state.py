@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -25,6 +25,8 @@ class TrainState:
       skipped: int32, non-finite updates, which changed nothing.
       skipped_in_a_row: int32, skipped updates since the last good one.
       entropy: state of the adaptive entropy coefficients, or None.
+      sampler_params: the parameters that samples are drawn with, where those lag behind `params`;
+        else None.
     """
 
     params: Any
@@ -33,16 +35,18 @@ class TrainState:
     skipped: jax.Array
     skipped_in_a_row: jax.Array
     entropy: Any = None
+    sampler_params: Any = None
 
 
 def new_state(
     params: Any,
     optimizer: optax.GradientTransformation,
     entropy: Any = None,
+    sampler_params: Any = None,
 ) -> TrainState:
     """The state before the first update; jit it with out_shardings to create it sharded."""
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, optimizer.init(params), zero, zero, zero, entropy)
+    return TrainState(params, optimizer.init(params), zero, zero, zero, entropy, sampler_params)
 
 
 def apply_gradients(
@@ -62,13 +66,13 @@ def apply_gradients(
         return jnp.where(good, new, old)
 
     one = good.astype(jnp.int32)
-    return TrainState(
+    return replace(
+        state,
         params=jax.tree.map(keep, params, state.params),
         opt_state=jax.tree.map(keep, opt_state, state.opt_state),
         updates=state.updates + one,
         skipped=state.skipped + 1 - one,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * (1 - one),
-        entropy=state.entropy,
     ), norm
 
 

@@ -218,6 +218,8 @@ def new_run(folder: Path, begin: Path) -> Path:
     values = grpo_values(begin, folder / "run")
     values |= {"steps": STEPS, "checkpoint": {"every": 2, "keep": 2}}
     values["evaluation"] |= {"every": 3}
+    # The sampler is of step 4 in the last two steps: its weights have to be saved too.
+    values["rollout"] |= {"refresh_every": 4}
     return write_config(folder / "grpo.yaml", values)
 
 
@@ -247,6 +249,17 @@ def assert_same_runs(one: Path, two: Path) -> None:
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
     for name in ("eval_before.json", "eval_after.json", "model/model.safetensors"):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+def test_the_sampler_has_the_weights_of_the_last_refresh(world: Any) -> None:
+    run = world[2].parent / "run"
+    saved = arrays(run)
+    stale = {path: leaf for path, leaf in saved.items() if path.startswith("sampler_params/")}
+    assert stale.keys() == {f"sampler_{p}" for p in saved if p.startswith("params/")}
+    assert any((leaf != saved[path.removeprefix("sampler_")]).any() for path, leaf in stale.items())
+    differences = [line["policy/logp_diff/image"] for line in steady_metrics(run)]
+    newest, lagging = differences[0] + differences[4], differences[1:4] + differences[5:]
+    assert newest < 1e-4 < min(lagging), differences
 
 
 def test_stopped_in_a_rollout_in_an_update_and_while_it_saves(world: Any) -> None:
