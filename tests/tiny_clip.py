@@ -87,7 +87,7 @@ def write_vocabulary(directory: Path) -> Path:
 
 
 def write_tiny_clip(directory: Path, seed: int = 0) -> Path:
-    """A tiny random CLIP as `convert_hps` writes it, float32; returns `directory`."""
+    """A tiny random CLIP as `convert_clip` writes it, float32; returns `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(clip_config_to_json(TINY, "float32")))
     tensors = checkpoint_tensors({"clip": tiny_state(seed)}, HF)

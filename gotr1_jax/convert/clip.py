@@ -1,11 +1,11 @@
-"""Reading HPS v2.1 and other CLIP checkpoints, and converting HPS v2.1.
+"""Reading HPS v2.1, PickScore and other CLIP checkpoints, and converting them.
 
     checkpoint = load_clip("HPS_v2.1_compressed.pt", jnp.bfloat16)
     clip = checkpoint.module()
 
 Two formats are read: the released file (github.com/tgxs002/HPSv2: a torch pickle with open_clip's
 names under `state_dict` and no sizes, which are ViT-H/14's), and a directory in the format of
-`transformers.CLIPModel`. `convert_hps` makes the second of the first.
+`transformers.CLIPModel` (OpenAI's CLIPs, PickScore). `convert_clip` makes the second of both.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gotr1_jax.convert.json_fields import (
 from gotr1_jax.convert.reader import Tensor, has_model_type, open_pickle, open_tensors
 from gotr1_jax.convert.rules import CONV, LINEAR, Naming, Rule, Source, linear, norm, sources
 from gotr1_jax.convert.tree import check_tensors, load_tree, model_view, tree_shapes
-from gotr1_jax.convert.writer import OutTensor, write_checkpoint
+from gotr1_jax.convert.writer import OutTensor, dtype_code, write_checkpoint
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.reading import read_json
 from gotr1_jax.models.clip import Clip, abstract_clip
@@ -41,7 +41,8 @@ from gotr1_jax.models.config import VIT_H_14, ClipConfig, ClipTowerConfig
 from gotr1_jax.tokenizers.clip import ClipTokenizer
 
 HPS_FILE = "HPS_v2.1_compressed.pt"
-_TREE, _SECTION = "clip", "state_dict"
+_TREE, _SECTION, _SCALE = "clip", "state_dict", "logit_scale"
+_ACTIVATIONS = ("gelu", "quick_gelu")  # by the names of transformers; its default is the second
 # Field of ClipTowerConfig -> key in a section of config.json.
 _TOWER_KEYS = {
     "width": "hidden_size",
@@ -105,7 +106,7 @@ def _hf_rules() -> Iterator[Rule]:
     yield Rule(f"{text}projection.kernel", "text_projection.weight", LINEAR)
 
 
-# The scale belongs to the contrastive loss; masks and positions follow from the sizes.
+# The scale is no parameter of the towers; masks and positions follow from the sizes.
 OPEN_CLIP = Naming(tuple(_open_clip_rules()), re.compile(r"logit_scale$|attn_mask$"))
 HF = Naming(tuple(_hf_rules()), re.compile(r"logit_scale$|.*\.position_ids$"))
 
@@ -119,12 +120,15 @@ class ClipCheckpoint:
       state: parameters of a `Clip`, a pure `nnx.State`.
       dtype: of those parameters.
       source: the file or directory.
+      logit_scale: natural logarithm of the factor of the cosine in the contrastive loss; None
+        where the checkpoint holds none.
     """
 
     config: ClipConfig
     state: Any
     dtype: Any
     source: Path
+    logit_scale: float | None = None
 
     def module(self) -> Clip:
         """The model as a module; it computes in the dtype of what it is given."""
@@ -168,7 +172,7 @@ def load_clip(
     path = Path(path)
     config, tensors, naming = _checked_tensors(path, hps_config)
     state = load_tree(_TREE, abstract_state(config, dtype), naming, tensors, dtype, shardings)
-    return ClipCheckpoint(config, state, dtype, path)
+    return ClipCheckpoint(config, state, dtype, path, _logit_scale(tensors))
 
 
 def read_clip_config(path: str | Path, hps_config: ClipConfig = VIT_H_14) -> ClipConfig:
@@ -180,7 +184,10 @@ def read_clip_config(path: str | Path, hps_config: ClipConfig = VIT_H_14) -> Cli
     if not file.is_file():
         what = f"it holds no {CONFIG_FILE}" if path.is_dir() else "there is no such file"
         what += f"; it {kind}" if (kind := describe_weights(path)) else ""
-        raise InputError(f"no CLIP at {path}: {what}; give {HPS_FILE} or what it was converted to")
+        raise InputError(
+            f"no CLIP at {path}: {what}; give {HPS_FILE}, what it was converted to, or a folder "
+            "of transformers.CLIPModel"
+        )
     return parse_clip_config(read_json(file), str(file))
 
 
@@ -199,7 +206,7 @@ def is_clip(path: str | Path) -> bool:
     return path.suffix == ".pt" or has_model_type(path, "clip")
 
 
-def convert_hps(
+def convert_clip(
     source: str | Path,
     target: str | Path,
     vocabulary: str | Path | None = None,
@@ -227,10 +234,13 @@ def convert_hps(
     out: list[OutTensor] = []
     for path, shape in tree_shapes(_TREE, abstract_state(config)).items():
         for new, old in zip(sources(path, shape, HF), sources(path, shape, naming)):
-            out.append(OutTensor(new.name, new.shape, partial(_renamed, old, new, tensors)))
-    write_checkpoint(
-        target, clip_config_to_json(config, dtype), out, write_files=tokenizer.save, dtype=dtype
-    )
+            get = partial(_renamed, old, new, tensors)
+            out.append(OutTensor(new.name, new.shape, get, dtype_code(dtype)))
+    if (scale := _logit_scale(tensors)) is not None:
+        # Not rounded: e to the power of it multiplies PickScore's values, by about 100.
+        out.append(OutTensor(_SCALE, (), lambda: np.array(scale, np.float32)))
+    config_json = clip_config_to_json(config, dtype)
+    write_checkpoint(target, config_json, out, write_files=tokenizer.save)
     return target
 
 
@@ -238,7 +248,7 @@ def parse_clip_config(data: Any, source: str) -> ClipConfig:
     """Sizes from a parsed config.json of a CLIPModel; `source` names it in error messages.
 
     What a file leaves out has the value that `transformers` gives it. Raises InputError for
-    another kind of model, and for arithmetic that is not HPS's.
+    another kind of model, and for arithmetic that `models.clip` does not do.
     """
     if not isinstance(data, dict) or data.get("model_type") != "clip":
         kind = data.get("model_type") if isinstance(data, dict) else None
@@ -274,7 +284,7 @@ def clip_config_to_json(config: ClipConfig, dtype: str) -> dict[str, Any]:
 
     def tower(sizes: ClipTowerConfig) -> dict[str, Any]:
         named = {key: getattr(sizes, field) for field, key in _TOWER_KEYS.items()}
-        extra = {"hidden_act": "gelu", "layer_norm_eps": sizes.norm_eps}
+        extra = {"hidden_act": sizes.activation, "layer_norm_eps": sizes.norm_eps}
         return {**named, **extra, "projection_dim": config.embedding_size}
 
     text = {
@@ -307,13 +317,13 @@ def _section_of(data: Mapping[str, Any], part: str) -> dict[str, Any]:
 
 
 def _tower(section: Mapping[str, Any], where: str) -> ClipTowerConfig:
-    if (act := section.get("hidden_act", "quick_gelu")) != "gelu":
-        raise ValueError(f"{where}.hidden_act {act!r} is not supported; HPS has 'gelu'")
+    if (act := section.get("hidden_act", "quick_gelu")) not in _ACTIVATIONS:
+        raise ValueError(f"{where}.hidden_act {act!r} is not {' or '.join(_ACTIVATIONS)}")
     eps = positive_number({"layer_norm_eps": 1e-5, **section}, "layer_norm_eps", where)
     if eps >= 1:
         raise ValueError(f"{where}.layer_norm_eps is {eps!r}; a small number is needed")
     sizes = {field: whole_number(section, key, where) for field, key in _TOWER_KEYS.items()}
-    return ClipTowerConfig(**sizes, norm_eps=eps)
+    return ClipTowerConfig(**sizes, norm_eps=eps, activation=act)
 
 
 def _checked_tensors(
@@ -328,6 +338,17 @@ def _checked_tensors(
         tensors, naming, fit = open_tensors(path), HF, "its config.json"
     check_tensors(tensors, tree_shapes(_TREE, abstract_state(config)), naming, str(path), fit)
     return config, tensors, naming
+
+
+def _logit_scale(tensors: Mapping[str, Tensor]) -> float | None:
+    """The logit scale of a checkpoint that has one; InputError where it is not one number."""
+    tensor = tensors.get(_SCALE)
+    if tensor is None:
+        return None
+    value = np.asarray(tensor.read(), np.float32)
+    if value.size != 1 or not np.isfinite(value).all():
+        raise InputError(f"{tensor.file}: {_SCALE} is not one finite number")
+    return float(value.reshape(()))
 
 
 def _renamed(old: Source, new: Source, tensors: Mapping[str, Tensor]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """`gotr1 convert`: writes any checkpoint that this project reads in the released layout.
 
 For a policy that is config.json ("multi_modality"), safetensors, tokenizer and processor files.
-Judges are converted too: Qwen2.5-VL to its first released names, HPS v2.1's pickle to a directory
-in the format of `transformers.CLIPModel`.
+Judges are converted too: Qwen2.5-VL to its first released names, HPS v2.1's pickle and other CLIPs
+(PickScore) to a directory in the format of `transformers.CLIPModel`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
     check_dtype(options.dtype)
     shard_size = parse_size(options.shard_size)
     # Imported late: a wrong argument is answered without waiting for jax.
-    from gotr1_jax.convert.clip import convert_hps, is_clip
+    from gotr1_jax.convert.clip import convert_clip, is_clip
     from gotr1_jax.convert.find import find_checkpoint
     from gotr1_jax.convert.open_checkpoint import open_checkpoint
     from gotr1_jax.convert.qwen2_5_vl import convert_qwen, is_qwen
@@ -60,8 +60,8 @@ def run(options: argparse.Namespace) -> None:
     source = find_checkpoint(options.source, options.revision)
     check_target(options.to, source)
     if is_clip(source):
-        convert_hps(source, options.to, dtype=options.dtype or "bfloat16")
-        print(f"{options.to}: HPS in the format of transformers.CLIPModel")
+        convert_clip(source, options.to, dtype=options.dtype or "bfloat16")
+        print(f"{options.to}: CLIP in the format of transformers.CLIPModel")
     elif is_qwen(source):
         with _Megabytes(options.to.name) as count:
             files = convert_qwen(

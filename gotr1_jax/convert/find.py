@@ -17,6 +17,7 @@ NEEDED_FILES = (
     "*.jinja",
     "model*.safetensors",
     "pytorch_model*.bin",
+    "merges.txt",
 )
 
 

@@ -1,9 +1,11 @@
-"""An image as HPS v2.1 reads it: whole, on a black square, normalised as CLIP's.
+"""An image as CLIPs read it: the middle of it, or for HPS v2.1 the whole on a black square.
 
-Values are scaled to [0, 1], the longest side is brought to the tower's size, the rest of the
-square is black, and all is normalised (github.com/tgxs002/HPSv2, its `image_transform`). Values
-are real numbers while the size changes, neither rounded nor clipped: bicubic overshoots at edges.
-CLIP's own preprocessing crops; a preference score has to see the whole image.
+CLIP's own preprocessing brings the shortest side to the tower's size and crops the middle
+(`crop_pixels`, as `transformers.CLIPImageProcessor` does it). HPS v2.1 sees the whole image
+(`clip_pixels`): values are scaled to [0, 1], the longest side is brought to the tower's size, the
+rest of the square is black, and all is normalised (github.com/tgxs002/HPSv2, its
+`image_transform`). There they are real numbers while the size changes, neither rounded nor
+clipped: bicubic overshoots at edges.
 """
 
 from __future__ import annotations
@@ -21,9 +23,7 @@ def clip_pixels(image: np.ndarray, size: int = 224) -> np.ndarray:
     The image keeps its proportions and stands in the middle; bicubic with antialiasing. Black
     is filled in before normalising. ValueError for an array of another kind.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
-        raise ValueError(f"{image.dtype} {image.shape} is not an image: uint8 (H, W, 3) is needed")
-    height, width, _ = image.shape
+    height, width = _checked_size(image)
     factor = size / max(height, width)
     # Python's rounding (halves to even) is the reference's, and so is the odd pixel's place.
     rows, columns = (max(round(side * factor), 1) for side in (height, width))
@@ -33,7 +33,36 @@ def clip_pixels(image: np.ndarray, size: int = 224) -> np.ndarray:
     square = np.zeros((size, size, 3), np.float32)
     top, left = (size - rows) // 2, (size - columns) // 2
     square[top : top + rows, left : left + columns] = values
-    return (square - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
+    return _normalised(square)
+
+
+def crop_pixels(image: np.ndarray, size: int = 224) -> np.ndarray:
+    """The tower's input, float32 (size, size, 3), of an image uint8 (H, W, 3) RGB.
+
+    The shortest side becomes `size` (bicubic with antialiasing, rounded to whole values), the
+    middle is cut out. ValueError for an array of another kind.
+    """
+    height, width = _checked_size(image)
+    shortest = min(height, width)
+    # Rounded down, both the longer side and the crop's place: the reference's rule.
+    rows, columns = (int(size * side / shortest) for side in (height, width))
+    resized = Image.fromarray(np.ascontiguousarray(image))
+    if (rows, columns) != (height, width):
+        resized = resized.resize((columns, rows), Image.Resampling.BICUBIC)
+    top, left = (rows - size) // 2, (columns - size) // 2
+    middle = np.asarray(resized.crop((left, top, left + size, top + size)))
+    return _normalised(middle.astype(np.float32) / np.float32(255))
+
+
+def _checked_size(image: np.ndarray) -> tuple[int, int]:
+    """(height, width); ValueError for what is no image."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+        raise ValueError(f"{image.dtype} {image.shape} is not an image: uint8 (H, W, 3) is needed")
+    return image.shape[0], image.shape[1]
+
+
+def _normalised(values: np.ndarray) -> np.ndarray:
+    return (values - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
 
 
 def _resized(channel: np.ndarray, rows: int, columns: int) -> np.ndarray:

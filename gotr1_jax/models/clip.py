@@ -1,9 +1,9 @@
-"""CLIP (arXiv 2103.00020): images and captions in one embedding space. HPS v2.1 is a fine-tuned
-ViT-H/14.
+"""CLIP (arXiv 2103.00020): images and captions in one embedding space. HPS v2.1 and PickScore are
+fine-tuned ViT-H/14s.
 
-Both towers are pre-norm transformers with exact GELU. An image's vector is that of the class
-token before its patches. A caption's is that of its end token, which under the causal mask attends
-to the caption and not to padding.
+Both towers are pre-norm transformers, with exact GELU or OpenAI's quick one. An image's vector is
+that of the class token before its patches. A caption's is that of its end token, which under the
+causal mask attends to the caption and not to padding.
 """
 
 from __future__ import annotations

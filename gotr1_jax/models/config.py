@@ -173,13 +173,17 @@ JANUS_PRO_7B = JanusConfig(_decoder(4096, 11008, 30, 32))
 
 @dataclass(frozen=True)
 class ClipTowerConfig(CheckedConfig):
-    """Sizes of one transformer."""
+    """Sizes of one transformer, and the activation of its MLPs.
+
+    quick_gelu, x · sigmoid(1.702 x), is that of OpenAI's CLIPs; open_clip's have the exact one.
+    """
 
     width: ModelSize
     mlp_size: ModelSize
     num_layers: LayerCount
     num_heads: ModelSize
     norm_eps: Epsilon = 1e-5
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
 
     def check(self) -> None:
         """Sizes that divide each other."""

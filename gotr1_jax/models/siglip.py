@@ -44,7 +44,10 @@ class PatchEmbed(nnx.Module):
 
 
 class SiglipBlock(nnx.Module):
-    """x + attention(norm1(x)), then x + mlp(norm2(x)); exact GELU, biases everywhere."""
+    """x + attention(norm1(x)), then x + mlp(norm2(x)); biases everywhere.
+
+    GELU is exact, unless the tower of a CLIP says otherwise.
+    """
 
     def __init__(
         self, cfg: SiglipConfig | ClipTowerConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype
@@ -62,6 +65,7 @@ class SiglipBlock(nnx.Module):
         self.norm2 = LayerNorm(D, cfg.norm_eps, param_dtype)
         self.fc1 = linear(D, F, ("embed", "mlp"))
         self.fc2 = linear(F, D, ("mlp", "embed"))
+        self.quick = isinstance(cfg, ClipTowerConfig) and cfg.activation == "quick_gelu"
 
     def __call__(self, x: jax.Array, causal: bool = False) -> jax.Array:
         """x (B,N,D) -> (B,N,D); attention over all positions or, if `causal`, over earlier ones."""
@@ -70,8 +74,14 @@ class SiglipBlock(nnx.Module):
         q, k, v = (f(h).reshape(B, N, self.num_heads, -1) for f in (self.q, self.k, self.v))
         mixed = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
         x = x + self.out(mixed.reshape(B, N, D))
-        hidden = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False)
+        hidden = self.fc1(self.norm2(x))
+        hidden = quick_gelu(hidden) if self.quick else jax.nn.gelu(hidden, approximate=False)
         return x + self.fc2(hidden)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x · sigmoid(1.702 x), OpenAI's approximation of GELU."""
+    return x * jax.nn.sigmoid(1.702 * x)
 
 
 def stacked_blocks(

@@ -22,7 +22,7 @@ from gotr1_jax.convert.clip import (
     OPEN_CLIP,
     abstract_state,
     clip_config_to_json,
-    convert_hps,
+    convert_clip,
     load_clip,
 )
 from gotr1_jax.convert.reader import open_tensors
@@ -171,9 +171,9 @@ def test_converted_file_is_a_clip_model(
     model = shake(TorchClip(TINY), seed=2)
     file = hps_file(tmp_path / "hps.pt", model)
     vocabulary = write_vocabulary(tmp_path)
-    out = convert_hps(file, tmp_path / "out", vocabulary, "float32", hps_config=TINY)
+    out = convert_clip(file, tmp_path / "out", vocabulary, "float32", hps_config=TINY)
     port, info = CLIPModel.from_pretrained(out, output_loading_info=True)
-    assert set(info["missing_keys"]) <= {"logit_scale"} and not info["unexpected_keys"]
+    assert not info["missing_keys"] and not info["unexpected_keys"]
     with torch.no_grad():
         golden = unit(model.visual(torch_pixels(pixels)))
         theirs = unit(port.get_image_features(torch_pixels(pixels)).pooler_output)
@@ -182,10 +182,12 @@ def test_converted_file_is_a_clip_model(
     assert converted.config == TINY
     jax.tree.map(np.testing.assert_array_equal, converted.state, direct.state)
     np.testing.assert_array_equal(converted.tokenizer().encode(CAPTIONS), ids)
-    again = convert_hps(out, tmp_path / "again", dtype="float32")
+    again = convert_clip(out, tmp_path / "again", dtype="float32")
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
-    half = convert_hps(out, tmp_path / "half")
-    assert {t.dtype for t in open_tensors(half).values()} == {"BF16"}
+    half = convert_clip(out, tmp_path / "half")
+    dtypes = {t.name: t.dtype for t in open_tensors(half).values()}
+    assert dtypes.pop("logit_scale") == "F32" and set(dtypes.values()) == {"BF16"}
+    assert load_clip(half).logit_scale == direct.logit_scale == model.logit_scale.item()
 
 
 def test_full_size_names_and_shapes() -> None:

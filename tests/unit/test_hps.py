@@ -15,7 +15,7 @@ import torch
 from tiny_clip import MERGES, TINY, write_tiny_clip, write_vocabulary
 
 from gotr1_jax.convert import clip as convert
-from gotr1_jax.convert.clip import ClipCheckpoint, convert_hps, load_clip
+from gotr1_jax.convert.clip import ClipCheckpoint, convert_clip, load_clip
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.clip import MEAN, STD, clip_pixels
 from gotr1_jax.io.digests import model_digest
@@ -304,8 +304,8 @@ def broken_source(kind: str, tmp_path: Path, directory: Path) -> Path:
         for file in directory.iterdir():
             (copy / file.name).write_bytes(file.read_bytes())
         config = json.loads((copy / "config.json").read_text())
-        if kind == "quick gelu":
-            del config["vision_config"]["hidden_act"]
+        if kind == "other activation":
+            config["vision_config"]["hidden_act"] = "relu"
         elif kind == "other type":
             config["model_type"] = "siglip"
         elif kind == "other width":
@@ -332,7 +332,7 @@ def broken_source(kind: str, tmp_path: Path, directory: Path) -> Path:
         ("another model", r"do not fit HPS v2.1, a CLIP ViT-H/14: 1 unknown: encoder.weight"),
         ("truncated", "truncated or corrupt"),
         ("empty directory", "it holds no config.json"),
-        ("quick gelu", "vision_config.hidden_act 'quick_gelu' is not supported"),
+        ("other activation", "vision_config.hidden_act 'relu' is not gelu or quick_gelu"),
         ("other type", "'siglip'"),
         ("other width", "do not fit its config.json: 6 misshapen"),
         ("size of text", "vision_config.patch_size is '14'"),
@@ -342,7 +342,7 @@ def broken_source(kind: str, tmp_path: Path, directory: Path) -> Path:
 )
 def test_wrong_weights(kind: str, says: str, tmp_path: Path, directory: Path) -> None:
     source = broken_source(kind, tmp_path, directory)
-    for call in (load_clip, lambda s: convert_hps(s, tmp_path / "out")):
+    for call in (load_clip, lambda s: convert_clip(s, tmp_path / "out")):
         with pytest.raises(InputError, match=says) as caught:
             call(source)
         assert "\n" not in str(caught.value) and str(source) in str(caught.value)
@@ -390,11 +390,11 @@ def test_wrong_vocabulary(kind: str, says: str, tmp_path: Path, directory: Path)
         HpsJudge.from_path(directory, place)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=says):
-        convert_hps(directory, tmp_path / "out", place)
+        convert_clip(directory, tmp_path / "out", place)
 
 
 def test_conversion_spares_what_is_something_else(tmp_path: Path, directory: Path) -> None:
     (tmp_path / "letters.txt").write_text("mine")
     with pytest.raises(InputError, match="is not empty"):
-        convert_hps(directory, tmp_path)
+        convert_clip(directory, tmp_path)
     assert (tmp_path / "letters.txt").read_text() == "mine"
