@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.grpo.diversity import step_diversity
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups
 from gotr1_jax.grpo.update import PolicyMetrics
 from gotr1_jax.rewards.combine import term_statistics
@@ -44,6 +45,7 @@ def step_metrics(
         "plan/boxes": float(table.boxes_B.mean()),
         # Plans that try to score themselves.
         "plan/score_like_text": float(table.score_like_B.mean()),
+        **step_diversity(table.keys, scored.group_size),
         **_policy_metrics(results),
         "time/rollout": rollout_seconds - scored.reward_seconds,
         "time/reward": scored.reward_seconds,

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from gotr1_jax.data.pipeline import pad_rows
 from gotr1_jax.grpo.config import RewardConfig
+from gotr1_jax.grpo.diversity import NUMBERS, SampleKeys, image_distances, plan_numbers
 from gotr1_jax.parallel.mesh import assigned_groups, assigned_rows, fetch_any_rows, fetch_rows
 from gotr1_jax.parallel.placement import concatenate_on_mesh, take_on_mesh
 from gotr1_jax.parallel.processes import gather, raise_on_all_processes
@@ -101,6 +102,7 @@ class SampleTable:
       boxes_B: float32, objects with a box in the plan.
       score_like_B: float32, 1 where the plan holds what looks like a judge's answer.
       record_B: object, a `SampleRecord` without advantage; None where another process scored it.
+      keys: what the diversity of the samples is measured by; None where it is not.
     """
 
     terms: tuple[str, ...] = field(metadata={"static": True})
@@ -112,6 +114,7 @@ class SampleTable:
     boxes_B: np.ndarray
     score_like_B: np.ndarray
     record_B: np.ndarray
+    keys: SampleKeys | None = None
 
     @property
     def scores(self) -> dict[str, np.ndarray]:
@@ -233,13 +236,16 @@ class RolloutWorker:
         """
         start = time.perf_counter()
         B = rollout.rows.plan_len_B.shape[0]
-        prompt_B = [prompt for prompt in prompts.prompts for _ in range(B // len(prompts))]
-        own, sampled = self._own_rows(rollout, B // len(prompts))
+        samples = B // len(prompts)
+        prompt_B = [prompt for prompt in prompts.prompts for _ in range(samples)]
+        own, sampled = self._own_rows(rollout, samples)
         with raise_on_all_processes():
             numbers_NF, records, judge_seconds = self._score_rows(
-                sampled, [prompt_B[row] for row in own], own // (B // len(prompts))
+                sampled, [prompt_B[row] for row in own], own // samples
             )
+        distance_B = image_distances(rollout.rows.image_ids_BU, samples, self.mesh)
         numbers_BF, K = _exchange(numbers_NF, own, B), len(self.judge.terms)
+        numbers_BF, plans_BF = numbers_BF[:, :-NUMBERS], numbers_BF[:, -NUMBERS:]
         record_B = np.full(B, None, object)
         for row, record in zip(own, records):
             record_B[row] = record
@@ -247,10 +253,10 @@ class RolloutWorker:
         total_B, plan_tokens_B, truncated_B, boxes_B, score_like_B = numbers_BF[:, K:].T
         table = SampleTable(
             self.judge.terms, caption_index_B, numbers_BF[:, :K], total_B, plan_tokens_B,
-            truncated_B, boxes_B, score_like_B, record_B,
+            truncated_B, boxes_B, score_like_B, record_B, SampleKeys.of(plans_BF, distance_B),
         )  # fmt: skip
         seconds = time.perf_counter() - start
-        return ScoredRollout(rollout, table, B // len(prompts), judge_seconds, seconds)
+        return ScoredRollout(rollout, table, samples, judge_seconds, seconds)
 
     def _own_rows(
         self, rollout: Rollout, group_size: int
@@ -268,8 +274,8 @@ class RolloutWorker:
         self, sampled: tuple[np.ndarray, ...], prompt_N: Sequence[Prompt], group_N: np.ndarray
     ) -> tuple[np.ndarray, list[SampleRecord], float]:
         """For N sampled rows, as of `_own_rows`, and the groups that they belong to: the table's
-        columns from `scores_BK` to `score_like_B` as (N, F), the records, and the seconds that
-        the judge took."""
+        columns from `scores_BK` to `score_like_B` and the `plan_numbers` as (N, F), the records,
+        and the seconds that the judge took."""
         ids_NT, len_N, mask_NT, image_ids_NU = sampled
         texts = [self.tokenizer.decode(ids[: n - 1]) for ids, n in zip(ids_NT, len_N)]
         plans = [parse_plan(text) for text in texts]
@@ -292,7 +298,8 @@ class RolloutWorker:
             for request, result, total in zip(requests, results, total_N)
         ]
         columns = [*scores.values(), total_N, plan_tokens_N, truncated_N, boxes_N, score_like_N]
-        return np.stack(columns, axis=1), records, seconds
+        keys_NF = np.asarray([plan_numbers(plan) for plan in plans]).reshape(-1, NUMBERS)
+        return np.hstack([np.stack(columns, axis=1), keys_NF]), records, seconds
 
 
 def _exchange(numbers_NF: np.ndarray, own: np.ndarray, rows: int) -> np.ndarray:

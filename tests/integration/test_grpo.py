@@ -50,6 +50,7 @@ METRICS = {
     *("reward/frac_zero_std", "judge/failed_frac", "judge/seconds"),
     *(f"plan/{name}" for name in ("length", "truncated_frac", "parsed_frac", "boxes")),
     "plan/score_like_text",
+    *("diversity/distinct_plans", "diversity/images"),
     *(
         f"policy/{name}/{modality}"
         for name in ("ratio_max", "clip_frac", "entropy", "logp_diff")
