@@ -77,6 +77,19 @@ def test_images_as_they_are_and_thousandths() -> None:
     np.testing.assert_array_equal(np.asarray(sent), pixels)  # not a pixel is lost
 
 
+def test_two_images_are_sent_in_their_order() -> None:
+    first, second = (np.full((4, 4, 3), shade, np.uint8) for shade in (10, 200))
+    images = make_image_input(first), make_image_input(second)
+    with Server(lambda h, n, body: say(h, '{"score": 2}')) as server:
+        engine, _ = engine_for(server, multiple=1)
+        engine.answer([Question("score", images, "Which? ", "x", 9)])
+    content = server.bodies[0]["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["text", "image_url", "image_url", "text"]
+    for part, pixels in zip(content[1:3], (first, second)):
+        sent = base64.b64decode(part["image_url"]["url"].split(",")[1])
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(sent))), pixels)
+
+
 def test_answers_keep_the_order_of_questions_and_few_are_asked_at_once() -> None:
     gate, lock = threading.Barrier(3), threading.Lock()
     at_once = most = 0

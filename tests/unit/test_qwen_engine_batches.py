@@ -220,6 +220,21 @@ def test_too_long_a_question_has_no_answer(directory: Path) -> None:
         engine.expected_scores([replace(fine, scale=None)])
 
 
+def test_two_images_in_one_question(directory: Path) -> None:
+    """Their order counts, and the questions around a pair do not; there is room for two at once."""
+    engine = make_engine(directory, image_tokens=32)
+    one, other = image(0), image(1, (56, 112))
+    pairs = [
+        Question("score", images, "Which cat? ", "Score.", 6, Scale(1, 2, '{"score": '))
+        for images in ((one, other), (other, one), (one, one))
+    ]
+    together = engine.expected_scores([*pairs, about(0, "Score 1."), about(2, "Score 2.")])
+    alone = [engine.expected_scores([pair])[0] for pair in pairs]
+    np.testing.assert_allclose(together[:3], alone, atol=1e-4)
+    assert all(1 < score < 2 for score in alone) and len({round(s, 5) for s in alone}) == 3
+    assert engine.answer(pairs) == [engine.answer([pair])[0] for pair in pairs]
+
+
 def test_a_mesh_changes_nothing(directory: Path) -> None:
     asked = [about(i // 3, f"Score {i}.", limit=4 + 9 * (i == 5)) for i in range(7)]
     asked.append(Question("score", (), "Plan: ", "a cat", 5, SCALE))

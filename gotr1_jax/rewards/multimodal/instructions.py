@@ -77,6 +77,27 @@ PI = (
     "9-10 = all of it holds; 10 only if nothing at all is in doubt\n" + _MATERIAL
 )
 
+# Not part of VERSION, which is in the identity of judges that compare nothing.
+COMPARE = (
+    "Two pictures were painted after the same caption. Which of them shows better what the caption "
+    "says?\n"
+    "Go through the caption: each object, its number, color, shape, material and action, and how "
+    "the objects stand to each other. The better picture is the one in which more of that holds; "
+    "where as much of it holds in both, the one with the better formed objects. Beauty and style "
+    "do not count unless the caption asks for them, and the order of the pictures means nothing.\n"
+    + _WHERE
+)
+COMPARE_PLANS = (
+    "Each picture has a plan, which is given too: if both fit the caption equally well, the one "
+    "that keeps to its plan is better.\n"
+)
+COMPARE_SCALE = (
+    "The score is the number of the better picture:\n"
+    "1 = the first picture is better\n"
+    "2 = the second picture is better\n"
+)
+COMPARE_TIE = "0 = neither is better; only if no difference can be named\n"
+
 LOCATE = (
     "Find every instance of one thing in the picture and give the smallest rectangle around each. "
     "If it is not there, do not guess: the list is then empty.\n"
@@ -135,6 +156,12 @@ def show_name(name: str) -> str:
 def judged_text(question: Question) -> str:
     """The captions, plans and names in a question, and what is written in its images."""
     return "\n".join([*_ENCLOSED.findall(question.text), question.image_text])
+
+
+def ask_preference(plans: bool, ties: bool) -> str:
+    """The instruction that compares two pictures; with their plans, and with ties as an answer."""
+    parts = (COMPARE, COMPARE_PLANS * plans, COMPARE_SCALE, COMPARE_TIE * ties, _MATERIAL)
+    return "".join(parts) + ask_score()
 
 
 def ask_score() -> str:
