@@ -32,6 +32,9 @@ from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
 from gotr1_jax.trainer.config import JobConfig
 
+# What a mesh must divide, by its setting.
+PLANS_AT_ONCE = "the number of plans sampled at once (rows / rollout.pictures_per_plan)"
+
 
 @dataclass(frozen=True)
 class PolicyConfig(CheckedConfig):
@@ -87,6 +90,10 @@ class RolloutConfig(CheckedConfig):
     samples_per_caption: Annotated[
         int, Range("[2, 1048576]", why="advantages compare samples of one caption")
     ] = 16
+    # Images sampled after each plan, M: samples_per_caption / M plans a caption, each sampled once;
+    # its M images share its tokens and its KV cache. 1: every sample has a plan of its own.
+    # Evaluations always sample so.
+    pictures_per_plan: RowCount = 1
     max_plan_tokens: TokenCount = 600
     # 1: none.
     guidance: Annotated[float, Range("[1, 1000]")] = 5.0
@@ -112,6 +119,11 @@ class RolloutConfig(CheckedConfig):
         return (self.captions_at_once or self.captions_per_step) * self.samples_per_caption
 
     @property
+    def plans_at_once(self) -> int:
+        """Plans per sampling batch."""
+        return self.rows_at_once // self.pictures_per_plan
+
+    @property
     def sampling(self) -> SamplerConfig:
         """Settings of the sampler."""
         return SamplerConfig(
@@ -122,12 +134,18 @@ class RolloutConfig(CheckedConfig):
         )
 
     def check(self) -> None:
-        """Whole sampling batches, and no more rows than memory can hold."""
+        """Whole sampling batches, whole plans, and no more rows than memory can hold."""
         captions, at_once = self.captions_per_step, self.captions_at_once
         if at_once and captions % at_once:
             raise ConfigError(
                 f"captions_at_once is {at_once}; use a divisor of captions_per_step, which is "
                 f"{captions}, or 0 for all of them"
+            )
+        if self.samples_per_caption % self.pictures_per_plan:
+            raise ConfigError(
+                f"pictures_per_plan is {self.pictures_per_plan}; use a divisor of "
+                f"samples_per_caption, which is {self.samples_per_caption}, or 1 for a plan of its "
+                "own for every sample"
             )
         complaint = ROWS.complaint(self.rows)
         if complaint:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from gotr1_jax.grpo.diversity import NUMBERS, SampleKeys, image_distances, plan_
 from gotr1_jax.parallel.mesh import assigned_groups, assigned_rows, fetch_any_rows, fetch_rows
 from gotr1_jax.parallel.placement import concatenate_on_mesh, take_on_mesh
 from gotr1_jax.parallel.processes import gather, raise_on_all_processes
-from gotr1_jax.plan import parse_plan
+from gotr1_jax.plan import Plan, parse_plan
 from gotr1_jax.rewards.base import Judge, JudgeRequest, is_group_wise, stack_scores
 from gotr1_jax.rewards.combine import combine
 from gotr1_jax.rewards.multimodal.quotations import looks_like_answer
@@ -209,21 +210,23 @@ class RolloutWorker:
         return self.score(self.sample(params, prompts, group_size, seed, step, first), prompts)
 
     def sample(
-        self, params: Any, prompts: Prompts, group_size: int, seed: int, step: int, first: int = 0
-    ) -> Rollout:
-        """Sample `group_size` plans and images for each prompt, caption-major.
+        self, params: Any, prompts: Prompts, group_size: int, seed: int, step: int, first: int = 0,
+        pictures_per_plan: int = 1,
+    ) -> Rollout:  # fmt: skip
+        """Sample `group_size` plans and images for each prompt, caption-major, then plan-major.
 
         Args:
           params: decode weights, what `sampler.prepare` makes.
           prompts: of a step; their indices choose the random streams.
           seed, step, first: of the random streams; `first` numbers a caption's first sample.
+          pictures_per_plan: rows in a row that share one plan; it divides `group_size`.
         """
         parts, captions_at_once = [], max(1, self.rows_at_once // group_size)
         for start in range(0, len(prompts), captions_at_once):
             part = prompts.take(range(start, min(start + captions_at_once, len(prompts))))
             index_P = jnp.asarray([prompt.index for prompt in part.prompts], jnp.int32)
             keys_B = row_keys(seed, step, index_P, group_size, first)
-            sampled = self.sampler(params, part.batch(), keys_B, group_size)
+            sampled = self.sampler(params, part.batch(), keys_B, group_size, pictures_per_plan)
             # Else the loops of the next part would get their memory before this one ends.
             parts.append(jax.block_until_ready(sampled))
         return parts[0] if len(parts) == 1 else concatenate_on_mesh(parts)
@@ -277,8 +280,7 @@ class RolloutWorker:
         columns from `scores_BK` to `score_like_B` and the `plan_numbers` as (N, F), the records,
         and the seconds that the judge took."""
         ids_NT, len_N, mask_NT, image_ids_NU = sampled
-        texts = [self.tokenizer.decode(ids[: n - 1]) for ids, n in zip(ids_NT, len_N)]
-        plans = [parse_plan(text) for text in texts]
+        plans = self._parse_plans(ids_NT, len_N)
         images = self.image_decoder(image_ids_NU)
         captions, groups = [prompt.caption for prompt in prompt_N], group_N.tolist()
         requests = [JudgeRequest(*sample) for sample in zip(captions, plans, images, groups)]
@@ -292,7 +294,7 @@ class RolloutWorker:
         # A plan that is cut off ends with a BOI that was not sampled.
         truncated_N = (len_N == mask_NT.shape[1]) & (plan_tokens_N == len_N - 1)
         boxes_N = np.asarray([len(plan.boxes) for plan in plans])
-        score_like_N = np.asarray([looks_like_answer(text) for text in texts])
+        score_like_N = np.asarray([looks_like_answer(plan.text) for plan in plans])
         records = [
             SampleRecord.scored(request, result, float(total))
             for request, result, total in zip(requests, results, total_N)
@@ -300,6 +302,11 @@ class RolloutWorker:
         columns = [*scores.values(), total_N, plan_tokens_N, truncated_N, boxes_N, score_like_N]
         keys_NF = np.asarray([plan_numbers(plan) for plan in plans]).reshape(-1, NUMBERS)
         return np.hstack([np.stack(columns, axis=1), keys_NF]), records, seconds
+
+    def _parse_plans(self, ids_NT: np.ndarray, len_N: np.ndarray) -> list[Plan]:
+        """The plans of N rows; equal ones are decoded and parsed once."""
+        read = cache(lambda ids: parse_plan(self.tokenizer.decode(ids)))
+        return [read(tuple(ids[: n - 1].tolist())) for ids, n in zip(ids_NT, len_N)]
 
 
 def _exchange(numbers_NF: np.ndarray, own: np.ndarray, rows: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from gotr1_jax.convert.find import RUN_MODEL
 from gotr1_jax.convert.tree import tree_leaves
 from gotr1_jax.grpo.advantages import group_advantages
 from gotr1_jax.grpo.alarms import RewardAlarms
-from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.grpo.config import PLANS_AT_ONCE, GrpoConfig
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups, sample_groups
 from gotr1_jax.grpo.evaluate import Evaluation, HeldOut, format_table
 from gotr1_jax.grpo.metrics import step_metrics
@@ -49,6 +49,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
         "update.micro_batch": config.update.micro_batch,
         "evaluation.captions x evaluation.samples": evaluated,
         "the number of rows that are sampled at once": config.rollout.rows_at_once,
+        PLANS_AT_ONCE: config.rollout.plans_at_once,
     }
     bad_updates = config.update.max_bad_updates
     with Run("grpo", config, row_counts=row_counts, max_bad_updates=bad_updates) as run:
@@ -97,12 +98,13 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
 
 def _sample_and_score(job: GrpoJob, params: Any, step: int, resample_round: int) -> ScoredRollout:
     """One group of plans and images for each of the next captions, and their rewards."""
-    G, seed = job.config.rollout.samples_per_caption, job.config.seed
+    rollout, seed = job.config.rollout, job.config.seed
+    G, images = rollout.samples_per_caption, rollout.pictures_per_plan
     prompts = job.prompts.take(next(job.batches).indices_P)
     # A caption that comes up again in a later round gets other samples.
     first_sample = resample_round * G
-    rollout = job.worker.sample(params, prompts, G, seed, step, first_sample)
-    return job.worker.score(rollout, prompts)
+    sampled = job.worker.sample(params, prompts, G, seed, step, first_sample, images)
+    return job.worker.score(sampled, prompts)
 
 
 def _write_samples(config: GrpoConfig, run: Run, groups: SampledGroups) -> None:

@@ -3,8 +3,9 @@
 Both branches of a row run in one batch of N = 2 B rows: row 2 b is the conditional branch of row b,
 2 b + 1 the unconditional one (N = B without guidance). Both are then on one device, and guidance
 needs no communication. Conditional rows attend to caption and plan, unconditional ones to the
-unconditional prefix, which they share; both to their own cache of BOI and image tokens. Letters as
-in `decoding.kv_cache`.
+unconditional prefix, which they share; both to their own cache of BOI and image tokens. The rows of
+a caption share its cache, the rows of a plan (if it has several images) share the plan's. Letters
+as in `decoding.kv_cache`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class ImageContext:
 
     Attributes:
       prompts: shared by the rows of a caption.
-      plans: cache of B rows and T slots, without BOI.
+      plans: cache of B / M rows and T slots, without BOI; each serves M rows in a row.
       plan_len_B: int32 plan tokens with BOI: the first plan_len - 1 slots are read.
       uncond_prefix: cache of one row and C + T slots, shared by all unconditional rows; None
         without guidance.

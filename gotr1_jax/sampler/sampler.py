@@ -57,6 +57,9 @@ from gotr1_jax.tokenizers.janus import SpecialIds
 class Rollout:
     """Sampled rows, caption-major: row p * G + s is sample s of caption p.
 
+    With M images a plan they are plan-major within a caption: row (p * G/M + k) * M + m holds
+    image m of plan k of caption p, and the M rows of a plan repeat its tokens.
+
     Attributes:
       rows: tokens; T = max_plan_tokens + 1.
       plan_logp_BT: float32 log-probability of each sampled plan token, 0 elsewhere.
@@ -108,6 +111,7 @@ class SamplerPrograms:
     Attributes:
       prefill_prompts: prompts -> their cache and the hidden states of their last tokens.
       start_plans, plan_bucket, finish_plans: the loop over plan tokens.
+      repeat_plans: what is known of plans -> of the rows of their images.
       prefill_plans: given plans -> their cache.
       prefill_uncond: the cache of the unconditional prefix.
       start_images, image_bucket: the loop over image tokens.
@@ -117,6 +121,7 @@ class SamplerPrograms:
     start_plans: Any
     plan_bucket: Any
     finish_plans: Any
+    repeat_plans: Any
     prefill_plans: Any
     prefill_uncond: Any
     start_images: Any
@@ -155,6 +160,7 @@ class Sampler:
             start_plans=jax.jit(self._start_plans, static_argnames=("rows", "size")),
             plan_bucket=jax.jit(partial(run_plan_bucket, config=plan), donate_argnums=3),
             finish_plans=jax.jit(partial(finish_plans, boi=special_ids.boi)),
+            repeat_plans=jax.jit(repeat_rows, static_argnames="times"),
             prefill_plans=jax.jit(self._prefill_plans),
             prefill_uncond=jax.jit(self._prefill_uncond, static_argnames="size"),
             start_images=jax.jit(self._start_images, static_argnames=("rows", "size")),
@@ -186,29 +192,35 @@ class Sampler:
 
     def __call__(
         self, params: PolicyWeights, prompts: PromptBatch, keys_B: jax.Array,
-        samples_per_caption: int,
+        samples_per_caption: int, pictures_per_plan: int = 1,
     ) -> Rollout:  # fmt: skip
-        """Sample a plan and an image for every row.
+        """Sample an image for every row, and a plan for every `pictures_per_plan` rows.
 
         Args:
           params: from `prepare`.
           prompts: P captions.
           keys_B: B = P * samples_per_caption keys, caption-major (`row_keys`).
           samples_per_caption: G.
+          pictures_per_plan: M, a divisor of G. A plan is sampled with the key of its first row:
+            its text and that row's image are at different positions.
 
-        Raises InputError when B does not divide over the mesh.
+        Raises InputError when M does not divide G, or the B / M plans do not divide over the mesh.
         """
-        prompts, keys_B = self._place(prompts, keys_B, samples_per_caption)
-        cached, plans, rows = self._run_plans(params, prompts, keys_B)
-        context = self._context(params, cached, plans.cache, plans.len_B)
-        return self._run_images(params, context, keys_B, rows, plans.logp_BT)
+        M = pictures_per_plan
+        prompts, keys_B, plan_keys = self._place(prompts, keys_B, samples_per_caption, M)
+        cached, plans, rows = self._run_plans(params, prompts, plan_keys)
+        logp_BT = plans.logp_BT
+        if M > 1:
+            rows, logp_BT = self.programs.repeat_plans((rows, logp_BT), times=M)
+        context = self._context(params, cached, plans.cache, rows.plan_len_B)
+        return self._run_images(params, context, keys_B, rows, logp_BT)
 
     def sample_plans(
         self, params: PolicyWeights, prompts: PromptBatch, keys_B: jax.Array,
         samples_per_caption: int,
     ) -> Rollout:  # fmt: skip
-        """As `__call__`, without images: U = 0."""
-        prompts, keys_B = self._place(prompts, keys_B, samples_per_caption)
+        """As `__call__` with a plan a row, without images: U = 0."""
+        prompts, keys_B, _ = self._place(prompts, keys_B, samples_per_caption)
         _, plans, rows = self._run_plans(params, prompts, keys_B)
         no_image = jnp.zeros((keys_B.shape[0], 0))
         return Rollout(rows, plans.logp_BT, no_image, self.config.logp_settings)
@@ -222,7 +234,7 @@ class Sampler:
         The plan mask is False and the plan's log-probabilities 0: no plan token was sampled.
         """
         samples = plan_ids_BT.shape[0] // prompts.ids_PC.shape[0]
-        prompts, keys_B = self._place(prompts, keys_B, samples)
+        prompts, keys_B, _ = self._place(prompts, keys_B, samples)
         cached, _ = self.programs.prefill_prompts(params, prompts)
         plans = self.programs.prefill_plans(params, cached, plan_ids_BT[:, :-1])
         context = self._context(params, cached, plans, plan_len_B)
@@ -231,26 +243,35 @@ class Sampler:
         return self._run_images(params, context, keys_B, rows, jnp.zeros(plan_ids_BT.shape))
 
     def _place(
-        self, prompts: PromptBatch, keys_B: jax.Array, samples: int
-    ) -> tuple[PromptBatch, jax.Array]:
-        """Check the sizes and put the inputs on the mesh."""
+        self, prompts: PromptBatch, keys_B: jax.Array, samples: int, images: int = 1
+    ) -> tuple[PromptBatch, jax.Array, jax.Array]:
+        """Check the sizes and put prompts, keys of rows and keys of plans on the mesh."""
         P, B = prompts.ids_PC.shape[0], keys_B.shape[0]
         if P * samples != B:
             raise InputError(f"{B} keys for {P} captions of {samples} samples: give {P * samples}")
+        if images < 1 or samples % images:
+            raise InputError(f"{images} images a plan do not divide {samples} samples")
         if self._mesh is None:
-            return prompts, keys_B
+            return prompts, keys_B, keys_B if images == 1 else keys_B[::images]
         parts = row_multiple(self._mesh)
-        if B % parts:
+        if B // images % parts:
+            of_plans = f", {images} a plan" if images > 1 else ""
             raise InputError(
-                f"{B} rows ({P} captions of {samples} samples) do not divide over the {parts} row "
-                f"shards of the mesh; make captions times samples a multiple of {parts}"
+                f"{B // images} {'plans' if of_plans else 'rows'} ({P} captions of {samples} "
+                f"samples{of_plans}) do not divide over the {parts} row shards of the mesh; make "
+                f"them a multiple of {parts} by more captions at once or a smaller mesh"
             )
         over_rows = row_sharding(self._mesh)
         # If the captions do not divide over the mesh, they are replicated; rows are still sharded.
         by_caption = replicated(self._mesh) if P % parts else over_rows
         prompts = jax.tree.map(lambda x: put_global(np.asarray(x), by_caption), prompts)
-        data = put_global(np.asarray(jax.random.key_data(keys_B)), over_rows)
-        return prompts, jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys_B))
+        data = np.asarray(jax.random.key_data(keys_B))
+
+        def placed(data: np.ndarray) -> jax.Array:
+            key_data = put_global(data, over_rows)
+            return jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(keys_B))
+
+        return prompts, placed(data), placed(data[::images])
 
     def _empty_cache(self, rows: int, size: int, dtype: jnp.dtype) -> KVCache:
         cache = empty_cache(self.model_config.decoder, rows, size, dtype)
@@ -341,6 +362,11 @@ class Sampler:
         if self._mesh is None:
             return rollout
         return jax.device_put(rollout, row_sharding(self._mesh))
+
+
+def repeat_rows(tree: Any, times: int) -> Any:
+    """Each row of arrays (N, ...) `times` times, together: (N * times, ...)."""
+    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), tree)
 
 
 def _rows_without_image(
