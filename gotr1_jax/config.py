@@ -223,7 +223,7 @@ def _rename_keys(schema: type, values: Mapping[str, Any], where: str) -> dict[st
     """A copy in which keys, also those of sections, have the names of today."""
     renamed: Mapping[str, str] = getattr(schema, "renamed_keys", {})
     found: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in _move_keys(renamed, values, where).items():
         if key in renamed:
             new = renamed[key]
             if new in values:
@@ -237,8 +237,29 @@ def _rename_keys(schema: type, values: Mapping[str, Any], where: str) -> dict[st
     return found
 
 
+def _move_keys(
+    renamed: Mapping[str, str], values: Mapping[str, Any], where: str
+) -> Mapping[str, Any]:
+    """Values in which a key `section.key` of `renamed` stands in its section of today."""
+    for old, new in renamed.items():
+        (section, _, key), (target, _, name) = old.partition("."), new.partition(".")
+        source = values.get(section)
+        if not key or not isinstance(source, Mapping) or key not in source:
+            continue
+        if values.get(target) is not None and not isinstance(values[target], Mapping):
+            continue  # an error of its own, when it is read
+        held = dict(values.get(target) or {})
+        if name in held:
+            raise InputError(f"{where}{new} is given twice, also by its old name {old}")
+        _log.warning("configuration key %s is called %s now", where + old, where + new)
+        rest = {k: v for k, v in source.items() if k != key}
+        values = {**values, section: rest, target: {**held, name: source[key]}}
+    return values
+
+
 def _current_path(schema: type | None, dotted: str) -> list[str]:
     """The keys of a dotted path, by their names of today."""
+    dotted = getattr(schema, "renamed_keys", {}).get(dotted, dotted)
     path = []
     for part in dotted.split("."):
         part = getattr(schema, "renamed_keys", {}).get(part, part)

@@ -19,6 +19,7 @@ from gotr1_jax.aot.sizes import judge_sizes, policy_sizes
 from gotr1_jax.aot.target import Target
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import captions_at_once
+from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.grpo.policy import policy_shapes
 from gotr1_jax.grpo.rollout import PROMPT_MULTIPLE
 from gotr1_jax.grpo.setup import make_learner, make_sampler, state_shapes
@@ -146,7 +147,7 @@ def _compile_update(
         rollout=Rollout(rows, plan_logp_BT, image_logp_BU, config.sampling.logp_settings, cond_BU),
         old_logp_BN=logp_BN if updates > 1 else None,
         ref_logp_BN=logp_BN if learner.reference is not None else None,
-        advantages_B=_of(B, None, jnp.float32),
+        advantages=PerModality(_of(B, None, jnp.float32), _of(B, None, jnp.float32)),
         row_mask_B=_of(B, None, bool),
     )
     batch = shard_rows(batch, mesh, heads=False)

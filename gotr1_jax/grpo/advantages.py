@@ -8,7 +8,17 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from gotr1_jax.config import CheckedConfig
+
 AdvantageKind = Literal["mean", "mean_std", "leave_one_out"]
+
+
+@dataclass(frozen=True)
+class AdvantageConfig(CheckedConfig):
+    """How the rewards of a caption's samples become advantages."""
+
+    # See `group_advantages`.
+    kind: AdvantageKind = "mean_std"
 
 
 @jax.tree_util.register_dataclass

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.decoding.config import LogpMode
 from gotr1_jax.errors import ConfigError
-from gotr1_jax.grpo.advantages import AdvantageKind
+from gotr1_jax.grpo.advantages import AdvantageConfig
 from gotr1_jax.grpo.losses import PolicyLossConfig
 from gotr1_jax.limits import (
     ROWS,
@@ -181,9 +181,8 @@ class RewardConfig(CheckedConfig):
 
 @dataclass(frozen=True)
 class GrpoLossConfig(PolicyLossConfig):
-    """The policy loss, its advantages and its log-probs."""
+    """The policy loss and its log-probs."""
 
-    advantage: AdvantageKind = "mean_std"
     # Log-probs of image tokens: guided (both branches differentiated), guided_detach or
     # conditional.
     logp_mode: LogpMode = "conditional"
@@ -259,6 +258,8 @@ class GrpoConfig(JobConfig):
 
     may_change: ClassVar[Collection[str]] = ("samples_every",)
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"loss.advantage": "advantage.kind"}
+
     # Steps between saved groups of samples for the report.
     samples_every: Steps = 50
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -266,6 +267,7 @@ class GrpoConfig(JobConfig):
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     loss: GrpoLossConfig = field(default_factory=GrpoLossConfig)
     # Adaptive entropy term; null: none.
     entropy: EntropyConfig | None = None

@@ -13,6 +13,7 @@ import numpy as np
 
 from gotr1_jax.grpo.advantages import GroupAdvantages, keep_groups
 from gotr1_jax.grpo.alarms import JudgedCounts
+from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.grpo.rollout import ScoredRollout
 
 
@@ -22,7 +23,7 @@ class SampledGroups:
 
     Attributes:
       scored: P groups of G samples.
-      advantages_B: float32.
+      advantages: of the plan's and of the image's tokens, float32 (B,).
       row_mask_B: bool, False on samples that could not be scored.
       zero_variance_P: bool, groups whose rewards are all equal: advantage 0.
       zero_variance_frac: share of such groups in all that were sampled.
@@ -32,7 +33,7 @@ class SampledGroups:
     """
 
     scored: ScoredRollout
-    advantages_B: np.ndarray
+    advantages: PerModality
     row_mask_B: np.ndarray
     zero_variance_P: np.ndarray
     zero_variance_frac: float
@@ -80,7 +81,7 @@ def sample_groups(
         rounds += 1
     return SampledGroups(
         scored=scored,
-        advantages_B=adv_PG.reshape(-1),
+        advantages=PerModality(adv_PG.reshape(-1), adv_PG.reshape(-1)),
         row_mask_B=mask_PG.reshape(-1),
         zero_variance_P=zero_variance_P,
         zero_variance_frac=zero_variance / (rounds * P),

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from gotr1_jax.grpo.config import EntropyConfig
-from gotr1_jax.grpo.losses import PerModality
+from gotr1_jax.grpo.per_modality import PerModality
 
 
 @jax.tree_util.register_dataclass

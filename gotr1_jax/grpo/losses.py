@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.grpo.kl import MAX_LOG_RATIO, KlKind, kl_estimate
+from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.limits import Range, Weight
 
 LossKind = Literal["grpo", "dapo", "dr_grpo", "gspo"]
@@ -30,6 +31,9 @@ class PolicyLossConfig(CheckedConfig):
     # tokens / max_tokens, then mean over samples (arXiv 2503.20783). gspo: one ratio a sample,
     # exp(weighted mean log-ratio), clipped as one (arXiv 2507.18071).
     kind: LossKind = "grpo"
+    # What gspo takes for one sequence: the whole sample, or the plan and the image, each with a
+    # ratio of its own. In a run's configuration auto stands for what advantage.scope compares.
+    gspo_ratio: Literal["auto", "sample", "segment"] = "auto"
     # The ratio is clipped to [1 - clip_low, 1 + clip_high].
     clip_low: Annotated[float, Range("(0, 1)")] = 0.2
     clip_high: Annotated[float, Range("(0, 1000]")] = 0.2
@@ -51,15 +55,6 @@ class PolicyLossConfig(CheckedConfig):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class PerModality:
-    """Float32 scalars, one of the sampled plan tokens and one of the image tokens."""
-
-    text: jax.Array
-    image: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
 class LossBatch:
     """Log-probabilities (nats) of the tokens of B samples, and the samples' advantages.
 
@@ -68,7 +63,7 @@ class LossBatch:
         old_logp_BN: of the policy before the update.
         mask_BN: True on sampled tokens; values elsewhere are ignored.
         is_image_BN: True on image tokens, False on plan tokens.
-        advantages_B: float32.
+        advantages: of the plan's and of the image's tokens, float32 (B,).
         row_mask_B: False on samples without a reward; they leave the loss.
         ref_logp_BN: of the reference policy; None without KL.
     """
@@ -77,7 +72,7 @@ class LossBatch:
     old_logp_BN: jax.Array
     mask_BN: jax.Array
     is_image_BN: jax.Array
-    advantages_B: jax.Array
+    advantages: PerModality
     row_mask_B: jax.Array
     ref_logp_BN: jax.Array | None = None
 
@@ -152,18 +147,17 @@ def policy_loss(
     log_ratio_BN = jnp.clip(log_ratio_BN, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     weight_BN = jnp.where(batch.is_image_BN, config.image_weight, config.text_weight) * mask_BN
     weight_B = jnp.maximum(weight_BN.sum(axis=1), 1e-9)
-    adv_B = jnp.where(batch.row_mask_B, batch.advantages_B, 0.0).astype(jnp.float32)
+    adv_BN = token_advantages(batch)
 
     if config.kind == "dr_grpo" and config.max_tokens < 1:
         raise ValueError("dr_grpo divides by max_tokens, which is 0")
     if config.kind == "gspo":
-        mean_B = (weight_BN * log_ratio_BN).sum(axis=1) / weight_B
-        surrogate_B, clipped_B = clipped_surrogate(mean_B, adv_B, config)
-        # A sample's loss is spread evenly over its tokens, so that KL is averaged the same way.
-        token_loss_BN = jnp.broadcast_to(surrogate_B[:, None], mask_BN.shape)
-        clipped_BN = jnp.broadcast_to(clipped_B[:, None], mask_BN.shape)
+        # A sequence's loss is spread evenly over its tokens, so that KL is averaged the same way.
+        per_modality = config.gspo_ratio == "segment"
+        mean_BN = _sequence_means(log_ratio_BN, weight_BN, batch.is_image_BN, per_modality)
+        token_loss_BN, clipped_BN = clipped_surrogate(mean_BN, adv_BN, config)
     else:
-        token_loss_BN, clipped_BN = clipped_surrogate(log_ratio_BN, adv_B[:, None], config)
+        token_loss_BN, clipped_BN = clipped_surrogate(log_ratio_BN, adv_BN, config)
 
     kl_BN = None
     if config.kl != "none":
@@ -175,6 +169,31 @@ def policy_loss(
 
     loss = _reduce(weight_BN * token_loss_BN, weight_B, config, normalisers)
     return loss, _stats(log_ratio_BN, clipped_BN, kl_BN, mask_BN, batch.is_image_BN, normalisers)
+
+
+def token_advantages(batch: LossBatch) -> jax.Array:
+    """Float32 (B, N): of each token its modality's advantage; 0 in samples without a reward."""
+
+    def rewarded(advantages_B: jax.Array) -> jax.Array:
+        return jnp.where(batch.row_mask_B, advantages_B, 0.0).astype(jnp.float32)[:, None]
+
+    text_B1, image_B1 = rewarded(batch.advantages.text), rewarded(batch.advantages.image)
+    return jnp.where(batch.is_image_BN, image_B1, text_B1)
+
+
+def _sequence_means(
+    values_BN: jax.Array, weight_BN: jax.Array, is_image_BN: jax.Array, per_modality: bool
+) -> jax.Array:
+    """(B, N): at each token the weighted mean over its sample, or over its modality's tokens."""
+
+    def mean_B1(weight_BN: jax.Array) -> jax.Array:
+        total_B1 = jnp.maximum(weight_BN.sum(axis=1, keepdims=True), 1e-9)
+        return (weight_BN * values_BN).sum(axis=1, keepdims=True) / total_B1
+
+    if not per_modality:
+        return jnp.broadcast_to(mean_B1(weight_BN), values_BN.shape)
+    text_B1 = mean_B1(jnp.where(is_image_BN, 0.0, weight_BN))
+    return jnp.where(is_image_BN, mean_B1(jnp.where(is_image_BN, weight_BN, 0.0)), text_B1)
 
 
 def clipped_surrogate(

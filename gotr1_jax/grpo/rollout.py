@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from gotr1_jax.data.pipeline import pad_rows
 from gotr1_jax.grpo.config import RewardConfig
 from gotr1_jax.grpo.diversity import NUMBERS, SampleKeys, image_distances, plan_numbers
+from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.parallel.mesh import assigned_groups, assigned_rows, fetch_any_rows, fetch_rows
 from gotr1_jax.parallel.placement import concatenate_on_mesh, take_on_mesh
 from gotr1_jax.parallel.processes import gather, raise_on_all_processes
@@ -171,15 +172,19 @@ class ScoredRollout:
             self.reward_seconds + other.reward_seconds,
         )
 
-    def records(self, captions: int, advantages_B: np.ndarray | None = None) -> list[SampleRecord]:
+    def records(self, captions: int, advantages: PerModality | None = None) -> list[SampleRecord]:
         """The samples of the first `captions` captions that this process scored, for the report."""
         G = self.group_size
+        if advantages is None:
+            advantages = PerModality(*[np.zeros(len(self))] * 2)
+        is_one = np.array_equal(advantages.text, advantages.image, equal_nan=True)
         return [
             replace(
                 record,
                 caption_index=row // G,
                 sample_index=row % G,
-                advantage=0.0 if advantages_B is None else float(advantages_B[row]),
+                advantage=float(advantages.text[row]),
+                image_advantage=None if is_one else float(advantages.image[row]),
             )
             for row, record in enumerate(self.table.record_B[: max(captions, 0) * G])
             if record is not None

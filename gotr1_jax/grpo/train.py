@@ -62,7 +62,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
         job = job.release_initial_weights()
         worker, learner = job.worker, job.learner
         alarms = RewardAlarms(config.reward, run.restored_meta.get("alarms"))
-        advantages = partial(group_advantages, kind=config.loss.advantage)
+        advantages = partial(group_advantages, kind=config.advantage.kind)
         updates = config.update.updates_per_rollout
 
         for step in run.steps():
@@ -112,7 +112,7 @@ def _write_samples(config: GrpoConfig, run: Run, groups: SampledGroups) -> None:
     with raise_on_all_processes():
         due = run.step % config.samples_every == 0 or run.step in (1, config.steps)
         if due and is_main_process():
-            records = groups.scored.records(config.evaluation.shown, groups.advantages_B)
+            records = groups.scored.records(config.evaluation.shown, groups.advantages)
             write_samples(run.dir.samples, run.step, records)
 
 

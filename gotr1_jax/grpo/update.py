@@ -23,13 +23,13 @@ from gotr1_jax.grpo.entropy import coefficients, entropy_loss, update_coefficien
 from gotr1_jax.grpo.losses import (
     LossBatch,
     LossStats,
-    PerModality,
     PolicyLossConfig,
     add_stats,
     count_normalisers,
     modality_means,
     policy_loss,
 )
+from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.parallel.placement import put_rows, take_on_mesh
 from gotr1_jax.sampler.sampler import Rollout
 from gotr1_jax.sampler.token_batch import TokenBatch
@@ -74,14 +74,14 @@ class PolicyBatch:
       old_logp_BN: log-probabilities under the policy that sampled. None in the first update after
         a rollout, where they are those of the update's own forward: the ratio is exactly 1.
       ref_logp_BN: those under the reference policy, or None without KL.
-      advantages_B: float32.
+      advantages: of the plan's and of the image's tokens, float32 (B,).
       row_mask_B: False on samples that could not be scored.
     """
 
     rollout: Rollout
     old_logp_BN: jax.Array | None
     ref_logp_BN: jax.Array | None
-    advantages_B: jax.Array
+    advantages: PerModality
     row_mask_B: jax.Array
 
 
@@ -179,7 +179,7 @@ def _loss_batch(part: PolicyBatch, new: TokenLogps) -> LossBatch:
         old_logp_BN=jax.lax.stop_gradient(new.logp_BN) if old_logp_BN is None else old_logp_BN,
         mask_BN=rows.sampled_mask_BN,
         is_image_BN=rows.is_image_BN,
-        advantages_B=part.advantages_B,
+        advantages=part.advantages,
         row_mask_B=part.row_mask_B,
         ref_logp_BN=part.ref_logp_BN,
     )
@@ -227,7 +227,7 @@ def policy_batches(
                 # Later updates move away from the policy that sampled; the first starts at it.
                 old_logp_BN=logp_BN(state.params) if i else None,
                 ref_logp_BN=None if learner.reference is None else logp_BN(learner.reference),
-                advantages_B=put_rows(groups.advantages_B[share], mesh),
+                advantages=put_rows(groups.advantages.take(share), mesh),
                 row_mask_B=put_rows(groups.row_mask_B[share], mesh),
             )
         )

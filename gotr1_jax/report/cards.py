@@ -73,6 +73,15 @@ class CardJudge:
 
 
 @dataclass(frozen=True)
+class AdvantageValue:
+    """An advantage, formatted."""
+
+    label: str
+    text: str
+    share: float  # -1..1, for the color
+
+
+@dataclass(frozen=True)
 class Card:
     """A sample, formatted.
 
@@ -88,8 +97,7 @@ class Card:
     scores: Mapping[str, tuple[ScoreValue, ...]]
     own: CardJudge
     judges: tuple[CardJudge, ...]
-    advantage: str
-    advantage_share: float  # -1..1, for the color
+    advantages: tuple[AdvantageValue, ...]  # one, or the plan's and the image's
 
 
 @dataclass(frozen=True)
@@ -203,7 +211,6 @@ def build_card(sample: ReportSample) -> Card:
     terms = dict.fromkeys(term for column in columns for term in column)
     own = JudgeResult({}, record.detections, record.rationale, record.raw_answers)
     plan = plan_spans(record.plan_text[:MAX_PLAN])
-    advantage = record.advantage if math.isfinite(record.advantage) else 0.0
     return Card(
         record=record,
         image=image_uri(record.image),
@@ -214,9 +221,20 @@ def build_card(sample: ReportSample) -> Card:
         scores={term: tuple(_score(column, term) for column in columns) for term in terms},
         own=_card_judge(record, -1, own),
         judges=tuple(_card_judge(record, judge, result) for judge, result in results.items()),
-        advantage=format_signed(record.advantage, 2),
-        advantage_share=max(-1.0, min(1.0, advantage / FULL_ADVANTAGE)),
+        advantages=_advantages(record),
     )
+
+
+def _advantages(record: SampleRecord) -> tuple[AdvantageValue, ...]:
+    def shown(label: str, value: float) -> AdvantageValue:
+        known = value if math.isfinite(value) else 0.0
+        share = max(-1.0, min(1.0, known / FULL_ADVANTAGE))
+        return AdvantageValue(label, format_signed(value, 2), share)
+
+    if record.image_advantage is None:
+        return (shown("advantage", record.advantage),)
+    plan, image = record.advantage, record.image_advantage
+    return shown("advantage: plan", plan), shown("advantage: image", image)
 
 
 def build_groups(samples: Iterable[ReportSample]) -> tuple[CaptionGroup, ...]:

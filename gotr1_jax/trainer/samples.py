@@ -48,6 +48,7 @@ class SampleRecord:
       planned: boxes of the plan.
       detections: boxes that the judge found in the image.
       scores: every reward term by name; NaN where it could not be scored. total: combined.
+      advantage: of every token, or of the plan's where `image_advantage` is that of the image's.
       rationale: the judge's reasons, one line.
       raw_answers: a model's answers by term.
       image: uint8 (H, W, 3).
@@ -62,6 +63,7 @@ class SampleRecord:
     scores: Mapping[str, float]
     total: float
     advantage: float = 0.0
+    image_advantage: float | None = None
     rationale: str = ""
     raw_answers: Mapping[str, str] = field(default_factory=dict)
     image: np.ndarray = field(repr=False)
@@ -159,6 +161,7 @@ def _from_json(line: Mapping[str, Any], folder: Path) -> SampleRecord:
     if Path(line["image"]).name != line["image"]:
         raise InputError(f"the image {line['image'][:200]!r} is no file of the folder")
     image = np.asarray(open_image(folder / line["image"]))
+    second = line.get("image_advantage")  # None too in files of earlier versions
     return SampleRecord(
         caption=line["caption"],
         caption_index=line["caption_index"],
@@ -167,6 +170,7 @@ def _from_json(line: Mapping[str, Any], folder: Path) -> SampleRecord:
         planned=boxes_from_json(line["planned"]),
         total=_number(line["total"]),
         advantage=_number(line["advantage"]),
+        image_advantage=None if second is None else _number(second),
         image=image,
         **vars(result_from_json(line)),
     )

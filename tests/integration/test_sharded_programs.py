@@ -21,6 +21,7 @@ from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.grpo.config import PolicyConfig
 from gotr1_jax.grpo.losses import PolicyLossConfig
+from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.grpo.policy import load_policy
 from gotr1_jax.grpo.update import PolicyBatch, make_policy_step
 from gotr1_jax.models.config import LoraConfig
@@ -69,11 +70,12 @@ def batch_on(mesh: Mesh) -> PolicyBatch:
     plan_logp_BT, image_logp_BU = (
         np.zeros(ids.shape, np.float32) for ids in (rows.plan_ids_BT, rows.image_ids_BU)
     )
+    advantages_B = np.random.default_rng(0).standard_normal(B, np.float32)
     return PolicyBatch(
         rollout=put_rows(Rollout(rows, plan_logp_BT, image_logp_BU, SETTINGS), mesh),
         old_logp_BN=None,
         ref_logp_BN=None,
-        advantages_B=put_rows(np.random.default_rng(0).standard_normal(B, np.float32), mesh),
+        advantages=put_rows(PerModality(advantages_B, advantages_B), mesh),
         row_mask_B=put_rows(np.ones(B, bool), mesh),
     )
 

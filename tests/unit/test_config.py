@@ -18,6 +18,7 @@ from gotr1_jax.models.config import LoraConfig, VQConfig
 from gotr1_jax.rewards.command import option_names
 from gotr1_jax.sft.config import SftConfig
 from gotr1_jax.trainer.config import OptimizerConfig
+from gotr1_jax.trainer.resume import setting_changes
 from gotr1_jax.vq.config import VqTrainConfig
 
 VQ = VQConfig(16, 4, 4, 8, (1, 1), (1, 1), 1, 2)
@@ -265,6 +266,23 @@ def test_an_override_replaces_what_the_file_says_under_an_older_name(values, tmp
     values["update"]["refill_rounds"] = 2
     for name in ("resample_rounds", "refill_rounds"):
         assert load(tmp_path, values, f"--update.{name}", "5").update.resample_rounds == 5
+
+
+@pytest.mark.parametrize("old", [{"advantage": "mean"}, {"kind": "dapo", "advantage": "mean"}])
+def test_a_key_that_moved_to_another_section_stays_valid(values, tmp_path, old):
+    """In a file, in a run directory and as an override; a resume then sees no change."""
+    values["loss"] = old
+    found = load(tmp_path, values)
+    assert (found.advantage.kind, found.loss.kind) == ("mean", old.get("kind", "grpo"))
+    assert setting_changes(found, load(tmp_path, values, "--advantage.kind", "mean")) == []
+    for name in ("loss.advantage", "advantage.kind"):
+        assert load(tmp_path, values, f"--{name}", "leave_one_out").advantage.kind[:5] == "leave"
+    values["advantage"] = {"kind": "mean"}
+    with pytest.raises(InputError, match="advantage.kind is given twice, also by its old name"):
+        load(tmp_path, values)
+    values["advantage"] = "mean"
+    with pytest.raises(InputError, match="advantage is 'mean'; expected a section"):
+        load(tmp_path, {**values, "loss": {}})
 
 
 def test_an_override_below_a_value(values, tmp_path):

@@ -67,14 +67,14 @@ def run(rounds: list[list[tuple[float, float]]], resample_rounds: int) -> Sample
     found = sample_groups(sample, advantages, resample_rounds)
     assert sampled == list(range(found.rounds))
     assert max(held) <= 6, "no more than one round is held besides the kept groups"
-    assert np.isfinite(found.advantages_B).all() and len(found.scored) == 6
+    assert np.isfinite(found.advantages.text).all() and len(found.scored) == 6
     return found
 
 
 def test_one_round_is_enough() -> None:
     found = run([[GOOD, WORSE, GOOD]], resample_rounds=8)
     assert (found.rounds, found.zero_variance_frac, found.wasted_frac) == (1, 0, 0)
-    np.testing.assert_array_equal(found.advantages_B, [-0.5, 0.5, 0.5, -0.5, -0.5, 0.5])
+    np.testing.assert_array_equal(found.advantages.text, [-0.5, 0.5, 0.5, -0.5, -0.5, 0.5])
 
 
 def test_groups_without_variance_are_replaced_in_order() -> None:
@@ -83,7 +83,7 @@ def test_groups_without_variance_are_replaced_in_order() -> None:
     assert found.rounds == 2 and found.zero_variance_frac == 3 / 6
     assert found.scored.table.caption_index_B.tolist() == [1, 1, 3, 3, 5, 5]
     np.testing.assert_array_equal(found.scored.table.total_B, [0, 1, 1, 0, 0, 1])
-    np.testing.assert_array_equal(found.advantages_B, [-0.5, 0.5, 0.5, -0.5, -0.5, 0.5])
+    np.testing.assert_array_equal(found.advantages.text, [-0.5, 0.5, 0.5, -0.5, -0.5, 0.5])
     assert not found.zero_variance_P.any() and found.wasted_frac == 0.5
     assert (found.scored.judge_seconds, found.scored.reward_seconds) == (2, 4)
 
@@ -101,7 +101,7 @@ def test_after_the_last_round_groups_with_zero_variance_fill_up() -> None:
     # The first of them; their advantages are 0.
     assert found.scored.table.caption_index_B.tolist() == [0, 0, 1, 1, 8, 8]
     assert found.zero_variance_P.tolist() == [True, True, False]
-    np.testing.assert_array_equal(found.advantages_B, [0, 0, 0, 0, -0.5, 0.5])
+    np.testing.assert_array_equal(found.advantages.text, [0, 0, 0, 0, -0.5, 0.5])
     assert found.row_mask_B.tolist() == [True, True, False, False, True, True]
     assert found.wasted_frac == pytest.approx(16 / 18)
 
@@ -109,7 +109,7 @@ def test_after_the_last_round_groups_with_zero_variance_fill_up() -> None:
 def test_a_group_of_one_reward_has_zero_variance() -> None:
     found = run([[HALF, GOOD, GOOD]], resample_rounds=0)
     assert found.zero_variance_P.tolist() == [True, False, False]
-    np.testing.assert_array_equal(found.advantages_B, [0, 0, -0.5, 0.5, -0.5, 0.5])
+    np.testing.assert_array_equal(found.advantages.text, [0, 0, -0.5, 0.5, -0.5, 0.5])
     assert found.wasted_frac == pytest.approx(2 / 6)
 
 
@@ -125,7 +125,7 @@ def test_rows_of_a_sample_stay_together() -> None:
     np.testing.assert_array_equal(found.scored.rollout.rows.prompt_len_B, kept)
     np.testing.assert_array_equal(found.scored.table.scores["verdict"], [0, 1, 1, 0, 0, 1])
     # This process scored captions 0 and 3 and half of 1 and 4.
-    records = found.scored.records(2, found.advantages_B)
+    records = found.scored.records(2, found.advantages)
     names = [(r.caption, r.caption_index, r.sample_index, r.advantage, r.total) for r in records]
     assert names == [
         ("caption 1", 0, 0, -0.5, 0.0),

@@ -13,12 +13,12 @@ import pytest
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import EntropyConfig
 from gotr1_jax.grpo.entropy import (
-    PerModality,
     coefficients,
     entropy_loss,
     new_entropy_state,
     update_coefficients,
 )
+from gotr1_jax.grpo.per_modality import PerModality
 
 
 def test_first_steps_by_hand() -> None:

@@ -59,6 +59,7 @@ ALGORITHMS = {
     "gotr1_jax.grpo.advantages",
     "gotr1_jax.grpo.kl",
     "gotr1_jax.grpo.losses",
+    "gotr1_jax.grpo.per_modality",
     "gotr1_jax.sft.losses",
     "gotr1_jax.vq.losses",
 }

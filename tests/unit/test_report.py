@@ -12,7 +12,13 @@ from report_pages import NAN, PLAN, PageReader, record, sample
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box
-from gotr1_jax.report.cards import build_card, build_groups, build_pairs, plan_spans
+from gotr1_jax.report.cards import (
+    AdvantageValue,
+    build_card,
+    build_groups,
+    build_pairs,
+    plan_spans,
+)
 from gotr1_jax.report.charts import (
     HEIGHT,
     WIDTH,
@@ -291,7 +297,12 @@ def test_card_draws_boxes_in_pixels_and_located_ones_in_their_partners_color() -
         ("red circle", 80, 0),
         ("dog", 18, None),
     ]
-    assert (card.advantage, card.advantage_share) == ("−4.00", -1.0)
+    assert card.advantages == (AdvantageValue("advantage", "−4.00", -1.0),)
+    parts = build_card(sample(advantage=1.0, image_advantage=-0.5)).advantages
+    assert [(part.label, part.text, part.share) for part in parts] == [
+        ("advantage: plan", "+1.00", 0.5),
+        ("advantage: image", "−0.50", -0.25),
+    ]
     assert [(term, own.text, own.share) for term, (own,) in card.scores.items()] == [
         ("total", "0.50", 0.5),
         ("sem", "1.00", 1.0),

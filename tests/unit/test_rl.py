@@ -21,6 +21,7 @@ from gotr1_jax.grpo.losses import (
     count_normalisers,
     policy_loss,
 )
+from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.grpo.setup import loss_settings
 
 NAN = math.nan
@@ -104,6 +105,11 @@ def test_kl_estimators(kind, value, gradient):
 RATIO = np.array([[1.5, 9.0, 1.0, 0.5], [0.5, 1.1, 3.0, 9.0]])
 
 
+def both(advantages_B) -> PerModality:
+    """The same advantages for both modalities."""
+    return PerModality(*[jnp.array(advantages_B, jnp.float32)] * 2)
+
+
 def hand_batch(**changes) -> LossBatch:
     old_logp = np.log([[0.3, 0.1, 0.01, 0.02], [0.2, 0.6, 0.03, 0.04]])
     batch = LossBatch(
@@ -111,7 +117,7 @@ def hand_batch(**changes) -> LossBatch:
         old_logp_BN=jnp.array(old_logp),
         mask_BN=jnp.array([[True, False, True, True], [True, True, True, False]]),
         is_image_BN=jnp.array([[False, False, True, True]] * 2),
-        advantages_B=jnp.array([1.0, -2.0]),
+        advantages=both([1.0, -2.0]),
         row_mask_B=jnp.array([True, True]),
     )
     return dataclasses.replace(batch, **changes)
@@ -191,7 +197,7 @@ def test_gradient_is_advantage_times_ratio_where_not_clipped():
     + [("dr_grpo", 0.45)],
 )
 def test_kl_joins_the_loss_by_the_same_mean(kind, expected):
-    batch = hand_batch(advantages_B=jnp.zeros(2))
+    batch = hand_batch(advantages=both([0.0, 0.0]))
     reference = batch.logp_BN - jnp.where(batch.is_image_BN, 0.0, math.log(2))
     batch = dataclasses.replace(batch, ref_logp_BN=reference)
     config = PolicyLossConfig(kind=kind, text_weight=3.0, kl="k3", kl_weight=0.1, max_tokens=10)
@@ -217,12 +223,12 @@ def test_what_is_masked_cannot_matter(kind):
     """NaN where nothing was sampled and a row without reward change no loss and no gradient."""
     config = PolicyLossConfig(kind=kind, kl="k3", kl_weight=0.1, max_tokens=10)
     clean = hand_batch(ref_logp_BN=hand_batch().old_logp_BN)
-    names = [f.name for f in dataclasses.fields(clean)]
-    dirty = {n: jnp.concatenate([getattr(clean, n), getattr(clean, n)[:1]]) for n in names}
+    batch = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), clean)
+    dirty = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
     sampled = dirty["mask_BN"].at[2].set(False)
     for name in ("logp_BN", "old_logp_BN", "ref_logp_BN"):
         dirty[name] = jnp.where(sampled, dirty[name], NAN)
-    dirty["advantages_B"] = dirty["advantages_B"].at[2].set(NAN)
+    dirty["advantages"] = jax.tree.map(lambda x: x.at[2].set(NAN), dirty["advantages"])
     dirty["row_mask_B"] = dirty["row_mask_B"].at[2].set(False)
 
     def run(batch):
@@ -255,7 +261,7 @@ def random_batch(rows: int) -> LossBatch:
         ref_logp_BN=logp(),
         mask_BN=jnp.array((np.arange(9) < lengths[:, None]) | is_image_BN),
         is_image_BN=jnp.array(is_image_BN),
-        advantages_B=jnp.array(rng.normal(size=rows), jnp.float32),
+        advantages=both(rng.normal(size=rows)),
         row_mask_B=jnp.array([True] * (rows - 1) + [False]),
     )
 
@@ -335,7 +341,7 @@ def test_dr_grpo_divides_by_the_whole_budget_of_a_run(lengths):
         old_logp_BN=logp,
         mask_BN=jnp.array(mask),
         is_image_BN=jnp.tile(jnp.arange(10) >= 6, (2, 1)),
-        advantages_B=jnp.array([1.0, 0.5]),
+        advantages=both([1.0, 0.5]),
         row_mask_B=jnp.array([True, True]),
     )
     loss, _ = whole_loss(batch, config)

@@ -16,6 +16,7 @@ from tiny import SPECIALS, STEP_MODEL, assert_equal_trees, host, random_rows
 
 from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.grpo.losses import PolicyLossConfig
+from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.grpo.update import PolicyBatch, make_policy_step, make_token_logps
 from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
@@ -84,7 +85,7 @@ def batch_of(advantages: Any = None) -> PolicyBatch:
         rollout=Rollout(rows, logp_BN[:, :T], logp_BN[:, T:], SETTINGS),
         old_logp_BN=None,
         ref_logp_BN=None,
-        advantages_B=np.asarray(advantages, np.float32),
+        advantages=PerModality(*[np.asarray(advantages, np.float32)] * 2),
         row_mask_B=np.arange(B) < B - 1,
     )
 
@@ -212,7 +213,7 @@ def test_before_an_update_the_ratio_is_one():
     batch = batch_of()
     keep = np.asarray(batch.row_mask_B)
     tokens = 0.5 * np.asarray(batch.rollout.rows.plan_mask_BT).sum(1) + 9
-    advantages = np.asarray(batch.advantages_B)
+    advantages = np.asarray(batch.advantages.text)
     wanted = -(tokens * advantages)[keep].sum() / tokens[keep].sum()
     assert metrics.loss == pytest.approx(wanted, abs=1e-5)
 
