@@ -42,7 +42,9 @@ class CheckedConfig:
 
     def __post_init__(self) -> None:
         for name, kind in field_kinds(type(self)).items():
-            read_value(kind, getattr(self, name), name)
+            value = read_value(kind, getattr(self, name), name)
+            if _named_section(kind) is not None:  # a list of names becomes a dictionary
+                object.__setattr__(self, name, value)
         self.check()
 
     def check(self) -> None:
@@ -89,7 +91,9 @@ def from_dict(
     """
     values = _rename_keys(schema, values, where)
     for dotted, text in overrides:
-        _set_word(values, _current_path(schema, dotted), text)
+        path = _current_path(schema, dotted)
+        _begin_from_default(schema, values, path)
+        _set_word(values, path, text)
     kinds = field_kinds(schema)
     for key in values:
         if key not in kinds:
@@ -129,6 +133,8 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
         return next(arg for arg in args if arg == value)
     if origin is tuple:
         return _read_list(args[0], value, where)
+    if origin is Mapping:
+        return _read_named(args[1], value, where)
     if dataclasses.is_dataclass(kind):
         if isinstance(value, typing.cast(type, kind)):
             return value
@@ -158,6 +164,28 @@ def _read_list(kind: Any, value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{where} is {_show(value)}; expected a list, such as [a, b]")
     return tuple(read_value(kind, item, f"{where}[{i}]") for i, item in enumerate(value))
+
+
+def _read_named(kind: Any, value: Any, where: str) -> dict[str, Any]:
+    """Sections under names of the user's own; a list of names has sections of defaults."""
+    if isinstance(value, PlainScalar):
+        value = _parse_flow(value, "[]" if value.startswith("[") else "{}", where)
+    value = _names_as_sections(value, where)
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{where} is {_show(value)}; expected names, as in [a, b], or named sections"
+        )
+    return {str(name): read_value(kind, v, f"{where}.{name}") for name, v in value.items()}
+
+
+def _names_as_sections(value: Any, where: str) -> Any:
+    """{name: {}} of a list of names; anything else as it is."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        return value
+    double = [name for name in value if value.count(name) > 1]
+    if double:
+        raise ConfigError(f"{where} holds {double[0]!r} more than once; name each once")
+    return {name: {} for name in value}
 
 
 def _read_scalar(kind: Any, value: Any, where: str) -> Any:
@@ -219,6 +247,13 @@ def _sections(kind: Any) -> Iterator[type]:
         yield from _sections(part)
 
 
+def _named_section(kind: Any) -> type | None:
+    """The configuration class of a `Mapping[str, class]`; None for any other kind."""
+    if typing.get_origin(kind) is Mapping:
+        return typing.cast(type, typing.get_args(kind)[1])
+    return None
+
+
 def _rename_keys(schema: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A copy in which keys, also those of sections, have the names of today."""
     renamed: Mapping[str, str] = getattr(schema, "renamed_keys", {})
@@ -230,8 +265,18 @@ def _rename_keys(schema: type, values: Mapping[str, Any], where: str) -> dict[st
                 raise InputError(f"{where}{new} is given twice, also by its old name {key}")
             _log.warning("configuration key %s is called %s now", where + key, where + new)
             key = new
-        section = next(_sections(field_kinds(schema).get(key)), None)
-        if section is not None and isinstance(value, Mapping):
+        kind = field_kinds(schema).get(key)
+        section, named = next(_sections(kind), None), _named_section(kind)
+        if named is not None:
+            value = _names_as_sections(value, where + key)
+            if isinstance(value, Mapping):
+                value = {
+                    name: _rename_keys(named, inner, f"{where}{key}.{name}.")
+                    if isinstance(inner, Mapping) and dataclasses.is_dataclass(named)
+                    else inner
+                    for name, inner in value.items()
+                }
+        elif section is not None and isinstance(value, Mapping):
             value = _rename_keys(section, value, f"{where}{key}.")
         found[key] = value
     return found
@@ -260,13 +305,33 @@ def _move_keys(
 def _current_path(schema: type | None, dotted: str) -> list[str]:
     """The keys of a dotted path, by their names of today."""
     dotted = getattr(schema, "renamed_keys", {}).get(dotted, dotted)
-    path = []
-    for part in dotted.split("."):
+    path, parts = [], dotted.split(".")
+    while parts:
+        part = parts.pop(0)
         part = getattr(schema, "renamed_keys", {}).get(part, part)
         path.append(part)
         kind = field_kinds(schema).get(part) if schema is not None else None
         schema = next(_sections(kind), None)
+        if _named_section(kind) is not None and parts:
+            path.append(parts.pop(0))  # a name of the user's own
     return path
+
+
+def _begin_from_default(schema: type, values: dict[str, Any], path: Sequence[str]) -> None:
+    """An override of one named section adds to the default ones, where none are given."""
+    for i, part in enumerate(path[:-1]):
+        kind = field_kinds(schema).get(part)
+        section = next(_sections(kind), None)
+        if _named_section(kind) is not None and part not in values:
+            spec = next(s for s in dataclasses.fields(schema) if s.name == part)
+            if spec.default_factory is not dataclasses.MISSING:
+                values[part] = to_plain(spec.default_factory())
+            return
+        if section is None or not isinstance(values.get(part, {}), dict):
+            return
+        if part not in values and i + 2 < len(path):
+            values[part] = {}
+        values, schema = values.get(part, {}), section
 
 
 def _set_word(values: dict[str, Any], path: Sequence[str], text: str) -> None:
@@ -275,7 +340,8 @@ def _set_word(values: dict[str, Any], path: Sequence[str], text: str) -> None:
     for part in parents:
         child = values.get(part)
         if isinstance(child, PlainScalar):
-            child = _parse_flow(child, "{}", part)
+            child = _parse_flow(child, "[]" if child.startswith("[") else "{}", part)
+            child = _names_as_sections(child, part)
         if child is None or isinstance(child, PlainScalar) and child == "null":
             child = {}
         if not isinstance(child, dict):
@@ -298,7 +364,7 @@ def _hint(schema: type, key: str, where: str) -> str:
 def _paths(schema: type, below: tuple[type, ...] = ()) -> Iterator[str]:
     """The dotted paths of all fields of sections."""
     for name, kind in field_kinds(schema).items():
-        section = next(_sections(kind), None)
+        section = None if _named_section(kind) else next(_sections(kind), None)
         if section is None or section in (schema, *below):
             yield name
         else:
@@ -314,6 +380,8 @@ def to_plain(value: Any) -> Any:
     """A configuration or value of one as dicts, lists and single values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_plain(v) for v in value]
     return value

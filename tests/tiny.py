@@ -77,7 +77,7 @@ def grpo_values(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
             "guidance": 2.0,
             "decode_batch": 4,
         },
-        "reward": {"rule": "sum"},
+        "reward": {"total": "sum"},
         # The hardest of the modes: replay runs both branches.
         "loss": {"logp_mode": "guided"},
         "entropy": {"text_target": 1.0, "image_target": 20.0, "learning_rate": 1e-3},

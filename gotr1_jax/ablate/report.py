@@ -9,7 +9,6 @@ from pathlib import Path
 from gotr1_jax.io.files import atomic_write, write_json_atomic
 from gotr1_jax.io.markdown import markdown_table
 from gotr1_jax.report.page import make_environment
-from gotr1_jax.rewards.base import TERMS
 
 # Of the plot, in SVG units.
 _LABELS, _PANEL, _GAP, _ROW, _TOP = 200, 128, 34, 24, 46
@@ -152,4 +151,4 @@ def plot(results: Sequence[VariantResult]) -> str:
 
 
 def _terms(results: Sequence[VariantResult]) -> list[str]:
-    return [name for name in TERMS if any(name in result.terms for result in results)]
+    return list(dict.fromkeys(name for result in results for name in result.terms))

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 NOTE = "evaluation.json"
 # As in the shipped recipes for this world.
 _ROLLOUT = RolloutConfig(max_plan_tokens=60, guidance=3.0)
-_REWARD = RewardConfig(rule="v2")
+_REWARD = RewardConfig(total="v2")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def run(options: argparse.Namespace) -> None:
         "images": None if config.images is None else str(config.images),
         "by_caption": scored.to_json(),
     }
-    note = f"total: reward rule {reward.rule} of {', '.join(reward.terms)}."
+    note = f"total: {reward.total} of {', '.join(reward.terms)}."
     write_results(config.out, "The shapes world: held-out captions", head, rows, lines, [note])
 
 
@@ -191,7 +191,7 @@ def score(
         term: np.asarray([line["scores"][term] for line in lines], np.float32)  # null is NaN
         for term in SHAPES_TERMS
     }
-    total = combine(scores, reward.rule, reward.terms)
+    total = combine(scores, reward.total, reward.terms)
     failed = {n: int(np.isnan(v).sum()) for n, v in {"total": total, **scores}.items()}
 
     def caption_major(values: np.ndarray) -> np.ndarray:

@@ -25,9 +25,11 @@ from gotr1_jax.limits import (
     TokenCount,
 )
 from gotr1_jax.models.config import LoraConfig
-from gotr1_jax.rewards.base import TERMS
-from gotr1_jax.rewards.combine import check_rule
+from gotr1_jax.rewards.combine import total_expression
+from gotr1_jax.rewards.expression import Expression
 from gotr1_jax.rewards.factory import JudgeConfig
+from gotr1_jax.rewards.published import GOTR1_TERMS, RULES
+from gotr1_jax.rewards.terms import TermConfig, as_terms, check_names
 from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
 from gotr1_jax.trainer.config import JobConfig
@@ -160,8 +162,13 @@ class RewardConfig(CheckedConfig):
 
     may_change: ClassVar[Collection[str]] = ("failure_limit", "failure_steps", "alarm_steps")
 
-    rule: Literal["v1", "v2", "sum"] = "v1"
-    terms: tuple[str, ...] = ("sem", "spa", "ri", "pi")
+    renamed_keys: ClassVar[Mapping[str, str]] = {"rule": "total"}
+
+    # v1, v2 or sum of the terms (`rewards.published`), or an expression of their names, such as
+    # "pi * (sem + spa) / 2 * aesthetic". Names that `terms` does not list are the judge's.
+    total: FilledText = "v1"
+    # Names of one's own, each with its source and weight; a list of names takes the judge's.
+    terms: Mapping[str, TermConfig] = field(default_factory=lambda: as_terms(GOTR1_TERMS))
     # The run ends when more than this fraction of the samples of the last `failure_steps` steps
     # could not be scored; 1: never.
     failure_limit: Fraction = 0.2
@@ -170,13 +177,28 @@ class RewardConfig(CheckedConfig):
     alarm_steps: StepsOrNever = 10
 
     def check(self) -> None:
-        """Terms that exist, each once, and that the rule can combine."""
-        for term in self.terms:
-            if term not in TERMS:
-                raise ConfigError(f"terms holds {term!r}; choose from {', '.join(TERMS)}")
-        if not self.terms:
+        """Names that can be a term's, and a total that can be read."""
+        try:
+            check_names(self.terms)
+        except ConfigError as error:
+            raise ConfigError(f"terms holds {error}") from error
+        if not self.terms and self.total in RULES:
             raise ConfigError("terms is empty; name at least one term")
-        check_rule(self.rule, self.terms)
+        try:
+            _ = self.expression
+        except ConfigError as error:
+            raise ConfigError(f"total {error}") from error
+
+    @property
+    def expression(self) -> Expression:
+        """The total over the terms."""
+        return total_expression(self.total, list(self.terms))
+
+    @property
+    def watched(self) -> list[str]:
+        """Terms with a source of their own that are not in the total: scored, never trained on."""
+        names = self.expression.names
+        return [n for n, t in self.terms.items() if t.source != "judge" and n not in names]
 
 
 @dataclass(frozen=True)
@@ -283,11 +305,18 @@ class GrpoConfig(JobConfig):
         """Terms that the judge gives, and updates that divide the rows."""
         super().check()
         scored = [t for part in (self.judge, *self.judge.also) for t in part.scored_terms]
-        for term in self.reward.terms:
-            if term not in scored:
+        for name, place in self.reward.expression.names.items():
+            if name not in self.reward.terms and name not in scored:
+                raise ConfigError(
+                    f"reward.total is {self.reward.total!r}; character {place}: no judge gives "
+                    f"{name!r}: reward.terms holds {', '.join(self.reward.terms) or 'nothing'}, "
+                    f"the judge gives {', '.join(scored) or 'nothing'}"
+                )
+        for term, settings in self.reward.terms.items():
+            if settings.source == "judge" and term not in scored:
                 raise ConfigError(
                     f"reward.terms holds {term!r}, but the judge gives {', '.join(scored)}; add a "
-                    "judge for it (judge.also) or leave the term out"
+                    "judge for it (judge.also), give it a source (python, ...) or leave it out"
                 )
         captions, groups = self.rollout.captions_per_step, self.update.updates_per_rollout
         if captions % groups:

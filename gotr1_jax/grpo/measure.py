@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from gotr1_jax.config import to_plain
 from gotr1_jax.errors import InputError
-from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.grpo.config import GrpoConfig, RewardConfig
+from gotr1_jax.rewards.terms import TermConfig
 from gotr1_jax.trainer.resume import describe_texts
 
 MEASURED_UNDER = "measured_under"
@@ -30,11 +31,18 @@ def measured_under(
         "captions": describe_texts(captions, "captions"),
         "samples": str(config.evaluation.samples),
         "judge": judge,
-        "reward": f"{reward.rule} of {', '.join(reward.terms)}",
+        "reward": _reward_text(reward),
         "sampling": json.dumps(to_plain(config.rollout.sampling)),
         "policy": json.dumps([policy.init, init, policy.dtype, policy.param_dtype]),
         "template": f"{policy.template}, {policy.max_prompt_tokens} tokens at most",
     }
+
+
+def _reward_text(reward: RewardConfig) -> str:
+    """The total and its terms, with the settings of those that have any."""
+    settings = {name: term for name, term in reward.terms.items() if term != TermConfig()}
+    text = f"{reward.total} of {', '.join(reward.terms)}"
+    return f"{text} {json.dumps(to_plain(settings))}" if settings else text
 
 
 def check_measured_under(stored: object, wanted: Mapping[str, str], where: str) -> None:

@@ -27,7 +27,7 @@ from gotr1_jax.parallel.placement import concatenate_on_mesh, take_on_mesh
 from gotr1_jax.parallel.processes import gather, raise_on_all_processes
 from gotr1_jax.plan import Plan, parse_plan
 from gotr1_jax.rewards.base import Judge, JudgeRequest, is_group_wise, stack_scores
-from gotr1_jax.rewards.combine import combine
+from gotr1_jax.rewards.combine import NO_TOTAL, combine, without_total
 from gotr1_jax.rewards.multimodal.quotations import looks_like_answer
 from gotr1_jax.sampler.image_decoder import ImageDecoder
 from gotr1_jax.sampler.sampler import Rollout, Sampler, row_keys
@@ -294,7 +294,14 @@ class RolloutWorker:
         seconds = time.perf_counter() - start
 
         scores = stack_scores(results, self.judge.terms)
-        total_N = combine(scores, self.reward.rule, self.reward.terms)
+        total_N = combine(scores, self.reward.total, self.reward.terms)
+        lost_N = without_total(scores, total_N, list(self.reward.expression.names))
+        results = [
+            replace(r, rationale=f"{r.rationale} | {NO_TOTAL}" if r.rationale else NO_TOTAL)
+            if lost
+            else r
+            for r, lost in zip(results, lost_N)
+        ]
         plan_tokens_N = mask_NT.sum(axis=1)
         # A plan that is cut off ends with a BOI that was not sampled.
         truncated_N = (len_N == mask_NT.shape[1]) & (plan_tokens_N == len_N - 1)

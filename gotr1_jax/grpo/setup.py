@@ -132,7 +132,9 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
     run.open()
     with raise_on_all_processes():
         # Answers stay with the run: a resumed step does not ask twice.
-        judge = make_judge(config.judge, run.dir.root / "judge_cache", local_mesh(run.mesh))
+        judge = make_judge(
+            config.judge, run.dir.root / "judge_cache", local_mesh(run.mesh), config.reward.terms
+        )
     if not any(part.kind == "http" for part in (config.judge, *config.judge.also)):
         # What a server is may be unknown for a while; a judge of this process is what it is.
         run.check_inputs({"judge": judge.identity})

@@ -12,20 +12,13 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.io.strict_yaml import parse_word, read_yaml
 from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
 from gotr1_jax.report.load import Metrics
+from gotr1_jax.rewards import published
 
 UNIT, A_TENTH = (0.0, 1.0), (0.0, 0.1)
 _OF_BOXES = ("plan/boxes", "plan/parsed_frac")
 
-# The total and the reward terms, in the page's order.
-MEANINGS = {
-    "total": "all terms combined",
-    "sem": "the plan names what the caption names",
-    "spa": "the planned boxes obey the caption",
-    "ri": "the image follows the plan (IoU)",
-    "pi": "the caption is true of the image",
-    "hps": "people would prefer the image",
-    "verdict": "the caption is true of the image, yes or no",
-}
+# The total and the published reward terms, in the page's order.
+MEANINGS = {"total": "all terms combined", **published.MEANINGS}
 
 
 def _modalities(title: str, name: str, subtitle: str = "") -> ChartSpec:

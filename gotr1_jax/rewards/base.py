@@ -11,11 +11,6 @@ import numpy as np
 
 from gotr1_jax.plan import Box, Plan
 
-# sem: caption against plan text; spa: caption against planned boxes; ri: plan against image;
-# pi: caption against image; hps: human preference (GoT-R1, arXiv 2505.17022, section 3).
-# verdict: caption against image, 0 or 1 (ReasonGen-R1, arXiv 2505.24875).
-TERMS = ("sem", "spa", "ri", "pi", "hps", "verdict")
-
 # JSON keys of files that earlier versions wrote.
 _RENAMED_KEYS = {"located": "detections", "words": "rationale", "said": "raw_answers"}
 
@@ -39,7 +34,7 @@ class JudgeResult:
     """A judge's answer to one request.
 
     Attributes:
-        scores: a value in [0, 1] for each of the judge's terms; NaN where it could not be scored.
+        scores: a finite value for each of the judge's terms; NaN where it could not be scored.
         detections: (name, box) of the objects that the judge found in the image.
         rationale: the judge's reasons, one line.
         raw_answers: by term, what a model answered, unedited; empty for other judges.
@@ -54,7 +49,8 @@ class JudgeResult:
 class Judge(Protocol):
     """Anything that scores samples.
 
-    `terms` are the names that it scores, out of `TERMS`. `identity` names everything besides the
+    `terms` are the names that it scores. It may have `meanings`, see `term_meanings`; `identity`
+    names everything besides the
     sample that its scores depend on: judges of equal identity give equal scores.
 
     A judge with an attribute `group_wise` that is True compares the samples of a caption: it gets
@@ -97,6 +93,15 @@ class HasMetrics(Protocol):
 def pop_metrics(judge: object) -> dict[str, float]:
     """A judge's own metrics since the last call; empty for a judge without any."""
     return judge.pop_metrics() if isinstance(judge, HasMetrics) else {}
+
+
+def term_meanings(judge: Judge) -> dict[str, str]:
+    """What each of a judge's terms says, one short line; empty where that is not known.
+
+    From its attribute `meanings`, a mapping from term to text, which a judge need not have.
+    """
+    known = getattr(judge, "meanings", {})
+    return {term: str(known.get(term, "")) for term in judge.terms}
 
 
 def stack_scores(results: Sequence[JudgeResult], terms: Sequence[str]) -> dict[str, np.ndarray]:

@@ -6,66 +6,70 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from gotr1_jax.errors import InputError
-from gotr1_jax.rewards.base import TERMS
+from gotr1_jax.errors import ConfigError, InputError
+from gotr1_jax.rewards.expression import Expression, parse_expression
+from gotr1_jax.rewards.published import RULES, rule_text
+from gotr1_jax.rewards.terms import TermConfig, as_terms, check_names
 
-RULES = ("v1", "v2", "sum")
-
-
-def check_rule(rule: str, terms: Sequence[str]) -> None:
-    """Raise InputError, naming the fix, unless `rule` can combine `terms`."""
-    if rule not in RULES:
-        raise InputError(f"unknown reward rule {rule!r}: use one of {', '.join(RULES)}")
-    if not terms or len(set(terms)) != len(terms) or not set(terms) <= set(TERMS):
-        raise InputError(
-            f"reward terms {tuple(terms)} must be one or more of {', '.join(TERMS)}, each once"
-        )
-    if rule == "v1" and "hps" in terms:
-        raise InputError("reward rule v1 has no hps term: use v2 or sum, or leave hps out")
-    if rule != "sum" and "verdict" in terms:
-        raise InputError(f"reward rule {rule} has no verdict term: use sum, or leave verdict out")
+# Of a sample whose terms are all known.
+NO_TOTAL = "total failed: a division by zero or another value that is not finite in reward.total"
 
 
-def combine(scores: Mapping[str, np.ndarray], rule: str, terms: Sequence[str]) -> np.ndarray:
+def total_expression(total: str, terms: Sequence[str]) -> Expression:
+    """The expression of a total: of the rule v1, v2 or sum over `terms`, or the text itself.
+
+    ConfigError, whose text goes on after "reward.total", for any other text or one without terms.
+    """
+    expression = parse_expression(rule_text(total, terms) if total in RULES else total)
+    if not expression.names:
+        raise ConfigError(f"is {total!r}, which names no term; name at least one")
+    return expression
+
+
+def combine(
+    scores: Mapping[str, np.ndarray], total: str, terms: Mapping[str, TermConfig] | Sequence[str]
+) -> np.ndarray:
     """The total reward of each row.
 
-    v1 = pi · (sem + spa) · ri and v2 = pi · (sem + spa)/2 · ri · hps are the two published
-    versions of GoT-R1 (arXiv 2505.17022). With a subset of the terms a factor that is not
-    chosen is 1. In the bracket v1 adds and v2 averages those of sem and spa that are chosen;
-    with neither it is 1. `sum` is the mean of the chosen terms: a sum, scaled to one range
-    whatever the number of terms; of the verdict alone it is the reward of ReasonGen-R1 (arXiv
-    2505.24875).
-
-    The total is in [0, 1]; only v1 with both sem and spa reaches 2.
-
     Args:
-        scores: float (B,) in [0, 1] for at least each chosen term; NaN where it could not be
-            scored.
-        rule: "v1", "v2" or "sum".
-        terms: the chosen terms, a subset of `TERMS` in any order.
+        scores: float (B,) for at least each term of the total; NaN where it could not be scored.
+        total: an expression or a rule, see `total_expression`.
+        terms: the terms with their settings. A name in the total stands for
+            weight * clip(scale * score); one that is not listed for its score.
 
     Returns:
-        float32 (B,); NaN in the rows where a chosen term is NaN, and in no other.
+        float32 (B,); NaN in the rows where a term of the total is NaN or the total is not finite
+        (a division by zero, an overflow).
 
     Raises:
-        InputError: an unknown rule or term, a rule that cannot use a term, or no scores for one.
+        InputError: an expression that cannot be read, or no scores for a term in it.
     """
-    check_rule(rule, terms)
-    missing = [t for t in terms if t not in scores]
+    settings = as_terms(terms)
+    try:
+        check_names(settings)
+        expression = total_expression(total, list(settings))
+    except ConfigError as error:
+        raise InputError(f"the total {error}") from error
+    missing = [t for t in expression.names if t not in scores]
     if missing:
         raise InputError(
             f"reward terms {', '.join(missing)} have no scores: the judge gives "
             f"{', '.join(scores) or 'none'}; choose from these"
         )
-    chosen = {t: np.asarray(scores[t], np.float64) for t in terms}
-    if rule == "sum":
-        return np.mean(list(chosen.values()), axis=0).astype(np.float32)
-    bracket = [chosen[t] for t in ("sem", "spa") if t in chosen]
-    factors = [chosen[t] for t in ("pi", "ri", "hps") if t in chosen]
-    if bracket:
-        factors.append(np.sum(bracket, axis=0) if rule == "v1" else np.mean(bracket, axis=0))
-    # A NaN must win over a factor of 0, and does: 0 · NaN is NaN.
-    return np.prod(factors, axis=0).astype(np.float32)
+    default = TermConfig()
+    return expression.evaluate(
+        {name: settings.get(name, default).value(scores[name]) for name in expression.names}
+    )
+
+
+def without_total(
+    scores: Mapping[str, np.ndarray], total_B: np.ndarray, names: Sequence[str]
+) -> np.ndarray:
+    """Bool (B,): rows whose total is NaN though all its terms are known."""
+    known = np.isnan(total_B)
+    for name in names:
+        known = known & np.isfinite(scores[name])
+    return known
 
 
 def term_statistics(scores: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from gotr1_jax.rewards.base import (
     pop_metrics,
     result_from_json,
     result_to_json,
+    term_meanings,
 )
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
@@ -54,6 +55,9 @@ class CompositeJudge:
         self.terms: tuple[str, ...] = tuple(taken)
         self._judges = [(judge, tuple(terms)) for judge, terms in judges]
         self.group_wise = any(is_group_wise(judge) for judge, _ in judges)
+        self.meanings = {
+            t: text for j, terms in judges for t, text in term_meanings(j).items() if t in terms
+        }
         self.identity = " + ".join(f"{j.identity} [{', '.join(t)}]" for j, t in self._judges)
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
@@ -74,10 +78,11 @@ class CompositeJudge:
         scores: dict[str, float] = {}
         raw_answers: dict[str, str] = {}
         detections: tuple[tuple[str, Box], ...] = ()
-        for result, (_, terms) in zip(results, self._judges):
+        for result, (judge, terms) in zip(results, self._judges):
             scores |= {t: result.scores.get(t, math.nan) for t in terms}
             raw_answers |= {t: result.raw_answers[t] for t in terms if t in result.raw_answers}
-            if "ri" in terms or not detections:  # the judge that scores ri looked for the objects
+            # Boxes of the judge whose scores rest on them, else of the first that has any.
+            if not detections or set(terms) & set(getattr(judge, "detecting_terms", ())):
                 detections = tuple(result.detections)
         rationale = " | ".join(r.rationale for r in results if r.rationale)
         return JudgeResult(scores, detections, rationale, raw_answers)
@@ -98,6 +103,7 @@ class CachedJudge:
         self.terms: tuple[str, ...] = judge.terms
         self.identity = judge.identity
         self.group_wise = is_group_wise(judge)
+        self.meanings = term_meanings(judge)
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request; only those that are not kept are judged."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError, InputError
-from gotr1_jax.limits import FilledText, Range, RowCount
-from gotr1_jax.rewards.base import TERMS, Judge
+from gotr1_jax.limits import FilledText, Range
+from gotr1_jax.rewards.base import Judge
 from gotr1_jax.rewards.composite import CachedJudge, CompositeJudge
 from gotr1_jax.rewards.multimodal.terms import MULTIMODAL_TERMS, MultimodalJudge, QuestionsConfig
+from gotr1_jax.rewards.published import GOTR1_TERMS, HPS_TERMS
 from gotr1_jax.rewards.python import PythonJudge
 from gotr1_jax.rewards.shapes import ShapesJudge
+from gotr1_jax.rewards.terms import HpsConfig, TermConfig, check_names
 from gotr1_jax.shapes.judge import SHAPES_TERMS
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import Engine
@@ -23,14 +25,14 @@ from gotr1_jax.vlm_engine.config import HttpConfig, QwenEngineConfig
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-JudgeKind = Literal["shapes", "qwen2_5_vl", "hps", "http", "python"]
-_USUAL = ("sem", "spa", "ri", "pi")
-_CAN_SCORE = {
+JudgeKind = Literal["shapes", "qwen2_5_vl", "hps", "http", "python", "none"]
+# What a kind can score; of python it is any name.
+_CAN_SCORE: Mapping[str, tuple[str, ...]] = {
     "shapes": SHAPES_TERMS,
-    "hps": ("hps",),
+    "hps": HPS_TERMS,
     "qwen2_5_vl": MULTIMODAL_TERMS,
     "http": MULTIMODAL_TERMS,
-    "python": TERMS,
+    "none": (),
 }
 # The settings that a kind cannot do without.
 _REQUIRED = {
@@ -45,25 +47,11 @@ _REQUIRED = {
 class PythonConfig(CheckedConfig):
     """A function of one's own; see `rewards.python`."""
 
-    # module:function; the working directory is searched too.
+    # file.py:function, or module:function; the working directory is searched too.
     function: FilledText
     # Whether it compares the samples of a caption: then all those of a step are in one batch. A
     # function with an attribute group_wise = True needs no setting.
     group_wise: bool = False
-
-
-@dataclass(frozen=True)
-class HpsConfig(CheckedConfig):
-    """HPS v2.1; see `rewards.hps`."""
-
-    may_change: ClassVar[Collection[str]] = ("batch_rows",)
-
-    # HPS_v2.1_compressed.pt, or the directory that it was converted to.
-    checkpoint: FilledText
-    # File or directory of CLIP's vocabulary; null: in the checkpoint's directory.
-    vocabulary: FilledText | None = None
-    # Images or captions of one call.
-    batch_rows: RowCount = 32
 
 
 @dataclass(frozen=True)
@@ -84,7 +72,7 @@ class JudgeConfig(CheckedConfig):
 
     # shapes: the shapes world's exact judge; qwen2_5_vl: Qwen2.5-VL in this process; hps: human
     # preference; http: a model behind an OpenAI-compatible server; python: a function of one's
-    # own.
+    # own; none: no judge, where every term of the reward has a source of its own.
     kind: JudgeKind = "shapes"
     # Terms that are taken from this judge. Empty: hps from hps; from shapes, http and qwen2_5_vl
     # sem, spa, ri and pi; python must name its own.
@@ -105,11 +93,15 @@ class JudgeConfig(CheckedConfig):
 
     def check(self) -> None:
         """Terms that the kind can score, each from one judge, and its settings."""
+        try:
+            check_names(self.terms)
+        except ConfigError as error:
+            raise ConfigError(f"terms holds {error}") from error
         for term in self.terms:
-            if term not in _CAN_SCORE[self.kind]:
+            if self.kind != "python" and term not in _CAN_SCORE[self.kind]:
                 raise ConfigError(
                     f"terms holds {term!r}, which the kind {self.kind} does not score; "
-                    f"choose from {', '.join(_CAN_SCORE[self.kind])}"
+                    f"choose from {', '.join(_CAN_SCORE[self.kind]) or 'nothing'}"
                 )
         missing = self.kind in _REQUIRED and getattr(self, self.kind) is None
         if missing or (self.kind == "python" and not self.terms):
@@ -127,45 +119,101 @@ class JudgeConfig(CheckedConfig):
     @property
     def scored_terms(self) -> tuple[str, ...]:
         """The terms that are taken from this judge, without those of `also`."""
-        usual = {"hps": ("hps",), "python": ()}
-        return self.terms or usual.get(self.kind, _USUAL)
+        usual = [term for term in GOTR1_TERMS if term in _CAN_SCORE.get(self.kind, ())]
+        return self.terms or tuple(usual) or _CAN_SCORE.get(self.kind, ())
 
 
 def make_judge(
-    config: JudgeConfig, cache_folder: Path | None = None, mesh: Mesh | None = None
+    config: JudgeConfig,
+    cache_folder: Path | None = None,
+    mesh: Mesh | None = None,
+    terms: Mapping[str, TermConfig] | None = None,
 ) -> Judge:
-    """The judge that a configuration describes, with all of `config.also`.
+    """The judge that a configuration describes, with all of `config.also` and of `terms`.
 
     Args:
         config: of the judge.
         cache_folder: where answers are kept unless the configuration names a folder; None: they
             are not kept. shapes and hps keep none: they are quick, and always score.
         mesh: devices for models of this process; None: the default device.
+        terms: of a reward; those with a source of their own are scored by it, whatever
+            else would score a term of that name.
 
     Raises:
         InputError: a file or function that the configuration names is not there.
     """
     folder = Path(config.cache.folder) if config.cache.folder else cache_folder
-    parts = (config, *config.also)
+    own = {name: term for name, term in (terms or {}).items() if term.source != "judge"}
+    parts = [part for p in (config, *config.also) if (part := _without(p, own)) is not None]
+    kept = [part.kind not in ("shapes", "hps") for part in parts]
+    kept += [term.source == "python" for term in own.values()]
     cache = None
-    if folder is not None and any(part.kind not in ("shapes", "hps") for part in parts):
+    if folder is not None and any(kept):
         cache = AnswerCache(folder, config.cache.max_bytes)
     judges = [(_make_one(part, cache, mesh), part.scored_terms) for part in parts]
-    first, terms = judges[0]
-    return first if len(judges) == 1 and terms == first.terms else CompositeJudge(judges)
+    judges += [(judge, judge.terms) for judge in _make_own(own, cache, mesh)]
+    if len(judges) == 1 and judges[0][1] == judges[0][0].terms:
+        return judges[0][0]
+    return CompositeJudge(judges)
+
+
+def _without(config: JudgeConfig, own: Collection[str]) -> JudgeConfig | None:
+    """A judge that leaves some terms to others; None where nothing is left of it."""
+    terms = tuple(term for term in config.scored_terms if term not in own)
+    if not terms:
+        return None
+    return config if terms == config.scored_terms else replace(config, terms=terms)
+
+
+def _make_own(
+    terms: Mapping[str, TermConfig], cache: AnswerCache | None, mesh: Mesh | None
+) -> list[Judge]:
+    """The judges of terms with a source of their own; a function of several terms runs once."""
+    by_function: dict[str, list[str]] = {}
+    for name, term in terms.items():
+        if term.python is not None:
+            by_function.setdefault(term.python, []).append(name)
+    judges: list[Judge] = []
+    for name, term in terms.items():
+        names = by_function.get(term.python or "", [name])
+        if name == names[0]:
+            judges.append(make_term_judge(names, term, cache, mesh))
+    return judges
+
+
+def make_term_judge(
+    names: Sequence[str],
+    term: TermConfig,
+    cache: AnswerCache | None = None,
+    mesh: Mesh | None = None,
+) -> Judge:
+    """The judge of a term with a source of its own, which gives it the name `names[0]`.
+
+    Only a function of one's own may give several names.
+    """
+    if term.python is not None:
+        judge = PythonJudge(term.python, names)
+        return judge if cache is None else CachedJudge(judge, cache)
+    if term.hps is not None:
+        return _make_hps(term.hps, mesh, names[0])
+    # A source of another kind (a field of `TermConfig`) is made here.
+    raise InputError(f"reward.terms.{names[0]} has no source of its own; give python or hps")
+
+
+def _make_hps(hps: HpsConfig, mesh: Mesh | None, term: str = "") -> Judge:
+    from gotr1_jax.rewards.hps import HpsJudge
+
+    return HpsJudge.from_path(
+        hps.checkpoint, hps.vocabulary, batch_rows=hps.batch_rows, mesh=mesh, term=term
+    )
 
 
 def _make_one(config: JudgeConfig, cache: AnswerCache | None, mesh: Mesh | None) -> Judge:
     if config.kind == "shapes":
         return ShapesJudge(config.scored_terms)
     if config.kind == "hps":
-        from gotr1_jax.rewards.hps import HpsJudge
-
         assert config.hps is not None
-        hps = config.hps
-        return HpsJudge.from_path(
-            hps.checkpoint, hps.vocabulary, batch_rows=hps.batch_rows, mesh=mesh
-        )
+        return _make_hps(config.hps, mesh)
     if config.kind == "python":
         assert config.python is not None
         judge = PythonJudge(config.python.function, config.terms, config.python.group_wise)

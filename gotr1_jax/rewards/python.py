@@ -1,19 +1,24 @@
 """A Python function as a judge.
 
-The function gets all samples of a batch at once and returns, for each in order, either a
-`JudgeResult` or a mapping from term to a number in [0, 1]; NaN where it cannot be scored:
+The function gets a list of all samples of a batch and returns their scores, in order: finite
+numbers of any range; NaN where a sample cannot be scored:
 
-    def judge(requests: Sequence[JudgeRequest]) -> list[dict[str, float]]:
-        return [{"pi": brightness(r.image)} for r in requests]
+    def score(requests: list[JudgeRequest]) -> list[float]:
+        return [brightness(r.image) for r in requests]
 
-A function that compares the samples of a caption is marked `judge.group_wise = True` (or by
+Instead of a list or an array (B,) of one term it may return a mapping from term to such a list, or
+for each sample a mapping from term to number or a `JudgeResult`. `docs/rewards.md` tells more.
+
+A function that compares the samples of a caption is marked `score.group_wise = True` (or by
 `judge.python.group_wise` of the configuration): then all samples of a caption of a step are in
 one batch, with equal `request.group`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
 import math
 import os
 import signal
@@ -22,23 +27,25 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from gotr1_jax.errors import InputError, RunError, Stopped
+from gotr1_jax.errors import ConfigError, InputError, RunError, Stopped
 from gotr1_jax.plan import Box
-from gotr1_jax.rewards.base import TERMS, JudgeRequest, JudgeResult, is_group_wise
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, is_group_wise
 from gotr1_jax.rewards.source_digest import source_digest
-
-_ROUNDED_ONE = 1 + 1e-6  # what a similarity of 1 may be in float32
+from gotr1_jax.rewards.terms import check_names
 
 
 class PythonJudge:
-    """Calls `module:function` and checks every value that it returns.
+    """Calls `file.py:function` or `module:function` and checks every value that it returns.
 
     Attributes:
         terms: those that the function scores; scores of other terms are left out.
+        meanings: the function's attribute `meaning` (a text), or the first line of its docstring.
         identity: the function's name and the `source_digest` of it and of the modules of its
             project: an edited function is another judge. A function whose scores depend on
             weights or other files names them in an attribute `identity` (a text).
@@ -47,18 +54,19 @@ class PythonJudge:
     """
 
     def __init__(self, function: str, terms: Sequence[str], group_wise: bool = False) -> None:
-        """InputError where there is no such function, or `terms` holds no known term."""
-        unknown = [t for t in terms if t not in TERMS]
-        if unknown or not terms:
-            raise InputError(
-                f"the terms of {function} are {', '.join(terms) or 'not given'}; name those that "
-                f"it scores, out of {', '.join(TERMS)}"
-            )
+        """InputError where there is no such function, or `terms` holds no name of a term."""
+        try:
+            check_names(terms)
+        except ConfigError as error:
+            raise InputError(f"the terms of {function} hold {error}") from error
+        if not terms:
+            raise InputError(f"the terms of {function} are not given; name those that it scores")
         self.terms: tuple[str, ...] = tuple(terms)
         self._name = function
         self._function = load_function(function)
         self.group_wise = group_wise or is_group_wise(self._function)
         self.identity = f"python {function} {source_digest(self._function)}"
+        self.meanings = dict.fromkeys(self.terms, _meaning(self._function))
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request; the function is never called without any.
@@ -71,23 +79,53 @@ class PythonJudge:
         # Copies: what a function does to its images must not reach other judges and the report.
         own = [replace(request, image=request.image.copy()) for request in requests]
         with _failures_as_one_line(self._name):
-            results = self._function(own)
-        if not isinstance(results, list | tuple):
-            raise self._error(f"returned {type(results).__name__}; return a list")
-        if len(results) != len(requests):
-            raise self._error(
-                f"returned {len(results)} results for {len(requests)} samples; return one for each"
-            )
+            results = self._by_sample(self._function(own), len(requests))
         with _failures_as_one_line(self._name):  # a mapping of one's own may raise as well
             return [self._check(i, result) for i, result in enumerate(results)]
 
+    def _by_sample(self, returned: Any, samples: int) -> Sequence[Any]:
+        """What the function returned as one mapping, result or number for each sample."""
+        if isinstance(returned, Mapping):
+            missing = [t for t in self.terms if t not in returned]
+            if missing:
+                given = ", ".join(str(name)[:80] for name in returned) or "nothing"
+                raise self._error(f"gave no {', '.join(missing)}, but {given}")
+            columns = {t: self._column(returned[t], samples, f" of {t}") for t in self.terms}
+            return [{t: columns[t][i] for t in self.terms} for i in range(samples)]
+        return self._column(returned, samples, "")
+
+    def _column(self, returned: Any, samples: int, of: str) -> Sequence[Any]:
+        """One value a sample, from a list or an array of numpy, jax or torch."""
+        if hasattr(returned, "detach"):  # torch: also on a device, or with a gradient
+            returned = returned.detach().cpu().tolist()
+        elif hasattr(returned, "shape") and hasattr(returned, "dtype"):
+            array = np.asarray(returned)
+            if array.ndim != 1:
+                raise self._error(
+                    f"returned an array of shape {array.shape}{of} for {samples} samples; return "
+                    f"shape ({samples},)"
+                )
+            returned = list(array)
+        if not isinstance(returned, list | tuple):
+            raise self._error(
+                f"returned {type(returned).__name__}{of}; return a list or an array with one value "
+                "for each sample"
+            )
+        if len(returned) != samples:
+            raise self._error(
+                f"returned {len(returned)} results{of} for {samples} samples; return one for each"
+            )
+        return returned
+
     def _check(self, index: int, result: Any) -> JudgeResult:
         if not isinstance(result, JudgeResult):
+            if len(self.terms) == 1 and not isinstance(result, Mapping):
+                result = {self.terms[0]: self._number(index, self.terms[0], result)}
             result = JudgeResult(scores=result)
         if not isinstance(result.scores, Mapping):
             raise self._error(
                 f"returned {type(result.scores).__name__} for sample {index}; return a mapping "
-                "from term to score, or a JudgeResult"
+                f"with {', '.join(self.terms)}, or a JudgeResult"
             )
         missing = [t for t in self.terms if t not in result.scores]
         if missing:
@@ -118,26 +156,46 @@ class PythonJudge:
             raise self._error(
                 f"gave {term} = {value!r} ({type(value).__name__}) for sample {index}; use a float"
             )
-        number = float(value)
-        if 1 < number <= _ROUNDED_ONE:
-            number = 1.0
-        if not (math.isnan(number) or 0 <= number <= 1):
-            raise self._error(f"gave {term} = {number:.9g} for sample {index}; use 0 to 1, or NaN")
-        return number
+        with np.errstate(over="ignore"):
+            stored = float(np.float32(value)) if abs(value) < 1e300 or value != value else math.inf
+        if math.isinf(stored):
+            raise self._error(
+                f"gave {term} = {str(value)[:40]} for sample {index}; use a finite number below "
+                "3e38, or NaN where it cannot be scored"
+            )
+        return float(value)
 
     def _error(self, what: str) -> InputError:
         return InputError(f"judge {self._name} {what}")
 
 
+def _meaning(function: Callable[..., Any]) -> str:
+    """One line about a function's score."""
+    text = getattr(function, "meaning", None) or getattr(function, "__doc__", None) or ""
+    lines = text.strip().splitlines() if isinstance(text, str) else []
+    return lines[0][:200] if lines else ""
+
+
 def load_function(name: str) -> Callable[..., Any]:
-    """The function that "module:function" names; the working directory is searched too."""
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute or not attribute.isidentifier():
-        raise InputError(f"judge.python.function is {name!r}; write it as module:function")
-    here = os.getcwd()
+    """The function that "file.py:function" or "module:function" names.
+
+    Relative files and modules are looked for in the working directory; modules elsewhere too.
+    """
+    module_name, _, attribute = name.rpartition(":")
+    if not module_name or not attribute.isidentifier():
+        raise InputError(
+            f"{name!r} names no function; write it as file.py:function or module:function"
+        )
+    file = Path(module_name) if module_name.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise InputError(f"there is no file {module_name} in {os.getcwd()}: it was to hold {name}")
+    here = os.getcwd() if file is None else str(file.resolve().parent)
     sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
+        if file is None:
+            module = importlib.import_module(module_name)
+        else:
+            module = _import_file(file.resolve())
     except BaseException as error:
         if is_from_outside(error):
             raise
@@ -146,11 +204,35 @@ def load_function(name: str) -> Callable[..., Any]:
             f"{type(error).__name__}: {error}"
         ) from error
     finally:
-        sys.path.remove(here)
+        if here in sys.path:
+            sys.path.remove(here)
     function = getattr(module, attribute, None)
     if not callable(function):
         raise InputError(f"module {module_name} has no function {attribute}")
     return function
+
+
+def _import_file(file: Path) -> ModuleType:
+    """The module in a file, imported once; under another name where its own is taken."""
+    name = file.stem
+    for known in (name, f"{name}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"):
+        module = sys.modules.get(known)
+        path = getattr(module, "__file__", None)
+        if module is not None and isinstance(path, str) and Path(path).resolve() == file:
+            return module
+        name = known
+        if module is None and (known != file.stem or importlib.util.find_spec(known) is None):
+            break
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def is_from_outside(error: BaseException) -> bool:

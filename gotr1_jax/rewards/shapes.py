@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
+from gotr1_jax.rewards.published import GOTR1_TERMS, MEANINGS
 from gotr1_jax.shapes.judge import judge_sample
 
 
@@ -12,8 +13,10 @@ class ShapesJudge:
     """Scores the terms of the shapes world; deterministic, without state."""
 
     identity = "shapes"
+    meanings = MEANINGS
+    detecting_terms = ("ri",)
 
-    def __init__(self, terms: Sequence[str] = ("sem", "spa", "ri", "pi")) -> None:
+    def __init__(self, terms: Sequence[str] = GOTR1_TERMS) -> None:
         """terms: those to score, out of SHAPES_TERMS."""
         self.terms: tuple[str, ...] = tuple(terms)
 

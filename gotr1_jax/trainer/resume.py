@@ -55,6 +55,9 @@ def _changes(old: Any, new: Any, name: str, is_free: bool) -> Iterator[SettingCh
     elif isinstance(new, tuple) and any(map(is_dataclass, new)) and len(old or ()) == len(new):
         for i, (a, b) in enumerate(zip(old, new)):
             yield from _changes(a, b, f"{name}[{i}]", is_free)
+    elif isinstance(new, Mapping) and isinstance(old, Mapping):
+        for key in dict.fromkeys((*old, *new)):
+            yield from _changes(old.get(key), new.get(key), f"{name}.{key}", is_free)
     elif old != new:
         yield SettingChange(name, _show(old), _show(new), is_free)
 

@@ -44,7 +44,7 @@ def test_three_steps_with_every_term(shared: Path, janus_a: Path, tmp_path: Path
             "decode_batch": 2,
         },
         "judge": judge_values(tmp_path),
-        "reward": {"rule": "v2", "terms": list(TERMS)},
+        "reward": {"total": "v2", "terms": list(TERMS)},
         "update": {"micro_batch": 2},
         "optimizer": {"learning_rate": 1e-3},
         "checkpoint": {"every": 3},

@@ -64,7 +64,7 @@ def test_a_run_is_resumed_under_its_own_settings(finished, tmp_path, capsys, cap
     words = ("--evaluation.captions", "4", "--reward.rule", "v1", "--steps", "1")
     assert run_grpo(values, *words, "--allow_changes", "true") == 0
     out = capsys.readouterr().out
-    assert 'changed since the run was started: reward.rule "sum" -> "v1"' in out
+    assert 'changed since the run was started: reward.total "sum" -> "v1"' in out
     assert out.count("changed since the run was started: evaluation.source ") == 1
     assert "the model before training is evaluated again" in caplog.text
     summary = json.loads((copy / "summary.json").read_text())

@@ -98,8 +98,8 @@ def test_runs_are_the_base_with_overrides(config: Path) -> None:
     runs = ablate.plan_runs(load_config(AblationConfig, config), Path("out"))
     assert [(r.variant, r.seed) for r in runs] == ALL
     one, two = runs[2].config, runs[1].config
-    assert (one.steps, one.seed, one.reward.terms, one.reward.rule) == (4, 5, ("pi",), "sum")
-    assert (two.steps, two.seed, two.reward.rule) == (2, 0, "v2")
+    assert (one.steps, one.seed, list(one.reward.terms), one.reward.total) == (4, 5, ["pi"], "sum")
+    assert (two.steps, two.seed, two.reward.total) == (2, 0, "v2")
     assert Path(one.run_dir) == runs[2].root == Path("out/one/seed_5")
     assert runs[2].arguments[:3] == ("train", "grpo", "--config")
 
@@ -238,7 +238,10 @@ def test_runs_of_another_configuration_are_refused(
         ({"seeds": [-1]}, "seeds.0. is -1"),
         ({"variants": [{"name": "a"}, {"name": "a"}]}, "variants holds 'a' twice"),
         ({"variants": [{"name": "A b"}]}, "'A b' becomes a folder"),
-        ({"variants": [{"name": "a", "overrides": ["reward.rul=v2"]}]}, "variant 'a'.*reward.rule"),
+        (
+            {"variants": [{"name": "a", "overrides": ["reward.totl=v2"]}]},
+            "variant 'a'.*reward.total",
+        ),
         (
             {"variants": [{"name": "a", "overrides": ["steps"]}]},
             "variant 'a' holds 'steps'; write",

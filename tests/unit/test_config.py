@@ -82,7 +82,7 @@ FAULTS = {
         "learning_rate is 'fast'; expected",
     ),
     "no such choice": ({"loss.kind": "ppo"}, "loss.kind is 'ppo'; choose one of grpo, dapo"),
-    "value for a list": ({"reward.terms": "sem"}, "reward.terms is 'sem'; expected a list"),
+    "value for a list": ({"reward.terms": "sem"}, "reward.terms is 'sem'; expected names"),
     "neither one nor a list": ({"captions.source": {"a": 1}}, "captions.source is {"),
     "no source": ({"captions.source": []}, "captions.source is empty; name a file"),
     "value for a section": ({"policy": 3}, "policy is 3; expected a section with keys"),

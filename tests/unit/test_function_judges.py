@@ -28,11 +28,13 @@ def judge_of(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> P
         (np.float32(0.5), 0.5),
         (np.array(0.5), 0.5),
         (jnp.float32(0.5), 0.5),
-        (np.float32(1.0000001), 1.0),
+        (np.float32(-3.5), -3.5),
+        (1e38, 1e38),
         (np.array(True), None),
         (np.array([0.5]), None),
-        (1.00001, None),
-        (-1e-9, None),
+        (1e39, None),
+        (-(10**400), None),
+        (float("inf"), None),
     ],
 )
 def test_numbers_of_other_libraries(value: Any, score: float | None, monkeypatch) -> None:

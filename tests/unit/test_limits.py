@@ -7,7 +7,7 @@ import importlib
 import math
 import pkgutil
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import pytest
@@ -58,10 +58,12 @@ def float_paths(schema: type, where: str = "", below: tuple[type, ...] = ()) -> 
     for name, kind in field_kinds(schema).items():
         if any(base is float for base, _ in numbers(kind)):
             yield where + name
-        lists = typing.get_origin(kind) is tuple
+        origin = typing.get_origin(kind)
+        lists = origin is tuple
         for part in () if lists else (kind, *typing.get_args(kind)):
             if isinstance(part, type) and dataclasses.is_dataclass(part) and part not in below:
-                yield from float_paths(part, f"{where}{name}.", (*below, schema))
+                inside = f"{name}.x" if origin is Mapping else name  # under a name of one's own
+                yield from float_paths(part, f"{where}{inside}.", (*below, schema))
 
 
 @pytest.mark.parametrize(

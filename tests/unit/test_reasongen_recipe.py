@@ -21,6 +21,6 @@ def test_settings_of_the_paper() -> None:
     assert (config.optimizer.learning_rate, config.policy.lora) == (5e-6, None)
     assert (loss.kl, loss.clip_low, loss.clip_high) == ("none", 0.2, 0.2)
     assert config.entropy == EntropyConfig(2.0, 7.0, 5e-5, 5e-3)
-    assert config.judge.scored_terms == config.reward.terms == ("verdict",)
-    assert config.judge.questions.reading == "text" and config.reward.rule == "sum"
+    assert config.judge.scored_terms == tuple(config.reward.terms) == ("verdict",)
+    assert config.judge.questions.reading == "text" and config.reward.total == "sum"
     assert config.policy.template == REASONGEN_RL_TEMPLATE

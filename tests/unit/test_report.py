@@ -32,7 +32,7 @@ from gotr1_jax.report.charts import (
 from gotr1_jax.report.load import Metrics, choose_evenly, load_run, read_metrics
 from gotr1_jax.report.page import build_table, choose_pairs, headline, write_report
 from gotr1_jax.report.sections import MEANINGS, build_charts
-from gotr1_jax.rewards.base import TERMS
+from gotr1_jax.rewards import published
 from gotr1_jax.trainer.run_dir import create_run_dir
 from gotr1_jax.trainer.samples import write_samples
 
@@ -190,7 +190,7 @@ def test_table_compares_terms_on_one_scale() -> None:
 
 
 def test_every_term_has_a_meaning_and_an_unknown_one_a_row() -> None:
-    assert tuple(MEANINGS) == ("total", *TERMS)
+    assert tuple(MEANINGS) == ("total", *published.MEANINGS)
     rows = build_table({"before": {"new": 0.5, "pi": 0}, "after": {"pi": 1, "new": 0.5}})
     assert [(row.name, bool(row.meaning)) for row in rows] == [("pi", True), ("new", False)]
 

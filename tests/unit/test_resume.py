@@ -46,7 +46,7 @@ BASE = GrpoConfig(run_dir="run")
         ({"seed": 1}, "seed 0 -> 1"),
         ({"optimizer": OptimizerConfig(learning_rate=2e-5)}, "optimizer.learning_rate 1e-05 -> 2e"),
         ({"captions": CaptionsConfig("other.txt")}, 'captions.source "shapes" -> "other.txt"'),
-        ({"reward": RewardConfig(rule="v2")}, 'reward.rule "v1" -> "v2"'),
+        ({"reward": RewardConfig(total="v2")}, 'reward.total "v1" -> "v2"'),
         (
             {"judge": JudgeConfig(questions=QuestionsConfig(max_objects=4))},
             "judge.questions.max_objects 8 -> 4",

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.rewards.base import TERMS, JudgeResult, stack_scores
+from gotr1_jax.rewards.base import JudgeResult, stack_scores
 from gotr1_jax.rewards.combine import combine, term_statistics
 from gotr1_jax.rewards.factory import JudgeConfig, make_judge
 
 NAN = float("nan")
+TERMS = ("sem", "spa", "ri", "pi", "hps", "verdict")
 SCORES = {
     "sem": np.array([0.8, 1.0, NAN]),
     "spa": np.array([0.4, 1.0, 0.5]),
@@ -61,11 +62,11 @@ def test_order_of_terms_does_not_matter() -> None:
     [
         ("v3", FOUR, "v3"),
         ("v1", FIVE, "hps"),
-        ("v1", ("pi", "verdict"), "v1 has no verdict"),
-        ("v2", TERMS, "v2 has no verdict"),
-        ("sum", (), "one or more"),
-        ("sum", ("sem", "beauty"), "beauty"),
-        ("sum", ("sem", "sem"), "each once"),
+        ("v1", ("pi", "verdict"), "v1, which has no verdict"),
+        ("v2", TERMS, "v2, which has no verdict"),
+        ("sum", (), "names no term"),
+        ("sum", ("sem", "beauty"), "beauty have no scores"),
+        ("v2", ("sem", "beauty"), "v2, which has no beauty term"),
     ],
 )
 def test_impossible_combinations_are_refused(

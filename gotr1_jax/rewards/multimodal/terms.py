@@ -30,6 +30,7 @@ from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.rewards.multimodal import instructions
 from gotr1_jax.rewards.multimodal.canvas import draw_canvas
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer, QuestionCounts
+from gotr1_jax.rewards.published import MEANINGS
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import Engine, ImageInput, Question, Scale, make_image_input
 
@@ -76,7 +77,11 @@ class MultimodalJudge:
     Attributes:
         terms: those that it scores.
         identity: the engine's identity, the version of the instructions, and the settings.
+        detecting_terms: those for which the objects in the image are looked for.
     """
+
+    meanings = MEANINGS
+    detecting_terms = ("ri",)
 
     def __init__(
         self,

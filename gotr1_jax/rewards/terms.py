@@ -1,0 +1,110 @@
+"""The terms of a reward: a name of the user's own, where its score comes from, and its weight."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+
+from gotr1_jax.config import CheckedConfig
+from gotr1_jax.errors import ConfigError
+from gotr1_jax.limits import FilledText, Range, RowCount
+from gotr1_jax.rewards.expression import FUNCTIONS
+from gotr1_jax.rewards.published import RULES
+
+# Names with a meaning of their own, in totals or in files of scores.
+RESERVED = (*RULES, *FUNCTIONS, "total", "measured_under")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+Factor = Annotated[float, Range("[-1e6, 1e6]")]
+Bound = Annotated[float, Range("(-inf, inf)")]
+# The one judge that the sections `judge` and `judge.also` describe.
+MAIN = "main"
+
+
+@dataclass(frozen=True)
+class HpsConfig(CheckedConfig):
+    """HPS v2.1; see `rewards.hps`."""
+
+    may_change: ClassVar[Collection[str]] = ("batch_rows",)
+
+    # HPS_v2.1_compressed.pt, or the directory that it was converted to.
+    checkpoint: FilledText
+    # File or directory of CLIP's vocabulary; null: in the checkpoint's directory.
+    vocabulary: FilledText | None = None
+    # Images or captions of one call.
+    batch_rows: RowCount = 32
+
+
+@dataclass(frozen=True)
+class TermConfig(CheckedConfig):
+    """One term. Exactly one source gives its score; without any it is `judge: main`."""
+
+    # Every field but these is a source.
+    SETTINGS: ClassVar[tuple[str, ...]] = ("weight", "scale", "clip", "meaning")
+
+    # main: the judge of the sections judge and judge.also.
+    judge: Literal["main"] | None = None
+    # A function of one's own, file.py:function or module:function; see docs/rewards.md.
+    python: FilledText | None = None
+    # Human preference, by a model in this process.
+    hps: HpsConfig | None = None
+    # A name in `reward.total` stands for weight * clip(scale * score).
+    weight: Factor = 1.0
+    scale: Factor = 1.0
+    # [low, high]; null: any finite value.
+    clip: tuple[Bound, ...] | None = None
+    # One line for reports and tables; empty: what the judge says of the term.
+    meaning: str = ""
+
+    def __post_init__(self) -> None:
+        if not self._given:
+            object.__setattr__(self, "judge", MAIN)
+        super().__post_init__()
+
+    @property
+    def _given(self) -> list[str]:
+        names = [f.name for f in fields(self) if f.name not in self.SETTINGS]
+        return [name for name in names if getattr(self, name) is not None]
+
+    @property
+    def source(self) -> str:
+        """The name of the field that gives the score: judge, python, ..."""
+        return self._given[0]
+
+    def check(self) -> None:
+        """One source, and a clip that is an interval."""
+        if len(self._given) > 1:
+            raise ConfigError(
+                f"{self._given[1]} is a second source beside {self._given[0]}; give one of them"
+            )
+        if self.clip is not None and (len(self.clip) != 2 or self.clip[0] > self.clip[1]):
+            raise ConfigError(f"clip is {list(self.clip)}; expected [low, high]")
+
+    def value(self, scores: np.ndarray) -> np.ndarray:
+        """weight * clip(scale * scores), float64; NaN stays NaN."""
+        values = np.asarray(scores, np.float64) * self.scale
+        if self.clip is not None:
+            values = np.clip(values, self.clip[0], self.clip[1])
+        return values * self.weight
+
+
+def check_names(names: Collection[Any]) -> None:
+    """ConfigError, beginning with the name in quotes, for one that cannot be a term's."""
+    for name in names:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"{str(name)[:80]!r}, which is no name of a term; use letters, digits and _ (64 at "
+                "most, a letter first)"
+            )
+        if name in RESERVED:
+            raise ConfigError(f"{name!r}, which cannot name a term: it has a meaning of its own")
+
+
+def as_terms(terms: Mapping[str, TermConfig] | Collection[str]) -> dict[str, TermConfig]:
+    """Terms with their settings; names alone are terms of the main judge."""
+    if isinstance(terms, Mapping):
+        return dict(terms)
+    return {name: TermConfig() for name in terms}
