@@ -16,6 +16,7 @@ from gotr1_jax.io.write_errors import raise_write_errors
 from gotr1_jax.parallel.progress import Progress
 from gotr1_jax.rewards.base import (
     Judge,
+    JudgeRequest,
     boxes_to_json,
     group_places,
     is_group_wise,
@@ -56,7 +57,7 @@ def judge_samples(
             Progress("judge", len(samples), unit="sample") as progress,
         ):
             file.write("\n")  # ends a line that was cut off
-            for places in _batches(judge, samples, batch):
+            for places in sample_batches(judge, samples, batch):
                 judged = _judge_batch(judge, [samples[i] for i in places], stored)
                 text = "".join(
                     json.dumps(line) + "\n"
@@ -73,7 +74,7 @@ def judge_samples(
     return in_order
 
 
-def _batches(judge: Judge, samples: Sequence[StoredSample], batch: int) -> list[list[int]]:
+def sample_batches(judge: Judge, samples: Sequence[StoredSample], batch: int) -> list[list[int]]:
     """The places of the samples that are judged at once."""
     if not is_group_wise(judge):
         places = range(len(samples))
@@ -87,13 +88,20 @@ def _batches(judge: Judge, samples: Sequence[StoredSample], batch: int) -> list[
     return batches
 
 
+def read_requests(samples: Sequence[StoredSample]) -> list[JudgeRequest]:
+    """What a judge gets of samples, with their groups numbered; InputError as of the images."""
+    groups = group_places(sample.group for sample in samples)
+    number = {i: n for n, places in enumerate(groups) for i in places}
+    return [replace(s.read_request(), group=number[i]) for i, s in enumerate(samples)]
+
+
 def _judge_batch(
     judge: Judge, samples: Sequence[StoredSample], stored: Mapping[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """A line for each sample, the stored one where its key is the same."""
     groups = group_places(sample.group for sample in samples)
     number = {i: n for n, places in enumerate(groups) for i in places}
-    requests = [replace(s.read_request(), group=number[i]) for i, s in enumerate(samples)]
+    requests = read_requests(samples)
     keys = request_keys(requests, judge)
     known = [stored.get(s.name, {}).get("key") == key for s, key in zip(samples, keys)]
     if is_group_wise(judge):

@@ -104,6 +104,7 @@ class Answer:
     Attributes:
         text: what the model wrote, without special tokens.
         truncated: the answer was cut at `max_answer_tokens`.
+        tokens_in, tokens_out: of question and answer; 0 where the engine does not say.
         note: what the engine knows of an answer that is empty, else "".
         finite: False when the logits were not finite; the text is then meaningless.
         error: why there is no answer at all (a server that could not be reached), else "". Such
@@ -115,6 +116,8 @@ class Answer:
     finite: bool = True
     error: str = ""
     note: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
 
 
 class Engine(Protocol):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gotr1_jax.errors import InputError
@@ -80,7 +81,8 @@ def _named_by_structure(text: str) -> set[str]:
 
 
 def read_completion(data: bytes) -> Answer:
-    """The first choice of a chat completion. ValueError where the bytes are none."""
+    """The first choice of a chat completion, and the tokens that the server counted. ValueError
+    where the bytes are none."""
     try:
         body = parse_json(data, "it", allow_nan=True)
     except InputError as error:
@@ -101,9 +103,16 @@ def read_completion(data: bytes) -> Answer:
     if kind in _BROKEN:
         raise ValueError(f"the server broke the answer off: finish_reason {kind}")
     cut = kind in _CUT
-    if text.strip():
-        return Answer(text, truncated=cut)
-    return _empty(message, str(reason), cut)
+    answer = Answer(text, truncated=cut) if text.strip() else _empty(message, str(reason), cut)
+    read, written = (_count(body, name) for name in ("prompt_tokens", "completion_tokens"))
+    return replace(answer, tokens_in=read, tokens_out=written)
+
+
+def _count(body: Mapping[str, Any], name: str) -> int:
+    """A number of a response's usage; 0 where a server gives none."""
+    usage = body.get("usage")
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and 0 <= count < 10**9 else 0
 
 
 def _empty(message: Mapping[str, Any], reason: str, cut: bool) -> Answer:

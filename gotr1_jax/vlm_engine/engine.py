@@ -144,8 +144,9 @@ class QwenEngine:
                 for i, tokens in zip(members, found):
                     cut = tokens.finite and not tokens.ended
                     answers[batch[i].key] = Answer(
-                        self._tokenizer.decode(tokens.ids), truncated=cut, finite=tokens.finite
-                    )
+                        self._tokenizer.decode(tokens.ids), truncated=cut, finite=tokens.finite,
+                        tokens_in=rows[i].size, tokens_out=len(tokens.ids),
+                    )  # fmt: skip
             for question, row in zip(batch, rows):
                 answers.setdefault(question.key, Answer(error=self._too_long(row)))
             del vectors  # makes room for those of the next batch

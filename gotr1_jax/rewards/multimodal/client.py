@@ -59,6 +59,8 @@ class QuestionCounts:
         missing: without any answer of the engine.
         failed: without a readable answer in the end, `missing` included, by kind.
         by_kind: put to the engine, by kind.
+        tokens_in, tokens_out: read and written for these, second tries included, where the
+            engine counts them.
     """
 
     asked: int = 0
@@ -67,13 +69,16 @@ class QuestionCounts:
     missing: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     by_kind: Counter[str] = field(default_factory=Counter)
+    tokens_in: int = 0
+    tokens_out: int = 0
 
     def metrics(self) -> dict[str, float]:
         """Metrics by name.
 
         `judge/questions` (put to the engine), `judge/cached_frac` of all, and of those put to
         the engine `judge/asked_twice_frac`, `judge/no_answer_frac` and `judge/unread_frac`, the
-        last also for each kind. A share of nothing is left out.
+        last also for each kind. A share of nothing is left out. `judge/tokens_in` and
+        `judge/tokens_out` where the engine counts them.
         """
         metrics = {"judge/questions": float(self.asked)}
         if self.asked + self.cached:
@@ -84,6 +89,9 @@ class QuestionCounts:
             metrics["judge/unread_frac"] = self.failed.total() / self.asked
         for kind, number in sorted(self.by_kind.items()):
             metrics[f"judge/unread_frac/{kind}"] = self.failed[kind] / number
+        if self.tokens_in or self.tokens_out:
+            metrics["judge/tokens_in"] = float(self.tokens_in)
+            metrics["judge/tokens_out"] = float(self.tokens_out)
         return metrics
 
 
@@ -150,6 +158,8 @@ class EngineClient:
             return [_parse_expected(q, score) for q, score in zip(questions, scores)]
         answers = self._engine.answer(questions)
         self._check_number(questions, answers)
+        self.counts.tokens_in += sum(answer.tokens_in for answer in answers)
+        self.counts.tokens_out += sum(answer.tokens_out for answer in answers)
         parsed = [_parse(self._engine, q, answer) for q, answer in zip(questions, answers)]
         self._watch_units(questions, parsed)
         return parsed

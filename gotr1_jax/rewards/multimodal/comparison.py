@@ -92,8 +92,10 @@ class QuestionComparer:
         pairs decided in both orders whose answers name the same place, and so no image.
         """
         counts, self._counts = self._counts, _OrderCounts()
-        asked, self._client.counts = self._client.counts.asked, QuestionCounts()
-        metrics = {"questions": float(asked)}
+        put, self._client.counts = self._client.counts, QuestionCounts()
+        metrics = {"questions": float(put.asked)}
+        if put.tokens_in or put.tokens_out:
+            metrics |= {"tokens_in": float(put.tokens_in), "tokens_out": float(put.tokens_out)}
         if counts.asked:
             metrics["unread_frac"] = counts.unread / counts.asked
         if counts.decided:

@@ -1,0 +1,1 @@
+"""Compares a judge with labels: `gotr1 judge --calibrate`."""
