@@ -88,6 +88,41 @@ class CompositeJudge:
         return JudgeResult(scores, detections, rationale, raw_answers)
 
 
+class SharedJudge:
+    """A judge that several others use: asked once for the same samples.
+
+    It keeps the last results, and with them the samples, until the next call or the last of
+    `uses` calls.
+    """
+
+    def __init__(self, judge: Judge, uses: int) -> None:
+        self._judge, self._uses = judge, uses
+        self._last: tuple[list[JudgeRequest], list[JudgeResult]] = ([], [])
+        self._left = 0
+        self.terms: tuple[str, ...] = judge.terms
+        self.identity = judge.identity
+        self.group_wise = is_group_wise(judge)
+        self.meanings = term_meanings(judge)
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
+        """One result for each request; equal means the very same objects in the same order."""
+        known, results = self._last
+        if (
+            not self._left
+            or len(known) != len(requests)
+            or any(a is not b for a, b in zip(known, requests))
+        ):
+            results = self._judge.judge(requests)
+            self._left = self._uses
+        self._left -= 1
+        self._last = (list(requests), results) if self._left else ([], [])
+        return results
+
+    def pop_metrics(self) -> dict[str, float]:
+        """The judge's own metrics."""
+        return pop_metrics(self._judge)
+
+
 class CachedJudge:
     """A judge whose results are kept by caption, plan, image and the judge's identity.
 

@@ -11,8 +11,10 @@ from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.limits import FilledText, Range
 from gotr1_jax.rewards.base import Judge
-from gotr1_jax.rewards.composite import CachedJudge, CompositeJudge
+from gotr1_jax.rewards.composite import CachedJudge, CompositeJudge, SharedJudge
+from gotr1_jax.rewards.multimodal.comparison import QuestionComparer
 from gotr1_jax.rewards.multimodal.terms import MULTIMODAL_TERMS, MultimodalJudge, QuestionsConfig
+from gotr1_jax.rewards.pairwise import Comparer, PairwiseConfig, PairwiseJudge, ScoreComparer
 from gotr1_jax.rewards.published import GOTR1_TERMS, HPS_TERMS
 from gotr1_jax.rewards.python import PythonJudge
 from gotr1_jax.rewards.shapes import ShapesJudge
@@ -25,6 +27,7 @@ from gotr1_jax.vlm_engine.config import HttpConfig, QwenEngineConfig
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+ENGINE_KINDS = ("http", "qwen2_5_vl")  # they answer questions
 JudgeKind = Literal["shapes", "qwen2_5_vl", "hps", "http", "python", "none"]
 # What a kind can score; of python it is any name.
 _CAN_SCORE: Mapping[str, tuple[str, ...]] = {
@@ -146,15 +149,83 @@ def make_judge(
     own = {name: term for name, term in (terms or {}).items() if term.source != "judge"}
     parts = [part for p in (config, *config.also) if (part := _without(p, own)) is not None]
     kept = [part.kind not in ("shapes", "hps") for part in parts]
-    kept += [term.source == "python" for term in own.values()]
+    kept += [term.source == "python" or _asks(term) for term in own.values()]
     cache = None
     if folder is not None and any(kept):
         cache = AnswerCache(folder, config.cache.max_bytes)
-    judges = [(_make_one(part, cache, mesh), part.scored_terms) for part in parts]
-    judges += [(judge, judge.terms) for judge in _make_own(own, cache, mesh)]
-    if len(judges) == 1 and judges[0][1] == judges[0][0].terms:
-        return judges[0][0]
-    return CompositeJudge(judges)
+    engines = Engines(mesh)
+    judges = [(_make_one(part, cache, mesh, engines), part.scored_terms) for part in parts]
+    pointwise = {name: term for name, term in own.items() if term.pairwise is None}
+    judges += [(judge, judge.terms) for judge in _make_own(pointwise, cache, mesh)]
+    pairwise = {name: term.pairwise for name, term in own.items() if term.pairwise is not None}
+    return _compare(_join(judges) if judges else None, pairwise, config, cache, engines)
+
+
+def _join(judges: Sequence[tuple[Judge, Sequence[str]]]) -> Judge:
+    (first, terms), *others = judges
+    return first if not others and tuple(terms) == first.terms else CompositeJudge(judges)
+
+
+def _compare(
+    judge: Judge | None, pairwise: Mapping[str, PairwiseConfig], config: JudgeConfig,
+    cache: AnswerCache | None, engines: Engines,
+) -> Judge:  # fmt: skip
+    """A judge together with win rates, some of them by its own scores."""
+    if not pairwise and judge is not None:
+        return judge
+    uses = 1 + sum(settings.by == "scores" for settings in pairwise.values())
+    if judge is not None and uses > 1:
+        judge = SharedJudge(judge, uses)
+    judges = [] if judge is None else [(judge, judge.terms)]
+    for name, settings in pairwise.items():
+        comparer: Comparer
+        if settings.by == "questions":
+            comparer = _question_comparer(name, settings, config, cache, engines)
+        elif judge is None:
+            raise InputError(
+                f"reward.terms.{name}.pairwise compares {settings.of!r}, and no judge gives "
+                "other terms; set judge.kind"
+            )
+        else:
+            try:
+                comparer = ScoreComparer(judge, settings.of)
+            except InputError as error:
+                raise InputError(f"reward.terms.{name}.pairwise.{error}") from error
+        judges.append((PairwiseJudge(name, comparer, settings.opponents), (name,)))
+    return _join(judges)
+
+
+def _question_comparer(
+    name: str, settings: PairwiseConfig, config: JudgeConfig, cache: AnswerCache | None,
+    engines: Engines,
+) -> QuestionComparer:  # fmt: skip
+    for part in (config, *config.also):
+        if part.kind in ENGINE_KINDS:
+            return QuestionComparer(engines.of(part), part.questions, settings.plans, cache)
+    raise InputError(
+        f"reward.terms.{name}.pairwise asks questions, and the judge is {config.kind}, which "
+        "answers none; set judge.kind (or one of judge.also) to http or qwen2_5_vl, or by to scores"
+    )
+
+
+def _asks(term: TermConfig) -> bool:
+    return term.pairwise is not None and term.pairwise.by == "questions"
+
+
+class Engines:
+    """One engine for all judges whose model and settings are equal."""
+
+    def __init__(self, mesh: Mesh | None) -> None:
+        self._mesh, self._made = mesh, list[tuple[object, Engine]]()
+
+    def of(self, config: JudgeConfig) -> Engine:
+        """The engine of a judge; InputError as of `make_engine`."""
+        key = (config.kind, config.http, config.qwen2_5_vl)
+        for other, engine in self._made:
+            if other == key:
+                return engine
+        self._made.append((key, make_engine(config, self._mesh)))
+        return self._made[-1][1]
 
 
 def _without(config: JudgeConfig, own: Collection[str]) -> JudgeConfig | None:
@@ -208,7 +279,9 @@ def _make_hps(hps: HpsConfig, mesh: Mesh | None, term: str = "") -> Judge:
     )
 
 
-def _make_one(config: JudgeConfig, cache: AnswerCache | None, mesh: Mesh | None) -> Judge:
+def _make_one(
+    config: JudgeConfig, cache: AnswerCache | None, mesh: Mesh | None, engines: Engines
+) -> Judge:
     if config.kind == "shapes":
         return ShapesJudge(config.scored_terms)
     if config.kind == "hps":
@@ -218,13 +291,12 @@ def _make_one(config: JudgeConfig, cache: AnswerCache | None, mesh: Mesh | None)
         assert config.python is not None
         judge = PythonJudge(config.python.function, config.terms, config.python.group_wise)
         return judge if cache is None else CachedJudge(judge, cache)
-    engine = make_engine(config, mesh)
-    return MultimodalJudge(engine, config.scored_terms, config.questions, cache)
+    return MultimodalJudge(engines.of(config), config.scored_terms, config.questions, cache)
 
 
 def check_engine(config: JudgeConfig) -> None:
     """InputError for a kind of judge that has no engine."""
-    if config.kind not in ("http", "qwen2_5_vl"):
+    if config.kind not in ENGINE_KINDS:
         raise InputError(
             f"judge.kind is {config.kind}, which answers no questions; use http or qwen2_5_vl"
         )

@@ -8,14 +8,12 @@ only which one is better counts, not by how much.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
-import numpy as np
-
 from gotr1_jax.config import CheckedConfig
-from gotr1_jax.errors import ConfigError
+from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.limits import Range
 from gotr1_jax.rewards.base import (
     Judge,
@@ -26,6 +24,7 @@ from gotr1_jax.rewards.base import (
     stack_scores,
 )
 from gotr1_jax.rewards.composite import request_key
+from gotr1_jax.rewards.expression import parse_expression
 from gotr1_jax.rewards.preferences import (
     Pair,
     PairComparison,
@@ -42,7 +41,7 @@ class PairwiseConfig(CheckedConfig):
     # questions: the configured judge, http or qwen2_5_vl, is shown two images at once, every
     # pair in both orders; scores: the sample with the higher value of `of` wins, a tie is 0.5.
     by: Literal["questions", "scores"] = "questions"
-    # For scores: an expression of the judge's terms, as "pi * ri".
+    # For scores: an expression of other terms' scores as their judges give them, as "pi * ri".
     of: str = ""
     # Samples that each is compared with; 0: all others of its caption, G * (G - 1) / 2 pairs.
     opponents: Annotated[int, Range("[0, 10000]")] = 0
@@ -57,6 +56,11 @@ class PairwiseConfig(CheckedConfig):
                 f"of is {self.of!r} and by is {self.by}; {needed} the expression whose higher "
                 "value wins"
             )
+        if self.of:
+            try:
+                parse_expression(self.of)
+            except ConfigError as error:
+                raise ConfigError(f"of {error}") from error
         if self.plans and self.by == "scores":
             raise ConfigError("plans are shown in questions only; leave it out, or set by to it")
 
@@ -75,20 +79,25 @@ class Comparer(Protocol):
 
 
 class ScoreComparer:
-    """Compares samples by a value of another judge's scores."""
+    """Compares samples by an expression of another judge's scores."""
 
-    def __init__(
-        self, judge: Judge, value: Callable[[Mapping[str, np.ndarray]], np.ndarray], name: str
-    ) -> None:
-        """value: from scores (B,) of the judge's terms to (B,); `name` stands for it."""
-        self._judge, self._value = judge, value
-        self.identity = f"scores {name!r} of {judge.identity}"
+    def __init__(self, judge: Judge, of: str) -> None:
+        """ConfigError where `of` is no expression, InputError where it names other terms."""
+        self._judge, self._expression = judge, parse_expression(of)
+        unknown = [name for name in self._expression.names if name not in judge.terms]
+        if unknown:
+            raise InputError(
+                f"of is {of!r}, and the judge does not score {', '.join(unknown)}; it scores "
+                f"{', '.join(judge.terms)}"
+            )
+        self.identity = f"scores {of!r} of {judge.identity}"
 
     def compare(
         self, requests: Sequence[JudgeRequest], pairs: Sequence[Pair]
     ) -> list[PairComparison]:
         """One comparison for each pair; NaN where one of the two has no score."""
-        values = self._value(stack_scores(self._judge.judge(requests), self._judge.terms)).tolist()
+        scores = stack_scores(self._judge.judge(requests), self._judge.terms)
+        values = self._expression.evaluate(scores).tolist()
         found = [compare_scores(values[i], values[j]) for i, j in pairs]
         return [PairComparison(value, value) for value in found]
 

@@ -13,6 +13,7 @@ from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.limits import FilledText, Range, RowCount
 from gotr1_jax.rewards.expression import FUNCTIONS
+from gotr1_jax.rewards.pairwise import PairwiseConfig
 from gotr1_jax.rewards.published import RULES
 
 # Names with a meaning of their own, in totals or in files of scores.
@@ -51,6 +52,8 @@ class TermConfig(CheckedConfig):
     python: FilledText | None = None
     # Human preference, by a model in this process.
     hps: HpsConfig | None = None
+    # How often the sample is better than the others of its caption.
+    pairwise: PairwiseConfig | None = None
     # A name in `reward.total` stands for weight * clip(scale * score).
     weight: Factor = 1.0
     scale: Factor = 1.0

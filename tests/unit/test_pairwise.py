@@ -7,17 +7,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from lookup_engine import request
 
 from gotr1_jax.errors import ConfigError, InputError
-from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, is_group_wise
+from gotr1_jax.plan import parse_plan
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, is_group_wise, pop_metrics
+from gotr1_jax.rewards.composite import SharedJudge
+from gotr1_jax.rewards.factory import JudgeConfig, make_judge
 from gotr1_jax.rewards.multimodal.comparison import QuestionComparer
 from gotr1_jax.rewards.multimodal.terms import QuestionsConfig
 from gotr1_jax.rewards.pairwise import PairwiseConfig, PairwiseJudge, ScoreComparer
 from gotr1_jax.rewards.preferences import PairComparison, compare_scores, draw_pairs, win_rates
+from gotr1_jax.rewards.terms import TermConfig
+from gotr1_jax.shapes.dataset import sample_example
+from gotr1_jax.shapes.render import render
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import Answer, Question
 
@@ -52,6 +59,12 @@ class Reader(Viewer):
 
     def expected_scores(self, questions: Sequence[Question]) -> list[float]:
         return [float(self.answers[shades]) for shades in self._see(questions)]
+
+
+def example(seed: int) -> JudgeRequest:
+    """A sample of the shapes world whose plan and image are right."""
+    made = sample_example(np.random.default_rng(seed), "all")
+    return JudgeRequest(made.caption, parse_plan(made.plan), render(made.scene))
 
 
 class Shade:
@@ -112,7 +125,7 @@ def test_all_pairs_and_other_keys() -> None:
 
 def test_scores_win_within_their_caption() -> None:
     """Shades 9 have no score; the last sample is alone."""
-    comparer = ScoreComparer(Shade(), lambda s: s["pi"] * s["ri"], "pi * ri")
+    comparer = ScoreComparer(Shade(), "pi * ri")
     judge = PairwiseJudge("pref", comparer)
     assert is_group_wise(judge) and judge.terms == ("pref",)
     requests = samples(1, 3, 3) + samples(50, 9, 40, group=1) + samples(8, group=2)
@@ -130,7 +143,7 @@ def test_scores_win_within_their_caption() -> None:
 
 
 def test_captions_in_one_group_are_not_compared() -> None:
-    judge = PairwiseJudge("pref", ScoreComparer(Shade(), lambda s: s["pi"], "pi"))
+    judge = PairwiseJudge("pref", ScoreComparer(Shade(), "pi"))
     mixed = [*samples(1, 2), *(replace(r, caption="a dog") for r in samples(3, 4))]
     assert rates(judge.judge(mixed)) == [0, 1, 0, 1]
 
@@ -197,7 +210,7 @@ def test_probabilities_and_plans() -> None:
 
 
 def test_fewer_opponents_are_the_same_pairs_in_another_batch() -> None:
-    judge = PairwiseJudge("pref", ScoreComparer(Shade(), lambda s: s["pi"], "pi"), opponents=2)
+    judge = PairwiseJudge("pref", ScoreComparer(Shade(), "pi"), opponents=2)
     group = samples(*range(10, 18))
     alone = judge.judge(group)
     assert judge.pop_metrics()["judge/pairwise/pairs"] == 8
@@ -211,8 +224,47 @@ def test_fewer_opponents_are_the_same_pairs_in_another_batch() -> None:
         ({"of": "pi"}, "of is 'pi' and by is questions; leave out"),
         ({"by": "scores", "of": "pi", "plans": True}, "plans are shown in questions only"),
         ({"opponents": -1}, "opponents"),
+        ({"by": "scores", "of": "pi *"}, r"of is 'pi \*'; character 5: "),
     ],
 )
 def test_settings_that_cannot_be(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PairwiseConfig(**values)  # type: ignore[arg-type]
+
+
+def test_a_term_of_a_reward() -> None:
+    """The exact judge is asked once for both; its scores and the win rate stand side by side."""
+    terms = {"pref": TermConfig(pairwise=PairwiseConfig(by="scores", of="pi * ri"))}
+    judge = make_judge(JudgeConfig("shapes"), terms=terms)
+    assert judge.terms == ("sem", "spa", "ri", "pi", "pref") and is_group_wise(judge)
+    scenes = [example(i) for i in range(3)]
+    requests = [replace(r, caption=scenes[0].caption) for r in scenes]
+    results = judge.judge(requests)
+    products = [r.scores["pi"] * r.scores["ri"] for r in results]
+    assert products[0] > max(products[1:]) and results[0].scores["pref"] == 1
+    assert "judge/pairwise/pairs" in pop_metrics(judge)
+    for name, config, message in (
+        ("shapes", PairwiseConfig(), "pref.pairwise asks questions, and the judge is shapes"),
+        ("shapes", PairwiseConfig(by="scores", of="hps"), "does not score hps; it scores sem, spa"),
+        ("none", PairwiseConfig(by="scores", of="pi"), "no judge gives other terms"),
+    ):
+        kind: Any = name
+        with pytest.raises(InputError, match=message):
+            make_judge(JudgeConfig(kind), terms={"pref": TermConfig(pairwise=config)})
+
+
+def test_a_shared_judge_is_asked_once() -> None:
+    class Counting(Shade):
+        calls = 0
+
+        def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
+            self.calls += 1
+            return super().judge(requests)
+
+    inner = Counting()
+    shared, group = SharedJudge(inner, 2), samples(1, 2)
+    assert shared.judge(group) == shared.judge(list(group)) and inner.calls == 1
+    shared.judge(group)  # a third time: as often as it is used, it is asked anew
+    assert inner.calls == 2
+    shared.judge(group[::-1])
+    assert inner.calls == 3

@@ -169,7 +169,7 @@ def calibrate_term(
     if labelled.any():
         of_samples = first[: len(samples)]
         known = labelled & ~np.isnan(of_samples)
-        values |= labelled_figures(labels[labelled], of_samples[labelled])
+        values |= count_unscored(labels[labelled], of_samples[labelled])
         chosen = [s for s, is_known in zip(samples, known) if is_known]
         values |= _compare(of_samples[known], labels[known], chosen, threshold, notes)
     elif samples:
@@ -179,7 +179,7 @@ def calibrate_term(
     return TermCalibration(**values, notes=tuple(notes))
 
 
-def labelled_figures(labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+def count_unscored(labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
     """How many samples have a label, and which share of these no score."""
     return {"labelled": len(labels), "unscored": float(np.isnan(scores).mean())}
 
