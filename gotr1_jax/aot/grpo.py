@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from gotr1_jax.aot.job import JobCompiler, JobMemory, ModelSizes
 from gotr1_jax.aot.judge import compile_judge, judge_shapes
 from gotr1_jax.aot.measure import bytes_per_device
-from gotr1_jax.aot.sampling import array_shape, compile_rollout, prompt_shapes, shard_rows
+from gotr1_jax.aot.sampling import SampledRows, array_shape, compile_rollout, shard_rows
 from gotr1_jax.aot.sizes import judge_sizes, policy_sizes
 from gotr1_jax.aot.target import Target
 from gotr1_jax.grpo.config import GrpoConfig
@@ -46,8 +47,10 @@ def compile_grpo(config: GrpoConfig, models: ModelSizes, job: JobCompiler) -> No
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, job.target.devices)
     local = _host_mesh(mesh, job.target)
     check_rows(config.update.micro_batch, mesh, "update.micro_batch")
-    for P, G in _rollouts(config, mesh):
-        check_rows(P * G, mesh, f"{P} captions of {G} samples: their rows")
+    for sampled in _rollouts(config, mesh):
+        shared = f", {sampled.images} a plan" if sampled.images > 1 else ""
+        what = f"{sampled.captions} captions of {sampled.samples} samples{shared}"
+        check_rows(sampled.plans, mesh, f"{what}: their {'plans' if shared else 'rows'}")
     sizes, specials = policy_sizes(config.policy.init, models.policy)
     policy = policy_shapes(config.policy, sizes, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
@@ -83,10 +86,8 @@ def compile_grpo(config: GrpoConfig, models: ModelSizes, job: JobCompiler) -> No
         "sampler's weights", prepare, whole,
         persistent_args=("policy", "train state"), resident=always,
     )  # fmt: skip
-    captions, samples = max(_rollouts(config, mesh), key=math.prod)
-    prompts = prompt_shapes(captions, C, mesh)
-    parts = config.rollout.rows // config.rollout.rows_at_once
-    compile_rollout(job, sampler, params, prompts, samples, parts, mesh, sampling)
+    for sampled in _largest(*_rollouts(config, mesh)):
+        compile_rollout(job, sampler, params, sampled, C, mesh, sampling)
     own = math.ceil(config.rollout.rows * local.size / mesh.size)
     batch = round_up_to_devices(config.rollout.decode_batch, decoding)
     ids = shard_rows(array_shape((batch, tokens), jnp.int32), decoding)
@@ -117,12 +118,22 @@ def _host_mesh(mesh: Mesh, target: Target) -> Mesh:
     return Mesh(devices.reshape(part.devices.shape), part.axis_names)
 
 
-def _rollouts(config: GrpoConfig, mesh: Mesh) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(captions, samples) of one call of the sampler in a training step and in an evaluation."""
-    rows, samples = config.rollout.rows_at_once, config.rollout.samples_per_caption
+def _rollouts(config: GrpoConfig, mesh: Mesh) -> tuple[SampledRows, SampledRows]:
+    """Those of a training step and of an evaluation."""
+    rollout = config.rollout
+    rows, samples = rollout.rows_at_once, rollout.samples_per_caption
     held_out, tries = config.evaluation.captions, config.evaluation.samples
     at_once = captions_at_once(held_out, tries, rows, row_multiple(mesh))
-    return (rows // samples, samples), (at_once, tries)
+    step = SampledRows(rows // samples, samples, rollout.pictures_per_plan, rollout.rows // rows)
+    return step, SampledRows(at_once, tries)
+
+
+def _largest(step: SampledRows, held_out: SampledRows) -> tuple[SampledRows, ...]:
+    """Those whose programs are compiled: one with the most rows stands for both, but where images
+    share plans in the step and not in the evaluation, each has programs of its own."""
+    if step.images > 1 and held_out.plans > step.plans:
+        return step, replace(held_out, label=", eval")
+    return (step,) if step.rows >= held_out.rows else (replace(held_out, calls=step.calls),)
 
 
 def _prompt_width(config: GrpoConfig) -> int:
@@ -182,7 +193,7 @@ def _notes(config: GrpoConfig, mesh: Mesh) -> tuple[str, ...]:
     notes = []
     if any(part.kind == "hps" for part in (config.judge, *config.judge.also)):
         notes.append("the judge hps is not counted (a ViT-H/14: about 2 GB, sharded)")
-    step, held_out = map(math.prod, _rollouts(config, mesh))
+    step, held_out = (sampled.rows for sampled in _rollouts(config, mesh))
     if held_out > step:
         notes.append(
             f"an evaluation samples {held_out} rows at once, a step {step}: the loops are those of "

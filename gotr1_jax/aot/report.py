@@ -83,7 +83,7 @@ def to_text(report: Report) -> str:
     mesh = " x ".join(f"{name} {size}" for name, size in report.job.mesh.shape.items())
     lines = [
         f"{target.name}: {len(target.devices)} devices of {_gb(limit)} GB; mesh {mesh}",
-        f"{'program':28}{'args':>8}{'temps':>8}{'outs':>8}{'peak':>8}{'total':>8}  fits"
+        f"{'program':30}{'args':>8}{'temps':>8}{'outs':>8}{'peak':>8}{'total':>8}  fits"
         f"{'TFLOP':>10}{'>= ms':>9}  collectives",
     ]
     for p in report.programs:
@@ -96,7 +96,7 @@ def to_text(report: Report) -> str:
         columns = "".join(f"{_gb(size):>8}" for size in sizes)
         time = "?" if seconds is None else f"{seconds * 1e3:.1f}"
         lines.append(
-            f"{p.program.name:28}{columns}  {fits:>4}{p.flops / 1e12:>10.3g}{time:>9}  "
+            f"{p.program.name:30}{columns}  {fits:>4}{p.flops / 1e12:>10.3g}{time:>9}  "
             f"{_traffic(p.traffic)}"
         )
     kept = ", ".join(f"{n} {_gb(report.job.persistent[n])}" for n in report.job.always)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,6 +17,34 @@ from gotr1_jax.sampler.plan_loop import PromptCache
 from gotr1_jax.sampler.policy_weights import PolicyWeights
 from gotr1_jax.sampler.sampler import Sampler
 from gotr1_jax.sampler.token_batch import PromptBatch
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """What one call of the sampler samples.
+
+    Attributes:
+      captions, samples: P and G.
+      images: images of each plan.
+      calls: such calls in a training step.
+      label: after the names of the programs.
+    """
+
+    captions: int
+    samples: int
+    images: int = 1
+    calls: int = 0
+    label: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Images."""
+        return self.captions * self.samples
+
+    @property
+    def plans(self) -> int:
+        """Plans."""
+        return self.rows // self.images
 
 
 def array_shape(sizes: tuple[int, ...], dtype: Any) -> Any:
@@ -51,31 +80,31 @@ def key_shapes(count: int, mesh: Mesh) -> jax.ShapeDtypeStruct:
 
 
 def compile_rollout(
-    job: JobCompiler, sampler: Sampler, params: PolicyWeights, prompts: PromptBatch, samples: int,
-    parts: int, mesh: Mesh, resident: tuple[str, ...],
+    job: JobCompiler, sampler: Sampler, params: PolicyWeights, sampled: SampledRows, width: int,
+    mesh: Mesh, resident: tuple[str, ...],
 ) -> None:  # fmt: skip
     """All programs of a rollout; of each loop the last bucket, where caches are largest.
 
-    parts: number of such rollouts in a step.
+    width: tokens of the prompts.
     """
     programs, config = sampler.programs, sampler.config
-    B = prompts.ids_PC.shape[0] * samples
-    keys = key_shapes(B, mesh)
+    prompts = prompt_shapes(sampled.captions, width, mesh)
+    N, B = sampled.plans, sampled.rows
 
     def measure(name: str, function: Any, *args: Any, runs: float = 1.0, **fields: Any) -> Any:
         outputs = job.compile(
-            name, function, *args, persistent_args=("sampler",), resident=resident,
-            runs_per_step=parts * runs, **fields,
+            name + sampled.label, function, *args, persistent_args=("sampler",),
+            resident=resident, runs_per_step=sampled.calls * runs, **fields,
         )  # fmt: skip
         return shard_rows(outputs, mesh)
 
     captions, last = measure("prefill", programs.prefill_prompts, params, prompts)
     limit = config.max_plan_tokens
-    plans = _shapes(mesh, programs.start_plans, params, last, rows=B, size=limit)
+    plans = _shapes(mesh, programs.start_plans, params, last, rows=N, size=limit)
     plan_reads = (params.layers, params.text_head_VD, captions.cache, plans.cache)
     plans = measure(
-        "plan loop, last bucket", programs.plan_bucket, params, captions, keys, plans,
-        **_last_bucket(limit, config.plan_bucket, plan_reads, plans.cache),
+        "plan loop, last bucket", programs.plan_bucket, params, captions, key_shapes(N, mesh),
+        plans, **_last_bucket(limit, config.plan_bucket, plan_reads, plans.cache),
     )  # fmt: skip
     plans = _shapes(mesh, programs.finish_plans, plans)[0]
     uncond = None
@@ -83,14 +112,15 @@ def compile_rollout(
         size = captions.cache.size + limit
         uncond = measure("null context", programs.prefill_uncond, params, static={"size": size})
     context = ImageContext(
-        PromptCache(captions.cache, captions.len_P), plans.cache, plans.len_B, uncond
-    )
+        PromptCache(captions.cache, captions.len_P), plans.cache,
+        shard_rows(array_shape((B,), jnp.int32), mesh), uncond,
+    )  # fmt: skip
     tokens = sampler.model_config.num_image_tokens
     images = _shapes(mesh, programs.start_images, params, rows=B, size=tokens)
     image_reads = (params.layers, params.image_head, context, images.cache)
     measure(
-        "image loop, last bucket", programs.image_bucket, params, context, keys, images,
-        **_last_bucket(tokens, config.image_bucket, image_reads, images.cache),
+        "image loop, last bucket", programs.image_bucket, params, context, key_shapes(B, mesh),
+        images, **_last_bucket(tokens, config.image_bucket, image_reads, images.cache),
     )  # fmt: skip
 
 

@@ -28,10 +28,11 @@ from gotr1_jax.convert.find import EMBEDDED
 from gotr1_jax.convert.qwen2_5_vl import abstract_state
 from gotr1_jax.convert.qwen_json import qwen_config_to_json
 from gotr1_jax.errors import InputError
-from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.grpo.config import GrpoConfig, UpdateConfig
 from gotr1_jax.grpo.policy import load_policy
 from gotr1_jax.models.config import JANUS_PRO_7B
 from gotr1_jax.models.qwen_config import QWEN2_5_VL_3B
+from gotr1_jax.parallel.config import MeshConfig
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.sft.config import SftConfig
 from gotr1_jax.tokenizers.janus import TextTokenizer
@@ -169,15 +170,23 @@ def test_suggest_finds_what_fits(supervised: Path, full_report: Report) -> None:
     assert same is not None and same.attempts == 1 and same.config == config
 
 
-def test_suggest_samples_fewer_captions_at_once(tmp_path: Path) -> None:
-    """The update fits, all rows of the rollout together do not: half of them at a time."""
-    values = grpo_values(write_shapes(tmp_path / "policy"), tmp_path / "run")
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory: pytest.TempPathFactory) -> tuple[GrpoConfig, Compiler, Report]:
+    """A job of 4 captions x 16 samples whose rollout needs more memory than its update."""
+    folder = tmp_path_factory.mktemp("rollouts")
+    values = grpo_values(write_shapes(folder / "policy"), folder / "run")
     values["policy"] |= {"remat": "full"}
     values["rollout"] |= {"captions_per_step": 4, "samples_per_caption": 16, "max_plan_tokens": 99}
     values["update"] |= {"micro_batch": 1}
-    config = load_config(GrpoConfig, write_config(tmp_path / "grpo.yaml", values))
+    values["evaluation"] |= {"captions": 16, "samples": 4}
+    config = load_config(GrpoConfig, write_config(folder / "grpo.yaml", values))
     compiler = Compiler(find_target("cpu:1"))
-    whole = compile_job(config, compiler.target, ModelSizes(), compiler)
+    return config, compiler, compile_job(config, compiler.target, ModelSizes(), compiler)
+
+
+def test_suggest_samples_fewer_captions_at_once(rollouts) -> None:
+    """The update fits, all rows of the rollout together do not: half of them at a time."""
+    config, compiler, whole = rollouts
     half = replace(config, rollout=replace(config.rollout, captions_at_once=2))
     halved = compile_job(half, compiler.target, ModelSizes(), compiler)
     assert halved.peak_bytes < 0.6 * whole.peak_bytes
@@ -193,6 +202,28 @@ def test_suggest_samples_fewer_captions_at_once(tmp_path: Path) -> None:
     found = suggest(config, replace(compiler.target, chip=chip), ModelSizes())
     assert found is not None and (found.config, found.attempts) == (half, 2)
     assert "--rollout.captions_at_once 2" in found.overrides
+
+
+def test_images_that_share_plans_need_less_memory(rollouts) -> None:
+    """Plans are sampled and cached once for 4 images; the evaluation samples a plan an image."""
+    config, compiler, flat = rollouts
+    rollout = replace(config.rollout, pictures_per_plan=4)
+    tree = compile_job(replace(config, rollout=rollout), compiler.target, ModelSizes(), compiler)
+    old, new = ({p.program.name: p for p in report.programs} for report in (flat, tree))
+    loop, images = "plan loop, last bucket", "image loop, last bucket"
+    # 2 layers of 32 + 32 numbers of 4 bytes a slot, of 64 and of 16 plans.
+    slot = 2 * (32 + 32) * 4
+    saved = old[images].argument_bytes - new[images].argument_bytes
+    assert saved == (64 - 16) * 99 * slot
+    assert new[loop].argument_bytes < 0.5 * old[loop].argument_bytes
+    assert new[loop].program.runs_per_step == old[loop].program.runs_per_step
+    assert new[f"{images}, eval"].argument_bytes > old[images].argument_bytes  # of 16 captions
+    assert new[f"{images}, eval"].program.runs_per_step == 0
+    assert f"{loop}, eval" not in old
+    alone = replace(config.rollout, pictures_per_plan=16)
+    bare = replace(config, rollout=alone, update=UpdateConfig(), mesh=MeshConfig(data=8))
+    with pytest.raises(InputError, match="4 captions of 16 samples, 16 a plan: their plans is 4"):
+        compile_job(bare, find_target("cpu:8"), ModelSizes())
 
 
 def test_suggest_gives_up(supervised: Path) -> None:
