@@ -10,7 +10,9 @@ from gotr1_jax.config import CheckedConfig
 from gotr1_jax.decoding.config import LogpMode
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.grpo.advantages import AdvantageConfig
+from gotr1_jax.grpo.diversity import MEASURES, OF_CAPTIONS
 from gotr1_jax.grpo.losses import PolicyLossConfig
+from gotr1_jax.grpo.patience import DIVERSITY, PatienceConfig
 from gotr1_jax.limits import (
     ROWS,
     FilledText,
@@ -254,7 +256,8 @@ class UpdateConfig(CheckedConfig):
 class EvaluationConfig(CheckedConfig):
     """Held-out captions, before, during and after training."""
 
-    may_change: ClassVar[Collection[str]] = ("every", "shown")
+    # Nothing of judges and patience reaches an update.
+    may_change: ClassVar[Collection[str]] = ("every", "shown", "judges", "patience")
 
     # As captions.source; "shapes" is its held-out split, of files evenly spaced captions are used.
     source: FilledText | tuple[FilledText, ...] = "shapes"
@@ -267,11 +270,38 @@ class EvaluationConfig(CheckedConfig):
     every: StepsOrNever = 0
     # Number of captions with images in the report.
     shown: Annotated[int, Range("[0, 1048576]")] = 12
+    # Watched terms: scored in evaluations alone, never trained on. Each as in reward.terms, with a
+    # source of its own.
+    judges: Mapping[str, TermConfig] = field(default_factory=dict)
+    # Ends the run early when a value of the evaluations falls; null: never.
+    patience: PatienceConfig | None = None
 
     def check(self) -> None:
-        """A source that names something."""
+        """A source that names something, watched terms with sources, patience that can act."""
         if not self.source:
             raise ConfigError("source is empty; name a file, or shapes")
+        try:
+            check_names(self.judges)
+        except ConfigError as error:
+            raise ConfigError(f"judges holds {error}") from error
+        for name, term in self.judges.items():
+            if term.source == "judge":
+                raise ConfigError(
+                    f"judges.{name} is of the judge that the run trains on; give it a source of "
+                    "its own (python, ...). Evaluations hold all terms of that judge anyway"
+                )
+        if self.patience is None:
+            return
+        if not self.every:
+            raise ConfigError(
+                "patience needs evaluations during training; set every to a number of steps"
+            )
+        name = self.patience.term.removeprefix(DIVERSITY)
+        if self.patience.is_diversity and name in OF_CAPTIONS and self.samples < 2:
+            raise ConfigError(
+                f"patience.term is {self.patience.term}, which compares samples of a caption; set "
+                f"samples to 2 or more, it is {self.samples}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +348,7 @@ class GrpoConfig(JobConfig):
                     f"reward.terms holds {term!r}, but the judge gives {', '.join(scored)}; add a "
                     "judge for it (judge.also), give it a source (python, ...) or leave it out"
                 )
+        self._check_watched(set(scored))
         captions, groups = self.rollout.captions_per_step, self.update.updates_per_rollout
         if captions % groups:
             raise ConfigError(
@@ -329,4 +360,35 @@ class GrpoConfig(JobConfig):
             raise ConfigError(
                 f"update.micro_batch {self.update.micro_batch} does not divide the {rows} rows of "
                 "one update (captions_per_step / updates_per_rollout x samples_per_caption)"
+            )
+
+    def _check_watched(self, scored: Collection[str]) -> None:
+        """Watched terms that are not trained ones, and patience with a value that there is."""
+        trained = {*scored, *self.reward.terms}
+        for name in self.evaluation.judges:
+            if name in trained:
+                raise ConfigError(
+                    f"evaluation.judges holds {name!r}, which the run's own judge or reward.terms "
+                    "give; choose another name for the watched term"
+                )
+        patience, every = self.evaluation.patience, self.evaluation.every
+        if patience is None:
+            return
+        measures = [DIVERSITY + name for name in MEASURES]
+        names = ["total", *self.evaluation.judges, *sorted(trained), *measures]
+        if patience.term not in names:
+            raise ConfigError(
+                f"evaluation.patience.term is {patience.term!r}; choose from {', '.join(names)}"
+            )
+        evaluations = (self.steps - 1) // every  # before the last step
+        if evaluations < patience.evaluations:
+            raise ConfigError(
+                f"evaluation.patience.evaluations is {patience.evaluations}, but {self.steps} "
+                f"steps with evaluation.every {every} have {evaluations} before the last; lower "
+                "evaluation.every"
+            )
+        if patience.action == "restore_best" and not self.checkpoint.keep_best:
+            raise ConfigError(
+                "evaluation.patience.action is restore_best, but checkpoint.keep_best is false; "
+                "set it true, or action to stop"
             )

@@ -1,11 +1,11 @@
-"""Held-out captions: scored before, during and after training, and compared."""
+"""Evaluations of held-out captions: their scores, their files, and how two compare."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -14,32 +14,32 @@ from typing import Any
 import jax
 import numpy as np
 
-from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.alarms import JudgedCounts
 from gotr1_jax.grpo.config import EvaluationConfig
+from gotr1_jax.grpo.diversity import (
+    OF_ALL,
+    OF_CAPTIONS,
+    caption_diversity,
+    diversity_means,
+    overall_diversity,
+)
 from gotr1_jax.grpo.measure import (
     MEASURED_UNDER,
-    check_measured_under,
-    digest,
-    measured_under,
 )
+from gotr1_jax.grpo.patience import DIVERSITY
 from gotr1_jax.grpo.rollout import Prompts, RolloutWorker
-from gotr1_jax.grpo.setup import GrpoJob
 from gotr1_jax.io.files import write_json_atomic
-from gotr1_jax.io.reading import read_json
-from gotr1_jax.parallel.mesh import row_multiple
 from gotr1_jax.parallel.processes import (
-    broadcast_from_main,
     is_main_process,
     raise_on_all_processes,
 )
-from gotr1_jax.trainer.run import Run
 from gotr1_jax.trainer.samples import write_samples
-from gotr1_jax.trainer.state import TrainState
 
 # Evaluations have random streams of their own, the same before and after training.
 EVALUATION_SEED = 20_250_522
-_HIGHEST = 2.0  # of a total: v1 adds two terms
+_LARGEST = 1e30  # of a score, which may have any range
+WATCHED = "watched"
 _log = logging.getLogger(__name__)
 
 
@@ -49,11 +49,16 @@ class Evaluation:
 
     Attributes:
         counts: of the samples behind them; None where they were read from a file.
+        watched: of terms that are never trained on, as `terms`.
+        diversity: of the samples of each caption, by measure. overall: of all samples.
     """
 
     terms: Mapping[str, np.ndarray]
     total: np.ndarray
     counts: JudgedCounts | None = None
+    watched: Mapping[str, np.ndarray] = field(default_factory=dict)
+    diversity: Mapping[str, np.ndarray] = field(default_factory=dict)
+    overall: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def _columns(self) -> dict[str, np.ndarray]:
@@ -62,18 +67,55 @@ class Evaluation:
     @property
     def means(self) -> dict[str, float]:
         """Mean of the total and of each term over the captions that could be scored; else NaN."""
-        scored = {name: values[~np.isnan(values)] for name, values in self._columns.items()}
-        return {k: float(v.mean()) if v.size else float("nan") for k, v in scored.items()}
+        return _means(self._columns)
 
-    def to_json(self) -> dict[str, list[float]]:
+    @property
+    def watched_means(self) -> dict[str, float]:
+        """As `means`, of the watched terms."""
+        return _means(self.watched)
+
+    @property
+    def diversity_means(self) -> dict[str, float]:
+        """Each measure that has a value: the mean over captions, or of all samples."""
+        return diversity_means(self.diversity, self.overall)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """All means by their names in `evaluation.patience.term`."""
+        diversity = {f"{DIVERSITY}{name}": v for name, v in self.diversity_means.items()}
+        return {**self.means, **self.watched_means, **diversity}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """`values` for metrics.jsonl."""
+        values = {f"evaluation/{name}": value for name, value in self.means.items()}
+        values |= {f"watched/{name}": value for name, value in self.watched_means.items()}
+        return values | {
+            f"evaluation/{DIVERSITY}{name}": v for name, v in self.diversity_means.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
         """Plain lists, for a file."""
-        return {name: np.asarray(values).tolist() for name, values in self._columns.items()}
+        values: dict[str, Any] = _lists(self._columns)
+        if self.watched:
+            values[WATCHED] = _lists(self.watched)
+        if self.diversity or self.overall:
+            values["diversity"] = {**_lists(self.diversity), **self.overall}
+        return values
 
     @classmethod
     def from_json(cls, values: object, where: str = "the evaluation") -> Evaluation:
         """Inverse of `to_json`; null is NaN. InputError, with `where`, for other values."""
         values = values if isinstance(values, Mapping) else {}
-        columns = {name: scores for name, scores in values.items() if name != MEASURED_UNDER}
+        watched, diversity = (values.get(name, {}) for name in (WATCHED, "diversity"))
+        if not isinstance(watched, Mapping) or not isinstance(diversity, Mapping):
+            raise InputError(f"{where} has watched terms or a diversity that are no object")
+        other = (MEASURED_UNDER, WATCHED, "diversity")
+        columns = {name: scores for name, scores in values.items() if name not in other}
+        overall = {name: diversity[name] for name in OF_ALL if name in diversity}
+        by_caption = {name: diversity[name] for name in OF_CAPTIONS if name in diversity}
+        columns |= {f"{WATCHED} {name}": scores for name, scores in watched.items()}
+        columns |= {f"{DIVERSITY}{name}": scores for name, scores in by_caption.items()}
         lists = [v if isinstance(v, list) and v else None for v in columns.values()]
         if "total" not in columns or None in lists or len({len(v) for v in lists if v}) != 1:
             raise InputError(f"{where} is no object of lists of scores, equally long, with a total")
@@ -81,8 +123,25 @@ class Evaluation:
             wrong = next((score for score in scores if not _is_score(score)), None)
             if wrong is not None:
                 raise InputError(f"{where} has a score of {name} that is {str(wrong)[:40]!r}")
+        if not all(map(_is_score, overall.values())):
+            raise InputError(f"{where} has a diversity that is no number")
         arrays = {k: np.asarray(v, np.float32) for k, v in columns.items()}  # None becomes NaN
-        return cls({k: v for k, v in arrays.items() if k != "total"}, arrays["total"])
+        return cls(
+            total=arrays.pop("total"),
+            watched={name: arrays.pop(f"{WATCHED} {name}") for name in watched},
+            diversity={name: arrays.pop(f"{DIVERSITY}{name}") for name in by_caption},
+            overall={k: math.nan if v is None else float(v) for k, v in overall.items()},
+            terms=arrays,
+        )
+
+
+def _lists(columns: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    return {name: np.asarray(values).tolist() for name, values in columns.items()}
+
+
+def _means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+    scored = {name: values[~np.isnan(values)] for name, values in columns.items()}
+    return {k: float(v.mean()) if v.size else float("nan") for k, v in scored.items()}
 
 
 def _is_score(value: object) -> bool:
@@ -91,89 +150,7 @@ def _is_score(value: object) -> bool:
         return True
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    return value != value or 0 <= value <= _HIGHEST  # an int may be too large for isnan
-
-
-class HeldOut:
-    """The evaluations of a run; every process makes the same calls."""
-
-    def __init__(self, job: GrpoJob, run: Run) -> None:
-        self._config, self._worker, self._prompts = job.config, job.worker, job.heldout
-        self._root, self._multiple = run.dir.root, row_multiple(run.mesh)
-        self._under = measured_under(
-            job.config, job.heldout.captions, job.worker.judge.identity,
-            run.inputs.get("policy.init", ""),
-        )  # fmt: skip
-
-    @property
-    def measure(self) -> str:
-        """A name for what the scores are measured under: those of other names do not compare."""
-        return digest(self._under)
-
-    def before(self, job: GrpoJob, state: TrainState, first_step: int) -> Evaluation | None:
-        """The evaluation before the first update; read from the run's files where it goes on.
-
-        None in a process that cannot read what the main process can. RunError if the judge scores
-        nothing at all.
-        """
-        stored = self._stored() if first_step else None
-        if broadcast_from_main(stored is not None):
-            return stored
-        initial = job.initial_state() if first_step else state
-        found = self.evaluate("eval_before", job.sampling_params(initial))
-        if found.counts is not None and self._is_lost(found):
-            raise RunError(
-                f"the judge could not score any of the {found.counts.samples} samples of the first "
-                f"evaluation, so nothing can be learned: {found.counts.cause}; correct the judge "
-                "(reward.failure_limit of 1 goes on without rewards)"
-            )
-        return found
-
-    def _is_lost(self, found: Evaluation) -> bool:
-        return np.isnan(found.total).all() and self._config.reward.failure_limit < 1
-
-    def _stored(self) -> Evaluation | None:
-        """The evaluation before training in the run's file; None, with a line, if it is no use."""
-        path = self._root / "eval_before.json"
-        try:
-            values = read_json(path, allow_nan=True)
-            found = Evaluation.from_json(values, str(path))
-            captions, terms = len(found.total), set(found.terms)
-            if captions != len(self._prompts) or terms != set(self._worker.judge.terms):
-                raise InputError(
-                    f"{path} has {', '.join(sorted(terms))} of {captions} captions, and not "
-                    f"{', '.join(self._worker.judge.terms)} of {len(self._prompts)}"
-                )
-            check_measured_under(values.get(MEASURED_UNDER), self._under, str(path))
-            if self._is_lost(found):
-                raise InputError(f"{path} has no score, as the judge gave none")
-        except InputError as error:
-            _log.warning("%s: %s; the model before training is evaluated again", path.name, error)
-            return None
-        return found
-
-    def after_step(self, job: GrpoJob, state: TrainState, run: Run) -> float | None:
-        """The held-out total, in steps that are evaluated."""
-        every, step = self._config.evaluation.every, run.step
-        if not every or step % every or step >= self._config.steps:
-            return None
-        total = self.evaluate(f"eval_step_{step:06d}", job.sampling_params(state)).means["total"]
-        run.note(f"held-out total at step {step}: {total:.3f}")
-        return total
-
-    def evaluate(self, name: str, params: Any) -> Evaluation:
-        """Scores all held-out captions under decode weights; writes `name`.json and samples."""
-        found = evaluate(
-            self._worker, params, self._prompts, self._config.evaluation, name, self._root,
-            rows=self._config.rollout.rows_at_once, multiple=self._multiple, under=self._under,
-        )  # fmt: skip
-        if found.counts is not None and found.counts.unscored:
-            cause, samples = found.counts.cause, found.counts.samples
-            _log.warning(
-                "%s: the judge could not score %d of %d samples; most often: %s",
-                name, found.counts.unscored, samples, cause,
-            )  # fmt: skip
-        return found
+    return value != value or abs(value) <= _LARGEST  # an int may be too large for isnan
 
 
 def evaluate(
@@ -193,16 +170,20 @@ def evaluate(
     for start in range(0, P, size):
         part = prompts.take(range(start, min(start + size, P)))
         scored = worker(params, part, G, EVALUATION_SEED, 0)
-        parts.append((scored.table.scores_BK, scored.table.total_B))
+        table = scored.table
+        parts.append((table.scores_BK, table.total_B, table.keys, dict(table.watched)))
         counts.append(JudgedCounts.of(scored.table))
         shown += [
             replace(record, caption_index=start + record.caption_index)
             for record in scored.records(config.shown - start)
             if record.sample_index == 0
         ]
-    scores_BK, total_B = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    scores_BK, total_B, keys, watched = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     result = score_captions(dict(zip(worker.judge.terms, scores_BK.T)), total_B, G)
-    result = replace(result, counts=reduce(add, counts))
+    result = replace(result, counts=reduce(add, counts), watched=_by_caption(watched, G))
+    if keys is not None:
+        overall = overall_diversity(keys)
+        result = replace(result, diversity=caption_diversity(keys, G), overall=overall)
     with raise_on_all_processes():
         if is_main_process():
             write_samples(root / "samples", 0, shown, name=name)
@@ -230,15 +211,21 @@ def score_captions(
 
     Samples that could not be scored leave the mean of their caption; without any it is NaN.
     """
+    total = _by_caption({"total": total_B}, samples)["total"]
+    return Evaluation(_by_caption(scores, samples), total)
 
-    def by_caption(values_B: np.ndarray) -> np.ndarray:
+
+def _by_caption(columns: Mapping[str, np.ndarray], samples: int) -> dict[str, np.ndarray]:
+    """The mean of each caption's known values (P,), for columns (B,)."""
+
+    def mean(values_B: np.ndarray) -> np.ndarray:
         values_PG = values_B.reshape(-1, samples)
         known = np.isfinite(values_PG)
         total, count = np.where(known, values_PG, 0.0).sum(axis=1), known.sum(axis=1)
         means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
         return means.astype(np.float32)  # as a resumed run reads them back
 
-    return Evaluation({term: by_caption(v) for term, v in scores.items()}, by_caption(total_B))
+    return {name: mean(values_B) for name, values_B in columns.items()}
 
 
 def format_table(before: Evaluation, after: Evaluation, interval: tuple[float, float]) -> str:
@@ -256,4 +243,25 @@ def format_table(before: Evaluation, after: Evaluation, interval: tuple[float, f
         f"total {change} on {len(before.total)} held-out captions; "
         f"gain 95% interval [{low:+.3f}, {high:+.3f}] (paired bootstrap)"
     )
+    return "\n".join(lines)
+
+
+def compare_watched(before: Evaluation, after: Evaluation) -> dict[str, Any]:
+    """Means of watched terms and of diversity before and after, for summary.json; only those
+    there are."""
+    pairs = {
+        WATCHED: (before.watched_means, after.watched_means),
+        "diversity": (before.diversity_means, after.diversity_means),
+    }
+    return {name: {"before": old, "after": new} for name, (old, new) in pairs.items() if old or new}
+
+
+def format_watched(before: Evaluation, after: Evaluation) -> str:
+    """As the lines of `format_table`, of watched terms and of diversity; empty without any."""
+    lines = []
+    for title, parts in compare_watched(before, after).items():
+        lines.append("watched, never trained on" if title == WATCHED else title)
+        for name in parts["after"]:
+            old, new = parts["before"].get(name, math.nan), parts["after"][name]
+            lines.append(f"  {name:18}{old:9.3f}{new:9.3f}{new - old:+9.3f}")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from gotr1_jax.limits import FilledText, Range, Steps
 from gotr1_jax.parallel.processes import gather
 
 DIVERSITY = "diversity/"  # before the name of a measure
-_TOLERANCE = 1e-9  # of a fall that is exactly the allowed one, in floats
+_TOLERANCE = 1e-6  # of a fall that is exactly the allowed one, in float32
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def is_fallen(config: PatienceConfig, state: PatienceState, value: float) -> boo
     reference = state.best if config.below == "best" else state.start
     limit = config.fall * (abs(reference) if config.relative else 1.0)
     fallen = fallen_by(config, state, value)
-    return fallen > 0 and fallen >= limit * (1 - _TOLERANCE) - _TOLERANCE
+    return fallen > 0 and fallen >= limit - _TOLERANCE * abs(reference)
 
 
 def after_evaluation(
@@ -161,6 +161,10 @@ class Patience:
         elif before.falling and not self.state.falling:
             note(f"patience: {config.term} has recovered to {value:.3f} at step {step}")
         return None
+
+    @property
+    def term(self) -> str:
+        return "" if self.config is None else self.config.term
 
     @property
     def score(self) -> float | None:

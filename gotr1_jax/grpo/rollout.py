@@ -8,7 +8,7 @@ scores and a few other numbers of each row.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -22,6 +22,7 @@ from gotr1_jax.data.pipeline import pad_rows
 from gotr1_jax.grpo.config import RewardConfig
 from gotr1_jax.grpo.diversity import NUMBERS, SampleKeys, image_distances, plan_numbers
 from gotr1_jax.grpo.per_modality import PerModality
+from gotr1_jax.grpo.watched import WatchedJudge
 from gotr1_jax.parallel.mesh import assigned_groups, assigned_rows, fetch_any_rows, fetch_rows
 from gotr1_jax.parallel.placement import concatenate_on_mesh, take_on_mesh
 from gotr1_jax.parallel.processes import gather, raise_on_all_processes
@@ -105,6 +106,7 @@ class SampleTable:
       score_like_B: float32, 1 where the plan holds what looks like a judge's answer.
       record_B: object, a `SampleRecord` without advantage; None where another process scored it.
       keys: what the diversity of the samples is measured by; None where it is not.
+      watched: float32 (B,) by the name of each watched term; only evaluations have any.
     """
 
     terms: tuple[str, ...] = field(metadata={"static": True})
@@ -117,6 +119,7 @@ class SampleTable:
     score_like_B: np.ndarray
     record_B: np.ndarray
     keys: SampleKeys | None = None
+    watched: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, np.ndarray]:
@@ -198,6 +201,7 @@ class RolloutWorker:
     Attributes:
       mesh: that of the sampler.
       rows_at_once: rows that are sampled at once; at least those of one caption.
+      watched: judges of watched terms; none in the worker that training uses.
     """
 
     sampler: Sampler
@@ -207,6 +211,7 @@ class RolloutWorker:
     tokenizer: TextTokenizer
     mesh: Mesh
     rows_at_once: int
+    watched: tuple[WatchedJudge, ...] = ()
 
     def __call__(
         self, params: Any, prompts: Prompts, group_size: int, seed: int, step: int, first: int = 0
@@ -253,7 +258,11 @@ class RolloutWorker:
             )
         distance_B = image_distances(rollout.rows.image_ids_BU, samples, self.mesh)
         numbers_BF, K = _exchange(numbers_NF, own, B), len(self.judge.terms)
-        numbers_BF, plans_BF = numbers_BF[:, :-NUMBERS], numbers_BF[:, -NUMBERS:]
+        numbers_BF, plans_BF, watched_BF = np.split(
+            numbers_BF,
+            [-NUMBERS - len(self.watched), numbers_BF.shape[1] - len(self.watched)],
+            axis=1,
+        )
         record_B = np.full(B, None, object)
         for row, record in zip(own, records):
             record_B[row] = record
@@ -262,6 +271,7 @@ class RolloutWorker:
         table = SampleTable(
             self.judge.terms, caption_index_B, numbers_BF[:, :K], total_B, plan_tokens_B,
             truncated_B, boxes_B, score_like_B, record_B, SampleKeys.of(plans_BF, distance_B),
+            dict(zip((judge.name for judge in self.watched), watched_BF.T)),
         )  # fmt: skip
         seconds = time.perf_counter() - start
         return ScoredRollout(rollout, table, samples, judge_seconds, seconds)
@@ -272,7 +282,7 @@ class RolloutWorker:
         """Indices of the N rows that this process scores, and of these rows the plan ids, plan
         lengths, plan masks and image ids."""
         rows, B = rollout.rows, rollout.rows.plan_len_B.shape[0]
-        whole = is_group_wise(self.judge)
+        whole = any(map(is_group_wise, (self.judge, *self.watched)))
         own = assigned_groups(B, group_size) if whole else assigned_rows(B, self.mesh)
         fetch = fetch_any_rows if whole else fetch_rows
         columns = (rows.plan_ids_BT, rows.plan_len_B, rows.plan_mask_BT, rows.image_ids_BU)
@@ -282,8 +292,8 @@ class RolloutWorker:
         self, sampled: tuple[np.ndarray, ...], prompt_N: Sequence[Prompt], group_N: np.ndarray
     ) -> tuple[np.ndarray, list[SampleRecord], float]:
         """For N sampled rows, as of `_own_rows`, and the groups that they belong to: the table's
-        columns from `scores_BK` to `score_like_B` and the `plan_numbers` as (N, F), the records,
-        and the seconds that the judge took."""
+        columns from `scores_BK` to `score_like_B`, the `plan_numbers` and the watched terms as
+        (N, F), the records, and the seconds that the judge took."""
         ids_NT, len_N, mask_NT, image_ids_NU = sampled
         plans = self._parse_plans(ids_NT, len_N)
         images = self.image_decoder(image_ids_NU)
@@ -313,7 +323,9 @@ class RolloutWorker:
         ]
         columns = [*scores.values(), total_N, plan_tokens_N, truncated_N, boxes_N, score_like_N]
         keys_NF = np.asarray([plan_numbers(plan) for plan in plans]).reshape(-1, NUMBERS)
-        return np.hstack([np.stack(columns, axis=1), keys_NF]), records, seconds
+        # After all that an update learns from.
+        watched = [judge.score(requests)[:, None] for judge in self.watched]
+        return np.hstack([np.stack(columns, axis=1), keys_NF, *watched]), records, seconds
 
     def _parse_plans(self, ids_NT: np.ndarray, len_N: np.ndarray) -> list[Plan]:
         """The plans of N rows; equal ones are decoded and parsed once."""

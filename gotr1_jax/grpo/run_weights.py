@@ -140,7 +140,7 @@ def read_weights_of_model(run: Path) -> RunWeights:
     planned = weights.config.steps
     # Without a summary the run was killed between its model and it.
     done = read_json_object(RunDir(run).summary, missing_ok=True).get("steps", planned)
-    if weights.step not in (done, planned):
+    if weights.step not in (done, planned, _restored_step(run)):
         raise InputError(f"its newest checkpoint is of step {weights.step}, not {done}")
     if weights.lora is not None:
         _check_base(weights, run / RUN_MODEL)
@@ -172,7 +172,7 @@ def grpo_config(run: Path) -> GrpoConfig | None:
 
 
 def read_run_weights(run: Path) -> RunWeights:
-    """Reads the newest good checkpoint of a GRPO run.
+    """Reads the newest good checkpoint of a GRPO run, or the one that patience went back to.
 
     Raises InputError if it is not a GRPO run or has no checkpoint yet, RunError if no checkpoint
     is good.
@@ -184,12 +184,22 @@ def read_run_weights(run: Path) -> RunWeights:
             f"{run} is not a run of gotr1 train grpo, whose checkpoints can be exported: {error}"
         ) from error
     checkpoints = Checkpoints(run / CHECKPOINTS_NAME)
-    step = checkpoints.latest_good()
+    step = _restored_step(run) or checkpoints.latest_good()
     if step is None:
         raise InputError(f"the run {run} has no checkpoint yet: let it go on to its first")
     with raise_read_errors(checkpoints.folder(step)):
         arrays = _read_params(checkpoints.folder(step))
     return RunWeights(step, checkpoint_path(config.policy.init), config, arrays)
+
+
+def _restored_step(run: Path) -> int | None:
+    """The step whose weights the run ended with, if that is not its last one and there is a
+    checkpoint of it; else None."""
+    summary = read_json_object(RunDir(run).summary, missing_ok=True)
+    patience = summary.get("patience")
+    step = patience.get("weights_of_step") if isinstance(patience, dict) else None
+    is_other = isinstance(step, int) and step != summary.get("steps")
+    return step if is_other and step in Checkpoints(run / CHECKPOINTS_NAME).steps() else None
 
 
 def _read_params(folder: Path) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from gotr1_jax.grpo.entropy import new_entropy_state
 from gotr1_jax.grpo.policy import SplitPolicy, load_policy
 from gotr1_jax.grpo.rollout import Prompts, RolloutWorker, encode_captions
 from gotr1_jax.grpo.update import Learner, make_policy_step, make_token_logps
+from gotr1_jax.grpo.watched import WatchedJudge, make_watched
 from gotr1_jax.io.digests import model_digest
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.parallel.mesh import local_mesh
@@ -53,6 +54,7 @@ class GrpoJob:
       prompts, heldout: captions to train on, and to evaluate on.
       batches: the captions of each step, by index; its state is saved with a checkpoint.
       worker: samples and scores. learner: updates. optimizer: of the trained arrays.
+      watched: judges of the evaluations alone.
     """
 
     config: GrpoConfig
@@ -65,6 +67,12 @@ class GrpoJob:
     learner: Learner
     optimizer: Any
     mesh: Mesh
+    watched: tuple[WatchedJudge, ...] = ()
+
+    @property
+    def evaluation_worker(self) -> RolloutWorker:
+        """As `worker`, with the watched terms too."""
+        return replace(self.worker, watched=self.watched)
 
     def initial_state(self) -> TrainState:
         """The state before the first update, sharded like the parameters; owns its arrays."""
@@ -78,6 +86,12 @@ class GrpoJob:
     def release_initial_weights(self) -> GrpoJob:
         """The job without the trained arrays that it was loaded with: the state has its own."""
         return replace(self, policy=replace(self.policy, trained=None))
+
+    def reload_initial(self) -> TrainState:
+        """`initial_state` again, once the initial weights were released."""
+        policy, _ = load_policy(self.config.policy, self.config.seed, self.mesh)
+        job = replace(self, policy=replace(self.policy, trained=policy.trained))
+        return job.initial_state()
 
     def sampling_params(self, state: TrainState) -> Any:
         """Decode weights of a state. They live as long as the caller holds them."""
@@ -135,6 +149,8 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
         judge = make_judge(
             config.judge, run.dir.root / "judge_cache", local_mesh(run.mesh), config.reward.terms
         )
+        watched_cache = run.dir.root / "judge_cache" / "watched"
+        watched = make_watched(config.evaluation.judges, watched_cache, local_mesh(run.mesh))
     if not any(part.kind == "http" for part in (config.judge, *config.judge.also)):
         # What a server is may be unknown for a while; a judge of this process is what it is.
         run.check_inputs({"judge": judge.identity})
@@ -153,6 +169,7 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
         ),
         optimizer=optimizer,
         mesh=run.mesh,
+        watched=watched,
     )
 
 

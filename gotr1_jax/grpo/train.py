@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,8 @@ from gotr1_jax.grpo.advantages import group_advantages
 from gotr1_jax.grpo.alarms import RewardAlarms
 from gotr1_jax.grpo.config import PLANS_AT_ONCE, GrpoConfig
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups, sample_groups
-from gotr1_jax.grpo.evaluate import Evaluation, HeldOut, format_table
+from gotr1_jax.grpo.evaluate import Evaluation, compare_watched, format_table, format_watched
+from gotr1_jax.grpo.held_out import HeldOut
 from gotr1_jax.grpo.metrics import step_metrics
 from gotr1_jax.grpo.rollout import ScoredRollout
 from gotr1_jax.grpo.run_weights import RunWeights, write_run_model
@@ -81,19 +83,21 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
 
             metrics = step_metrics(config, groups, results, state, sampled, run.elapsed())
             metrics |= pop_metrics(worker.judge)
+            run.stop_timer()
+            metrics |= held_out.after_step(job, state, run)
             run.log(metrics, state.skipped_in_a_row, reward=metrics["reward/total/mean"])
             _write_samples(config, run, groups)
-            total = held_out.after_step(job, state, run)
-            failure = alarms.check(groups.drawn, run.note)
-            alarm_state = {"alarms": alarms.state}
+            failure = alarms.check(groups.drawn, run.note) or held_out.failure
+            meta = {"alarms": alarms.state, **held_out.meta()}
             run.end_step(
-                state, score=total, measure=held_out.measure, failure=failure, meta=alarm_state
+                state, score=held_out.score, measure=held_out.measure, failure=failure, meta=meta
             )
 
+        state = held_out.final_state(job, state, run)
         # First of all, whatever becomes of the comparison.
-        _export(run, job, state)
+        _export(run, job, state, held_out.final_step)
         after = held_out.evaluate("eval_after", job.sampling_params(state))
-        return _finish(run, before, after)
+        return _finish(run, before, after, held_out.outcome())
 
 
 def _sample_and_score(job: GrpoJob, params: Any, step: int, resample_round: int) -> ScoredRollout:
@@ -116,19 +120,21 @@ def _write_samples(config: GrpoConfig, run: Run, groups: SampledGroups) -> None:
             write_samples(run.dir.samples, run.step, records)
 
 
-def _export(run: Run, job: GrpoJob, state: TrainState) -> None:
-    """Writes the model in the released format, and says what was rounded."""
+def _export(run: Run, job: GrpoJob, state: TrainState, step: int) -> None:
+    """Writes the model of `step` in the released format, and says what was rounded."""
     trained = gather_to_main(float32_params(state.params, state.opt_state))
     with raise_on_all_processes():
         if is_main_process():
             arrays = dict(tree_leaves("policy", trained))
-            weights = RunWeights(run.step, job.checkpoint.source, job.config, arrays)
+            weights = RunWeights(step, job.checkpoint.source, job.config, arrays)
             target = run.dir.root / RUN_MODEL
             print(f"{target}: {write_run_model(target, weights)}")
 
 
-def _finish(run: Run, before: Evaluation | None, after: Evaluation) -> dict[str, Any]:
-    """Writes summary and report; returns the summary."""
+def _finish(
+    run: Run, before: Evaluation | None, after: Evaluation, outcome: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes summary, with `outcome`, and report; returns the summary."""
     with raise_on_all_processes():
         if not is_main_process():
             return {}
@@ -139,8 +145,12 @@ def _finish(run: Run, before: Evaluation | None, after: Evaluation) -> dict[str,
             "after": after.means,
             "total_gain_ci95": list(interval),
             "captions": len(before.total),
+            **compare_watched(before, after),
+            **outcome,
         }
         summary = write_summary(run.dir, run.step, run.seconds, values)
         print(format_table(before, after, interval))
+        if lines := format_watched(before, after):
+            print(lines)
         print(f"report: {write_report(run.dir.root)}")
         return summary

@@ -17,7 +17,7 @@ from gotr1_jax.rewards.pairwise import PairwiseConfig
 from gotr1_jax.rewards.published import RULES
 
 # Names with a meaning of their own, in totals or in files of scores.
-RESERVED = (*RULES, *FUNCTIONS, "total", "measured_under")
+RESERVED = (*RULES, *FUNCTIONS, "total", "measured_under", "watched", "diversity")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 Factor = Annotated[float, Range("[-1e6, 1e6]")]
 Bound = Annotated[float, Range("(-inf, inf)")]

@@ -57,8 +57,18 @@ class Loop:
     def steps(self, first: int) -> Iterator[int]:
         """The steps after `first`, up to the last."""
         for step in range(first + 1, self._last + 1):
+            if step > self._last:  # it may be lowered in between
+                return
             self._goodput.begin()
             yield step
+
+    def finish_at(self, step: int) -> None:
+        """The last step is `step`, the current one or one before."""
+        self._last = step
+
+    def end_productive(self) -> None:
+        """Ends the productive part of the step, as `metrics` does."""
+        self._goodput.end()
 
     def metrics(self) -> dict[str, float]:
         """`time/goodput`, 0..1, and memory in use. Ends the productive part of the step."""

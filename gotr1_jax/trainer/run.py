@@ -18,6 +18,7 @@ from gotr1_jax.parallel.config import DistributedConfig
 from gotr1_jax.parallel.mesh import make_mesh, warm_up_collectives
 from gotr1_jax.parallel.placement import check_rows
 from gotr1_jax.parallel.processes import (
+    broadcast_from_main,
     check_same_on_all_processes,
     is_main_process,
     raise_on_all_processes,
@@ -265,10 +266,26 @@ class Run:
         """Seconds since the current step began; 0 after `log`."""
         return 0.0 if self._started is None else time.perf_counter() - self._started
 
-    def _stop_timer(self) -> None:
+    def stop_timer(self) -> None:
         """Stop the step's timer: evaluation, samples and saving are not part of `seconds`."""
         self.seconds += self.elapsed()
         self._started = None
+        self._loop.end_productive()
+
+    def finish_at(self, step: int) -> None:
+        """The run ends with `step`, the current one, as with its last: `end_step` saves it."""
+        self._loop.finish_at(step)
+
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether this run holds the checkpoint of a step; process 0 looks."""
+        return broadcast_from_main(step in self._checkpoints.steps())
+
+    def restore_step(self, state: Any, step: int) -> Any:
+        """The state that was saved at `step`, in the shapes and shardings of `state`.
+
+        RunError if there is none, or it is damaged.
+        """
+        return self._checkpoints.restore(state, step).tree
 
     def log(self, values: Mapping[str, Any], skipped_in_a_row: Any, **shown: float) -> None:
         """Writes the step's line of metrics.jsonl and stops the step's timer.
@@ -280,7 +297,7 @@ class Run:
 
         Raises RunError after `max_bad_updates` skipped updates in a row, or when the disk is full.
         """
-        self._stop_timer()
+        self.stop_timer()
         with raise_on_all_processes():
             self._metrics.write(self.step, {**values, **self._loop.metrics()})
             self._shown = shown
@@ -300,7 +317,7 @@ class Run:
         meta: Mapping[str, Any] | None = None,
     ) -> None:
         """Ends the step: see `Loop.end_step`; `meta` is what the job adds to a checkpoint's."""
-        self._stop_timer()
+        self.stop_timer()
         self._progress.update(self.step, **self._shown)
         record = {**(meta or {}), "seed": self._config.seed, "seconds": self.seconds}
         if self._data is not None:

@@ -21,7 +21,8 @@ from gotr1_jax.grpo.config import (
     RolloutConfig,
     UpdateConfig,
 )
-from gotr1_jax.grpo.evaluate import Evaluation, HeldOut, captions_at_once, format_table
+from gotr1_jax.grpo.evaluate import Evaluation, captions_at_once, format_table
+from gotr1_jax.grpo.held_out import HeldOut
 from gotr1_jax.grpo.rollout import Prompt, Prompts, SampleTable
 from gotr1_jax.io.files import plain_json
 from gotr1_jax.parallel.mesh import make_mesh
@@ -141,10 +142,12 @@ def held_out(root: Path, *totals: float, failure_limit: float = 0.2) -> tuple[An
         update=UpdateConfig(micro_batch=2),
     )
     job: Any = SimpleNamespace(
-        config=config, worker=worker, heldout=prompts,
+        config=config, worker=worker, evaluation_worker=worker, watched=(), heldout=prompts,
         sampling_params=lambda state: None, initial_state=lambda: None,
     )  # fmt: skip
-    run: Any = SimpleNamespace(dir=SimpleNamespace(root=root), inputs={}, mesh=make_mesh(1))
+    run: Any = SimpleNamespace(
+        dir=SimpleNamespace(root=root), inputs={}, mesh=make_mesh(1), restored_meta={}, step=0
+    )
     found = HeldOut(job, run)
     return (lambda first_step: found.before(job, cast(Any, None), first_step)), worker
 

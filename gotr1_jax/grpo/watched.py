@@ -1,0 +1,102 @@
+"""Watched terms: judges of the evaluations alone, whose scores no reward ever sees."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from gotr1_jax.config import to_plain
+from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.rewards.base import (
+    Judge,
+    JudgeRequest,
+    is_group_wise,
+    stack_scores,
+    term_meanings,
+)
+from gotr1_jax.rewards.factory import make_term_judge
+from gotr1_jax.rewards.terms import TermConfig
+from gotr1_jax.vlm_engine.answer_cache import AnswerCache
+
+_CACHE_BYTES = 64 * 2**20
+_CAUSE_LENGTH = 300
+_log = logging.getLogger(__name__)
+
+
+class WatchedJudge:
+    """A judge of one watched term. Where it fails its scores are NaN, and the run goes on.
+
+    Attributes:
+        name: of the term. identity: what its scores depend on besides the sample.
+        meaning: one line. group_wise: whether it must see all samples of a caption at once.
+    """
+
+    def __init__(self, name: str, judge: Judge, term: TermConfig) -> None:
+        self.name, self._judge, self._term = name, judge, term
+        settings = json.dumps(to_plain(term), sort_keys=True)
+        self.identity = f"{judge.identity} {settings}"
+        self.meaning = term.meaning or term_meanings(judge).get(judge.terms[0], "")
+        self.group_wise = is_group_wise(judge)
+        self._causes: Counter[str] = Counter()
+
+    def score(self, requests: Sequence[JudgeRequest]) -> np.ndarray:
+        """weight * clip(scale * score) of N samples, float32 (N,); NaN where there is none."""
+        if not requests:
+            return np.zeros(0, np.float32)
+        try:
+            results = self._judge.judge(requests)
+        except (InputError, RunError) as error:
+            self._causes[str(error)] += len(requests)
+            return np.full(len(requests), np.nan, np.float32)
+        values_N = self._term.value(
+            stack_scores(results, self._judge.terms[:1])[self._judge.terms[0]]
+        )
+        lost = [r.rationale for r, value in zip(results, values_N) if not np.isfinite(value)]
+        self._causes.update(" ".join(reason.split()) for reason in lost)
+        return np.where(np.isfinite(values_N), values_N, np.nan).astype(np.float32)
+
+    def pop_failures(self) -> tuple[int, str]:
+        """How many samples of this process had no score since the last call, and why most."""
+        causes, self._causes = self._causes, Counter()
+        if not causes:
+            return 0, ""
+        cause = causes.most_common(1)[0][0][:_CAUSE_LENGTH]
+        return causes.total(), cause or "the judge gives NaN and no reason"
+
+
+def make_watched(
+    terms: Mapping[str, TermConfig], cache_folder: Path, mesh: Mesh | None = None
+) -> tuple[WatchedJudge, ...]:
+    """The judges of `evaluation.judges`, with a cache of their own; InputError names the term."""
+    if not terms:
+        return ()
+    cache, judges = AnswerCache(cache_folder, _CACHE_BYTES), []
+    for name, term in terms.items():
+        try:
+            judges.append(WatchedJudge(name, make_term_judge([name], term, cache, mesh), term))
+        except InputError as error:
+            raise InputError(f"evaluation.judges.{name}: {error}") from error
+    return tuple(judges)
+
+
+def watched_identity(judges: Sequence[WatchedJudge]) -> dict[str, str]:
+    """What evaluations with these judges are measured under, besides all else; empty for none."""
+    named = {judge.name: judge.identity for judge in judges}
+    return {"watched": json.dumps(named, sort_keys=True)} if named else {}
+
+
+def warn_unscored(name: str, judges: Sequence[WatchedJudge]) -> None:
+    """A line for each watched term that samples of this process lack in the evaluation `name`."""
+    for judge in judges:
+        lost, cause = judge.pop_failures()
+        if lost:
+            _log.warning(
+                "%s: the watched term %s could not be scored for %d samples; most often: %s",
+                name, judge.name, lost, cause,
+            )  # fmt: skip
