@@ -56,14 +56,14 @@ class QwenEngineConfig(CheckedConfig):
 
 
 @dataclass(frozen=True)
-class HttpConfig(CheckedConfig):
-    """The server, and how patiently it is asked."""
+class HttpServerConfig(CheckedConfig):
+    """A server, and how patiently it is asked."""
 
     may_change: ClassVar[Collection[str]] = (
         "key_file", "key_variable", "concurrency", "timeout", "retries", "backoff",
     )  # fmt: skip
 
-    # Base address, such as http://127.0.0.1:8000/v1.
+    # Address, such as http://127.0.0.1:8000/v1 (the base address of a server of chats).
     url: str
     # Name by which the server knows the model.
     model: FilledText
@@ -71,7 +71,7 @@ class HttpConfig(CheckedConfig):
     # empty. It is sent to `url` alone and stored nowhere.
     key_file: str = ""
     key_variable: str = ""
-    # Questions under way at once.
+    # Requests under way at once.
     concurrency: Annotated[int, Range("[1, 10000)")] = 16
     # Seconds for one try, from connecting to the last byte.
     timeout: Annotated[float, Range("(0, 86400]")] = 120.0
@@ -79,6 +79,29 @@ class HttpConfig(CheckedConfig):
     # one before, shortened by up to half at random.
     retries: Annotated[int, Range("[0, 100]")] = 4
     backoff: Annotated[float, Range("[0, 10000)")] = 1.0
+
+    def check(self) -> None:
+        """An address that can be a server's, and one key."""
+        # urlsplit itself drops line ends and keeps blanks; nothing sends an address of that length.
+        valid = len(self.url) < _LONGEST_URL and self.url.isprintable() and " " not in self.url
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            valid = valid and parts.scheme in ("http", "https") and bool(parts.hostname)
+            valid = valid and (parts.port is None or parts.port > 0)
+        except ValueError:  # a port that is no number, a bracket that is not closed
+            valid = False
+        if not valid:
+            raise ConfigError(
+                f"url is {self.url[:80]!r}; give an address such as http://127.0.0.1:8000/v1"
+            )
+        if self.key_file and self.key_variable:
+            raise ConfigError("key_file and key_variable are both given; give one of them")
+
+
+@dataclass(frozen=True)
+class HttpConfig(HttpServerConfig):
+    """An OpenAI-compatible server, and what its requests say."""
+
     # What the model's boxes are in: pixels of the image it was sent, as Qwen2.5-VL's, or
     # thousandths of its sides.
     coordinates: Literal["pixels", "thousandths"] = "pixels"
@@ -98,21 +121,8 @@ class HttpConfig(CheckedConfig):
     extra: str = ""
 
     def check(self) -> None:
-        """An address that can be a server's, and one key."""
-        # urlsplit itself drops line ends and keeps blanks; nothing sends an address of that length.
-        valid = len(self.url) < _LONGEST_URL and self.url.isprintable() and " " not in self.url
-        try:
-            parts = urllib.parse.urlsplit(self.url)
-            valid = valid and parts.scheme in ("http", "https") and bool(parts.hostname)
-            valid = valid and (parts.port is None or parts.port > 0)
-        except ValueError:  # a port that is no number, a bracket that is not closed
-            valid = False
-        if not valid:
-            raise ConfigError(
-                f"url is {self.url[:80]!r}; give an address such as http://127.0.0.1:8000/v1"
-            )
-        if self.key_file and self.key_variable:
-            raise ConfigError("key_file and key_variable are both given; give one of them")
+        """That of every server, and extra fields that can be sent."""
+        super().check()
         self.extra_fields()
 
     def extra_fields(self) -> dict[str, Any]:
