@@ -36,6 +36,7 @@ from gotr1_jax.parallel.mesh import (
 )
 from gotr1_jax.parallel.placement import check_rows
 from gotr1_jax.parallel.sharding import placed_shapes
+from gotr1_jax.rewards.scorer_configs import CLIP_KINDS
 from gotr1_jax.sampler.image_decoder import round_up_to_devices
 from gotr1_jax.sampler.sampler import Rollout
 from gotr1_jax.sampler.token_batch import TokenBatch
@@ -191,8 +192,10 @@ def _of(rows: int, width: int | None, dtype: Any) -> Any:
 
 def _notes(config: GrpoConfig, mesh: Mesh) -> tuple[str, ...]:
     notes = []
-    if any(part.kind == "hps" for part in (config.judge, *config.judge.also)):
-        notes.append("the judge hps is not counted (a ViT-H/14: about 2 GB, sharded)")
+    kinds: list[str] = [part.kind for part in (config.judge, *config.judge.also)]
+    kinds += [term.source for term in config.reward.terms.values()]
+    for kind in dict.fromkeys(kind for kind in kinds if kind in CLIP_KINDS):
+        notes.append(f"the judge {kind} is not counted (as a ViT-H/14 about 2 GB, sharded)")
     step, held_out = (sampled.rows for sampled in _rollouts(config, mesh))
     if held_out > step:
         notes.append(

@@ -24,7 +24,7 @@ from gotr1_jax.io.lock import target_lock
 from gotr1_jax.limits import RowCount
 from gotr1_jax.parallel.config import MeshConfig
 from gotr1_jax.rewards.base import Judge
-from gotr1_jax.rewards.factory import JudgeConfig, make_judge
+from gotr1_jax.rewards.factory import JudgeConfig, make_judge, needs_devices
 from gotr1_jax.rewards.judging import BATCH, judge_samples
 from gotr1_jax.rewards.stored_samples import find_samples
 
@@ -97,13 +97,18 @@ def run(options: argparse.Namespace) -> None:
 
 def default_batch(config: JudgeConfig) -> int:
     """Samples at once: of a slow server no more than keep it busy, as they are lost together."""
-    servers = [part.http for part in (config, *config.also) if part.kind == "http" and part.http]
-    return min([BATCH, *(2 * server.concurrency for server in servers)])
+    sizes = [BATCH]
+    for part in (config, *config.also):
+        if part.kind == "http" and part.http:
+            sizes.append(2 * part.http.concurrency)
+        if part.kind == "reward_server" and (server := part.reward_server):
+            sizes.append(2 * server.concurrency * server.batch_size)
+    return min(sizes)
 
 
 def device_mesh(job: JudgeJob) -> Mesh | None:
     """The configured mesh of all devices; None where no model judges in this process."""
-    if not any(part.kind in ("qwen2_5_vl", "hps") for part in (job.judge, *job.judge.also)):
+    if not needs_devices(job.judge):
         return None
     from gotr1_jax.parallel.mesh import make_mesh
     from gotr1_jax.parallel.startup import start_devices

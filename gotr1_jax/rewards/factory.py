@@ -15,10 +15,12 @@ from gotr1_jax.rewards.composite import CachedJudge, CompositeJudge, SharedJudge
 from gotr1_jax.rewards.multimodal.comparison import QuestionComparer
 from gotr1_jax.rewards.multimodal.terms import MULTIMODAL_TERMS, MultimodalJudge, QuestionsConfig
 from gotr1_jax.rewards.pairwise import Comparer, PairwiseConfig, PairwiseJudge, ScoreComparer
-from gotr1_jax.rewards.published import GOTR1_TERMS, HPS_TERMS
+from gotr1_jax.rewards.published import GOTR1_TERMS
 from gotr1_jax.rewards.python import PythonJudge
+from gotr1_jax.rewards.scorer_configs import CLIP_KINDS, ClipScorerConfig, RewardServerConfig
+from gotr1_jax.rewards.server import RewardServerJudge
 from gotr1_jax.rewards.shapes import ShapesJudge
-from gotr1_jax.rewards.terms import HpsConfig, TermConfig, check_names
+from gotr1_jax.rewards.terms import TermConfig, check_names
 from gotr1_jax.shapes.judge import SHAPES_TERMS
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import Engine
@@ -28,11 +30,14 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 ENGINE_KINDS = ("http", "qwen2_5_vl")  # they answer questions
-JudgeKind = Literal["shapes", "qwen2_5_vl", "hps", "http", "python", "none"]
-# What a kind can score; of python it is any name.
+JudgeKind = Literal[
+    "shapes", "qwen2_5_vl", "hps", "pickscore", "clipscore", "http", "reward_server", "python",
+    "none",
+]  # fmt: skip
+# What a kind can score; of the kinds with any names it is those that the configuration gives.
 _CAN_SCORE: Mapping[str, tuple[str, ...]] = {
     "shapes": SHAPES_TERMS,
-    "hps": HPS_TERMS,
+    **{kind: (kind,) for kind in CLIP_KINDS},
     "qwen2_5_vl": MULTIMODAL_TERMS,
     "http": MULTIMODAL_TERMS,
     "none": (),
@@ -41,9 +46,13 @@ _CAN_SCORE: Mapping[str, tuple[str, ...]] = {
 _REQUIRED = {
     "http": "judge.http.url and judge.http.model",
     "qwen2_5_vl": "judge.qwen2_5_vl.checkpoint",
-    "hps": "judge.hps.checkpoint",
+    **{kind: f"judge.{kind}.checkpoint" for kind in CLIP_KINDS},
+    "reward_server": "judge.reward_server.url, judge.reward_server.model and judge.terms",
     "python": "judge.python.function and judge.terms",
 }
+_ANY_NAMES = ("python", "reward_server")
+# Kinds, and sources of terms, that are quick and always score: no cache keeps their results.
+_NOT_KEPT = ("shapes", *CLIP_KINDS)
 
 
 @dataclass(frozen=True)
@@ -73,12 +82,14 @@ class JudgeConfig(CheckedConfig):
 
     may_change: ClassVar[Collection[str]] = ("cache",)
 
-    # shapes: the shapes world's exact judge; qwen2_5_vl: Qwen2.5-VL in this process; hps: human
-    # preference; http: a model behind an OpenAI-compatible server; python: a function of one's
-    # own; none: no judge, where every term of the reward has a source of its own.
+    # shapes: the shapes world's exact judge; qwen2_5_vl: Qwen2.5-VL in this process; hps,
+    # pickscore: human preference; clipscore: how well caption and image fit; http: a model behind
+    # an OpenAI-compatible server; reward_server: any scorer behind HTTP; python: a function of
+    # one's own; none: no judge, where every term of the reward has a source of its own.
     kind: JudgeKind = "shapes"
-    # Terms that are taken from this judge. Empty: hps from hps; from shapes, http and qwen2_5_vl
-    # sem, spa, ri and pi; python must name its own.
+    # Terms that are taken from this judge. Empty: from hps, pickscore and clipscore the one of
+    # that name; from shapes, http and qwen2_5_vl sem, spa, ri and pi; python and reward_server
+    # must name their own.
     terms: tuple[str, ...] = ()
     # For http and qwen2_5_vl.
     questions: QuestionsConfig = field(default_factory=QuestionsConfig)
@@ -86,8 +97,12 @@ class JudgeConfig(CheckedConfig):
     http: HttpConfig | None = None
     # For the kind qwen2_5_vl only.
     qwen2_5_vl: QwenEngineConfig | None = None
-    # For the kind hps only.
-    hps: HpsConfig | None = None
+    # For the kind of that name only.
+    hps: ClipScorerConfig | None = None
+    pickscore: ClipScorerConfig | None = None
+    clipscore: ClipScorerConfig | None = None
+    # For the kind reward_server only.
+    reward_server: RewardServerConfig | None = None
     # For the kind python only.
     python: PythonConfig | None = None
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -101,13 +116,13 @@ class JudgeConfig(CheckedConfig):
         except ConfigError as error:
             raise ConfigError(f"terms holds {error}") from error
         for term in self.terms:
-            if self.kind != "python" and term not in _CAN_SCORE[self.kind]:
+            if self.kind not in _ANY_NAMES and term not in _CAN_SCORE[self.kind]:
                 raise ConfigError(
                     f"terms holds {term!r}, which the kind {self.kind} does not score; "
                     f"choose from {', '.join(_CAN_SCORE[self.kind]) or 'nothing'}"
                 )
         missing = self.kind in _REQUIRED and getattr(self, self.kind) is None
-        if missing or (self.kind == "python" and not self.terms):
+        if missing or (self.kind in _ANY_NAMES and not self.terms):
             raise ConfigError(f"kind is {self.kind}; give {_REQUIRED[self.kind]}")
         if any(other.also or other.cache != CacheConfig() for other in self.also):
             raise ConfigError("also holds judges without a cache or an also of their own")
@@ -137,7 +152,7 @@ def make_judge(
     Args:
         config: of the judge.
         cache_folder: where answers are kept unless the configuration names a folder; None: they
-            are not kept. shapes and hps keep none: they are quick, and always score.
+            are not kept. shapes and the CLIPs keep none: they are quick, and always score.
         mesh: devices for models of this process; None: the default device.
         terms: of a reward; those with a source of their own are scored by it, whatever
             else would score a term of that name.
@@ -148,8 +163,10 @@ def make_judge(
     folder = Path(config.cache.folder) if config.cache.folder else cache_folder
     own = {name: term for name, term in (terms or {}).items() if term.source != "judge"}
     parts = [part for p in (config, *config.also) if (part := _without(p, own)) is not None]
-    kept = [part.kind not in ("shapes", "hps") for part in parts]
-    kept += [term.source == "python" or _asks(term) for term in own.values()]
+    kept = [part.kind not in _NOT_KEPT for part in parts]
+    kept += [
+        _asks(term) if term.pairwise else term.source not in _NOT_KEPT for term in own.values()
+    ]
     cache = None
     if folder is not None and any(kept):
         cache = AnswerCache(folder, config.cache.max_bytes)
@@ -239,14 +256,18 @@ def _without(config: JudgeConfig, own: Collection[str]) -> JudgeConfig | None:
 def _make_own(
     terms: Mapping[str, TermConfig], cache: AnswerCache | None, mesh: Mesh | None
 ) -> list[Judge]:
-    """The judges of terms with a source of their own; a function of several terms runs once."""
-    by_function: dict[str, list[str]] = {}
-    for name, term in terms.items():
-        if term.python is not None:
-            by_function.setdefault(term.python, []).append(name)
+    """The judges of terms with a source of their own.
+
+    A function of several terms runs once; a server of several scores, by the terms' own names, is
+    asked once.
+    """
+    sources = {
+        name: term.python or (term.http if term.http and not term.http.score else name)
+        for name, term in terms.items()
+    }
     judges: list[Judge] = []
     for name, term in terms.items():
-        names = by_function.get(term.python or "", [name])
+        names = [other for other, source in sources.items() if source == sources[name]]
         if name == names[0]:
             judges.append(make_term_judge(names, term, cache, mesh))
     return judges
@@ -260,23 +281,26 @@ def make_term_judge(
 ) -> Judge:
     """The judge of a term with a source of its own, which gives it the name `names[0]`.
 
-    Only a function of one's own may give several names.
+    Only a function of one's own and a server may give several names.
     """
     if term.python is not None:
-        judge = PythonJudge(term.python, names)
-        return judge if cache is None else CachedJudge(judge, cache)
-    if term.hps is not None:
-        return _make_hps(term.hps, mesh, names[0])
+        return _kept(PythonJudge(term.python, names), cache)
+    if term.http is not None:
+        return _kept(RewardServerJudge(term.http, names, f"terms.{names[0]}.http"), cache)
+    if term.source in CLIP_KINDS:
+        return _make_clip(term.source, getattr(term, term.source), mesh, names[0])
     # A source of another kind (a field of `TermConfig`) is made here.
-    raise InputError(f"reward.terms.{names[0]} has no source of its own; give python or hps")
+    raise InputError(f"reward.terms.{names[0]} has no source of its own; give one")
 
 
-def _make_hps(hps: HpsConfig, mesh: Mesh | None, term: str = "") -> Judge:
-    from gotr1_jax.rewards.hps import HpsJudge
+def _kept(judge: Judge, cache: AnswerCache | None) -> Judge:
+    return judge if cache is None else CachedJudge(judge, cache)
 
-    return HpsJudge.from_path(
-        hps.checkpoint, hps.vocabulary, batch_rows=hps.batch_rows, mesh=mesh, term=term
-    )
+
+def _make_clip(kind: str, config: ClipScorerConfig, mesh: Mesh | None, term: str = "") -> Judge:
+    from gotr1_jax.rewards.clip_kinds import make_clip_judge  # with jax
+
+    return make_clip_judge(kind, config, mesh, term)
 
 
 def _make_one(
@@ -284,14 +308,21 @@ def _make_one(
 ) -> Judge:
     if config.kind == "shapes":
         return ShapesJudge(config.scored_terms)
-    if config.kind == "hps":
-        assert config.hps is not None
-        return _make_hps(config.hps, mesh)
+    if config.kind in CLIP_KINDS:
+        return _make_clip(config.kind, getattr(config, config.kind), mesh)
+    if config.kind == "reward_server":
+        assert config.reward_server is not None
+        return _kept(RewardServerJudge(config.reward_server, config.terms), cache)
     if config.kind == "python":
         assert config.python is not None
-        judge = PythonJudge(config.python.function, config.terms, config.python.group_wise)
-        return judge if cache is None else CachedJudge(judge, cache)
+        python = config.python
+        return _kept(PythonJudge(python.function, config.terms, python.group_wise), cache)
     return MultimodalJudge(engines.of(config), config.scored_terms, config.questions, cache)
+
+
+def needs_devices(config: JudgeConfig) -> bool:
+    """Whether a model of the judge runs in this process."""
+    return any(part.kind in ("qwen2_5_vl", *CLIP_KINDS) for part in (config, *config.also))
 
 
 def check_engine(config: JudgeConfig) -> None:

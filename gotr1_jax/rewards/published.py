@@ -16,7 +16,6 @@ MEANINGS: Mapping[str, str] = {
     "hps": "people would prefer the image",
     "verdict": "the caption is true of the image, yes or no",
 }
-HPS_TERMS = ("hps",)
 GOTR1_TERMS = ("sem", "spa", "ri", "pi")
 RULES = ("v1", "v2", "sum")
 _BRACKET, _FACTORS = ("sem", "spa"), ("pi", "ri", "hps")

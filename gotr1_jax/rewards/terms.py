@@ -11,10 +11,11 @@ import numpy as np
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
-from gotr1_jax.limits import FilledText, Range, RowCount
+from gotr1_jax.limits import FilledText, Range
 from gotr1_jax.rewards.expression import FUNCTIONS
 from gotr1_jax.rewards.pairwise import PairwiseConfig
 from gotr1_jax.rewards.published import RULES
+from gotr1_jax.rewards.scorer_configs import ClipScorerConfig, RewardServerConfig
 
 # Names with a meaning of their own, in totals or in files of scores.
 RESERVED = (*RULES, *FUNCTIONS, "total", "measured_under", "watched", "diversity")
@@ -23,20 +24,6 @@ Factor = Annotated[float, Range("[-1e6, 1e6]")]
 Bound = Annotated[float, Range("(-inf, inf)")]
 # The one judge that the sections `judge` and `judge.also` describe.
 MAIN = "main"
-
-
-@dataclass(frozen=True)
-class HpsConfig(CheckedConfig):
-    """HPS v2.1; see `rewards.hps`."""
-
-    may_change: ClassVar[Collection[str]] = ("batch_rows",)
-
-    # HPS_v2.1_compressed.pt, or the directory that it was converted to.
-    checkpoint: FilledText
-    # File or directory of CLIP's vocabulary; null: in the checkpoint's directory.
-    vocabulary: FilledText | None = None
-    # Images or captions of one call.
-    batch_rows: RowCount = 32
 
 
 @dataclass(frozen=True)
@@ -50,8 +37,13 @@ class TermConfig(CheckedConfig):
     judge: Literal["main"] | None = None
     # A function of one's own, file.py:function or module:function; see docs/rewards.md.
     python: FilledText | None = None
-    # Human preference, by a model in this process.
-    hps: HpsConfig | None = None
+    # A reward server; see docs/reward_server.md.
+    http: RewardServerConfig | None = None
+    # CLIPs in this process. hps and pickscore: which image people prefer; clipscore: how well
+    # caption and image fit.
+    hps: ClipScorerConfig | None = None
+    pickscore: ClipScorerConfig | None = None
+    clipscore: ClipScorerConfig | None = None
     # How often the sample is better than the others of its caption.
     pairwise: PairwiseConfig | None = None
     # A name in `reward.total` stands for weight * clip(scale * score).

@@ -19,7 +19,7 @@ from tiny_qwen import TINY_QWEN, write_tiny_qwen
 from gotr1_jax import cli
 from gotr1_jax.plan import Box, format_object, parse_plan
 from gotr1_jax.rewards.command import JudgeJob, default_batch, device_mesh, option_names
-from gotr1_jax.rewards.factory import HpsConfig, JudgeConfig
+from gotr1_jax.rewards.factory import ClipScorerConfig, JudgeConfig
 from gotr1_jax.rewards.stored_samples import find_samples
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
 from gotr1_jax.trainer.samples import SampleRecord, write_samples
@@ -247,7 +247,7 @@ def test_a_model_judges_on_all_devices(run, tmp_path, capsys) -> None:
     assert len(set(spread)) > 1
     assert judge(run, *words, "--mesh.data", "3", "--mesh.fsdp", "5") == 2
     assert "needs 15 devices" in error_line(capsys)
-    hps = JudgeConfig("hps", hps=HpsConfig("nowhere"))
+    hps = JudgeConfig("hps", hps=ClipScorerConfig("nowhere"))
     for config in (hps, JudgeConfig(also=(hps,))):
         mesh = device_mesh(JudgeJob(config))
         assert mesh is not None and mesh.size == jax.device_count()
