@@ -246,18 +246,30 @@ def compare_finished(runs: Sequence[PlannedRun]) -> list[Any]:
         if is_finished(planned):
             by_variant.setdefault(planned.variant, []).append(planned)
     groups = list(by_variant.values())
+    # Totals of different rewards do not compare.
+    alike = {run.variant for run in runs if _has_reward_of(run, runs[0])}
     try:
-        return [compare(group, groups[0]) for group in groups]
+        return [
+            compare(group, groups[0], with_total=len(alike) > 1 and group[0].variant in alike)
+            for group in groups
+        ]
     except InputError as error:
         raise InputError(
             f"a finished run cannot be compared: {error}; remove its directory to train it again"
         ) from error
 
 
-def compare(group: Sequence[PlannedRun], first: Sequence[PlannedRun]) -> Any:
+def _has_reward_of(run: PlannedRun, other: PlannedRun) -> bool:
+    return (run.config.reward, run.config.judge) == (other.config.reward, other.config.judge)
+
+
+def compare(
+    group: Sequence[PlannedRun], first: Sequence[PlannedRun], with_total: bool = False
+) -> Any:
     """The `VariantResult` of one variant's finished runs, one a seed, compared with the first's.
 
-    All seeds are evaluated on the same captions; a caption's score is the mean over seeds.
+    All seeds are evaluated on the same captions; a caption's score is the mean over seeds. With
+    `with_total` the total is the first of the terms.
     """
     from gotr1_jax.ablate.report import Change, TermResult, VariantResult
 
@@ -266,9 +278,10 @@ def compare(group: Sequence[PlannedRun], first: Sequence[PlannedRun]) -> Any:
     def change(old: np.ndarray, new: np.ndarray) -> Change:
         return Change(float(np.nanmean(new - old)), *gain_interval(old, new))
 
-    before, after = _scores(group, "eval_before"), _scores(group, "eval_after")
+    before = _scores(group, "eval_before", with_total)
+    after = _scores(group, "eval_after", with_total)
     is_comparable = group is not first and evaluation == first[0].config.evaluation
-    others = _scores(first, "eval_after") if is_comparable else {}
+    others = _scores(first, "eval_after", with_total) if is_comparable else {}
     terms = {
         term: TermResult(
             before=float(np.nanmean(before[term])),
@@ -291,8 +304,10 @@ def compare(group: Sequence[PlannedRun], first: Sequence[PlannedRun]) -> Any:
     )
 
 
-def _scores(group: Sequence[PlannedRun], name: str) -> dict[str, np.ndarray]:
-    """Scores by caption of each term, the mean over the runs of a variant."""
+def _scores(
+    group: Sequence[PlannedRun], name: str, with_total: bool = False
+) -> dict[str, np.ndarray]:
+    """Scores by caption of each term, the total first; the mean over the runs of a variant."""
     from gotr1_jax.grpo.evaluate import Evaluation
 
     files = [run.root / f"{name}.json" for run in group]
@@ -302,7 +317,7 @@ def _scores(group: Sequence[PlannedRun], name: str) -> dict[str, np.ndarray]:
             k: len(v) for k, v in found[0].terms.items()
         }:
             raise InputError(f"{file} has other terms or captions than {files[0]}")
-    terms = [scores.terms for scores in found]
+    terms = [{"total": s.total, **s.terms} if with_total else s.terms for s in found]
     return {term: np.mean([one[term] for one in terms], axis=0) for term in terms[0]}
 
 

@@ -160,6 +160,19 @@ def test_no_process_starts_after_a_stop() -> None:
     assert processes.run(sleep) == Stopped.exit_code
 
 
+def test_totals_of_equal_rewards_compare(config: Path, trainer: Trainer) -> None:
+    values = yaml.safe_load(config.read_text())
+    for variant in values["variants"]:
+        variant["overrides"] = ["steps=4"]
+    other = {"name": "other", "overrides": ["reward.total=v2"]}
+    values["variants"].append(other)
+    _write(config.parent, values | {"overrides": ["reward.terms=[pi]", "reward.total=sum"]})
+    assert _run(config) == 0
+    text = (config.parent / "o/ablation.json").read_text()
+    terms = [list(variant["terms"]) for variant in json.loads(text)["variants"]]
+    assert terms == [["total", "pi"], ["total", "pi"], ["pi"]]
+
+
 def _is(term: Any, before: float, after: float, gain: Any, over_first: Any) -> None:
     assert (term["before"], term["after"]) == pytest.approx((before, after))
     for found, wanted in ((term["gain"], gain), (term["over_first"], over_first)):
