@@ -7,6 +7,7 @@ import numpy as np
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.diversity import step_diversity
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups
+from gotr1_jax.grpo.losses import is_maximum
 from gotr1_jax.grpo.update import PolicyMetrics
 from gotr1_jax.rewards.combine import term_statistics
 from gotr1_jax.trainer.optimizer import make_schedule
@@ -47,6 +48,7 @@ def step_metrics(
         "plan/score_like_text": float(table.score_like_B.mean()),
         **step_diversity(table.keys, scored.group_size, config.rollout.pictures_per_plan),
         **_policy_metrics(results),
+        **own_metrics(results),
         "time/rollout": rollout_seconds - scored.reward_seconds,
         "time/reward": scored.reward_seconds,
         "judge/seconds": scored.judge_seconds,
@@ -63,19 +65,32 @@ def step_metrics(
 def _policy_metrics(results: list[PolicyMetrics]) -> dict[str, float]:
     """`policy/NAME/MODALITY` of the optimizer steps on one rollout."""
     first, last = results[0], results[-1]
+    stats = [result.stats for result in results]
+    importance = [s.importance for s in stats if s.importance is not None]
     columns = {
-        "ratio_max": [result.stats.ratio_max for result in results],
-        "clip_frac": [result.stats.clip_frac for result in results],
-        "kl": [result.stats.kl for result in results if result.stats.kl is not None],
+        "ratio_max": [s.ratio_max for s in stats],
+        "clip_frac": [s.clip_frac for s in stats if s.clip_frac is not None],
+        "kl": [s.kl for s in stats if s.kl is not None],
+        "importance_mean": [s.mean for s in importance],
+        "importance_max": [s.max for s in importance],
+        "importance_cut_frac": [s.cut_frac for s in importance],
         "entropy": [result.entropy for result in results],
         "entropy_coefficient": [last.alpha] if last.alpha is not None else [],
         # Later updates have moved away from the policy that sampled.
         "logp_diff": [first.logp_diff],
     }
-    values = {}
-    for name, column in columns.items():
-        combine = np.max if name == "ratio_max" else np.mean
-        for modality in ("text", "image") if column else ():
-            numbers = [getattr(per_modality, modality) for per_modality in column]
-            values[f"policy/{name}/{modality}"] = float(combine(numbers))
-    return values
+    return {
+        f"policy/{name}/{modality}": _combine(name, [getattr(x, modality) for x in column])
+        for name, column in columns.items()
+        for modality in (("text", "image") if column else ())
+    }
+
+
+def own_metrics(results: list[PolicyMetrics]) -> dict[str, float]:
+    """What a loss of one's own returns besides the loss, by the names that it gives."""
+    names = results[0].stats.own
+    return {name: _combine(name, [result.stats.own[name] for result in results]) for name in names}
+
+
+def _combine(name: str, numbers: list[np.ndarray]) -> float:
+    return float(np.max(numbers) if is_maximum(name) else np.mean(numbers))

@@ -18,6 +18,7 @@ from gotr1_jax.data.captions import read_captions
 from gotr1_jax.data.pipeline import caption_batches
 from gotr1_jax.grpo.config import CaptionsConfig, EvaluationConfig, GrpoConfig, GrpoLossConfig
 from gotr1_jax.grpo.entropy import new_entropy_state
+from gotr1_jax.grpo.own_loss import load_loss, try_loss
 from gotr1_jax.grpo.policy import SplitPolicy, load_policy
 from gotr1_jax.grpo.rollout import Prompts, RolloutWorker, encode_captions
 from gotr1_jax.grpo.update import Learner, make_policy_step, make_token_logps
@@ -118,6 +119,7 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
     Raises InputError before the directory is made, RunError where processes read other data.
     """
     with raise_on_all_processes():
+        own_loss = try_loss(config.loss) if config.loss.is_own else None
         policy, checkpoint = load_policy(config.policy, config.seed, run.mesh)
         encode = partial(
             encode_captions, tokenizer=checkpoint.tokenizer, template=config.policy.template,
@@ -137,6 +139,8 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
         if is_main_process():  # which alone compares them
             digest = model_digest(checkpoint_path(config.policy.init))
             inputs["policy.init"] = f"weights {digest}"
+            if own_loss is not None:
+                inputs["loss.kind"] = own_loss
     check_same_on_all_processes(prompts.texts(), "set of captions, or tokenizer,")
     check_same_on_all_processes(heldout.texts(), "set of held-out captions")
     run.check_inputs(inputs, f"{inputs['captions.source']} {config.rollout.captions_per_step}")
@@ -222,12 +226,14 @@ def make_learner(
     """The compiled updates of a job; the arrays of `policy` may be abstract."""
     settings, loss = config.sampling.logp_settings, loss_settings(config, sizes.num_image_tokens)
     graphdef, micro = policy.graphdef, config.update.micro_batch
+    own_loss = load_loss(loss)
     return Learner(
         token_logps=make_token_logps(graphdef, specials, settings, micro),
         update=make_policy_step(
-            graphdef, optimizer, specials, settings, loss, micro, config.entropy
+            graphdef, optimizer, specials, settings, loss, micro, config.entropy, own_loss
         ),
         reference=reference,
+        tokens=loss.tokens,
     )
 
 

@@ -23,11 +23,14 @@ from gotr1_jax.grpo.entropy import coefficients, entropy_loss, update_coefficien
 from gotr1_jax.grpo.losses import (
     LossBatch,
     LossStats,
+    OwnLoss,
     PolicyLossConfig,
+    TokenChoiceConfig,
     add_stats,
     count_normalisers,
     modality_means,
     policy_loss,
+    select_tokens,
 )
 from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.parallel.placement import put_rows, take_on_mesh
@@ -70,12 +73,14 @@ class PolicyBatch:
     """What one policy update learns from.
 
     Attributes:
-      rollout: B samples; the sampler's own log-probabilities are used for a metric only.
+      rollout: B samples; the sampler's own log-probabilities are used for a metric, and for
+        importance weights.
       old_logp_BN: log-probabilities under the policy that sampled. None in the first update after
         a rollout, where they are those of the update's own forward: the ratio is exactly 1.
       ref_logp_BN: those under the reference policy, or None without KL.
       advantages: of the plan's and of the image's tokens, float32 (B,).
       row_mask_B: False on samples that could not be scored.
+      selected_BN: tokens whose surrogate is in the loss; None: all.
     """
 
     rollout: Rollout
@@ -83,6 +88,7 @@ class PolicyBatch:
     ref_logp_BN: jax.Array | None
     advantages: PerModality
     row_mask_B: jax.Array
+    selected_BN: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -92,10 +98,11 @@ class PolicyMetrics:
 
     Attributes:
       loss: as it was minimised.
-      stats: ratio, clipping and KL.
+      stats: ratio, clipping, KL, importance weights, and what a loss of one's own gives.
       entropy: mean entropy, nats a token.
       logp_diff: mean |logp of the update's forward - logp of the sampler|, nats a token: the error
-        of cached decoding. Meaningful in the first update after a rollout only.
+        of cached decoding, and how far a sampler lags behind that has older weights. Meaningful in
+        the first update after a rollout only.
       grad_norm: before clipping.
       alpha: entropy coefficients of this loss; None without adaptive entropy.
     """
@@ -116,11 +123,13 @@ def make_policy_step(
     loss_config: PolicyLossConfig,
     micro_batch: int,
     entropy_config: EntropyConfig | None = None,
+    own_loss: OwnLoss | None = None,
 ) -> Callable[[TrainState, Any, PolicyBatch], tuple[TrainState, PolicyMetrics]]:
-    """step(state, frozen, batch): one optimizer step of the clipped policy loss.
+    """step(state, frozen, batch): one optimizer step of the policy loss.
 
     With `entropy_config` the loss has the adaptive entropy term. Its coefficients then take a step
-    on the mini-batch's entropies, unless the update was skipped.
+    on the mini-batch's entropies, unless the update was skipped. `own_loss` is that of a
+    `loss_config` whose kind is a function of the user's.
     """
 
     def step(
@@ -139,7 +148,9 @@ def make_policy_step(
             def loss_of(params: Any) -> tuple[jax.Array, Any]:
                 policy = nnx.merge(graphdef, params, frozen)
                 new = token_logps(policy, tokens, specials, settings)
-                loss, stats = policy_loss(_loss_batch(part, new), loss_config, normalisers)
+                loss, stats = policy_loss(
+                    _loss_batch(part, new), loss_config, normalisers, own_loss
+                )
                 difference_BN = jnp.abs(new.logp_BN - part.rollout.logp_BN)
                 entropy, logp_diff = (
                     modality_means(values_BN, mask_BN, tokens.is_image_BN, normalisers)
@@ -182,7 +193,13 @@ def _loss_batch(part: PolicyBatch, new: TokenLogps) -> LossBatch:
         advantages=part.advantages,
         row_mask_B=part.row_mask_B,
         ref_logp_BN=part.ref_logp_BN,
+        sampler_logp_BN=part.rollout.logp_BN,
+        entropy_BN=new.entropy_BN,
+        selected_BN=part.selected_BN,
     )
+
+
+_select_tokens = jax.jit(select_tokens, static_argnames="config")
 
 
 @dataclass(frozen=True)
@@ -193,11 +210,13 @@ class Learner:
       token_logps: (params, frozen, rows) -> teacher-forced log-probs, see `make_token_logps`.
       update: (state, frozen, batch) -> (state, metrics), see `make_policy_step`.
       reference: trained part of the reference policy; None without KL.
+      tokens: which tokens are learnt, by their entropy; None: all.
     """
 
     token_logps: Any
     update: Any
     reference: Any
+    tokens: TokenChoiceConfig | None = None
 
 
 def policy_batches(
@@ -210,25 +229,35 @@ def policy_batches(
 ) -> list[PolicyBatch]:
     """One batch for each of the `updates` optimizer steps of a rollout, with its log-probs.
 
-    All batches have the log-probs of the policy that sampled: `state` is that before the first.
+    All batches have the log-probs of the policy before the first of them, `state`. So are the
+    entropies that select tokens: their thresholds are those of a batch, the mini-batch.
     """
     scored = groups.scored
     shares = np.split(np.arange(len(scored)), updates)
     batches = []
     for i, share in enumerate(shares):
         rollout = scored.rollout if len(shares) == 1 else take_on_mesh(scored.rollout, share)
-
-        def logp_BN(params: Any, rows: TokenBatch = rollout.rows) -> jax.Array:
-            return learner.token_logps(params, frozen, rows).logp_BN
-
-        batches.append(
-            PolicyBatch(
-                rollout=rollout,
-                # Later updates move away from the policy that sampled; the first starts at it.
-                old_logp_BN=logp_BN(state.params) if i else None,
-                ref_logp_BN=None if learner.reference is None else logp_BN(learner.reference),
-                advantages=put_rows(groups.advantages.take(share), mesh),
-                row_mask_B=put_rows(groups.row_mask_B[share], mesh),
-            )
+        rows = rollout.rows
+        row_mask_B = put_rows(groups.row_mask_B[share], mesh)
+        # Later updates move away from that policy; the first starts at it.
+        old = None
+        if i or learner.tokens is not None:
+            old = learner.token_logps(state.params, frozen, rows)
+        reference = None
+        if learner.reference is not None:
+            reference = learner.token_logps(learner.reference, frozen, rows)
+        batch = PolicyBatch(
+            rollout=rollout,
+            old_logp_BN=old.logp_BN if i else None,
+            ref_logp_BN=None if reference is None else reference.logp_BN,
+            advantages=put_rows(groups.advantages.take(share), mesh),
+            row_mask_B=row_mask_B,
         )
+        if learner.tokens is not None:
+            valid_BN = rows.sampled_mask_BN & row_mask_B[:, None]
+            selected_BN = _select_tokens(
+                old.entropy_BN, valid_BN, rows.is_image_BN, config=learner.tokens
+            )
+            batch = replace(batch, selected_BN=selected_BN)
+        batches.append(batch)
     return batches

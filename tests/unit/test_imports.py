@@ -59,6 +59,10 @@ ALGORITHMS = {
     "gotr1_jax.grpo.advantages",
     "gotr1_jax.grpo.kl",
     "gotr1_jax.grpo.losses",
+    *(
+        f"gotr1_jax.grpo.losses.{name}"
+        for name in ("batch", "config", "importance", "policy", "surrogates", "uncertain")
+    ),
     "gotr1_jax.grpo.per_modality",
     "gotr1_jax.sft.losses",
     "gotr1_jax.vq.losses",
