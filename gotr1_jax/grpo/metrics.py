@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from gotr1_jax.grpo.config import GrpoConfig
@@ -92,5 +95,5 @@ def own_metrics(results: list[PolicyMetrics]) -> dict[str, float]:
     return {name: _combine(name, [result.stats.own[name] for result in results]) for name in names}
 
 
-def _combine(name: str, numbers: list[np.ndarray]) -> float:
+def _combine(name: str, numbers: Sequence[Any]) -> float:
     return float(np.max(numbers) if is_maximum(name) else np.mean(numbers))

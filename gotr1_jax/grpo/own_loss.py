@@ -126,6 +126,7 @@ def _error(name: str, what: str) -> InputError:
 
 def _with_logp(batch: LossBatch, logp_BN: jax.Array) -> LossBatch:
     """The batch with its log-probs, and entropies that depend on them as a policy's do."""
+    assert batch.entropy_BN is not None
     return replace(batch, logp_BN=logp_BN, entropy_BN=batch.entropy_BN - 0.1 * logp_BN)
 
 

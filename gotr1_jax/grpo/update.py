@@ -240,20 +240,19 @@ def policy_batches(
         rows = rollout.rows
         row_mask_B = put_rows(groups.row_mask_B[share], mesh)
         # Later updates move away from that policy; the first starts at it.
-        old = None
-        if i or learner.tokens is not None:
-            old = learner.token_logps(state.params, frozen, rows)
+        needs_old = i > 0 or learner.tokens is not None
+        old = learner.token_logps(state.params, frozen, rows) if needs_old else None
         reference = None
         if learner.reference is not None:
             reference = learner.token_logps(learner.reference, frozen, rows)
         batch = PolicyBatch(
             rollout=rollout,
-            old_logp_BN=old.logp_BN if i else None,
+            old_logp_BN=old.logp_BN if old is not None and i else None,
             ref_logp_BN=None if reference is None else reference.logp_BN,
             advantages=put_rows(groups.advantages.take(share), mesh),
             row_mask_B=row_mask_B,
         )
-        if learner.tokens is not None:
+        if old is not None and learner.tokens is not None:
             valid_BN = rows.sampled_mask_BN & row_mask_B[:, None]
             selected_BN = _select_tokens(
                 old.entropy_BN, valid_BN, rows.is_image_BN, config=learner.tokens

@@ -87,8 +87,8 @@ def clean(batch: LossBatch) -> LossBatch:
     """
     mask_BN = batch.mask_BN & batch.row_mask_B[:, None]
 
-    def masked(values_BN: jax.Array | None) -> jax.Array | None:
-        return None if values_BN is None else jnp.where(mask_BN, values_BN, 0.0).astype(jnp.float32)
+    def masked(values_BN: jax.Array) -> jax.Array:
+        return jnp.where(mask_BN, values_BN, 0.0).astype(jnp.float32)
 
     def constant(values_BN: jax.Array | None) -> jax.Array | None:
         return None if values_BN is None else jax.lax.stop_gradient(masked(values_BN))
@@ -100,10 +100,10 @@ def clean(batch: LossBatch) -> LossBatch:
         batch,
         mask_BN=mask_BN,
         logp_BN=masked(batch.logp_BN),
-        old_logp_BN=constant(batch.old_logp_BN),
+        old_logp_BN=jax.lax.stop_gradient(masked(batch.old_logp_BN)),
         ref_logp_BN=constant(batch.ref_logp_BN),
         sampler_logp_BN=constant(batch.sampler_logp_BN),
-        entropy_BN=masked(batch.entropy_BN),
+        entropy_BN=None if batch.entropy_BN is None else masked(batch.entropy_BN),
         advantages=jax.tree.map(rewarded, batch.advantages),
     )
 

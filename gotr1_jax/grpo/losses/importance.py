@@ -22,6 +22,7 @@ from gotr1_jax.grpo.losses.batch import (
     modality_means,
 )
 from gotr1_jax.grpo.losses.config import ImportanceConfig
+from gotr1_jax.grpo.per_modality import PerModality
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def importance_stats(
 ) -> ImportanceStats:
     """Mean, largest and cut share of a micro-batch's weights."""
 
-    def means(values_BN: jax.Array) -> jax.Array:
+    def means(values_BN: jax.Array) -> PerModality:
         return modality_means(values_BN, batch.mask_BN, batch.is_image_BN, normalisers)
 
     return ImportanceStats(

@@ -63,7 +63,8 @@ def policy_loss(
         kl_BN = kl_estimate(batch.logp_BN, ref_logp_BN, config.kl)
 
     log_ratio_BN = log_ratios(batch)
-    clipped_BN, own = None, {}
+    clipped_BN = None
+    own: Mapping[str, jax.Array] = {}
     if config.is_own:
         if own_loss is None:
             raise ValueError(f"the loss {config.kind} is not loaded")
