@@ -47,14 +47,17 @@ def load_loss(config: PolicyLossConfig) -> OwnLoss | None:
     return partial(_checked, config.kind, load_function(config.kind))
 
 
-def try_loss(config: PolicyLossConfig) -> str:
-    """Runs one's own loss on a made-up batch; returns what it is: its name and source digest.
+def try_loss(config: PolicyLossConfig) -> dict[str, str]:
+    """Runs one's own loss on a made-up batch; what it is, to compare when a run is resumed.
+
+    By the name of its setting: the function's name and source digest; nothing for a published kind.
 
     InputError where that fails, where loss or gradient are not finite, and where the gradient is
     0: such a loss teaches nothing.
     """
     function = load_loss(config)
-    assert function is not None
+    if function is None:
+        return {}
 
     def value(logp_BN: jax.Array, batch: LossBatch) -> tuple[jax.Array, Any]:
         batch = clean(_with_logp(batch, logp_BN))
@@ -72,7 +75,7 @@ def try_loss(config: PolicyLossConfig) -> str:
         raise _error(config.kind, "has a gradient that is not finite on ordinary log-probs")
     if not gradient.any():
         raise _error(config.kind, "has gradient 0: it must depend on batch.logp_BN")
-    return f"{config.kind} {source_digest(load_function(config.kind))}"
+    return {"loss.kind": f"{config.kind} {source_digest(load_function(config.kind))}"}
 
 
 def _checked(
@@ -109,8 +112,8 @@ def _failures_as_one_line(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         place = _last_own_frame(error)
-        said = (str(error).strip().splitlines() or [""])[0]
-        raise _error(name, f"raised {type(error).__name__}: {said} ({place})") from error
+        text = (str(error).strip().splitlines() or [""])[0]
+        raise _error(name, f"raised {type(error).__name__}: {text} ({place})") from error
 
 
 def _last_own_frame(error: BaseException) -> str:

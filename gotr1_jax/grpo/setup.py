@@ -119,7 +119,7 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
     Raises InputError before the directory is made, RunError where processes read other data.
     """
     with raise_on_all_processes():
-        own_loss = try_loss(config.loss) if config.loss.is_own else None
+        own_loss = try_loss(config.loss)  # before anything large is loaded
         policy, checkpoint = load_policy(config.policy, config.seed, run.mesh)
         encode = partial(
             encode_captions, tokenizer=checkpoint.tokenizer, template=config.policy.template,
@@ -129,18 +129,16 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
             checkpoint.tokenizer.encode_prompt, template=config.policy.template,
             max_tokens=config.policy.max_prompt_tokens,
         )  # fmt: skip
-        limit = config.captions.unusable_limit
         prompts = encode(train_captions(config.captions, config.seed, fits))
-        heldout = encode(heldout_captions(config.evaluation, limit, fits))
+        heldout = encode(heldout_captions(config.evaluation, config.captions.unusable_limit, fits))
         inputs = {
             "captions.source": describe_texts(prompts.captions, "captions"),
             "evaluation.source": describe_texts(heldout.captions, "captions"),
+            **own_loss,
         }
         if is_main_process():  # which alone compares them
             digest = model_digest(checkpoint_path(config.policy.init))
             inputs["policy.init"] = f"weights {digest}"
-            if own_loss is not None:
-                inputs["loss.kind"] = own_loss
     check_same_on_all_processes(prompts.texts(), "set of captions, or tokenizer,")
     check_same_on_all_processes(heldout.texts(), "set of held-out captions")
     run.check_inputs(inputs, f"{inputs['captions.source']} {config.rollout.captions_per_step}")

@@ -128,8 +128,7 @@ def make_policy_step(
     """step(state, frozen, batch): one optimizer step of the policy loss.
 
     With `entropy_config` the loss has the adaptive entropy term. Its coefficients then take a step
-    on the mini-batch's entropies, unless the update was skipped. `own_loss` is that of a
-    `loss_config` whose kind is a function of the user's.
+    on the mini-batch's entropies, unless the update was skipped. `own_loss`: of a kind of one's own.
     """
 
     def step(
@@ -148,9 +147,8 @@ def make_policy_step(
             def loss_of(params: Any) -> tuple[jax.Array, Any]:
                 policy = nnx.merge(graphdef, params, frozen)
                 new = token_logps(policy, tokens, specials, settings)
-                loss, stats = policy_loss(
-                    _loss_batch(part, new), loss_config, normalisers, own_loss
-                )
+                learnt = _loss_batch(part, new)
+                loss, stats = policy_loss(learnt, loss_config, normalisers, own_loss)
                 difference_BN = jnp.abs(new.logp_BN - part.rollout.logp_BN)
                 entropy, logp_diff = (
                     modality_means(values_BN, mask_BN, tokens.is_image_BN, normalisers)
