@@ -128,7 +128,7 @@ def make_policy_step(
     """step(state, frozen, batch): one optimizer step of the policy loss.
 
     With `entropy_config` the loss has the adaptive entropy term. Its coefficients then take a step
-    on the mini-batch's entropies, unless the update was skipped. `own_loss`: of a kind of one's own.
+    on the mini-batch's entropies, unless the update was skipped. `own_loss`: of such a kind.
     """
 
     def step(
