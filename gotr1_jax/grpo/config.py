@@ -11,8 +11,10 @@ from gotr1_jax.decoding.config import LogpMode
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.grpo.advantages import AdvantageConfig
 from gotr1_jax.grpo.diversity import MEASURES, OF_CAPTIONS
+from gotr1_jax.grpo.learned_from import check_known, check_tree, find_learned_from
 from gotr1_jax.grpo.losses import PolicyLossConfig
 from gotr1_jax.grpo.patience import DIVERSITY, PatienceConfig
+from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.limits import (
     ROWS,
     FilledText,
@@ -335,13 +337,12 @@ class GrpoConfig(JobConfig):
         """Terms that the judge gives, and updates that divide the rows."""
         super().check()
         scored = [t for part in (self.judge, *self.judge.also) for t in part.scored_terms]
-        for name, place in self.reward.expression.names.items():
-            if name not in self.reward.terms and name not in scored:
-                raise ConfigError(
-                    f"reward.total is {self.reward.total!r}; character {place}: no judge gives "
-                    f"{name!r}: reward.terms holds {', '.join(self.reward.terms) or 'nothing'}, "
-                    f"the judge gives {', '.join(scored) or 'nothing'}"
-                )
+        advantage, reward, rollout = self.advantage, self.reward, self.rollout
+        check_known("reward.total", reward.total, reward.expression, reward.terms, scored)
+        for name in ("text", "image"):
+            expression: Expression = getattr(self.learned_from, name)
+            check_known(f"advantage.{name}", expression.text, expression, reward.terms, scored)
+        check_tree(advantage, rollout.pictures_per_plan, rollout.samples_per_caption)
         for term, settings in self.reward.terms.items():
             if settings.source == "judge" and term not in scored:
                 raise ConfigError(
@@ -361,6 +362,11 @@ class GrpoConfig(JobConfig):
                 f"update.micro_batch {self.update.micro_batch} does not divide the {rows} rows of "
                 "one update (captions_per_step / updates_per_rollout x samples_per_caption)"
             )
+
+    @property
+    def learned_from(self) -> PerModality:
+        """The expressions (`Expression`) of what the plan's and the image's tokens learn from."""
+        return find_learned_from(self.advantage, self.reward.total, self.reward.terms)
 
     def _check_watched(self, scored: Collection[str]) -> None:
         """Watched terms that are not trained ones, and patience with a value that there is."""

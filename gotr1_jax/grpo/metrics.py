@@ -50,6 +50,7 @@ def step_metrics(
         # Plans that try to score themselves.
         "plan/score_like_text": float(table.score_like_B.mean()),
         **step_diversity(table.keys, scored.group_size, config.rollout.pictures_per_plan),
+        **advantage_metrics(groups),
         **_policy_metrics(results),
         **own_metrics(results),
         "time/rollout": rollout_seconds - scored.reward_seconds,
@@ -63,6 +64,20 @@ def step_metrics(
         "updates/skipped": float(state.skipped),
         "samples_per_second": len(scored) * groups.rounds / step_seconds,
     }
+
+
+def advantage_metrics(groups: SampledGroups) -> dict[str, float]:
+    """`advantage/NAME/MODALITY` over the samples in the loss: their deviation (population), the
+    largest absolute value, and the share that is 0; NaN where there are no samples."""
+    values = {}
+    for modality in ("text", "image"):
+        kept = np.asarray(getattr(groups.advantages, modality), np.float64)[groups.row_mask_B]
+        known = kept if kept.size else np.full(1, np.nan)
+        values[f"advantage/std/{modality}"] = float(known.std())
+        values[f"advantage/abs_max/{modality}"] = float(np.abs(known).max())
+        is_zero = np.where(np.isnan(known), np.nan, known == 0)
+        values[f"advantage/zero_frac/{modality}"] = float(is_zero.mean())
+    return values
 
 
 def _policy_metrics(results: list[PolicyMetrics]) -> dict[str, float]:

@@ -236,12 +236,16 @@ def make_learner(
 
 
 def loss_settings(config: GrpoConfig, image_tokens: int) -> GrpoLossConfig:
-    """The job's loss, where max_tokens 0 is the most tokens that a sample has in it.
+    """The job's loss, where max_tokens 0 is the most tokens that a sample has in it, and gspo has
+    one ratio for tokens with one advantage.
 
     A BOI after `max_plan_tokens` tokens is forced and never in the loss.
     """
     whole = config.rollout.max_plan_tokens + image_tokens
-    return replace(config.loss, max_tokens=config.loss.max_tokens or whole)
+    ratio = config.loss.gspo_ratio
+    if ratio == "auto":
+        ratio = "segment" if config.advantage.is_split else "sample"
+    return replace(config.loss, max_tokens=config.loss.max_tokens or whole, gspo_ratio=ratio)
 
 
 def state_shapes(config: GrpoConfig, policy: SplitPolicy, optimizer: Any, mesh: Mesh) -> TrainState:

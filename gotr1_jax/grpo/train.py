@@ -4,7 +4,7 @@
 
 - a reward: the judge that `setup.make_job` builds (`rewards.factory`), its terms' combination in
   `rewards.combine`;
-- an advantage: `advantages.group_advantages`;
+- an advantage: `advantages.sample_advantages`, of the rewards that `credit` gives plan and image;
 - a loss: `losses.policy_loss`, which `update.make_policy_step` compiles.
 """
 
@@ -18,9 +18,9 @@ import jax
 
 from gotr1_jax.convert.find import RUN_MODEL
 from gotr1_jax.convert.tree import tree_leaves
-from gotr1_jax.grpo.advantages import group_advantages
 from gotr1_jax.grpo.alarms import RewardAlarms
 from gotr1_jax.grpo.config import PLANS_AT_ONCE, GrpoConfig
+from gotr1_jax.grpo.credit import make_credit
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups, sample_groups
 from gotr1_jax.grpo.evaluate import Evaluation, compare_watched, format_table, format_watched
 from gotr1_jax.grpo.held_out import HeldOut
@@ -64,14 +64,14 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
         job = job.release_initial_weights()
         worker, learner = job.worker, job.learner
         alarms = RewardAlarms(config.reward, run.restored_meta.get("alarms"))
-        advantages = partial(group_advantages, kind=config.advantage.kind)
-        updates = config.update.updates_per_rollout
+        credit = make_credit(config)
+        updates, rounds = config.update.updates_per_rollout, config.update.resample_rounds
 
         for step in run.steps():
             pop_metrics(worker.judge)  # those of an evaluation are not this step's
             # Decode weights live no longer than the sampling.
             sample = partial(_sample_and_score, job, job.rollout_params(state), step)
-            groups = sample_groups(sample, advantages, config.update.resample_rounds)
+            groups = sample_groups(sample, credit.groups, rounds, credit.batch)
             del sample
             sampled = run.elapsed()
             results = []

@@ -48,6 +48,11 @@ class PairwiseConfig(CheckedConfig):
     # For questions: show the plans too.
     plans: bool = False
 
+    @property
+    def stage(self) -> str:
+        """What the win rate judges, see `rewards.stages`."""
+        return "image" if self.by == "questions" else "both"
+
     def check(self) -> None:
         """An expression where, and only where, scores are compared."""
         if (self.by == "scores") != bool(self.of.strip()):

@@ -4,6 +4,7 @@ ReasonGen-R1, arXiv 2505.24875. The only place that knows them by name beside th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from gotr1_jax.errors import ConfigError
 
@@ -15,6 +16,15 @@ MEANINGS: Mapping[str, str] = {
     "pi": "the caption is true of the image",
     "hps": "people would prefer the image",
     "verdict": "the caption is true of the image, yes or no",
+}
+# What each of them judges: from which tokens on its score is settled.
+STAGES: Mapping[str, Literal["plan", "image"]] = {
+    "sem": "plan",
+    "spa": "plan",
+    "ri": "image",
+    "pi": "image",
+    "hps": "image",
+    "verdict": "image",
 }
 GOTR1_TERMS = ("sem", "spa", "ri", "pi")
 RULES = ("v1", "v2", "sum")

@@ -20,6 +20,9 @@ class ClipScorerConfig(CheckedConfig):
 
     may_change: ClassVar[Collection[str]] = ("batch_rows",)
 
+    # What the score judges, see `rewards.stages`.
+    stage: ClassVar[str] = "image"
+
     # For hps HPS_v2.1_compressed.pt or the directory that it was converted to; for the others a
     # directory of transformers.CLIPModel or a hub id: yuvalkirstain/PickScore_v1,
     # openai/clip-vit-large-patch14.

@@ -24,6 +24,9 @@ Factor = Annotated[float, Range("[-1e6, 1e6]")]
 Bound = Annotated[float, Range("(-inf, inf)")]
 # The one judge that the sections `judge` and `judge.also` describe.
 MAIN = "main"
+# What a term judges.
+Stage = Literal["plan", "image", "both"]
+BOTH: Stage = "both"
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class TermConfig(CheckedConfig):
     """One term. Exactly one source gives its score; without any it is `judge: main`."""
 
     # Every field but these is a source.
-    SETTINGS: ClassVar[tuple[str, ...]] = ("weight", "scale", "clip", "meaning")
+    SETTINGS: ClassVar[tuple[str, ...]] = ("weight", "scale", "clip", "meaning", "stage")
 
     # main: the judge of the sections judge and judge.also.
     judge: Literal["main"] | None = None
@@ -53,6 +56,9 @@ class TermConfig(CheckedConfig):
     clip: tuple[Bound, ...] | None = None
     # One line for reports and tables; empty: what the judge says of the term.
     meaning: str = ""
+    # Whose tokens learn from it with advantage.scope segment: the plan's, the image's or both.
+    # null: as the source says; both for a function of one's own.
+    stage: Stage | None = None
 
     def __post_init__(self) -> None:
         if not self._given:

@@ -35,8 +35,7 @@ from tiny_checkpoints import write_tiny
 
 from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.generate.load_policy import load_policy_to_sample
-from gotr1_jax.grpo import setup
-from gotr1_jax.grpo import train as train_grpo
+from gotr1_jax.grpo import credit, setup
 from gotr1_jax.grpo.config import EntropyConfig
 from gotr1_jax.grpo.entropy import new_entropy_state
 from gotr1_jax.grpo.trained_policy import find_adapters
@@ -340,13 +339,13 @@ def test_bfloat16_weights_are_sampled_as_they_are_trained(checkpoint, tmp_path):
 
 
 def test_broken_updates_end_the_run(checkpoint, tmp_path, monkeypatch, capsys):
-    honest = train_grpo.group_advantages
+    honest = credit.sample_advantages
 
     def endless(*arguments: Any, **named: Any) -> Any:
-        groups = honest(*arguments, **named)
-        return replace(groups, adv_PG=groups.adv_PG * np.inf)
+        found = honest(*arguments, **named)
+        return replace(found, advantages=jax.tree.map(lambda a: a * np.inf, found.advantages))
 
-    monkeypatch.setattr(train_grpo, "group_advantages", endless)
+    monkeypatch.setattr(credit, "sample_advantages", endless)
     saved = record_saves(monkeypatch)
     values = grpo_values(checkpoint, tmp_path / "run")
     values["checkpoint"]["every"] = 1

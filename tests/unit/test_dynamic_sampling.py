@@ -11,8 +11,9 @@ import pytest
 from tiny import random_rows
 
 from gotr1_jax.decoding.config import LogpConfig
-from gotr1_jax.grpo.advantages import GroupAdvantages, group_advantages
+from gotr1_jax.grpo.advantages import SampleAdvantages, sample_advantages
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups, sample_groups
+from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.grpo.rollout import SampleTable, ScoredRollout
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
@@ -60,9 +61,9 @@ def run(rounds: list[list[tuple[float, float]]], resample_rounds: int) -> Sample
         sampled.append(number)
         return scored(rounds[number], 3 * number)
 
-    def advantages(rewards_PG: np.ndarray) -> GroupAdvantages:
-        held.append(len(rewards_PG))
-        return group_advantages(rewards_PG, np.isfinite(rewards_PG), "mean")
+    def advantages(scored: ScoredRollout) -> SampleAdvantages:
+        held.append(len(scored.rewards_PG))
+        return sample_advantages(PerModality(scored.rewards_PG, scored.rewards_PG), "mean")
 
     found = sample_groups(sample, advantages, resample_rounds)
     assert sampled == list(range(found.rounds))
