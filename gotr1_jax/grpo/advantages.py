@@ -243,7 +243,7 @@ def gdpo_advantages(
         weights: of these terms, floats.
         scope, images_per_plan: which samples form a group, see `sample_advantages`.
     """
-    known_PG = jnp.ones(jnp.shape(terms.text[0]), bool)
+    known_PG = jnp.ones(jnp.asarray(terms.text[0]).shape, bool)
     for term_PG in (*terms.text, *terms.image):
         known_PG &= jnp.isfinite(jnp.asarray(term_PG, jnp.float32))
 
