@@ -55,9 +55,11 @@ _VISION_SIZES = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_laye
 
 _KEYS = {
     "projection_dim", "text_config", "text_config_dict", "vision_config", "vision_config_dict",
+    "tie_word_embeddings",  # there are no output embeddings
 }  # fmt: skip
 _TOWER_KNOWN = {
     *_TEXT_SIZES, *_VISION_SIZES, "hidden_act", "layer_norm_eps", "num_channels", "projection_dim",
+    "tie_word_embeddings",
 }  # fmt: skip
 
 

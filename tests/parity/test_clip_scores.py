@@ -15,16 +15,24 @@ from tiny_clip import TINY, write_tiny_clip, write_vocabulary
 from torch_clip import shake, torch_pixels, unit
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from gotr1_jax.convert.clip import clip_config_to_json, convert_clip, load_clip
+from gotr1_jax.config import from_dict
+from gotr1_jax.convert.clip import (
+    clip_config_to_json,
+    convert_clip,
+    load_clip,
+    parse_clip_config,
+)
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.clip import crop_pixels
 from gotr1_jax.models.config import ClipConfig, ClipTowerConfig
 from gotr1_jax.plan import parse_plan
-from gotr1_jax.rewards.base import JudgeRequest
+from gotr1_jax.rewards.base import JudgeRequest, term_meanings
 from gotr1_jax.rewards.clip import ClipJudge
 from gotr1_jax.rewards.clipscore import ClipScoreJudge
+from gotr1_jax.rewards.factory import JudgeConfig, make_judge
 from gotr1_jax.rewards.hps import HpsJudge
 from gotr1_jax.rewards.pickscore import PickScoreJudge
+from gotr1_jax.rewards.terms import TermConfig
 
 CAPTIONS = ("a red cube", "the blue ball", "a red cube", "to the left " * 20, "")
 
@@ -175,3 +183,64 @@ def test_a_logit_scale_that_is_none(value: Any, tmp_path: Path) -> None:
     if value is None:  # the other two do without
         assert HpsJudge.from_path(folder).terms == ("hps",)
         assert ClipScoreJudge.from_path(folder).terms == ("clipscore",)
+
+
+def test_the_config_of_openais_large_model() -> None:
+    """As the first versions of transformers wrote it: every default, and each section twice."""
+    notes = {
+        "_name_or_path": "", "add_cross_attention": False, "attention_dropout": 0.0,
+        "bad_words_ids": None, "bos_token_id": 0, "chunk_size_feed_forward": 0, "dropout": 0.0,
+        "encoder_no_repeat_ngram_size": 0, "eos_token_id": 2, "hidden_act": "quick_gelu",
+        "id2label": {"0": "LABEL_0"}, "initializer_factor": 1.0, "is_encoder_decoder": False,
+        "layer_norm_eps": 1e-05, "max_length": 20, "pad_token_id": 1, "pruned_heads": {},
+        "sep_token_id": None, "tf_legacy_loss": False, "tie_word_embeddings": True,
+        "torch_dtype": None, "torchscript": False, "typical_p": 1.0, "use_bfloat16": False,
+    }  # fmt: skip
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
+            "num_hidden_layers": 12, "projection_dim": 768}  # fmt: skip
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
+              "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768}  # fmt: skip
+    tokens = {"vocab_size": 49408, "max_position_embeddings": 77, "model_type": "clip_text_model"}
+    config: dict[str, Any] = {
+        "_name_or_path": "clip-vit-large-patch14/", "architectures": ["CLIPModel"],
+        "initializer_factor": 1.0, "logit_scale_init_value": 2.6592, "model_type": "clip",
+        "projection_dim": 768, "torch_dtype": "float32", "transformers_version": None,
+        "text_config": {**notes, **text, **tokens}, "text_config_dict": text,
+        "vision_config": {**notes, **vision, "image_size": 224, "num_channels": 3},
+        "vision_config_dict": vision,
+    }  # fmt: skip
+    parsed = parse_clip_config(config, "config.json")
+    assert parsed == ClipConfig(
+        vision=ClipTowerConfig(1024, 4096, 24, 16, 1e-5, "quick_gelu"),
+        text=ClipTowerConfig(768, 3072, 12, 12, 1e-5, "quick_gelu"),
+        embedding_size=768,
+    )
+    # PickScore_v1 has exact GELU and ViT-H/14's sizes, like HPS.
+    for part in ("text", "vision"):
+        for section in (f"{part}_config", f"{part}_config_dict"):
+            config[section]["hidden_act"] = "gelu"
+    half = parse_clip_config(config, "config.json")
+    assert half.vision.activation == half.text.activation == "gelu"
+
+
+def test_terms_of_a_configuration(tmp_path: Path) -> None:
+    """reward.terms.NAME.pickscore and clipscore: named by the user, scaled and clipped."""
+    save_port(tmp_path, ODD, 2, False)
+    source = {"checkpoint": str(tmp_path), "batch_rows": 2}
+    terms = {
+        "liked": from_dict(TermConfig, {"pickscore": source, "scale": 0.04, "clip": [0, 1]}),
+        "fits": from_dict(TermConfig, {"clipscore": source}),
+    }
+    judge = make_judge(JudgeConfig("none"), tmp_path / "cache", terms=terms)
+    assert judge.terms == ("liked", "fits") and not (tmp_path / "cache").exists()
+    assert all(term_meanings(judge).values())
+    results = judge.judge(requests())
+    alone = make_judge(from_dict(JudgeConfig, {"kind": "pickscore", "pickscore": source}))
+    assert alone.terms == ("pickscore",)
+    scores = [r.scores["liked"] for r in results]
+    assert scores == [r.scores["pickscore"] for r in alone.judge(requests())]
+    values = terms["liked"].value(np.array(scores))
+    np.testing.assert_allclose(values, np.clip(0.04 * np.array(scores), 0, 1))
+    with pytest.raises(InputError, match="nowhere"):
+        settings = {"kind": "clipscore", "clipscore": {"checkpoint": "nowhere"}}
+        make_judge(from_dict(JudgeConfig, settings))
