@@ -5,6 +5,8 @@ a sample: `sample` (its name), `judge`, `caption`, `plan_text`, `image`, boxes (
 `detections`), `scores` by term (null where it could not be scored), `rationale` (the judge's
 reasons in one line) and `raw_answers` (a model's answers by term). Lines are collected in
 OUT.partial; a command that was stopped continues from there.
+
+With --calibrate it compares the judge with labels instead (`rewards.calibration`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +26,12 @@ from gotr1_jax.io.lock import target_lock
 from gotr1_jax.limits import RowCount
 from gotr1_jax.parallel.config import MeshConfig
 from gotr1_jax.rewards.base import Judge
-from gotr1_jax.rewards.factory import JudgeConfig, make_judge, needs_devices
+from gotr1_jax.rewards.calibration import command as calibration
+from gotr1_jax.rewards.calibration.labels import read_labels
+from gotr1_jax.rewards.factory import CacheConfig, JudgeConfig, make_judge, needs_devices
 from gotr1_jax.rewards.judging import BATCH, judge_samples
 from gotr1_jax.rewards.stored_samples import find_samples
+from gotr1_jax.rewards.terms import TermConfig
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -37,13 +42,15 @@ class JudgeJob(CheckedConfig):
     """The configuration of the command: the judge, and the devices of a model that judges here."""
 
     judge: JudgeConfig
+    # Terms with a source of their own, written as in reward.terms.
+    terms: Mapping[str, TermConfig] = field(default_factory=dict)
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gotr1 judge`; those of the judge are the fields of `JudgeConfig`."""
     parser.add_argument(
-        "--input", type=Path, required=True, metavar="PATH",
+        "--input", type=Path, metavar="PATH",
         help="a run, a folder or samples.jsonl of its samples, or generate's folder",
     )  # fmt: skip
     parser.add_argument(
@@ -54,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"samples at once ({BATCH}; of a server at most twice judge.http.concurrency); a "
         "command that is stopped loses the scores of one batch at most",
     )  # fmt: skip
+    calibration.add_arguments(parser)
     add_judge_options(parser)
 
 
@@ -61,7 +69,7 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
     """--config, and an option for each field of `JudgeJob`."""
     parser.add_argument(
         "--config", type=Path, metavar="FILE",
-        help="YAML file with sections judge and mesh; the options below override it",
+        help="YAML file with sections judge, terms and mesh; the options below override it",
     )  # fmt: skip
     group = parser.add_argument_group("the judge and its devices, lists as [a, b]")
     for name in option_names():
@@ -79,11 +87,16 @@ def read_judge_options(options: argparse.Namespace) -> JudgeJob:
 def run(options: argparse.Namespace) -> None:
     """Runs `gotr1 judge` with the parsed command line."""
     read_value(RowCount | None, options.batch, "--batch")
+    calibration.check_options(options)
+    if (options.input is None) == (options.calibrate is None):
+        raise InputError("give --input (samples to score) or --calibrate (labels), one of the two")
+    if options.calibrate is not None:
+        return run_calibration(options)
     if options.out.is_dir():
         raise InputError(f"--out {options.out} is a folder; name a file")
     job = read_judge_options(options)
     samples = find_samples(options.input)
-    judge = make_judge(job.judge, mesh=device_mesh(job))
+    judge = make_judge(job.judge, mesh=device_mesh(job), terms=job.terms)
     batch = options.batch or default_batch(job.judge)
     with target_lock(options.out, "--out"):
         lines = judge_samples(judge, samples, options.out, batch)
@@ -93,6 +106,19 @@ def run(options: argparse.Namespace) -> None:
         raise RunError(
             f"the judge could not score any of {len(lines)} samples: {options.out} says why"
         )
+
+
+def run_calibration(options: argparse.Namespace) -> None:
+    """Runs `gotr1 judge --calibrate`."""
+    job, repeats = read_judge_options(options), options.repeats or 1
+    labels = read_labels(options.calibrate)
+    thresholds = calibration.read_thresholds(options.threshold)
+    # Kept answers would be the same for sure, and cost nothing.
+    config = replace(job.judge, cache=CacheConfig()) if repeats > 1 else job.judge
+    judge = make_judge(config, mesh=device_mesh(job), terms=job.terms)
+    batch = options.batch or default_batch(config)
+    with target_lock(options.out, "--out"):
+        calibration.calibrate(judge, labels, thresholds, options.out, repeats, batch)
 
 
 def default_batch(config: JudgeConfig) -> int:
@@ -108,7 +134,7 @@ def default_batch(config: JudgeConfig) -> int:
 
 def device_mesh(job: JudgeJob) -> Mesh | None:
     """The configured mesh of all devices; None where no model judges in this process."""
-    if not needs_devices(job.judge):
+    if not needs_devices(job.judge, job.terms):
         return None
     from gotr1_jax.parallel.mesh import make_mesh
     from gotr1_jax.parallel.startup import start_devices

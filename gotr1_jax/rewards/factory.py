@@ -179,8 +179,9 @@ def make_judge(
 
 
 def _join(judges: Sequence[tuple[Judge, Sequence[str]]]) -> Judge:
-    (first, terms), *others = judges
-    return first if not others and tuple(terms) == first.terms else CompositeJudge(judges)
+    if len(judges) == 1 and tuple(judges[0][1]) == judges[0][0].terms:
+        return judges[0][0]
+    return CompositeJudge(judges)
 
 
 def _compare(
@@ -320,9 +321,11 @@ def _make_one(
     return MultimodalJudge(engines.of(config), config.scored_terms, config.questions, cache)
 
 
-def needs_devices(config: JudgeConfig) -> bool:
-    """Whether a model of the judge runs in this process."""
-    return any(part.kind in ("qwen2_5_vl", *CLIP_KINDS) for part in (config, *config.also))
+def needs_devices(config: JudgeConfig, terms: Mapping[str, TermConfig] | None = None) -> bool:
+    """Whether a model of the judge, or of a term with a source of its own, runs in this process."""
+    sources = [part.kind for part in (config, *config.also)]
+    sources += [term.source for term in (terms or {}).values()]
+    return any(source in ("qwen2_5_vl", *CLIP_KINDS) for source in sources)
 
 
 def check_engine(config: JudgeConfig) -> None:

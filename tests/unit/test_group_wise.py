@@ -23,6 +23,7 @@ from gotr1_jax.rewards.composite import CachedJudge, CompositeJudge, request_key
 from gotr1_jax.rewards.judging import judge_samples
 from gotr1_jax.rewards.python import PythonJudge
 from gotr1_jax.rewards.stored_samples import find_samples
+from gotr1_jax.rewards.terms import as_terms
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
 
@@ -146,7 +147,7 @@ def test_a_rollout_gives_the_place_of_the_caption() -> None:
     )
     decoder: Any = lambda ids: [np.full((2, 2, 3), i, np.uint8) for (i,) in ids]  # noqa: E731
     tokenizer: Any = SimpleNamespace(decode=lambda ids: "a plan")
-    reward = RewardConfig(terms=("pi",), rule="sum")
+    reward = RewardConfig(terms=as_terms(("pi",)), total="sum")
     sampler: Any = None
     worker = RolloutWorker(sampler, decoder, judge, reward, tokenizer, make_mesh(), 4)
     prompts = Prompts(tuple(Prompt(i, "a cat", (0,)) for i in (7, 3)), 16, 0)

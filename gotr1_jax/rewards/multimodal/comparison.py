@@ -89,7 +89,8 @@ class QuestionComparer:
 
         `questions` put to the engine; `unread_frac` of all answers; `first_frac`, the share of
         the answers that decide for the image shown first; `position_bias`, the share of the
-        pairs decided in both orders whose answers name the same place, and so no image.
+        pairs decided in both orders (`decided_pairs`) whose answers name the same place, and so
+        no image.
         """
         counts, self._counts = self._counts, _OrderCounts()
         put, self._client.counts = self._client.counts, QuestionCounts()
@@ -101,6 +102,7 @@ class QuestionComparer:
         if counts.decided:
             metrics["first_frac"] = counts.first / counts.decided
         if counts.both_decided:
+            metrics["decided_pairs"] = float(counts.both_decided)
             metrics["position_bias"] = counts.by_order / counts.both_decided
         return metrics
 
