@@ -323,7 +323,7 @@ def _make_one(
 
 def needs_devices(config: JudgeConfig, terms: Mapping[str, TermConfig] | None = None) -> bool:
     """Whether a model of the judge, or of a term with a source of its own, runs in this process."""
-    sources = [part.kind for part in (config, *config.also)]
+    sources: list[str] = [part.kind for part in (config, *config.also)]
     sources += [term.source for term in (terms or {}).values()]
     return any(source in ("qwen2_5_vl", *CLIP_KINDS) for source in sources)
 
