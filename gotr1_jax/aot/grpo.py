@@ -161,13 +161,15 @@ def _compile_update(
         ref_logp_BN=logp_BN if learner.reference is not None else None,
         advantages=PerModality(_of(B, None, jnp.float32), _of(B, None, jnp.float32)),
         row_mask_B=_of(B, None, bool),
+        selected_BN=_of(B, T + widths[1], bool) if learner.tokens is not None else None,
     )
     batch = shard_rows(batch, mesh, heads=False)
     job.compile(
         "update", learner.update, state, frozen, batch, resident=resident,
         persistent_args=("policy", "train state"), runs_per_step=updates,
     )  # fmt: skip
-    runs = updates - 1 + updates * (learner.reference is not None)
+    first = learner.tokens is not None  # whose entropies select tokens
+    runs = updates - 1 + first + updates * (learner.reference is not None)
     job.compile(
         "old log-probabilities", learner.token_logps, state.params, frozen, batch.rollout.rows,
         persistent_args=("policy",), resident=resident, runs_per_step=runs,

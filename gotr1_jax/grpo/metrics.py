@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.diversity import step_diversity
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups
@@ -36,7 +37,7 @@ def step_metrics(
     """
     scored, table = groups.scored, groups.scored.table
     schedule = make_schedule(config.optimizer, config.steps * config.update.updates_per_rollout)
-    return {
+    values = {
         **term_statistics({"total": table.total_B, **table.scores}),
         "judge/failed_frac": groups.drawn.failed / groups.drawn.samples,
         "reward/frac_zero_std": groups.zero_variance_frac,
@@ -52,7 +53,6 @@ def step_metrics(
         **step_diversity(table.keys, scored.group_size, config.rollout.pictures_per_plan),
         **advantage_metrics(groups),
         **_policy_metrics(results),
-        **own_metrics(results),
         "time/rollout": rollout_seconds - scored.reward_seconds,
         "time/reward": scored.reward_seconds,
         "judge/seconds": scored.judge_seconds,
@@ -64,6 +64,14 @@ def step_metrics(
         "updates/skipped": float(state.skipped),
         "samples_per_second": len(scored) * groups.rounds / step_seconds,
     }
+    own = own_metrics(results)
+    taken = sorted(own.keys() & values.keys())
+    if taken:
+        raise InputError(
+            f"the loss {config.loss.kind} gives {', '.join(taken)}, which the run measures itself; "
+            "give it another name"
+        )
+    return {**values, **own}
 
 
 def advantage_metrics(groups: SampledGroups) -> dict[str, float]:

@@ -32,7 +32,7 @@ from gotr1_jax.grpo.losses import (
     count_normalisers,
 )
 from gotr1_jax.grpo.per_modality import PerModality
-from gotr1_jax.rewards.python import load_function
+from gotr1_jax.rewards.python import is_from_outside, load_function
 from gotr1_jax.rewards.source_digest import source_digest
 
 
@@ -110,7 +110,9 @@ def _failures_as_one_line(name: str) -> Iterator[None]:
         yield
     except GotR1Error:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if is_from_outside(error):
+            raise
         place = _last_own_frame(error)
         text = (str(error).strip().splitlines() or [""])[0]
         raise _error(name, f"raised {type(error).__name__}: {text} ({place})") from error

@@ -24,7 +24,7 @@ from gotr1_jax.grpo.credit import make_credit
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups, sample_groups
 from gotr1_jax.grpo.evaluate import Evaluation, compare_watched, format_table, format_watched
 from gotr1_jax.grpo.held_out import HeldOut
-from gotr1_jax.grpo.metrics import step_metrics
+from gotr1_jax.grpo.metrics import own_metrics, step_metrics
 from gotr1_jax.grpo.rollout import ScoredRollout
 from gotr1_jax.grpo.run_weights import RunWeights, write_run_model
 from gotr1_jax.grpo.setup import GrpoJob, make_job
@@ -85,7 +85,8 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
             metrics |= pop_metrics(worker.judge)
             run.stop_timer()
             metrics |= held_out.after_step(job, state, run)
-            run.log(metrics, state.skipped_in_a_row, reward=metrics["reward/total/mean"])
+            shown = {"reward": metrics["reward/total/mean"], **own_metrics(results)}
+            run.log(metrics, state.skipped_in_a_row, **shown)
             _write_samples(config, run, groups)
             failure = alarms.check(groups.drawn, run.note) or held_out.failure
             meta = {"alarms": alarms.state, **held_out.meta()}

@@ -31,6 +31,14 @@ def values(checkpoint: Path, run: Path, mesh: dict[str, int]) -> dict[str, Any]:
     given |= {"steps": STEPS, "samples_every": 1, "mesh": {"cpu_devices": 4, **mesh}}
     given["rollout"] |= {"captions_per_step": 4, "samples_per_caption": 2, "decode_batch": 8}
     given["update"] |= {"micro_batch": 8}
+    # What looks at all tokens of a mini-batch or of a sample; step 2 has the sampler of step 1.
+    given["rollout"] |= {"refresh_every": 2}
+    given["loss"] |= {
+        "kind": "gmpo",
+        "importance": {"kind": "sequence_truncate", "high": 1.1},
+        "tokens": {"text_share": 0.6, "image_share": 0.5},
+        "entropy_bonus": {"text_weight": 0.2, "image_weight": 0.1},
+    }
     given["evaluation"] |= {"captions": 4, "samples": 2, "shown": 4}
     return given
 
