@@ -15,6 +15,7 @@ from PIL import Image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+_LONGEST = 64  # times the shortest side
 
 
 def clip_pixels(image: np.ndarray, size: int = 224) -> np.ndarray:
@@ -44,6 +45,12 @@ def crop_pixels(image: np.ndarray, size: int = 224) -> np.ndarray:
     """
     height, width = _checked_size(image)
     shortest = min(height, width)
+    # Of a long, thin image, which would become a huge one, the rest is cut off before.
+    longest = shortest * _LONGEST
+    if max(height, width) > longest:
+        top, left = max(height - longest, 0) // 2, max(width - longest, 0) // 2
+        image = image[top : top + longest, left : left + longest]
+        height, width = image.shape[:2]
     # Rounded down, both the longer side and the crop's place: the reference's rule.
     rows, columns = (int(size * side / shortest) for side in (height, width))
     resized = Image.fromarray(np.ascontiguousarray(image))

@@ -142,13 +142,29 @@ def test_whole_logits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "height, width",
-    [(224, 224), (384, 384), (64, 64), (100, 300), (301, 200), (225, 224), (1, 50), (3, 2)],
+    [
+        (224, 224),
+        (384, 384),
+        (64, 64),
+        (100, 300),
+        (301, 200),
+        (225, 224),
+        (1, 50),
+        (3, 2),
+        (97, 1013),
+    ],
 )
 def test_pixels_of_the_middle(height: int, width: int) -> None:
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     golden = CLIPImageProcessor()(image, return_tensors="np", input_data_format="channels_last")
     ours = crop_pixels(image)
     np.testing.assert_allclose(ours, golden["pixel_values"][0].transpose(1, 2, 0), atol=1e-5)
+
+
+def test_a_long_thin_image_does_not_become_a_huge_one() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (1, 100_000, 3), dtype=np.uint8)
+    middle = image[:, 50_000 - 32 : 50_000 + 32]
+    np.testing.assert_array_equal(crop_pixels(image), crop_pixels(middle))
 
 
 def test_pixels_of_the_middle_refuse_what_is_no_image() -> None:
