@@ -25,6 +25,7 @@ class ChartSpec:
         covers: a range that the chart always shows, so that charts can be compared.
         subtitle: explains the title where needed.
         level: (label, value) of a horizontal line to compare the values with.
+        marks: (label, step) of vertical lines.
     """
 
     title: str
@@ -32,6 +33,7 @@ class ChartSpec:
     covers: tuple[float, float] | None = None
     subtitle: str = ""
     level: tuple[str, float] | None = None
+    marks: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its lines; ticks and the level are (position in SVG units, label)."""
+    """A chart with its lines; ticks, the level and marks are (position in SVG units, label)."""
 
     title: str
     subtitle: str
@@ -57,6 +59,7 @@ class Chart:
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
     level: tuple[float, str] | None = None
+    marks: tuple[tuple[float, str], ...] = ()
 
 
 def format_value(value: float) -> str:
@@ -190,7 +193,17 @@ def build_chart(spec: ChartSpec, metrics: Metrics) -> Chart | None:
     )
     if x_high == x_low:
         x_ticks = x_ticks[:1]
-    return Chart(spec.title, spec.subtitle, tuple(lines), x_ticks, y_ticks, level)
+    marks = _mark_places(spec.marks, x_low, x_high)
+    return Chart(spec.title, spec.subtitle, tuple(lines), x_ticks, y_ticks, level, marks)
+
+
+def _mark_places(
+    marks: Sequence[tuple[str, int]], low: float, high: float
+) -> tuple[tuple[float, str], ...]:
+    """Where the steps are drawn, and what is said of them; steps out of [low, high] are not."""
+    scale = WIDTH / ((high - low) or 1.0)
+    shown = [(label, step) for label, step in marks if low <= step <= high]
+    return tuple(((step - low) * scale, f"{label}: step {step}") for label, step in shown)
 
 
 def _tick_label(value: float, ticks: Sequence[float]) -> str:

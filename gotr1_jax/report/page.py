@@ -12,7 +12,9 @@ import jinja2
 
 from gotr1_jax.io.files import atomic_write
 from gotr1_jax.report.cards import Pair, build_groups, build_pairs
-from gotr1_jax.report.charts import HEIGHT, WIDTH, format_decimals, format_signed
+from gotr1_jax.report.charts import HEIGHT, WIDTH, Chart, format_decimals, format_signed
+from gotr1_jax.report.evaluations import TITLE as EVALUATIONS_TITLE
+from gotr1_jax.report.evaluations import early_end, evaluation_charts
 from gotr1_jax.report.load import RunData, load_run
 from gotr1_jax.report.scores import JudgeTable, ReportSample, judge_tables, letter
 from gotr1_jax.report.sections import MEANINGS, build_charts, entropy_targets
@@ -45,6 +47,8 @@ def build_table(summary: Mapping[str, Any]) -> tuple[TermRow, ...]:
         return ()
     names = [n for n in dict.fromkeys([*MEANINGS, *before]) if n in before and n in after]
     numbers = {n: (_number(before[n]), _number(after[n])) for n in names}
+    watched = _watched_means(summary)
+    numbers |= {name: pair for name, pair in watched.items() if name not in numbers}
     highest = max((v for pair in numbers.values() for v in pair if math.isfinite(v)), default=1.0)
     full = max(1.0, highest)
     rows = []
@@ -53,7 +57,7 @@ def build_table(summary: Mapping[str, Any]) -> tuple[TermRow, ...]:
         rows.append(
             TermRow(
                 name=name,
-                meaning=MEANINGS.get(name, ""),
+                meaning="watched, never trained on" if name in watched else MEANINGS.get(name, ""),
                 before=format_decimals(old),
                 after=format_decimals(new),
                 change=format_signed(gain),
@@ -63,6 +67,17 @@ def build_table(summary: Mapping[str, Any]) -> tuple[TermRow, ...]:
             )
         )
     return tuple(rows)
+
+
+def _watched_means(summary: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Before and after of each watched term."""
+    watched = summary.get("watched")
+    if not isinstance(watched, Mapping):
+        return {}
+    before, after = watched.get("before"), watched.get("after")
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+        return {}
+    return {n: (_number(before.get(n)), _number(value)) for n, value in after.items()}
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -100,6 +115,8 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     if 0 <= seconds < 1e9:
         minutes, rest = divmod(round(seconds), 60)
         found.append(("time", f"{minutes} min {rest} s" if minutes else f"{rest} s"))
+    if why := early_end(run.summary):
+        found.append(("ended early", why))
     if not run.is_finished:
         found.append(("state", "not finished: no summary.json yet"))
     return found
@@ -125,6 +142,15 @@ def choose_pairs(run: RunData) -> tuple[str, tuple[Pair, ...]]:
 def _one_each(samples: Sequence[ReportSample]) -> list[ReportSample]:
     """The first sample of every caption: chosen by its number, not by its score."""
     return list({s.record.caption: s for s in reversed(samples)}.values())[::-1]
+
+
+def sections_of(run: RunData) -> dict[str, list[Chart]]:
+    """The charts by section; the evaluations come after the rewards."""
+    sections = build_charts(run.metrics, entropy_targets(run.config_text))
+    first = {title: charts for title, charts in sections.items() if title == "Rewards"}
+    if charts := evaluation_charts(run.metrics, run.summary):
+        first[EVALUATIONS_TITLE] = charts
+    return {**first, **sections}
 
 
 def make_environment(package: str) -> jinja2.Environment:
@@ -161,7 +187,7 @@ def render_page(run: RunData) -> str:
         pairs_title=pairs_title,
         pairs=pairs,
         first_pairs=FIRST_PAIRS,
-        sections=build_charts(run.metrics, entropy_targets(run.config_text)),
+        sections=sections_of(run),
         judges=tables_of_judges(run),
         is_wide=any(card.is_text or card.judges for card in cards),
         has_planned=any(card.planned for card in cards),

@@ -11,6 +11,7 @@ import numpy as np
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.strict_yaml import parse_word, read_yaml
 from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
+from gotr1_jax.report.evaluations import is_of_evaluation
 from gotr1_jax.report.load import Metrics
 from gotr1_jax.rewards import published
 
@@ -80,6 +81,25 @@ FIXED: Mapping[str, tuple[ChartSpec, ...]] = {
         ),
         _rare("score-like text", "plan/score_like_text", "share of the plans that hold some"),
         ChartSpec(
+            "distinct in a caption",
+            (
+                ("plans", "diversity/distinct_plans"),
+                ("layouts", "diversity/distinct_layouts"),
+                ("image tokens", "diversity/images"),
+            ),
+            covers=UNIT,
+            subtitle="shares",
+        ),
+        ChartSpec(
+            "commonest",
+            (
+                ("layout of a caption", "diversity/commonest_layout"),
+                ("boxes of all", "diversity/commonest_boxes"),
+            ),
+            covers=UNIT,
+            subtitle="share of the plans",
+        ),
+        ChartSpec(
             "seconds a step",
             tuple((part, f"time/{part}") for part in ("step", "rollout", "update", "reward")),
         ),
@@ -131,7 +151,11 @@ def build_charts(metrics: Metrics, targets: Mapping[str, float]) -> dict[str, li
         known.update(name for spec in members for _, name in spec.series)
         charts = (build_chart(spec, metrics) for spec in members)
         sections[section] = [chart for chart in charts if chart is not None]
-    rest = [n for n in metrics.values if n not in known and not _is_spread(n)]
+    rest = [
+        n
+        for n in metrics.values
+        if n not in known and not _is_spread(n) and not is_of_evaluation(n)
+    ]
     charts = (build_chart(ChartSpec(name, (("", name),)), metrics) for name in rest)
     sections["Other metrics"] = [chart for chart in charts if chart is not None]
     return {section: found for section, found in sections.items() if found}

@@ -1,0 +1,125 @@
+"""Charts of the evaluations over the steps: watched terms against trained ones, and diversity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
+from gotr1_jax.report.load import Metrics
+
+TRAINED, WATCHED, DIVERSITY = "evaluation/", "watched/", "evaluation/diversity/"
+TITLE = "Held-out evaluations"
+_MOST = 10**12  # steps
+# Two values are drawn on one scale unless the one is so many times as large.
+_RATIO = 3.0
+
+
+def is_of_evaluation(name: str) -> bool:
+    """Whether a metric is of the held-out captions."""
+    return name.startswith((TRAINED, WATCHED))
+
+
+def evaluations(metrics: Metrics, summary: Mapping[str, Any]) -> Metrics:
+    """The values of the evaluated steps, and those before and after training.
+
+    What the run ended with is left out where those are the weights of an earlier step.
+    """
+    columns = {name: v for name, v in metrics.values.items() if is_of_evaluation(name)}
+    rows: dict[int, dict[str, float]] = {}
+    for i, step in enumerate(metrics.steps):
+        found = {name: float(v[i]) for name, v in columns.items() if math.isfinite(v[i])}
+        if found:
+            rows[int(step)] = found
+    last = summary.get("steps")
+    ends = {"before": 0, "after": last}
+    if _patience(summary).get("weights_of_step", last) != last:
+        del ends["after"]
+    for when, step in ends.items():
+        if isinstance(step, int) and 0 <= step < _MOST:
+            rows[step] = {**rows.get(step, {}), **_of_summary(summary, when)}
+    rows = {step: values for step, values in rows.items() if values}
+    names = dict.fromkeys(name for step in sorted(rows) for name in rows[step])
+    steps = sorted(rows)
+    values = {
+        n: np.array([rows[step].get(n, math.nan) for step in steps], np.float64) for n in names
+    }
+    return Metrics(np.array(steps, np.int64), values)
+
+
+def _of_summary(summary: Mapping[str, Any], when: str) -> dict[str, float]:
+    """The values of summary.json, `when` before or after, under their names as metrics."""
+    sections = ((TRAINED, summary), (WATCHED, summary.get("watched")))
+    found: dict[str, float] = {}
+    for prefix, section in (*sections, (DIVERSITY, summary.get("diversity"))):
+        values = section.get(when) if isinstance(section, Mapping) else None
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number and abs(value) < 1e150:
+                found[f"{prefix}{name}"] = float(value)
+    return found
+
+
+def evaluation_charts(metrics: Metrics, summary: Mapping[str, Any]) -> list[Chart]:
+    """A chart for each watched term with the trained total, one of the trained terms, one of
+    diversity; with the best step and the end where patience ended the run."""
+    found = evaluations(metrics, summary)
+    if len(found.steps) < 2:
+        return []
+    marks = _marks(summary)
+    total = f"{TRAINED}total"
+    specs = [
+        ChartSpec(
+            f"{name.removeprefix(WATCHED)}, watched",
+            ((name.removeprefix(WATCHED), name), ("total, trained", total))
+            if _on_one_scale(found, name, total)
+            else (("", name),),
+            subtitle="never trained on",
+            marks=marks,
+        )
+        for name in found.values
+        if name.startswith(WATCHED)
+    ]
+    terms = [n for n in found.values if n.startswith(TRAINED) and not n.startswith(DIVERSITY)]
+    measures = [n for n in found.values if n.startswith(DIVERSITY)]
+    if len(found.steps) > 2:  # else the table shows them
+        specs.append(_series_chart("trained terms", terms, TRAINED, marks))
+    specs += [
+        _series_chart("diversity of the samples", measures, DIVERSITY, marks),
+    ]
+    return [chart for spec in specs if (chart := build_chart(spec, found)) is not None]
+
+
+def _series_chart(
+    title: str, names: list[str], prefix: str, marks: tuple[tuple[str, int], ...]
+) -> ChartSpec:
+    series = tuple((name.removeprefix(prefix).replace("_", " "), name) for name in names)
+    return ChartSpec(title, series, subtitle="held-out captions", marks=marks)
+
+
+def _on_one_scale(metrics: Metrics, one: str, two: str) -> bool:
+    if two not in metrics.values:
+        return False
+    sizes = [float(np.nanmax(np.abs(metrics.values[name]))) for name in (one, two)]
+    return max(sizes) <= _RATIO * min(sizes)
+
+
+def _marks(summary: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    """The steps of the best evaluation and of the end, where patience ended the run."""
+    patience = _patience(summary)
+    marks = (("best", patience.get("best_step")), ("end", patience.get("step")))
+    return tuple((n, s) for n, s in marks if isinstance(s, int) and 0 <= s < _MOST)
+
+
+def _patience(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    patience = summary.get("patience")
+    return patience if isinstance(patience, Mapping) else {}
+
+
+def early_end(summary: Mapping[str, Any]) -> str:
+    """Why patience ended the run; empty where it did not."""
+    why = _patience(summary).get("why")
+    return why[:400] if isinstance(why, str) else ""

@@ -1,0 +1,128 @@
+"""Watched terms and patience in whole runs: what they end, go back to, and never touch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import (
+    compiled_once,
+    grpo_values,
+    interrupt_after,
+    judge_by_brightness,
+    run_grpo,
+    steady_metrics,
+    write_shapes,
+)
+
+from gotr1_jax.grpo.run_weights import read_run_weights
+
+# Rises in the first evaluation, then falls: 0.5 before training, then 0.9, 0.6, 0.55, ...
+HUMANS = '''
+from pathlib import Path
+
+RUN = Path({run!r})
+
+
+def score(requests):
+    """people like it"""
+    if not (RUN / "eval_before.json").exists():
+        return [0.5] * len(requests)
+    done = len(list(RUN.glob("eval_step_*.json")))
+    return [0.9 if done == 0 else 0.65 - 0.05 * done] * len(requests)
+'''
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with compiled_once(tmp_path_factory.mktemp("programs")):
+        yield write_shapes(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(autouse=True)
+def quiet_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge_by_brightness(monkeypatch)
+
+
+def watched_values(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
+    source = run_dir.parent / "humans.py"
+    source.write_text(HUMANS.format(run=str(run_dir)))
+    values = grpo_values(checkpoint, run_dir)
+    values |= {"steps": 6, "checkpoint": {"every": 10, "keep": 1}}
+    patience = {"term": "humans", "fall": 0.1, "evaluations": 2, "action": "restore_best"}
+    values["evaluation"] |= {
+        "every": 1, "judges": {"humans": {"python": f"{source}:score"}}, "patience": patience,
+    }  # fmt: skip
+    return values
+
+
+@pytest.fixture(scope="module")
+def ended(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ended") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        judge_by_brightness(patch)
+        assert run_grpo(watched_values(checkpoint, root)) == 0
+    return root
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_a_run_whose_watched_term_falls_ends_with_the_weights_of_its_best(ended: Path):
+    summary = read(ended / "summary.json")
+    patience = summary["patience"]
+    assert (patience["step"], patience["best_step"], patience["weights_of_step"]) == (3, 1, 1)
+    assert summary["steps"] == 3 and "humans had fallen in 2 evaluations" in patience["why"]
+    assert summary["watched"]["before"] == {"humans": 0.5}
+    # The weights of step 1, to the bit: in the last evaluation and in what is exported again.
+    best, after = (read(ended / f"eval_{name}.json") for name in ("step_000001", "after"))
+    assert best["total"] == after["total"] != read(ended / "eval_step_000003.json")["total"]
+    assert read_run_weights(ended).step == 1
+    assert {path.name for path in (ended / "checkpoints").iterdir()} == {
+        "step_000001",
+        "step_000003",
+    }
+
+
+def test_watched_terms_and_diversity_are_in_metrics_evaluations_and_report(ended: Path):
+    lines = steady_metrics(ended)
+    # A sample that an earlier evaluation drew too has the score of then.
+    first, second, third = (line["watched/humans"] for line in lines)
+    assert first == pytest.approx(0.9) and max(second, third) < 0.7
+    assert all("evaluation/total" in line for line in lines)
+    assert all("evaluation/diversity/images" in line for line in lines)
+    assert not any(name.startswith("reward/humans") for line in lines for name in line)
+    evaluation = read(ended / "eval_step_000002.json")
+    assert set(evaluation["watched"]) == {"humans"} and len(evaluation["diversity"]["images"]) == 2
+    page = (ended / "report.html").read_text(encoding="utf-8")
+    assert "humans" in page
+
+
+def test_nothing_of_watched_terms_reaches_training(ended: Path, checkpoint: Path, tmp_path: Path):
+    """The same run without them has the same rewards, losses and gradients, to the bit."""
+    values = watched_values(checkpoint, tmp_path / "run")
+    values["evaluation"] |= {"every": 0, "judges": {}, "patience": None}
+    assert run_grpo(values) == 0
+    for mine, plain in zip(steady_metrics(ended), steady_metrics(tmp_path / "run")):
+        kept = {k: v for k, v in mine.items() if not k.startswith(("watched/", "evaluation/"))}
+        assert kept == plain
+
+
+def test_a_resumed_run_decides_the_same(
+    ended: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    values = watched_values(checkpoint, tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 2)
+        assert run_grpo(values) != 0
+    assert run_grpo(values, "--resume", "auto") == 0
+    assert steady_metrics(tmp_path / "run") == steady_metrics(ended)
+    mine, whole = (read(root / "summary.json") for root in (tmp_path / "run", ended))
+    assert mine["patience"] == whole["patience"] and mine["after"] == whole["after"]
+    # It is over: the same command again does not train on.
+    assert run_grpo(values, "--resume", "auto") == 0
+    assert read(tmp_path / "run/summary.json")["patience"] == whole["patience"]
