@@ -15,6 +15,7 @@ from gotr1_jax.grpo.learned_from import check_known, check_tree, find_learned_fr
 from gotr1_jax.grpo.losses import PolicyLossConfig
 from gotr1_jax.grpo.patience import DIVERSITY, PatienceConfig
 from gotr1_jax.grpo.per_modality import PerModality
+from gotr1_jax.grpo.watched import check_watched
 from gotr1_jax.limits import (
     ROWS,
     FilledText,
@@ -282,16 +283,7 @@ class EvaluationConfig(CheckedConfig):
         """A source that names something, watched terms with sources, patience that can act."""
         if not self.source:
             raise ConfigError("source is empty; name a file, or shapes")
-        try:
-            check_names(self.judges)
-        except ConfigError as error:
-            raise ConfigError(f"judges holds {error}") from error
-        for name, term in self.judges.items():
-            if term.source == "judge":
-                raise ConfigError(
-                    f"judges.{name} is of the judge that the run trains on; give it a source of "
-                    "its own (python, ...). Evaluations hold all terms of that judge anyway"
-                )
+        check_watched(self.judges)
         if self.patience is None:
             return
         if not self.every:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gotr1_jax.config import to_plain
-from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.errors import ConfigError, InputError, RunError
 from gotr1_jax.rewards.base import (
     Judge,
     JudgeRequest,
@@ -21,7 +21,7 @@ from gotr1_jax.rewards.base import (
     term_meanings,
 )
 from gotr1_jax.rewards.factory import make_term_judge
-from gotr1_jax.rewards.terms import TermConfig
+from gotr1_jax.rewards.terms import TermConfig, check_names
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
 _CACHE_BYTES = 64 * 2**20
@@ -68,6 +68,25 @@ class WatchedJudge:
             return 0, ""
         cause = causes.most_common(1)[0][0][:_CAUSE_LENGTH]
         return causes.total(), cause or "the judge gives NaN and no reason"
+
+
+def check_watched(terms: Mapping[str, TermConfig]) -> None:
+    """ConfigError, beginning with `judges`, for terms that cannot be watched."""
+    try:
+        check_names(terms)
+    except ConfigError as error:
+        raise ConfigError(f"judges holds {error}") from error
+    for name, term in terms.items():
+        if term.source == "judge":
+            raise ConfigError(
+                f"judges.{name} is of the judge that the run trains on; give it a source of its "
+                "own (python, ...). Evaluations hold all terms of that judge anyway"
+            )
+        if term.pairwise is not None:
+            raise ConfigError(
+                f"judges.{name} is a win rate between samples of one caption, whose mean is always "
+                "0.5; watch a term that scores each sample"
+            )
 
 
 def make_watched(

@@ -129,6 +129,7 @@ def test_a_whole_configuration_of_watched_terms():
     [
         ({"judges": {"pi": {"python": "m:f"}}}, "evaluation.judges holds 'pi'.*another name"),
         ({"judges": {"humans": {"judge": "main"}}}, r"judges\.humans is of the judge that the run"),
+        ({"judges": {"wins": {"pairwise": {}}}}, r"judges\.wins is a win rate.*always 0\.5"),
         ({"judges": {"total": {"python": "m:f"}}}, "evaluation.judges.*'total'"),
         ({"judges": {"a b": {"python": "m:f"}}}, "evaluation.judges.*'a b'"),
         ({"judges": HUMANS, "patience": FALL}, "evaluation.patience needs evaluations.*every"),
