@@ -62,7 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train an image tokenizer (vq), a policy from examples (sft) or from rewards (grpo)",
-        description="Every key of the configuration can be given as --section.key VALUE.",
+        description="Every key of the configuration can be given as --section.key VALUE; of grpo, "
+        "--reward [NAME=]my_rewards.py:score multiplies the total by a term of your own.",
         allow_abbrev=False,
     )
     train.add_argument("job", choices=tuple(JOBS))
@@ -212,12 +213,11 @@ def _dispatch(arguments: Sequence[str]) -> None:
 
 
 def _train(job: str, path: Path, overrides: Sequence[str]) -> None:
-    from gotr1_jax.config import load_config
     from gotr1_jax.parallel.startup import start_devices, start_processes
 
     module_name, schema, function = JOBS[job]
     module = importlib.import_module(module_name)
-    config: Any = load_config(getattr(module, schema), path, overrides)
+    config: Any = getattr(module, schema).from_file(path, overrides)
     start_processes(config.distributed)
     start_devices(config.mesh.cpu_devices)
     getattr(module, function)(config)

@@ -23,7 +23,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 
@@ -46,6 +46,11 @@ class CheckedConfig:
             if _named_section(kind) is not None:  # a list of names becomes a dictionary
                 object.__setattr__(self, name, value)
         self.check()
+
+    @classmethod
+    def from_file(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
+        """What a command reads: `load_config`, unless the class has options of its own."""
+        return load_config(cls, path, overrides)
 
     def check(self) -> None:
         """Raise a ConfigError if fields do not fit each other; its text begins with one's name."""

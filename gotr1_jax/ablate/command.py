@@ -187,7 +187,7 @@ def plan_runs(config: AblationConfig, root: Path) -> list[PlannedRun]:
         own = (f"seed={seed}", f"run_dir={folder}")
         overrides = [f"--{text}" for text in (*config.overrides, *variant.overrides, *own)]
         try:
-            resolved = load_config(GrpoConfig, base, overrides)
+            resolved = GrpoConfig.from_file(Path(base), overrides)
         except InputError as error:
             raise InputError(f"variant {variant.name!r}: {error}") from error
         arguments = ("train", "grpo", "--config", base, *overrides)

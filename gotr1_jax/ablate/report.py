@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gotr1_jax.io.files import atomic_write, write_json_atomic
 from gotr1_jax.io.markdown import markdown_table
+from gotr1_jax.report.charts import nice_ticks
 from gotr1_jax.report.page import make_environment
 
 # Of the plot, in SVG units.
@@ -120,6 +122,11 @@ def plot(results: Sequence[VariantResult]) -> str:
     panels = []
     for i, name in enumerate(names):
         marks = []
+        low, high = _axis([r.terms[name] for r in results if name in r.terms])
+
+        def at(value: float, low: float = low, high: float = high) -> float:
+            return _PANEL * min(max((value - low) / (high - low), 0.0), 1.0)
+
         for j, result in enumerate(results):
             if (term := result.terms.get(name)) is None:
                 continue
@@ -129,15 +136,16 @@ def plot(results: Sequence[VariantResult]) -> str:
             marks.append(
                 _PlotMark(
                     y=_TOP + _ROW * (j + 0.5),
-                    before=_PANEL * term.before,
-                    after=_PANEL * term.after,
-                    low=_PANEL * max(term.before + gain.low, 0.0),
-                    high=_PANEL * min(term.before + gain.high, 1.0),
+                    before=at(term.before),
+                    after=at(term.after),
+                    low=at(term.before + gain.low),
+                    high=at(term.before + gain.high),
                     text=text,
                     tone=tone,
                 )
             )
-        panels.append((_LABELS + i * (_PANEL + _GAP), name, marks))
+        ticks = [(share, f"{low + share * (high - low):.3g}") for share in (0, 0.5, 1)]
+        panels.append((_LABELS + i * (_PANEL + _GAP), name, ticks, marks))
     environment = make_environment("gotr1_jax.ablate")
     return environment.get_template("ablation.svg.j2").render(
         labels=[(_TOP + _ROW * (j + 0.5), result.title) for j, result in enumerate(results)],
@@ -148,6 +156,20 @@ def plot(results: Sequence[VariantResult]) -> str:
         width=_LABELS + len(names) * (_PANEL + _GAP),
         height=_TOP + _ROW * len(results) + 30,
     )
+
+
+def _axis(terms: Sequence[TermResult]) -> tuple[float, float]:
+    """The ends of a panel: 0 and 1 for scores between them, else round numbers around all."""
+    values = [
+        value
+        for t in terms
+        for value in (t.before, t.after, t.before + t.gain.low, t.before + t.gain.high)
+        if math.isfinite(value)
+    ]
+    if all(0 <= t.before <= 1 and 0 <= t.after <= 1 for t in terms) or not values:
+        return 0.0, 1.0
+    ticks = nice_ticks(min(values), max(values), 2)
+    return ticks[0], ticks[-1]
 
 
 def _terms(results: Sequence[VariantResult]) -> list[str]:

@@ -74,7 +74,6 @@ def read_job(path: Path, overrides: list[str]) -> Any:
     """The configuration of a grpo or sft job, recognised by its keys."""
     import dataclasses
 
-    from gotr1_jax.config import load_config
     from gotr1_jax.grpo.config import GrpoConfig
     from gotr1_jax.io.strict_yaml import read_yaml_file
     from gotr1_jax.sft.config import SftConfig
@@ -86,7 +85,7 @@ def read_job(path: Path, overrides: list[str]) -> Any:
     def known_keys(schema: type) -> int:
         return len(keys & {field.name for field in dataclasses.fields(schema)})
 
-    schema = max((GrpoConfig, SftConfig, VqTrainConfig), key=known_keys)
+    schema: Any = max((GrpoConfig, SftConfig, VqTrainConfig), key=known_keys)
     if schema is VqTrainConfig:
         raise InputError(f"{path} trains an image tokenizer; only grpo and sft can be compiled")
-    return load_config(schema, path, overrides)
+    return schema.from_file(path, overrides)

@@ -151,9 +151,7 @@ def _compile_questions(measure: Any, judge: JudgeShapes) -> None:
 
 
 def _longest_answer(config: JudgeConfig) -> int:
-    questions = config.questions
-    tokens = {"ri": questions.boxes_tokens, "verdict": questions.verdict_tokens}
-    return max(tokens.get(term, questions.score_tokens) for term in config.scored_terms)
+    return max(config.questions.answer_tokens(term) for term in config.scored_terms)
 
 
 def _shape(x: np.ndarray) -> jax.ShapeDtypeStruct:

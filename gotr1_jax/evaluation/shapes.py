@@ -25,10 +25,12 @@ from gotr1_jax.generate.config import check_settings_file, fingerprint, read_tem
 from gotr1_jax.grpo.config import GrpoConfig, RewardConfig, RolloutConfig
 from gotr1_jax.io.strict_yaml import read_yaml_file
 from gotr1_jax.limits import FilledText, ItemCount, RowCount, Seed
+from gotr1_jax.rewards.base import Judge
 from gotr1_jax.rewards.combine import combine
+from gotr1_jax.rewards.factory import JudgeConfig, make_judge
 from gotr1_jax.rewards.judging import judge_samples
-from gotr1_jax.rewards.shapes import ShapesJudge
 from gotr1_jax.rewards.stored_samples import find_samples
+from gotr1_jax.rewards.terms import TermConfig
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.shapes.judge import SHAPES_TERMS
 
@@ -68,12 +70,18 @@ class ShapesEvaluationConfig(CheckedConfig):
     def check(self) -> None:
         """A directory that can be written, and terms of the exact judge."""
         check_out(self.out)
-        unknown = [term for term in self.job.reward.terms if term not in SHAPES_TERMS]
-        if unknown:
-            raise InputError(
-                f"reward.terms holds {unknown[0]!r}, which the exact judge does not score; choose "
-                f"from {', '.join(SHAPES_TERMS)}"
-            )
+        reward = self.job.reward
+        for name in dict.fromkeys((*reward.terms, *reward.expression.names)):
+            term = reward.terms.get(name, TermConfig())
+            if term.source == "judge" and name not in SHAPES_TERMS:
+                raise InputError(
+                    f"reward.terms holds {name!r}, which the exact judge does not score; choose "
+                    f"from {', '.join(SHAPES_TERMS)}, or give the term a source of its own"
+                )
+
+    def judge(self) -> Judge:
+        """The exact judge, and those of the reward's terms that have a source of their own."""
+        return make_judge(JudgeConfig(terms=SHAPES_TERMS), terms=self.job.reward.terms)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,13 +125,12 @@ def run(options: argparse.Namespace) -> None:
     config = read_options(options)
     if config.images is None:
         _generate(config)
-    lines = judge_samples(
-        ShapesJudge(SHAPES_TERMS), find_samples(config.images or config.out), config.out / IMAGES
-    )
+    judge = config.judge()
+    lines = judge_samples(judge, find_samples(config.images or config.out), config.out / IMAGES)
     reward = config.job.reward
     scored, failed = score(lines, reward)
     rows = [
-        ResultRow(name, (values,), len(lines), failed[name], "exact judge")
+        ResultRow(name, (values,), len(lines), failed[name], _judge_name(config.job.reward, name))
         for name, values in {"total": scored.total, **scored.terms}.items()
     ]
     head = {
@@ -134,6 +141,11 @@ def run(options: argparse.Namespace) -> None:
     }
     note = f"total: {reward.total} of {', '.join(reward.terms)}."
     write_results(config.out, "The shapes world: held-out captions", head, rows, lines, [note])
+
+
+def _judge_name(reward: RewardConfig, name: str) -> str:
+    term = reward.terms.get(name)
+    return "exact judge" if term is None or term.source == "judge" else f"own: {term.source}"
 
 
 def read_options(options: argparse.Namespace) -> ShapesEvaluationConfig:
@@ -176,7 +188,7 @@ def score(
 ) -> tuple[Evaluation, dict[str, int]]:
     """Scores by caption, and for each term the number of images that could not be scored.
 
-    lines: of `judge_samples`, with all of the exact judge's terms. Captions may have different
+    lines: of `judge_samples`, all with the same terms. Captions may have different
     numbers of images.
     """
     from gotr1_jax.grpo.evaluate import score_captions
@@ -189,7 +201,7 @@ def score(
     index_B = np.concatenate([i + [len(lines)] * (most - len(i)) for i in by_caption.values()])
     scores = {
         term: np.asarray([line["scores"][term] for line in lines], np.float32)  # null is NaN
-        for term in SHAPES_TERMS
+        for term in lines[0]["scores"]
     }
     total = combine(scores, reward.total, reward.terms)
     failed = {n: int(np.isnan(v).sum()) for n, v in {"total": total, **scores}.items()}
@@ -276,7 +288,7 @@ def _load_sampler(
     devices = max(n for n in range(1, len(jax.devices()) + 1) if rows % n == 0)
     mesh = make_mesh(devices=jax.devices()[:devices])
     policy, checkpoint = load_trained_policy(job.policy, source, mesh)
-    worker = make_rollout_worker(job, policy, checkpoint, ShapesJudge(SHAPES_TERMS), mesh)
+    worker = make_rollout_worker(job, policy, checkpoint, config.judge(), mesh)
     prompts = encode_captions(
         captions, checkpoint.tokenizer, job.policy.template, job.policy.max_prompt_tokens
     )

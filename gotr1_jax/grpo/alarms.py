@@ -1,4 +1,4 @@
-"""Alarms of a run: rewards that are all 0, and a judge that fails too often."""
+"""Alarms of a run: rewards that are all the same, and a judge that fails too often."""
 
 from __future__ import annotations
 
@@ -10,32 +10,38 @@ from typing import Any
 
 import numpy as np
 
-from gotr1_jax.grpo.config import RewardConfig
+from gotr1_jax.grpo.reward_config import RewardConfig
 from gotr1_jax.grpo.rollout import SampleTable
 
 _CAUSE_LENGTH = 300
 
 
-class ZeroRewardAlarm:
-    """Warns every `steps` consecutive steps whose rewards are all 0; 0 steps: never."""
+class EqualRewardAlarm:
+    """Warns every `steps` consecutive steps whose rewards are all one value; 0 steps: never.
 
-    def __init__(self, steps: int, zeros: int = 0) -> None:
-        """zeros: steps with only zero rewards before."""
+    Attributes:
+        value: of the rewards of the last step; NaN where they differed.
+        equal: steps in a row up to the last whose rewards were all `value`.
+    """
+
+    def __init__(self, steps: int, equal: int = 0, value: float = 0.0) -> None:
+        """equal, value: of the steps before."""
         self._steps = steps
-        self.zeros = zeros
+        self.equal, self.value = equal, value
 
-    def add(self, mean: float) -> str | None:
-        """Count a step by its mean reward; returns the warning when it is due.
+    def add(self, value: float) -> str | None:
+        """Count a step by the one value that all its rewards have; returns the warning if due.
 
-        No reward is negative, so a mean of 0 means all are 0. NaN (no sample could be scored)
-        does not count as 0.
+        NaN: they differ, or no sample could be scored.
         """
-        self.zeros = self.zeros + 1 if mean == 0 else 0
-        if not self._steps or not self.zeros or self.zeros % self._steps:
+        again = self.equal + 1 if value == self.value else 1
+        self.equal, self.value = (0 if math.isnan(value) else again), value
+        if not self._steps or not self.equal or self.equal % self._steps:
             return None
         return (
-            f"alarm: every reward of the last {self.zeros} steps was 0, so nothing was learned; "
-            "look at the plans and images in samples/, and which term of reward/ is 0"
+            f"alarm: every reward of the last {self.equal} steps was {value:g}, so nothing was "
+            f"learned; look at the plans and images in samples/, and which term of reward/ is "
+            f"{'0' if value == 0 else 'always the same'}"
         )
 
 
@@ -75,7 +81,8 @@ class JudgedCounts:
     Attributes:
         samples: all of them.
         failed: those without some term's score. unscored: those without a total.
-        total: the sum of the totals there are.
+        total: the sum of the totals there are. low, high: the least and the largest of them;
+            inf and -inf without any.
         reasons: what the judge said of those without a total, as far as this process scored them,
             and how often.
     """
@@ -85,6 +92,8 @@ class JudgedCounts:
     unscored: int
     total: float
     reasons: Counter[str]
+    low: float = math.inf
+    high: float = -math.inf
 
     @classmethod
     def of(cls, table: SampleTable) -> JudgedCounts:
@@ -98,11 +107,20 @@ class JudgedCounts:
             unscored=int(unscored_B.sum()),
             total=float(table.total_B[~unscored_B].sum()),
             reasons=reasons,
+            low=float(table.total_B.min(initial=math.inf, where=~unscored_B)),
+            high=float(table.total_B.max(initial=-math.inf, where=~unscored_B)),
         )
 
     def __add__(self, other: JudgedCounts) -> JudgedCounts:
         mine, theirs = vars(self), vars(other)
-        return JudgedCounts(**{name: mine[name] + theirs[name] for name in mine})
+        sums = {name: mine[name] + theirs[name] for name in mine}
+        ends = {"low": min(self.low, other.low), "high": max(self.high, other.high)}
+        return JudgedCounts(**{**sums, **ends})
+
+    @property
+    def equal_total(self) -> float:
+        """The total that all samples with one have; NaN where they differ, or there is none."""
+        return self.low if self.low == self.high else math.nan
 
     @property
     def mean(self) -> float:
@@ -132,7 +150,9 @@ class RewardAlarms:
     def __init__(self, config: RewardConfig, state: Mapping[str, Any] | None = None) -> None:
         """state: of a checkpoint; None where it has none, as those of earlier versions."""
         state = {"zero_steps": 0, "failures": ()} if state is None else state
-        self._zero = ZeroRewardAlarm(config.alarm_steps, int(state["zero_steps"]))
+        # Of earlier versions, whose rewards were 0 in these steps.
+        value = float(state.get("equal_value", 0.0))
+        self._equal = EqualRewardAlarm(config.alarm_steps, int(state["zero_steps"]), value)
         self._failures = FailureTracker(
             config.failure_limit, config.failure_steps, state["failures"]
         )
@@ -141,15 +161,17 @@ class RewardAlarms:
     def state(self) -> dict[str, Any]:
         """JSON values for a checkpoint."""
         return {
-            "zero_steps": self._zero.zeros,
+            "zero_steps": self._equal.equal,
+            "equal_value": self._equal.value if self._equal.equal else 0.0,
             "failures": [list(counts) for counts in self._failures.window],
         }
 
     def check(self, drawn: JudgedCounts, note: Callable[[str], None]) -> str | None:
         """Check the samples of a step.
 
-        Returns why the run must stop, or None; `note` gets the warning of rewards that are all 0.
+        Returns why the run must stop, or None; `note` gets the warning of rewards that are
+        all the same.
         """
-        if (line := self._zero.add(drawn.mean)) is not None:
+        if (line := self._equal.add(drawn.equal_total)) is not None:
             note(line)
         return self._failures.add(drawn.unscored, drawn.samples, drawn.cause)

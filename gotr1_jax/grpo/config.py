@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
 
-from gotr1_jax.config import CheckedConfig
+from gotr1_jax.config import CheckedConfig, load_config
 from gotr1_jax.decoding.config import LogpMode
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.grpo.advantages import AdvantageConfig
@@ -15,6 +16,8 @@ from gotr1_jax.grpo.learned_from import check_known, check_tree, find_learned_fr
 from gotr1_jax.grpo.losses import PolicyLossConfig
 from gotr1_jax.grpo.patience import DIVERSITY, PatienceConfig
 from gotr1_jax.grpo.per_modality import PerModality
+from gotr1_jax.grpo.reward_config import RewardConfig
+from gotr1_jax.grpo.reward_flag import expand_rewards
 from gotr1_jax.grpo.watched import check_watched
 from gotr1_jax.limits import (
     ROWS,
@@ -30,11 +33,9 @@ from gotr1_jax.limits import (
     TokenCount,
 )
 from gotr1_jax.models.config import LoraConfig
-from gotr1_jax.rewards.combine import total_expression
 from gotr1_jax.rewards.expression import Expression
 from gotr1_jax.rewards.factory import JudgeConfig
-from gotr1_jax.rewards.published import GOTR1_TERMS, RULES
-from gotr1_jax.rewards.terms import TermConfig, as_terms, check_names
+from gotr1_jax.rewards.terms import TermConfig
 from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
 from gotr1_jax.trainer.config import JobConfig
@@ -162,51 +163,6 @@ class RolloutConfig(CheckedConfig):
 
 
 @dataclass(frozen=True)
-class RewardConfig(CheckedConfig):
-    """How the judge's terms become one reward, and when judge failures end the run."""
-
-    may_change: ClassVar[Collection[str]] = ("failure_limit", "failure_steps", "alarm_steps")
-
-    renamed_keys: ClassVar[Mapping[str, str]] = {"rule": "total"}
-
-    # v1, v2 or sum of the terms (`rewards.published`), or an expression of their names, such as
-    # "pi * (sem + spa) / 2 * aesthetic". Names that `terms` does not list are the judge's.
-    total: FilledText = "v1"
-    # Names of one's own, each with its source and weight; a list of names takes the judge's.
-    terms: Mapping[str, TermConfig] = field(default_factory=lambda: as_terms(GOTR1_TERMS))
-    # The run ends when more than this fraction of the samples of the last `failure_steps` steps
-    # could not be scored; 1: never.
-    failure_limit: Fraction = 0.2
-    failure_steps: Steps = 10
-    # Print an alarm after this many steps in a row with only zero rewards; 0: never.
-    alarm_steps: StepsOrNever = 10
-
-    def check(self) -> None:
-        """Names that can be a term's, and a total that can be read."""
-        try:
-            check_names(self.terms)
-        except ConfigError as error:
-            raise ConfigError(f"terms holds {error}") from error
-        if not self.terms and self.total in RULES:
-            raise ConfigError("terms is empty; name at least one term")
-        try:
-            _ = self.expression
-        except ConfigError as error:
-            raise ConfigError(f"total {error}") from error
-
-    @property
-    def expression(self) -> Expression:
-        """The total over the terms."""
-        return total_expression(self.total, list(self.terms))
-
-    @property
-    def watched(self) -> list[str]:
-        """Terms with a source of their own that are not in the total: scored, never trained on."""
-        names = self.expression.names
-        return [n for n, t in self.terms.items() if t.source != "judge" and n not in names]
-
-
-@dataclass(frozen=True)
 class GrpoLossConfig(PolicyLossConfig):
     """The policy loss and its log-probs."""
 
@@ -319,6 +275,11 @@ class GrpoConfig(JobConfig):
     entropy: EntropyConfig | None = None
     update: UpdateConfig = field(default_factory=UpdateConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @classmethod
+    def from_file(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
+        """As `load_config`; `--reward FUNCTION` adds a term, see `grpo.reward_flag`."""
+        return load_config(cls, path, expand_rewards(cls, path, overrides))
 
     @property
     def sampling(self) -> SamplerConfig:

@@ -232,10 +232,14 @@ def format_table(before: Evaluation, after: Evaluation, interval: tuple[float, f
     """The comparison as text, one line a score."""
     names = ["total", *before.terms]
     old, new = before.means, after.means
-    lines = [f"{'':8}{'before':>9}{'after':>9}{'gain':>9}"]
+    width = max(7, *map(len, names)) + 1
+    lines = [f"{'':{width}}{'before':>9}{'after':>9}{'gain':>9}"]
     for name in names:
-        gain = new[name] - old[name]
-        lines.append(f"{name:8}{old[name]:9.3f}{new[name]:9.3f}{gain:+9.3f}")
+        numbers = old[name], new[name], new[name] - old[name]
+        # Numbers too long for a column would join their neighbours.
+        spec = ".3f" if all(abs(n) < 1e3 or n != n for n in numbers) else ".1e"
+        cells = "".join(f"{n:{sign}9{spec}}" for n, sign in zip(numbers, ("", "", "+")))
+        lines.append(f"{name:{width}}{cells}")
     low, high = interval
     gain = new["total"] - old["total"]
     change = f"{gain / old['total']:+.0%}" if old["total"] > 0 else f"{gain:+.3f}"

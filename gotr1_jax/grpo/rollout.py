@@ -19,9 +19,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gotr1_jax.data.pipeline import pad_rows
-from gotr1_jax.grpo.config import RewardConfig
 from gotr1_jax.grpo.diversity import NUMBERS, SampleKeys, image_distances, plan_numbers
 from gotr1_jax.grpo.per_modality import PerModality
+from gotr1_jax.grpo.reward_config import RewardConfig
 from gotr1_jax.grpo.watched import WatchedJudge
 from gotr1_jax.parallel.mesh import assigned_groups, assigned_rows, fetch_any_rows, fetch_rows
 from gotr1_jax.parallel.placement import concatenate_on_mesh, take_on_mesh

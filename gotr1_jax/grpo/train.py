@@ -28,6 +28,7 @@ from gotr1_jax.grpo.metrics import own_metrics, step_metrics
 from gotr1_jax.grpo.rollout import ScoredRollout
 from gotr1_jax.grpo.run_weights import RunWeights, write_run_model
 from gotr1_jax.grpo.setup import GrpoJob, make_job
+from gotr1_jax.grpo.terms_file import write_terms
 from gotr1_jax.grpo.update import policy_batches
 from gotr1_jax.parallel.placement import gather_to_main
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
@@ -56,6 +57,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
     bad_updates = config.update.max_bad_updates
     with Run("grpo", config, row_counts=row_counts, max_bad_updates=bad_updates) as run:
         job = make_job(config, run)
+        write_terms(run.dir, config, job.worker.judge, run.note)
         # Adapters' shapes do not depend on the vocabulary and dtype of the weights under them.
         frozen = job.policy.frozen
         state = run.restore(job.initial_state(), job.batches, {"frozen": frozen})

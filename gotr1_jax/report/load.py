@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gotr1_jax.report.scores import (
     judge_names,
     read_scores,
 )
+from gotr1_jax.report.terms import read_meanings
 from gotr1_jax.trainer.metrics import metric_lines
 from gotr1_jax.trainer.run_dir import RunDir
 from gotr1_jax.trainer.samples import SampleRecord, read_samples, sample_steps
@@ -51,6 +52,7 @@ class RunData:
         before, after: samples of the evaluation before and after training.
         steps: samples of the chosen training steps, ascending.
         num_sampled_steps: steps that have samples, chosen or not.
+        meanings: meaning of the total and of each reward term, in the page's order.
         judges: the identities of judges that scored samples after training.
         problems: one line for each unreadable part.
         is_finished: whether the run has its summary, or (SFT of earlier versions) its model.
@@ -66,6 +68,7 @@ class RunData:
     num_sampled_steps: int
     judges: tuple[str, ...]
     problems: tuple[str, ...]
+    meanings: Mapping[str, str] = field(default_factory=dict)
     is_finished: bool = False
 
 
@@ -109,6 +112,7 @@ def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None)
                 raise
             problems.append(str(error))
     judges = judge_names(lines)
+    meanings = read_meanings(run.terms, problems)
     samples = join_results(records, lines, judges)
     return RunData(
         name=root.resolve().name,
@@ -121,6 +125,7 @@ def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None)
         num_sampled_steps=len(folders),
         judges=judges,
         problems=tuple(problems),
+        meanings=meanings,
         is_finished=run.summary.is_file()
         or (not run.inputs.is_file() and (root / "model" / "config.json").is_file()),
     )

@@ -17,12 +17,14 @@ from gotr1_jax.report.evaluations import TITLE as EVALUATIONS_TITLE
 from gotr1_jax.report.evaluations import early_end, evaluation_charts
 from gotr1_jax.report.load import RunData, load_run
 from gotr1_jax.report.scores import JudgeTable, ReportSample, judge_tables, letter
-from gotr1_jax.report.sections import MEANINGS, build_charts, entropy_targets
+from gotr1_jax.report.sections import build_charts, entropy_targets
+from gotr1_jax.report.terms import TOTAL
 from gotr1_jax.trainer.run_dir import RunDir
 
 MAX_RECORDS = 512  # training samples on the page; a sample takes about 8 KB
 MAX_PAIRS = 160
 _MOST = 10**12  # steps and captions, beyond which a number is not meant
+_USUAL = 2.0  # the highest total of scores up to 1: v1 adds two of them
 FIRST_PAIRS = 6  # shown until the reader asks for all
 
 
@@ -40,30 +42,38 @@ class TermRow:
     after_at: float
 
 
-def build_table(summary: Mapping[str, Any]) -> tuple[TermRow, ...]:
-    """The rows of the table; empty when the run has no evaluation before and after."""
+def build_table(
+    summary: Mapping[str, Any], meanings: Mapping[str, str] | None = None
+) -> tuple[TermRow, ...]:
+    """The rows of the table; empty when the run has no evaluation before and after.
+
+    `meanings`: of `RunData`. The bars of scores between 0 and 2 have one scale, any other its own.
+    """
+    meanings = meanings or {}
     before, after = summary.get("before"), summary.get("after")
     if not isinstance(before, Mapping) or not isinstance(after, Mapping):
         return ()
-    names = [n for n in dict.fromkeys([*MEANINGS, *before]) if n in before and n in after]
+    names = [n for n in dict.fromkeys([TOTAL, *meanings, *before]) if n in before and n in after]
     numbers = {n: (_number(before[n]), _number(after[n])) for n in names}
     watched = _watched_means(summary)
     numbers |= {name: pair for name, pair in watched.items() if name not in numbers}
-    highest = max((v for pair in numbers.values() for v in pair if math.isfinite(v)), default=1.0)
-    full = max(1.0, highest)
+    usual = [v for pair in numbers.values() if _is_usual(pair) for v in pair if math.isfinite(v)]
+    full = max([1.0, *usual])
     rows = []
     for name, (old, new) in numbers.items():
         gain = new - old
+        pair = [0.0, *(v for v in (old, new) if math.isfinite(v))]
+        low, high = (0.0, full) if _is_usual((old, new)) else (min(pair), max(pair))
         rows.append(
             TermRow(
                 name=name,
-                meaning="watched, never trained on" if name in watched else MEANINGS.get(name, ""),
+                meaning="watched, never trained on" if name in watched else meanings.get(name, ""),
                 before=format_decimals(old),
                 after=format_decimals(new),
                 change=format_signed(gain),
                 is_gain=not gain < 0,
-                before_at=_position(old, full),
-                after_at=_position(new, full),
+                before_at=_position(old, low, high),
+                after_at=_position(new, low, high),
             )
         )
     return tuple(rows)
@@ -146,7 +156,7 @@ def _one_each(samples: Sequence[ReportSample]) -> list[ReportSample]:
 
 def sections_of(run: RunData) -> dict[str, list[Chart]]:
     """The charts by section; the evaluations come after the rewards."""
-    sections = build_charts(run.metrics, entropy_targets(run.config_text))
+    sections = build_charts(run.metrics, entropy_targets(run.config_text), run.meanings)
     first = {title: charts for title, charts in sections.items() if title == "Rewards"}
     if charts := evaluation_charts(run.metrics, run.summary):
         first[EVALUATIONS_TITLE] = charts
@@ -183,7 +193,7 @@ def render_page(run: RunData) -> str:
         script=own("page.js"),
         headline=headline(run.summary),
         facts=facts(run),
-        table=build_table(run.summary),
+        table=build_table(run.summary, run.meanings),
         pairs_title=pairs_title,
         pairs=pairs,
         first_pairs=FIRST_PAIRS,
@@ -231,5 +241,11 @@ def _number(value: object) -> float:
     return float(value) if is_number else math.nan  # type: ignore[arg-type]
 
 
-def _position(value: float, full: float) -> float:
-    return round(min(max(value / full, 0.0), 1.0), 4) if math.isfinite(value) else 0.0
+def _is_usual(scores: Sequence[float]) -> bool:
+    return all(0 <= score <= _USUAL for score in scores if math.isfinite(score))
+
+
+def _position(value: float, low: float, high: float) -> float:
+    if not math.isfinite(value):
+        return 0.0
+    return round(min(max((value - low) / ((high - low) or 1.0), 0.0), 1.0), 4)

@@ -13,13 +13,12 @@ from gotr1_jax.io.strict_yaml import parse_word, read_yaml
 from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
 from gotr1_jax.report.evaluations import is_of_evaluation
 from gotr1_jax.report.load import Metrics
-from gotr1_jax.rewards import published
+from gotr1_jax.report.terms import reward_names
 
 UNIT, A_TENTH = (0.0, 1.0), (0.0, 0.1)
 _OF_BOXES = ("plan/boxes", "plan/parsed_frac")
 
-# The total and the published reward terms, in the page's order.
-MEANINGS = {"total": "all terms combined", **published.MEANINGS}
+_UP_TO = 2.0  # the highest published total: a chart of rewards up to it begins at 0
 
 
 def _modalities(title: str, name: str, subtitle: str = "") -> ChartSpec:
@@ -54,9 +53,6 @@ def _entropy(targets: Mapping[str, float]) -> tuple[ChartSpec, ...]:
 
 
 FIXED: Mapping[str, tuple[ChartSpec, ...]] = {
-    "Rewards": tuple(
-        _full(name, f"reward/{name}/mean", meaning) for name, meaning in MEANINGS.items()
-    ),
     "Policy and plans": (
         _modalities("KL to the reference", "policy/kl"),
         _modalities("clipped fraction", "policy/clip_frac"),
@@ -136,15 +132,30 @@ def entropy_targets(config_text: str) -> dict[str, float]:
     }
 
 
-def build_charts(metrics: Metrics, targets: Mapping[str, float]) -> dict[str, list[Chart]]:
+def _rewards(metrics: Metrics, meanings: Mapping[str, str]) -> tuple[ChartSpec, ...]:
+    """A chart for the total and each term; of usual scores all have the same axis."""
+    specs = []
+    for name in reward_names(metrics.values, meanings):
+        values = metrics.values[f"reward/{name}/mean"]
+        known = values[np.isfinite(values)]
+        is_usual = not known.size or (known.min() >= 0 and known.max() <= _UP_TO)
+        series = (("", f"reward/{name}/mean"),)
+        specs.append(ChartSpec(name, series, UNIT if is_usual else None, meanings.get(name, "")))
+    return tuple(specs)
+
+
+def build_charts(
+    metrics: Metrics, targets: Mapping[str, float], meanings: Mapping[str, str] | None = None
+) -> dict[str, list[Chart]]:
     """Charts by section; a metric that no section names gets its own chart at the end.
 
-    `targets`: of `entropy_targets`. Without any box in any plan, charts of boxes are left out.
+    `targets`: of `entropy_targets`; `meanings` of `RunData`. Without any box in any
+    plan, charts of boxes are left out.
     """
     if not np.any(metrics.values.get("plan/boxes", 1.0)):
         boxless = {n: v for n, v in metrics.values.items() if n not in _OF_BOXES}
         metrics = replace(metrics, values=boxless)
-    specs = {"Rewards": FIXED["Rewards"], "Entropy": _entropy(targets), **FIXED}
+    specs = {"Rewards": _rewards(metrics, meanings or {}), "Entropy": _entropy(targets), **FIXED}
     sections: dict[str, list[Chart]] = {}
     known: set[str] = set()
     for section, members in specs.items():

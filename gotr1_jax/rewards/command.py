@@ -28,6 +28,7 @@ from gotr1_jax.parallel.config import MeshConfig
 from gotr1_jax.rewards.base import Judge
 from gotr1_jax.rewards.calibration import command as calibration
 from gotr1_jax.rewards.calibration.labels import read_labels
+from gotr1_jax.rewards.check import check_function, read_requests
 from gotr1_jax.rewards.factory import CacheConfig, JudgeConfig, make_judge, needs_devices
 from gotr1_jax.rewards.judging import BATCH, judge_samples
 from gotr1_jax.rewards.stored_samples import find_samples
@@ -53,9 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--input", type=Path, metavar="PATH",
         help="a run, a folder or samples.jsonl of its samples, or generate's folder",
     )  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FILE", help="scores, one JSON line a sample")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="scores, one JSON line a sample"
-    )
+        "--check", metavar="[NAME=]FILE.py:FUNCTION",
+        help="try a function of your own as a reward: on samples of the embedded model, or of "
+        "--input; no --out",
+    )  # fmt: skip
     parser.add_argument(
         "--batch", type=int, metavar="N",
         help=f"samples at once ({BATCH}; of a server at most twice judge.http.concurrency); a "
@@ -87,9 +91,13 @@ def read_judge_options(options: argparse.Namespace) -> JudgeJob:
 def run(options: argparse.Namespace) -> None:
     """Runs `gotr1 judge` with the parsed command line."""
     read_value(RowCount | None, options.batch, "--batch")
+    if options.check is not None:
+        return _check(options)
     calibration.check_options(options)
     if (options.input is None) == (options.calibrate is None):
         raise InputError("give --input (samples to score) or --calibrate (labels), one of the two")
+    if options.out is None:
+        raise InputError("give --out, where to write")
     if options.calibrate is not None:
         return run_calibration(options)
     if options.out.is_dir():
@@ -121,6 +129,22 @@ def run_calibration(options: argparse.Namespace) -> None:
         calibration.calibrate(judge, labels, thresholds, options.out, repeats, batch)
 
 
+def _check(options: argparse.Namespace) -> None:
+    """`--check`: prints what was found; RunError where there are mistakes."""
+    name, sign, function = options.check.partition("=")
+    if not sign or not name.isidentifier():
+        name, function = options.check.rpartition(":")[2], options.check
+    requests = read_requests(options.input) if options.input is not None else read_requests()
+    report = check_function(function, [name], requests)
+    for line in report.lines:
+        print(line)
+    for mistake in report.mistakes:
+        print(f"mistake: {mistake}")
+    if report.mistakes:
+        raise RunError(f"{function} cannot be used as it is; mistakes: {len(report.mistakes)}")
+    print(f"no mistake found on {len(requests)} samples")
+
+
 def default_batch(config: JudgeConfig) -> int:
     """Samples at once: of a slow server no more than keep it busy, as they are lost together."""
     sizes = [BATCH]
@@ -145,12 +169,13 @@ def device_mesh(job: JudgeJob) -> Mesh | None:
 
 def _summary(judge: Judge, lines: Sequence[Mapping[str, Any]]) -> str:
     """A small table: each term's mean over the samples that have it, and how many have none."""
-    rows = ["term     mean   failed"]
+    width = max(8, *map(len, judge.terms))
+    rows = [f"{'term':<{width}} mean   failed"]
     for term in judge.terms:
         scores = [line["scores"].get(term) for line in lines]
         scored = [score for score in scores if score is not None]
         mean = f"{sum(scored) / len(scored):.3f}" if scored else "-"
-        rows.append(f"{term:<8} {mean:<6} {len(scores) - len(scored)} of {len(scores)}")
+        rows.append(f"{term:<{width}} {mean:<6} {len(scores) - len(scored)} of {len(scores)}")
     return "\n".join(rows)
 
 

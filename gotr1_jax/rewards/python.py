@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import math
 import os
 import signal
 import sys
@@ -39,12 +38,15 @@ from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, is_group_wise
 from gotr1_jax.rewards.source_digest import source_digest
 from gotr1_jax.rewards.terms import check_names
 
+_LARGEST = 1e30  # sums and squares of scores stay finite
+
 
 class PythonJudge:
     """Calls `file.py:function` or `module:function` and checks every value that it returns.
 
     Attributes:
         terms: those that the function scores; scores of other terms are left out.
+        function: its name, as given.
         meanings: the function's attribute `meaning` (a text), or the first line of its docstring.
         identity: the function's name and the `source_digest` of it and of the modules of its
             project: an edited function is another judge. A function whose scores depend on
@@ -62,7 +64,7 @@ class PythonJudge:
         if not terms:
             raise InputError(f"the terms of {function} are not given; name those that it scores")
         self.terms: tuple[str, ...] = tuple(terms)
-        self._name = function
+        self.function = self._name = function
         self._function = load_function(function)
         self.group_wise = group_wise or is_group_wise(self._function)
         self.identity = f"python {function} {source_digest(self._function)}"
@@ -156,12 +158,10 @@ class PythonJudge:
             raise self._error(
                 f"gave {term} = {value!r} ({type(value).__name__}) for sample {index}; use a float"
             )
-        with np.errstate(over="ignore"):
-            stored = float(np.float32(value)) if abs(value) < 1e300 or value != value else math.inf
-        if math.isinf(stored):
+        if abs(value) > _LARGEST:
             raise self._error(
-                f"gave {term} = {str(value)[:40]} for sample {index}; use a finite number below "
-                "3e38, or NaN where it cannot be scored"
+                f"gave {term} = {str(value)[:40]} for sample {index}; use a finite number up to "
+                "1e30, or NaN where it cannot be scored"
             )
         return float(value)
 

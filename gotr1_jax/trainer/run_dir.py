@@ -2,6 +2,7 @@
 
 config.yaml  metrics.jsonl  checkpoints/  samples/step_000010/  tensorboard/  report.html
 summary.json  inputs.json (what the files of the configuration held)
+terms.json (names and meanings of a reward's terms)
 resumed.json (the path that --resume named)  .lock (while a process runs)
 """
 
@@ -27,6 +28,7 @@ TENSORBOARD_NAME = "tensorboard"
 REPORT_NAME = "report.html"
 SUMMARY_NAME = "summary.json"
 INPUTS_NAME = "inputs.json"
+TERMS_NAME = "terms.json"
 FOLLOWED_NAME = "resumed.json"
 # A temporary file or folder that a killed process did not rename.
 _LEFTOVER = re.compile(r"\..+\.(tmp|old)\d+")
@@ -65,6 +67,10 @@ class RunDir:
     @property
     def inputs(self) -> Path:
         return self.root / INPUTS_NAME
+
+    @property
+    def terms(self) -> Path:
+        return self.root / TERMS_NAME
 
     @property
     def followed(self) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.grpo.alarms import FailureTracker, JudgedCounts, RewardAlarms, ZeroRewardAlarm
+from gotr1_jax.grpo.alarms import EqualRewardAlarm, FailureTracker, JudgedCounts, RewardAlarms
 from gotr1_jax.grpo.config import RewardConfig
 from gotr1_jax.grpo.rollout import SampleTable
 from gotr1_jax.plan import parse_plan
@@ -19,17 +19,19 @@ from gotr1_jax.trainer.samples import SampleRecord
 NAN = math.nan
 
 
-def test_zeros_in_a_row_are_reported_again_and_again():
-    alarm = ZeroRewardAlarm(2)
-    means = [0.0, 0.5, 0.0, 0.0, 0.0, 0.0, math.nan, 0.0, 1e-9, 0.0]
-    reported = [step for step, mean in enumerate(means, 1) if alarm.add(mean) is not None]
-    assert reported == [4, 6]
-    line = ZeroRewardAlarm(1).add(0.0)
+def test_equal_rewards_in_a_row_are_reported_again_and_again():
+    alarm = EqualRewardAlarm(2)
+    values = [0.0, 0.5, 0.0, 0.0, 0.0, 0.0, NAN, 0.0, 1e-9, 0.0, -2.0, -2.0, NAN, NAN]
+    reported = [step for step, value in enumerate(values, 1) if alarm.add(value) is not None]
+    assert reported == [4, 6, 12]
+    line = EqualRewardAlarm(1).add(0.0)
     assert line is not None and "every reward of the last 1 steps was 0" in line
+    line = EqualRewardAlarm(3, equal=2, value=-2.0).add(-2.0)
+    assert line is not None and "last 3 steps was -2" in line and "always the same" in line
 
 
 def test_zero_alarm_can_be_switched_off():
-    alarm = ZeroRewardAlarm(0)
+    alarm = EqualRewardAlarm(0)
     assert [alarm.add(0.0) for _ in range(3)] == [None] * 3
 
 

@@ -29,7 +29,7 @@ def judge_of(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> P
         (np.array(0.5), 0.5),
         (jnp.float32(0.5), 0.5),
         (np.float32(-3.5), -3.5),
-        (1e38, 1e38),
+        (1e30, 1e30),
         (np.array(True), None),
         (np.array([0.5]), None),
         (1e39, None),

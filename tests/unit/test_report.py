@@ -31,7 +31,8 @@ from gotr1_jax.report.charts import (
 )
 from gotr1_jax.report.load import Metrics, choose_evenly, load_run, read_metrics
 from gotr1_jax.report.page import build_table, choose_pairs, headline, write_report
-from gotr1_jax.report.sections import MEANINGS, build_charts
+from gotr1_jax.report.sections import build_charts
+from gotr1_jax.report.terms import read_meanings
 from gotr1_jax.rewards import published
 from gotr1_jax.trainer.run_dir import create_run_dir
 from gotr1_jax.trainer.samples import write_samples
@@ -190,8 +191,10 @@ def test_table_compares_terms_on_one_scale() -> None:
 
 
 def test_every_term_has_a_meaning_and_an_unknown_one_a_row() -> None:
-    assert tuple(MEANINGS) == ("total", *published.MEANINGS)
-    rows = build_table({"before": {"new": 0.5, "pi": 0}, "after": {"pi": 1, "new": 0.5}})
+    meanings = read_meanings(Path("no such file"), [])  # of a run of an earlier version
+    assert tuple(meanings) == ("total", *published.MEANINGS)
+    before, after = {"new": 0.5, "pi": 0}, {"pi": 1, "new": 0.5}
+    rows = build_table({"before": before, "after": after}, meanings)
     assert [(row.name, bool(row.meaning)) for row in rows] == [("pi", True), ("new", False)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,3 +178,26 @@ def test_a_total_with_names_beside_the_listed_terms() -> None:
     }
     assert grpo(reward).reward.watched == ["ocr"]
     assert list(total_expression("v2", ("ri", "sem", "spa")).names) == ["ri", "sem", "spa"]
+
+
+def test_the_flag_adds_a_term(tmp_path: Path) -> None:
+    """Multiplied onto the total, unless that is given too; the base may hold a rule."""
+    base = tmp_path / "base.yaml"
+    base.write_text("run_dir: r\nsteps: 1\nreward: {total: v2, terms: [sem, spa, pi]}\n")
+
+    def reward(*words: str) -> RewardConfig:
+        return GrpoConfig.from_file(base, words).reward
+
+    found = reward("--reward", "my.py:score", "--reward=b=m:f", "--reward.terms.score.weight=2")
+    assert found.total == "(pi * ((sem + spa) / 2)) * score * b"
+    assert list(found.terms) == ["sem", "spa", "pi", "score", "b"]
+    assert found.terms["score"] == TermConfig(python="my.py:score", weight=2.0)
+    assert reward("--reward", "my.py:f", "--reward.total", "pi + f").total == "pi + f"
+    for words, message in (
+        (("--reward", "a.py:f", "--reward", "b.py:f"), "a second term f; name one"),
+        (("--reward", "a.py:sem"), "has a term sem already; give it another name"),
+        (("--reward", "a.py:max"), "called 'max', which cannot name a term"),
+        (("--reward", "a.py"), "'a.py', which is no name"),
+    ):
+        with pytest.raises(InputError, match=message):
+            reward(*words)

@@ -60,6 +60,11 @@ class QuestionsConfig(CheckedConfig):
     boxes_tokens: TokenCount = 256
     verdict_tokens: TokenCount = 512
 
+    def answer_tokens(self, term: str) -> int:
+        """Tokens of the longest answer about a term."""
+        by_term = {"ri": self.boxes_tokens, "verdict": self.verdict_tokens}
+        return by_term.get(term, self.score_tokens)
+
 
 @dataclass(frozen=True)
 class _TermScore:

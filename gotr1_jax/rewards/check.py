@@ -1,0 +1,148 @@
+"""`gotr1 judge --check file.py:function`: a function of one's own, tried on a few samples."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from gotr1_jax.errors import GotR1Error
+from gotr1_jax.plan import parse_plan
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
+from gotr1_jax.rewards.python import PythonJudge
+from gotr1_jax.rewards.stored_samples import find_samples
+
+# Two samples of the embedded model for each of four captions of the shapes world.
+SAMPLES = Path(__file__).resolve().parents[1] / "assets" / "samples"
+_ROUNDING = 1e-5  # relative: sums in another order
+
+
+@dataclass
+class CheckReport:
+    """What was found: lines to read, and mistakes, each once."""
+
+    lines: list[str] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)
+
+    def add_mistake(self, text: str) -> None:
+        """Add one, unless it is known."""
+        if text not in self.mistakes:
+            self.mistakes.append(text)
+
+
+def read_requests(path: Path = SAMPLES) -> list[JudgeRequest]:
+    """The stored samples at `path`; samples of one caption have one group."""
+    groups: dict[str, int] = {}
+    return [
+        replace(sample.read_request(), group=groups.setdefault(sample.caption, len(groups)))
+        for sample in find_samples(path)
+    ]
+
+
+def check_function(
+    function: str, terms: Sequence[str], requests: Sequence[JudgeRequest]
+) -> CheckReport:
+    """Runs a function as a run would, and in the ways in which runs differ from each other."""
+    report = CheckReport()
+    try:
+        judge = PythonJudge(function, terms)
+    except GotR1Error as error:
+        report.add_mistake(str(error))
+        return report
+    start = time.perf_counter()
+    first = _run(judge, requests, report)
+    seconds = (time.perf_counter() - start) / len(requests)
+    if first is None:  # which samples are to blame, if it is some
+        for request in requests:
+            _run(judge, [request], report)
+        return report
+    for term in judge.terms:
+        report.lines += _describe(term, [result.scores[term] for result in first])
+        if any(judge.meanings.values()):
+            report.lines.append(f"  meaning: {judge.meanings[term]}")
+    report.lines.append(f"{seconds:.2g} seconds a sample ({len(requests)} at once)")
+    _check_repeated(judge, requests, first, report)
+    _check_order(judge, requests, first, report)
+    odd = replace(requests[0], plan=parse_plan(""), image=np.zeros_like(requests[0].image))
+    if _run(judge, [odd] if not judge.group_wise else [odd, odd], report) is None:
+        report.mistakes[-1] += " (of a sample with an empty plan and a black image)"
+    return report
+
+
+def _run(
+    judge: PythonJudge, requests: Sequence[JudgeRequest], report: CheckReport
+) -> list[JudgeResult] | None:
+    try:
+        return judge.judge(requests)
+    except GotR1Error as error:
+        report.add_mistake(str(error))
+        return None
+
+
+def _describe(term: str, values: Sequence[float]) -> list[str]:
+    known = [value for value in values if not math.isnan(value)]
+    lines = [f"{term}: {', '.join(f'{value:.4g}' for value in values)}"]
+    if not known:
+        return [*lines, "  no sample could be scored: all values are NaN"]
+    failed = 1 - len(known) / len(values)
+    lines.append(f"  from {min(known):.4g} to {max(known):.4g}; NaN: {failed:.0%}")
+    if min(known) == max(known):
+        lines.append("  all values are equal: nothing can be learned from them")
+    if min(known) < 0 or max(known) > 1:
+        lines.append("  not between 0 and 1: set scale and clip where other terms are")
+    return lines
+
+
+def _check_repeated(
+    judge: PythonJudge,
+    requests: Sequence[JudgeRequest],
+    first: Sequence[JudgeResult],
+    report: CheckReport,
+) -> None:
+    again = _run(judge, requests, report)
+    if again is None:
+        return
+    same = _same(judge, first, again)
+    report.lines.append(
+        "the same samples again: the same values"
+        if same
+        else "the same samples again: OTHER values, so evaluations and resumed runs do not repeat"
+    )
+
+
+def _check_order(
+    judge: PythonJudge,
+    requests: Sequence[JudgeRequest],
+    first: Sequence[JudgeResult],
+    report: CheckReport,
+) -> None:
+    """In another order, and (unless whole groups must be given) each sample alone."""
+    if not _same(judge, first, _run(judge, requests, report) or ()):
+        return  # its values are random in any order
+    turned = _run(judge, requests[::-1], report)
+    ways = {"in another order": None if turned is None else turned[::-1]}
+    if not judge.group_wise:
+        alone = [_run(judge, [request], report) for request in requests]
+        ways["each alone"] = [r[0] for r in alone if r is not None]
+    for way, results in ways.items():
+        if results is None or len(results) != len(first):
+            continue
+        if _same(judge, first, results):
+            report.lines.append(f"{way}: the same values")
+        else:
+            report.add_mistake(
+                f"judge {judge.function} gives other values when the samples come {way}; score "
+                "each by itself, or set group_wise = True on the function"
+            )
+
+
+def _same(judge: PythonJudge, first: Sequence[JudgeResult], other: Sequence[JudgeResult]) -> bool:
+    pairs = [(a.scores[t], b.scores[t]) for a, b in zip(first, other) for t in judge.terms]
+    ones, others = np.array(pairs).reshape(-1, 2).T
+    return len(first) == len(other) and np.allclose(
+        ones, others, rtol=_ROUNDING, atol=1e-9, equal_nan=True
+    )
