@@ -72,6 +72,11 @@ def quiet_start(monkeypatch: pytest.MonkeyPatch) -> None:
     judge_by_brightness(monkeypatch)
 
 
+def credit_values(checkpoint: Path, root: Path) -> dict[str, Any]:
+    """Of the job that others are resumed to equal: the longest way from scores to advantages."""
+    return grpo_values(checkpoint, root) | {"advantage": {"kind": "gdpo", "scope": "segment"}}
+
+
 @pytest.fixture(scope="module")
 def finished(
     checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
@@ -81,7 +86,7 @@ def finished(
     with pytest.MonkeyPatch.context() as patch:
         judge_by_brightness(patch)
         saved = record_saves(patch)
-        assert run_grpo(grpo_values(checkpoint, root)) == 0
+        assert run_grpo(credit_values(checkpoint, root)) == 0
     return root, saved
 
 
@@ -147,9 +152,15 @@ def test_samples_have_what_the_report_shows(finished):
     assert [(r.caption_index, r.sample_index) for r in records] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     for one, two in (records[:2], records[2:]):
         assert one.caption == two.caption
-        # Of two samples, the better one is as much above the mean as the other is below.
-        assert one.advantage == pytest.approx(-two.advantage, abs=1e-4) and one.advantage != 0
-        assert (one.advantage > 0) == (one.total > two.total)
+        # Of two samples a term's advantages are one number and its opposite: the sum has the sign of
+        # most of a modality's terms, and is 0 if they cancel.
+        for value, terms in (("advantage", ("sem", "spa")), ("image_advantage", ("ri", "pi"))):
+            first, second = getattr(one, value), getattr(two, value)
+            # Images are nearly equal: their means' rounding shows.
+            assert first == pytest.approx(-second, rel=0.1, abs=0.05)
+            more = sum(np.sign(one.scores[term] - two.scores[term]) for term in terms)
+            assert (0 if abs(first) < 0.05 else np.sign(first)) == np.sign(more)
+    assert any(r.advantage != r.image_advantage for r in records)
     assert records[0].image.shape == (64, 64, 3)
 
 
@@ -196,7 +207,7 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
     finished, checkpoint, tmp_path, monkeypatch, capsys
 ):
     root, saved = finished
-    values = grpo_values(checkpoint, tmp_path / "run")
+    values = credit_values(checkpoint, tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         interrupt_after(patch, 3)
         assert run_grpo(values) == 130
@@ -293,7 +304,7 @@ def test_stopped_in_a_rollout_and_resumed_is_as_never_stopped(
 
     monkeypatch.setattr(setup, "make_judge", lambda *_: Telling())
     again = record_saves(monkeypatch)
-    values = grpo_values(checkpoint, tmp_path / "run")
+    values = credit_values(checkpoint, tmp_path / "run")
     assert run_grpo(values) == 75
     assert "gotr1: stopped at step 3, which is saved" in capsys.readouterr().err
     assert run_grpo(values) == 0

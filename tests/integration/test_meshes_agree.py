@@ -39,6 +39,8 @@ def values(checkpoint: Path, run: Path, mesh: dict[str, int]) -> dict[str, Any]:
         "tokens": {"text_share": 0.6, "image_share": 0.5},
         "entropy_bonus": {"text_weight": 0.2, "image_weight": 0.1},
     }
+    # Statistics of the whole batch, whichever process scored its samples.
+    given["advantage"] = {"kind": "gdpo", "scope": "segment"}
     given["evaluation"] |= {"captions": 4, "samples": 2, "shown": 4}
     # Each process scores its samples, and all decide by the scores of all.
     source = run.with_name("red.py")
