@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import jax
 import numpy as np
 
 from gotr1_jax.grpo.advantages import (
@@ -20,6 +21,12 @@ from gotr1_jax.grpo.rollout import ScoredRollout
 from gotr1_jax.rewards.combine import combine
 from gotr1_jax.rewards.expression import Expression
 from gotr1_jax.rewards.terms import TermConfig
+
+# Compiled as a whole: dozens of small programs take seconds in the first step. The single
+# comparison of a caption's samples stays as it always was, to the bit.
+_gdpo = jax.jit(gdpo_advantages, static_argnames=("scope", "images_per_plan"))
+_normalise = jax.jit(normalise_batch)
+_compare = jax.jit(sample_advantages, static_argnames=("kind", "scope", "images_per_plan"))
 
 
 @dataclass(frozen=True)
@@ -43,15 +50,17 @@ class Credit:
         if self.advantage.kind == "gdpo":
             columns = [self._terms(scored, e) for e in (self._text, self._image)]
             terms, weights = (PerModality(*pair) for pair in zip(*columns))
-            return gdpo_advantages(terms, weights, scope, images)
+            return _gdpo(terms, weights, scope, images)
         rewards = PerModality(scored.rewards_PG, scored.rewards_PG)
+        if scope == "sample":
+            return sample_advantages(rewards, self.advantage.kind)
         if self.advantage.is_split:
             rewards = PerModality(*(self._reward(scored, e) for e in (self._text, self._image)))
-        return sample_advantages(rewards, self.advantage.kind, scope, images)
+        return _compare(rewards, self.advantage.kind, scope, images)
 
     def batch(self, found: SampleAdvantages) -> SampleAdvantages:
         """The same groups with what depends on all of them together."""
-        return normalise_batch(found) if self.advantage.kind == "gdpo" else found
+        return _normalise(found) if self.advantage.kind == "gdpo" else found
 
     @property
     def _text(self) -> Expression:

@@ -152,8 +152,8 @@ def test_samples_have_what_the_report_shows(finished):
     assert [(r.caption_index, r.sample_index) for r in records] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     for one, two in (records[:2], records[2:]):
         assert one.caption == two.caption
-        # Of two samples a term's advantages are one number and its opposite: the sum has the sign of
-        # most of a modality's terms, and is 0 if they cancel.
+        # Of two samples a term's advantages are one number and its opposite: the sum has the sign
+        # of most of a modality's terms, and is 0 if they cancel.
         for value, terms in (("advantage", ("sem", "spa")), ("image_advantage", ("ri", "pi"))):
             first, second = getattr(one, value), getattr(two, value)
             # Images are nearly equal: their means' rounding shows.
