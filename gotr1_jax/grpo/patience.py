@@ -122,6 +122,8 @@ class Patience:
         self.state, self.is_new = PatienceState(**_from_null(stored["state"])), False
         if stored["config"] != asdict(config):
             self.state = replace(self.state, falling=0, acted=None)
+        if stored["config"]["action"] != config.action:
+            self.forget_best()  # the checkpoints were kept by another value
 
     def to_json(self) -> dict[str, Any] | None:
         """JSON values for a checkpoint."""
@@ -139,7 +141,7 @@ class Patience:
         return self._unmeasured() if math.isnan(value) else None
 
     def forget_best(self) -> None:
-        """The best is counted anew: its checkpoint is not in this run's directory."""
+        """The best is counted anew, where its checkpoint is not kept in this run's directory."""
         self.state = replace(self.state, best=math.nan, best_step=0, falling=0)
 
     def add(

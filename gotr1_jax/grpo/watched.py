@@ -92,15 +92,19 @@ def check_watched(terms: Mapping[str, TermConfig]) -> None:
 def make_watched(
     terms: Mapping[str, TermConfig], cache_folder: Path, mesh: Mesh | None = None
 ) -> tuple[WatchedJudge, ...]:
-    """The judges of `evaluation.judges`, with a cache of their own; InputError names the term."""
+    """The judges of `evaluation.judges`, with a cache of their own.
+
+    InputError or RunError, with the term, where a judge cannot be made.
+    """
     if not terms:
         return ()
     cache, judges = AnswerCache(cache_folder, _CACHE_BYTES), []
     for name, term in terms.items():
         try:
             judges.append(WatchedJudge(name, make_term_judge([name], term, cache, mesh), term))
-        except InputError as error:
-            raise InputError(f"evaluation.judges.{name}: {error}") from error
+        except (InputError, RunError) as error:
+            kind = InputError if isinstance(error, InputError) else RunError
+            raise kind(f"evaluation.judges.{name}: {error}") from error
     return tuple(judges)
 
 

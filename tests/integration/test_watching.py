@@ -30,7 +30,7 @@ RUN = Path({run!r})
 def score(requests):
     """people like it"""
     if not (RUN / "eval_before.json").exists():
-        return [0.5] * len(requests)
+        return [{start}] * len(requests)
     done = len(list(RUN.glob("eval_step_*.json")))
     return [0.9 if done == 0 else 0.65 - 0.05 * done] * len(requests)
 '''
@@ -47,9 +47,9 @@ def quiet_start(monkeypatch: pytest.MonkeyPatch) -> None:
     judge_by_brightness(monkeypatch)
 
 
-def watched_values(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
+def watched_values(checkpoint: Path, run_dir: Path, start: float = 0.5) -> dict[str, Any]:
     source = run_dir.parent / "humans.py"
-    source.write_text(HUMANS.format(run=str(run_dir)))
+    source.write_text(HUMANS.format(run=str(run_dir), start=start))
     values = grpo_values(checkpoint, run_dir)
     values |= {"steps": 6, "checkpoint": {"every": 10, "keep": 1}}
     patience = {"term": "humans", "fall": 0.1, "evaluations": 2, "action": "restore_best"}
@@ -126,3 +126,18 @@ def test_a_resumed_run_decides_the_same(
     # It is over: the same command again does not train on.
     assert run_grpo(values, "--resume", "auto") == 0
     assert read(tmp_path / "run/summary.json")["patience"] == whole["patience"]
+
+
+def test_a_run_that_only_falls_ends_with_the_weights_it_began_with(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    values = watched_values(checkpoint, tmp_path / "run", start=2.0)
+    values["evaluation"]["patience"] |= {"evaluations": 1}
+    assert run_grpo(values) == 0
+    patience = read(tmp_path / "run/summary.json")["patience"]
+    assert (patience["step"], patience["weights_of_step"]) == (1, 0)
+    before, after = (read(tmp_path / f"run/eval_{name}.json") for name in ("before", "after"))
+    assert (
+        before["total"] == after["total"] != read(tmp_path / "run/eval_step_000001.json")["total"]
+    )
+    assert "goes back to the weights of step 0, its best" in capsys.readouterr().out

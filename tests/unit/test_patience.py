@@ -96,6 +96,9 @@ def test_other_limits_count_anew_and_another_value_is_another_patience():
     assert wider.state.acted is None and wider.state.best == pytest.approx(0.9)
     assert wider.state.falling == 0 and not wider.is_new
     assert Patience(PatienceConfig("total", 0.1), stored).is_new
+    # Until now the checkpoints were kept by the total.
+    restoring = Patience(PatienceConfig("humans", 0.1, action="restore_best"), stored)
+    assert math.isnan(restoring.state.best) and restoring.state.start == 0.5
     assert Patience(None, stored).to_json() is None
 
 
