@@ -32,7 +32,7 @@ class RewardConfig(CheckedConfig):
     # could not be scored; 1: never.
     failure_limit: Fraction = 0.2
     failure_steps: Steps = 10
-    # Print an alarm after this many steps in a row with only zero rewards; 0: never.
+    # Print an alarm after this many steps in a row whose rewards are all the same; 0: never.
     alarm_steps: StepsOrNever = 10
 
     def check(self) -> None:

@@ -58,6 +58,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch, capsys) -> None:
+    page = (Path(__file__).parents[2] / "docs/rewards.md").read_text(encoding="utf-8")
+    (tmp_path / "my_rewards.py").write_text(page.split("```python\n")[1].split("```")[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+    assert run(["judge", "--check", "my_rewards.py:colourful"]) == 0
+    assert "meaning: how far the colours" in capsys.readouterr().out
+
+
 def test_a_file_is_found_whatever_its_name(folder: Path) -> None:
     requests = read_requests()
     assert len(requests) == 8 and [r.group for r in requests] == [0, 0, 1, 1, 2, 2, 3, 3]
