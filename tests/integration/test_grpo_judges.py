@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from judge_server import Server, send
 from lookup_engine import plan_text
+from safetensors.numpy import load_file, save_file
 from taught_qwen import FOUND, judge_values
 from tiny import (
     compiled_once,
@@ -20,6 +22,7 @@ from tiny import (
     steady_metrics,
     write_shapes,
 )
+from tiny_clip import write_tiny_clip
 from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
 from gotr1_jax.grpo import rollout
@@ -117,3 +120,49 @@ def test_unreadable_answers_change_nothing_and_are_reported(values, tmp_path, ca
     assert "unreadable answer" in record.rationale or "cut off" in record.rationale
     assert np.isnan(record.total) and record.advantage == 0
     assert "could not be scored" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_terms_of_a_server_and_of_a_clip(values, tmp_path, capsys):
+    """Named by the user, of any range; kept scores are not asked for again by a resumed run."""
+    root = tmp_path / "run"
+    clip = tmp_path / "clip"
+    tensors = write_tiny_clip(clip) / "model.safetensors"
+    save_file({**load_file(tensors), "logit_scale": np.array(4.0, np.float32)}, tensors)
+    asked: list[str] = []
+
+    def behave(handler: Any, number: int, body: Any) -> None:
+        asked.extend(sample["image"] for sample in body["samples"])
+        scores = [100.0 + len(sample["image"]) % 7 for sample in body["samples"]]
+        send(handler, 200, json.dumps({"name": "size", "scores": scores}).encode())
+
+    with Server(behave) as server:
+        http = {"url": server.url, "model": "any", "batch_size": 3, "retries": 0}
+        values["judge"] = {"kind": "none"}
+        values["reward"] = {
+            "terms": {
+                "red": {"http": http, "scale": 0.01},
+                "liked": {"pickscore": {"checkpoint": str(clip)}, "clip": [-50, 50]},
+            },
+            "total": "red + liked / 10",
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt_after(patch, 2)
+            assert run_grpo(values) == 130
+        before = len(asked)
+        assert run_grpo(values) == 0
+    # Two samples of each start are the judge's own; of the run's no image is sent twice.
+    assert len(asked) - before < before and len(asked) - len(set(asked)) == 2
+    lines = read_metrics(root / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert 100 <= line["reward/red/mean"] <= 107 and line["judge/failed_frac"] == 0
+        total = 0.01 * line["reward/red/mean"] + line["reward/liked/mean"] / 10
+        assert line["reward/total/mean"] == pytest.approx(total, abs=1e-4)
+    assert "red" in (root / "report.html").read_text(encoding="utf-8")
+
+    capsys.readouterr()
+    # Nobody listens any more: a new run does not begin.
+    assert run_grpo({**values, "run_dir": str(tmp_path / "other")}) != 0
+    said = capsys.readouterr().err
+    assert "does not answer: ConnectionRefusedError" in said and "terms.red.http.url" in said
+    assert not (tmp_path / "other" / "metrics.jsonl").exists()
