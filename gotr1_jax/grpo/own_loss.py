@@ -64,6 +64,7 @@ def try_loss(config: PolicyLossConfig) -> dict[str, str]:
         norm = count_normalisers(batch.mask_BN, batch.is_image_BN, batch.row_mask_B)
         return function(batch, config, norm)
 
+    config = replace(config, max_tokens=config.max_tokens or 12)
     batch = _made_up_batch(config)
     step = jax.jit(jax.value_and_grad(value, has_aux=True))
     with _failures_as_one_line(config.kind):

@@ -23,6 +23,7 @@ from tiny import (
 from gotr1_jax.errors import RunError
 from gotr1_jax.grpo import setup
 from gotr1_jax.io.lock import folder_lock
+from gotr1_jax.trainer.metrics import read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +105,38 @@ def test_two_processes_do_not_share_a_run_directory(finished, capsys):
         line = capsys.readouterr().err.splitlines()[-1]
         assert f"run_dir {root} is in use by process {os.getpid()} on " in line
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == kept
+
+
+OWN_LOSS = """
+from gotr1_jax.grpo.losses import log_ratios, token_advantages, token_mean
+
+def loss(batch, config, normalisers):
+    loss_BN = -log_ratios(batch) * token_advantages(batch, config)
+    value = token_mean(loss_BN, batch, config, normalisers)
+    return value, {"mine/entropy": token_mean(batch.entropy_BN, batch, config, normalisers)}
+"""
+
+
+def test_a_loss_of_ones_own_names_its_metrics_and_an_edited_one_is_another(
+    finished, tmp_path, capsys
+):
+    file = tmp_path / "my_own_losses.py"
+    file.write_text(OWN_LOSS)
+    values = yaml.safe_load((finished / "config.yaml").read_text())
+    values |= {"run_dir": str(tmp_path / "run"), "steps": 1}
+    values["loss"] |= {"kind": f"{file}:loss"}
+    assert run_grpo(values) == 0
+    (line,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert line["mine/entropy"] > 0 and "policy/clip_frac/text" not in line
+    assert line["grad_norm"] > 0 and line["policy/ratio_max/image"] == 1
+    capsys.readouterr()
+    file.write_text(OWN_LOSS.replace("-log_ratios", "-2 * log_ratios"))
+    assert run_grpo(values, "--steps", "2") == 2
+    assert f"loss.kind {file}:loss " in capsys.readouterr().err.splitlines()[-1]
+    # A name that the run has itself.
+    file = tmp_path / "my_other_losses.py"
+    file.write_text(OWN_LOSS.replace("mine/entropy", "lr"))
+    values["loss"] |= {"kind": f"{file}:loss"}
+    values["run_dir"] = str(tmp_path / "other")
+    assert run_grpo(values) == 2
+    assert "gives lr, which the run measures itself" in capsys.readouterr().err
