@@ -12,7 +12,7 @@ from gotr1_jax.decoding.config import LogpMode
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.grpo.advantages import AdvantageConfig
 from gotr1_jax.grpo.diversity import MEASURES, OF_CAPTIONS
-from gotr1_jax.grpo.learned_from import check_known, check_tree, find_learned_from
+from gotr1_jax.grpo.learned_from import check_known, check_sum, check_tree, find_learned_from
 from gotr1_jax.grpo.losses import PolicyLossConfig
 from gotr1_jax.grpo.patience import DIVERSITY, PatienceConfig
 from gotr1_jax.grpo.per_modality import PerModality
@@ -294,7 +294,10 @@ class GrpoConfig(JobConfig):
         check_known("reward.total", reward.total, reward.expression, reward.terms, scored)
         for name in ("text", "image"):
             expression: Expression = getattr(self.learned_from, name)
-            check_known(f"advantage.{name}", expression.text, expression, reward.terms, scored)
+            where = f"advantage.{name}" if getattr(advantage, name).strip() else "reward.total"
+            check_known(where, expression.text, expression, reward.terms, scored)
+            if advantage.kind == "gdpo":
+                check_sum(where, expression)
         check_tree(advantage, rollout.pictures_per_plan, rollout.samples_per_caption)
         for term, settings in self.reward.terms.items():
             if settings.source == "judge" and term not in scored:

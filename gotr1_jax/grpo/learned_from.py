@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import numpy as np
+
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.grpo.advantages import AdvantageConfig
 from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.rewards.combine import total_expression
-from gotr1_jax.rewards.expression import Expression
+from gotr1_jax.rewards.expression import Expression, Node
 from gotr1_jax.rewards.stages import stage_total
 from gotr1_jax.rewards.terms import Stage, TermConfig
 
@@ -59,6 +61,30 @@ def check_known(
                 f"holds {', '.join(terms) or 'nothing'}, the judge gives "
                 f"{', '.join(scored) or 'nothing'}"
             )
+
+
+def check_sum(where: str, expression: Expression) -> None:
+    """ConfigError where an expression falls as one of its terms grows: gdpo would add that term."""
+    place = _falls_with_a_term(expression.root)
+    if place is not None:
+        raise ConfigError(
+            f"{where} is {expression.text!r}; character {place}: advantage.kind gdpo adds the terms"
+            " that it names by their weights; give what is subtracted or divided by a negative "
+            "weight in reward.terms, and name it in a sum"
+        )
+
+
+def _falls_with_a_term(node: Node) -> int | None:
+    """The place of a subtraction of, division by or negative factor of something with terms."""
+    if node.function is None:
+        return None
+    last = node.parts[-1]
+    if node.function in (np.subtract, np.divide) and last.value is None:
+        return node.place
+    is_negative = any(part.value is not None and part.value < 0 for part in node.parts)
+    if is_negative and node.function in (np.multiply, np.divide, np.power):
+        return node.place
+    return next(filter(None, map(_falls_with_a_term, node.parts)), None)
 
 
 def check_tree(advantage: AdvantageConfig, images_per_plan: int, samples: int) -> None:

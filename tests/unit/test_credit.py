@@ -311,6 +311,11 @@ def test_statistics_of_advantages_are_of_the_samples_in_the_loss() -> None:
             "advantage.image is '\\(pi'; character",
         ),
         (
+            {"advantage": {"kind": "gdpo"}, "reward": {"total": "pi * 2 - ri"}},
+            r"reward.total is 'pi \* 2 - ri'; character 8: advantage.kind gdpo adds the terms",
+        ),
+        ({"advantage": {"kind": "gdpo"}, "reward": {"total": "pi + -0.5 * ri"}}, "character 11: "),
+        (
             {"advantage": {"scope": "segment"}, "reward": {"total": "pi * ri"}},
             r"has no term that judges the plan \(pi image, ri image\); set advantage.text",
         ),
