@@ -35,7 +35,7 @@ from gotr1_jax.limits import (
 from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.rewards.expression import Expression
 from gotr1_jax.rewards.factory import JudgeConfig
-from gotr1_jax.rewards.terms import TermConfig
+from gotr1_jax.rewards.terms import TermConfig, check_sources
 from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
 from gotr1_jax.trainer.config import JobConfig
@@ -299,12 +299,7 @@ class GrpoConfig(JobConfig):
             if advantage.kind == "gdpo":
                 check_sum(where, expression)
         check_tree(advantage, rollout.pictures_per_plan, rollout.samples_per_caption)
-        for term, settings in self.reward.terms.items():
-            if settings.source == "judge" and term not in scored:
-                raise ConfigError(
-                    f"reward.terms holds {term!r}, but the judge gives {', '.join(scored)}; add a "
-                    "judge for it (judge.also), give it a source (python, ...) or leave it out"
-                )
+        check_sources(reward.terms, scored, self.evaluation.samples)
         self._check_watched(set(scored))
         captions, groups = self.rollout.captions_per_step, self.update.updates_per_rollout
         if captions % groups:

@@ -290,6 +290,11 @@ def make_term_judge(
         return _kept(RewardServerJudge(term.http, names, f"terms.{names[0]}.http"), cache)
     if term.source in CLIP_KINDS:
         return _make_clip(term.source, getattr(term, term.source), mesh, names[0])
+    if term.pairwise is not None:
+        raise InputError(
+            "a win rate compares samples by the judge of a reward, and has the mean 0.5 whatever "
+            "the policy; watch a term with a source of another kind"
+        )
     # A source of another kind (a field of `TermConfig`) is made here.
     raise InputError(f"reward.terms.{names[0]} has no source of its own; give one")
 

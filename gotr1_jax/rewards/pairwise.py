@@ -146,7 +146,7 @@ class PairwiseJudge:
         return [self._result(float(rates[i]), met[i], number) for i in range(len(requests))]
 
     def pop_metrics(self) -> dict[str, float]:
-        """Metrics since the last call, `judge/pairwise/NAME`.
+        """Metrics since the last call, `judge/pairwise/TERM/NAME`.
 
         `pairs`; of these `tie_frac` and `no_answer_frac`; and those of the comparer.
         """
@@ -155,7 +155,7 @@ class PairwiseJudge:
             metrics["tie_frac"] = self._ties / self._pairs
             metrics["no_answer_frac"] = self._missing / self._pairs
         self._pairs = self._ties = self._missing = 0
-        return {f"judge/pairwise/{name}": value for name, value in metrics.items()}
+        return {f"judge/pairwise/{self.terms[0]}/{name}": v for name, v in metrics.items()}
 
     def _draw(self, group: Sequence[JudgeRequest]) -> list[Pair]:
         """The pairs of a group, the same for the same samples wherever and whenever."""

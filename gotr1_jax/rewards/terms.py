@@ -104,6 +104,26 @@ def check_names(names: Collection[Any]) -> None:
             raise ConfigError(f"{name!r}, which cannot name a term: it has a meaning of its own")
 
 
+def check_sources(terms: Mapping[str, TermConfig], scored: Collection[str], samples: int) -> None:
+    """ConfigError for a term without a source that gives it, or that cannot be evaluated.
+
+    Args:
+        terms: of a reward. scored: what the configured judges score.
+        samples: `evaluation.samples` of a caption; a term that compares them needs two.
+    """
+    for term, settings in terms.items():
+        if settings.source == "judge" and term not in scored:
+            raise ConfigError(
+                f"reward.terms holds {term!r}, but the judge gives {', '.join(scored)}; add a "
+                "judge for it (judge.also), give it a source (python, ...) or leave it out"
+            )
+        if settings.pairwise is not None and samples < 2:
+            raise ConfigError(
+                f"evaluation.samples is {samples}, and reward.terms.{term}.pairwise compares the "
+                "samples of a caption; use 2 or more"
+            )
+
+
 def as_terms(terms: Mapping[str, TermConfig] | Collection[str]) -> dict[str, TermConfig]:
     """Terms with their settings; names alone are terms of the main judge."""
     if isinstance(terms, Mapping):

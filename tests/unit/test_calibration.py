@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+from judge_server import Server, send
 from PIL import Image
 
 from gotr1_jax import cli
@@ -305,3 +306,31 @@ def test_options_that_cannot_be(
 def test_too_few_labels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrate(folder, write(folder, *samples(0, 1)), "shade") == 2
     assert "has 2 labelled samples and no pairs" in capsys.readouterr().err
+
+
+def test_a_model_that_prefers_a_place(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that always names the second image: two orders make a tie of every pair, the table
+    says so, and what a question costs."""
+
+    def second(handler: Any, number: int, body: Any) -> None:
+        assert [c["type"] for c in body["messages"][0]["content"]].count("image_url") == 2
+        choice = {"message": {"content": '{"score": 2}'}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 100, "completion_tokens": 7}
+        send(handler, 200, json.dumps({"choices": [choice], "usage": usage}).encode())
+
+    pair = {"caption": "a cat", "images": ["0.png", "5.png"], "preferred": "b"}
+    path = write(folder, pair, pair | {"images": ["3.png", "1.png"], "preferred": "a"})
+    with Server(second) as server:
+        values = {
+            "judge": {"kind": "http", "http": {"url": server.url, "model": "m"}, "terms": ["pi"]},
+            "terms": {"pi": {"pairwise": {"by": "questions"}}},
+        }
+        (folder / "judge.yaml").write_text(json.dumps(values))
+        words = ["--calibrate", str(path), "--out", "result", "--config", "judge.yaml"]
+        assert cli.run(["judge", *words]) == 0
+        assert len(server.bodies) == 4
+    found = result()
+    assert found["position_bias"] == 1 and found["terms"]["pi"]["pair_agreement"]["value"] == 0.5
+    assert found["counts"] == {"questions": 4, "tokens_in": 400, "tokens_out": 28}
+    printed = capsys.readouterr().out
+    assert "100 tokens in and 7 out each" in printed and "position bias: 100.0%" in printed

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from lookup_engine import request
 
+from gotr1_jax.config import from_dict
 from gotr1_jax.errors import ConfigError, InputError
+from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, is_group_wise, pop_metrics
 from gotr1_jax.rewards.composite import SharedJudge
-from gotr1_jax.rewards.factory import JudgeConfig, make_judge
+from gotr1_jax.rewards.factory import JudgeConfig, make_judge, make_term_judge
 from gotr1_jax.rewards.multimodal.comparison import QuestionComparer
 from gotr1_jax.rewards.multimodal.terms import QuestionsConfig
 from gotr1_jax.rewards.pairwise import PairwiseConfig, PairwiseJudge, ScoreComparer
@@ -135,10 +137,10 @@ def test_scores_win_within_their_caption() -> None:
     assert results[1].rationale == "pref 0.75: 1 against 0, 0.5 against 2"
     assert results[6].rationale == "pref failed: no other sample of the caption"
     metrics = judge.pop_metrics()
-    assert metrics["judge/pairwise/pairs"] == 6
-    assert metrics["judge/pairwise/tie_frac"] == pytest.approx(1 / 6)
-    assert metrics["judge/pairwise/no_answer_frac"] == pytest.approx(2 / 6)
-    assert judge.pop_metrics() == {"judge/pairwise/pairs": 0.0}
+    assert metrics["judge/pairwise/pref/pairs"] == 6
+    assert metrics["judge/pairwise/pref/tie_frac"] == pytest.approx(1 / 6)
+    assert metrics["judge/pairwise/pref/no_answer_frac"] == pytest.approx(2 / 6)
+    assert judge.pop_metrics() == {"judge/pairwise/pref/pairs": 0.0}
     assert judge.judge([]) == []
 
 
@@ -162,18 +164,20 @@ def test_questions_in_both_orders(tmp_path: Path) -> None:
     assert rates(results) == [0.166667, 0.833333, 0.5, 0.5]
     assert sorted(engine.asked) == sorted(answers)
     metrics = judge.pop_metrics()
-    assert metrics["judge/pairwise/questions"] == 6 and metrics["judge/pairwise/pairs"] == 6
+    assert (
+        metrics["judge/pairwise/pref/questions"] == 6 and metrics["judge/pairwise/pref/pairs"] == 6
+    )
     # Decided in both orders: 1-2 (by order), 1-3 twice. Of 8 decisions two are for the first.
-    assert metrics["judge/pairwise/position_bias"] == pytest.approx(1 / 3)
-    assert metrics["judge/pairwise/first_frac"] == pytest.approx(2 / 8)
-    assert metrics["judge/pairwise/unread_frac"] == 0
+    assert metrics["judge/pairwise/pref/position_bias"] == pytest.approx(1 / 3)
+    assert metrics["judge/pairwise/pref/first_frac"] == pytest.approx(2 / 8)
+    assert metrics["judge/pairwise/pref/unread_frac"] == 0
     assert results[0].raw_answers["pref"].startswith(f"shown before 1: {second}")
     (text,) = {q.text for q in engine.questions}
     assert "a cat" in text and "a plan" not in text
     # The same samples again, by a judge of the same cache: no question is put to the engine.
     again = PairwiseJudge("pref", QuestionComparer(Viewer({}), cache=cache))
     assert rates(again.judge(samples(3, 2, 1))) == [0.5, 0.75, 0.25]
-    assert again.pop_metrics()["judge/pairwise/questions"] == 0
+    assert again.pop_metrics()["judge/pairwise/pref/questions"] == 0
 
 
 def test_an_order_that_cannot_be_read_leaves_the_other() -> None:
@@ -183,9 +187,9 @@ def test_an_order_that_cannot_be_read_leaves_the_other() -> None:
     assert rates(results)[:2] == [0, 1] and math.isnan(results[2].scores["pref"])
     assert results[2].rationale == "pref failed: unread against 0, unread against 1"
     metrics = judge.pop_metrics()
-    assert metrics["judge/pairwise/unread_frac"] == pytest.approx(5 / 6)
-    assert metrics["judge/pairwise/no_answer_frac"] == pytest.approx(2 / 3)
-    assert "judge/pairwise/position_bias" not in metrics
+    assert metrics["judge/pairwise/pref/unread_frac"] == pytest.approx(5 / 6)
+    assert metrics["judge/pairwise/pref/no_answer_frac"] == pytest.approx(2 / 3)
+    assert "judge/pairwise/pref/position_bias" not in metrics
 
 
 def test_probabilities_and_plans() -> None:
@@ -204,7 +208,7 @@ def test_probabilities_and_plans() -> None:
     two = [*samples(1), replace(request("another plan", shade=1))]
     judge = PairwiseJudge("pref", QuestionComparer(engine, expected, plans=True))
     assert rates(judge.judge(two)) == [0.5, 0.5] and len(engine.asked) == 2
-    assert judge.pop_metrics()["judge/pairwise/position_bias"] == 1
+    assert judge.pop_metrics()["judge/pairwise/pref/position_bias"] == 1
     with pytest.raises(InputError, match="'expected', which viewer cannot"):
         QuestionComparer(Viewer({}), expected)
 
@@ -213,7 +217,7 @@ def test_fewer_opponents_are_the_same_pairs_in_another_batch() -> None:
     judge = PairwiseJudge("pref", ScoreComparer(Shade(), "pi"), opponents=2)
     group = samples(*range(10, 18))
     alone = judge.judge(group)
-    assert judge.pop_metrics()["judge/pairwise/pairs"] == 8
+    assert judge.pop_metrics()["judge/pairwise/pref/pairs"] == 8
     assert judge.judge(samples(1, 2, group=5) + group)[2:] == alone
 
 
@@ -242,7 +246,7 @@ def test_a_term_of_a_reward() -> None:
     results = judge.judge(requests)
     products = [r.scores["pi"] * r.scores["ri"] for r in results]
     assert products[0] > max(products[1:]) and results[0].scores["pref"] == 1
-    assert "judge/pairwise/pairs" in pop_metrics(judge)
+    assert "judge/pairwise/pref/pairs" in pop_metrics(judge)
     for name, config, message in (
         ("shapes", PairwiseConfig(), "pref.pairwise asks questions, and the judge is shapes"),
         ("shapes", PairwiseConfig(by="scores", of="hps"), "does not score hps; it scores sem, spa"),
@@ -251,6 +255,19 @@ def test_a_term_of_a_reward() -> None:
         kind: Any = name
         with pytest.raises(InputError, match=message):
             make_judge(JudgeConfig(kind), terms={"pref": TermConfig(pairwise=config)})
+    with pytest.raises(InputError, match="has the mean 0.5 whatever the policy"):
+        make_term_judge(["pref"], terms["pref"])
+
+
+def test_a_single_sample_cannot_be_compared() -> None:
+    values: dict[str, Any] = {"reward": {"terms": {"pref": {"pairwise": {"by": "scores"}}}}}
+    values["reward"]["terms"]["pref"]["pairwise"]["of"] = "pi"
+    values["reward"]["total"] = "pref"
+    from_dict(GrpoConfig, {"run_dir": "run", "steps": 1, **values})
+    one = [("evaluation.samples", "1")]
+    message = "evaluation.samples is 1, and reward.terms.pref.pairwise compares"
+    with pytest.raises(ConfigError, match=message):
+        from_dict(GrpoConfig, {"run_dir": "run", "steps": 1, **values}, overrides=one)
 
 
 def test_a_shared_judge_is_asked_once() -> None:

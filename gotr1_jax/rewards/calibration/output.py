@@ -83,8 +83,8 @@ def plot(terms: Sequence[TermCalibration], points: Sequence[Sequence[tuple[float
     width = _LEFT + len(terms) * (_PANEL + _GAP)
     height = _TOP + _PANEL + _BOTTOM
     legend = (
-        "dots: samples; circles: means of a tenth of the scale, by their number; dashed: score = "
-        "label"
+        "dots: samples; circles: means of each tenth of the scale, larger where it has more; "
+        "dashed: score = label"
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
@@ -107,8 +107,8 @@ def _panel(x: float, term: TermCalibration, points: Sequence[tuple[float, float]
         f"{html.escape(term.term)}: r = {_number(term.pearson.value)}</text>\n"
         f'<rect class="axis" x="0" y="{_TOP}" width="{_PANEL}" height="{_PANEL}"/>\n'
         f'<line class="same" x1="0" y1="{_TOP + _PANEL}" x2="{_PANEL}" y2="{_TOP}"/>\n'
-        f'<text class="soft" x="0" y="{_TOP + _PANEL + 16}">{low:g}</text>\n'
-        f'<text class="soft" x="{_PANEL}" y="{_TOP + _PANEL + 16}" text-anchor="end">{high:g}'
+        f'<text class="soft" x="0" y="{_TOP + _PANEL + 16}">{low:.3g}</text>\n'
+        f'<text class="soft" x="{_PANEL}" y="{_TOP + _PANEL + 16}" text-anchor="end">{high:.3g}'
         f'</text>\n<text class="soft" x="{_PANEL / 2}" y="{_TOP + _PANEL + 16}" '
         'text-anchor="middle">score of the judge</text>\n'
         f'<text class="soft" transform="translate(-8 {_TOP + _PANEL / 2}) rotate(-90)" '

@@ -162,9 +162,9 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def _residuals(x: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """What a line in `given` leaves of x: exact zeros where that is rounding alone."""
+    """What a line in `given` leaves of x: exact zeros where that is the rounding of float32."""
     left = x - x.mean()
     if not is_constant(given):
         known = given - given.mean()
         left = left - known * (known @ left) / (known @ known)
-    return np.zeros_like(left) if np.abs(left).max() <= 1e-9 * max(np.ptp(x), 1e-300) else left
+    return np.zeros_like(left) if np.abs(left).max() <= 1e-6 * max(np.ptp(x), 1e-300) else left
