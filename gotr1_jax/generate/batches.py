@@ -35,12 +35,14 @@ class SampleTask:
       index: of the sample, from 0 for each caption.
       prompt_ids: BOS first.
       plan_ids: BOI last; empty: the plan is sampled.
+      draw: number of the draw in a search; the random keys are made from it too.
     """
 
     task: CaptionTask
     index: int
     prompt_ids: list[int]
     plan_ids: list[int]
+    draw: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class SampleBatch:
       samples: those that are not padding, at most B.
       prompt_ids_BC, prompt_len_B: int32 prompts.
       plan_ids_BT, plan_len_B: int32 given plans with BOI; None: plans are sampled.
-      caption_index_B, sample_index_B: int32; the random keys are made from them.
+      caption_index_B, sample_index_B, draw_B: int32; the random keys are made from them.
     """
 
     samples: tuple[SampleTask, ...]
@@ -61,6 +63,7 @@ class SampleBatch:
     plan_len_B: np.ndarray | None
     caption_index_B: np.ndarray
     sample_index_B: np.ndarray
+    draw_B: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -127,16 +130,17 @@ def make_batches(
         same_width = waiting.setdefault(width, [])
         same_width.append(row)
         if len(same_width) == size:
-            yield _batch(same_width, size, *width)
+            yield fill_batch(same_width, size, *width)
             waiting[width] = []
     rest = [(width, row) for width in sorted(waiting) for row in waiting[width]]
     for start in range(0, len(rest), size):
         part = rest[start : start + size]
         C, T = (max(sizes) for sizes in zip(*[width for width, _ in part]))
-        yield _batch([row for _, row in part], size, C, T)
+        yield fill_batch([row for _, row in part], size, C, T)
 
 
-def _batch(rows: Sequence[SampleTask], size: int, C: int, T: int) -> SampleBatch:
+def fill_batch(rows: Sequence[SampleTask], size: int, C: int, T: int) -> SampleBatch:
+    """Rows as one batch of `size`, prompts in C columns, given plans in T; 0: plans are sampled."""
     filled = [*rows, *[rows[-1]] * (size - len(rows))]
     prompts, prompt_len = pad_rows([row.prompt_ids for row in filled], C, 0)
     plans, plan_len = pad_rows([row.plan_ids for row in filled], T, 0) if T else (None, None)
@@ -148,6 +152,7 @@ def _batch(rows: Sequence[SampleTask], size: int, C: int, T: int) -> SampleBatch
         plan_len_B=plan_len,
         caption_index_B=np.asarray([row.task.index for row in filled], np.int32),
         sample_index_B=np.asarray([row.index for row in filled], np.int32),
+        draw_B=np.asarray([row.draw for row in filled], np.int32),
     )
 
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from gotr1_jax.generate.config import (
     result_settings,
 )
 from gotr1_jax.generate.layouts import Layout, make_layout
+from gotr1_jax.generate.search.config import add_search_options, read_search_options
 from gotr1_jax.generate.tasks import CaptionTask, read_tasks
 from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.io.reading import read_json
@@ -31,6 +32,7 @@ from gotr1_jax.tokenizers.janus import TEMPLATES, TextTokenizer, format_prompt
 if TYPE_CHECKING:
     from gotr1_jax.generate.batches import SampleBatch
     from gotr1_jax.generate.generator import ImageGenerator
+    from gotr1_jax.generate.search.rounds import SearchJudges
     from gotr1_jax.sampler.token_batch import TokenBatch
 
 PrintResult = Callable[[dict[str, Any]], None]
@@ -71,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rows sampled at once, rounded up to a multiple of the devices (by free memory)",
     )  # fmt: skip
     add_sampling_arguments(parser)
+    add_search_options(parser)
     parser.add_argument(
         "--json", action="store_true",
         help="print result.json to standard output, for many captions one line each",
@@ -103,7 +106,8 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the command with parsed options."""
     values = {field.name: getattr(args, field.name) for field in fields(GenerateConfig)}
-    config = GenerateConfig(**{**values, "template": read_template(args.template)})
+    values |= {"template": read_template(args.template), "search": read_search_options(args)}
+    config = GenerateConfig(**values)
     print_result: PrintResult | None = None
     if args.json:
         indent = None if config.numbered else 2
@@ -140,6 +144,7 @@ def _generate(
     from gotr1_jax.convert.find import find_checkpoint
     from gotr1_jax.generate import generator
     from gotr1_jax.generate.batches import batch_sizes, encode_samples
+    from gotr1_jax.generate.search.run import make_judges
     from gotr1_jax.generate.write_results import join_plans, staging_folder
     from gotr1_jax.io.files import write_json_atomic
     from gotr1_jax.parallel.startup import default_dtype
@@ -159,11 +164,15 @@ def _generate(
         # All texts are encoded once in advance, so that one over the limit is refused now.
         samples = encode_samples(_unfinished(config, layout), tokenizer, config)
         sizes = batch_sizes(samples, config.max_plan_tokens, config.sampling.plan_bucket)
+        judges = None
+        if config.search is not None:
+            judges = make_judges(config.search)
+            sizes = replace(sizes, rows=sizes.rows * config.search.search.attempts)
         images = generator.ImageGenerator(config, source, sizes, dtype)
         with staging_folder(layout):
             if config.numbered and (layout.is_fresh() or not layout.settings_file.exists()):
                 write_json_atomic(layout.settings_file, settings)
-            _generate_samples(config, layout, images, tokenizer, counts, output)
+            _generate_samples(config, layout, images, tokenizer, counts, output, judges)
     if config.plans_only and config.numbered:
         join_plans(layout, counts.captions)
 
@@ -247,10 +256,14 @@ class _OrderedOutput:
 
 def _generate_samples(
     config: GenerateConfig, layout: Layout, images: ImageGenerator, tokenizer: TextTokenizer,
-    counts: _TaskCounts, output: _OrderedOutput,
+    counts: _TaskCounts, output: _OrderedOutput, judges: SearchJudges | None,
 ) -> None:  # fmt: skip
-    """Generates and writes; a batch is decoded and written while the next one is sampled."""
+    """Generates and writes; a batch is decoded and written while the next one is sampled.
+
+    judges: of a search; None: each sample is drawn once.
+    """
     from gotr1_jax.generate.batches import encode_samples, make_batches
+    from gotr1_jax.generate.search.run import search_samples
     from gotr1_jax.generate.write_results import GeneratedSample, ResultWriter
     from gotr1_jax.parallel.progress import Progress
 
@@ -273,6 +286,12 @@ def _generate_samples(
             progress.update(done)
 
         samples = encode_samples(_unfinished(config, layout, output.add), tokenizer, config)
+        if judges is not None:
+            for sample, found in search_samples(config, images, judges, tokenizer, samples):
+                writer.add(sample, found)
+                done += 1
+                progress.update(done)
+            return
         limit, bucket = config.max_plan_tokens, config.sampling.plan_bucket
         written: Future[None] | None = None
         for batch in make_batches(samples, images.batch_size, limit, bucket):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gotr1_jax.config import CheckedConfig
+from gotr1_jax.config import CheckedConfig, to_plain
 from gotr1_jax.errors import InputError
+from gotr1_jax.generate.search.config import SearchJob
 from gotr1_jax.io.reading import open_file, read_json_object, read_text
 from gotr1_jax.limits import (
     FilledText,
@@ -22,6 +24,7 @@ from gotr1_jax.limits import (
     TopK,
     TopP,
 )
+from gotr1_jax.rewards.factory import CacheConfig
 from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, TEMPLATES
 
@@ -60,6 +63,7 @@ class GenerateConfig(CheckedConfig):
       dtype: "float32", "bfloat16", or None: bfloat16 on accelerators, float32 on a CPU.
       seed: of all randomness.
       template: prompt text around the caption.
+      search: test-time search; None: each sample is drawn once.
 
     Raises InputError for an invalid combination, and for an `out` that cannot be written.
     """
@@ -83,10 +87,12 @@ class GenerateConfig(CheckedConfig):
     dtype: Literal["float32", "bfloat16"] | None = None
     seed: Seed = 0
     template: PromptTemplate = GOTR1_TEMPLATE
+    search: SearchJob | None = None
 
     def check(self) -> None:
         """One source of captions or plans, and a directory that can be written."""
         self._check_sources()
+        self._check_search()
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"output {self.out} is a file; choose a directory")
         existing = next(p for p in (self.out, *self.out.absolute().parents) if p.exists())
@@ -136,6 +142,26 @@ class GenerateConfig(CheckedConfig):
         if self.prompt is not None:
             raise InputError(f"--layout {self.layout} needs captions from a file: --prompts")
 
+    def _check_search(self) -> None:
+        """A search draws plans of its own, at random, and pictures where a method needs them."""
+        if self.search is None:
+            return
+        methods = self.search.search.methods
+        if self.plans is not None:
+            raise InputError("--search draws plans and --plans gives them; give one of them")
+        painting = [name for name in methods if name in ("repaint", "best_of")]
+        if self.plans_only and painting:
+            raise InputError(
+                f"--search {painting[0]} compares pictures and --plans-only makes none; give one "
+                "of them"
+            )
+        drawing = [name for name in methods if name != "repair"]
+        if self.greedy and drawing:
+            raise InputError(
+                f"--search {drawing[0]} draws several times and --greedy gives the same each time; "
+                "give one of them"
+            )
+
 
 def read_template(text: str) -> str:
     """A prompt template from its name in `TEMPLATES`, a file, or the text itself.
@@ -179,7 +205,16 @@ def result_settings(
         "top_p",
         "seed",
     )
+    if config.search is not None:
+        settings["search"] = search_settings(config.search)
     return settings | {name: getattr(config, name) for name in names}
+
+
+def search_settings(job: SearchJob) -> dict[str, Any]:
+    """What the results of a search depend on: not where answers are kept, and on which devices."""
+    judge = None if job.judge is None else replace(job.judge, cache=CacheConfig())
+    values = {"search": to_plain(job.search), "judge": to_plain(judge)}
+    return json.loads(json.dumps(values))
 
 
 def check_settings_file(path: Path, wanted: dict[str, Any]) -> None:
@@ -189,7 +224,8 @@ def check_settings_file(path: Path, wanted: dict[str, Any]) -> None:
     that differs, and for a file that cannot be read.
     """
     try:
-        found = read_json_object(path)
+        # A search is noted only where there was one.
+        found, wanted = ({"search": None, **v} for v in (read_json_object(path), wanted))
         different = [name for name in wanted if found[name] != wanted[name]]
     except (InputError, KeyError) as error:
         raise InputError(
@@ -202,12 +238,25 @@ def check_settings_file(path: Path, wanted: dict[str, Any]) -> None:
             what = f"other weights: those of {found['checkpoint']}, not {wanted['checkpoint']}"
         elif name == "captions":
             what = "other captions or plans than are given now"
+        elif name == "search" and None in (found[name], wanted[name]):
+            what = "no --search" if found[name] is None else "a --search, which is not given now"
+        elif name == "search":
+            what = f"another search: {_first_difference(found[name], wanted[name])}"
         else:
             what = f"{name} {found[name]!r}, not {wanted[name]!r}"
         raise InputError(
             f"{path.parent} was filled with {what}; give the same settings to continue, or another "
             "--out"
         )
+
+
+def _first_difference(found: Any, wanted: Any, where: str = "") -> str:
+    """The first differing value of two nested objects, with its dotted name."""
+    if not (isinstance(found, dict) and isinstance(wanted, dict)):
+        return f"{where} {found!r}, not {wanted!r}"
+    keys = [key for key in wanted if found.get(key) != wanted[key]] or ["keys"]
+    below = f"{where}.{keys[0]}" if where else keys[0]
+    return _first_difference(found.get(keys[0]), wanted.get(keys[0]), below)
 
 
 def fingerprint(source: Path) -> str:

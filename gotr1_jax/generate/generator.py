@@ -21,7 +21,7 @@ from gotr1_jax.generate.config import GenerateConfig
 from gotr1_jax.generate.load_policy import load_policy_to_sample
 from gotr1_jax.parallel.mesh import make_mesh, row_multiple, row_sharding
 from gotr1_jax.sampler.image_decoder import ImageDecoder
-from gotr1_jax.sampler.sampler import Sampler, sample_keys
+from gotr1_jax.sampler.sampler import Sampler, draw_keys
 from gotr1_jax.sampler.token_batch import PromptBatch, TokenBatch
 
 
@@ -67,14 +67,14 @@ class ImageGenerator:
         self._params = self._sampler.prepare(state)
         jax.block_until_ready(self._params)
         del state  # frees the weights as loaded; the sampler has its own
-        self._keys = jax.jit(partial(sample_keys, config.seed, 0))
+        self._keys = jax.jit(partial(draw_keys, config.seed))
         parts = row_multiple(mesh)
         if config.batch_size is not None:
             self.batch_size = -(-config.batch_size // parts) * parts
             return
         row_bytes = bytes_per_row(
             model, sizes, self._sampler.branches, jnp.dtype(dtype).itemsize,
-            given_plans=config.plans is not None,
+            given_plans=config.plans is not None or config.search is not None,
         )  # fmt: skip
         self.batch_size = batch_rows(sizes.rows, rows_that_fit(model, row_bytes, devices), parts)
 
@@ -83,15 +83,23 @@ class ImageGenerator:
 
         Given plans are taken as they are. U = 0 when the job samples plans only.
         """
+        if batch.plan_ids_BT is None and self._plans_only:
+            return self.sample_plans(batch)
         prompts = PromptBatch(jnp.asarray(batch.prompt_ids_BC), jnp.asarray(batch.prompt_len_B))
-        keys_B = self._keys(batch.caption_index_B, batch.sample_index_B)
+        keys_B = self._keys(batch.draw_B, batch.caption_index_B, batch.sample_index_B)
         if batch.plan_ids_BT is not None:
             plans, lengths = jnp.asarray(batch.plan_ids_BT), jnp.asarray(batch.plan_len_B)
             if self._mesh is not None:
                 plans, lengths = jax.device_put((plans, lengths), row_sharding(self._mesh))
             rollout = self._sampler.sample_images(self._params, prompts, plans, lengths, keys_B)
-        elif self._plans_only:
-            rollout = self._sampler.sample_plans(self._params, prompts, keys_B, 1)
         else:
             rollout = self._sampler(self._params, prompts, keys_B, 1)
         return jax.tree.map(np.asarray, rollout.rows)
+
+    def sample_plans(self, batch: SampleBatch) -> TokenBatch:
+        """Sampled plans of a batch, on the host; U = 0."""
+        prompts = PromptBatch(jnp.asarray(batch.prompt_ids_BC), jnp.asarray(batch.prompt_len_B))
+        keys_B = self._keys(batch.draw_B, batch.caption_index_B, batch.sample_index_B)
+        return jax.tree.map(
+            np.asarray, self._sampler.sample_plans(self._params, prompts, keys_B, 1).rows
+        )

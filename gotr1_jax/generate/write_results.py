@@ -28,11 +28,15 @@ _ADVICE = "free some space and give the same command again to continue"
 
 @dataclass(frozen=True)
 class GeneratedSample:
-    """A plan (ids, BOI last) and its image: ids and pixels uint8 (H, W, 3); None: no image."""
+    """A plan (ids, BOI last) and its image: ids and pixels uint8 (H, W, 3); None: no image.
+
+    search: what a search drew and found; None: there was none.
+    """
 
     plan_ids: list[int]
     image_ids: list[int] | None
     pixels: np.ndarray | None
+    search: dict[str, Any] | None = None
 
 
 class ResultWriter:
@@ -81,7 +85,7 @@ class ResultWriter:
         plan = parse_plan(plan_text)
         if self._layout.keeps_plans:
             (staged / f"plan_{index:02d}.txt").write_bytes(plan_text.encode())
-        entry = {
+        entry: dict[str, Any] = {
             "plan_ids": sample.plan_ids,
             "plan_text": plan_text,
             "objects": [
@@ -92,6 +96,8 @@ class ResultWriter:
                 for o in plan.objects
             ],
         }
+        if sample.search is not None:
+            entry["search"] = sample.search
         if sample.pixels is None:
             return entry
         image = Image.fromarray(sample.pixels)

@@ -1,0 +1,160 @@
+"""Configuration of `gotr1 generate --search`: its sections search, judge and mesh."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from gotr1_jax.config import CheckedConfig, from_dict, load_config
+from gotr1_jax.errors import ConfigError, InputError
+from gotr1_jax.limits import FilledText, Fraction, Range
+from gotr1_jax.parallel.config import MeshConfig
+from gotr1_jax.rewards.command import option_names
+from gotr1_jax.rewards.factory import JudgeConfig
+
+Method = Literal["verify", "repair", "repaint", "best_of"]
+METHODS: tuple[Method, ...] = ("verify", "repair", "repaint", "best_of")
+"""In the order in which they act on a sample."""
+
+Draws = Annotated[int, Range("[1, 1024]")]
+Score = Annotated[float, Range("(-inf, inf)")]
+
+
+@dataclass(frozen=True)
+class SearchConfig(CheckedConfig):
+    """What is searched, and how many draws it may cost."""
+
+    # verify: draws plans until one has the caption's objects and relations; repair: moves its
+    # boxes until the relations hold; repaint: draws pictures of that plan until one passes;
+    # best_of: does all of this several times and keeps the best total. They act in this order.
+    methods: tuple[Method, ...] = ("verify", "repair")
+    # verify: the most plans of an attempt.
+    plans: Draws = 5
+    # repair: distance of the centres along the relation's axis that is aimed for, as a fraction of
+    # the image (0.2 in arXiv 2608.21713); 0: only what the relation needs, and plans that are
+    # right stay as they are.
+    margin: Fraction = 0.0
+    # repaint: the most pictures of a plan.
+    pictures: Draws = 4
+    # repaint: the judge's term that compares a picture with its plan, and the score that passes.
+    picture_term: FilledText = "ri"
+    picture_score: Score = 0.7
+    # best_of: attempts of each sample.
+    samples: Draws = 4
+    # verify, of captions whose relations the rules do not understand: the judge's terms about a
+    # plan, and the score that all of them must reach.
+    plan_terms: tuple[FilledText, ...] = ("sem", "spa")
+    plan_score: Score = 0.7
+
+    def check(self) -> None:
+        """At least one method, each once."""
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ConfigError(f"methods must be one or more of {', '.join(METHODS)}, each once")
+
+    def uses(self, method: Method) -> bool:
+        """Whether a method is on."""
+        return method in self.methods
+
+    @property
+    def most_plans(self) -> int:
+        """Plans of an attempt, at most."""
+        return self.plans if self.uses("verify") else 1
+
+    @property
+    def most_pictures(self) -> int:
+        """Pictures of an attempt, at most."""
+        return self.pictures if self.uses("repaint") else 1
+
+    @property
+    def attempts(self) -> int:
+        """Attempts of a sample."""
+        return self.samples if self.uses("best_of") else 1
+
+
+@dataclass(frozen=True)
+class SearchJob(CheckedConfig):
+    """A search with the judge that it asks, and the devices of a model that judges here."""
+
+    search: SearchConfig = field(default_factory=SearchConfig)
+    # None: plans are verified by rules alone; repaint and best_of need one.
+    judge: JudgeConfig | None = None
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def check(self) -> None:
+        """A judge where a method needs one, with the term that it needs."""
+        needing = [name for name in ("repaint", "best_of") if name in self.search.methods]
+        if self.judge is None and needing:
+            raise ConfigError(
+                f"search.methods holds {needing[0]}, which needs a judge: give --judge.kind "
+                "(shapes for the shapes world), or a section judge in --config"
+            )
+        term = self.search.picture_term
+        if self.judge is not None and "repaint" in needing:
+            known = judge_terms(self.judge)
+            if term not in known:
+                raise ConfigError(
+                    f"search.picture_term is {term!r}, which the judge does not score; choose "
+                    f"from {', '.join(known)}, or another judge"
+                )
+
+
+def judge_terms(config: JudgeConfig) -> tuple[str, ...]:
+    """All terms of a judge and its `also`."""
+    return tuple(name for part in (config, *config.also) for name in part.scored_terms)
+
+
+def with_terms(config: JudgeConfig, terms: Sequence[str]) -> JudgeConfig | None:
+    """The parts of a judge that score some of `terms`, restricted to them; None: there is none.
+
+    A function of one's own keeps all of its terms: it returns them together.
+    """
+    parts = []
+    for part in (config, *config.also):
+        kept = tuple(name for name in part.scored_terms if name in terms)
+        if kept:
+            parts.append(part if part.kind == "python" else replace(part, terms=kept))
+    if not parts:
+        return None
+    first, *rest = parts
+    return replace(first, cache=config.cache, also=tuple(replace(p, also=()) for p in rest))
+
+
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """--search, --config, and an option for each field of `SearchJob`."""
+    parser.add_argument(
+        "--search", nargs="*", choices=METHODS, metavar="METHOD",
+        help="search at test time: verify and repair plans, repaint pictures, best_of several; "
+        "one or more (verify repair); docs/search.md",
+    )  # fmt: skip
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE",
+        help="for --search: YAML file with sections search, judge and mesh; options override it",
+    )  # fmt: skip
+    group = parser.add_argument_group("the search, its judge and their devices, lists as [a, b]")
+    for name in option_names(SearchJob):
+        if name != "search.methods":
+            group.add_argument(f"--{name}", metavar="VALUE")
+
+
+def read_search_options(options: argparse.Namespace) -> SearchJob | None:
+    """The search of the parsed options; None without --search.
+
+    InputError for values that cannot be used, and for options of a search without --search.
+    """
+    names = [name for name in option_names(SearchJob) if getattr(options, name, None) is not None]
+    given = [(name, getattr(options, name)) for name in names]
+    if options.search is None:
+        if given or options.config is not None:
+            first = "--config" if options.config is not None else f"--{given[0][0]}"
+            raise InputError(f"{first} is for a search: give --search as well")
+        return None
+    if options.search:
+        given.insert(0, ("search.methods", f"[{', '.join(options.search)}]"))
+    if options.config is not None:
+        return load_config(
+            SearchJob, options.config, [f"--{name}={value}" for name, value in given]
+        )
+    return from_dict(SearchJob, {}, overrides=given)

@@ -1,0 +1,179 @@
+"""The search itself, in batches: each round draws plans, or pictures, of all that still need one.
+
+A sample is searched in `attempts` (best_of; else one). An attempt draws plans until one passes
+(verify), moves its boxes (repair), and draws pictures of that plan until one passes (repaint); see
+docs/search.md. This is the plan resampling ("verify-then-generate") and the geometric plan repair
+of arXiv 2608.21713, and repainting as in Janus-Pro-R1.
+
+Draw number d of a caption's sample has the random key of (seed, d, caption, sample): plan k of
+attempt n is draw n * K + k, its picture r draw n * R + r. So draw 0 is the sample of the same
+command without --search, and no result depends on batches, devices or other captions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from gotr1_jax.errors import InputError
+from gotr1_jax.generate.batches import SampleTask
+from gotr1_jax.generate.search.attempt import Attempt, DrawnPicture, best_by, search_record
+from gotr1_jax.generate.search.config import SearchConfig
+from gotr1_jax.generate.search.verify import NO_RULES, PlanVerifier, best_plan, caption_goal
+from gotr1_jax.generate.tasks import GivenPlan, plan_ids
+from gotr1_jax.generate.write_results import GeneratedSample
+from gotr1_jax.plan import Plan, parse_plan
+from gotr1_jax.plan.repair import repair_layout
+from gotr1_jax.rewards.base import Judge, JudgeRequest
+from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer
+
+_IN_FLIGHT = 2  # batches of attempts at once: one of plans or of pictures is then always full
+
+
+class Drawing(Protocol):
+    """Draws plans and pictures of at most `batch_size` rows; the rows' `draw` gives their keys."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def draw_plans(self, rows: Sequence[SampleTask]) -> list[list[int]]:
+        """Token ids of a plan for each row, BOI last."""
+        ...
+
+    def draw_pictures(self, rows: Sequence[SampleTask]) -> list[tuple[list[int], np.ndarray]]:
+        """Image ids and pixels of each row's own plan."""
+        ...
+
+
+@dataclass(frozen=True)
+class SearchJudges:
+    """Of plans that no rule can verify, and of pictures; None: not needed, or not configured."""
+
+    plans: Judge | None
+    pictures: Judge | None
+
+
+class Search:
+    """Searches samples; `plans_only`: no pictures are drawn."""
+
+    def __init__(
+        self, config: SearchConfig, drawing: Drawing, tokenizer: TextTokenizer,
+        judges: SearchJudges, max_plan_tokens: int, plans_only: bool = False,
+    ) -> None:  # fmt: skip
+        self._config, self._drawing, self._tokenizer = config, drawing, tokenizer
+        self._verifier = PlanVerifier(config, judges.plans)
+        self._judge = judges.pictures
+        self._longest, self._plans_only = max_plan_tokens, plans_only
+
+    def __call__(self, rows: Iterable[SampleTask]) -> Iterator[tuple[SampleTask, GeneratedSample]]:
+        """The kept sample of each row, in the order in which they are done."""
+        waiting = (Attempt(row, n) for row in rows for n in range(self._config.attempts))
+        most = self._drawing.batch_size
+        flight: list[Attempt] = []
+        done: dict[tuple[int, int], list[Attempt]] = {}
+        while True:
+            while len(flight) < _IN_FLIGHT * most and (new := next(waiting, None)) is not None:
+                flight.append(new)
+            if not flight:
+                return
+            unplanned = [attempt for attempt in flight if not attempt.plan_ids]
+            planned = [attempt for attempt in flight if attempt.plan_ids]
+            if len(planned) >= most or not unplanned:
+                self._paint(planned[:most])
+            else:
+                self._plan(unplanned[:most])
+            over = [attempt for attempt in flight if self._is_over(attempt)]
+            flight = [attempt for attempt in flight if not self._is_over(attempt)]
+            for attempt in over:
+                key = attempt.row.task.index, attempt.row.index
+                done.setdefault(key, []).append(attempt)
+                if len(done[key]) == self._config.attempts:
+                    yield attempt.row, self._keep(done.pop(key))
+
+    def _is_over(self, attempt: Attempt) -> bool:
+        if self._plans_only:
+            return bool(attempt.plan_ids)
+        return attempt.picture_index is not None
+
+    def _plan(self, attempts: Sequence[Attempt]) -> None:
+        """Draw one more plan of each; choose, and repair, where that is the last."""
+        most = self._config.most_plans
+        rows = [replace(a.row, draw=a.number * most + len(a.plans)) for a in attempts]
+        drawn = self._drawing.draw_plans(rows)
+        if self._config.uses("verify"):
+            plans = [self._read(ids) for ids in drawn]
+            verdicts = self._verifier([(a.row.task.caption, p) for a, p in zip(attempts, plans)])
+            for attempt, verdict in zip(attempts, verdicts):
+                attempt.verdicts.append(verdict)
+        for attempt, ids in zip(attempts, drawn):
+            attempt.plans.append(ids)
+            last = attempt.verdicts[-1] if attempt.verdicts else None
+            # A caption that nothing can verify is not drawn again: no later plan would be better.
+            if last is None or last.passed or last.by == "nothing" or len(attempt.plans) == most:
+                self._choose(attempt)
+
+    def _choose(self, attempt: Attempt) -> None:
+        attempt.plan_index = best_plan(attempt.verdicts) if attempt.verdicts else 0
+        attempt.plan_ids = attempt.plans[attempt.plan_index]
+        if not self._config.uses("repair"):
+            return
+        goal = caption_goal(attempt.row.task.caption)
+        if goal is None:
+            attempt.repair_note = NO_RULES
+            return
+        plan = self._read(attempt.plan_ids)
+        repaired = repair_layout(goal, plan, self._config.margin)
+        attempt.repair_note = "" if repaired.holds else "; ".join(repaired.reasons)
+        if not repaired.moved:
+            return
+        try:
+            given = GivenPlan(repaired.plan.text)
+            attempt.plan_ids = plan_ids(given, self._tokenizer, self._longest)
+        except InputError as error:
+            attempt.repair_note = str(error)
+            return
+        attempt.note_moves(plan, repaired.plan, repaired.moved)
+
+    def _paint(self, attempts: Sequence[Attempt]) -> None:
+        """Draw one more picture of each; keep the best where that is the last."""
+        most = self._config.most_pictures
+        rows = [
+            replace(a.row, draw=a.number * most + len(a.pictures), plan_ids=a.plan_ids)
+            for a in attempts
+        ]
+        drawn = [DrawnPicture(*found) for found in self._drawing.draw_pictures(rows)]
+        if self._judge is not None:
+            results = self._judge.judge([
+                JudgeRequest(a.row.task.caption, self._read(a.plan_ids), picture.pixels)
+                for a, picture in zip(attempts, drawn)
+            ])  # fmt: skip
+            drawn = [replace(p, scores=dict(r.scores)) for p, r in zip(drawn, results)]
+        for attempt, picture in zip(attempts, drawn):
+            attempt.pictures.append(picture)
+            score = self._picture_score(picture)
+            passed = not self._config.uses("repaint") or score >= self._config.picture_score
+            if passed or len(attempt.pictures) == most:
+                attempt.picture_index = best_by([self._picture_score(p) for p in attempt.pictures])
+
+    def _picture_score(self, picture: DrawnPicture) -> float:
+        return picture.scores.get(self._config.picture_term, math.nan)
+
+    def _keep(self, attempts: Sequence[Attempt]) -> GeneratedSample:
+        attempts = sorted(attempts, key=lambda attempt: attempt.number)
+        totals = [math.nan if a.picture is None else a.picture.total for a in attempts]
+        chosen = best_by(totals)
+        kept, picture = attempts[chosen], attempts[chosen].picture
+        return GeneratedSample(
+            plan_ids=kept.plan_ids,
+            image_ids=None if picture is None else picture.image_ids,
+            pixels=None if picture is None else picture.pixels,
+            search=search_record(attempts, chosen),
+        )
+
+    def _read(self, ids: Sequence[int]) -> Plan:
+        text = self._tokenizer.decode(list(ids), keep_special=True)
+        return parse_plan(text.rstrip().removesuffix(SPECIAL_STRINGS["boi"]))
