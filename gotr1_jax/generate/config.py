@@ -213,7 +213,8 @@ def result_settings(
 def search_settings(job: SearchJob) -> dict[str, Any]:
     """What the results of a search depend on: not where answers are kept, and on which devices."""
     judge = None if job.judge is None else replace(job.judge, cache=CacheConfig())
-    values = {"search": to_plain(job.search), "judge": to_plain(judge)}
+    values = to_plain(replace(job, judge=judge))
+    del values["mesh"]
     return json.loads(json.dumps(values))
 
 

@@ -5,8 +5,8 @@ image, under a `LayoutRule`; all conditions are on the boxes as written, in thou
 
 left of, right of, above, below
     Along the relation's axis the second centre lies on the right side of the first, by at least
-    the offset across that axis divided by `tilt`; the boxes are `gap` apart along the axis, where
-    the rule has one, and their IoU is at most `overlap`.
+    the offset across that axis divided by `tilt`. The boxes are `gap` apart along the axis; of a
+    rule without one their IoU is at most `overlap`.
 next to, of a rule with `furthest`
     As left of or right of, whichever is better, with at most so much distance between the boxes.
 next to, of other rules
@@ -41,7 +41,7 @@ class LayoutRule:
     Attributes:
       gap: least distance between related boxes along the axis; None: they may overlap.
       tilt: largest offset of the centres across the axis, divided by that along it.
-      overlap: largest IoU of related boxes.
+      overlap: largest IoU of related boxes where there is no gap.
       furthest: largest distance of boxes that are next to each other; None: by NEAR.
       strict: the plan names each object with all the words of the caption and no further objects,
         and no two boxes overlap.
@@ -62,9 +62,7 @@ class LayoutRule:
 UNIDET_RULE = LayoutRule()
 # FULL_GAP, FULL_TILT and FULL_NEAR of `shapes.vocabulary`, and the world's grid of 2 pixels of 64
 # with its border; a test compares them.
-SHAPES_RULE = LayoutRule(
-    gap=30, tilt=0.6, overlap=0.0, furthest=160, strict=True, step=31.25, first=1, last=31
-)
+SHAPES_RULE = LayoutRule(gap=30, tilt=0.6, furthest=160, strict=True, step=31.25, first=1, last=31)
 
 
 @dataclass(frozen=True)
@@ -124,8 +122,8 @@ def relation_margin(relation: str, a: Box, b: Box, rule: LayoutRule) -> float:
     axis = relation_axis(relation)
     along, across = _offset(a, b, axis), abs(_offset(a, b, 1 - axis))
     margin = min(rule.tilt * along - across, along - 1)
-    if rule.gap is not None:
-        margin = min(margin, _distance(a, b, axis) - rule.gap)
+    if rule.gap is not None:  # boxes that keep it do not overlap
+        return min(margin, _distance(a, b, axis) - rule.gap) / SCALE
     return min(apart, margin / SCALE)
 
 

@@ -22,11 +22,6 @@ class DrawnPicture:
     pixels: np.ndarray
     scores: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def total(self) -> float:
-        """The mean of all scores; NaN if one is NaN or there is none."""
-        return sum(self.scores.values()) / len(self.scores) if self.scores else math.nan
-
 
 @dataclass
 class Attempt:
@@ -43,6 +38,7 @@ class Attempt:
       repair_note: why the plan was not repaired; empty where it was, or need not be.
       pictures: of the plan to paint.
       picture_index: the one that is kept; None until the attempt is over.
+      scores, total: of the kept picture, where attempts are compared; NaN: it has no total.
     """
 
     row: SampleTask
@@ -55,6 +51,8 @@ class Attempt:
     repair_note: str = ""
     pictures: list[DrawnPicture] = field(default_factory=list)
     picture_index: int | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    total: float = math.nan
 
     @property
     def picture(self) -> DrawnPicture | None:
@@ -79,12 +77,16 @@ class Attempt:
             entry["not_repaired"] = self.repair_note
         entry["pictures"] = len(self.pictures)
         entry["picture"] = self.picture_index
-        entry["scores"] = [
-            {t: None if math.isnan(s) else round(float(s), 6) for t, s in p.scores.items()}
-            for p in self.pictures
-            if p.scores
-        ]
+        judged = [_plain(picture.scores) for picture in self.pictures if picture.scores]
+        if judged:
+            entry["picture_scores"] = judged
+        if self.scores:
+            entry |= {"scores": _plain(self.scores), **_plain({"total": self.total})}
         return entry
+
+
+def _plain(scores: Mapping[str, float]) -> dict[str, float | None]:
+    return {t: round(float(s), 6) if math.isfinite(s) else None for t, s in scores.items()}
 
 
 def best_by(values: Sequence[float]) -> int:

@@ -1,24 +1,29 @@
-"""Configuration of `gotr1 generate --search`: its sections search, judge and mesh."""
+"""Configuration of `gotr1 generate --search`: its sections search, judge, reward and mesh."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from gotr1_jax.config import CheckedConfig, from_dict, load_config
 from gotr1_jax.errors import ConfigError, InputError
+from gotr1_jax.grpo.config import RewardConfig
 from gotr1_jax.limits import FilledText, Fraction, Range
 from gotr1_jax.parallel.config import MeshConfig
+from gotr1_jax.rewards.combine import total_expression
 from gotr1_jax.rewards.command import option_names
-from gotr1_jax.rewards.factory import JudgeConfig
+from gotr1_jax.rewards.expression import Expression
+from gotr1_jax.rewards.factory import CacheConfig, JudgeConfig
+from gotr1_jax.rewards.terms import TermConfig
 
 Method = Literal["verify", "repair", "repaint", "best_of"]
 METHODS: tuple[Method, ...] = ("verify", "repair", "repaint", "best_of")
 """In the order in which they act on a sample."""
 
+_TOTAL = "reward.total"
 Draws = Annotated[int, Range("[1, 1024]")]
 Score = Annotated[float, Range("(-inf, inf)")]
 
@@ -79,35 +84,55 @@ class SearchJob(CheckedConfig):
     """A search with the judge that it asks, and the devices of a model that judges here."""
 
     search: SearchConfig = field(default_factory=SearchConfig)
-    # None: plans are verified by rules alone; repaint and best_of need one.
+    # None: plans are verified by rules alone; repaint and best_of need one, or terms of `reward`.
     judge: JudgeConfig | None = None
+    # Of best_of: terms of one's own, and the total that is compared, as in training. None: the
+    # mean of the judge's terms.
+    reward: RewardConfig | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def check(self) -> None:
-        """A judge where a method needs one, with the term that it needs."""
-        needing = [name for name in ("repaint", "best_of") if name in self.search.methods]
-        if self.judge is None and needing:
+        """What a method needs is scored."""
+        known = self.known_terms
+        needing = [name for name in ("repaint", "best_of") if self.search.uses(name)]
+        if needing and not known:
             raise ConfigError(
                 f"search.methods holds {needing[0]}, which needs a judge: give --judge.kind "
                 "(shapes for the shapes world), or a section judge in --config"
             )
-        term = self.search.picture_term
-        if self.judge is not None and "repaint" in needing:
-            known = judge_terms(self.judge)
-            if term not in known:
+        wanted = {"search.picture_term": [self.search.picture_term]} if "repaint" in needing else {}
+        if "best_of" in needing:
+            wanted["reward.total"] = list(self.expression.names)
+        for where, names in wanted.items():
+            if missing := [name for name in names if name not in known]:
                 raise ConfigError(
-                    f"search.picture_term is {term!r}, which the judge does not score; choose "
-                    f"from {', '.join(known)}, or another judge"
+                    f"{where} names {missing[0]!r}, which nothing scores; choose from "
+                    f"{', '.join(known)}, or configure a judge for it"
                 )
 
+    @property
+    def expression(self) -> Expression:
+        """What best_of compares."""
+        if self.reward is not None:
+            return self.reward.expression
+        return total_expression("sum", self.known_terms)
 
-def judge_terms(config: JudgeConfig) -> tuple[str, ...]:
-    """All terms of a judge and its `also`."""
-    return tuple(name for part in (config, *config.also) for name in part.scored_terms)
+    @property
+    def own_terms(self) -> dict[str, TermConfig]:
+        """Terms of the reward with a source of their own."""
+        terms = {} if self.reward is None else self.reward.terms
+        return {name: term for name, term in terms.items() if term.source != "judge"}
+
+    @property
+    def known_terms(self) -> tuple[str, ...]:
+        """All terms of the judge, its `also`, and the reward."""
+        parts = () if self.judge is None else (self.judge, *self.judge.also)
+        judged = [name for part in parts for name in part.scored_terms]
+        return tuple(dict.fromkeys([*judged, *self.own_terms]))
 
 
-def with_terms(config: JudgeConfig, terms: Sequence[str]) -> JudgeConfig | None:
-    """The parts of a judge that score some of `terms`, restricted to them; None: there is none.
+def with_terms(config: JudgeConfig, terms: Collection[str]) -> JudgeConfig:
+    """The parts of a judge that score some of `terms`, restricted to them; of kind none: no part.
 
     A function of one's own keeps all of its terms: it returns them together.
     """
@@ -115,11 +140,11 @@ def with_terms(config: JudgeConfig, terms: Sequence[str]) -> JudgeConfig | None:
     for part in (config, *config.also):
         kept = tuple(name for name in part.scored_terms if name in terms)
         if kept:
-            parts.append(part if part.kind == "python" else replace(part, terms=kept))
+            own = part.scored_terms if part.kind == "python" else kept
+            parts.append(replace(part, terms=own, also=(), cache=CacheConfig()))
     if not parts:
-        return None
-    first, *rest = parts
-    return replace(first, cache=config.cache, also=tuple(replace(p, also=()) for p in rest))
+        return JudgeConfig(kind="none")
+    return replace(parts[0], cache=config.cache, also=tuple(parts[1:]))
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
@@ -131,12 +156,18 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--config", type=Path, metavar="FILE",
-        help="for --search: YAML file with sections search, judge and mesh; options override it",
+        help="for --search: YAML file with sections search, judge, reward and mesh; the options "
+        "below override it",
     )  # fmt: skip
     group = parser.add_argument_group("the search, its judge and their devices, lists as [a, b]")
-    for name in option_names(SearchJob):
-        if name != "search.methods":
-            group.add_argument(f"--{name}", metavar="VALUE")
+    for name in _option_names():
+        group.add_argument(f"--{name}", metavar="VALUE")
+
+
+def _option_names() -> list[str]:
+    """The dotted fields that are options: not the methods, and of the reward the total alone."""
+    names = option_names(SearchJob)
+    return [n for n in names if n != "search.methods" and (n == _TOTAL or n[:7] != "reward.")]
 
 
 def read_search_options(options: argparse.Namespace) -> SearchJob | None:
@@ -144,7 +175,7 @@ def read_search_options(options: argparse.Namespace) -> SearchJob | None:
 
     InputError for values that cannot be used, and for options of a search without --search.
     """
-    names = [name for name in option_names(SearchJob) if getattr(options, name, None) is not None]
+    names = [name for name in _option_names() if getattr(options, name) is not None]
     given = [(name, getattr(options, name)) for name in names]
     if options.search is None:
         if given or options.config is not None:

@@ -13,7 +13,7 @@ command without --search, and no result depends on batches, devices or other cap
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -28,7 +28,7 @@ from gotr1_jax.generate.tasks import GivenPlan, plan_ids
 from gotr1_jax.generate.write_results import GeneratedSample
 from gotr1_jax.plan import Plan, parse_plan
 from gotr1_jax.plan.repair import repair_layout
-from gotr1_jax.rewards.base import Judge, JudgeRequest
+from gotr1_jax.rewards.base import Judge, JudgeRequest, stack_scores
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer
 
 _IN_FLIGHT = 2  # batches of attempts at once: one of plans or of pictures is then always full
@@ -51,10 +51,20 @@ class Drawing(Protocol):
 
 @dataclass(frozen=True)
 class SearchJudges:
-    """Of plans that no rule can verify, and of pictures; None: not needed, or not configured."""
+    """Judges, None where not needed or not configured.
 
-    plans: Judge | None
-    pictures: Judge | None
+    Attributes:
+      plans: scores plans that no rule can verify.
+      pictures: scores each picture of repaint.
+      attempts: scores the pictures that the attempts of best_of have kept, all of a sample in one
+        group, for `total`.
+      total: scores float32 (B,) by term -> their total (B,).
+    """
+
+    plans: Judge | None = None
+    pictures: Judge | None = None
+    attempts: Judge | None = None
+    total: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
 
 
 class Search:
@@ -66,7 +76,7 @@ class Search:
     ) -> None:  # fmt: skip
         self._config, self._drawing, self._tokenizer = config, drawing, tokenizer
         self._verifier = PlanVerifier(config, judges.plans)
-        self._judge = judges.pictures
+        self._judges = judges
         self._longest, self._plans_only = max_plan_tokens, plans_only
 
     def __call__(self, rows: Iterable[SampleTask]) -> Iterator[tuple[SampleTask, GeneratedSample]]:
@@ -91,8 +101,8 @@ class Search:
             for attempt in over:
                 key = attempt.row.task.index, attempt.row.index
                 done.setdefault(key, []).append(attempt)
-                if len(done[key]) == self._config.attempts:
-                    yield attempt.row, self._keep(done.pop(key))
+            whole = [key for key, found in done.items() if len(found) == self._config.attempts]
+            yield from self._keep([done.pop(key) for key in whole])
 
     def _is_over(self, attempt: Attempt) -> bool:
         if self._plans_only:
@@ -146,11 +156,10 @@ class Search:
             for a in attempts
         ]
         drawn = [DrawnPicture(*found) for found in self._drawing.draw_pictures(rows)]
-        if self._judge is not None:
-            results = self._judge.judge([
-                JudgeRequest(a.row.task.caption, self._read(a.plan_ids), picture.pixels)
-                for a, picture in zip(attempts, drawn)
-            ])  # fmt: skip
+        if self._judges.pictures is not None:
+            results = self._judges.pictures.judge(
+                [self._request(a, p) for a, p in zip(attempts, drawn)]
+            )
             drawn = [replace(p, scores=dict(r.scores)) for p, r in zip(drawn, results)]
         for attempt, picture in zip(attempts, drawn):
             attempt.pictures.append(picture)
@@ -162,17 +171,39 @@ class Search:
     def _picture_score(self, picture: DrawnPicture) -> float:
         return picture.scores.get(self._config.picture_term, math.nan)
 
-    def _keep(self, attempts: Sequence[Attempt]) -> GeneratedSample:
-        attempts = sorted(attempts, key=lambda attempt: attempt.number)
-        totals = [math.nan if a.picture is None else a.picture.total for a in attempts]
-        chosen = best_by(totals)
-        kept, picture = attempts[chosen], attempts[chosen].picture
-        return GeneratedSample(
-            plan_ids=kept.plan_ids,
-            image_ids=None if picture is None else picture.image_ids,
-            pixels=None if picture is None else picture.pixels,
-            search=search_record(attempts, chosen),
-        )
+    def _request(self, attempt: Attempt, picture: DrawnPicture, group: int = 0) -> JudgeRequest:
+        plan = self._read(attempt.plan_ids)
+        return JudgeRequest(attempt.row.task.caption, plan, picture.pixels, group)
+
+    def _keep(
+        self, samples: Sequence[list[Attempt]]
+    ) -> Iterator[tuple[SampleTask, GeneratedSample]]:
+        """The best attempt of each sample."""
+        samples = [sorted(attempts, key=lambda a: a.number) for attempts in samples]
+        if samples and self._judges.attempts is not None:
+            self._compare(samples)
+        for attempts in samples:
+            chosen = best_by([attempt.total for attempt in attempts])
+            kept, picture = attempts[chosen], attempts[chosen].picture
+            yield (
+                kept.row,
+                GeneratedSample(
+                    plan_ids=kept.plan_ids,
+                    image_ids=None if picture is None else picture.image_ids,
+                    pixels=None if picture is None else picture.pixels,
+                    search=search_record(attempts, chosen),
+                ),
+            )
+
+    def _compare(self, samples: Sequence[list[Attempt]]) -> None:
+        """Scores and totals of the pictures that the attempts have kept."""
+        assert self._judges.attempts is not None and self._judges.total is not None
+        flat = [(group, a) for group, attempts in enumerate(samples) for a in attempts]
+        requests = [self._request(a, a.picture, g) for g, a in flat if a.picture is not None]
+        results = self._judges.attempts.judge(requests)
+        totals = self._judges.total(stack_scores(results, self._judges.attempts.terms))
+        for (_, attempt), result, total in zip(flat, results, totals):
+            attempt.scores, attempt.total = dict(result.scores), float(total)
 
     def _read(self, ids: Sequence[int]) -> Plan:
         text = self._tokenizer.decode(list(ids), keep_special=True)

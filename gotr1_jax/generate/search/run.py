@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from gotr1_jax.errors import InputError
 from gotr1_jax.generate.batches import SampleTask, fill_batch, plan_width, prompt_width
 from gotr1_jax.generate.config import GenerateConfig
-from gotr1_jax.generate.search.config import SearchJob, judge_terms, with_terms
+from gotr1_jax.generate.search.config import SearchJob, with_terms
 from gotr1_jax.generate.search.rounds import Search, SearchJudges
 from gotr1_jax.generate.write_results import GeneratedSample
+from gotr1_jax.rewards.base import Judge, is_group_wise
+from gotr1_jax.rewards.combine import combine
 from gotr1_jax.rewards.command import JudgeJob, device_mesh
 from gotr1_jax.rewards.factory import JudgeConfig, make_judge
+from gotr1_jax.rewards.terms import as_terms
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
 if TYPE_CHECKING:
@@ -27,23 +31,33 @@ _Drawn = TypeVar("_Drawn")
 
 def make_judges(job: SearchJob) -> SearchJudges:
     """The judges that a search needs; InputError for what they lack."""
-    config, search = job.judge, job.search
-    if config is None:
-        return SearchJudges(None, None)
+    search, own = job.search, job.own_terms
+    config = job.judge or JudgeConfig(kind="none")
     mesh = device_mesh(JudgeJob(config, job.mesh))
 
-    def make(part: JudgeConfig | None) -> Any:
-        return None if part is None else make_judge(part, mesh=mesh)
+    def make(names: Collection[str]) -> Judge | None:
+        given = {name: term for name, term in own.items() if name in names}
+        part = with_terms(config, [name for name in names if name not in own])
+        return make_judge(part, mesh=mesh, terms=given) if part.scored_terms or given else None
 
-    plans = make(with_terms(config, search.plan_terms)) if search.uses("verify") else None
-    pictures = None
-    if search.uses("best_of"):
-        pictures = make(config)
-    elif search.uses("repaint"):
-        pictures = make(with_terms(config, (search.picture_term,)))
-    if search.uses("best_of"):
-        _log.info("best_of keeps the largest mean of %s", ", ".join(judge_terms(config)))
-    return SearchJudges(plans, pictures)
+    pictures = make([search.picture_term]) if search.uses("repaint") else None
+    plans = make(search.plan_terms) if search.uses("verify") else None
+    for name, judge in (("picture_term", pictures), ("plan_terms", plans)):
+        if is_group_wise(judge):
+            raise InputError(
+                f"search.{name} is scored by a judge that compares the samples of a caption; only "
+                "best_of can use it"
+            )
+    if not search.uses("best_of"):
+        return SearchJudges(plans, pictures)
+    expression = job.expression
+    terms = as_terms(expression.names) if job.reward is None else job.reward.terms
+    text = "sum" if job.reward is None else job.reward.total
+    if job.reward is None:
+        _log.info("best_of compares the mean of %s", ", ".join(expression.names))
+    return SearchJudges(
+        plans, pictures, make(expression.names), lambda scores: combine(scores, text, terms)
+    )
 
 
 @dataclass(frozen=True)
