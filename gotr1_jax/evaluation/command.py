@@ -14,6 +14,7 @@ EVALUATIONS = {
     "geneval": ("gotr1_jax.evaluation.geneval", "GenEval: objects, counts, colors, positions"),
     "dpg": ("gotr1_jax.evaluation.dpg", "DPG-Bench: questions that depend on each other"),
     "shapes": ("gotr1_jax.evaluation.shapes", "the shapes world, by its exact judge"),
+    "search": ("gotr1_jax.evaluation.search", "gain and cost of test-time search, on shapes"),
     "understanding": (
         "gotr1_jax.evaluation.understanding",
         "the same questions about images to two checkpoints",

@@ -143,7 +143,7 @@ class GenerateConfig(CheckedConfig):
             raise InputError(f"--layout {self.layout} needs captions from a file: --prompts")
 
     def _check_search(self) -> None:
-        """A search draws plans of its own, at random, and pictures where a method needs them."""
+        """A search draws plans of its own, at random, and images where a method needs them."""
         if self.search is None:
             return
         methods = self.search.search.methods
@@ -152,7 +152,7 @@ class GenerateConfig(CheckedConfig):
         painting = [name for name in methods if name in ("repaint", "best_of")]
         if self.plans_only and painting:
             raise InputError(
-                f"--search {painting[0]} compares pictures and --plans-only makes none; give one "
+                f"--search {painting[0]} compares images and --plans-only makes none; give one "
                 "of them"
             )
         drawing = [name for name in methods if name != "repair"]

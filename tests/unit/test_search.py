@@ -1,4 +1,4 @@
-"""Test-time search on scripted draws: which plans and pictures are drawn, repaired and kept."""
+"""Test-time search on scripted draws: which plans and images are drawn, repaired and kept."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class ScriptedDrawing:
         self._note("plan", rows)
         return [self._plans[row.draw % len(self._plans)] for row in rows]
 
-    def draw_pictures(self, rows: Sequence[SampleTask]) -> list[tuple[list[int], np.ndarray]]:
-        self._note("picture", rows)
+    def draw_images(self, rows: Sequence[SampleTask]) -> list[tuple[list[int], np.ndarray]]:
+        self._note("image", rows)
         assert all(row.plan_ids for row in rows)
         return [([row.draw] * 4, np.full((2, 2, 3), row.draw, np.uint8)) for row in rows]
 
@@ -67,7 +67,7 @@ class ScriptedDrawing:
 
 
 class ScriptedJudge:
-    """A picture's score by the number of its draw."""
+    """A image's score by the number of its draw."""
 
     identity = "scripted"
 
@@ -111,8 +111,8 @@ def test_the_first_plan_that_passes_is_kept(tokenizer: TextTokenizer) -> None:
     drawing = ScriptedDrawing(tokenizer, [WORSE, WRONG, RIGHT, RIGHT])
     (sample,) = searched(tokenizer, drawing, SearchConfig(("verify",), plans=4))
     assert boxes_of(tokenizer, sample) == [BOX, OTHER]
-    # Three plans, and one picture with the key of draw 0, as without a search.
-    assert drawing.rows == [("plan", 0, 0), ("plan", 0, 1), ("plan", 0, 2), ("picture", 0, 0)]
+    # Three plans, and one image with the key of draw 0, as without a search.
+    assert drawing.rows == [("plan", 0, 0), ("plan", 0, 1), ("plan", 0, 2), ("image", 0, 0)]
     (attempt,) = record(sample)["attempts"]
     assert [v["passed"] for v in attempt["verdicts"]] == [False, False, True]
     assert attempt["plan"] == 2 and record(sample)["cost"]["plans"] == 3
@@ -175,20 +175,20 @@ def test_captions_that_no_rule_reads(tokenizer: TextTokenizer) -> None:
     ]  # fmt: skip
 
 
-def test_pictures_are_drawn_until_one_passes(tokenizer: TextTokenizer) -> None:
-    config = SearchConfig(("repaint",), pictures=4, picture_score=0.7)
+def test_images_are_drawn_until_one_passes(tokenizer: TextTokenizer) -> None:
+    config = SearchConfig(("repaint",), images=4, image_score=0.7)
     drawing = ScriptedDrawing(tokenizer, [RIGHT])
     judge = ScriptedJudge([0.2, 0.6, 0.7, 1.0])
-    (sample,) = searched(tokenizer, drawing, config, SearchJudges(pictures=judge))
+    (sample,) = searched(tokenizer, drawing, config, SearchJudges(images=judge))
     assert sample.image_ids == [2] * 4
     assert record(sample)["cost"] == {
-        "plans": 1, "plan_tokens": len(sample.plan_ids), "pictures": 3, "image_tokens": 12
+        "plans": 1, "plan_tokens": len(sample.plan_ids), "images": 3, "image_tokens": 12
     }  # fmt: skip
     # None passes: the best is kept, the first of equal ones, and one without a score never.
     judge = ScriptedJudge([math.nan, 0.6, 0.2, 0.6])
-    (sample,) = searched(tokenizer, drawing, config, SearchJudges(pictures=judge))
+    (sample,) = searched(tokenizer, drawing, config, SearchJudges(images=judge))
     assert sample.image_ids == [1] * 4
-    scores = [s["ri"] for s in record(sample)["attempts"][0]["picture_scores"]]
+    scores = [s["ri"] for s in record(sample)["attempts"][0]["image_scores"]]
     assert scores == [None, 0.6, 0.2, 0.6]
 
 
@@ -201,24 +201,22 @@ def test_best_of_keeps_the_largest_total(tokenizer: TextTokenizer) -> None:
     assert [sample.image_ids for sample in found] == [[1] * 4] * 2
     totals = [a["total"] for a in record(found[0])["attempts"]]
     assert totals == [pytest.approx(0.2), pytest.approx(1.8), None]
-    # The pictures of a sample are in one group.
+    # The images of a sample are in one group.
     assert sorted(judge.groups) == [0, 0, 0, 1, 1, 1] or judge.groups == [0] * 6
-    assert record(found[0])["cost"]["pictures"] == 3
+    assert record(found[0])["cost"]["images"] == 3
 
 
 def test_all_methods_together_and_draws_in_full_batches(tokenizer: TextTokenizer) -> None:
     drawing = ScriptedDrawing(tokenizer, [WRONG, RIGHT])
     judges = SearchJudges(
-        pictures=ScriptedJudge([0.1, 0.8]), attempts=ScriptedJudge([0.1, 0.5], "pi"),
+        images=ScriptedJudge([0.1, 0.8]), attempts=ScriptedJudge([0.1, 0.5], "pi"),
         total=lambda scores: scores["pi"],
     )  # fmt: skip
-    config = SearchConfig(
-        ("verify", "repair", "repaint", "best_of"), plans=2, pictures=2, samples=2
-    )
+    config = SearchConfig(("verify", "repair", "repaint", "best_of"), plans=2, images=2, samples=2)
     found = searched(tokenizer, drawing, config, judges, rows(6))
-    # Plan k of attempt n is draw 2 n + k, picture r draw 2 n + r; every attempt needs two of both.
+    # Plan k of attempt n is draw 2 n + k, image r draw 2 n + r; every attempt needs two of both.
     draws = {(kind, draw) for kind, _, draw in drawing.rows}
-    assert draws == {(kind, draw) for kind in ("plan", "picture") for draw in range(4)}
+    assert draws == {(kind, draw) for kind in ("plan", "image") for draw in range(4)}
     assert len(drawing.rows) == len(set(drawing.rows)) == 6 * 8
     assert [sample.image_ids for sample in found] == [[1] * 4] * 6
     assert drawing.sizes == [3] * (6 * 8 // 3)
@@ -257,7 +255,7 @@ JUDGED = ("--judge.kind", "shapes")
         (("--search", "verify", "verify"), "each once"),
         (("--search", "repaint"), "repaint, which needs a judge: give --judge.kind"),
         (("--search", "best_of", "--judge.kind", "none"), "best_of, which needs a judge"),
-        (("--search", "repaint", "--search.picture_term", "hps", *JUDGED), "'hps', which nothing"),
+        (("--search", "repaint", "--search.image_term", "hps", *JUDGED), "'hps', which nothing"),
         (("--search", "best_of", "--reward.total", "pi * x", *JUDGED), "'x', which nothing scores"),
         (("--search", "best_of", "--reward.total", "pi *", *JUDGED), "reward.total"),
         (("--search.plans", "3"), "--search.plans is for a search: give --search"),
@@ -288,7 +286,7 @@ def test_terms_of_ones_own_are_compared(tmp_path: Path) -> None:
     config = read("--search", "--config", str(file)).search
     assert config is not None and config.known_terms == ("long",)
     judges = make_judges(config)
-    assert judges.pictures is None and judges.plans is None
+    assert judges.images is None and judges.plans is None
     assert judges.attempts is not None and judges.total is not None
     request = JudgeRequest("a cat", parse_plan(""), np.zeros((2, 2, 3), np.uint8))
     (result,) = judges.attempts.judge([request])

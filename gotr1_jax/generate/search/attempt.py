@@ -1,4 +1,4 @@
-"""One attempt at a sample: the plans and pictures drawn for it, and what is kept of them."""
+"""One attempt at a sample: the plans and images drawn for it, and what is kept of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gotr1_jax.plan import Plan
 
 
 @dataclass(frozen=True)
-class DrawnPicture:
+class DrawnImage:
     """Image tokens, pixels uint8 (H, W, 3), and the judge's scores (empty: not judged)."""
 
     image_ids: list[int]
@@ -36,9 +36,9 @@ class Attempt:
       plan_index: which of the plans it is.
       moved: (name, box before, box after) of the boxes that were repaired.
       repair_note: why the plan was not repaired; empty where it was, or need not be.
-      pictures: of the plan to paint.
-      picture_index: the one that is kept; None until the attempt is over.
-      scores, total: of the kept picture, where attempts are compared; NaN: it has no total.
+      images: of the plan to paint.
+      image_index: the one that is kept; None until the attempt is over.
+      scores, total: of the kept image, where attempts are compared; NaN: it has no total.
     """
 
     row: SampleTask
@@ -49,15 +49,15 @@ class Attempt:
     plan_index: int = 0
     moved: list[tuple[str, list[int], list[int]]] = field(default_factory=list)
     repair_note: str = ""
-    pictures: list[DrawnPicture] = field(default_factory=list)
-    picture_index: int | None = None
+    images: list[DrawnImage] = field(default_factory=list)
+    image_index: int | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     total: float = math.nan
 
     @property
-    def picture(self) -> DrawnPicture | None:
-        """The picture that is kept."""
-        return None if self.picture_index is None else self.pictures[self.picture_index]
+    def image(self) -> DrawnImage | None:
+        """The image that is kept."""
+        return None if self.image_index is None else self.images[self.image_index]
 
     def note_moves(self, before: Plan, after: Plan, moved: Sequence[int]) -> None:
         """Keep which boxes a repair has moved."""
@@ -75,11 +75,11 @@ class Attempt:
         entry["repaired"] = [{"name": n, "from": a, "to": b} for n, a, b in self.moved]
         if self.repair_note:
             entry["not_repaired"] = self.repair_note
-        entry["pictures"] = len(self.pictures)
-        entry["picture"] = self.picture_index
-        judged = [_plain(picture.scores) for picture in self.pictures if picture.scores]
+        entry["images"] = len(self.images)
+        entry["image"] = self.image_index
+        judged = [_plain(image.scores) for image in self.images if image.scores]
         if judged:
-            entry["picture_scores"] = judged
+            entry["image_scores"] = judged
         if self.scores:
             entry |= {"scores": _plain(self.scores), **_plain({"total": self.total})}
         return entry
@@ -97,14 +97,14 @@ def best_by(values: Sequence[float]) -> int:
 
 def search_record(attempts: Sequence[Attempt], chosen: int) -> dict[str, Any]:
     """The entry `search` of a sample: every attempt, the one that is kept, and what all cost."""
-    pictures = [picture for attempt in attempts for picture in attempt.pictures]
+    images = [image for attempt in attempts for image in attempt.images]
     return {
         "chosen": chosen,
         "attempts": [attempt.to_json() for attempt in attempts],
         "cost": {
             "plans": sum(len(attempt.plans) for attempt in attempts),
             "plan_tokens": sum(len(ids) for attempt in attempts for ids in attempt.plans),
-            "pictures": len(pictures),
-            "image_tokens": sum(len(picture.image_ids) for picture in pictures),
+            "images": len(images),
+            "image_tokens": sum(len(image.image_ids) for image in images),
         },
     }

@@ -33,7 +33,7 @@ class SearchConfig(CheckedConfig):
     """What is searched, and how many draws it may cost."""
 
     # verify: draws plans until one has the caption's objects and relations; repair: moves its
-    # boxes until the relations hold; repaint: draws pictures of that plan until one passes;
+    # boxes until the relations hold; repaint: draws images of that plan until one passes;
     # best_of: does all of this several times and keeps the best total. They act in this order.
     methods: tuple[Method, ...] = ("verify", "repair")
     # verify: the most plans of an attempt.
@@ -42,11 +42,11 @@ class SearchConfig(CheckedConfig):
     # the image (0.2 in arXiv 2608.21713); 0: only what the relation needs, and plans that are
     # right stay as they are.
     margin: Fraction = 0.0
-    # repaint: the most pictures of a plan.
-    pictures: Draws = 4
-    # repaint: the judge's term that compares a picture with its plan, and the score that passes.
-    picture_term: FilledText = "ri"
-    picture_score: Score = 0.7
+    # repaint: the most images of a plan.
+    images: Draws = 4
+    # repaint: the judge's term that compares a image with its plan, and the score that passes.
+    image_term: FilledText = "ri"
+    image_score: Score = 0.7
     # best_of: attempts of each sample.
     samples: Draws = 4
     # verify, of captions whose relations the rules do not understand: the judge's terms about a
@@ -69,9 +69,9 @@ class SearchConfig(CheckedConfig):
         return self.plans if self.uses("verify") else 1
 
     @property
-    def most_pictures(self) -> int:
-        """Pictures of an attempt, at most."""
-        return self.pictures if self.uses("repaint") else 1
+    def most_images(self) -> int:
+        """Images of an attempt, at most."""
+        return self.images if self.uses("repaint") else 1
 
     @property
     def attempts(self) -> int:
@@ -100,7 +100,7 @@ class SearchJob(CheckedConfig):
                 f"search.methods holds {needing[0]}, which needs a judge: give --judge.kind "
                 "(shapes for the shapes world), or a section judge in --config"
             )
-        wanted = {"search.picture_term": [self.search.picture_term]} if "repaint" in needing else {}
+        wanted = {"search.image_term": [self.search.image_term]} if "repaint" in needing else {}
         if "best_of" in needing:
             wanted["reward.total"] = list(self.expression.names)
         for where, names in wanted.items():
@@ -151,7 +151,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     """--search, --config, and an option for each field of `SearchJob`."""
     parser.add_argument(
         "--search", nargs="*", choices=METHODS, metavar="METHOD",
-        help="search at test time: verify and repair plans, repaint pictures, best_of several; "
+        help="search at test time: verify and repair plans, repaint images, best_of several; "
         "one or more (verify repair); docs/search.md",
     )  # fmt: skip
     parser.add_argument(

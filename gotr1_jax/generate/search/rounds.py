@@ -1,12 +1,12 @@
-"""The search itself, in batches: each round draws plans, or pictures, of all that still need one.
+"""The search itself, in batches: each round draws plans, or images, of all that still need one.
 
 A sample is searched in `attempts` (best_of; else one). An attempt draws plans until one passes
-(verify), moves its boxes (repair), and draws pictures of that plan until one passes (repaint); see
+(verify), moves its boxes (repair), and draws images of that plan until one passes (repaint); see
 docs/search.md. This is the plan resampling ("verify-then-generate") and the geometric plan repair
 of arXiv 2608.21713, and repainting as in Janus-Pro-R1.
 
 Draw number d of a caption's sample has the random key of (seed, d, caption, sample): plan k of
-attempt n is draw n * K + k, its picture r draw n * R + r. So draw 0 is the sample of the same
+attempt n is draw n * K + k, its image r draw n * R + r. So draw 0 is the sample of the same
 command without --search, and no result depends on batches, devices or other captions.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate.batches import SampleTask
-from gotr1_jax.generate.search.attempt import Attempt, DrawnPicture, best_by, search_record
+from gotr1_jax.generate.search.attempt import Attempt, DrawnImage, best_by, search_record
 from gotr1_jax.generate.search.config import SearchConfig
 from gotr1_jax.generate.search.verify import NO_RULES, PlanVerifier, best_plan, caption_goal
 from gotr1_jax.generate.tasks import GivenPlan, plan_ids
@@ -31,11 +31,11 @@ from gotr1_jax.plan.repair import repair_layout
 from gotr1_jax.rewards.base import Judge, JudgeRequest, stack_scores
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer
 
-_IN_FLIGHT = 2  # batches of attempts at once: one of plans or of pictures is then always full
+_IN_FLIGHT = 2  # batches of attempts at once: one of plans or of images is then always full
 
 
 class Drawing(Protocol):
-    """Draws plans and pictures of at most `batch_size` rows; the rows' `draw` gives their keys."""
+    """Draws plans and images of at most `batch_size` rows; the rows' `draw` gives their keys."""
 
     @property
     def batch_size(self) -> int: ...
@@ -44,7 +44,7 @@ class Drawing(Protocol):
         """Token ids of a plan for each row, BOI last."""
         ...
 
-    def draw_pictures(self, rows: Sequence[SampleTask]) -> list[tuple[list[int], np.ndarray]]:
+    def draw_images(self, rows: Sequence[SampleTask]) -> list[tuple[list[int], np.ndarray]]:
         """Image ids and pixels of each row's own plan."""
         ...
 
@@ -55,20 +55,20 @@ class SearchJudges:
 
     Attributes:
       plans: scores plans that no rule can verify.
-      pictures: scores each picture of repaint.
-      attempts: scores the pictures that the attempts of best_of have kept, all of a sample in one
+      images: scores each image of repaint.
+      attempts: scores the images that the attempts of best_of have kept, all of a sample in one
         group, for `total`.
       total: scores float32 (B,) by term -> their total (B,).
     """
 
     plans: Judge | None = None
-    pictures: Judge | None = None
+    images: Judge | None = None
     attempts: Judge | None = None
     total: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
 
 
 class Search:
-    """Searches samples; `plans_only`: no pictures are drawn."""
+    """Searches samples; `plans_only`: no images are drawn."""
 
     def __init__(
         self, config: SearchConfig, drawing: Drawing, tokenizer: TextTokenizer,
@@ -107,7 +107,7 @@ class Search:
     def _is_over(self, attempt: Attempt) -> bool:
         if self._plans_only:
             return bool(attempt.plan_ids)
-        return attempt.picture_index is not None
+        return attempt.image_index is not None
 
     def _plan(self, attempts: Sequence[Attempt]) -> None:
         """Draw one more plan of each; choose, and repair, where that is the last."""
@@ -115,7 +115,7 @@ class Search:
         rows = [replace(a.row, draw=a.number * most + len(a.plans)) for a in attempts]
         drawn = self._drawing.draw_plans(rows)
         if self._config.uses("verify"):
-            plans = [self._read(ids) for ids in drawn]
+            plans = [self.read_plan(ids) for ids in drawn]
             verdicts = self._verifier([(a.row.task.caption, p) for a, p in zip(attempts, plans)])
             for attempt, verdict in zip(attempts, verdicts):
                 attempt.verdicts.append(verdict)
@@ -135,7 +135,7 @@ class Search:
         if goal is None:
             attempt.repair_note = NO_RULES
             return
-        plan = self._read(attempt.plan_ids)
+        plan = self.read_plan(attempt.plan_ids)
         repaired = repair_layout(goal, plan, self._config.margin)
         attempt.repair_note = "" if repaired.holds else "; ".join(repaired.reasons)
         if not repaired.moved:
@@ -149,31 +149,31 @@ class Search:
         attempt.note_moves(plan, repaired.plan, repaired.moved)
 
     def _paint(self, attempts: Sequence[Attempt]) -> None:
-        """Draw one more picture of each; keep the best where that is the last."""
-        most = self._config.most_pictures
+        """Draw one more image of each; keep the best where that is the last."""
+        most = self._config.most_images
         rows = [
-            replace(a.row, draw=a.number * most + len(a.pictures), plan_ids=a.plan_ids)
+            replace(a.row, draw=a.number * most + len(a.images), plan_ids=a.plan_ids)
             for a in attempts
         ]
-        drawn = [DrawnPicture(*found) for found in self._drawing.draw_pictures(rows)]
-        if self._judges.pictures is not None:
-            results = self._judges.pictures.judge(
+        drawn = [DrawnImage(*found) for found in self._drawing.draw_images(rows)]
+        if self._judges.images is not None:
+            results = self._judges.images.judge(
                 [self._request(a, p) for a, p in zip(attempts, drawn)]
             )
             drawn = [replace(p, scores=dict(r.scores)) for p, r in zip(drawn, results)]
-        for attempt, picture in zip(attempts, drawn):
-            attempt.pictures.append(picture)
-            score = self._picture_score(picture)
-            passed = not self._config.uses("repaint") or score >= self._config.picture_score
-            if passed or len(attempt.pictures) == most:
-                attempt.picture_index = best_by([self._picture_score(p) for p in attempt.pictures])
+        for attempt, image in zip(attempts, drawn):
+            attempt.images.append(image)
+            score = self._image_score(image)
+            passed = not self._config.uses("repaint") or score >= self._config.image_score
+            if passed or len(attempt.images) == most:
+                attempt.image_index = best_by([self._image_score(p) for p in attempt.images])
 
-    def _picture_score(self, picture: DrawnPicture) -> float:
-        return picture.scores.get(self._config.picture_term, math.nan)
+    def _image_score(self, image: DrawnImage) -> float:
+        return image.scores.get(self._config.image_term, math.nan)
 
-    def _request(self, attempt: Attempt, picture: DrawnPicture, group: int = 0) -> JudgeRequest:
-        plan = self._read(attempt.plan_ids)
-        return JudgeRequest(attempt.row.task.caption, plan, picture.pixels, group)
+    def _request(self, attempt: Attempt, image: DrawnImage, group: int = 0) -> JudgeRequest:
+        plan = self.read_plan(attempt.plan_ids)
+        return JudgeRequest(attempt.row.task.caption, plan, image.pixels, group)
 
     def _keep(
         self, samples: Sequence[list[Attempt]]
@@ -184,27 +184,28 @@ class Search:
             self._compare(samples)
         for attempts in samples:
             chosen = best_by([attempt.total for attempt in attempts])
-            kept, picture = attempts[chosen], attempts[chosen].picture
+            kept, image = attempts[chosen], attempts[chosen].image
             yield (
                 kept.row,
                 GeneratedSample(
                     plan_ids=kept.plan_ids,
-                    image_ids=None if picture is None else picture.image_ids,
-                    pixels=None if picture is None else picture.pixels,
+                    image_ids=None if image is None else image.image_ids,
+                    pixels=None if image is None else image.pixels,
                     search=search_record(attempts, chosen),
                 ),
             )
 
     def _compare(self, samples: Sequence[list[Attempt]]) -> None:
-        """Scores and totals of the pictures that the attempts have kept."""
+        """Scores and totals of the images that the attempts have kept."""
         assert self._judges.attempts is not None and self._judges.total is not None
         flat = [(group, a) for group, attempts in enumerate(samples) for a in attempts]
-        requests = [self._request(a, a.picture, g) for g, a in flat if a.picture is not None]
+        requests = [self._request(a, a.image, g) for g, a in flat if a.image is not None]
         results = self._judges.attempts.judge(requests)
         totals = self._judges.total(stack_scores(results, self._judges.attempts.terms))
         for (_, attempt), result, total in zip(flat, results, totals):
             attempt.scores, attempt.total = dict(result.scores), float(total)
 
-    def _read(self, ids: Sequence[int]) -> Plan:
+    def read_plan(self, ids: Sequence[int]) -> Plan:
+        """The plan of token ids, without the token that begins the image."""
         text = self._tokenizer.decode(list(ids), keep_special=True)
         return parse_plan(text.rstrip().removesuffix(SPECIAL_STRINGS["boi"]))

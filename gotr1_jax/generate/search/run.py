@@ -33,30 +33,30 @@ def make_judges(job: SearchJob) -> SearchJudges:
     """The judges that a search needs; InputError for what they lack."""
     search, own = job.search, job.own_terms
     config = job.judge or JudgeConfig(kind="none")
-    mesh = device_mesh(JudgeJob(config, job.mesh))
+    mesh = device_mesh(JudgeJob(config, mesh=job.mesh))
 
     def make(names: Collection[str]) -> Judge | None:
         given = {name: term for name, term in own.items() if name in names}
         part = with_terms(config, [name for name in names if name not in own])
         return make_judge(part, mesh=mesh, terms=given) if part.scored_terms or given else None
 
-    pictures = make([search.picture_term]) if search.uses("repaint") else None
+    images = make([search.image_term]) if search.uses("repaint") else None
     plans = make(search.plan_terms) if search.uses("verify") else None
-    for name, judge in (("picture_term", pictures), ("plan_terms", plans)):
+    for name, judge in (("image_term", images), ("plan_terms", plans)):
         if is_group_wise(judge):
             raise InputError(
                 f"search.{name} is scored by a judge that compares the samples of a caption; only "
                 "best_of can use it"
             )
     if not search.uses("best_of"):
-        return SearchJudges(plans, pictures)
+        return SearchJudges(plans, images)
     expression = job.expression
     terms = as_terms(expression.names) if job.reward is None else job.reward.terms
     text = "sum" if job.reward is None else job.reward.total
     if job.reward is None:
         _log.info("best_of compares the mean of %s", ", ".join(expression.names))
     return SearchJudges(
-        plans, pictures, make(expression.names), lambda scores: combine(scores, text, terms)
+        plans, images, make(expression.names), lambda scores: combine(scores, text, terms)
     )
 
 
@@ -77,9 +77,9 @@ class GeneratorDrawing:
         """See `Drawing`."""
         return self._in_batches(rows, self._plans)
 
-    def draw_pictures(self, rows: Sequence[SampleTask]) -> list[tuple[list[int], np.ndarray]]:
+    def draw_images(self, rows: Sequence[SampleTask]) -> list[tuple[list[int], np.ndarray]]:
         """See `Drawing`."""
-        return self._in_batches(rows, self._pictures)
+        return self._in_batches(rows, self._images)
 
     def _in_batches(
         self, rows: Sequence[SampleTask], draw: Callable[[Sequence[SampleTask]], list[_Drawn]]
@@ -93,7 +93,7 @@ class GeneratorDrawing:
         lengths = tokens.plan_len_B[: len(rows)]
         return [tokens.plan_ids_BT[i, : int(n)].tolist() for i, n in enumerate(lengths)]
 
-    def _pictures(self, rows: Sequence[SampleTask]) -> list[tuple[list[int], np.ndarray]]:
+    def _images(self, rows: Sequence[SampleTask]) -> list[tuple[list[int], np.ndarray]]:
         assert self.images.decode is not None
         C = prompt_width(max(len(row.prompt_ids) for row in rows))
         longest = max(len(row.plan_ids) for row in rows)

@@ -1,0 +1,268 @@
+"""What test-time search gains, and costs, on the shapes world: `gotr1 eval search`.
+
+Runs several searches of `gotr1 generate --search` over the same held-out captions, one sample each,
+and scores what they keep with the exact judge. Equal draws (seed, number of the draw, caption) of
+several searches are made once; the cost of each is counted in full. Gains are against a single
+draw, with 95 % intervals by a paired bootstrap over captions. A stopped command continues with the
+next search.
+
+OUT holds searches.jsonl (a line a search), scores.md (the table), gain.svg (gain over cost) and
+for each search NAME.jsonl (a line a caption: scores, and what the search did).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from gotr1_jax.config import CheckedConfig, from_dict, load_config
+from gotr1_jax.errors import InputError
+from gotr1_jax.evaluation.results import check_out
+from gotr1_jax.evaluation.search_report import SearchResult, write_report
+from gotr1_jax.evaluation.shapes import NOTE
+from gotr1_jax.generate.config import GenerateConfig, check_settings_file, fingerprint
+from gotr1_jax.generate.search.config import SearchConfig, SearchJob
+from gotr1_jax.grpo.config import RewardConfig
+from gotr1_jax.io.strict_yaml import read_yaml
+from gotr1_jax.limits import FilledText, Guidance, ItemCount, RowCount, Seed, TokenCount
+from gotr1_jax.rewards.combine import combine
+from gotr1_jax.rewards.factory import JudgeConfig
+from gotr1_jax.shapes.dataset import shapes_captions
+from gotr1_jax.shapes.judge import SHAPES_TERMS, judge_sample
+
+if TYPE_CHECKING:
+    from gotr1_jax.generate.batches import SampleTask
+    from gotr1_jax.generate.search.rounds import Drawing
+    from gotr1_jax.generate.write_results import GeneratedSample
+
+_DEFAULT = """
+- {name: none, search: {methods: [best_of], samples: 1}}
+- {name: best of 2, search: {methods: [best_of], samples: 2}}
+- {name: best of 4, search: {methods: [best_of], samples: 4}}
+- {name: best of 8, search: {methods: [best_of], samples: 8}}
+- {name: verify 2, search: {methods: [verify], plans: 2}}
+- {name: verify 4, search: {methods: [verify], plans: 4}}
+- {name: verify 8, search: {methods: [verify], plans: 8}}
+- {name: repair, search: {methods: [repair]}}
+- {name: verify 4 + repair, search: {methods: [verify, repair], plans: 4}}
+- {name: repaint 2, search: {methods: [repaint], images: 2}}
+- {name: repaint 4, search: {methods: [repaint], images: 4}}
+- {name: verify 4 + repair + repaint 4,
+   search: {methods: [verify, repair, repaint], plans: 4, images: 4}}
+"""
+_Drawn = TypeVar("_Drawn")
+
+
+@dataclass(frozen=True)
+class NamedSearchConfig(CheckedConfig):
+    """A search of the comparison under its name."""
+
+    name: FilledText
+    search: SearchConfig
+
+    def check(self) -> None:
+        """A name that can be a file's."""
+        if "/" in self.name or self.name.startswith(".") or len(self.name) > 100:
+            raise InputError(f"name is {self.name!r}; use a short one without / at most")
+
+    @property
+    def job(self) -> SearchJob:
+        """With the exact judge, which also picks the best of several."""
+        return SearchJob(self.search, JudgeConfig(kind="shapes"), RewardConfig(total="v2"))
+
+
+def _default_searches() -> tuple[NamedSearchConfig, ...]:
+    values = read_yaml(_DEFAULT, "the default searches")
+    return tuple(from_dict(NamedSearchConfig, value) for value in values)
+
+
+@dataclass(frozen=True)
+class SearchEvaluationConfig(CheckedConfig):
+    """What is compared; the numbers of sampling are those of the shipped recipes."""
+
+    # Each against the first.
+    searches: tuple[NamedSearchConfig, ...] = field(default_factory=_default_searches)
+    captions: ItemCount = 128
+    seed: Seed = 0
+    guidance: Guidance = 3.0
+    max_plan_tokens: TokenCount = 60
+    batch_size: RowCount = 64
+
+    def check(self) -> None:
+        """Searches of different names."""
+        names = [search.name for search in self.searches]
+        if not names or len(set(names)) < len(names):
+            raise InputError("searches must be one or more of different names")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `gotr1 eval search`."""
+    parser.add_argument(
+        "--ckpt", default="embedded", metavar="CKPT",
+        help="checkpoint directory, finished run, hub id, or embedded (embedded)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE",
+        help="YAML file of searches, captions, seed, guidance, max_plan_tokens and batch_size",
+    )  # fmt: skip
+    parser.add_argument("--captions", metavar="N", help="held-out captions (128)")
+    parser.add_argument("--seed", metavar="N", help="of sampling (0)")
+    parser.add_argument("--batch-size", metavar="B", help="rows sampled at once (64)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the searches that have no results yet, score them, write the table and the plot."""
+    from gotr1_jax.convert.find import checkpoint_path
+    from gotr1_jax.io.files import atomic_write, write_json_atomic
+
+    check_out(options.out)
+    names = ("captions", "seed", "batch_size")
+    given = [(n, v) for n in names if (v := getattr(options, n)) is not None]
+    if options.config is None:
+        config = from_dict(SearchEvaluationConfig, {}, overrides=given)
+    else:
+        words = [f"--{name}={value}" for name, value in given]
+        config = load_config(SearchEvaluationConfig, options.config, words)
+    source = checkpoint_path(options.ckpt)
+    note = _note(config, source)
+    if (options.out / NOTE).exists():
+        check_settings_file(options.out / NOTE, note)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(options.out / NOTE, note)
+    captions = shapes_captions("heldout", config.captions)
+    search: Callable[[NamedSearchConfig], list[dict[str, Any]]] | None = None
+    results = []
+    for named in config.searches:
+        file = options.out / f"{named.name}.jsonl"
+        if not file.exists():
+            search = search or _make_search(config, source, captions)
+            lines = search(named)
+            atomic_write(file, "".join(json.dumps(line) + "\n" for line in lines))
+        results.append(_read_result(named, file))
+    write_report(options.out, results, SHAPES_TERMS)
+
+
+def _note(config: SearchEvaluationConfig, source: Path) -> dict[str, Any]:
+    """What the results depend on, besides each search itself, which its file is named after."""
+    return {
+        "checkpoint": str(source),
+        "weights": fingerprint(source),
+        "number of captions": config.captions,
+        "seed": config.seed,
+        "guidance": config.guidance,
+        "max_plan_tokens": config.max_plan_tokens,
+        "searches": {s.name: json.loads(json.dumps(_values(s))) for s in config.searches},
+    }
+
+
+def _values(named: NamedSearchConfig) -> Any:
+    from gotr1_jax.config import to_plain
+
+    return to_plain(named.search)
+
+
+def _make_search(
+    config: SearchEvaluationConfig, source: Path, captions: Sequence[str]
+) -> Callable[[NamedSearchConfig], list[dict[str, Any]]]:
+    """A function that runs a search over all captions and gives a line for each."""
+    from gotr1_jax.convert.checkpoint import load_checkpoint
+    from gotr1_jax.generate.batches import batch_sizes, encode_samples
+    from gotr1_jax.generate.generator import ImageGenerator
+    from gotr1_jax.generate.search.rounds import Search
+    from gotr1_jax.generate.search.run import GeneratorDrawing, make_judges
+    from gotr1_jax.generate.tasks import CaptionTask
+    from gotr1_jax.parallel.progress import Progress
+    from gotr1_jax.parallel.startup import default_dtype
+
+    base = GenerateConfig(
+        Path("."), prompt="none", cfg=config.guidance, max_plan_tokens=config.max_plan_tokens,
+        seed=config.seed, batch_size=config.batch_size, search=config.searches[0].job,
+    )  # fmt: skip
+    tokenizer = load_checkpoint(source, parts=()).tokenizer
+    tasks = [CaptionTask(i, caption, "", 1, i) for i, caption in enumerate(captions)]
+    rows = list(encode_samples(tasks, tokenizer, base))
+    limit, bucket = base.max_plan_tokens, base.sampling.plan_bucket
+    sizes = replace(batch_sizes(rows, limit, bucket), rows=max(len(rows), config.batch_size))
+    images = ImageGenerator(base, source, sizes, default_dtype())
+    drawing = KnownDraws(GeneratorDrawing(images, limit, bucket))
+
+    def search(named: NamedSearchConfig) -> list[dict[str, Any]]:
+        whole = Search(named.search, drawing, tokenizer, make_judges(named.job), limit)
+        found: dict[int, dict[str, Any]] = {}
+        with Progress(named.name, len(rows), unit="caption") as progress:
+            for row, sample in whole(rows):
+                found[row.task.index] = _score(row, sample, whole)
+                progress.update(len(found))
+        return [found[i] for i in range(len(rows))]
+
+    return search
+
+
+def _score(row: SampleTask, sample: GeneratedSample, search: Any) -> dict[str, Any]:
+    """A line of a search's file: the exact judge's scores of the kept sample."""
+    assert sample.pixels is not None
+    plan = search.read_plan(sample.plan_ids)
+    scores = judge_sample(row.task.caption, plan, sample.pixels).scores
+    return {
+        "caption": row.task.caption,
+        "plan_text": plan.text,
+        "scores": scores,
+        "search": sample.search,
+    }
+
+
+def _read_result(named: NamedSearchConfig, file: Path) -> SearchResult:
+    """What is reported of a search."""
+    from gotr1_jax.io.reading import parse_json_object, read_lines
+
+    lines = [parse_json_object(text, f"{file}, line {n}") for n, text in read_lines(file, "scores")]
+    try:
+        scores = {t: np.array([line["scores"][t] for line in lines]) for t in SHAPES_TERMS}
+        costs: list[Mapping[str, int]] = [line["search"]["cost"] for line in lines]
+        plan, image = (sum(c[k] for c in costs) for k in ("plan_tokens", "image_tokens"))
+    except (KeyError, TypeError) as error:
+        message = f"{file} holds no results of this command; choose another --out"
+        raise InputError(message) from error
+    reward = named.job.reward
+    assert reward is not None
+    total = combine(scores, reward.total, reward.terms)
+    return SearchResult(named.name, {"total": total, **scores}, plan, image)
+
+
+class KnownDraws:
+    """Draws that are remembered: equal draws of several searches are made once."""
+
+    def __init__(self, drawing: Drawing) -> None:
+        self._drawing = drawing
+        self._known: dict[Any, Any] = {}
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch."""
+        return self._drawing.batch_size
+
+    def draw_plans(self, rows: Sequence[SampleTask]) -> list[list[int]]:
+        """See `Drawing`."""
+        return self._draw(rows, self._drawing.draw_plans)
+
+    def draw_images(self, rows: Sequence[SampleTask]) -> list[tuple[list[int], np.ndarray]]:
+        """See `Drawing`."""
+        return self._draw(rows, self._drawing.draw_images)
+
+    def _draw(
+        self, rows: Sequence[SampleTask], draw: Callable[[Sequence[SampleTask]], list[_Drawn]]
+    ) -> list[_Drawn]:
+        keys = [(row.task.index, row.index, row.draw, tuple(row.plan_ids)) for row in rows]
+        new = [row for row, key in zip(rows, keys) if key not in self._known]
+        drawn = iter(draw(new) if new else [])
+        for key in keys:
+            if key not in self._known:
+                self._known[key] = next(drawn)
+        return [self._known[key] for key in keys]
