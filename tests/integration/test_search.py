@@ -1,0 +1,110 @@
+"""`gotr1 generate --search` and `gotr1 eval search` with the embedded model: pairs, resuming."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_generator import gotr1
+from tiny import compiled_once, write_config
+
+from gotr1_jax.cli import run
+from gotr1_jax.errors import InputError
+from gotr1_jax.shapes.dataset import shapes_captions
+
+COMMON = ("--cfg", "3", "--max-plan-tokens", "60", "--batch-size", "4")
+SEARCH = ("--search", "verify", "repair", "repaint", "--judge.kind", "shapes",
+          "--search.plans", "3", "--search.images", "2")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def devices_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("captions") / "captions.txt"
+    file.write_text("\n".join([*shapes_captions("heldout", 4), "a cat behind a boy"]))
+    return file
+
+
+@pytest.fixture(scope="module")
+def searched(captions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("searched") / "out"
+    gotr1("--prompts", captions, "--out", out, *COMMON, *SEARCH)
+    return out
+
+
+def samples(out: Path) -> list[dict[str, Any]]:
+    files = sorted(out.glob("[0-9]*/result.json"))
+    return [s for file in files for s in json.loads(file.read_text())["samples"]]
+
+
+def test_the_first_draw_is_the_sample_without_a_search(
+    captions: Path, searched: Path, tmp_path: Path
+) -> None:
+    gotr1("--prompts", captions, "--out", tmp_path / "plain", *COMMON)
+    same = 0
+    for plain, sample in zip(samples(tmp_path / "plain"), samples(searched), strict=True):
+        (attempt,) = sample["search"]["attempts"]
+        assert attempt["plans"] <= 3 and attempt["images"] <= 2
+        assert sample["search"]["cost"]["images"] == attempt["images"]
+        if attempt["plan"] == 0 and not attempt["repaired"]:
+            assert sample["plan_ids"] == plain["plan_ids"]
+            same += 1
+            if attempt["image"] == 0:
+                assert sample["image_ids"] == plain["image_ids"]
+    assert same > 0
+    last = samples(searched)[-1]["search"]["attempts"][0]
+    assert last["verdicts"][0]["passed"] is None  # the exact judge does not know it either
+
+
+def test_a_stopped_search_goes_on(captions: Path, searched: Path, tmp_path: Path) -> None:
+    before = {f: f.read_bytes() for f in sorted(searched.rglob("*")) if f.is_file()}
+    for file in (searched / "00001").iterdir():
+        file.unlink()
+    gotr1("--prompts", captions, "--out", searched, *COMMON, *SEARCH)
+    assert {f: f.read_bytes() for f in sorted(searched.rglob("*")) if f.is_file()} == before
+    with pytest.raises(InputError, match="another search: search.plans 3, not 2"):
+        gotr1("--prompts", captions, "--out", searched, *COMMON, *SEARCH, "--search.plans", "2")
+    with pytest.raises(InputError, match="a --search, which is not given now"):
+        gotr1("--prompts", captions, "--out", searched, *COMMON)
+
+
+def test_the_comparison_of_searches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    searches = [
+        {"name": "none", "search": {"methods": ["best_of"], "samples": 1}},
+        {"name": "best of 2", "search": {"methods": ["best_of"], "samples": 2}},
+        {"name": "repair", "search": {"methods": ["repair"]}},
+    ]
+    config = write_config(
+        tmp_path / "eval.yaml", {"searches": searches, "captions": 4, "batch_size": 4}
+    )
+    out = tmp_path / "out"
+    words = ["eval", "search", "--out", str(out), "--config", str(config)]
+    assert run(words) == 0
+    lines = [json.loads(line) for line in (out / "searches.jsonl").read_text().splitlines()]
+    none, two, repair = lines
+    assert none["cost"] == 1 and none["scores"]["total"]["gain"] == 0
+    assert two["image_tokens"] == 2 and two["scores"]["total"]["gain"] >= 0
+    assert repair["image_tokens"] == repair["plan_tokens"] == 1
+    assert "| best of 2 |" in (out / "scores.md").read_text()
+    assert (out / "gain.svg").read_text().count("<circle") == 3
+    # Finished searches are not run again; other settings are refused.
+    table = (out / "scores.md").read_bytes()
+    (out / "repair.jsonl").rename(tmp_path / "repair.jsonl")
+    assert run(words) == 0
+    assert (out / "repair.jsonl").read_bytes() == (tmp_path / "repair.jsonl").read_bytes()
+    assert (out / "scores.md").read_bytes() == table
+    assert run([*words, "--seed", "1"]) == 2
+    assert "seed 0, not 1" in capsys.readouterr().err
