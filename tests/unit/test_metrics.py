@@ -10,6 +10,7 @@ import math
 import os
 import pty
 import termios
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -207,7 +208,7 @@ def make_record(sample_index: int) -> SampleRecord:
 
 
 def test_samples_come_back_as_written(tmp_path):
-    records = [make_record(0), make_record(1)]
+    records = [make_record(0), replace(make_record(1), image_advantage=0.5)]
     write_samples(tmp_path, 10, records[:1])
     folder = write_samples(tmp_path, 10, records)
     assert folder == tmp_path / "step_000010"
@@ -219,7 +220,14 @@ def test_samples_come_back_as_written(tmp_path):
         assert (got.caption, got.plan_text) == (want.caption, want.plan_text)
         assert (got.caption_index, got.sample_index) == (3, want.sample_index)
         assert got.scores["sem"] == 0.5 and math.isnan(got.scores["pi"]) and math.isnan(got.total)
-        assert got.advantage == -0.25
+        assert got.advantage == -0.25 and got.image_advantage == want.image_advantage
+    lines = (folder / "samples.jsonl").read_text()
+    assert '"image_advantage": 0.5' in lines and '"image_advantage": null' in lines
+    # A line of an earlier version has one advantage for all tokens.
+    earlier = lines.replace(', "image_advantage": 0.5', "").replace(', "image_advantage": null', "")
+    assert "image_advantage" not in earlier
+    (folder / "samples.jsonl").write_text(earlier)
+    assert [r.image_advantage for r in read_samples(folder)] == [None, None]
     with Image.open(folder / "03_01.png") as raw_image:
         assert raw_image.size == (6, 8)
 
