@@ -21,6 +21,7 @@ from gotr1_jax.trainer.bootstrap import gain_interval
 LINES = "searches.jsonl"
 PLOT = "gain.svg"
 _WIDTH, _HEIGHT, _LEFT, _TOP = 640, 320, 60, 20
+_LINE, _LABEL = 12, 150  # of labels: their height, and the width that is kept free
 _NOTES = (
     "Cost is counted in tokens drawn, relative to the first row. Gains are differences to the "
     "first row with 95 % intervals by a paired bootstrap over captions.\n\n"
@@ -125,14 +126,19 @@ def draw_gains(points: Sequence[tuple[str, float, Mapping[str, float]]]) -> str:
         "drawn, relative to a single draw</text>"
         f'<text x="{_LEFT}" y="12">gain in total reward, 95 % interval</text>'
     )
-    for name, cost, gain in points:
+    labels: list[tuple[float, float]] = []
+    for name, cost, gain in sorted(points, key=lambda point: -point[2]["gain"]):
         at, height = x(cost), y(gain["gain"])
+        line = height + 4
+        while any(abs(line - b) < _LINE and abs(at - a) < _LABEL for a, b in labels):
+            line += 1
+        labels.append((at, line))
         if math.isfinite(gain["low"]):
             parts.append(
                 f'<path d="M{at:.1f} {y(gain["low"]):.1f}V{y(gain["high"]):.1f}" stroke="#888"/>'
             )
         parts.append(
             f'<circle cx="{at:.1f}" cy="{height:.1f}" r="4" fill="#1f6feb"/>'
-            f'<text x="{at + 7:.1f}" y="{height + 4:.1f}">{escape(name)}</text>'
+            f'<text x="{at + 7:.1f}" y="{line:.1f}">{escape(name)}</text>'
         )
     return "\n".join([*parts, "</svg>"]) + "\n"
