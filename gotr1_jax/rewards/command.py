@@ -91,9 +91,9 @@ def read_judge_options(options: argparse.Namespace) -> JudgeJob:
 def run(options: argparse.Namespace) -> None:
     """Runs `gotr1 judge` with the parsed command line."""
     read_value(RowCount | None, options.batch, "--batch")
+    calibration.check_options(options)
     if options.check is not None:
         return _check(options)
-    calibration.check_options(options)
     if (options.input is None) == (options.calibrate is None):
         raise InputError("give --input (samples to score) or --calibrate (labels), one of the two")
     if options.out is None:

@@ -264,6 +264,7 @@ PAIR = {"caption": "a", "images": ["1.png", "2.png"], "preferred": "a"}
         ("{", "labels.jsonl, line 4 is not JSON"),
         ({**GOOD, "image": "no.png"}, "line 4: there is no image .*data/no.png"),
         ({**GOOD, "labels": {"pi": "high"}}, "line 4: the labels of pi is 'high'; use a number"),
+        ({**GOOD, "labels": {"pi": 1e300}}, "the labels of pi is '1e.300'; .* at most 1e.09"),
         ({**GOOD, "labels": {}}, "line 4 has no labels of terms"),
         ({"image": "1.png", "caption": "a"}, "line 4 has no scores of terms"),
         ({**GOOD, "caption": 3}, "line 4 has no caption, a text"),
@@ -291,6 +292,7 @@ def test_labels_that_cannot_be_used(
         (["--repeats", "0"], "--repeats is 0; use 1 to 100"),
         (["--threshold", "pi"], "write it as TERM=LABEL"),
         (["--threshold", "pi=nan"], "write it as TERM=LABEL"),
+        (["--check", "x.py:f"], "--check tries a function and --calibrate a judge"),
         (["--input", "x"], "give --input .* or --calibrate .*, one of the two"),
     ],
 )
@@ -301,6 +303,17 @@ def test_options_that_cannot_be(
     assert re.search(message, capsys.readouterr().err)
     assert cli.run(["judge", "--input", "x", "--out", "o", "--repeats", "2"]) == 2
     assert "--repeats belongs to --calibrate" in capsys.readouterr().err
+    assert cli.run(["judge", "--calibrate", "x"]) == 2
+    assert "give --out, where to write" in capsys.readouterr().err
+
+
+def test_an_image_that_is_none_is_known_before_the_first_question(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "data" / "2.png").write_bytes(b"no image")
+    assert calibrate(folder, write(folder, *samples(0, 1, 1)), "shade", "--batch", "1") == 2
+    error = capsys.readouterr().err
+    assert "2.png" in error and "calibrate 1/3" not in error
 
 
 def test_too_few_labels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,9 @@ def check_options(options: argparse.Namespace) -> None:
         return
     if options.repeats is not None and not 1 <= options.repeats <= MOST_REPEATS:
         raise InputError(f"--repeats is {options.repeats}; use 1 to {MOST_REPEATS}")
-    if options.out.exists() and not options.out.is_dir():
+    if options.check is not None:
+        raise InputError("--check tries a function and --calibrate a judge; give one of the two")
+    if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file; with --calibrate it is a folder")
 
 

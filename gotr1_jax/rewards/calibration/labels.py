@@ -23,6 +23,7 @@ from gotr1_jax.rewards.stored_samples import StoredSample
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
 
 LEAST_SAMPLES = 3
+_LARGEST = 1e9  # of a label; squares of larger ones lose their digits
 _PREFERRED = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 
@@ -147,11 +148,19 @@ def _numbers(
     for term, number in numbers.items():
         if number is None and nullable:
             found[term] = math.nan
-        elif isinstance(number, int | float) and not isinstance(number, bool):
+        elif _is_usable(number):
             found[term] = float(number)
         else:
-            raise InputError(f"{where}: the {key} of {term} is {str(number)[:40]!r}; use a number")
+            raise InputError(
+                f"{where}: the {key} of {term} is {str(number)[:40]!r}; use a number of at most "
+                f"{_LARGEST:g}"
+            )
     return found
+
+
+def _is_usable(number: Any) -> bool:
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    return is_number and bool(abs(number) <= _LARGEST)
 
 
 def _text(value: Mapping[str, Any], key: str, where: str) -> str:

@@ -81,7 +81,12 @@ class TermCalibration:
 
 
 def ask_judge(judge: Judge, samples: Sequence[StoredSample], repeats: int, batch: int) -> Judged:
-    """The judge's scores of samples, asked `repeats` times."""
+    """The judge's scores of samples, asked `repeats` times.
+
+    InputError, before the first question, where an image cannot be read.
+    """
+    for sample in samples:
+        sample.read_request()
     scores = {term: np.full((repeats, len(samples)), math.nan) for term in judge.terms}
     counts, seconds = Counter[str](), 0.0
     biases: list[tuple[float, float]] = []
