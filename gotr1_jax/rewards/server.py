@@ -123,7 +123,8 @@ class RewardServerJudge:
             "<|obj_start|>red square<|obj_end|> <|box_start|>(125,250),(625,750)<|box_end|>"
         )
         one = JudgeRequest("a red square", plan, pixels)
-        count = min(2, self._config.batch_size)
+        # Two show that each gets a score of its own.
+        count = 2 if self.group_wise else min(2, self._config.batch_size)
         samples = [one, replace(one, image=pixels[:, ::-1])][:count]
         try:
             reply = run_async(self._ask_once(samples))
