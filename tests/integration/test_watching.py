@@ -51,7 +51,7 @@ def watched_values(checkpoint: Path, run_dir: Path, start: float = 0.5) -> dict[
     source = run_dir.parent / "humans.py"
     source.write_text(HUMANS.format(run=str(run_dir), start=start))
     values = grpo_values(checkpoint, run_dir)
-    values |= {"steps": 6, "checkpoint": {"every": 10, "keep": 1}}
+    values |= {"steps": 4, "checkpoint": {"every": 10, "keep": 1}}
     patience = {"term": "humans", "fall": 0.1, "evaluations": 2, "action": "restore_best"}
     values["evaluation"] |= {
         "every": 1, "judges": {"humans": {"python": f"{source}:score"}}, "patience": patience,
