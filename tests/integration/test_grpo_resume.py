@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from tiny import (
@@ -24,6 +25,7 @@ from gotr1_jax.errors import RunError
 from gotr1_jax.grpo import setup
 from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.trainer.metrics import read_metrics
+from gotr1_jax.trainer.samples import read_samples
 
 
 @pytest.fixture(autouse=True)
@@ -34,12 +36,14 @@ def quiet_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A whole run of one step."""
+    """A whole run of two steps, with one plan for both samples of a caption."""
     with compiled_once(tmp_path_factory.mktemp("programs")), pytest.MonkeyPatch.context() as patch:
         checkpoint = write_shapes(tmp_path_factory.mktemp("tiny") / "checkpoint")
         root = tmp_path_factory.mktemp("finished") / "run"
         judge_by_brightness(patch)
-        assert run_grpo(grpo_values(checkpoint, root) | {"steps": 2}) == 0
+        values = grpo_values(checkpoint, root) | {"steps": 2}
+        values["rollout"] |= {"pictures_per_plan": 2}
+        assert run_grpo(values) == 0
         yield root
 
 
@@ -77,6 +81,21 @@ def test_a_run_is_resumed_under_its_own_settings(finished, tmp_path, capsys, cap
     # The settings before are kept; the new ones do not allow further changes.
     assert (copy / "config_until_step_000002.yaml").read_bytes() == kept[root / "config.yaml"]
     assert yaml.safe_load((copy / "config.yaml").read_text())["allow_changes"] is False
+
+
+def test_samples_of_a_step_share_plans_and_those_of_an_evaluation_do_not(finished, capsys):
+    """Row (caption * K + plan) * M + image, here with K = 1 and M = 2."""
+    samples = read_samples(finished / "samples" / "step_000002")
+    assert [s.sample_index for s in samples] == [0, 1] * (len(samples) // 2)
+    for one, two in zip(samples[::2], samples[1::2]):
+        assert one.caption == two.caption and one.plan_text == two.plan_text
+        assert np.any(one.image != two.image) and one.scores != two.scores
+    values = yaml.safe_load((finished / "config.yaml").read_text())
+    assert run_grpo(values, "--rollout.pictures_per_plan", "1") == 2
+    assert "pictures_per_plan 2 -> 1" in capsys.readouterr().err
+    assert run_grpo(values, "--mesh.data", "4", "--run_dir", f"{finished}_4") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "plans sampled at once (rows / rollout.pictures_per_plan) is 2, which does not" in line
 
 
 def test_the_model_is_there_where_the_comparison_fails(finished, tmp_path, monkeypatch, capsys):

@@ -206,6 +206,15 @@ def test_what_is_asked_and_what_can_be_shared() -> None:
     assert sheet.size == (224, 448) and image.size == (100, 200)  # the image's own aspect
 
 
+def test_images_of_one_plan_share_the_questions_about_it() -> None:
+    """sem and spa are of the plan: one question for both images; the others are of each image."""
+    script = {"sem": [TEN], "spa": [TEN], "cat": ["[]", "[]"], "pi": [TEN, TEN]}
+    engine = LookupEngine(script)
+    results = judge_of(engine).judge([request(plan_text(CAT)), request(plan_text(CAT), shade=1)])
+    assert sorted(engine.asked[0]) == ["cat", "cat", "pi", "pi", "sem", "spa"]
+    assert all(result.scores["sem"] == result.scores["spa"] == 1 for result in results)
+
+
 def test_the_words_and_places_are_kept() -> None:
     engine = LookupEngine(
         {"sem": [score(7, "no hat")], "spa": [SILENT], "pi": ["what?", "hm"],
