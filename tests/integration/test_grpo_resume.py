@@ -56,7 +56,7 @@ def test_a_run_is_resumed_under_its_own_settings(finished, tmp_path, capsys, cap
     assert run_grpo(values, *words, "--reward.rule", "v1", "--samples_every", "1") == 2
     line = capsys.readouterr().err.splitlines()[-1]
     for said in (
-        "seed 0 -> 1", "learning_rate 0.01 -> 0.02", "captions 2 -> 4", 'rule "sum" -> "v1"',
+        "seed 0 -> 1", "learning_rate 0.01 -> 0.02", "captions 2 -> 4", 'total "sum" -> "v1"',
     ):  # fmt: skip
         assert said in line
     assert "samples_every" not in line
