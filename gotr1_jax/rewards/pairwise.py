@@ -63,9 +63,11 @@ class PairwiseConfig(CheckedConfig):
             )
         if self.of:
             try:
-                parse_expression(self.of)
+                names = parse_expression(self.of).names
             except ConfigError as error:
                 raise ConfigError(f"of {error}") from error
+            if not names:
+                raise ConfigError(f"of is {self.of!r}, equal for all samples; name a term")
         if self.plans and self.by == "scores":
             raise ConfigError("plans are shown in questions only; leave it out, or set by to it")
 

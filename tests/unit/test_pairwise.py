@@ -228,6 +228,7 @@ def test_fewer_opponents_are_the_same_pairs_in_another_batch() -> None:
         ({"of": "pi"}, "of is 'pi' and by is questions; leave out"),
         ({"by": "scores", "of": "pi", "plans": True}, "plans are shown in questions only"),
         ({"opponents": -1}, "opponents"),
+        ({"by": "scores", "of": "2 + 1"}, "equal for all samples; name a term"),
         ({"by": "scores", "of": "pi *"}, r"of is 'pi \*'; character 5: "),
     ],
 )
