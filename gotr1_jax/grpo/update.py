@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -197,7 +198,12 @@ def _loss_batch(part: PolicyBatch, new: TokenLogps) -> LossBatch:
     )
 
 
-_select_tokens = jax.jit(select_tokens, static_argnames="config")
+@partial(jax.jit, static_argnames="config")
+def _select_tokens(
+    entropy_BN: jax.Array, rows: TokenBatch, row_mask_B: jax.Array, config: TokenChoiceConfig
+) -> jax.Array:
+    valid_BN = rows.sampled_mask_BN & row_mask_B[:, None]
+    return select_tokens(entropy_BN, valid_BN, rows.is_image_BN, config)
 
 
 @dataclass(frozen=True)
@@ -251,10 +257,7 @@ def policy_batches(
             row_mask_B=row_mask_B,
         )
         if old is not None and learner.tokens is not None:
-            valid_BN = rows.sampled_mask_BN & row_mask_B[:, None]
-            selected_BN = _select_tokens(
-                old.entropy_BN, valid_BN, rows.is_image_BN, config=learner.tokens
-            )
+            selected_BN = _select_tokens(old.entropy_BN, rows, row_mask_B, config=learner.tokens)
             batch = replace(batch, selected_BN=selected_BN)
         batches.append(batch)
     return batches
