@@ -69,7 +69,9 @@ class NamedSearchConfig(CheckedConfig):
     def check(self) -> None:
         """A name that can be a file's."""
         if "/" in self.name or self.name.startswith(".") or len(self.name) > 100:
-            raise InputError(f"name is {self.name!r}; use a short one without / at most")
+            raise InputError(
+                f"name is {self.name!r}; use at most 100 characters without /, no dot first"
+            )
 
     @property
     def job(self) -> SearchJob:
