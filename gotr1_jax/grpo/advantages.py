@@ -258,10 +258,9 @@ def gdpo_advantages(
     image_PG = text_PG
     if scope != "sample":
         image_PG = total([found(t).advantages.image for t in terms.image], weights.image)
-    # Weights of opposite sign may cancel up to rounding.
-    largest_P = jnp.maximum(jnp.abs(text_PG).max(axis=1), jnp.abs(image_PG).max(axis=1))
-    zero_P = largest_P <= EPS
-    kept = PerModality(*(jnp.where(zero_P[:, None], 0.0, a) for a in (text_PG, image_PG)))
+    # What cancels is 0 but for rounding, which the batch's deviation must not enlarge.
+    kept = PerModality(*(jnp.where(jnp.abs(a) > EPS, a, 0.0) for a in (text_PG, image_PG)))
+    zero_P = (kept.text == 0).all(axis=1) & (kept.image == 0).all(axis=1)
     return SampleAdvantages(kept, known_PG, zero_P)
 
 
