@@ -125,7 +125,7 @@ def _rollouts(config: GrpoConfig, mesh: Mesh) -> tuple[SampledRows, SampledRows]
     rows, samples = rollout.rows_at_once, rollout.samples_per_caption
     held_out, tries = config.evaluation.captions, config.evaluation.samples
     at_once = captions_at_once(held_out, tries, rows, row_multiple(mesh))
-    step = SampledRows(rows // samples, samples, rollout.pictures_per_plan, rollout.rows // rows)
+    step = SampledRows(rows // samples, samples, rollout.images_per_plan, rollout.rows // rows)
     return step, SampledRows(at_once, tries)
 
 

@@ -112,7 +112,7 @@ def _smaller_rollout(config: Config, report: Report) -> GrpoConfig | None:
             return None
         return replace(config, rollout=replace(rollout, decode_batch=rollout.decode_batch // 2))
     captions = rollout.captions_at_once or rollout.captions_per_step
-    plans = rollout.samples_per_caption // rollout.pictures_per_plan
+    plans = rollout.samples_per_caption // rollout.images_per_plan
     if captions % 2 or captions // 2 * plans % row_multiple(mesh):
         return None
     return replace(config, rollout=replace(rollout, captions_at_once=captions // 2))

@@ -34,7 +34,7 @@ class AdvantageConfig(CheckedConfig):
     # terms that judge the plan, the image's from those that judge the image. tree: plans of a
     # caption are compared by the mean of their images, images with those of the same plan.
     # best_of_plan: only the best image of each plan is learned from, compared with the others'
-    # best. The last two need rollout.pictures_per_plan.
+    # best. The last two need rollout.images_per_plan.
     scope: AdvantageScope = "sample"
     # What plan and image learn from with scope segment or tree: an expression of term names as
     # reward.total. Empty: segment chooses by the terms' own `stage`, tree takes reward.total.

@@ -41,7 +41,7 @@ from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
 from gotr1_jax.trainer.config import JobConfig
 
 # What a mesh must divide, by its setting.
-PLANS_AT_ONCE = "the number of plans sampled at once (rows / rollout.pictures_per_plan)"
+PLANS_AT_ONCE = "the number of plans sampled at once (rows / rollout.images_per_plan)"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class RolloutConfig(CheckedConfig):
     # Images sampled after each plan, M: samples_per_caption / M plans a caption, each sampled once;
     # its M images share its tokens and its KV cache. 1: every sample has a plan of its own.
     # Evaluations always sample so.
-    pictures_per_plan: RowCount = 1
+    images_per_plan: RowCount = 1
     max_plan_tokens: TokenCount = 600
     # 1: none.
     guidance: Annotated[float, Range("[1, 1000]")] = 5.0
@@ -129,7 +129,7 @@ class RolloutConfig(CheckedConfig):
     @property
     def plans_at_once(self) -> int:
         """Plans per sampling batch."""
-        return self.rows_at_once // self.pictures_per_plan
+        return self.rows_at_once // self.images_per_plan
 
     @property
     def sampling(self) -> SamplerConfig:
@@ -149,9 +149,9 @@ class RolloutConfig(CheckedConfig):
                 f"captions_at_once is {at_once}; use a divisor of captions_per_step, which is "
                 f"{captions}, or 0 for all of them"
             )
-        if self.samples_per_caption % self.pictures_per_plan:
+        if self.samples_per_caption % self.images_per_plan:
             raise ConfigError(
-                f"pictures_per_plan is {self.pictures_per_plan}; use a divisor of "
+                f"images_per_plan is {self.images_per_plan}; use a divisor of "
                 f"samples_per_caption, which is {self.samples_per_caption}, or 1 for a plan of its "
                 "own for every sample"
             )
@@ -298,7 +298,7 @@ class GrpoConfig(JobConfig):
             check_known(where, expression.text, expression, reward.terms, scored)
             if advantage.kind == "gdpo":
                 check_sum(where, expression)
-        check_tree(advantage, rollout.pictures_per_plan, rollout.samples_per_caption)
+        check_tree(advantage, rollout.images_per_plan, rollout.samples_per_caption)
         check_sources(reward.terms, scored, self.evaluation.samples)
         self._check_watched(set(scored))
         captions, groups = self.rollout.captions_per_step, self.update.updates_per_rollout

@@ -91,5 +91,5 @@ class Credit:
 
 def make_credit(config: GrpoConfig) -> Credit:
     """The credit of a job."""
-    images = config.rollout.pictures_per_plan
+    images = config.rollout.images_per_plan
     return Credit(config.advantage, config.reward.terms, config.learned_from, images)

@@ -94,11 +94,11 @@ def check_tree(advantage: AdvantageConfig, images_per_plan: int, samples: int) -
     if images_per_plan == 1:
         raise ConfigError(
             f"advantage.scope is {advantage.scope}, which compares images of one plan, but "
-            "rollout.pictures_per_plan is 1; give a plan more, or use another scope"
+            "rollout.images_per_plan is 1; give a plan more, or use another scope"
         )
     if images_per_plan == samples and advantage.scope == "best_of_plan":
         raise ConfigError(
             "advantage.scope is best_of_plan, which compares plans of a caption, but "
-            f"rollout.pictures_per_plan {images_per_plan} leaves one of {samples} "
+            f"rollout.images_per_plan {images_per_plan} leaves one of {samples} "
             "samples_per_caption"
         )

@@ -50,7 +50,7 @@ def step_metrics(
         "plan/boxes": float(table.boxes_B.mean()),
         # Plans that try to score themselves.
         "plan/score_like_text": float(table.score_like_B.mean()),
-        **step_diversity(table.keys, scored.group_size, config.rollout.pictures_per_plan),
+        **step_diversity(table.keys, scored.group_size, config.rollout.images_per_plan),
         **advantage_metrics(groups),
         **_policy_metrics(results),
         "time/rollout": rollout_seconds - scored.reward_seconds,

@@ -221,7 +221,7 @@ class RolloutWorker:
 
     def sample(
         self, params: Any, prompts: Prompts, group_size: int, seed: int, step: int, first: int = 0,
-        pictures_per_plan: int = 1,
+        images_per_plan: int = 1,
     ) -> Rollout:  # fmt: skip
         """Sample `group_size` plans and images for each prompt, caption-major, then plan-major.
 
@@ -229,14 +229,14 @@ class RolloutWorker:
           params: decode weights, what `sampler.prepare` makes.
           prompts: of a step; their indices choose the random streams.
           seed, step, first: of the random streams; `first` numbers a caption's first sample.
-          pictures_per_plan: rows in a row that share one plan; it divides `group_size`.
+          images_per_plan: rows in a row that share one plan; it divides `group_size`.
         """
         parts, captions_at_once = [], max(1, self.rows_at_once // group_size)
         for start in range(0, len(prompts), captions_at_once):
             part = prompts.take(range(start, min(start + captions_at_once, len(prompts))))
             index_P = jnp.asarray([prompt.index for prompt in part.prompts], jnp.int32)
             keys_B = row_keys(seed, step, index_P, group_size, first)
-            sampled = self.sampler(params, part.batch(), keys_B, group_size, pictures_per_plan)
+            sampled = self.sampler(params, part.batch(), keys_B, group_size, images_per_plan)
             # Else the loops of the next part would get their memory before this one ends.
             parts.append(jax.block_until_ready(sampled))
         return parts[0] if len(parts) == 1 else concatenate_on_mesh(parts)

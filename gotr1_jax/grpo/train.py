@@ -106,7 +106,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
 def _sample_and_score(job: GrpoJob, params: Any, step: int, resample_round: int) -> ScoredRollout:
     """One group of plans and images for each of the next captions, and their rewards."""
     rollout, seed = job.config.rollout, job.config.seed
-    G, images = rollout.samples_per_caption, rollout.pictures_per_plan
+    G, images = rollout.samples_per_caption, rollout.images_per_plan
     prompts = job.prompts.take(next(job.batches).indices_P)
     # A caption that comes up again in a later round gets other samples.
     first_sample = resample_round * G

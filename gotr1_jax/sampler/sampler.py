@@ -199,21 +199,21 @@ class Sampler:
 
     def __call__(
         self, params: PolicyWeights, prompts: PromptBatch, keys_B: jax.Array,
-        samples_per_caption: int, pictures_per_plan: int = 1,
+        samples_per_caption: int, images_per_plan: int = 1,
     ) -> Rollout:  # fmt: skip
-        """Sample an image for every row, and a plan for every `pictures_per_plan` rows.
+        """Sample an image for every row, and a plan for every `images_per_plan` rows.
 
         Args:
           params: from `prepare`.
           prompts: P captions.
           keys_B: B = P * samples_per_caption keys, caption-major (`row_keys`).
           samples_per_caption: G.
-          pictures_per_plan: M, a divisor of G. A plan is sampled with the key of its first row:
+          images_per_plan: M, a divisor of G. A plan is sampled with the key of its first row:
             its text and that row's image are at different positions.
 
         Raises InputError when M does not divide G, or the B / M plans do not divide over the mesh.
         """
-        M = pictures_per_plan
+        M = images_per_plan
         prompts, keys_B, plan_keys = self._place(prompts, keys_B, samples_per_caption, M)
         cached, plans, rows = self._run_plans(params, prompts, plan_keys)
         logp_BT = plans.logp_BT

@@ -207,7 +207,7 @@ def test_suggest_samples_fewer_captions_at_once(rollouts) -> None:
 def test_images_that_share_plans_need_less_memory(rollouts) -> None:
     """Plans are sampled and cached once for 4 images; the evaluation samples a plan an image."""
     config, compiler, flat = rollouts
-    rollout = replace(config.rollout, pictures_per_plan=4)
+    rollout = replace(config.rollout, images_per_plan=4)
     tree = compile_job(replace(config, rollout=rollout), compiler.target, ModelSizes(), compiler)
     old, new = ({p.program.name: p for p in report.programs} for report in (flat, tree))
     loop, images = "plan loop, last bucket", "image loop, last bucket"
@@ -220,7 +220,7 @@ def test_images_that_share_plans_need_less_memory(rollouts) -> None:
     assert new[f"{images}, eval"].argument_bytes > old[images].argument_bytes  # of 16 captions
     assert new[f"{images}, eval"].program.runs_per_step == 0
     assert f"{loop}, eval" not in old
-    alone = replace(config.rollout, pictures_per_plan=16)
+    alone = replace(config.rollout, images_per_plan=16)
     bare = replace(config, rollout=alone, update=UpdateConfig(), mesh=MeshConfig(data=8))
     with pytest.raises(InputError, match="4 captions of 16 samples, 16 a plan: their plans is 4"):
         compile_job(bare, find_target("cpu:8"), ModelSizes())

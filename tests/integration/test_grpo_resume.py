@@ -42,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         root = tmp_path_factory.mktemp("finished") / "run"
         judge_by_brightness(patch)
         values = grpo_values(checkpoint, root) | {"steps": 2}
-        values["rollout"] |= {"pictures_per_plan": 2}
+        values["rollout"] |= {"images_per_plan": 2}
         assert run_grpo(values) == 0
         yield root
 
@@ -91,11 +91,11 @@ def test_samples_of_a_step_share_plans_and_those_of_an_evaluation_do_not(finishe
         assert one.caption == two.caption and one.plan_text == two.plan_text
         assert np.any(one.image != two.image) and one.scores != two.scores
     values = yaml.safe_load((finished / "config.yaml").read_text())
-    assert run_grpo(values, "--rollout.pictures_per_plan", "1") == 2
-    assert "pictures_per_plan 2 -> 1" in capsys.readouterr().err
+    assert run_grpo(values, "--rollout.images_per_plan", "1") == 2
+    assert "images_per_plan 2 -> 1" in capsys.readouterr().err
     assert run_grpo(values, "--mesh.data", "4", "--run_dir", f"{finished}_4") == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "plans sampled at once (rows / rollout.pictures_per_plan) is 2, which does not" in line
+    assert "plans sampled at once (rows / rollout.images_per_plan) is 2, which does not" in line
 
 
 def test_the_model_is_there_where_the_comparison_fails(finished, tmp_path, monkeypatch, capsys):

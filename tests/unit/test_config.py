@@ -100,12 +100,12 @@ FAULTS = {
         "rollout.captions_at_once is 3; use a divisor of captions_per_step, which is 2, or 0",
     ),
     "part of a plan's pictures": (
-        {"rollout.pictures_per_plan": 4},
-        "rollout.pictures_per_plan is 4; use a divisor of samples_per_caption, which is 2, or 1",
+        {"rollout.images_per_plan": 4},
+        "rollout.images_per_plan is 4; use a divisor of samples_per_caption, which is 2, or 1",
     ),
     "no picture": (
-        {"rollout.pictures_per_plan": 0},
-        "rollout.pictures_per_plan is 0; it must be in [1, 1048576]",
+        {"rollout.images_per_plan": 0},
+        "rollout.images_per_plan is 0; it must be in [1, 1048576]",
     ),
     "micro-batch": ({"update.micro_batch": 3}, "update.micro_batch 3 does not divide the 4 rows"),
     "shares of a rollout": (

@@ -86,7 +86,7 @@ def parts_of(name: str) -> set[str]:
 
 def wrong_names(source: str) -> list[str]:
     """Names of a module that hold a word of `NAMES` or are one of `CLASSES`."""
-    allowed = {"fold_in", "pictures_per_plan"}  # names of jax, and of a configuration
+    allowed = {"fold_in"}  # a name of jax
     return sorted(
         name
         for name in names_in(source) - allowed

@@ -242,7 +242,7 @@ def test_terms_say_whose_tokens_they_teach() -> None:
     # Any assignment of one's own; without one a tree compares the whole total.
     given = {"scope": "segment", "text": "sem + pi", "image": "min(pi, ri)"}
     assert learned(settings(advantage=given)) == ("sem + pi", "min(pi, ri)")
-    tree = {"advantage": {"scope": "tree", "image": "pi"}, "rollout": {"pictures_per_plan": 4}}
+    tree = {"advantage": {"scope": "tree", "image": "pi"}, "rollout": {"images_per_plan": 4}}
     assert learned(settings(**tree)) == (settings().reward.expression.text, "pi")
     # gspo has a ratio for each of what is compared.
     loss = {"kind": "gspo"}
@@ -319,15 +319,15 @@ def test_statistics_of_advantages_are_of_the_samples_in_the_loss() -> None:
             {"advantage": {"scope": "segment"}, "reward": {"total": "pi * ri"}},
             r"has no term that judges the plan \(pi image, ri image\); set advantage.text",
         ),
-        ({"advantage": {"scope": "tree"}}, "advantage.scope is tree, .*pictures_per_plan is 1;"),
+        ({"advantage": {"scope": "tree"}}, "advantage.scope is tree, .*images_per_plan is 1;"),
         (
-            {"advantage": {"scope": "best_of_plan"}, "rollout": {"pictures_per_plan": 16}},
-            "pictures_per_plan 16 leaves one of 16",
+            {"advantage": {"scope": "best_of_plan"}, "rollout": {"images_per_plan": 16}},
+            "images_per_plan 16 leaves one of 16",
         ),
         (
             {
                 "advantage": {"scope": "best_of_plan", "kind": "gdpo"},
-                "rollout": {"pictures_per_plan": 4},
+                "rollout": {"images_per_plan": 4},
             },
             "advantage.kind is gdpo with scope best_of_plan",
         ),
