@@ -15,6 +15,10 @@ class RunError(GotR1Error):
     exit_code = 1
 
 
+class UnreachableError(RunError):
+    """A server does not answer, and may do so later."""
+
+
 class Stopped(GotR1Error):
     """The run stopped on request, without an error. 75 is EX_TEMPFAIL of sysexits.h: try again."""
 

@@ -24,9 +24,7 @@ from gotr1_jax.grpo.diversity import (
     diversity_means,
     overall_diversity,
 )
-from gotr1_jax.grpo.measure import (
-    MEASURED_UNDER,
-)
+from gotr1_jax.grpo.measure import MEASURED_UNDER
 from gotr1_jax.grpo.patience import DIVERSITY
 from gotr1_jax.grpo.rollout import Prompts, RolloutWorker
 from gotr1_jax.io.files import write_json_atomic
@@ -234,12 +232,7 @@ def format_table(before: Evaluation, after: Evaluation, interval: tuple[float, f
     old, new = before.means, after.means
     width = max(7, *map(len, names)) + 1
     lines = [f"{'':{width}}{'before':>9}{'after':>9}{'gain':>9}"]
-    for name in names:
-        numbers = old[name], new[name], new[name] - old[name]
-        # Numbers too long for a column would join their neighbours.
-        spec = ".3f" if all(abs(n) < 1e3 or n != n for n in numbers) else ".1e"
-        cells = "".join(f"{n:{sign}9{spec}}" for n, sign in zip(numbers, ("", "", "+")))
-        lines.append(f"{name:{width}}{cells}")
+    lines += [f"{name:{width}}{_cells(old[name], new[name])}" for name in names]
     low, high = interval
     gain = new["total"] - old["total"]
     change = f"{gain / old['total']:+.0%}" if old["total"] > 0 else f"{gain:+.3f}"
@@ -248,6 +241,14 @@ def format_table(before: Evaluation, after: Evaluation, interval: tuple[float, f
         f"gain 95% interval [{low:+.3f}, {high:+.3f}] (paired bootstrap)"
     )
     return "\n".join(lines)
+
+
+def _cells(old: float, new: float) -> str:
+    """A value before and after, and its gain, in columns of 9 characters."""
+    numbers = old, new, new - old
+    # Numbers too long for a column would join their neighbours.
+    spec = ".3f" if all(abs(n) < 1e3 or n != n for n in numbers) else ".1e"
+    return "".join(f"{n:{sign}9{spec}}" for n, sign in zip(numbers, ("", "", "+")))
 
 
 def compare_watched(before: Evaluation, after: Evaluation) -> dict[str, Any]:
@@ -262,10 +263,11 @@ def compare_watched(before: Evaluation, after: Evaluation) -> dict[str, Any]:
 
 def format_watched(before: Evaluation, after: Evaluation) -> str:
     """As the lines of `format_table`, of watched terms and of diversity; empty without any."""
-    lines = []
-    for title, parts in compare_watched(before, after).items():
+    compared, lines = compare_watched(before, after), []
+    width = max((len(name) for parts in compared.values() for name in parts["after"]), default=0)
+    for title, parts in compared.items():
         lines.append("watched, never trained on" if title == WATCHED else title)
-        for name in parts["after"]:
-            old, new = parts["before"].get(name, math.nan), parts["after"][name]
-            lines.append(f"  {name:18}{old:9.3f}{new:9.3f}{new - old:+9.3f}")
+        for name, new in parts["after"].items():
+            old = parts["before"].get(name, math.nan)
+            lines.append(f"  {name:{width + 1}}{_cells(old, new)}")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,6 @@ class HeldOut:
             job.config, job.heldout.captions, job.worker.judge.identity,
             run.inputs.get("policy.init", ""),
         )  # fmt: skip
-        # Files of runs without watched terms say nothing of them.
-        self._under |= watched_identity(job.watched)
         stored = run.restored_meta.get("patience")
         self.patience = Patience(job.config.evaluation.patience, stored)
         best = self.patience.state.best_step
@@ -58,9 +57,20 @@ class HeldOut:
         self.final_step = run.step
 
     @property
+    def _all_under(self) -> dict[str, str]:
+        """With the watched terms whose judges are known by now."""
+        return {**self._under, **watched_identity(self._watched)}
+
+    @property
     def measure(self) -> str:
-        """A name for what the scores are measured under: those of other names do not compare."""
-        chosen = {} if self.patience.score is None else {"best": self.patience.term}
+        """A name for what the score is measured under: those of other names do not compare.
+
+        Terms that are only watched may come and go without a new best.
+        """
+        if self.patience.score is None:
+            return digest(self._under)
+        term = self.patience.term
+        chosen = {"best": term, **watched_identity([j for j in self._watched if j.name == term])}
         return digest({**self._under, **chosen})
 
     def before(self, job: GrpoJob, state: TrainState, first_step: int) -> Evaluation | None:
@@ -113,13 +123,14 @@ class HeldOut:
                     f"{path} has {', '.join(sorted(terms))} of {captions} captions, and not "
                     f"{', '.join(self._worker.judge.terms)} of {len(self._prompts)}"
                 )
-            check_measured_under(values.get(MEASURED_UNDER), self._under, str(path))
+            check_measured_under(values.get(MEASURED_UNDER), self._all_under, str(path))
             if self._is_lost(found):
                 raise InputError(f"{path} has no score, as the judge gave none")
         except InputError as error:
             _log.warning("%s: %s; the model before training is evaluated again", path.name, error)
             return None
-        return found
+        names = {judge.name for judge in self._watched}
+        return replace(found, watched={n: v for n, v in found.watched.items() if n in names})
 
     def after_step(self, job: GrpoJob, state: TrainState, run: Run) -> dict[str, float]:
         """Metrics of the evaluation in steps that have one; else empty.
@@ -181,7 +192,8 @@ class HeldOut:
         """Scores all held-out captions under decode weights; writes `name`.json and samples."""
         found = evaluate(
             self._worker, params, self._prompts, self._config.evaluation, name, self._root,
-            rows=self._config.rollout.rows_at_once, multiple=self._multiple, under=self._under,
+            rows=self._config.rollout.rows_at_once, multiple=self._multiple,
+            under=self._all_under,
         )  # fmt: skip
         if found.counts is not None and found.counts.unscored:
             cause, samples = found.counts.cause, found.counts.samples

@@ -52,8 +52,8 @@ def check_measured_under(stored: object, wanted: Mapping[str, str], where: str) 
     for name, value in wanted.items():
         if stored.get(name) != value:
             raise InputError(
-                f"{where} was measured under another {name}: {str(stored.get(name))[:200]}, now "
-                f"{value[:200]}"
+                f"{where} was measured under another {name}: "
+                f"{str(stored.get(name, 'none'))[:200]}, now {value[:200]}"
             )
 
 

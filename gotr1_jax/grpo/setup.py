@@ -151,8 +151,7 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
         judge = make_judge(
             config.judge, run.dir.root / "judge_cache", local_mesh(run.mesh), config.reward.terms
         )
-        watched_cache = run.dir.root / "judge_cache" / "watched"
-        watched = make_watched(config.evaluation.judges, watched_cache, local_mesh(run.mesh))
+        watched = _watched_judges(config.evaluation, run)
     if not any(part.kind == "http" for part in (config.judge, *config.judge.also)):
         # What a server is may be unknown for a while; a judge of this process is what it is.
         run.check_inputs({"judge": judge.identity})
@@ -173,6 +172,12 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
         mesh=run.mesh,
         watched=watched,
     )
+
+
+def _watched_judges(config: EvaluationConfig, run: Run) -> tuple[WatchedJudge, ...]:
+    needed = () if config.patience is None else (config.patience.term,)
+    cache = run.dir.root / "judge_cache" / "watched"
+    return make_watched(config.judges, cache, local_mesh(run.mesh), needed)
 
 
 def train_captions(

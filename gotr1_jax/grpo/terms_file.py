@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gotr1_jax.config import to_plain
 from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.grpo.watched import WatchedJudge
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
 from gotr1_jax.rewards.base import Judge, term_meanings
@@ -14,27 +15,35 @@ from gotr1_jax.rewards.terms import TermConfig
 from gotr1_jax.trainer.run_dir import RunDir
 
 
-def write_terms(run: RunDir, config: GrpoConfig, judge: Judge, note: Callable[[str], None]) -> None:
+def write_terms(
+    run: RunDir, config: GrpoConfig, judge: Judge, watched: Sequence[WatchedJudge],
+    note: Callable[[str], None],
+) -> None:  # fmt: skip
     """Writes the file, and notes which terms of the configuration are only watched."""
     with raise_on_all_processes():
         if is_main_process():
-            write_json_atomic(run.terms, describe_terms(config, judge))
+            write_json_atomic(run.terms, describe_terms(config, judge, watched))
     for name in config.reward.watched:
         note(f"reward.terms: {name} is not in reward.total: it is watched, never trained on")
 
 
-def describe_terms(config: GrpoConfig, judge: Judge) -> dict[str, Any]:
-    """The total as given and as a formula, and an entry for each term that the judge scores."""
+def describe_terms(
+    config: GrpoConfig, judge: Judge, watched: Sequence[WatchedJudge] = ()
+) -> dict[str, Any]:
+    """The total as given and as a formula, an entry for each term that the judge scores, and one
+    for each term that evaluations watch."""
     reward, known, usual = config.reward, term_meanings(judge), TermConfig()
     entries = []
     for name in judge.terms:
         term = reward.terms.get(name, usual)
-        settings = {key: to_plain(getattr(term, key)) for key in ("weight", "scale", "clip")}
-        entries.append({
-            "name": name,
-            "meaning": term.meaning or known[name],
-            "source": term.source,
-            "in_total": name in reward.expression.names,
-            **settings,
-        })  # fmt: skip
-    return {"total": reward.total, "formula": reward.expression.text, "terms": entries}
+        entry = _entry(name, term, term.meaning or known[name])
+        entries.append({**entry, "in_total": name in reward.expression.names})
+    return {
+        "total": reward.total, "formula": reward.expression.text, "terms": entries,
+        "watched": [_entry(one.name, one.term, one.meaning) for one in watched],
+    }  # fmt: skip
+
+
+def _entry(name: str, term: TermConfig, meaning: str) -> dict[str, Any]:
+    settings = {key: to_plain(getattr(term, key)) for key in ("weight", "scale", "clip")}
+    return {"name": name, "meaning": meaning, "source": term.source, **settings}

@@ -18,7 +18,7 @@ from gotr1_jax.report.evaluations import early_end, evaluation_charts
 from gotr1_jax.report.load import RunData, load_run
 from gotr1_jax.report.scores import JudgeTable, ReportSample, judge_tables, letter
 from gotr1_jax.report.sections import build_charts, entropy_targets
-from gotr1_jax.report.terms import TOTAL
+from gotr1_jax.report.terms import NEVER_TRAINED_ON, TOTAL
 from gotr1_jax.trainer.run_dir import RunDir
 
 MAX_RECORDS = 512  # training samples on the page; a sample takes about 8 KB
@@ -67,7 +67,7 @@ def build_table(
         rows.append(
             TermRow(
                 name=name,
-                meaning="watched, never trained on" if name in watched else meanings.get(name, ""),
+                meaning=meanings.get(name, NEVER_TRAINED_ON if name in watched else ""),
                 before=format_decimals(old),
                 after=format_decimals(new),
                 change=format_signed(gain),

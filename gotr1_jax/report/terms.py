@@ -12,6 +12,7 @@ from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.rewards import published
 
 TOTAL = "total"
+NEVER_TRAINED_ON = "watched, never trained on"
 _METRIC = re.compile(r"reward/([^/]+)/mean")
 
 
@@ -34,12 +35,13 @@ def read_meanings(path: Path, problems: list[str]) -> dict[str, str]:
 
 def _own_terms(stored: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
-    terms = stored.get("terms")
-    for entry in terms if isinstance(terms, list) else ():
-        if isinstance(entry, dict) and isinstance(name := entry.get("name"), str):
-            meaning = entry.get("meaning")
-            parts = [meaning] if isinstance(meaning, str) and meaning else []
-            found[name] = "; ".join([*parts, *_settings(entry)])
+    for kind, note in (("terms", ()), ("watched", (NEVER_TRAINED_ON,))):
+        entries = stored.get(kind)
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict) and isinstance(name := entry.get("name"), str):
+                meaning = entry.get("meaning")
+                parts = [meaning] if isinstance(meaning, str) and meaning else []
+                found.setdefault(name, "; ".join([*parts, *_settings(entry), *note]))
     return found
 
 

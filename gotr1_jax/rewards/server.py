@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import httpx2
 import numpy as np
 
-from gotr1_jax.errors import ConfigError, RunError
+from gotr1_jax.errors import ConfigError, RunError, UnreachableError
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.rewards.scorer_configs import RewardServerConfig
@@ -75,8 +75,8 @@ class RewardServerJudge:
           section: of the configuration, for messages.
           wait: awaited with seconds between tries.
 
-        InputError where address or key cannot be used; RunError where the server cannot be
-        reached, refuses, or answers something else than scores.
+        InputError where address or key cannot be used; UnreachableError where the server does not
+        answer; RunError where it refuses, or answers something else than scores.
         """
         self.terms: tuple[str, ...] = tuple(terms)
         if config.score and len(self.terms) != 1:
@@ -132,7 +132,7 @@ class RewardServerJudge:
             hint = _HINTS.get(refusal.status, "see the server's log").format(section=self._section)
             raise RunError(f"{self._who()} refuses: {refusal}; {hint}") from refusal
         except TransientError as failure:
-            raise RunError(
+            raise UnreachableError(
                 f"{self._who()} does not answer: {failure}; start it first, or check "
                 f"{self._section}.url"
             ) from failure

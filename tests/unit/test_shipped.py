@@ -26,6 +26,7 @@ SCHEMAS = {
     "sft": SftConfig,
     "grpo": GrpoConfig,
     "ablation": AblationConfig,
+    "methods": AblationConfig,
 }
 
 
@@ -83,6 +84,6 @@ def test_every_file_of_the_package_is_installed() -> None:
     files = {p for p in (ROOT / "gotr1_jax").rglob("*") if p.is_file()}
     files = {p for p in files if p.suffix != ".py" and "__pycache__" not in p.parts}
     assert files == {path for path in installed if path.is_file()}
-    manifest = (ROOT / "MANIFEST.in").read_text("utf-8")
-    folders = {path.parent.relative_to(ROOT).as_posix() for path in files}
-    assert {f for f in folders if f"recursive-include {f} *" not in manifest} == set()
+    lines = (ROOT / "MANIFEST.in").read_text("utf-8").splitlines()
+    with_all = {ROOT / line.split()[1] for line in lines if line.endswith(" *")}
+    assert {path for path in files if not with_all & set(path.parents)} == set()

@@ -13,12 +13,14 @@ from gotr1_jax.grpo.alarms import _reason
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import Evaluation, format_table
 from gotr1_jax.grpo.terms_file import describe_terms, write_terms
+from gotr1_jax.grpo.watched import WatchedJudge
 from gotr1_jax.report.load import Metrics
 from gotr1_jax.report.page import build_table
 from gotr1_jax.report.sections import build_charts
 from gotr1_jax.report.terms import read_meanings
 from gotr1_jax.rewards.combine import NO_TOTAL, without_total
 from gotr1_jax.rewards.shapes import ShapesJudge
+from gotr1_jax.rewards.terms import TermConfig
 from gotr1_jax.trainer.run_dir import RunDir
 
 NAN = float("nan")
@@ -44,15 +46,19 @@ def test_the_terms_file_and_what_the_page_reads_of_it(tmp_path: Path) -> None:
     }
     config = from_dict(GrpoConfig, {"run_dir": "r", "steps": 1, "reward": reward})
     notes: list[str] = []
-    write_terms(RunDir(tmp_path), config, Own(), notes.append)
+    humans = WatchedJudge("humans", from_dict(TermConfig, {"python": "m:h", "scale": 2}), Own)
+    write_terms(RunDir(tmp_path), config, Own(), [humans], notes.append)
     assert notes == ["reward.terms: seen is not in reward.total: it is watched, never trained on"]
     stored = json.loads((tmp_path / "terms.json").read_text())
-    assert stored == describe_terms(config, Own()) and stored["formula"] == f"sem * {LONG}"
+    assert (
+        stored == describe_terms(config, Own(), [humans]) and stored["formula"] == f"sem * {LONG}"
+    )
     meanings = read_meanings(tmp_path / "terms.json", [])
     assert list(meanings)[:4] == ["total", "sem", LONG, "seen"]
     assert meanings["total"] == f"sem * {LONG}" and meanings["sem"] == "the plan's names"
     assert meanings[LONG] == "mine; weight 0.5; clipped to [-1.0, 2.0]"
     assert meanings["seen"] == "as the configuration says; watched, not in the total"
+    assert meanings["humans"] == "the plan's names; scale 2; watched, never trained on"
 
 
 def test_a_damaged_terms_file_is_a_line_and_loses_nothing(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 from gotr1_jax.config import from_dict
-from gotr1_jax.errors import InputError, RunError, Stopped
+from gotr1_jax.errors import InputError, RunError, Stopped, UnreachableError
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import Evaluation, compare_watched, format_watched
 from gotr1_jax.grpo.watched import WatchedJudge, make_watched, warn_unscored, watched_identity
@@ -23,6 +25,7 @@ from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.rewards.terms import TermConfig
 
 NAN = math.nan
+TASTE = TermConfig(python="m:f")
 REQUESTS = [JudgeRequest(c, parse_plan(c), np.zeros((2, 2, 3), np.uint8)) for c in ("a", "b", "c")]
 
 
@@ -43,7 +46,7 @@ class Fixed:
 
 def test_scores_are_scaled_and_clipped_and_nan_stays():
     term = TermConfig(python="m:f", scale=0.1, clip=(0.0, 1.0), weight=2.0)
-    judge = WatchedJudge("taste", Fixed((5.0, 20.0, NAN)), term)
+    judge = WatchedJudge("taste", term, lambda: Fixed((5.0, 20.0, NAN)))
     found = judge.score(REQUESTS)
     np.testing.assert_array_equal(found, np.float32([1.0, 2.0, NAN]))
     assert found.dtype == np.float32 and judge.score([]).shape == (0,)
@@ -52,12 +55,12 @@ def test_scores_are_scaled_and_clipped_and_nan_stays():
 
 def test_a_watched_judge_that_fails_leaves_nan_and_a_line(caplog):
     for error in (RunError("the server at :9000 is down"), InputError("wrong length")):
-        judge = WatchedJudge("taste", Fixed(error=error), TermConfig(python="m:f"))
+        judge = WatchedJudge("taste", TASTE, partial(Fixed, error=error))
         assert np.isnan(judge.score(REQUESTS)).all()
         warn_unscored("eval_before", [judge])
         assert f"taste could not be scored for 3 samples; most often: {error}" in caplog.text
     with pytest.raises(Stopped):
-        WatchedJudge("taste", Fixed(error=Stopped("now")), TermConfig(python="m:f")).score(REQUESTS)
+        WatchedJudge("taste", TASTE, lambda: Fixed(error=Stopped("now"))).score(REQUESTS)
 
 
 def test_a_watched_function_that_is_not_there_is_named(tmp_path: Path):
@@ -65,6 +68,40 @@ def test_a_watched_function_that_is_not_there_is_named(tmp_path: Path):
         make_watched({"taste": TermConfig(python="nowhere.py:score")}, tmp_path)
     assert make_watched({}, tmp_path / "none") == () and not (tmp_path / "none").exists()
     assert watched_identity([]) == {}
+
+
+def test_a_server_that_does_not_answer_is_a_warning_and_is_asked_again(caplog):
+    asked = []
+
+    def make() -> Fixed:
+        asked.append(1)
+        if len(asked) < 3:
+            raise UnreachableError("nobody at :9000")
+        return Fixed((1.0, 2.0, 3.0))
+
+    with pytest.raises(UnreachableError):
+        WatchedJudge("taste", TASTE, make)
+    judge = WatchedJudge("taste", TermConfig(python="m:f", meaning="mine"), make, is_needed=False)
+    assert "judges.taste has no scores until its server answers: nobody at :9000" in caplog.text
+    assert watched_identity([judge]) == {} and judge.meaning == "mine"
+    asked.pop()
+    # Once an evaluation, however many parts it has.
+    assert np.isnan([judge.score(REQUESTS), judge.score(REQUESTS)]).all() and len(asked) == 2
+    assert judge.pop_failures() == (6, "nobody at :9000")
+    np.testing.assert_array_equal(judge.score(REQUESTS), np.float32([1, 2, 3]))
+    assert judge.pop_failures() == (0, "") and len(asked) == 3
+    assert list(watched_identity([judge])) == ["watched term taste"]
+
+
+def test_only_the_server_of_patience_must_answer_when_a_run_starts(tmp_path: Path, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/score"
+    http = from_dict(TermConfig, {"http": {"url": url, "model": "ocr", "retries": 0}})
+    (judge,) = make_watched({"ocr": http}, tmp_path)
+    assert np.isnan(judge.score(REQUESTS)).all() and "does not answer" in judge.pop_failures()[1]
+    with pytest.raises(RunError, match=r"evaluation\.judges\.ocr: .*does not answer.*start it"):
+        make_watched({"ocr": http}, tmp_path, needed=["ocr"])
 
 
 def test_evaluations_keep_watched_terms_apart_from_trained_ones():
@@ -88,6 +125,12 @@ def test_evaluations_keep_watched_terms_apart_from_trained_ones():
     assert lines[0] == "watched, never trained on"
     assert lines[1].split() == ["taste", "3.000", "3.000", "+0.000"]
     assert lines[2] == "diversity" and lines[3].split()[0] == "images"
+    name = "a_watched_term_with_a_long_name"
+    (_, line) = format_watched(
+        Evaluation({}, np.float32([1]), watched={name: np.float32([-250000])}),
+        Evaluation({}, np.float32([1]), watched={name: np.float32([NAN])}),
+    ).splitlines()
+    assert line.split() == [name, "-2.5e+05", "nan", "+nan"]
     # Files of earlier versions have neither, and their scores any finite value.
     old = Evaluation.from_json({"total": [-7.5], "pi": [12.0]})
     assert not old.watched and format_watched(old, old) == ""
