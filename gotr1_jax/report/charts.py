@@ -11,6 +11,7 @@ import numpy as np
 from gotr1_jax.report.load import Metrics
 
 WIDTH, HEIGHT = 260, 120  # of the plotting area, in SVG units
+LINE_COLOURS = 6  # of the page
 MAX_POINTS = 400  # of one line; more are averaged in bins
 _LARGEST = 1e100  # drawn; larger values are gaps like those that are not finite
 

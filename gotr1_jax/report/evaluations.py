@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
+from gotr1_jax.report.charts import LINE_COLOURS, Chart, ChartSpec, build_chart
 from gotr1_jax.report.load import Metrics
 
 TRAINED, WATCHED, DIVERSITY = "evaluation/", "watched/", "evaluation/diversity/"
@@ -86,24 +86,36 @@ def evaluation_charts(metrics: Metrics, summary: Mapping[str, Any]) -> list[Char
     terms = [n for n in found.values if n.startswith(TRAINED) and not n.startswith(DIVERSITY)]
     measures = [n for n in found.values if n.startswith(DIVERSITY)]
     if len(found.steps) > 2:  # else the table shows them
-        specs.append(_series_chart("trained terms", terms, TRAINED, marks))
-    specs += [
-        _series_chart("diversity of the samples", measures, DIVERSITY, marks),
-    ]
+        alike = [n for n in terms if _on_one_scale(found, n, total)]
+        specs += _series_charts("trained terms", alike, TRAINED, marks)
+        for name in terms:
+            if name not in alike:
+                specs += _series_charts(name.removeprefix(TRAINED), [name], TRAINED, marks)
+    specs += _series_charts("diversity of the samples", measures, DIVERSITY, marks)
     return [chart for spec in specs if (chart := build_chart(spec, found)) is not None]
 
 
-def _series_chart(
+def _series_charts(
     title: str, names: list[str], prefix: str, marks: tuple[tuple[str, int], ...]
-) -> ChartSpec:
-    series = tuple((name.removeprefix(prefix).replace("_", " "), name) for name in names)
-    return ChartSpec(title, series, subtitle="held-out captions", marks=marks)
+) -> list[ChartSpec]:
+    """One chart, or several where there are more lines than colours."""
+    charts = []
+    for start in range(0, len(names), LINE_COLOURS):
+        part = names[start : start + LINE_COLOURS]
+        series = tuple((name.removeprefix(prefix), name) for name in part)
+        number = f" ({start // LINE_COLOURS + 1})" if len(names) > LINE_COLOURS else ""
+        charts.append(ChartSpec(title + number, series, subtitle="held-out captions", marks=marks))
+    return charts
 
 
 def _on_one_scale(metrics: Metrics, one: str, two: str) -> bool:
+    """Whether both are scores from 0 to 1, or of about one size."""
     if two not in metrics.values:
         return False
-    sizes = [float(np.nanmax(np.abs(metrics.values[name]))) for name in (one, two)]
+    values = [metrics.values[name] for name in (one, two)]
+    if all(np.nanmin(v) >= 0 and np.nanmax(v) <= 1 for v in values):
+        return True
+    sizes = [float(np.nanmax(np.abs(v))) for v in values]
     return max(sizes) <= _RATIO * min(sizes)
 
 

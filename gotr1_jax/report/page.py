@@ -12,7 +12,14 @@ import jinja2
 
 from gotr1_jax.io.files import atomic_write
 from gotr1_jax.report.cards import Pair, build_groups, build_pairs
-from gotr1_jax.report.charts import HEIGHT, WIDTH, Chart, format_decimals, format_signed
+from gotr1_jax.report.charts import (
+    HEIGHT,
+    LINE_COLOURS,
+    WIDTH,
+    Chart,
+    format_decimals,
+    format_signed,
+)
 from gotr1_jax.report.evaluations import TITLE as EVALUATIONS_TITLE
 from gotr1_jax.report.evaluations import early_end, evaluation_charts
 from gotr1_jax.report.load import RunData, load_run
@@ -30,16 +37,17 @@ FIRST_PAIRS = 6  # shown until the reader asks for all
 
 @dataclass(frozen=True)
 class TermRow:
-    """A row of the table before / after; positions are shares (0..1) of the bar's width."""
+    """A row of the table before / after; positions are shares (0..1) of the bar's width, None
+    where there is no value; is_gain is None where there is none before or after."""
 
     name: str
     meaning: str
     before: str
     after: str
     change: str
-    is_gain: bool
-    before_at: float
-    after_at: float
+    is_gain: bool | None
+    before_at: float | None
+    after_at: float | None
 
 
 def build_table(
@@ -71,7 +79,7 @@ def build_table(
                 before=format_decimals(old),
                 after=format_decimals(new),
                 change=format_signed(gain),
-                is_gain=not gain < 0,
+                is_gain=None if math.isnan(gain) else gain >= 0,
                 before_at=_position(old, low, high),
                 after_at=_position(new, low, high),
             )
@@ -189,6 +197,7 @@ def render_page(run: RunData) -> str:
     cards += [card for members in groups.values() for group in members for card in group.cards]
     return environment.get_template("page.html.j2").render(
         run=run,
+        line_colours=LINE_COLOURS,
         style=own("style.css"),
         script=own("page.js"),
         headline=headline(run.summary),
@@ -245,7 +254,7 @@ def _is_usual(scores: Sequence[float]) -> bool:
     return all(0 <= score <= _USUAL for score in scores if math.isfinite(score))
 
 
-def _position(value: float, low: float, high: float) -> float:
+def _position(value: float, low: float, high: float) -> float | None:
     if not math.isfinite(value):
-        return 0.0
+        return None
     return round(min(max((value - low) / ((high - low) or 1.0), 0.0), 1.0), 4)

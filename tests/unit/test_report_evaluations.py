@@ -62,6 +62,23 @@ def test_a_watched_term_is_drawn_with_the_total_where_one_scale_shows_both():
     )
 
 
+def test_terms_of_other_sizes_and_more_lines_than_colours_have_charts_of_their_own():
+    values = {f"evaluation/term_{i}": np.array([0.1 * i, 0.5, 0.9]) for i in range(8)}
+    values["evaluation/total"] = np.array([0.1, 0.2, 0.3])
+    values["evaluation/taste_of_mine"] = np.array([-7.0, NAN, -5.0])
+    charts = evaluation_charts(Metrics(np.arange(3), values), {})
+    assert [chart.title for chart in charts] == [
+        "trained terms (1)", "trained terms (2)", "taste_of_mine",
+    ]  # fmt: skip
+    assert [len(chart.lines) for chart in charts] == [6, 3, 1]
+    assert charts[0].lines[1].label == "term_1"
+
+
+def test_a_score_that_is_missing_has_no_place_on_the_bar():
+    (row,) = build_table({"before": {"total": None}, "after": {"total": 0.5}})
+    assert (row.before, row.change, row.before_at, row.is_gain) == ("–", "–", None, None)
+
+
 def test_the_page_shows_them_once_and_the_table_has_the_watched_terms(tmp_path: Path):
     run = create_run_dir(tmp_path / "run", "seed: 3\n", may_exist=False)
     lines = [
