@@ -99,6 +99,7 @@ def from_dict(
         path = _current_path(schema, dotted)
         _begin_from_default(schema, values, path)
         _set_word(values, path, text)
+        values = _move_keys(schema, values, where, replace=True)  # of a section given as a whole
     kinds = field_kinds(schema)
     for key in values:
         if key not in kinds:
@@ -143,8 +144,7 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if isinstance(value, typing.cast(type, kind)):
             return value
-        if isinstance(value, PlainScalar):
-            value = _parse_flow(value, "{}", where)
+        value = _parse_flow(value, "{}", where)
         if not isinstance(value, dict):
             raise ConfigError(f"{where} is {_show(value)}; expected a section with keys")
         return from_dict(typing.cast(Any, kind), value, where + ".")
@@ -164,8 +164,7 @@ def _read_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _read_list(kind: Any, value: Any, where: str) -> tuple[Any, ...]:
-    if isinstance(value, PlainScalar):
-        value = _parse_flow(value, "[]", where)
+    value = _parse_flow(value, "[]", where)
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{where} is {_show(value)}; expected a list, such as [a, b]")
     return tuple(read_value(kind, item, f"{where}[{i}]") for i, item in enumerate(value))
@@ -216,9 +215,9 @@ def _read_scalar(kind: Any, value: Any, where: str) -> Any:
     raise ConfigError(f"{where} is {_show(value)}; expected {kind.__name__}{hint}")
 
 
-def _parse_flow(word: PlainScalar, brackets: str, where: str) -> Any:
-    """The list [...] or section {...} of the command line; other words as they are."""
-    if word[:1] + word[-1:] != brackets:
+def _parse_flow(word: Any, brackets: str, where: str) -> Any:
+    """The list [...] or section {...} of the command line; anything else as it is."""
+    if not isinstance(word, PlainScalar) or word[:1] + word[-1:] != brackets:
         return word
     return read_yaml(word, where)
 
@@ -263,7 +262,7 @@ def _rename_keys(schema: type, values: Mapping[str, Any], where: str) -> dict[st
     """A copy in which keys, also those of sections, have the names of today."""
     renamed: Mapping[str, str] = getattr(schema, "renamed_keys", {})
     found: dict[str, Any] = {}
-    for key, value in _move_keys(renamed, values, where).items():
+    for key, value in _move_keys(schema, values, where).items():
         if key in renamed:
             new = renamed[key]
             if new in values:
@@ -288,22 +287,22 @@ def _rename_keys(schema: type, values: Mapping[str, Any], where: str) -> dict[st
 
 
 def _move_keys(
-    renamed: Mapping[str, str], values: Mapping[str, Any], where: str
-) -> Mapping[str, Any]:
-    """Values in which a key `section.key` of `renamed` stands in its section of today."""
-    for old, new in renamed.items():
+    schema: type, values: Mapping[str, Any], where: str, replace: bool = False
+) -> dict[str, Any]:
+    """Values in which an old key `section.key` stands in its section of today."""
+    values = dict(values)
+    for old, new in getattr(schema, "renamed_keys", {}).items():
         (section, _, key), (target, _, name) = old.partition("."), new.partition(".")
-        source = values.get(section)
+        source, held = (_parse_flow(values.get(at), "{}", at) for at in (section, target))
         if not key or not isinstance(source, Mapping) or key not in source:
             continue
-        if values.get(target) is not None and not isinstance(values[target], Mapping):
+        if held is not None and not isinstance(held, Mapping):
             continue  # an error of its own, when it is read
-        held = dict(values.get(target) or {})
-        if name in held:
+        if name in (held or {}) and not replace:
             raise InputError(f"{where}{new} is given twice, also by its old name {old}")
         _log.warning("configuration key %s is called %s now", where + old, where + new)
-        rest = {k: v for k, v in source.items() if k != key}
-        values = {**values, section: rest, target: {**held, name: source[key]}}
+        values[section] = {k: v for k, v in source.items() if k != key}
+        values[target] = {**(held or {}), name: source[key]}
     return values
 
 

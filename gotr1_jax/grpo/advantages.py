@@ -20,6 +20,7 @@ from gotr1_jax.grpo.per_modality import PerModality
 AdvantageKind = Literal["mean", "mean_std", "leave_one_out", "gdpo", "raft"]
 AdvantageScope = Literal["sample", "segment", "tree", "best_of_plan"]
 EPS = 1e-6
+_LARGE = 1e12
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,10 @@ def group_advantages(
     rewards_PG = jnp.asarray(rewards_PG, jnp.float32)
     mask_PG = jnp.asarray(valid_mask_PG, bool) & jnp.isfinite(rewards_PG)
     safe_PG = jnp.where(mask_PG, rewards_PG, 0.0)
+    # Squares of rewards beyond 1e19 overflow in float32; dividing by 1 changes no bit.
+    largest_P1 = jnp.abs(safe_PG).max(axis=1, keepdims=True, initial=0.0)
+    unit_P1 = jnp.where(largest_P1 > _LARGE, largest_P1, 1.0)
+    safe_PG = safe_PG / unit_P1
     count_P = mask_PG.sum(axis=1)
     mean_P = safe_PG.sum(axis=1) / jnp.maximum(count_P, 1)
     centered_PG = jnp.where(mask_PG, safe_PG - mean_P[:, None], 0.0)
@@ -126,13 +131,13 @@ def group_advantages(
     zero_variance_P = highest_P - lowest_P <= eps
 
     if kind == "mean":
-        adv_PG = centered_PG
+        adv_PG = centered_PG * unit_P1
     elif kind in ("mean_std", "gdpo"):
         std_P = jnp.sqrt(jnp.square(centered_PG).sum(axis=1) / others_P)
         adv_PG = centered_PG / (std_P[:, None] + eps)
     elif kind == "leave_one_out":
         # r - (n * mean - r) / (n - 1)  =  (r - mean) * n / (n - 1)
-        adv_PG = centered_PG * (count_P / others_P)[:, None]
+        adv_PG = centered_PG * (count_P / others_P)[:, None] * unit_P1
     elif kind == "raft":
         mask_PG = _best(rewards_PG, mask_PG) & ~zero_variance_P[:, None]
         adv_PG = mask_PG.astype(jnp.float32)
@@ -267,21 +272,40 @@ def gdpo_advantages(
 def normalise_batch(found: SampleAdvantages, eps: float = EPS) -> SampleAdvantages:
     """(A - mean) / (std + eps) of each modality, over the batch's samples in the mask.
 
-    The mean is 0 but for rounding, since it is in every group: groups without variance stay at
-    exactly 0, and so does a modality without variance in the batch.
+    Groups without variance stay at exactly 0, and so does a modality without variance in the
+    batch. The mean is 0 in every group, and what rounding leaves of it is not subtracted: terms of
+    a sample that cancel stay at exactly 0. Only in a tree that lacks images it can be another,
+    since a plan's advantage stands once for each of its images.
     """
 
     def normalised(adv_PG: jax.Array) -> jax.Array:
         adv_PG, mask_PG = jnp.asarray(adv_PG), jnp.asarray(found.mask_PG)
         count = mask_PG.sum()
         mean = jnp.where(mask_PG, adv_PG, 0.0).sum() / jnp.maximum(count, 1)
+        mean = jnp.where(jnp.abs(mean) > eps, mean, 0.0)
         centered_PG = jnp.where(mask_PG, adv_PG - mean, 0.0)
         std = jnp.sqrt(jnp.square(centered_PG).sum() / jnp.maximum(count - 1, 1))
-        keep_PG = mask_PG & (adv_PG != 0) & (std > eps)
+        keep_PG = mask_PG & (adv_PG != 0).any(axis=1, keepdims=True) & (std > eps)
         return jnp.where(keep_PG, centered_PG / (std + eps), 0.0)
 
     text_PG = normalised(found.advantages.text)
     return replace(found, advantages=PerModality(text_PG, normalised(found.advantages.image)))
+
+
+def mean_over_chosen(found: SampleAdvantages) -> SampleAdvantages:
+    """RAFT's advantages of plan and image, whose best samples are not the same ones.
+
+    The loss is a mean over all samples in the mask. A modality that learns from n of these N has
+    N / n instead of 1: its part of the loss is then the mean over its own n.
+    """
+    N = jnp.asarray(found.mask_PG).sum()
+
+    def of_its_own(adv_PG: jax.Array) -> jax.Array:
+        adv_PG = jnp.asarray(adv_PG)
+        return adv_PG * (N / jnp.maximum((adv_PG != 0).sum(), 1))
+
+    advantages = PerModality(*map(of_its_own, (found.advantages.text, found.advantages.image)))
+    return replace(found, advantages=advantages)
 
 
 def keep_groups(zero_variance_P: jax.Array, count: int) -> jax.Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from gotr1_jax.config import CheckedConfig, load_config
 from gotr1_jax.decoding.config import LogpMode
@@ -313,6 +313,16 @@ class GrpoConfig(JobConfig):
                 f"update.micro_batch {self.update.micro_batch} does not divide the {rows} rows of "
                 "one update (captions_per_step / updates_per_rollout x samples_per_caption)"
             )
+
+    @property
+    def array_choices(self) -> Mapping[str, Any]:
+        """Adapters, coefficients of the entropy, and the weights of a sampler that lags behind."""
+        lora = self.policy.lora
+        return {
+            "policy.lora": lora and (lora.rank, sorted(lora.targets)),
+            "entropy": self.entropy is not None,
+            "rollout.refresh_every": self.rollout.refresh_every > 1,
+        }
 
     @property
     def learned_from(self) -> PerModality:

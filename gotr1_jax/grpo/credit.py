@@ -12,6 +12,7 @@ from gotr1_jax.grpo.advantages import (
     AdvantageConfig,
     SampleAdvantages,
     gdpo_advantages,
+    mean_over_chosen,
     normalise_batch,
     sample_advantages,
 )
@@ -60,7 +61,10 @@ class Credit:
 
     def batch(self, found: SampleAdvantages) -> SampleAdvantages:
         """The same groups with what depends on all of them together."""
-        return _normalise(found) if self.advantage.kind == "gdpo" else found
+        if self.advantage.kind == "gdpo":
+            return _normalise(found)
+        is_split_raft = self.advantage.kind == "raft" and self.advantage.is_split
+        return mean_over_chosen(found) if is_split_raft else found
 
     @property
     def _text(self) -> Expression:

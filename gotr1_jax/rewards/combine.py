@@ -12,7 +12,10 @@ from gotr1_jax.rewards.published import RULES, rule_text
 from gotr1_jax.rewards.terms import TermConfig, as_terms, check_names
 
 # Of a sample whose terms are all known.
-NO_TOTAL = "total failed: a division by zero or another value that is not finite in reward.total"
+NO_TOTAL = (
+    "total failed: a division by zero or another value that is not finite or beyond 1e30 in "
+    "reward.total"
+)
 
 
 def total_expression(total: str, terms: Sequence[str]) -> Expression:
@@ -39,7 +42,7 @@ def combine(
 
     Returns:
         float32 (B,); NaN in the rows where a term of the total is NaN or the total is not finite
-        (a division by zero, an overflow).
+        or beyond ±1e30 (a division by zero, an overflow).
 
     Raises:
         InputError: an expression that cannot be read, or no scores for a term in it.

@@ -18,6 +18,7 @@ from gotr1_jax.errors import ConfigError
 
 FUNCTIONS: Mapping[str, Callable[..., np.ndarray]] = {"min": np.minimum, "max": np.maximum}
 MOST_CHARACTERS = 10_000
+LARGEST = 1e30  # sums over groups stay finite in float32
 _MOST_DEPTH = 40
 _MOST_HEIGHT = 200  # operations that wait for each other, as in a + a + a
 _OPERATORS: Mapping[str, Callable[..., np.ndarray]] = {
@@ -73,13 +74,13 @@ class Expression:
 
         Returns:
             float32 (B,). NaN where any named value is NaN, whatever it is multiplied with, and
-            where the result is not finite: a division by zero, a root of a negative number, an
-            overflow.
+            where the result is not finite or beyond ±1e30: a division by zero, a root of a negative
+            number, an overflow.
         """
         columns = {name: np.asarray(values[name], np.float64) for name in self.names}
         with np.errstate(all="ignore"):
             result = np.asarray(_evaluate(self.root, columns)).astype(np.float32)
-            known = np.isfinite(result)
+            known = np.abs(result) <= LARGEST
         for column in columns.values():
             known = known & ~np.isnan(column)
         return np.where(known, result, np.float32("nan"))

@@ -38,7 +38,7 @@ from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, is_group_wise
 from gotr1_jax.rewards.source_digest import source_digest
 from gotr1_jax.rewards.terms import check_names
 
-_LARGEST = 1e30  # sums and squares of scores stay finite
+_LARGEST = 1e30  # sums of scores stay finite
 
 
 class PythonJudge:
@@ -200,8 +200,8 @@ def load_function(name: str) -> Callable[..., Any]:
         if is_from_outside(error):
             raise
         raise InputError(
-            f"module {module_name} of the judge {name} cannot be imported: "
-            f"{type(error).__name__}: {error}"
+            f"module {module_name} of {name} cannot be imported: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
     finally:
         if here in sys.path:

@@ -74,8 +74,11 @@ def _show(value: Any) -> str:
     return f"{text[:_SHOWN]}... (SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:8]})"
 
 
-def check_settings(source: RunDir, config: Any) -> list[SettingChange]:
-    """The changes since the run at `source`; InputError if one of them is not allowed."""
+def check_settings(source: RunDir, config: Any, has_checkpoint: bool = True) -> list[SettingChange]:
+    """The changes since the run at `source`; InputError if one of them is not allowed.
+
+    With a checkpoint none is that decides which arrays it holds (`JobConfig.array_choices`).
+    """
     if not source.config.is_file():
         _log.warning("%s is missing: settings cannot be compared with it", source.config)
         return []
@@ -90,8 +93,30 @@ def check_settings(source: RunDir, config: Any) -> list[SettingChange]:
             f"{error}; begin in another run_dir, or go on with --allow_changes true"
         ) from error
     changes = setting_changes(stored, config)
+    if has_checkpoint:
+        _refuse_other_arrays(source, changes, stored.array_choices, config.array_choices)
     _refuse(source, [change for change in changes if not change.is_free], config.allow_changes)
     return changes
+
+
+def _refuse_other_arrays(
+    source: RunDir,
+    changes: Iterable[SettingChange],
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+) -> None:
+    sections = [name for name in old if old[name] != new[name]]
+    wrong = [
+        str(change)
+        for change in changes
+        for name in sections
+        if change.name == name or change.name.startswith(f"{name}.")
+    ]
+    if wrong:
+        raise InputError(
+            f"the checkpoints of {source.root} hold other arrays than these settings need: "
+            f"{'; '.join(wrong)}; give the former ones, or begin in another run_dir"
+        )
 
 
 def check_inputs(source: RunDir, inputs: Mapping[str, str], allow: bool) -> list[SettingChange]:

@@ -144,7 +144,7 @@ class Run:
         elif self._config.resume != "never" and self.dir.config.is_file():
             # Nothing was saved under the former settings: the run begins again.
             allowed = replace(self._config, allow_changes=True)
-            _print_changes(check_settings(self.dir, allowed))
+            _print_changes(check_settings(self.dir, allowed, has_checkpoint=False))
 
     def check_inputs(self, inputs: Mapping[str, str], data_key: str | None = None) -> None:
         """Compares what the files of the configuration hold with what the resumed run read.

@@ -277,6 +277,12 @@ def test_a_key_that_moved_to_another_section_stays_valid(values, tmp_path, old):
     assert setting_changes(found, load(tmp_path, values, "--advantage.kind", "mean")) == []
     for name in ("loss.advantage", "advantage.kind"):
         assert load(tmp_path, values, f"--{name}", "leave_one_out").advantage.kind[:5] == "leave"
+    for given in (("--loss", "{advantage: raft}"), ("--advantage.scope", "segment")):
+        whole = load(tmp_path, values, "--loss", "{advantage: leave_one_out, kind: dapo}", *given)
+        assert whole.advantage.kind == ("raft" if given[0] == "--loss" else "leave_one_out")
+        assert whole.loss.kind == ("grpo" if given[0] == "--loss" else "dapo")
+    whole = load(tmp_path, values, "--advantage", "{scope: segment}", "--loss", "{advantage: raft}")
+    assert (whole.advantage.kind, whole.advantage.scope) == ("raft", "segment")
     values["advantage"] = {"kind": "mean"}
     with pytest.raises(InputError, match="advantage.kind is given twice, also by its old name"):
         load(tmp_path, values)

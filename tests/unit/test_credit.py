@@ -15,6 +15,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.advantages import (
     gdpo_advantages,
     group_advantages,
+    mean_over_chosen,
     normalise_batch,
     sample_advantages,
 )
@@ -193,6 +194,50 @@ def test_the_first_update_of_raft_is_supervised_fine_tuning_on_the_best(kind: An
         return -(first.mean() + last.mean()) / 2
 
     close(jax.grad(loss)(logp_BN), jax.grad(fine_tuning)(logp_BN))
+
+
+def test_plan_and_image_learn_from_their_own_best_by_means_over_these() -> None:
+    """The best plans are those of samples 0 and 3, the best images of 1 and 3: three samples in the
+    loss, two for each side. Tokens of the samples: 3, 4 and 4."""
+    rewards = PerModality([[0.9, 0.1], [0.2, 0.3]], [[0.1, 0.9], [0.2, 0.3]])
+    found = mean_over_chosen(sample_advantages(rewards, "raft", "segment"))
+    close(found.advantages.text, [[1.5, 0], [0, 1.5]])
+    close(found.advantages.image, [[0, 1.5], [0, 1.5]])
+    sides = PerModality(*(x.reshape(-1) for x in (found.advantages.text, found.advantages.image)))
+
+    def loss(logp_BN: jax.Array) -> jax.Array:
+        batch = loss_batch(sides, found.mask_PG.reshape(-1), logp_BN)
+        counts = count_normalisers(batch.mask_BN, batch.is_image_BN, batch.row_mask_B)
+        return policy_loss(batch, PolicyLossConfig(), counts)[0]
+
+    gradient_BN = jax.grad(loss)(jnp.zeros((4, 4)))
+    close(gradient_BN, -np.array([[1 / 6, 0, 0, 0], [0, 0, *[1 / 8] * 2], [0] * 4, [1 / 8] * 4]))
+    alone = sample_advantages(rewards, "raft")
+    assert mean_over_chosen(alone).advantages.text.tolist() == alone.advantages.text.tolist()
+    nothing = mean_over_chosen(sample_advantages(both([[1.0, 1.0]]), "raft", "segment"))
+    assert nothing.advantages.image.tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("size", [1e15, 1e20, 1e30])
+def test_advantages_of_very_large_rewards(size: float) -> None:
+    """Squares of 1e20 are no float32: with them the advantages would silently be 0."""
+    rewards, small = jnp.array([[0.0, size, size / 2, NAN]]), [[0.0, 1.0, 0.5, NAN]]
+    for kind in ("mean", "mean_std", "leave_one_out", "raft"):
+        found, wanted = (group_advantages(r, kind=kind).adv_PG for r in (rewards, small))
+        is_scaled = kind in ("mean", "leave_one_out")
+        close(found / (size if is_scaled else 1), wanted)
+
+
+def test_gdpo_of_a_tree_that_lacks_images_has_mean_0_over_the_batch() -> None:
+    """Plans of one, two and two scored images: -1, 0, 0, 1, 1, whose mean is not 0, and the 0 of a
+    group without variance, which stays 0."""
+    rewards = [[0.0, NAN, 1.0, 1.0, 2.0, 2.0], [0.5, NAN, NAN, NAN, NAN, NAN]]
+    terms = PerModality([rewards], [rewards])
+    found = normalise_batch(gdpo_advantages(terms, PerModality([1.0], [1.0]), "tree", 2))
+    values = np.array([-1, 0, 0, 1, 1, 0])
+    wanted = (values - 1 / 6) / values.std(ddof=1)
+    close(found.advantages.text[0], [wanted[0], 0, *wanted[1:5]])
+    assert not found.advantages.text[1].any()
 
 
 def test_gspo_has_a_ratio_for_each_part_that_is_compared() -> None:

@@ -114,6 +114,8 @@ def test_a_function_of_other_arguments_or_none_at_all(tmp_path):
         try_loss(PolicyLossConfig(kind="nothing.py:loss"))
     with pytest.raises(InputError, match="has no function"):
         try_loss(own(tmp_path, "x = 1", "empty"))
+    with pytest.raises(InputError, match="of no_such_module:loss cannot be imported: ModuleNot"):
+        try_loss(PolicyLossConfig(kind="no_such_module:loss"))
 
 
 def test_an_edited_loss_is_another(tmp_path):

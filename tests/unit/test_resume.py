@@ -10,7 +10,7 @@ import pytest
 import yaml
 from saved_trees import save_steps
 
-from gotr1_jax.config import to_yaml
+from gotr1_jax.config import from_dict, to_yaml
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import CaptionsConfig, GrpoConfig, RewardConfig
 from gotr1_jax.io.files import write_json_atomic
@@ -75,6 +75,38 @@ def test_a_setting_of_how_a_job_runs_may_change(tmp_path):
     changes = check_settings(run, new)
     assert len(changes) == 8 and all(change.is_free for change in changes)
     assert str(changes[1]) == "steps 1000 -> 9"
+
+
+@pytest.mark.parametrize(
+    "name, old, new",
+    [
+        ("rollout.refresh_every", "1", "4"),
+        ("rollout.refresh_every", "4", "1"),
+        ("entropy", "null", "{bound: 0.01}"),
+        ("policy.lora", "{rank: 4}", "null"),
+        ("policy.lora.rank", "4", "8"),
+    ],
+)
+def test_a_setting_that_a_checkpoint_has_no_arrays_for_is_always_refused(tmp_path, name, old, new):
+    """At once, whatever is allowed; not where the run has nothing saved yet."""
+
+    def config(value: str) -> GrpoConfig:
+        words = [(name, value), ("allow_changes", "true")]
+        return from_dict(GrpoConfig, {"run_dir": "run"}, overrides=words)
+
+    run = stored(tmp_path, config(old))
+    with pytest.raises(InputError, match=f"hold other arrays than these settings need: {name} "):
+        check_settings(run, config(new))
+    assert [c.name for c in check_settings(run, config(new), has_checkpoint=False)] == [name]
+
+
+def test_a_setting_that_arrays_do_not_depend_on_may_be_allowed(tmp_path):
+    old, new = (
+        from_dict(GrpoConfig, {"run_dir": "run", "rollout": {"refresh_every": every},
+                  "entropy": {"bound": every / 1000}, "allow_changes": True})
+        for every in (2, 4)
+    )  # fmt: skip
+    assert len(check_settings(stored(tmp_path, old), new)) == 2
 
 
 @pytest.mark.parametrize("job", [GrpoConfig, SftConfig, VqTrainConfig])

@@ -116,6 +116,7 @@ def test_rows_without_a_total() -> None:
     assert known("b / a") == [False, False, True, True]
     assert known("a ** 0.5") == [False, True, False, True]
     assert known("(a * 10) ** 30") == [False, True, True, False]  # beyond float32
+    assert known("a * 1e30") == [False, True, True, False]  # more would overflow in a sum
 
 
 def test_weight_scale_and_clip() -> None:
