@@ -23,7 +23,7 @@ from gotr1_jax.models.qwen2_5_vl import abstract_qwen
 from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.parallel.mesh import replicated
 from gotr1_jax.parallel.sharding import placed_shapes, state_shardings
-from gotr1_jax.rewards.factory import JudgeConfig
+from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.vlm_engine.engine import program_limits
 from gotr1_jax.vlm_engine.packing import power_of_two
 from gotr1_jax.vlm_engine.programs import PackedTokens, SharedPrefix

@@ -32,7 +32,7 @@ from gotr1_jax.grpo.config import RewardConfig
 from gotr1_jax.io.strict_yaml import read_yaml
 from gotr1_jax.limits import FilledText, Guidance, ItemCount, RowCount, Seed, TokenCount
 from gotr1_jax.rewards.combine import combine
-from gotr1_jax.rewards.factory import JudgeConfig
+from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.shapes.judge import SHAPES_TERMS, judge_sample
 

@@ -27,7 +27,8 @@ from gotr1_jax.io.strict_yaml import read_yaml_file
 from gotr1_jax.limits import FilledText, ItemCount, RowCount, Seed
 from gotr1_jax.rewards.base import Judge
 from gotr1_jax.rewards.combine import combine
-from gotr1_jax.rewards.factory import JudgeConfig, make_judge
+from gotr1_jax.rewards.factory import make_judge
+from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.judging import judge_samples
 from gotr1_jax.rewards.stored_samples import find_samples
 from gotr1_jax.rewards.terms import TermConfig

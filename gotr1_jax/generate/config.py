@@ -24,7 +24,7 @@ from gotr1_jax.limits import (
     TopK,
     TopP,
 )
-from gotr1_jax.rewards.factory import CacheConfig
+from gotr1_jax.rewards.judge_config import CacheConfig
 from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, TEMPLATES
 

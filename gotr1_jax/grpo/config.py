@@ -34,7 +34,7 @@ from gotr1_jax.limits import (
 )
 from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.rewards.expression import Expression
-from gotr1_jax.rewards.factory import JudgeConfig
+from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.terms import TermConfig, check_sources
 from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE

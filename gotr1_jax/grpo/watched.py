@@ -21,11 +21,9 @@ from gotr1_jax.rewards.base import (
     stack_scores,
     term_meanings,
 )
-from gotr1_jax.rewards.factory import make_term_judge
+from gotr1_jax.rewards.factory import JudgeMaker, make_term_judge
 from gotr1_jax.rewards.terms import TermConfig, check_names
-from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
-_CACHE_BYTES = 64 * 2**20
 _CAUSE_LENGTH = 300
 _log = logging.getLogger(__name__)
 
@@ -132,11 +130,9 @@ def make_watched(
     InputError or RunError, with the term, where a judge cannot be made. Only of the `needed` terms
     a server that does not answer is such an error.
     """
-    if not terms:
-        return ()
-    cache, judges = AnswerCache(cache_folder, _CACHE_BYTES), []
+    maker, judges = JudgeMaker(mesh, cache_folder), []
     for name, term in terms.items():
-        make = partial(make_term_judge, [name], term, cache, mesh)
+        make = partial(make_term_judge, {name: term}, maker)
         try:
             judges.append(WatchedJudge(name, term, make, name in needed))
         except (InputError, RunError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gotr1_jax.rewards.clip import ClipJudge
@@ -17,13 +18,13 @@ _JUDGES: tuple[type[ClipJudge], ...] = (HpsJudge, PickScoreJudge, ClipScoreJudge
 
 
 def make_clip_judge(
-    kind: str, config: ClipScorerConfig, mesh: Mesh | None = None, term: str = ""
+    kind: str, config: ClipScorerConfig, mesh: Mesh | None = None, terms: Sequence[str] = ()
 ) -> ClipJudge:
-    """The judge of one of `CLIP_KINDS`; it gives its score the name `term`, if any.
+    """The judge of one of `CLIP_KINDS`; it gives its score the names `terms`, if any.
 
     InputError for a checkpoint that cannot be read.
     """
     judge = {judge.kind: judge for judge in _JUDGES}[kind]
     return judge.from_path(
-        config.checkpoint, config.vocabulary, batch_rows=config.batch_rows, mesh=mesh, term=term
+        config.checkpoint, config.vocabulary, batch_rows=config.batch_rows, mesh=mesh, terms=terms
     )

@@ -29,10 +29,13 @@ from gotr1_jax.rewards.base import Judge
 from gotr1_jax.rewards.calibration import command as calibration
 from gotr1_jax.rewards.calibration.labels import read_labels
 from gotr1_jax.rewards.check import check_function, read_requests
-from gotr1_jax.rewards.factory import CacheConfig, JudgeConfig, make_judge, needs_devices
+from gotr1_jax.rewards.factory import make_judge, needs_devices
+from gotr1_jax.rewards.judge_config import CacheConfig, JudgeConfig
 from gotr1_jax.rewards.judging import BATCH, judge_samples
+from gotr1_jax.rewards.scorer_configs import RewardServerConfig
 from gotr1_jax.rewards.stored_samples import find_samples
 from gotr1_jax.rewards.terms import TermConfig
+from gotr1_jax.vlm_engine.config import HttpConfig
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -105,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
     job = read_judge_options(options)
     samples = find_samples(options.input)
     judge = make_judge(job.judge, mesh=device_mesh(job), terms=job.terms)
-    batch = options.batch or default_batch(job.judge)
+    batch = options.batch or default_batch(job.judge, job.terms)
     with target_lock(options.out, "--out"):
         lines = judge_samples(judge, samples, options.out, batch)
     print(_summary(judge, lines))
@@ -124,7 +127,7 @@ def run_calibration(options: argparse.Namespace) -> None:
     # Kept answers would be the same for sure, and cost nothing.
     config = replace(job.judge, cache=CacheConfig()) if repeats > 1 else job.judge
     judge = make_judge(config, mesh=device_mesh(job), terms=job.terms)
-    batch = options.batch or default_batch(config)
+    batch = options.batch or default_batch(config, job.terms)
     with target_lock(options.out, "--out"):
         calibration.calibrate(judge, labels, thresholds, options.out, repeats, batch)
 
@@ -145,15 +148,17 @@ def _check(options: argparse.Namespace) -> None:
     print(f"no mistake found on {len(requests)} samples")
 
 
-def default_batch(config: JudgeConfig) -> int:
+def default_batch(config: JudgeConfig, terms: Mapping[str, TermConfig] | None = None) -> int:
     """Samples at once: of a slow server no more than keep it busy, as they are lost together."""
-    sizes = [BATCH]
-    for part in (config, *config.also):
-        if part.kind == "http" and part.http:
-            sizes.append(2 * part.http.concurrency)
-        if part.kind == "reward_server" and (server := part.reward_server):
-            sizes.append(2 * server.concurrency * server.batch_size)
-    return min(sizes)
+    used = [getattr(part, part.kind, None) for part in (config, *config.also)]
+    used += [term.http for term in (terms or {}).values()]
+    sizes = [2 * server.concurrency for server in used if isinstance(server, HttpConfig)]
+    sizes += [
+        2 * server.concurrency * server.batch_size
+        for server in used
+        if isinstance(server, RewardServerConfig)
+    ]
+    return min([BATCH, *sizes])
 
 
 def device_mesh(job: JudgeJob) -> Mesh | None:

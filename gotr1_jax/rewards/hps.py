@@ -19,6 +19,7 @@ class HpsJudge(ClipJudge):
 
     kind: ClassVar[str] = "hps"
     meaning: ClassVar[str] = "people would prefer the image"
+    activation: ClassVar[str] = "gelu"
 
     def pixels(self, image: np.ndarray, size: int) -> np.ndarray:
         """The whole image: a preference must not miss what stands at an edge."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import httpx2
 import numpy as np
 
-from gotr1_jax.errors import ConfigError, RunError, UnreachableError
+from gotr1_jax.errors import RunError, UnreachableError
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.rewards.scorer_configs import RewardServerConfig
@@ -33,11 +33,12 @@ from gotr1_jax.vlm_engine.http_client import HttpClient, RefusedError, Transient
 
 _log = logging.getLogger(__name__)
 _FIRST = 16  # samples; a server that scores none of the first so many ends the run
+_ADDRESS = "check {section}.url, which is the whole address of the scorer"
 _HINTS = {
     401: "check key_file or key_variable of {section}",
     403: "check key_file or key_variable of {section}",
-    404: "check {section}.url, which is the whole address of the scorer",
-    405: "check {section}.url, which is the whole address of the scorer",
+    404: _ADDRESS,
+    405: _ADDRESS,
     413: "lower {section}.batch_size",
 }
 
@@ -63,15 +64,16 @@ class RewardServerJudge:
     def __init__(
         self,
         config: RewardServerConfig,
-        terms: Sequence[str],
+        terms: Sequence[str] | Mapping[str, str],
         section: str = "judge.reward_server",
         wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Asks the server for two scores.
+        """Asks the server about two samples.
 
         Args:
           config: the server.
-          terms: names of the scores; the server's own are the same unless config.score is given.
+          terms: names of the scores, which are the server's too unless config.score is given; or a
+            mapping from names to those of the server.
           section: of the configuration, for messages.
           wait: awaited with seconds between tries.
 
@@ -79,10 +81,11 @@ class RewardServerJudge:
         answer; RunError where it refuses, or answers something else than scores.
         """
         self.terms: tuple[str, ...] = tuple(terms)
-        if config.score and len(self.terms) != 1:
-            raise ConfigError(f"{section}.score names one score; {len(self.terms)} terms are taken")
         self.group_wise = config.group_wise
-        self._names = (config.score,) if config.score else self.terms
+        # To each term the server's name of it; two terms may be the same score.
+        self._names = (
+            dict(terms) if isinstance(terms, Mapping) else {t: config.score or t for t in terms}
+        )
         self._config, self._section = config, section
         self._http = HttpClient(config, section, wait)
         self._address = _without_secrets(self._http.url)
@@ -129,12 +132,12 @@ class RewardServerJudge:
         try:
             reply = run_async(self._ask_once(samples))
         except RefusedError as refusal:
-            hint = _HINTS.get(refusal.status, "see the server's log").format(section=self._section)
+            hint = _hint(refusal.status).format(section=self._section)
             raise RunError(f"{self._who()} refuses: {refusal}; {hint}") from refusal
         except TransientError as failure:
             raise UnreachableError(
-                f"{self._who()} does not answer: {failure}; start it first, or check "
-                f"{self._section}.url"
+                f"{self._who()} does not answer: {failure}; start it first, check "
+                f"{self._section}.url, or see its log"
             ) from failure
         except ReplyError as error:
             raise RunError(
@@ -158,8 +161,9 @@ class RewardServerJudge:
             parts.append(f"revision={served.revision}")
         if not (served.name or served.revision):
             parts.append(f"url={self._address}")
-        if self._names != self.terms:
-            parts.append(f"score={config.score}")
+        asked = tuple(self._names.values())
+        if asked != self.terms:
+            parts.append(f"score={','.join(asked)}")
         # What scores depend on besides; a usual setting leaves the identity as it is.
         if config.image_format != "png":
             parts.append(f"images={config.image_format}")
@@ -200,7 +204,7 @@ class RewardServerJudge:
         )
         async with self._http.session() as session:
             data = await self._http.retried(lambda: self._http.post(session, self._http.url, body))
-        return read_reply(data, self._names, len(batch))
+        return read_reply(data, tuple(dict.fromkeys(self._names.values())), len(batch))
 
     def _check_same(self, reply: Reply) -> None:
         now, then = (reply.name, reply.revision), (self._served.name, self._served.revision)
@@ -232,10 +236,15 @@ class RewardServerJudge:
 
     def _result(self, found: SampleScores | _Failure | None) -> JudgeResult:
         if isinstance(found, SampleScores):
-            scores: Mapping[str, float] = dict(zip(self.terms, found.scores.values()))
+            scores = {term: found.scores[name] for term, name in self._names.items()}
             return JudgeResult(scores, rationale=found.rationale)
         reason = "the image has values that are not finite" if found is None else found.reason
         return JudgeResult(dict.fromkeys(self.terms, math.nan), rationale=f"no score: {reason}")
+
+
+def _hint(status: int) -> str:
+    # A redirection, which is not followed: often a / at the end too much or too little.
+    return _ADDRESS if 300 <= status < 400 else _HINTS.get(status, "see the server's log")
 
 
 def _with_bytes(request: JudgeRequest) -> JudgeRequest:

@@ -17,10 +17,13 @@ from PIL import Image
 from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
 from gotr1_jax import cli
+from gotr1_jax.config import from_dict
 from gotr1_jax.plan import Box, format_object, parse_plan
 from gotr1_jax.rewards.command import JudgeJob, default_batch, device_mesh, option_names
-from gotr1_jax.rewards.factory import ClipScorerConfig, JudgeConfig
+from gotr1_jax.rewards.judge_config import JudgeConfig
+from gotr1_jax.rewards.scorer_configs import ClipScorerConfig
 from gotr1_jax.rewards.stored_samples import find_samples
+from gotr1_jax.rewards.terms import TermConfig
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
 from gotr1_jax.trainer.samples import SampleRecord, write_samples
 from gotr1_jax.vlm_engine.config import HttpConfig
@@ -224,12 +227,10 @@ def test_ctrl_c_keeps_what_a_slow_server_has_answered(run, capsys) -> None:
     assert len(server.bodies) - asked == 7 - 2 and len(lines()) == 7
     small = JudgeConfig("http", http=HttpConfig("http://a/v1", "m", concurrency=4))
     assert (default_batch(small), default_batch(JudgeConfig())) == (8, 64)
-    assert (
-        default_batch(
-            JudgeConfig(terms=("sem",), also=(dataclasses.replace(small, terms=("pi",)),))
-        )
-        == 8
-    )
+    both = JudgeConfig(terms=("sem",), also=(dataclasses.replace(small, terms=("pi",)),))
+    assert default_batch(both) == 8
+    server = {"http": {"url": "http://a", "model": "m", "concurrency": 3, "batch_size": 2}}
+    assert default_batch(JudgeConfig(), {"red": from_dict(TermConfig, server)}) == 12
 
 
 def test_a_model_judges_on_all_devices(run, tmp_path, capsys) -> None:

@@ -26,11 +26,13 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.images.clip import crop_pixels
 from gotr1_jax.models.config import ClipConfig, ClipTowerConfig
 from gotr1_jax.plan import parse_plan
+from gotr1_jax.rewards import clip
 from gotr1_jax.rewards.base import JudgeRequest, term_meanings
 from gotr1_jax.rewards.clip import ClipJudge
 from gotr1_jax.rewards.clipscore import ClipScoreJudge
-from gotr1_jax.rewards.factory import JudgeConfig, make_judge
+from gotr1_jax.rewards.factory import make_judge
 from gotr1_jax.rewards.hps import HpsJudge
+from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.pickscore import PickScoreJudge
 from gotr1_jax.rewards.terms import TermConfig
 
@@ -91,8 +93,8 @@ def cosines(port: CLIPModel, judge: ClipJudge, sizes: ClipConfig, prefix: str) -
 
 @pytest.mark.parametrize(
     "sizes, end, pickled",
-    [(TINY, 2, False), (ODD, 2, True), (MIXED, ODD.vocab_size - 1, False)],
-    ids=["gelu", "quick gelu, pickle, legacy end", "one of each"],
+    [(ODD, 2, True), (MIXED, ODD.vocab_size - 1, False)],
+    ids=["quick gelu, pickle, legacy end", "one of each"],
 )
 def test_scores_are_those_of_transformers(
     sizes: ClipConfig, end: int, pickled: bool, tmp_path: Path
@@ -107,7 +109,7 @@ def test_scores_are_those_of_transformers(
     ours = [result.scores["pickscore"] for result in pick.judge(asked)]
     np.testing.assert_allclose(ours, golden, atol=1e-3)  # 1e-5 of a cosine
     assert np.ptp(golden) > 10
-    fit = ClipScoreJudge(checkpoint, tokenizer, 2, term="fit")
+    fit = ClipScoreJudge(checkpoint, tokenizer, 2, terms=("fit",))
     golden = 2.5 * np.maximum(cosines(port, fit, sizes, "A photo depicts "), 0)
     ours = [result.scores["fit"] for result in fit.judge(asked)]
     np.testing.assert_allclose(ours, golden, atol=1e-5)
@@ -130,7 +132,7 @@ def test_whole_logits(tmp_path: Path) -> None:
     """The port's own logits_per_image, with its own scale."""
     port = save_port(tmp_path, ODD, 2, False)
     checkpoint = load_clip(tmp_path)
-    judge = PickScoreJudge(checkpoint, checkpoint.tokenizer())
+    judge = PickScoreJudge(checkpoint, checkpoint.tokenizer(), 2)
     image = requests()[1].image
     ids = checkpoint.tokenizer().encode(["a red cube"])
     pixels = torch_pixels(crop_pixels(image, 35)[None])
@@ -176,7 +178,7 @@ def test_a_converted_checkpoint_scores_the_same(tmp_path: Path) -> None:
     save_port(tmp_path / "port", ODD, 2, True)
     out = convert_clip(tmp_path / "port", tmp_path / "out", dtype="float32")
     before, after = (
-        PickScoreJudge.from_path(path, dtype=np.float32).judge(requests())
+        PickScoreJudge.from_path(path, dtype=np.float32, batch_rows=2).judge(requests())
         for path in (tmp_path / "port", out)
     )
     assert [r.scores for r in before] == [r.scores for r in after]
@@ -239,24 +241,33 @@ def test_the_config_of_openais_large_model() -> None:
     assert half.vision.activation == half.text.activation == "gelu"
 
 
-def test_terms_of_a_configuration(tmp_path: Path) -> None:
+def test_terms_of_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """reward.terms.NAME.pickscore and clipscore: named by the user, scaled and clipped."""
     save_port(tmp_path, ODD, 2, False)
     source = {"checkpoint": str(tmp_path), "batch_rows": 2}
     terms = {
         "liked": from_dict(TermConfig, {"pickscore": source, "scale": 0.04, "clip": [0, 1]}),
+        "loved": from_dict(TermConfig, {"pickscore": source}),
         "fits": from_dict(TermConfig, {"clipscore": source}),
     }
+    loads: list[Path] = []
+    load = clip.load_clip
+    monkeypatch.setattr(clip, "load_clip", lambda *args: loads.append(args[0]) or load(*args))
     judge = make_judge(JudgeConfig("none"), tmp_path / "cache", terms=terms)
-    assert judge.terms == ("liked", "fits") and not (tmp_path / "cache").exists()
+    assert judge.terms == ("liked", "loved", "fits") and len(loads) == 2
+    assert not (tmp_path / "cache").exists()
     assert all(term_meanings(judge).values())
     results = judge.judge(requests())
     alone = make_judge(from_dict(JudgeConfig, {"kind": "pickscore", "pickscore": source}))
     assert alone.terms == ("pickscore",)
     scores = [r.scores["liked"] for r in results]
     assert scores == [r.scores["pickscore"] for r in alone.judge(requests())]
+    assert scores == [r.scores["loved"] for r in results]
     values = terms["liked"].value(np.array(scores))
     np.testing.assert_allclose(values, np.clip(0.04 * np.array(scores), 0, 1))
+    # The mistake that a wrong folder is: an OpenAI's CLIP is no HPS.
+    with pytest.raises(InputError, match="is no hps: vision_config.hidden_act is 'quick_gelu'"):
+        make_judge(from_dict(JudgeConfig, {"kind": "hps", "hps": source}))
     with pytest.raises(InputError, match="nowhere"):
         settings = {"kind": "clipscore", "clipscore": {"checkpoint": "nowhere"}}
         make_judge(from_dict(JudgeConfig, settings))

@@ -197,13 +197,13 @@ def test_one_shape_and_each_caption_once(
         Clip, "encode_captions", lambda s, x, d: note("captions", captions, x, s, x, d)
     )
     monkeypatch.setattr(ClipTokenizer, "encode", lambda s, t: note("texts", encode, t[0], s, t))
-    judge = HpsJudge(checkpoint, checkpoint.tokenizer(), batch_rows=2)
+    judge = HpsJudge(checkpoint, checkpoint.tokenizer(), batch_rows=3)  # nobody else's number
     judge.judge(requests(5))
     assert sorted(seen["texts"]) == sorted(set(CAPTIONS))
     judge.judge(requests(1))
-    judge.judge(requests(4))
-    assert seen["images"] == [(2, TINY.image_size, TINY.image_size, 3)]
-    assert seen["captions"] == [(2, TINY.context_length)]
+    HpsJudge(checkpoint, checkpoint.tokenizer(), batch_rows=3).judge(requests(4))  # the same ones
+    assert seen["images"] == [(3, TINY.image_size, TINY.image_size, 3)]
+    assert seen["captions"] == [(3, TINY.context_length)]
 
 
 def test_pixels_that_are_not_finite_score_nan(checkpoint: ClipCheckpoint) -> None:

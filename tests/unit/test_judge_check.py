@@ -9,7 +9,8 @@ import pytest
 
 from gotr1_jax.cli import run
 from gotr1_jax.rewards.check import read_requests
-from gotr1_jax.rewards.factory import JudgeConfig, make_judge
+from gotr1_jax.rewards.factory import make_judge
+from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.python import PythonJudge
 from gotr1_jax.rewards.terms import TermConfig
 

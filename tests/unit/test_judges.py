@@ -24,7 +24,8 @@ from gotr1_jax.rewards.composite import (
     CompositeJudge,
     request_key,
 )
-from gotr1_jax.rewards.factory import JudgeConfig, make_judge
+from gotr1_jax.rewards.factory import make_judge
+from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.multimodal.terms import MultimodalJudge
 from gotr1_jax.rewards.python import PythonJudge
 from gotr1_jax.rewards.shapes import ShapesJudge

@@ -19,7 +19,8 @@ from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, is_group_wise, pop_metrics
 from gotr1_jax.rewards.composite import SharedJudge
-from gotr1_jax.rewards.factory import JudgeConfig, make_judge, make_term_judge
+from gotr1_jax.rewards.factory import JudgeMaker, make_judge, make_term_judge
+from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.multimodal.comparison import QuestionComparer
 from gotr1_jax.rewards.multimodal.terms import QuestionsConfig
 from gotr1_jax.rewards.pairwise import PairwiseConfig, PairwiseJudge, ScoreComparer
@@ -256,8 +257,8 @@ def test_a_term_of_a_reward() -> None:
         kind: Any = name
         with pytest.raises(InputError, match=message):
             make_judge(JudgeConfig(kind), terms={"pref": TermConfig(pairwise=config)})
-    with pytest.raises(InputError, match="has the mean 0.5 whatever the policy"):
-        make_term_judge(["pref"], terms["pref"])
+    with pytest.raises(InputError, match="pref takes its score from the judge of a reward"):
+        make_term_judge(terms, JudgeMaker())
 
 
 def test_a_single_sample_cannot_be_compared() -> None:

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from gotr1_jax.errors import ConfigError, InputError, RunError
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import JudgeRequest
 from gotr1_jax.rewards.composite import CompositeJudge
-from gotr1_jax.rewards.factory import JudgeConfig, make_judge
+from gotr1_jax.rewards.factory import make_judge
+from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.scorer_configs import RewardServerConfig
 from gotr1_jax.rewards.server import RewardServerJudge
 from gotr1_jax.rewards.server_protocol import ReplyError, read_reply
@@ -127,6 +128,26 @@ def test_the_documented_server_says_its_errors(documented: str) -> None:
     assert bad.rationale == "no score: the image has values that are not finite"
 
 
+def test_what_a_model_returns_need_not_be_a_float() -> None:
+    """numpy's and torch's numbers are scores too; anything else is an error that names it."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    documented: dict[str, Any] = {}
+    exec(code.rpartition("ThreadingHTTPServer(")[0], documented)
+    values = iter([np.float32(0.5), None, np.array(2.0), np.int64(3), "many", 0])
+    documented["score"] = lambda caption, plan, boxes, image: next(values)
+    documented["Handler"].log_message = lambda *_: None
+    server = ThreadingHTTPServer(("127.0.0.1", 0), documented["Handler"])
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    config = RewardServerConfig(f"http://127.0.0.1:{server.server_port}", "m", batch_size=2)
+    judge = RewardServerJudge(config, ("red",))
+    found = judge.judge([request(red) for red in range(2)])
+    assert [result.scores["red"] for result in found] == [2, 3]
+    (failed, _) = judge.judge([request(), request(0)])
+    server.shutdown()
+    server.server_close()
+    assert "it says: ValueError: could not convert string to float: 'many'" in failed.rationale
+
+
 # --- what is sent and what comes back -----------------------------------------------------------
 
 
@@ -172,11 +193,19 @@ def test_terms_of_one_server_are_asked_once() -> None:
     answer = replies(lambda reds, n: {"scores": {"a": reds, "b": [2 * r for r in reds]}})
     with Server(answer) as server:
         http = {"url": server.url, "model": "m"}
-        terms = {name: from_dict(TermConfig, {"http": http}) for name in ("a", "b")}
-        both = make_judge(JudgeConfig("none"), terms=terms)
-        assert not isinstance(both, CompositeJudge) and len(server.bodies) == 1
-        (result,) = both.judge([request()])
-    assert result.scores == {"a": 1, "b": 2} and len(server.bodies) == 2
+        terms = {
+            "a": from_dict(TermConfig, {"http": http}),
+            "b": from_dict(TermConfig, {"http": http, "weight": 0.5}),
+            "low": from_dict(TermConfig, {"http": {**http, "score": "b"}, "clip": [0, 1]}),
+        }
+        together = make_judge(JudgeConfig("none"), terms=terms)
+        assert not isinstance(together, CompositeJudge) and len(server.bodies) == 1
+        assert together.identity == f"reward server m url={server.url} score=a,b,b"
+        (result,) = together.judge([request()])
+        assert result.scores == {"a": 1, "b": 2, "low": 2} and len(server.bodies) == 2
+        terms["c"] = from_dict(TermConfig, {"http": {**http, "image_format": "jpeg", "score": "a"}})
+        assert make_judge(JudgeConfig("none"), terms=terms).terms == ("a", "b", "low", "c")
+        assert len(server.bodies) == 4  # another format is another server
 
 
 def test_whole_groups_are_compared() -> None:
@@ -219,6 +248,7 @@ WRONG: dict[str, tuple[Any, int, str]] = {
     "400": (b"bad\nmodel " + b"x" * 5000, 400, "status 400: bad model x+;"),
     "401": (b"", 401, "status 401; check key_file or key_variable of terms.red.http"),
     "404": (b"", 404, "status 404; check terms.red.http.url"),
+    "moved": (b"", 307, "status 307; check terms.red.http.url"),
     "413": (b"", 413, "status 413; lower terms.red.http.batch_size"),
     "500": (b"oops", 500, "does not answer: status 500: oops; start it first"),
 }
@@ -344,9 +374,10 @@ def test_settings_that_cannot_work() -> None:
     ):
         with pytest.raises(InputError, match=message):
             from_dict(TermConfig, {"http": settings})
-    config = RewardServerConfig("http://127.0.0.1:9", "m", score="x")
-    with pytest.raises(ConfigError, match="score names one score; 2 terms"):
-        RewardServerJudge(config, ("a", "b"))
+    server = {"url": "http://127.0.0.1:9", "model": "m", "score": "x"}
+    with pytest.raises(ConfigError, match="reward_server.score names one score.*holds 2"):
+        values = {"kind": "reward_server", "terms": ["a", "b"], "reward_server": server}
+        from_dict(JudgeConfig, values)
 
 
 @pytest.mark.parametrize("text", ["1e400", "-1e39", "9" * 60, "null"])

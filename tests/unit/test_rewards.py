@@ -8,7 +8,8 @@ import pytest
 from gotr1_jax.errors import InputError
 from gotr1_jax.rewards.base import JudgeResult, stack_scores
 from gotr1_jax.rewards.combine import combine, term_statistics
-from gotr1_jax.rewards.factory import JudgeConfig, make_judge
+from gotr1_jax.rewards.factory import make_judge
+from gotr1_jax.rewards.judge_config import JudgeConfig
 
 NAN = float("nan")
 TERMS = ("sem", "spa", "ri", "pi", "hps", "verdict")

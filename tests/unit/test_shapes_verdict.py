@@ -12,7 +12,8 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import JudgeRequest
-from gotr1_jax.rewards.factory import JudgeConfig, make_judge
+from gotr1_jax.rewards.factory import make_judge
+from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.shapes import ShapesJudge
 from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec
 from gotr1_jax.shapes.dataset import ShapesSource

@@ -16,7 +16,7 @@ from gotr1_jax.parallel.config import MeshConfig
 from gotr1_jax.rewards.combine import total_expression
 from gotr1_jax.rewards.command import option_names
 from gotr1_jax.rewards.expression import Expression
-from gotr1_jax.rewards.factory import CacheConfig, JudgeConfig
+from gotr1_jax.rewards.judge_config import CacheConfig, JudgeConfig
 from gotr1_jax.rewards.terms import TermConfig
 
 Method = Literal["verify", "repair", "repaint", "best_of"]

@@ -18,7 +18,8 @@ from gotr1_jax.generate.write_results import GeneratedSample
 from gotr1_jax.rewards.base import Judge, is_group_wise
 from gotr1_jax.rewards.combine import combine
 from gotr1_jax.rewards.command import JudgeJob, device_mesh
-from gotr1_jax.rewards.factory import JudgeConfig, make_judge
+from gotr1_jax.rewards.factory import make_judge
+from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.terms import as_terms
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
