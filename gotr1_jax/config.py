@@ -267,7 +267,7 @@ def _rename_keys(schema: type, values: Mapping[str, Any], where: str) -> dict[st
             new = renamed[key]
             if new in values:
                 raise InputError(f"{where}{new} is given twice, also by its old name {key}")
-            _log.warning("configuration key %s is called %s now", where + key, where + new)
+            _tell_renamed(where + key, where + new)
             key = new
         kind = field_kinds(schema).get(key)
         section, named = next(_sections(kind), None), _named_section(kind)
@@ -300,10 +300,15 @@ def _move_keys(
             continue  # an error of its own, when it is read
         if name in (held or {}) and not replace:
             raise InputError(f"{where}{new} is given twice, also by its old name {old}")
-        _log.warning("configuration key %s is called %s now", where + old, where + new)
+        _tell_renamed(where + old, where + new)
         values[section] = {k: v for k, v in source.items() if k != key}
         values[target] = {**(held or {}), name: source[key]}
     return values
+
+
+@functools.cache  # a command may read one file many times
+def _tell_renamed(old: str, new: str) -> None:
+    _log.warning("configuration key %s is called %s now", old, new)
 
 
 def _current_path(schema: type | None, dotted: str) -> list[str]:

@@ -32,6 +32,7 @@ from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.io.reading import read_json, read_json_object, read_text
 from gotr1_jax.io.write_errors import write_failure
+from gotr1_jax.rewards.factory import check_functions
 from gotr1_jax.trainer.bootstrap import gain_interval
 from gotr1_jax.trainer.run_dir import RunDir
 
@@ -84,6 +85,8 @@ def run(options: argparse.Namespace) -> None:
     runs = plan_runs(config, root)
     for planned in runs:
         check_same(planned)
+        if not is_finished(planned):
+            _check_functions(planned)
     compare_finished(runs)  # what is damaged is better known before the others are trained
     with folder_lock(root, "--out"):
         _train_all(root, runs, config.at_once)
@@ -206,6 +209,15 @@ def check_same(planned: PlannedRun) -> None:
         raise InputError(
             f"{planned.root} holds a run of another configuration; give another --out, or remove it"
         )
+
+
+def _check_functions(planned: PlannedRun) -> None:
+    """InputError for a function of the user's that is not there: the variant might be the last."""
+    config = planned.config
+    try:
+        check_functions(config.judge, config.reward.terms, config.evaluation.judges)
+    except InputError as error:
+        raise InputError(f"variant {planned.variant!r}: {error}") from error
 
 
 def is_finished(planned: PlannedRun) -> bool:

@@ -27,7 +27,7 @@ from gotr1_jax.io.strict_yaml import read_yaml_file
 from gotr1_jax.limits import FilledText, ItemCount, RowCount, Seed
 from gotr1_jax.rewards.base import Judge
 from gotr1_jax.rewards.combine import combine
-from gotr1_jax.rewards.factory import make_judge
+from gotr1_jax.rewards.factory import check_functions, make_judge
 from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.judging import judge_samples
 from gotr1_jax.rewards.stored_samples import find_samples
@@ -124,6 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Generate the images if needed, score them, write the results."""
     config = read_options(options)
+    check_functions(JudgeConfig(), config.job.reward.terms)  # before images are generated
     if config.images is None:
         _generate(config)
     judge = config.judge()

@@ -32,7 +32,7 @@ from gotr1_jax.grpo.losses import (
     count_normalisers,
 )
 from gotr1_jax.grpo.per_modality import PerModality
-from gotr1_jax.rewards.python import is_from_outside, load_function
+from gotr1_jax.rewards.own_function import is_from_outside, load_function
 from gotr1_jax.rewards.source_digest import source_digest
 
 

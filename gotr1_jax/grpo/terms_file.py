@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gotr1_jax.config import to_plain
+from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.watched import WatchedJudge
 from gotr1_jax.io.files import write_json_atomic
+from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
 from gotr1_jax.rewards.base import Judge, term_meanings
 from gotr1_jax.rewards.terms import TermConfig
@@ -27,6 +30,14 @@ def write_terms(
         note(f"reward.terms: {name} is not in reward.total: it is watched, never trained on")
 
 
+def started_in(run: RunDir) -> str | None:
+    """The working directory of a run's last start; None where it is not known."""
+    try:
+        return str(read_json_object(run.terms)["started_in"])
+    except (InputError, KeyError):  # of an earlier version, or damaged
+        return None
+
+
 def describe_terms(
     config: GrpoConfig, judge: Judge, watched: Sequence[WatchedJudge] = ()
 ) -> dict[str, Any]:
@@ -40,6 +51,7 @@ def describe_terms(
         entries.append({**entry, "in_total": name in reward.expression.names})
     return {
         "total": reward.total, "formula": reward.expression.text, "terms": entries,
+        "started_in": os.getcwd(),  # of which relative paths of functions are
         "watched": [_entry(one.name, one.term, one.meaning) for one in watched],
     }  # fmt: skip
 

@@ -56,9 +56,8 @@ def check_function(
     start = time.perf_counter()
     first = _run(judge, requests, report)
     seconds = (time.perf_counter() - start) / len(requests)
-    if first is None:  # which samples are to blame, if it is some
-        for request in requests:
-            _run(judge, [request], report)
+    if first is None:
+        _find_blamed(judge, requests, report)
         return report
     for term in judge.terms:
         report.lines += _describe(term, [result.scores[term] for result in first])
@@ -71,6 +70,14 @@ def check_function(
     if _run(judge, [odd] if not judge.group_wise else [odd, odd], report) is None:
         report.mistakes[-1] += " (of a sample with an empty plan and a black image)"
     return report
+
+
+def _find_blamed(judge: PythonJudge, requests: Sequence[JudgeRequest], report: CheckReport) -> None:
+    """Says of which samples alone the function fails too, if not of all."""
+    trial = CheckReport()
+    failed = [i for i, r in enumerate(requests) if _run(judge, [r], trial) is None]
+    if 0 < len(failed) < len(requests):
+        report.mistakes[-1] += f" (alone it fails for sample {', '.join(map(str, failed))})"
 
 
 def _run(

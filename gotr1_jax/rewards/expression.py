@@ -30,7 +30,8 @@ _OPERATORS: Mapping[str, Callable[..., np.ndarray]] = {
 }
 _TOKEN = re.compile(
     r"(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?(?![A-Za-z_]))"
-    r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<sign>\*\*|[-+*/(),])"
+    r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<sign>\*\*|[-+*/(),])",
+    re.ASCII,
 )
 
 
@@ -74,13 +75,14 @@ class Expression:
 
         Returns:
             float32 (B,). NaN where any named value is NaN, whatever it is multiplied with, and
-            where the result is not finite or beyond ±1e30: a division by zero, a root of a negative
-            number, an overflow.
+            where the result of any operation in it is not finite (a division by zero, a root of a
+            negative number, an overflow) or the total is beyond ±1e30.
         """
         columns = {name: np.asarray(values[name], np.float64) for name in self.names}
         with np.errstate(all="ignore"):
-            result = np.asarray(_evaluate(self.root, columns)).astype(np.float32)
-            known = np.abs(result) <= LARGEST
+            result, known = _evaluate(self.root, columns)
+            result = result.astype(np.float32)
+            known = known & (np.abs(result) <= LARGEST)
         for column in columns.values():
             known = known & ~np.isnan(column)
         return np.where(known, result, np.float32("nan"))
@@ -97,14 +99,21 @@ def parse_expression(text: str) -> Expression:
     return Expression(text, root, parser.names)
 
 
-def _evaluate(node: Node, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    if node.function is not None:
-        values = [_evaluate(part, columns) for part in node.parts]
-        result = node.function(*values[:2])
-        for value in values[2:]:
-            result = node.function(result, value)
-        return result
-    return columns[node.name] if node.name else np.asarray(node.value, np.float64)
+def _evaluate(
+    node: Node, columns: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray | bool]:
+    """A node's value, and where all operations in it gave finite numbers.
+
+    The latter, as some of them lose it: max(a / 0, 1), 1 / (a / 0) and nan ** 0 are finite.
+    """
+    if node.function is None:
+        return columns[node.name] if node.name else np.asarray(node.value, np.float64), True
+    result, known = _evaluate(node.parts[0], columns)
+    for part in node.parts[1:]:
+        value, is_finite = _evaluate(part, columns)
+        result = np.asarray(node.function(result, value))
+        known = known & is_finite & np.isfinite(result)
+    return result, known
 
 
 class _Parser:
@@ -146,7 +155,7 @@ class _Parser:
         node = Node(sign.place, function=function, parts=parts, height=height)
         if all(part.value is not None for part in parts):
             with np.errstate(all="ignore"):
-                value = float(_evaluate(node, {}))
+                value = float(_evaluate(node, {})[0])
             if not math.isfinite(value):
                 raise self.error(sign, f"{sign.text!r} gives no finite number")
             return Node(sign.place, value=value)

@@ -20,6 +20,7 @@ from gotr1_jax.rewards.judge_config import (
 )
 from gotr1_jax.rewards.multimodal.comparison import QuestionComparer
 from gotr1_jax.rewards.multimodal.terms import MultimodalJudge
+from gotr1_jax.rewards.own_function import check_function
 from gotr1_jax.rewards.pairwise import Comparer, PairwiseConfig, PairwiseJudge, ScoreComparer
 from gotr1_jax.rewards.python import PythonJudge
 from gotr1_jax.rewards.scorer_configs import ClipScorerConfig, RewardServerConfig
@@ -238,6 +239,21 @@ def needs_devices(config: JudgeConfig, terms: Mapping[str, TermConfig] | None = 
     kinds: list[str] = [part.kind for part in (config, *config.also)]
     kinds += [term.source for term in (terms or {}).values()]
     return any(kind in KINDS and KINDS[kind].in_process for kind in kinds)
+
+
+def check_functions(config: JudgeConfig, *terms: Mapping[str, TermConfig]) -> None:
+    """InputError for a function of one's own that is not there, before anything large is loaded.
+
+    Of the judge, of `config.also` and of the terms; see `own_function.check_function`.
+    """
+    functions = [
+        part.python.function
+        for part in (config, *config.also)
+        if part.kind == "python" and part.python is not None
+    ]
+    functions += [term.python for section in terms for term in section.values() if term.python]
+    for function in dict.fromkeys(functions):
+        check_function(function)
 
 
 def check_engine(config: JudgeConfig) -> None:

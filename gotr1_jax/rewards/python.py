@@ -16,25 +16,21 @@ one batch, with equal `request.group`.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
+import functools
+import inspect
 import os
-import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from gotr1_jax.errors import ConfigError, InputError, RunError, Stopped
+from gotr1_jax.errors import ConfigError, InputError, RunError
 from gotr1_jax.plan import Box
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, is_group_wise
+from gotr1_jax.rewards.own_function import is_from_outside, load_function, split_name
 from gotr1_jax.rewards.source_digest import source_digest
 from gotr1_jax.rewards.terms import check_names
 
@@ -57,6 +53,7 @@ class PythonJudge:
 
     def __init__(self, function: str, terms: Sequence[str], group_wise: bool = False) -> None:
         """InputError where there is no such function, or `terms` holds no name of a term."""
+        split_name(function)
         try:
             check_names(terms)
         except ConfigError as error:
@@ -66,6 +63,7 @@ class PythonJudge:
         self.terms: tuple[str, ...] = tuple(terms)
         self.function = self._name = function
         self._function = load_function(function)
+        _check_signature(function, self._function)
         self.group_wise = group_wise or is_group_wise(self._function)
         self.identity = f"python {function} {source_digest(self._function)}"
         self.meanings = dict.fromkeys(self.terms, _meaning(self._function))
@@ -99,15 +97,17 @@ class PythonJudge:
     def _column(self, returned: Any, samples: int, of: str) -> Sequence[Any]:
         """One value a sample, from a list or an array of numpy, jax or torch."""
         if hasattr(returned, "detach"):  # torch: also on a device, or with a gradient
-            returned = returned.detach().cpu().tolist()
+            returned, shape = returned.detach().cpu().tolist(), tuple(returned.shape)
         elif hasattr(returned, "shape") and hasattr(returned, "dtype"):
             array = np.asarray(returned)
-            if array.ndim != 1:
-                raise self._error(
-                    f"returned an array of shape {array.shape}{of} for {samples} samples; return "
-                    f"shape ({samples},)"
-                )
-            returned = list(array)
+            returned, shape = list(array) if array.ndim else array, array.shape
+        else:
+            shape = (samples,)
+        if len(shape) != 1:
+            raise self._error(
+                f"returned an array of shape {shape}{of} for {samples} samples; return "
+                f"shape ({samples},)"
+            )
         if not isinstance(returned, list | tuple):
             raise self._error(
                 f"returned {type(returned).__name__}{of}; return a list or an array with one value "
@@ -169,79 +169,29 @@ class PythonJudge:
         return InputError(f"judge {self._name} {what}")
 
 
+def _check_signature(name: str, function: Callable[..., Any]) -> None:
+    """InputError for a function that cannot be called with a list of requests alone."""
+    if inspect.iscoroutinefunction(function):
+        raise InputError(f"judge {name} is async; write a plain function (def)")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a function in C
+        return
+    try:
+        signature.bind([])
+    except TypeError as error:
+        raise InputError(
+            f"judge {name} is called with one argument, the list of requests, but takes {signature}"
+        ) from error
+
+
 def _meaning(function: Callable[..., Any]) -> str:
     """One line about a function's score."""
+    while isinstance(function, functools.partial) and not hasattr(function, "meaning"):
+        function = function.func  # its own docstring is that of functools
     text = getattr(function, "meaning", None) or getattr(function, "__doc__", None) or ""
     lines = text.strip().splitlines() if isinstance(text, str) else []
     return lines[0][:200] if lines else ""
-
-
-def load_function(name: str) -> Callable[..., Any]:
-    """The function that "file.py:function" or "module:function" names.
-
-    Relative files and modules are looked for in the working directory; modules elsewhere too.
-    """
-    module_name, _, attribute = name.rpartition(":")
-    if not module_name or not attribute.isidentifier():
-        raise InputError(
-            f"{name!r} names no function; write it as file.py:function or module:function"
-        )
-    file = Path(module_name) if module_name.endswith(".py") else None
-    if file is not None and not file.is_file():
-        raise InputError(f"there is no file {module_name} in {os.getcwd()}: it was to hold {name}")
-    here = os.getcwd() if file is None else str(file.resolve().parent)
-    sys.path.insert(0, here)
-    try:
-        if file is None:
-            module = importlib.import_module(module_name)
-        else:
-            module = _import_file(file.resolve())
-    except BaseException as error:
-        if is_from_outside(error):
-            raise
-        raise InputError(
-            f"module {module_name} of {name} cannot be imported: "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
-    finally:
-        if here in sys.path:
-            sys.path.remove(here)
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise InputError(f"module {module_name} has no function {attribute}")
-    return function
-
-
-def _import_file(file: Path) -> ModuleType:
-    """The module in a file, imported once; under another name where its own is taken."""
-    name = file.stem
-    for known in (name, f"{name}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"):
-        module = sys.modules.get(known)
-        path = getattr(module, "__file__", None)
-        if module is not None and isinstance(path, str) and Path(path).resolve() == file:
-            return module
-        name = known
-        if module is None and (known != file.stem or importlib.util.find_spec(known) is None):
-            break
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def is_from_outside(error: BaseException) -> bool:
-    """Whether foreign code was left because of a signal, not by an error or an exit of its own."""
-    is_interrupt = isinstance(error, KeyboardInterrupt)
-    # Where a job has replaced Python's handler, Ctrl-C raises no KeyboardInterrupt.
-    return isinstance(error, Stopped) or (
-        is_interrupt and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
 
 
 @contextmanager
@@ -268,6 +218,9 @@ def _failures_as_one_line(name: str) -> Iterator[None]:
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error)
+        text = " ".join(str(error).split())
     except Exception:
         return "(no text)"
+    if isinstance(error, AttributeError) and "'list' object" in text:
+        text += "; a function gets the list of all requests"
+    return text

@@ -15,7 +15,7 @@ from typing import Any
 
 from gotr1_jax.io.reading import read_bytes
 
-_INSTALLED = ("site-packages", "dist-packages")
+INSTALLED = ("site-packages", "dist-packages")
 
 
 def source_digest(function: Callable[..., Any]) -> str:
@@ -63,7 +63,7 @@ def _project_files(module: ModuleType, first: Path, root: Path) -> Iterator[Path
 def _is_own(file: Path, root: Path) -> bool:
     if not file.is_relative_to(root) or file.is_relative_to(sysconfig.get_path("stdlib")):
         return False
-    return not any(part in _INSTALLED for part in file.relative_to(root).parts)
+    return not any(part in INSTALLED for part in file.relative_to(root).parts)
 
 
 def _module_name(value: object) -> str:

@@ -146,6 +146,11 @@ class Run:
             allowed = replace(self._config, allow_changes=True)
             _print_changes(check_settings(self.dir, allowed, has_checkpoint=False))
 
+    @property
+    def resumed(self) -> RunDir | None:
+        """The run that this one goes on with, maybe in the same directory; None of a new one."""
+        return None if self._resume is None else run_of(self._resume)
+
     def check_inputs(self, inputs: Mapping[str, str], data_key: str | None = None) -> None:
         """Compares what the files of the configuration hold with what the resumed run read.
 

@@ -33,13 +33,15 @@ LIMIT = 300.0  # seconds until a process is given up
 
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
-    """Two variants of a tiny run at a time, one long enough to be stopped in the middle."""
+    """Two variants of a tiny run, the first long enough to be stopped in the middle.
+
+    One after the other: the second has the compiled programs of the first.
+    """
     base = grpo_values(write_shapes(tmp_path / "tiny"), tmp_path / "unused")
     base["judge"] = {"terms": ["sem", "spa", "ri", "pi", "verdict"]}
     values = {
         "run_dir": str(tmp_path / "out"),
         "base": str(write_config(tmp_path / "base.yaml", base)),
-        "at_once": 2,
         "variants": [
             {"name": "long", "overrides": ["steps=60", "reward.terms=[verdict]"]},
             {
