@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,13 +16,12 @@ from gotr1_jax.convert.checkpoint import Checkpoint
 from gotr1_jax.convert.find import checkpoint_path
 from gotr1_jax.data.captions import read_captions
 from gotr1_jax.data.pipeline import caption_batches
-from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import CaptionsConfig, EvaluationConfig, GrpoConfig, GrpoLossConfig
 from gotr1_jax.grpo.entropy import new_entropy_state
 from gotr1_jax.grpo.own_loss import load_loss, try_loss
 from gotr1_jax.grpo.policy import SplitPolicy, load_policy
 from gotr1_jax.grpo.rollout import Prompts, RolloutWorker, encode_captions
-from gotr1_jax.grpo.terms_file import started_in
+from gotr1_jax.grpo.terms_file import check_run_functions
 from gotr1_jax.grpo.update import Learner, make_policy_step, make_token_logps
 from gotr1_jax.grpo.watched import WatchedJudge, make_watched
 from gotr1_jax.io.digests import model_digest
@@ -37,7 +35,7 @@ from gotr1_jax.parallel.processes import (
 )
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of
 from gotr1_jax.rewards.base import Judge
-from gotr1_jax.rewards.factory import check_functions, make_judge
+from gotr1_jax.rewards.factory import make_judge
 from gotr1_jax.sampler.image_decoder import ImageDecoder
 from gotr1_jax.sampler.sampler import Sampler
 from gotr1_jax.shapes.dataset import shapes_captions
@@ -122,8 +120,7 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
     Raises InputError before the directory is made, RunError where processes read other data.
     """
     with raise_on_all_processes():
-        # Before anything large is loaded.
-        _check_functions(config, run)
+        check_run_functions(config, run.resumed)  # before anything large is loaded
         own_loss = try_loss(config.loss)
         policy, checkpoint = load_policy(config.policy, config.seed, run.mesh)
         encode = partial(
@@ -183,19 +180,6 @@ def _watched_judges(config: EvaluationConfig, run: Run) -> tuple[WatchedJudge, .
     needed = () if config.patience is None else (config.patience.term,)
     cache = run.dir.root / "judge_cache" / "watched"
     return make_watched(config.judges, cache, local_mesh(run.mesh), needed)
-
-
-def _check_functions(config: GrpoConfig, run: Run) -> None:
-    """As `check_functions`; of a resumed run the InputError also names where it was started."""
-    try:
-        check_functions(config.judge, config.reward.terms, config.evaluation.judges)
-    except InputError as error:
-        before = None if run.resumed is None else started_in(run.resumed)
-        if before is None or Path(before) == Path.cwd():
-            raise
-        raise InputError(
-            f"{error}; the run that is resumed was started in {before}: start it there"
-        ) from error
 
 
 def train_captions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from gotr1_jax.config import to_plain
@@ -14,6 +15,7 @@ from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
 from gotr1_jax.rewards.base import Judge, term_meanings
+from gotr1_jax.rewards.factory import check_functions
 from gotr1_jax.rewards.terms import TermConfig
 from gotr1_jax.trainer.run_dir import RunDir
 
@@ -30,7 +32,20 @@ def write_terms(
         note(f"reward.terms: {name} is not in reward.total: it is watched, never trained on")
 
 
-def started_in(run: RunDir) -> str | None:
+def check_run_functions(config: GrpoConfig, resumed: RunDir | None) -> None:
+    """InputError for a function that is not there; it also names where `resumed` was started."""
+    try:
+        check_functions(config.judge, config.reward.terms, config.evaluation.judges)
+    except InputError as error:
+        before = None if resumed is None else _started_in(resumed)
+        if before is None or Path(before) == Path.cwd():
+            raise
+        raise InputError(
+            f"{error}; the run that is resumed was started in {before}: start it there"
+        ) from error
+
+
+def _started_in(run: RunDir) -> str | None:
     """The working directory of a run's last start; None where it is not known."""
     try:
         return str(read_json_object(run.terms)["started_in"])

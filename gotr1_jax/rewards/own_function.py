@@ -138,8 +138,8 @@ def _check_neighbours(file: Path) -> None:
     seen, waiting = {file}, [file]
     while waiting:
         for top in _imported(waiting.pop()):
-            beside = (file.parent / f"{top}.py", file.parent / top / "__init__.py")
-            own = next((path for path in beside if path.is_file()), None)
+            siblings = (file.parent / f"{top}.py", file.parent / top / "__init__.py")
+            own = next((path for path in siblings if path.is_file()), None)
             if own is None or own in seen or top == __name__.partition(".")[0]:
                 continue
             seen.add(own)

@@ -329,3 +329,20 @@ def test_the_plot_by_hand() -> None:
     line = last.find(f"{name}line")
     assert line is not None and line.get("x2") == "128.0"
     assert np.isclose(float(line.get("x1", "")), 128 * 0.35, atol=0.05)
+
+
+def test_a_missing_function_is_told_before_the_first_run(
+    config: Path, trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that is finished it is not needed."""
+    values = yaml.safe_load(config.read_text())
+    (tmp_path / "mine.py").write_text("def f(requests):\n    return [0.0] * len(requests)\n")
+    values["variants"][0]["overrides"].append(f"reward={tmp_path}/mine.py:g")
+    words = ["ablate", "--config", str(_write(tmp_path, values)), "--out", str(tmp_path / "out")]
+    assert cli.run(words) == 2 and trainer.asked == []
+    assert "variant 'one': " in (error := capsys.readouterr().err)
+    assert f"{tmp_path}/mine.py has no function g" in error
+    (tmp_path / "mine.py").write_text("g = sum\n")
+    assert cli.run(words) == 0 and len(trainer.asked) == 4
+    (tmp_path / "mine.py").unlink()
+    assert cli.run(words) == 0

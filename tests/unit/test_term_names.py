@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from gotr1_jax.ablate.report import Change, TermResult, VariantResult, plot, table
 from gotr1_jax.config import from_dict
+from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.alarms import _reason
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import Evaluation, format_table
-from gotr1_jax.grpo.terms_file import describe_terms, write_terms
+from gotr1_jax.grpo.terms_file import check_run_functions, describe_terms, write_terms
 from gotr1_jax.grpo.watched import WatchedJudge
 from gotr1_jax.report.load import Metrics
 from gotr1_jax.report.page import build_table
@@ -107,3 +109,24 @@ def test_a_row_without_a_total_has_its_own_cause() -> None:
     total = np.array([NAN, NAN, 2.0], np.float32)
     assert without_total(scores, total, ["a", "b"]).tolist() == [True, False, False]
     assert _reason(f"fine | {NO_TOTAL}") == NO_TOTAL
+
+
+def test_a_function_that_is_gone_where_a_run_is_resumed(tmp_path: Path, monkeypatch) -> None:
+    """Both places are named; the first word of a run is of before its models are loaded."""
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for folder in (project, elsewhere):
+        folder.mkdir()
+    (project / "mine.py").write_text("def f(requests): ...\n")
+    values = {"run_dir": "r", "steps": 1, "reward": {"terms": {"f": {"python": "mine.py:f"}}}}
+    config = from_dict(GrpoConfig, {**values, "reward": {**values["reward"], "total": "f"}})
+    run = RunDir(tmp_path)
+    monkeypatch.chdir(project)
+    write_terms(run, config, Own(), (), print)
+    check_run_functions(config, run)
+    monkeypatch.chdir(elsewhere)
+    for resumed, more in ((run, f"; the run that is resumed was started in {project}"), (None, "")):
+        with pytest.raises(InputError, match=f"no file mine.py in {elsewhere}: .*f{more}"):
+            check_run_functions(config, resumed)
+    run.terms.write_text("{")
+    with pytest.raises(InputError, match="no file mine.py"):
+        check_run_functions(config, run)
