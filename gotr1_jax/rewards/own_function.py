@@ -160,7 +160,8 @@ def _imported(file: Path) -> set[str]:
     except (SyntaxError, ValueError):
         return set()
     names = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
-    names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    froms = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 0]
+    names |= {n.module or "" for n in froms}
     return {name.partition(".")[0] for name in names}
 
 

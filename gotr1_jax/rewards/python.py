@@ -30,11 +30,10 @@ import numpy as np
 from gotr1_jax.errors import ConfigError, InputError, RunError
 from gotr1_jax.plan import Box
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, is_group_wise
+from gotr1_jax.rewards.expression import LARGEST
 from gotr1_jax.rewards.own_function import is_from_outside, load_function, split_name
 from gotr1_jax.rewards.source_digest import source_digest
 from gotr1_jax.rewards.terms import check_names
-
-_LARGEST = 1e30  # sums of scores stay finite
 
 
 class PythonJudge:
@@ -158,7 +157,7 @@ class PythonJudge:
             raise self._error(
                 f"gave {term} = {value!r} ({type(value).__name__}) for sample {index}; use a float"
             )
-        if abs(value) > _LARGEST:
+        if abs(value) > LARGEST:
             raise self._error(
                 f"gave {term} = {str(value)[:40]} for sample {index}; use a finite number up to "
                 "1e30, or NaN where it cannot be scored"
