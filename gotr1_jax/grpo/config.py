@@ -247,10 +247,12 @@ class EvaluationConfig(CheckedConfig):
                 "patience needs evaluations during training; set every to a number of steps"
             )
         name = self.patience.term.removeprefix(DIVERSITY)
-        if self.patience.is_diversity and name in OF_CAPTIONS and self.samples < 2:
+        compared = self.samples if name in OF_CAPTIONS else self.samples * self.captions
+        if self.patience.is_diversity and compared < 2:
             raise ConfigError(
-                f"patience.term is {self.patience.term}, which compares samples of a caption; set "
-                f"samples to 2 or more, it is {self.samples}"
+                f"patience.term is {self.patience.term}, which compares samples"
+                f"{' of a caption' if name in OF_CAPTIONS else ''}; set samples to 2 or more, it "
+                f"is {self.samples}"
             )
 
 
@@ -346,6 +348,13 @@ class GrpoConfig(JobConfig):
         if patience.term not in names:
             raise ConfigError(
                 f"evaluation.patience.term is {patience.term!r}; choose from {', '.join(names)}"
+            )
+        wins = {name for name, term in self.reward.terms.items() if term.pairwise is not None}
+        watched = self.reward.expression.names if patience.term == "total" else {patience.term}
+        if wins.issuperset(watched):
+            raise ConfigError(
+                f"evaluation.patience.term is {patience.term}, a win rate between samples of one "
+                "caption, whose mean is always 0.5; choose a term that scores each sample"
             )
         evaluations = (self.steps - 1) // every  # before the last step
         if evaluations < patience.evaluations:

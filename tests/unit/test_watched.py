@@ -167,6 +167,23 @@ def test_a_whole_configuration_of_watched_terms():
         assert grpo(every=2, patience={"term": term, "fall": 0.1}).evaluation.patience
 
 
+@pytest.mark.parametrize("term, total", [("wins", "wins * sem"), ("total", "wins")])
+def test_patience_with_a_win_rate_is_refused(term: str, total: str):
+    values = {
+        "run_dir": "run", "steps": 10,
+        "reward": {
+            "total": total,
+            "terms": {
+                "sem": {"judge": "main"},
+                "wins": {"pairwise": {"by": "scores", "of": "sem"}},
+            },
+        },
+        "evaluation": {"every": 2, "patience": {"term": term, "fall": 0.1}},
+    }  # fmt: skip
+    with pytest.raises(InputError, match=rf"patience\.term is {term}, a win rate .*always 0\.5"):
+        from_dict(GrpoConfig, values)
+
+
 @pytest.mark.parametrize(
     "evaluation, message",
     [
@@ -184,6 +201,13 @@ def test_a_whole_configuration_of_watched_terms():
         (
             {"every": 2, "samples": 1, "patience": {"term": "diversity/images", "fall": 0.1}},
             "evaluation.patience.term.*set samples to 2",
+        ),
+        (
+            {
+                "every": 2, "samples": 1, "captions": 1,
+                "patience": {"term": "diversity/commonest_boxes", "fall": 0.1},
+            },
+            "compares samples; set samples to 2",
         ),
         (
             {
