@@ -199,7 +199,8 @@ def run_grpo(values: dict[str, Any], *words: str) -> int:
 
 @contextmanager
 def compiled_once(folder: Path) -> Iterator[None]:
-    """Inside, jobs of the same sizes share their compiled programs, which lie in `folder`."""
+    """Inside, jobs of the same sizes share their compiled programs, which lie in `folder`: one of
+    the whole session, unless processes of a test's own share it."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     for name, value in zip(names, (str(folder), 0.0)):

@@ -21,20 +21,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gotr1_jax.ablate.config import AblationConfig
 from gotr1_jax.config import load_config
 from gotr1_jax.errors import InputError, RunError, Stopped
-from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.grpo.config import EvaluationConfig, GrpoConfig
 from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.io.reading import read_json, read_json_object, read_text
 from gotr1_jax.io.write_errors import write_failure
 from gotr1_jax.rewards.factory import check_functions
 from gotr1_jax.trainer.bootstrap import gain_interval
 from gotr1_jax.trainer.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from gotr1_jax.grpo.evaluate import Evaluation
 
 # Variants share the compiled programs.
 _CACHE_VARIABLE, _CACHE_NAME = "JAX_COMPILATION_CACHE_DIR", "compiled"
@@ -285,23 +288,26 @@ def compare(
     """
     from gotr1_jax.ablate.report import Change, TermResult, VariantResult
 
-    evaluation = group[0].config.evaluation
+    evaluation, of_first = group[0].config.evaluation, first[0].config.evaluation
 
     def change(old: np.ndarray, new: np.ndarray) -> Change:
         return Change(float(np.nanmean(new - old)), *gain_interval(old, new))
 
     before = _scores(group, "eval_before", with_total)
     after = _scores(group, "eval_after", with_total)
-    is_comparable = group is not first and evaluation == first[0].config.evaluation
+    is_comparable = group is not first and _captions_of(evaluation) == _captions_of(of_first)
     others = _scores(first, "eval_after", with_total) if is_comparable else {}
+    # A watched term of the same name may be another judge's.
+    shared = {t for t in others if evaluation.judges.get(t) == of_first.judges.get(t)}
     terms = {
         term: TermResult(
             before=float(np.nanmean(before[term])),
             after=float(np.nanmean(after[term])),
             gain=change(before[term], after[term]),
-            over_first=change(others[term], after[term]) if term in others else None,
+            over_first=change(others[term], after[term]) if term in shared else None,
         )
         for term in after
+        if term in before
     }
     seconds = [_seconds(RunDir(planned.root).summary) for planned in group]
     return VariantResult(
@@ -316,21 +322,32 @@ def compare(
     )
 
 
+def _captions_of(evaluation: EvaluationConfig) -> tuple[object, ...]:
+    """What two variants must share for their captions' scores to be compared in pairs."""
+    return evaluation.source, evaluation.column, evaluation.captions, evaluation.samples
+
+
 def _scores(
     group: Sequence[PlannedRun], name: str, with_total: bool = False
 ) -> dict[str, np.ndarray]:
-    """Scores by caption of each term, the total first; the mean over the runs of a variant."""
+    """Scores by caption of each term, the total first and watched ones last; the mean over the
+    runs of a variant. A watched term that one of them could not score at all is left out."""
     from gotr1_jax.grpo.evaluate import Evaluation
 
     files = [run.root / f"{name}.json" for run in group]
     found = [Evaluation.from_json(read_json(file, allow_nan=True), str(file)) for file in files]
     for file, scores in zip(files, found):
-        if {k: len(v) for k, v in scores.terms.items()} != {
-            k: len(v) for k, v in found[0].terms.items()
-        }:
+        if _lengths(scores) != _lengths(found[0]):
             raise InputError(f"{file} has other terms or captions than {files[0]}")
     terms = [{"total": s.total, **s.terms} if with_total else s.terms for s in found]
-    return {term: np.mean([one[term] for one in terms], axis=0) for term in terms[0]}
+    means = {term: np.mean([one[term] for one in terms], axis=0) for term in terms[0]}
+    names = [n for n in found[0].watched if all(n in s.watched for s in found)]
+    watched = {n: np.mean([s.watched[n] for s in found], axis=0) for n in names}
+    return means | {n: mean_P for n, mean_P in watched.items() if np.isfinite(mean_P).any()}
+
+
+def _lengths(scores: Evaluation) -> dict[str, int]:
+    return {name: len(values) for name, values in scores.terms.items()}
 
 
 def _seconds(summary: Path) -> float:

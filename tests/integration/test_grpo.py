@@ -62,7 +62,7 @@ METRICS = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with compiled_once(tmp_path_factory.mktemp("programs")):
+    with compiled_once(tmp_path_factory.getbasetemp() / "programs"):
         yield write_shapes(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
 

@@ -38,7 +38,7 @@ PLANNED = plan_text(("cat", (50, 50, 700, 900)), ("dog", (500, 400, 999, 999)))
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with compiled_once(tmp_path_factory.mktemp("programs")):
+    with compiled_once(tmp_path_factory.getbasetemp() / "programs"):
         yield write_shapes(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
 

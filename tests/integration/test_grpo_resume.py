@@ -37,7 +37,10 @@ def quiet_start(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A whole run of two steps, with one plan for both samples of a caption."""
-    with compiled_once(tmp_path_factory.mktemp("programs")), pytest.MonkeyPatch.context() as patch:
+    with (
+        compiled_once(tmp_path_factory.getbasetemp() / "programs"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         checkpoint = write_shapes(tmp_path_factory.mktemp("tiny") / "checkpoint")
         root = tmp_path_factory.mktemp("finished") / "run"
         judge_by_brightness(patch)

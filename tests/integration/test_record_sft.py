@@ -44,7 +44,7 @@ COUNT = 11
 
 @pytest.fixture(scope="module")
 def vq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with compiled_once(tmp_path_factory.mktemp("programs")):
+    with compiled_once(tmp_path_factory.getbasetemp() / "programs"):
         yield write_shapes(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
 

@@ -31,7 +31,7 @@ from gotr1_jax.trainer.metrics import read_metrics
 
 @pytest.fixture(scope="module")
 def vq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with compiled_once(tmp_path_factory.mktemp("programs")):
+    with compiled_once(tmp_path_factory.getbasetemp() / "programs"):
         yield write_shapes(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
 

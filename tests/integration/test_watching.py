@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,6 @@ import pytest
 from tiny import (
     compiled_once,
     grpo_values,
-    interrupt_after,
     judge_by_brightness,
     run_grpo,
     steady_metrics,
@@ -22,23 +24,23 @@ from gotr1_jax.grpo.run_weights import read_run_weights
 
 # Rises in the first evaluation, then falls: 0.5 before training, then 0.9, 0.6, 0.55, ...
 HUMANS = '''
+import os
 from pathlib import Path
-
-RUN = Path({run!r})
 
 
 def score(requests):
     """people like it"""
-    if not (RUN / "eval_before.json").exists():
-        return [{start}] * len(requests)
-    done = len(list(RUN.glob("eval_step_*.json")))
+    run, start = Path(os.environ["WATCHED_RUN"]), float(os.environ["WATCHED_START"])
+    if not (run / "eval_before.json").exists():
+        return [start] * len(requests)
+    done = len(list(run.glob("eval_step_*.json")))
     return [0.9 if done == 0 else 0.65 - 0.05 * done] * len(requests)
 '''
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with compiled_once(tmp_path_factory.mktemp("programs")):
+    with compiled_once(tmp_path_factory.getbasetemp() / "programs"):
         yield write_shapes(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
 
@@ -48,8 +50,9 @@ def quiet_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def watched_values(checkpoint: Path, run_dir: Path, start: float = 0.5) -> dict[str, Any]:
-    source = run_dir.parent / "humans.py"
-    source.write_text(HUMANS.format(run=str(run_dir), start=start))
+    os.environ |= {"WATCHED_RUN": str(run_dir), "WATCHED_START": str(start)}
+    source = checkpoint.with_name("humans.py")
+    source.write_text(HUMANS)
     values = grpo_values(checkpoint, run_dir)
     values |= {"steps": 4, "checkpoint": {"every": 10, "keep": 1}}
     patience = {"term": "humans", "fall": 0.1, "evaluations": 2, "action": "restore_best"}
@@ -102,30 +105,50 @@ def test_watched_terms_and_diversity_are_in_metrics_evaluations_and_report(ended
     assert "humans" in page
 
 
-def test_nothing_of_watched_terms_reaches_training(ended: Path, checkpoint: Path, tmp_path: Path):
-    """The same run without them has the same rewards, losses and gradients, to the bit."""
-    values = watched_values(checkpoint, tmp_path / "run")
-    values["evaluation"] |= {"every": 0, "judges": {}, "patience": None}
-    assert run_grpo(values) == 0
-    for mine, plain in zip(steady_metrics(ended), steady_metrics(tmp_path / "run")):
+def after_step_1(ended: Path, run: Path) -> None:
+    """The run as of its best evaluation: the two steps after it are lost."""
+    shutil.copytree(ended, run)
+    shutil.rmtree(run / "checkpoints/step_000003")
+
+
+def test_nothing_of_watched_terms_reaches_training(
+    ended: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """A run that goes on without them, and with one whose server is down, has the same rewards,
+    losses and gradients, to the bit; its evaluation before training stays."""
+    run = tmp_path / "run"
+    after_step_1(ended, run)
+    values = watched_values(checkpoint, run)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/score"
+    down = {"http": {"url": url, "model": "ocr", "retries": 0}}
+    values["evaluation"] |= {"every": 0, "judges": {"ocr": down}, "patience": None}
+    assert run_grpo(values) == 0 and "evaluated again" not in caplog.text
+    assert "judges.ocr has no scores until its server answers" in caplog.text
+    assert "eval_after: the watched term ocr could not be scored for 4 samples" in caplog.text
+    lines = steady_metrics(run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for mine, plain in zip(steady_metrics(ended)[1:], lines[1:3], strict=True):
         kept = {k: v for k, v in mine.items() if not k.startswith(("watched/", "evaluation/"))}
         assert kept == plain
+    summary = read(run / "summary.json")
+    assert "patience" not in summary
+    assert summary["watched"] == {"before": {}, "after": {"ocr": None}}
+    assert "ocr" in (run / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_resumed_run_decides_the_same(
-    ended: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    values = watched_values(checkpoint, tmp_path / "run")
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt_after(patch, 2)
-        assert run_grpo(values) != 0
+def test_a_resumed_run_decides_the_same(ended: Path, checkpoint: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    after_step_1(ended, run)
+    values = watched_values(checkpoint, run)
     assert run_grpo(values, "--resume", "auto") == 0
-    assert steady_metrics(tmp_path / "run") == steady_metrics(ended)
-    mine, whole = (read(root / "summary.json") for root in (tmp_path / "run", ended))
-    assert mine["patience"] == whole["patience"] and mine["after"] == whole["after"]
+    assert steady_metrics(run) == steady_metrics(ended)
+    mine, whole = (read(root / "summary.json") for root in (run, ended))
+    same = ("patience", "before", "after", "watched", "diversity")
+    assert {k: mine[k] for k in same} == {k: whole[k] for k in same}
     # It is over: the same command again does not train on.
     assert run_grpo(values, "--resume", "auto") == 0
-    assert read(tmp_path / "run/summary.json")["patience"] == whole["patience"]
+    assert read(run / "summary.json")["patience"] == whole["patience"]
 
 
 def test_a_run_that_only_falls_ends_with_the_weights_it_began_with(

@@ -10,6 +10,7 @@ import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,35 @@ def test_folders_and_overrides_are_taken_literally(config: Path) -> None:
     # What the process will be started with gives the same.
     words = list(runs[0].arguments[4:])
     assert load_config(GrpoConfig, runs[0].arguments[3], words) == runs[0].config
+
+
+def test_watched_terms_are_compared_where_their_judges_are_the_same(
+    config: Path, trainer: Trainer
+) -> None:
+    values = yaml.safe_load(config.read_text())
+    values["overrides"] = [
+        *values.get("overrides", []),
+        "evaluation.judges={humans: {python: m:f}, taste: {python: m:g}, down: {python: m:h}}",
+    ]
+    path = _write(config.parent, values)
+    runs = ablate.plan_runs(load_config(AblationConfig, path), config.parent / "o")
+    for i, run in enumerate(runs):
+        trainer(run, config.parent, None)
+        for name, shift in (("eval_before", 0.0), ("eval_after", 0.5)):
+            scores = json.loads((run.root / f"{name}.json").read_text())
+            watched = {"humans": [0.1 * i + shift] * 2, "taste": [shift] * 2, "down": [None] * 2}
+            (run.root / f"{name}.json").write_text(json.dumps({**scores, "watched": watched}))
+    one, two = ([r for r in runs if r.variant == v] for v in ("one", "two"))
+    other = replace(two[0].config.evaluation.judges["taste"], scale=2.0)
+    judges = {**two[0].config.evaluation.judges, "taste": other}
+    two = [
+        replace(r, config=replace(r.config, evaluation=replace(r.config.evaluation, judges=judges)))
+        for r in two
+    ]
+    terms = ablate.compare(two, one).terms
+    assert list(terms) == ["pi", "humans", "taste"] and terms["taste"].over_first is None
+    assert terms["humans"].gain.mean == pytest.approx(0.5)
+    assert terms["humans"].over_first.mean == pytest.approx(0.1)
 
 
 def test_all_variants_are_trained_and_compared(config: Path, trainer: Trainer) -> None:

@@ -51,7 +51,7 @@ JOB = VqTrainConfig(
 @pytest.fixture(autouse=True, scope="module")
 def one_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The steps alone and the job are the same program."""
-    with compiled_once(tmp_path_factory.mktemp("programs")):
+    with compiled_once(tmp_path_factory.getbasetemp() / "programs"):
         yield
 
 
