@@ -194,10 +194,11 @@ def request_keys(requests: Sequence[JudgeRequest], judge: Judge) -> list[str]:
     return of_group
 
 
-def request_key(request: JudgeRequest, judge: Judge) -> str:
-    """40 hex digits of a sample's caption, plan and image and of the judge and its terms."""
+def request_key(request: JudgeRequest, judge: Judge | None = None) -> str:
+    """40 hex digits of a sample's caption, plan and image, and of a judge and its terms if any."""
     shape = request.image.shape
-    text = repr((judge.identity, judge.terms, request.caption, request.plan.text, shape))
+    by = ("", ()) if judge is None else (judge.identity, judge.terms)
+    text = repr((*by, request.caption, request.plan.text, shape))
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     digest.update(np.ascontiguousarray(request.image).data)
     return digest.hexdigest()[:40]

@@ -160,12 +160,10 @@ class PairwiseJudge:
         return {f"judge/pairwise/{self.terms[0]}/{name}": v for name, v in metrics.items()}
 
     def _draw(self, group: Sequence[JudgeRequest]) -> list[Pair]:
-        """The pairs of a group, the same for the same samples wherever and whenever."""
+        """The pairs of a group, the same for the same samples, wherever the judge is served."""
         if not self._opponents or self._opponents >= len(group) - 1:
             return draw_pairs(len(group), 0, "")
-        return draw_pairs(
-            len(group), self._opponents, " ".join(request_key(r, self) for r in group)
-        )
+        return draw_pairs(len(group), self._opponents, " ".join(map(request_key, group)))
 
     def _count(self, found: Sequence[PairComparison]) -> None:
         values = [comparison.value for comparison in found]

@@ -220,6 +220,11 @@ def test_fewer_opponents_are_the_same_pairs_in_another_batch() -> None:
     alone = judge.judge(group)
     assert judge.pop_metrics()["judge/pairwise/pref/pairs"] == 8
     assert judge.judge(samples(1, 2, group=5) + group)[2:] == alone
+    moved = Shade()
+    moved.identity = "the same one at another address"
+    other = PairwiseJudge("mine", ScoreComparer(moved, "pi"), opponents=2).judge(group)
+    met = [[r.rationale.partition(": ")[2] for r in results] for results in (alone, other)]
+    assert met[0] == met[1] and met[0][0].count("against") == 2
 
 
 @pytest.mark.parametrize(
