@@ -30,6 +30,12 @@ _POSTURE = re.compile(
     r"\s(?:sitting|standing|lying|laying|resting|placed|hanging|perched|parked|located|positioned|"
     r"floating|sleeping|situated|set)$"
 )
+# Verbs of a place or a movement; those in -ed but the nouns that end so.
+_VERB = re.compile(
+    r"\s(?:flew|swam|swims?|ran|runs|grew|grows|shone|shines|slept|sleeps|leans|leant|floats|hovers|"
+    r"soars|perches|walks|jumps|glows|blooms|crept|"
+    r"(?!(?:bed|breed|moped|seaweed|seed|shed|sled|steed|weed|reed|bobsled|flowerbed)$)[a-z]{3,}ed)$"
+)
 _NOUN_PHRASE = re.compile(r"(?:(?:a|an|the|one) )?((?:[a-z][a-z'’-]* ){0,3}[a-z][a-z'’-]*)")
 # A phrase with one of these is more than a noun with its adjectives.
 _NOT_IN_PHRASE = frozenset(
@@ -41,7 +47,9 @@ _NOT_IN_PHRASE = frozenset(
         may might must should it they them he she him we us i you its his her their my our your who
         which that this these those there here not no or nor but while when where if than then as
         and both each every all some any other another two three four five six seven eight nine ten
-        very left right top bottom side""",
+        very left right top bottom side a an without many several few multiple dozen pair couple
+        just directly immediately slightly partially never always rarely hardly wearing holding riding
+        eating drinking carrying using chasing watching playing reading driving pulling pushing""",
     )
 )
 
@@ -61,7 +69,7 @@ def parse_relations(caption: str, rule: LayoutRule = UNIDET_RULE) -> LayoutGoal 
             return None
         (match,) = found
         padded = f" {clause} "
-        first = _read_object(_POSTURE.sub("", _BE.sub("", padded[: match.start()])))
+        first = _read_object(_without_verb(padded[: match.start()]))
         second = _read_object(padded[match.end() :].strip())
         if first is None or second is None:
             return None
@@ -71,6 +79,11 @@ def parse_relations(caption: str, rule: LayoutRule = UNIDET_RULE) -> LayoutGoal 
     return LayoutGoal(tuple(names), tuple(relations), rule)
 
 
+def _without_verb(phrase: str) -> str:
+    """What comes before a relation, without its verb: "was", "is standing", "floated"."""
+    return _VERB.sub("", _POSTURE.sub("", _BE.sub("", phrase)))
+
+
 def _read_object(phrase: str) -> tuple[str, bool] | None:
     """A name without its article, and whether it had a "the"."""
     phrase = _BE.sub("", f" {phrase.strip()}").strip()
@@ -78,7 +91,10 @@ def _read_object(phrase: str) -> tuple[str, bool] | None:
     if match is None:
         return None
     name = match.group(1)
-    if not name_words(name) or _NOT_IN_PHRASE & set(name.split()):
+    words = name.split()
+    if not name_words(name) or _NOT_IN_PHRASE & set(words):
+        return None
+    if any(word.endswith(("n't", "n’t")) for word in words):
         return None
     return name, phrase.startswith("the ")
 

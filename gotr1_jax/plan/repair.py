@@ -10,18 +10,21 @@ is aimed for (it used 0.2). It is approached as far as the frame allows, and is 
 How: the pair is moved apart (or together) along the axis in equal parts; what one box cannot go
 because of the frame the other goes. Then the boxes are moved towards each other across the axis,
 until the relation holds. Boxes that overlap against a `strict` rule are moved to the nearest free
-place. All of it happens on the rule's coordinates; sizes in these steps do not change.
+place. Where that fails (relations that share boxes, pairs that must also be moved apart across the
+axis), all boxes are moved at once by an integer program (`joint_repair`). All of it happens on the
+rule's coordinates; sizes in these steps do not change.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gotr1_jax.plan.boxes import SCALE, Box
 from gotr1_jax.plan.editing import replace_box
 from gotr1_jax.plan.grammar import Plan
+from gotr1_jax.plan.joint_repair import Cells, solve_layout
 from gotr1_jax.plan.relations import (
     NEAR,
     LayoutGoal,
@@ -34,8 +37,6 @@ from gotr1_jax.plan.relations import (
 _ROUNDS = 4  # over all relations: one pair's move can break another's relation
 _NO_AIM = -(10**6)
 
-Cells = tuple[int, int, int, int]
-"""x1, y1, x2, y2 in steps of a rule."""
 Pair = tuple[Cells, Cells]
 
 
@@ -76,12 +77,13 @@ def repair_layout(goal: LayoutGoal, plan: Plan, margin: float = 0.0) -> Repair:
             return Repair(plan, (), False, before.reasons)
         cells[i] = inside
     chosen = [index for index in before.chosen if index is not None]
-    if not _move(goal, chosen, cells, grid, round(margin * SCALE)):
+    found = _moved_cells(goal, chosen, cells, grid, round(margin * SCALE), before.holds)
+    if found is None:
         holds = before.holds
         return Repair(plan, (), holds, () if holds else (*before.reasons, "no room to repair it"))
     new, moved = plan, []
-    for i in sorted(cells):
-        box = grid.to_box(cells[i])
+    for i in sorted(found):
+        box = grid.to_box(found[i])
         if box != boxes[i]:
             new = replace_box(new, i, box)
             moved.append(i)
@@ -123,6 +125,20 @@ def _into_frame(cells: Cells, grid: _Grid) -> Cells | None:
     dx, dy = (min(max(grid.first, low), grid.last - (high - low)) - low
               for low, high in ((x1, x2), (y1, y2)))  # fmt: skip
     return x1 + dx, y1 + dy, x2 + dx, y2 + dy
+
+
+def _moved_cells(
+    goal: LayoutGoal, chosen: Sequence[int], cells: Mapping[int, Cells], grid: _Grid,
+    margin: int, holds: bool,
+) -> dict[int, Cells] | None:  # fmt: skip
+    """Moved pair by pair; where that fails and a layout does not hold as it is, all at once."""
+    moved = dict(cells)
+    if _move(goal, chosen, moved, grid, margin):
+        return moved
+    if holds:
+        return None
+    solved = solve_layout(goal, [cells[i] for i in chosen], grid.step, grid.first, grid.last)
+    return None if solved is None else dict(zip(chosen, solved))
 
 
 def _move(

@@ -13,6 +13,9 @@ from tiny import compiled_once, write_config
 
 from gotr1_jax.cli import run
 from gotr1_jax.errors import InputError
+from gotr1_jax.generate import generator
+from gotr1_jax.generate.batches import BatchSizes
+from gotr1_jax.generate.config import GenerateConfig
 from gotr1_jax.shapes.dataset import shapes_captions
 
 COMMON = ("--cfg", "3", "--max-plan-tokens", "60", "--batch-size", "4")
@@ -31,10 +34,28 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def loaded_once() -> Iterator[None]:
+    """Commands of equal settings share a loaded model: they compile the same programs."""
+    make, loaded = generator.ImageGenerator, dict[Any, Any]()
+
+    def load(config: GenerateConfig, source: Path, sizes: BatchSizes, dtype: str) -> Any:
+        key = (config.cfg, config.max_plan_tokens, config.batch_size, source, dtype)
+        if key not in loaded:
+            loaded[key] = make(config, source, sizes, dtype)
+        return loaded[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generator, "ImageGenerator", load)
+        yield
+
+
 @pytest.fixture(scope="module")
 def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("captions") / "captions.txt"
-    file.write_text("\n".join([*shapes_captions("heldout", 4), "a cat behind a boy"]))
+    known = shapes_captions("heldout", 4)
+    # As long as the others, so that the same programs draw it.
+    file.write_text("\n".join([*known, "a small cat behind a large boy"]))
     return file
 
 

@@ -65,6 +65,9 @@ def random_box(rng: random.Random, rule: LayoutRule, most: float) -> Box:
             ("cat", "table", "vase"), ((0, "below", 1), (2, "next to", 0)),
         ),
         ("a dog next to a dog", ("dog", "dog"), ((0, "next to", 1),)),
+        ("The white clouds floated above the sea.", ("white clouds", "sea"), ((0, "above", 1),)),
+        ("a bird flew above a bed", ("bird", "bed"), ((0, "above", 1),)),
+        ("a red bed next to a lamp", ("red bed", "lamp"), ((0, "next to", 1),)),
     ],
 )  # fmt: skip
 def test_captions_in_english(
@@ -81,6 +84,9 @@ def test_captions_in_english(
         "a cat on the left of a dog and a bird", "a cat next to two dogs", "it is next to a dog",
         "The soft pillow on the bed is near the lamp.", "a cat that sleeps above a dog",
         "the left of the right of a cat", "a cat left of a dog left of a bird",
+        "a man without a hat left of a dog", "a cat isn't on the left of a dog",
+        "a boy eating pizza near a dog", "several dogs on the left of a cat",
+        "a lamp directly above a table",
     ],
 )  # fmt: skip
 def test_captions_that_the_rules_do_not_understand(caption: str) -> None:
@@ -187,6 +193,46 @@ def test_repair_by_hand() -> None:
     outside = plan_of({"cat": Box(-100, 400, 100, 600), "dog": Box(500, 400, 700, 600)})
     result = repair_layout(LayoutGoal(("cat", "dog"), ((0, "left of", 1),)), outside)
     assert result.holds and dict(result.plan.boxes)["cat"] == Box(0, 400, 200, 600)
+
+
+CHAIN = ((0, "left of", 1), (1, "left of", 2), (2, "left of", 3))
+STAR = ((0, "left of", 1), (2, "right of", 1), (3, "above", 1))
+SHARED = ((0, "above", 1), (1, "above", 2), (3, "next to", 1))
+
+
+@pytest.mark.parametrize("relations", [CHAIN, STAR, SHARED])
+def test_relations_that_share_boxes_are_repaired_together(
+    relations: tuple[tuple[int, str, int], ...],
+) -> None:
+    rng, names = random.Random(3), ("cat", "dog", "cow", "cup")
+    goal = LayoutGoal(names, relations)
+    for number in range(3):
+        boxes = [random_box(rng, UNIDET_RULE, 0.25) for _ in names]
+        if number == 0:
+            boxes = [boxes[0]] * 4
+        repair = repair_layout(goal, plan_of(dict(zip(names, boxes))))
+        assert repair.holds and check_layout(goal, repair.plan).holds
+        for before, (_, after) in zip(boxes, repair.plan.boxes, strict=True):
+            assert after.is_valid
+            assert after.x2 - after.x1 == before.x2 - before.x1
+            assert after.y2 - after.y1 == before.y2 - before.y1
+
+
+def test_large_boxes_are_moved_apart_across_the_axis_too() -> None:
+    """Side by side in the frame they would overlap by 0.2 of their union."""
+    box = Box(100, 100, 700, 700)
+    repair = repair_layout(
+        LayoutGoal(("cat", "dog"), ((0, "left of", 1),)), plan_of({"cat": box, "dog": box})
+    )
+    assert repair.holds and len(repair.moved) == 2
+
+
+def test_relations_that_contradict_each_other_move_nothing() -> None:
+    goal = LayoutGoal(("cat", "dog"), ((0, "left of", 1), (1, "left of", 0)))
+    plan = plan_of({"cat": Box(0, 0, 100, 100), "dog": Box(50, 50, 200, 200)})
+    repair = repair_layout(goal, plan)
+    assert not repair.holds and repair.plan is plan
+    assert repair.reasons[-1] == "no room to repair it"
 
 
 def test_the_margin_of_the_paper() -> None:

@@ -44,7 +44,7 @@ class SearchConfig(CheckedConfig):
     margin: Fraction = 0.0
     # repaint: the most images of a plan.
     images: Draws = 4
-    # repaint: the judge's term that compares a image with its plan, and the score that passes.
+    # repaint: the judge's term that compares an image with its plan, and the score that passes.
     image_term: FilledText = "ri"
     image_score: Score = 0.7
     # best_of: attempts of each sample.
