@@ -48,8 +48,8 @@ _NOT_IN_PHRASE = frozenset(
         which that this these those there here not no or nor but while when where if than then as
         and both each every all some any other another two three four five six seven eight nine ten
         very left right top bottom side a an without many several few multiple dozen pair couple
-        just directly immediately slightly partially never always rarely hardly wearing holding riding
-        eating drinking carrying using chasing watching playing reading driving pulling pushing""",
+        just directly immediately slightly partially never always rarely hardly wearing holding
+        riding eating drinking carrying using chasing watching playing reading driving""",
     )
 )
 

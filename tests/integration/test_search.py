@@ -55,7 +55,7 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("captions") / "captions.txt"
     known = shapes_captions("heldout", 4)
     # As long as the others, so that the same programs draw it.
-    file.write_text("\n".join([*known, "a small cat behind a large boy"]))
+    file.write_text("\n".join([*known, "a red circle of a blue square"]))
     return file
 
 
