@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -21,7 +21,7 @@ from gotr1_jax.trainer.bootstrap import gain_interval
 LINES = "searches.jsonl"
 PLOT = "gain.svg"
 _WIDTH, _HEIGHT, _LEFT, _TOP = 640, 320, 60, 20
-_LINE, _LABEL = 12, 150  # of labels: their height, and the width that is kept free
+_LINE, _LETTER = 12, 5.8  # of labels: their height, and the width of a letter
 _NOTES = (
     "Cost is counted in tokens drawn, relative to the first row. Gains are differences to the "
     "first row with 95 % intervals by a paired bootstrap over captions.\n\n"
@@ -126,19 +126,32 @@ def draw_gains(points: Sequence[tuple[str, float, Mapping[str, float]]]) -> str:
         "drawn, relative to a single draw</text>"
         f'<text x="{_LEFT}" y="12">gain in total reward, 95 % interval</text>'
     )
-    labels: list[tuple[float, float]] = []
-    for name, cost, gain in sorted(points, key=lambda point: -point[2]["gain"]):
-        at, height = x(cost), y(gain["gain"])
-        line = height + 4
-        while any(abs(line - b) < _LINE and abs(at - a) < _LABEL for a, b in labels):
-            line += 1
-        labels.append((at, line))
+    marks = [(x(cost), y(gain["gain"]), gain) for _, cost, gain in points]
+    for at, height, gain in marks:
         if math.isfinite(gain["low"]):
             parts.append(
                 f'<path d="M{at:.1f} {y(gain["low"]):.1f}V{y(gain["high"]):.1f}" stroke="#888"/>'
             )
-        parts.append(
-            f'<circle cx="{at:.1f}" cy="{height:.1f}" r="4" fill="#1f6feb"/>'
-            f'<text x="{at + 7:.1f}" y="{line:.1f}">{escape(name)}</text>'
+        parts.append(f'<circle cx="{at:.1f}" cy="{height:.1f}" r="4" fill="#1f6feb"/>')
+    return "\n".join([*parts, *_labels(points, marks), "</svg>"]) + "\n"
+
+
+def _labels(
+    points: Sequence[tuple[str, float, Mapping[str, float]]],
+    marks: Sequence[tuple[float, float, Mapping[str, float]]],
+) -> Iterator[str]:
+    """Names right of their points, moved down until they hide no other name and no point."""
+    taken: list[tuple[float, float, float]] = []  # left, right, height of the middle
+    order = sorted(range(len(points)), key=lambda i: -points[i][2]["gain"])
+    for i in order:
+        name, (at, height, _) = points[i][0], marks[i]
+        left, right, line = at + 7, at + 7 + _LETTER * len(name), height
+        while any(abs(line - m) < _LINE and left < b and a < right for a, b, m in taken) or any(
+            abs(line - cy) < _LINE - 2 and left < cx + 4 and cx - 4 < right for cx, cy, _ in marks
+        ):
+            line += 1
+        taken.append((left, right, line))
+        yield (
+            f'<text x="{left:.1f}" y="{line + 4:.1f}" paint-order="stroke" stroke="white" '
+            f'stroke-width="3">{escape(name)}</text>'
         )
-    return "\n".join([*parts, "</svg>"]) + "\n"

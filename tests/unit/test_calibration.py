@@ -17,6 +17,8 @@ from PIL import Image
 from gotr1_jax import cli
 from gotr1_jax.rewards.calibration import statistics
 from gotr1_jax.rewards.calibration.labels import read_labels
+from gotr1_jax.rewards.calibration.measure import TermCalibration
+from gotr1_jax.rewards.calibration.output import plot
 
 NAN = math.nan
 FILE = """
@@ -347,3 +349,9 @@ def test_a_model_that_prefers_a_place(folder: Path, capsys: pytest.CaptureFixtur
     assert found["counts"] == {"questions": 4, "tokens_in": 400, "tokens_out": 28}
     printed = capsys.readouterr().out
     assert "100 tokens in and 7 out each" in printed and "position bias: 100.0%" in printed
+
+
+def test_the_plot_of_one_term_has_room_for_its_legend() -> None:
+    picture = plot([TermCalibration("t" * 60)], [[(0.5, 0.5)]])
+    assert int(picture.partition('width="')[2].partition('"')[0]) >= 600
+    assert "t" * 60 not in picture

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from gotr1_jax.convert.find import EMBEDDED, find_checkpoint
 from gotr1_jax.errors import InputError
+from gotr1_jax.evaluation.search_report import draw_gains
 from gotr1_jax.generate import command
 from gotr1_jax.generate.batches import SampleTask
 from gotr1_jax.generate.config import GenerateConfig
@@ -291,3 +294,14 @@ def test_terms_of_ones_own_are_compared(tmp_path: Path) -> None:
     request = JudgeRequest("a cat", parse_plan(""), np.zeros((2, 2, 3), np.uint8))
     (result,) = judges.attempts.judge([request])
     assert judges.total({"long": np.array([result.scores["long"]], np.float32)}) == [0.5]
+
+
+def test_names_of_a_plot_hide_no_point_and_no_other_name() -> None:
+    gain = {"gain": 0.1, "low": 0.05, "high": 0.15}
+    names = ["a long name of a search", "another", "third"]
+    picture = draw_gains([(name, 1 + i / 100, gain) for i, name in enumerate(names)])
+    heights = [float(h) - 4 for h in re.findall(r'y="([0-9.]+)" paint-order', picture)]
+    points = [float(h) for h in re.findall(r'cy="([0-9.]+)"', picture)]
+    assert len(heights) == len(points) == 3
+    assert sum(abs(h - points[0]) < 8 for h in heights) == 1  # beside the last point alone
+    assert all(abs(a - b) >= 11.8 for a, b in combinations(heights, 2))

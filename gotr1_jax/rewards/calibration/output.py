@@ -7,10 +7,12 @@ import math
 from collections.abc import Sequence
 
 from gotr1_jax.io.markdown import markdown_table
+from gotr1_jax.plan.labels import MAX_LABEL, shorten
 from gotr1_jax.rewards.calibration.measure import Judged, TermCalibration
 from gotr1_jax.rewards.calibration.statistics import Interval
 
 _PANEL, _LEFT, _TOP, _GAP, _BOTTOM = 220, 50, 40, 60, 70  # SVG units
+_LEGEND = 620  # width of the line below the panels
 _STYLE = (
     "text { font: 12px system-ui, sans-serif; fill: #16181d; } .soft { fill: #5d6470; "
     "font-size: 11px; } .name { font-weight: 600; } .axis { stroke: #d9d9d2; fill: none; } "
@@ -80,7 +82,7 @@ def plot(terms: Sequence[TermCalibration], points: Sequence[Sequence[tuple[float
         _panel(_LEFT + i * (_PANEL + _GAP), term, of_term)
         for i, (term, of_term) in enumerate(zip(terms, points, strict=True))
     ]
-    width = _LEFT + len(terms) * (_PANEL + _GAP)
+    width = max(_LEGEND, _LEFT + len(terms) * (_PANEL + _GAP))
     height = _TOP + _PANEL + _BOTTOM
     legend = (
         "dots: samples; circles: means of each tenth of the scale, larger where it has more; "
@@ -104,7 +106,7 @@ def _panel(x: float, term: TermCalibration, points: Sequence[tuple[float, float]
 
     parts = [
         f'<g transform="translate({x} 0)">\n<text class="name" x="0" y="20">'
-        f"{html.escape(term.term)}: r = {_number(term.pearson.value)}</text>\n"
+        f"{html.escape(shorten(term.term, MAX_LABEL))}: r = {_number(term.pearson.value)}</text>\n"
         f'<rect class="axis" x="0" y="{_TOP}" width="{_PANEL}" height="{_PANEL}"/>\n'
         f'<line class="same" x1="0" y1="{_TOP + _PANEL}" x2="{_PANEL}" y2="{_TOP}"/>\n'
         f'<text class="soft" x="0" y="{_TOP + _PANEL + 16}">{low:.3g}</text>\n'
