@@ -179,7 +179,11 @@ def _read_named(kind: Any, value: Any, where: str) -> dict[str, Any]:
         raise ConfigError(
             f"{where} is {_show(value)}; expected names, as in [a, b], or named sections"
         )
-    return {str(name): read_value(kind, v, f"{where}.{name}") for name, v in value.items()}
+    return {
+        # "name:" with nothing below it is a section of defaults too.
+        str(name): read_value(kind, {} if v is None else v, f"{where}.{name}")
+        for name, v in value.items()
+    }
 
 
 def _names_as_sections(value: Any, where: str) -> Any:

@@ -10,6 +10,7 @@ from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.limits import FilledText, Range
 from gotr1_jax.rewards.multimodal.terms import MULTIMODAL_TERMS, QuestionsConfig
+from gotr1_jax.rewards.own_function import HOW_TO_NAME, is_function_name
 from gotr1_jax.rewards.published import GOTR1_TERMS
 from gotr1_jax.rewards.scorer_configs import CLIP_KINDS, ClipScorerConfig, RewardServerConfig
 from gotr1_jax.rewards.terms import check_names
@@ -67,6 +68,13 @@ class PythonConfig(CheckedConfig):
     # Whether it compares the samples of a caption: then all those of a step are in one batch. A
     # function with an attribute group_wise = True needs no setting.
     group_wise: bool = False
+
+    def check(self) -> None:
+        """A function's name."""
+        if not is_function_name(self.function):
+            raise ConfigError(
+                f"function is {self.function!r}, which names no function; {HOW_TO_NAME}"
+            )
 
 
 @dataclass(frozen=True)

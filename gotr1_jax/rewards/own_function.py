@@ -19,14 +19,20 @@ from gotr1_jax.errors import InputError, Stopped
 from gotr1_jax.io.reading import read_bytes
 from gotr1_jax.rewards.source_digest import INSTALLED
 
+HOW_TO_NAME = "write it as file.py:function or module:function"
+
+
+def is_function_name(name: str) -> bool:
+    """Whether a text has the form of a function's name; nothing is looked for."""
+    module_name, _, attribute = name.rpartition(":")
+    return bool(module_name) and attribute.isidentifier()
+
 
 def split_name(name: str) -> tuple[str, str]:
     """File or module, and function; InputError for any other text."""
+    if not is_function_name(name):
+        raise InputError(f"{name!r} names no function; {HOW_TO_NAME}")
     module_name, _, attribute = name.rpartition(":")
-    if not module_name or not attribute.isidentifier():
-        raise InputError(
-            f"{name!r} names no function; write it as file.py:function or module:function"
-        )
     return module_name, attribute
 
 

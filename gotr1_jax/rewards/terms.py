@@ -13,6 +13,7 @@ from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.limits import FilledText, Range
 from gotr1_jax.rewards.expression import FUNCTIONS
+from gotr1_jax.rewards.own_function import HOW_TO_NAME, is_function_name
 from gotr1_jax.rewards.pairwise import PairwiseConfig
 from gotr1_jax.rewards.published import RULES
 from gotr1_jax.rewards.scorer_configs import ClipScorerConfig, RewardServerConfig
@@ -76,11 +77,13 @@ class TermConfig(CheckedConfig):
         return self._given[0]
 
     def check(self) -> None:
-        """One source, and a clip that is an interval."""
+        """One source, a function's name, and a clip that is an interval."""
         if len(self._given) > 1:
             raise ConfigError(
                 f"{self._given[1]} is a second source beside {self._given[0]}; give one of them"
             )
+        if self.python is not None and not is_function_name(self.python):
+            raise ConfigError(f"python is {self.python!r}, which names no function; {HOW_TO_NAME}")
         if self.clip is not None and (len(self.clip) != 2 or self.clip[0] > self.clip[1]):
             raise ConfigError(f"clip is {list(self.clip)}; expected [low, high]")
 

@@ -197,6 +197,10 @@ def test_overrides_add_a_term_to_those_there_are() -> None:
         ({"terms": {"total": {}}}, "^reward.terms holds 'total'"),
         ({"terms": ["pi", "pi"]}, "^reward.terms holds 'pi' more than once"),
         ({"terms": {"x": {"judge": "main", "python": "f:g"}}}, "reward.terms.x.python is a second"),
+        (
+            {"terms": {"x": {"python": "mine.py"}}},
+            "^reward.terms.x.python is 'mine.py', which names",
+        ),
         ({"terms": {"x": {"clip": [1, 0]}}}, "^reward.terms.x.clip is"),
         ({"terms": {"x": {"wieght": 1}}}, "did you mean 'reward.terms.x.weight'"),
         ({"terms": {"x": 3}}, "^reward.terms.x is 3; expected a section"),
@@ -206,6 +210,11 @@ def test_overrides_add_a_term_to_those_there_are() -> None:
 def test_a_reward_that_cannot_be_is_refused(reward: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         grpo(reward)
+
+
+def test_a_name_with_nothing_below_it_has_the_defaults() -> None:
+    values = {"total": "pi * ri", "terms": {"pi": None, "ri": {"weight": 2.0}}}
+    assert from_dict(RewardConfig, values).terms["pi"] == TermConfig()
 
 
 def test_a_total_with_names_beside_the_listed_terms() -> None:
