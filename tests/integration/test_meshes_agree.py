@@ -1,6 +1,7 @@
 """GRPO on one device, on a mesh of eight, and in two processes of four devices: the same run.
 
-Also if a step's captions are sampled in parts.
+Also if a step's captions are sampled in parts. Patience ends each after step 3, with the weights of
+step 1.
 
 Exact: captions, plans, image tokens and rewards. Up to rounding: losses, gradients and parameters,
 whose sums have another order.
@@ -8,6 +9,7 @@ whose sums have another order.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,16 +21,32 @@ from several import Group, saved_arrays
 from tiny import compiled_once, grpo_values, steady_metrics, write_config, write_shapes
 
 from gotr1_jax import cli
+from gotr1_jax.grpo.evaluate import Evaluation
 from gotr1_jax.trainer.samples import read_samples
 
 STEPS = 3
+# `liked` rises in the first evaluation, then falls.
+WATCHED = """
+from pathlib import Path
+
+
+def red(requests):
+    return [r.image[..., 0].mean() for r in requests]
+
+
+def liked(requests):
+    run = Path({run!r})
+    if not (run / "eval_before.json").exists():
+        return [0.5] * len(requests)
+    return [0.9 - 0.3 * len(list(run.glob("eval_step_*.json")))] * len(requests)
+"""
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
 def values(checkpoint: Path, run: Path, mesh: dict[str, int]) -> dict[str, Any]:
     """Plain values of the job: 4 captions x 2 samples, adapters, the shapes world's judge."""
     given = grpo_values(checkpoint, run)
-    given |= {"steps": STEPS, "samples_every": 1, "mesh": {"cpu_devices": 4, **mesh}}
+    given |= {"steps": STEPS + 2, "samples_every": 1, "mesh": {"cpu_devices": 4, **mesh}}
     given["rollout"] |= {"captions_per_step": 4, "samples_per_caption": 2, "decode_batch": 8}
     given["update"] |= {"micro_batch": 8}
     # What looks at all tokens of a mini-batch or of a sample; step 2 has the sampler of step 1.
@@ -43,11 +61,11 @@ def values(checkpoint: Path, run: Path, mesh: dict[str, int]) -> dict[str, Any]:
     given["advantage"] = {"kind": "gdpo", "scope": "segment"}
     given["evaluation"] |= {"captions": 4, "samples": 2, "shown": 4}
     # Each process scores its samples, and all decide by the scores of all.
-    source = run.with_name("red.py")
-    source.write_text("def red(requests):\n    return [r.image[..., 0].mean() for r in requests]\n")
-    patience = {"term": "red", "fall": 200.0, "evaluations": 1, "action": "restore_best"}
-    judges = {"red": {"python": f"{source}:red"}}
-    given["evaluation"] |= {"every": 2, "judges": judges, "patience": patience}
+    source = run.with_name(f"watched_{run.name}.py")
+    source.write_text(WATCHED.format(run=str(run)))
+    patience = {"term": "liked", "fall": 0.1, "evaluations": 2, "action": "restore_best"}
+    judges = {name: {"python": f"{source}:{name}"} for name in ("red", "liked")}
+    given["evaluation"] |= {"every": 1, "judges": judges, "patience": patience}
     return given
 
 
@@ -105,6 +123,21 @@ def assert_same_run(run: Path, other: Path) -> None:
     for path in wanted:
         np.testing.assert_allclose(arrays[path], wanted[path], atol=1e-4, err_msg=path)
     assert any(np.any(x) for path, x in wanted.items() if "params" in path and "lora_b" in path)
+    assert_ended_alike(run, other)
+
+
+def assert_ended_alike(run: Path, other: Path) -> None:
+    """By patience after step 3, with the weights of step 1."""
+    mine, wanted = (json.loads((root / "summary.json").read_text()) for root in (run, other))
+    assert mine["patience"] == pytest.approx(wanted["patience"], abs=0.05)
+    ended = mine["patience"]
+    assert (ended["step"], ended["best_step"], ended["weights_of_step"]) == (3, 1, 1)
+    best, after = (
+        Evaluation.from_json(json.loads((run / f"eval_{name}.json").read_text()))
+        for name in ("step_000001", "after")
+    )
+    np.testing.assert_array_equal(after.total, best.total)
+    np.testing.assert_allclose(mine["after"]["total"], wanted["after"]["total"], atol=1e-4)
 
 
 def assert_same_samples(run: Path, other: Path, rows: int) -> None:
