@@ -318,10 +318,8 @@ class GrpoConfig(JobConfig):
 
     @property
     def array_choices(self) -> Mapping[str, Any]:
-        """Adapters, coefficients of the entropy, and the weights of a sampler that lags behind."""
-        lora = self.policy.lora
+        """Coefficients of the entropy, and the weights of a sampler that lags behind."""
         return {
-            "policy.lora": lora and (lora.rank, sorted(lora.targets)),
             "entropy": self.entropy is not None,
             "rollout.refresh_every": self.rollout.refresh_every > 1,
         }
