@@ -160,7 +160,7 @@ def _note(config: SearchEvaluationConfig, source: Path) -> dict[str, Any]:
         "seed": config.seed,
         "guidance": config.guidance,
         "max_plan_tokens": config.max_plan_tokens,
-        "searches": {s.name: json.loads(json.dumps(_values(s))) for s in config.searches},
+        "searches": {s.name: _values(s) for s in config.searches},
     }
 
 

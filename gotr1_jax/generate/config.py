@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -215,7 +214,7 @@ def search_settings(job: SearchJob) -> dict[str, Any]:
     judge = None if job.judge is None else replace(job.judge, cache=CacheConfig())
     values = to_plain(replace(job, judge=judge))
     del values["mesh"]
-    return json.loads(json.dumps(values))
+    return values
 
 
 def check_settings_file(path: Path, wanted: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import ast
 import io
 import re
 import tokenize
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -200,3 +201,9 @@ def test_tests_that_the_documentation_names_exist() -> None:
     for page, path, name in named:
         source = (ROOT / path).read_text("utf-8") if (ROOT / path).is_file() else ""
         assert f"def {name}(" in source, f"{page.name}: {path}::{name}"
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Two files of one name in different folders cannot be collected together."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert not [name for name, count in names.items() if count > 1 and name != "conftest.py"]
