@@ -57,10 +57,10 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
     bad_updates = config.update.max_bad_updates
     with Run("grpo", config, row_counts=row_counts, max_bad_updates=bad_updates) as run:
         job = make_job(config, run)
-        write_terms(run.dir, config, job.worker.judge, job.watched, run.note)
         # Adapters' shapes do not depend on the vocabulary and dtype of the weights under them.
         frozen = job.policy.frozen
         state = run.restore(job.initial_state(), job.batches, {"frozen": frozen})
+        write_terms(run.dir, config, job.worker.judge, job.watched, run.note)
         held_out = HeldOut(job, run)
         before = held_out.before(job, state, run.first_step)
         job = job.release_initial_weights()
