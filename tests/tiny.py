@@ -123,7 +123,7 @@ def sft_values(vq: Path, run_dir: Path) -> dict[str, Any]:
 
 
 def write_config(path: Path, values: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return path
 
 
