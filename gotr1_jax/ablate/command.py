@@ -296,15 +296,20 @@ def compare(
     before = _scores(group, "eval_before", with_total)
     after = _scores(group, "eval_after", with_total)
     is_comparable = group is not first and _captions_of(evaluation) == _captions_of(of_first)
-    others = _scores(first, "eval_after", with_total) if is_comparable else {}
+    # Seeds that only one of both has would make a difference of seeds one of variants.
+    both = {run.seed for run in group} & {run.seed for run in first} if is_comparable else set()
+    ours, others = (
+        _scores([run for run in runs if run.seed in both], "eval_after", with_total)
+        for runs in (group, first)
+    )
     # A watched term of the same name may be another judge's.
-    shared = {t for t in others if evaluation.judges.get(t) == of_first.judges.get(t)}
+    shared = {t for t in others.keys() & ours if evaluation.judges.get(t) == of_first.judges.get(t)}
     terms = {
         term: TermResult(
             before=float(np.nanmean(before[term])),
             after=float(np.nanmean(after[term])),
             gain=change(before[term], after[term]),
-            over_first=change(others[term], after[term]) if term in shared else None,
+            over_first=change(others[term], ours[term]) if term in shared else None,
         )
         for term in after
         if term in before
@@ -334,6 +339,8 @@ def _scores(
     runs of a variant. A watched term that one of them could not score at all is left out."""
     from gotr1_jax.grpo.evaluate import Evaluation
 
+    if not group:
+        return {}
     files = [run.root / f"{name}.json" for run in group]
     found = [Evaluation.from_json(read_json(file, allow_nan=True), str(file)) for file in files]
     for file, scores in zip(files, found):

@@ -190,6 +190,15 @@ def test_no_process_starts_after_a_stop() -> None:
     assert processes.run(sleep) == Stopped.exit_code
 
 
+def test_differences_are_of_the_seeds_that_both_have(config: Path, trainer: Trainer) -> None:
+    trainer.codes[("two", 5)] = 1
+    assert _run(config) == 1
+    one, two = json.loads((config.parent / "o/ablation.json").read_text())["variants"]
+    assert (one["seeds"], two["seeds"]) == ([0, 5], [0])
+    # Of seed 0 alone; seed 5 gave the first variant .5 more of the second caption.
+    _is(two["terms"]["pi"], 0.25, 0.25, (0.0, 0.0, 0.0), (-0.25, -0.25, -0.25))
+
+
 def test_totals_of_equal_rewards_compare(config: Path, trainer: Trainer) -> None:
     values = yaml.safe_load(config.read_text())
     for variant in values["variants"]:
