@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gotr1_jax.rewards.base import JudgeRequest
 from gotr1_jax.rewards.multimodal import instructions
@@ -18,11 +19,18 @@ from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer, Ques
 from gotr1_jax.rewards.multimodal.terms import QuestionsConfig
 from gotr1_jax.rewards.preferences import Pair, PairComparison
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
-from gotr1_jax.vlm_engine.base import Engine, Question, Scale, make_image_input
+from gotr1_jax.vlm_engine.base import Engine, ImageInput, Question, Scale, make_image_input
 
 _ONE_OR_TWO = Scale(1, 2, instructions.SCORE_PREFIX)
 _OR_NEITHER = Scale(0, 2, instructions.SCORE_PREFIX)
 _LIKELIHOODS = {0.0: 0.5, 1.0: 0.0, 2.0: 1.0}  # of the second image, by the answer
+
+
+class _Shown(NamedTuple):
+    """What the model sees of a sample: there is nothing to ask about equal ones."""
+
+    plan: str  # empty where plans are not shown
+    image: ImageInput
 
 
 @dataclass
@@ -66,11 +74,17 @@ class QuestionComparer:
         self, requests: Sequence[JudgeRequest], pairs: Sequence[Pair]
     ) -> list[PairComparison]:
         """One comparison for each pair of places in `requests`; all are asked about at once."""
-        questions = [q for i, j in pairs for q in self._both_orders(requests[i], requests[j])]
+        shown = [self._shown(request) for request in requests]
+        questions = [
+            self._question(requests[i].caption, shown[first], shown[second])
+            for i, j in pairs
+            if shown[i] != shown[j]
+            for first, second in ((i, j), (j, i))
+        ]
         parsed = iter(self._client.ask(questions))
         found = []
         for first, second in pairs:
-            if _same(requests[first], requests[second], self._plans):
+            if shown[first] == shown[second]:
                 found.append(PairComparison(0.5, 0.5))
                 continue
             forward, backward = next(parsed), next(parsed)
@@ -106,18 +120,17 @@ class QuestionComparer:
             metrics["position_bias"] = counts.by_order / counts.both_decided
         return metrics
 
-    def _both_orders(self, one: JudgeRequest, other: JudgeRequest) -> tuple[Question, ...]:
-        if _same(one, other, self._plans):
-            return ()
-        return self._question(one, other), self._question(other, one)
+    def _shown(self, request: JudgeRequest) -> _Shown:
+        plan = request.plan.text if self._plans else ""
+        return _Shown(plan, make_image_input(request.image))
 
-    def _question(self, first: JudgeRequest, second: JudgeRequest) -> Question:
-        text = instructions.show_caption(first.caption)
+    def _question(self, caption: str, first: _Shown, second: _Shown) -> Question:
+        text = instructions.show_caption(caption)
         if self._plans:
-            text += f"First picture. {instructions.show_plan(first.plan.text)}"
-            text += f"Second picture. {instructions.show_plan(second.plan.text)}"
-        images = make_image_input(first.image), make_image_input(second.image)
+            text += f"First picture. {instructions.show_plan(first.plan)}"
+            text += f"Second picture. {instructions.show_plan(second.plan)}"
         text += instructions.CLOSINGS["score"]
+        images = first.image, second.image
         return Question("score", images, self._instruction, text, self._limit, self._scale)
 
     def _likelihood(self, answer: ParsedAnswer) -> float:
@@ -137,13 +150,6 @@ class QuestionComparer:
         counts.first += sum(decided)
         counts.both_decided += len(decided) == 2
         counts.by_order += len(decided) == 2 and decided[0] == decided[1]
-
-
-def _same(one: JudgeRequest, other: JudgeRequest, plans: bool) -> bool:
-    """Whether two samples look the same to the model: nothing to ask about."""
-    if plans and one.plan.text != other.plan.text:
-        return False
-    return one.image.shape == other.image.shape and bool((one.image == other.image).all())
 
 
 def _describe(answer: ParsedAnswer) -> str:
