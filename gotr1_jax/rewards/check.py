@@ -14,7 +14,6 @@ from gotr1_jax.errors import GotR1Error
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.rewards.python import PythonJudge
-from gotr1_jax.rewards.stored_samples import find_samples
 
 # Two samples of the embedded model for each of four captions of the shapes world.
 SAMPLES = Path(__file__).resolve().parents[1] / "assets" / "samples"
@@ -34,16 +33,7 @@ class CheckReport:
             self.mistakes.append(text)
 
 
-def read_requests(path: Path = SAMPLES) -> list[JudgeRequest]:
-    """The stored samples at `path`; samples of one caption have one group."""
-    groups: dict[str, int] = {}
-    return [
-        replace(sample.read_request(), group=groups.setdefault(sample.caption, len(groups)))
-        for sample in find_samples(path)
-    ]
-
-
-def check_function(
+def try_function(
     function: str, terms: Sequence[str], requests: Sequence[JudgeRequest]
 ) -> CheckReport:
     """Runs a function as a run would, and in the ways in which runs differ from each other."""
@@ -64,8 +54,8 @@ def check_function(
         if any(judge.meanings.values()):
             report.lines.append(f"  meaning: {judge.meanings[term]}")
     report.lines.append(f"{seconds:.2g} seconds a sample ({len(requests)} at once)")
-    _check_repeated(judge, requests, first, report)
-    _check_order(judge, requests, first, report)
+    if _check_repeated(judge, requests, first, report):
+        _check_order(judge, requests, first, report)  # else its values are random in any order
     odd = replace(requests[0], plan=parse_plan(""), image=np.zeros_like(requests[0].image))
     if _run(judge, [odd] if not judge.group_wise else [odd, odd], report) is None:
         report.mistakes[-1] += " (of a sample with an empty plan and a black image)"
@@ -109,16 +99,18 @@ def _check_repeated(
     requests: Sequence[JudgeRequest],
     first: Sequence[JudgeResult],
     report: CheckReport,
-) -> None:
+) -> bool:
+    """Whether the same samples have the same values when they come once more."""
     again = _run(judge, requests, report)
     if again is None:
-        return
+        return False
     same = _same(judge, first, again)
     report.lines.append(
         "the same samples again: the same values"
         if same
         else "the same samples again: OTHER values, so evaluations and resumed runs do not repeat"
     )
+    return same
 
 
 def _check_order(
@@ -128,8 +120,6 @@ def _check_order(
     report: CheckReport,
 ) -> None:
     """In another order, and (unless whole groups must be given) each sample alone."""
-    if not _same(judge, first, _run(judge, requests, report) or ()):
-        return  # its values are random in any order
     turned = _run(judge, requests[::-1], report)
     ways = {"in another order": None if turned is None else turned[::-1]}
     if not judge.group_wise:

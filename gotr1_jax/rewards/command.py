@@ -28,10 +28,10 @@ from gotr1_jax.parallel.config import MeshConfig
 from gotr1_jax.rewards.base import Judge
 from gotr1_jax.rewards.calibration import command as calibration
 from gotr1_jax.rewards.calibration.labels import read_labels
-from gotr1_jax.rewards.check import check_function, read_requests
+from gotr1_jax.rewards.check import SAMPLES, try_function
 from gotr1_jax.rewards.factory import make_judge, needs_devices
 from gotr1_jax.rewards.judge_config import CacheConfig, JudgeConfig
-from gotr1_jax.rewards.judging import BATCH, judge_samples
+from gotr1_jax.rewards.judging import BATCH, judge_samples, read_requests
 from gotr1_jax.rewards.scorer_configs import RewardServerConfig
 from gotr1_jax.rewards.stored_samples import find_samples
 from gotr1_jax.rewards.terms import TermConfig
@@ -137,8 +137,8 @@ def _check(options: argparse.Namespace) -> None:
     name, sign, function = options.check.partition("=")
     if not sign or not name.isidentifier():
         name, function = options.check.rpartition(":")[2], options.check
-    requests = read_requests(options.input) if options.input is not None else read_requests()
-    report = check_function(function, [name], requests)
+    requests = read_requests(find_samples(options.input or SAMPLES))
+    report = try_function(function, [name], requests)
     for line in report.lines:
         print(line)
     for mistake in report.mistakes:

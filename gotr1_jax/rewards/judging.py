@@ -99,14 +99,12 @@ def _judge_batch(
     judge: Judge, samples: Sequence[StoredSample], stored: Mapping[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """A line for each sample, the stored one where its key is the same."""
-    groups = group_places(sample.group for sample in samples)
-    number = {i: n for n, places in enumerate(groups) for i in places}
     requests = read_requests(samples)
     keys = request_keys(requests, judge)
     known = [stored.get(s.name, {}).get("key") == key for s, key in zip(samples, keys)]
     if is_group_wise(judge):
-        whole = [all(known[i] for i in places) for places in groups]
-        known = [whole[number[i]] for i in range(len(samples))]
+        changed = {request.group for request, same in zip(requests, known) if not same}
+        known = [request.group not in changed for request in requests]
     new = [request for request, is_known in zip(requests, known) if not is_known]
     results = iter(judge.judge(new) if new else ())
     return [

@@ -11,10 +11,12 @@ import pytest
 
 from gotr1_jax.cli import run
 from gotr1_jax.errors import InputError
-from gotr1_jax.rewards.check import read_requests
+from gotr1_jax.rewards.check import SAMPLES
 from gotr1_jax.rewards.factory import check_functions, make_judge
 from gotr1_jax.rewards.judge_config import JudgeConfig, PythonConfig
+from gotr1_jax.rewards.judging import read_requests
 from gotr1_jax.rewards.python import PythonJudge
+from gotr1_jax.rewards.stored_samples import find_samples
 from gotr1_jax.rewards.terms import TermConfig
 
 FILE = """
@@ -90,7 +92,7 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch, capsys) -
 
 
 def test_a_file_is_found_whatever_its_name(folder: Path) -> None:
-    requests = read_requests()
+    requests = read_requests(find_samples(SAMPLES))
     assert len(requests) == 8 and [r.group for r in requests] == [0, 0, 1, 1, 2, 2, 3, 3]
     judge = PythonJudge("json.py:mean", ["brightness"])
     assert judge.meanings == {"brightness": "mean of the image"}
@@ -104,7 +106,7 @@ def test_terms_of_one_function_are_one_judge(folder: Path) -> None:
     terms = {name: TermConfig(python="json.py:two") for name in ("first", "second")}
     judge = make_judge(JudgeConfig(terms=("sem", "pi")), terms={**terms, "pi": TermConfig()})
     assert judge.terms == ("sem", "pi", "first", "second")
-    scores = judge.judge(read_requests()[:2])[1].scores
+    scores = judge.judge(read_requests(find_samples(SAMPLES))[:2])[1].scores
     assert scores["first"] > 0 and np.isnan(scores["second"]) and 0 <= scores["sem"] <= 1
     alone = make_judge(JudgeConfig(kind="none"), terms={"first": terms["first"]})
     assert alone.terms == ("first",)
