@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.rewards.base import Judge
+from gotr1_jax.rewards.base import Judge, group_places
 from gotr1_jax.rewards.composite import CachedJudge, CompositeJudge, SharedJudge
 from gotr1_jax.rewards.judge_config import (
     ASKING_KINDS,
@@ -54,7 +54,7 @@ class JudgeMaker:
         """
         self._mesh, self._max_bytes = mesh, config.max_bytes
         self._folder = Path(config.folder) if config.folder else folder
-        self._engines = list[tuple[object, Engine]]()
+        self._engines = dict[object, Engine]()
 
     @cached_property
     def cache(self) -> AnswerCache | None:
@@ -64,11 +64,9 @@ class JudgeMaker:
     def engine(self, config: JudgeConfig) -> Engine:
         """The engine of a judge, one for equal models and settings; errors as of `make_engine`."""
         key = (config.kind, config.http, config.qwen2_5_vl)
-        for other, engine in self._engines:
-            if other == key:
-                return engine
-        self._engines.append((key, make_engine(config, self._mesh)))
-        return self._engines[-1][1]
+        if key not in self._engines:
+            self._engines[key] = make_engine(config, self._mesh)
+        return self._engines[key]
 
     def judge(self, config: JudgeConfig) -> Judge:
         """The judge of a configuration, without those of `also`."""
@@ -198,13 +196,11 @@ def _make_own(terms: Mapping[str, TermConfig], maker: JudgeMaker) -> list[Judge]
     A function of several terms runs once, a server of several scores is asked once, a CLIP is
     loaded once.
     """
-    sources = {name: _source(term) for name, term in terms.items()}
-    judges: list[Judge] = []
-    for name, source in sources.items():
-        same = {t: terms[t] for t, other in sources.items() if other == source}
-        if name == next(iter(same)):
-            judges.append(make_term_judge(same, maker))
-    return judges
+    names = list(terms)
+    return [
+        make_term_judge({names[i]: terms[names[i]] for i in places}, maker)
+        for places in group_places(map(_source, terms.values()))
+    ]
 
 
 def _source(
