@@ -29,6 +29,18 @@ class JudgeRequest:
     group: int = 0
 
 
+NOT_FINITE = "the image has values that are not finite"
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray | None:
+    """An image as uint8; floats are from 0 to 255 and rounded. None for `NOT_FINITE` ones."""
+    if image.dtype == np.uint8:
+        return image
+    if not np.isfinite(image).all():
+        return None
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
 @dataclass(frozen=True)
 class JudgeResult:
     """A judge's answer to one request.
@@ -49,9 +61,9 @@ class JudgeResult:
 class Judge(Protocol):
     """Anything that scores samples.
 
-    `terms` are the names that it scores. It may have `meanings`, see `term_meanings`; `identity`
-    names everything besides the
-    sample that its scores depend on: judges of equal identity give equal scores.
+    `terms` are the names that it scores. It may have `meanings`, see `term_meanings`. `identity`
+    names everything besides the sample that its scores depend on: judges of equal identity give
+    equal scores.
 
     A judge with an attribute `group_wise` that is True compares the samples of a caption: it gets
     all those of a group in one call, and scores depend on them all.

@@ -29,7 +29,7 @@ from gotr1_jax.models.clip import abstract_clip
 from gotr1_jax.models.config import ClipConfig
 from gotr1_jax.parallel.mesh import replicated, row_multiple, row_sharding
 from gotr1_jax.parallel.sharding import state_shardings
-from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
+from gotr1_jax.rewards.base import NOT_FINITE, JudgeRequest, JudgeResult, to_uint8
 from gotr1_jax.tokenizers.clip import ClipTokenizer
 
 # Host rows (R, ...) -> unit vectors (R, E) on the devices.
@@ -148,37 +148,27 @@ class ClipJudge:
             return []
         unique = list(dict.fromkeys(request.caption for request in requests))
         index = {caption: i for i, caption in enumerate(unique)}
-        broken = [not np.isfinite(request.image).all() for request in requests]
+        images = [to_uint8(request.image) for request in requests]
         texts = self._run(self._encode_captions, len(unique), lambda i: self._ids(unique[i]))
-        vectors = self._run(
-            self._encode_images,
-            len(requests),
-            lambda i: self._pixels(requests[i].image, broken[i]),
-        )
-        cosines = [
-            float("nan") if bad else float(vector @ texts[index[request.caption]])
-            for request, vector, bad in zip(requests, vectors, broken)
+        vectors = self._run(self._encode_images, len(images), lambda i: self._pixels(images[i]))
+        return [
+            self._result(None if image is None else float(vector @ texts[index[request.caption]]))
+            for request, vector, image in zip(requests, vectors, images)
         ]
-        return [self._result(cosine, bad) for cosine, bad in zip(cosines, broken)]
 
-    def _result(self, cosine: float, broken: bool) -> JudgeResult:
-        if broken:
-            reason = "the image has values that are not finite"
-        else:
-            reason = f"cosine {cosine:.4f}"
+    def _result(self, cosine: float | None) -> JudgeResult:
+        """cosine: None for an image that is not finite."""
+        if cosine is None:
+            return JudgeResult(dict.fromkeys(self.terms, math.nan), rationale=NOT_FINITE)
         value = self.score(cosine) if math.isfinite(cosine) else math.nan
-        return JudgeResult(dict.fromkeys(self.terms, value), rationale=reason)
+        return JudgeResult(dict.fromkeys(self.terms, value), rationale=f"cosine {cosine:.4f}")
 
     def _ids(self, caption: str) -> np.ndarray:
         return self._tokenizer.encode([self.prefix + caption])[0]
 
-    def _pixels(self, image: np.ndarray, broken: bool) -> np.ndarray:
+    def _pixels(self, image: np.ndarray | None) -> np.ndarray:
         size = self._config.image_size
-        if broken:
-            return np.zeros((size, size, 3), np.float32)
-        if image.dtype != np.uint8:
-            image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-        return self.pixels(image, size)
+        return np.zeros((size, size, 3), np.float32) if image is None else self.pixels(image, size)
 
     def _run(self, encode: _Encode, count: int, row: Callable[[int], np.ndarray]) -> np.ndarray:
         """Unit vectors float32 (count, E) of the rows `row(0)` ... in batches of one shape."""

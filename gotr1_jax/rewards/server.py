@@ -20,7 +20,13 @@ import numpy as np
 
 from gotr1_jax.errors import RunError, UnreachableError
 from gotr1_jax.plan import parse_plan
-from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
+from gotr1_jax.rewards.base import (
+    NOT_FINITE,
+    JudgeRequest,
+    JudgeResult,
+    group_places,
+    to_uint8,
+)
 from gotr1_jax.rewards.scorer_configs import RewardServerConfig
 from gotr1_jax.rewards.server_protocol import (
     Reply,
@@ -99,8 +105,14 @@ class RewardServerJudge:
 
         RunError where the server scores none of its first 16 samples, or is another one by now.
         """
-        batches = self._batches(requests)
-        samples = [[_with_bytes(requests[i]) for i in batch] for batch in batches]
+        images = [to_uint8(request.image) for request in requests]
+        sendable = {
+            i: replace(requests[i], image=image)
+            for i, image in enumerate(images)
+            if image is not None
+        }
+        batches = self._batches(sendable)
+        samples = [[sendable[i] for i in batch] for batch in batches]
         outcomes = run_async(self._ask_all(samples)) if batches else []
         found: dict[int, SampleScores | _Failure] = {}
         for batch, outcome in zip(batches, outcomes):
@@ -169,16 +181,13 @@ class RewardServerJudge:
             parts.append(f"images={config.image_format}")
         return " ".join(parts)
 
-    def _batches(self, requests: Sequence[JudgeRequest]) -> list[list[int]]:
-        """Indices of the samples that can be sent: at most `batch_size`, or a whole group each."""
-        size = self._config.batch_size
-        sent = [i for i, request in enumerate(requests) if np.isfinite(request.image).all()]
+    def _batches(self, requests: Mapping[int, JudgeRequest]) -> list[list[int]]:
+        """The keys of samples in batches: at most `batch_size`, or a whole group each."""
+        size, keys = self._config.batch_size, list(requests)
         if not self.group_wise:
-            return [sent[i : i + size] for i in range(0, len(sent), size)]
-        groups: dict[int, list[int]] = {}
-        for i in sent:
-            groups.setdefault(requests[i].group, []).append(i)
-        return list(groups.values())
+            return [keys[i : i + size] for i in range(0, len(keys), size)]
+        groups = group_places(request.group for request in requests.values())
+        return [[keys[place] for place in places] for places in groups]
 
     async def _ask_all(self, batches: Sequence[Sequence[JudgeRequest]]) -> list[Reply | _Failure]:
         slots = asyncio.Semaphore(self._config.concurrency)
@@ -238,20 +247,13 @@ class RewardServerJudge:
         if isinstance(found, SampleScores):
             scores = {term: found.scores[name] for term, name in self._names.items()}
             return JudgeResult(scores, rationale=found.rationale)
-        reason = "the image has values that are not finite" if found is None else found.reason
+        reason = NOT_FINITE if found is None else found.reason
         return JudgeResult(dict.fromkeys(self.terms, math.nan), rationale=f"no score: {reason}")
 
 
 def _hint(status: int) -> str:
     # A redirection, which is not followed: often a / at the end too much or too little.
     return _ADDRESS if 300 <= status < 400 else _HINTS.get(status, "see the server's log")
-
-
-def _with_bytes(request: JudgeRequest) -> JudgeRequest:
-    """The request with its image as uint8."""
-    if request.image.dtype == np.uint8:
-        return request
-    return replace(request, image=np.clip(np.rint(request.image), 0, 255).astype(np.uint8))
 
 
 def _without_secrets(url: httpx2.URL) -> str:
