@@ -60,7 +60,7 @@ class PythonJudge:
         if not terms:
             raise InputError(f"the terms of {function} are not given; name those that it scores")
         self.terms: tuple[str, ...] = tuple(terms)
-        self.function = self._name = function
+        self.function = function
         self._function = load_function(function)
         _check_signature(function, self._function)
         self.group_wise = group_wise or is_group_wise(self._function)
@@ -77,9 +77,9 @@ class PythonJudge:
             return []
         # Copies: what a function does to its images must not reach other judges and the report.
         own = [replace(request, image=request.image.copy()) for request in requests]
-        with _failures_as_one_line(self._name):
+        with _failures_as_one_line(self.function):
             results = self._by_sample(self._function(own), len(requests))
-        with _failures_as_one_line(self._name):  # a mapping of one's own may raise as well
+        with _failures_as_one_line(self.function):  # a mapping of one's own may raise as well
             return [self._check(i, result) for i, result in enumerate(results)]
 
     def _by_sample(self, returned: Any, samples: int) -> Sequence[Any]:
@@ -165,7 +165,7 @@ class PythonJudge:
         return float(value)
 
     def _error(self, what: str) -> InputError:
-        return InputError(f"judge {self._name} {what}")
+        return InputError(f"judge {self.function} {what}")
 
 
 def _check_signature(name: str, function: Callable[..., Any]) -> None:
