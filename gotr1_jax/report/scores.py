@@ -11,7 +11,7 @@ from pathlib import Path
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.reading import parse_json, read_text
 from gotr1_jax.rewards.base import JudgeResult, result_from_json
-from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
+from gotr1_jax.tokenizers.janus import without_boi
 from gotr1_jax.trainer.samples import SampleRecord
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -115,17 +115,12 @@ def check_scores(
         if is_foreign or (record is None and line.folder in read):
             raise InputError(f"{path} holds scores of another run: there is no {place} in this one")
         if record is not None and (
-            (record.caption, _judged_plan(record)) != (line.caption, line.plan_text)
+            (record.caption, without_boi(record.plan_text)) != (line.caption, line.plan_text)
         ):
             raise InputError(
                 f"{path} holds scores of another run: {place} has another caption or plan here; "
                 "judge this run again"
             )
-
-
-def _judged_plan(record: SampleRecord) -> str:
-    """The plan's text as `gotr1 judge` reads it."""
-    return record.plan_text.rstrip().removesuffix(SPECIAL_STRINGS["boi"])
 
 
 def judge_names(lines: Iterable[ScoreLine]) -> tuple[str, ...]:

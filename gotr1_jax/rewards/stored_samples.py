@@ -15,7 +15,7 @@ from gotr1_jax.images import open_image
 from gotr1_jax.io.reading import list_folder, parse_json_object, read_json, read_lines
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import JudgeRequest
-from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
+from gotr1_jax.tokenizers.janus import without_boi
 
 SAMPLES = "samples.jsonl"
 RESULT = "result.json"
@@ -104,8 +104,7 @@ def _make_sample(
 ) -> StoredSample:
     caption = _text(head, "caption" if "caption" in head else "prompt", where)
     image = _text(value, "image", where)
-    # generate's plans end with the token that begins the image.
-    plan = _text(value, "plan_text", where).rstrip().removesuffix(SPECIAL_STRINGS["boi"])
+    plan = without_boi(_text(value, "plan_text", where))
     # A step may have the same caption twice; generate's results have one caption each.
     group = f"{prefix}{value.get('caption_index', '')} {caption}"
     return StoredSample(prefix + Path(image).stem, caption, plan, folder / image, group)

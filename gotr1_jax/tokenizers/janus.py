@@ -256,6 +256,11 @@ def chat_parts(question: str, images: int, system: str = "") -> list[tuple[str, 
     return [*first, (head + shown, True), (question.strip(), False), (tail, True)]
 
 
+def without_boi(plan_text: str) -> str:
+    """The text of a plan without the token that begins the image, with which sampled ones end."""
+    return plan_text.rstrip().removesuffix(SPECIAL_STRINGS["boi"])
+
+
 def _find(text: str, tokens: Iterable[str]) -> list[tuple[int, int]]:
     """Spans of `tokens` in `text`, leftmost first, the longest at each place."""
     ordered = sorted(tokens, key=len, reverse=True)

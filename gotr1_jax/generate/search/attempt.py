@@ -95,6 +95,12 @@ def best_by(values: Sequence[float]) -> int:
     return max(known, key=lambda i: values[i], default=0)
 
 
+def best_plan(verdicts: Sequence[PlanVerdict]) -> int:
+    """The first that passed, else the largest margin, else the first."""
+    passed = [i for i, verdict in enumerate(verdicts) if verdict.passed]
+    return passed[0] if passed else best_by([verdict.margin for verdict in verdicts])
+
+
 def search_record(attempts: Sequence[Attempt], chosen: int) -> dict[str, Any]:
     """The entry `search` of a sample: every attempt, the one that is kept, and what all cost."""
     images = [image for attempt in attempts for image in attempt.images]

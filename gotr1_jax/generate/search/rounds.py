@@ -21,15 +21,21 @@ import numpy as np
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate.batches import SampleTask
-from gotr1_jax.generate.search.attempt import Attempt, DrawnImage, best_by, search_record
+from gotr1_jax.generate.search.attempt import (
+    Attempt,
+    DrawnImage,
+    best_by,
+    best_plan,
+    search_record,
+)
 from gotr1_jax.generate.search.config import SearchConfig
-from gotr1_jax.generate.search.verify import NO_RULES, PlanVerifier, best_plan, caption_goal
+from gotr1_jax.generate.search.verify import NO_RULES, PlanVerifier, caption_goal
 from gotr1_jax.generate.tasks import GivenPlan, plan_ids
 from gotr1_jax.generate.write_results import GeneratedSample
 from gotr1_jax.plan import Plan, parse_plan
 from gotr1_jax.plan.repair import repair_layout
 from gotr1_jax.rewards.base import Judge, JudgeRequest, stack_scores
-from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer
+from gotr1_jax.tokenizers.janus import TextTokenizer, without_boi
 
 _IN_FLIGHT = 2  # batches of attempts at once: one of plans or of images is then always full
 
@@ -127,7 +133,7 @@ class Search:
                 self._choose(attempt)
 
     def _choose(self, attempt: Attempt) -> None:
-        attempt.plan_index = best_plan(attempt.verdicts) if attempt.verdicts else 0
+        attempt.plan_index = best_plan(attempt.verdicts)
         attempt.plan_ids = attempt.plans[attempt.plan_index]
         if not self._config.uses("repair"):
             return
@@ -207,5 +213,4 @@ class Search:
 
     def read_plan(self, ids: Sequence[int]) -> Plan:
         """The plan of token ids, without the token that begins the image."""
-        text = self._tokenizer.decode(list(ids), keep_special=True)
-        return parse_plan(text.rstrip().removesuffix(SPECIAL_STRINGS["boi"]))
+        return parse_plan(without_boi(self._tokenizer.decode(list(ids), keep_special=True)))

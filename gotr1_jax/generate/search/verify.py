@@ -102,10 +102,3 @@ class PlanVerifier:
 def _by_rules(goal: LayoutGoal, plan: Plan) -> PlanVerdict:
     check = check_layout(goal, plan)
     return PlanVerdict(check.holds, check.margin, "rules", check.reasons)
-
-
-def best_plan(verdicts: Sequence[PlanVerdict]) -> int:
-    """The first that passed, else the largest margin, else the first."""
-    passed = [i for i, verdict in enumerate(verdicts) if verdict.passed]
-    known = [i for i, verdict in enumerate(verdicts) if not math.isnan(verdict.margin)]
-    return passed[0] if passed else max(known, key=lambda i: verdicts[i].margin, default=0)

@@ -20,7 +20,7 @@ from typing import Any
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.reading import parse_json_object, read_lines
 from gotr1_jax.rewards.stored_samples import StoredSample
-from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS
+from gotr1_jax.tokenizers.janus import without_boi
 
 LEAST_SAMPLES = 3
 _LARGEST = 1e9  # of a label; squares of larger ones lose their digits
@@ -102,7 +102,7 @@ def _read_sample(value: Mapping[str, Any], path: Path, where: str, number: int) 
     group = value.get("group")
     if group is None and "scores" in value:
         group = Path(name).parent.as_posix()  # a step's folder, of what gotr1 judge wrote
-    return StoredSample(name, caption, _plain(plan), image, f"{group} {caption}")
+    return StoredSample(name, caption, without_boi(plan), image, f"{group} {caption}")
 
 
 def _read_pair(value: Mapping[str, Any], path: Path, where: str, number: int) -> LabelledPair:
@@ -120,8 +120,8 @@ def _read_pair(value: Mapping[str, Any], path: Path, where: str, number: int) ->
     assert isinstance(images, list)
     first, second = (
         StoredSample(
-            f"pair {number} {side}", caption, _plain(plan), _find_image(image, path, where),
-            f"pair {number}",
+            f"pair {number} {side}", caption, without_boi(plan),
+            _find_image(image, path, where), f"pair {number}",
         )
         for side, image, plan in zip("ab", images, plans)
     )  # fmt: skip
@@ -168,7 +168,3 @@ def _text(value: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(text, str) or not text:
         raise InputError(f"{where} has no {key}, a text")
     return text
-
-
-def _plain(plan: str) -> str:
-    return plan.rstrip().removesuffix(SPECIAL_STRINGS["boi"])
