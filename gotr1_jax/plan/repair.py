@@ -65,8 +65,8 @@ def repair_layout(goal: LayoutGoal, plan: Plan, margin: float = 0.0) -> Repair:
     before = check_layout(goal, plan)
     if before.holds and margin == 0:
         return Repair(plan, (), True, ())
-    indices = [index for index in before.chosen if index is not None]
-    boxes = {i: box for i in indices if (box := plan.objects[i].box) is not None}
+    chosen = [index for index in before.chosen if index is not None]
+    boxes = {i: box for i in chosen if (box := plan.objects[i].box) is not None}
     if len(boxes) < len(goal.objects):
         return Repair(plan, (), False, before.reasons)
     grid = _grid_of(list(boxes.values()), goal.rule)
@@ -76,7 +76,6 @@ def repair_layout(goal: LayoutGoal, plan: Plan, margin: float = 0.0) -> Repair:
         if inside is None:
             return Repair(plan, (), False, before.reasons)
         cells[i] = inside
-    chosen = [index for index in before.chosen if index is not None]
     found = _moved_cells(goal, chosen, cells, grid, round(margin * SCALE), before.holds)
     if found is None:
         holds = before.holds
@@ -102,8 +101,7 @@ class _Grid:
     last: int
 
     def to_cells(self, box: Box) -> Cells:
-        values = (round(v / self.step) for v in (box.x1, box.y1, box.x2, box.y2))
-        x1, y1, x2, y2 = values
+        x1, y1, x2, y2 = (round(v / self.step) for v in (box.x1, box.y1, box.x2, box.y2))
         return x1, y1, x2, y2
 
     def to_box(self, cells: Cells) -> Box:
@@ -263,17 +261,13 @@ def _room(cells: Cells, axis: int, grid: _Grid) -> tuple[int, int]:
 
 def _spread(a: Cells, b: Cells, axis: int, extra: int, grid: _Grid) -> Pair | None:
     """The boxes moved apart by `extra` steps in all (together where below 0); None: no room."""
-    if extra >= 0:
-        room_a, room_b = _room(a, axis, grid)[0], _room(b, axis, grid)[1]
-        if extra > room_a + room_b:
-            return None
-        own = min(max(extra // 2, extra - room_b), room_a)
-        return _shift(a, axis, -own), _shift(b, axis, extra - own)
-    room_a, room_b = _room(a, axis, grid)[1], _room(b, axis, grid)[0]
-    if -extra > room_a + room_b:
+    steps, closer = abs(extra), extra < 0
+    room_a, room_b = _room(a, axis, grid)[closer], _room(b, axis, grid)[not closer]
+    if steps > room_a + room_b:
         return None
-    own = min(max(-extra // 2, -extra - room_b), room_a)
-    return _shift(a, axis, own), _shift(b, axis, extra + own)
+    own = min(max(steps // 2, steps - room_b), room_a)
+    sign = -1 if closer else 1
+    return _shift(a, axis, -sign * own), _shift(b, axis, sign * (steps - own))
 
 
 def _align(a: Cells, b: Cells, axis: int, most: float, grid: _Grid) -> Pair:
