@@ -243,7 +243,7 @@ def check_settings_file(path: Path, wanted: dict[str, Any]) -> None:
         elif name == "search":
             what = f"another search: {_first_difference(found[name], wanted[name])}"
         else:
-            what = f"{name} {found[name]!r}, not {wanted[name]!r}"
+            what = _first_difference(found[name], wanted[name], name)
         raise InputError(
             f"{path.parent} was filled with {what}; give the same settings to continue, or another "
             "--out"
@@ -254,9 +254,9 @@ def _first_difference(found: Any, wanted: Any, where: str = "") -> str:
     """The first differing value of two nested objects, with its dotted name."""
     if not (isinstance(found, dict) and isinstance(wanted, dict)):
         return f"{where} {found!r}, not {wanted!r}"
-    keys = [key for key in wanted if found.get(key) != wanted[key]] or ["keys"]
-    below = f"{where}.{keys[0]}" if where else keys[0]
-    return _first_difference(found.get(keys[0]), wanted.get(keys[0]), below)
+    key = next(k for k in {**wanted, **found} if found.get(k, ...) != wanted.get(k, ...))
+    below = f"{where}.{key}" if where else key
+    return _first_difference(found.get(key), wanted.get(key), below)
 
 
 def fingerprint(source: Path) -> str:

@@ -18,12 +18,13 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.search_report import draw_gains
 from gotr1_jax.generate import command
 from gotr1_jax.generate.batches import SampleTask
-from gotr1_jax.generate.config import GenerateConfig
+from gotr1_jax.generate.config import GenerateConfig, check_settings_file
 from gotr1_jax.generate.search.config import SearchConfig, SearchJob, read_search_options
 from gotr1_jax.generate.search.rounds import Search, SearchJudges
 from gotr1_jax.generate.search.run import make_judges
 from gotr1_jax.generate.tasks import CaptionTask
 from gotr1_jax.generate.write_results import GeneratedSample
+from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.plan import Box, format_object, parse_plan
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.tokenizers.janus import TextTokenizer
@@ -276,6 +277,23 @@ def test_bad_options(words: tuple[str, ...], message: str) -> None:
 def test_given_plans_are_refused() -> None:
     with pytest.raises(InputError, match="--search draws plans and --plans gives them"):
         GenerateConfig(Path("out"), plans=Path("plans.jsonl"), search=SearchJob())
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "message"),
+    [
+        ({"a": {"plans": 2}}, {"a": {"plans": 3}}, "searches.a.plans 2, not 3"),
+        ({"a": {}, "b": {"plans": 2}}, {"a": {}}, "searches.b {'plans': 2}, not None"),
+        ({"a": {}}, {"a": {}, "b": {}}, "searches.b None, not {}"),
+    ],
+)
+def test_the_first_difference_of_settings_is_named(
+    found: dict[str, Any], wanted: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.json"
+    write_json_atomic(file, {"searches": found})
+    with pytest.raises(InputError, match=re.escape(message)):
+        check_settings_file(file, {"searches": wanted})
 
 
 def test_terms_of_ones_own_are_compared(tmp_path: Path) -> None:
