@@ -56,9 +56,9 @@ class CheckedConfig:
         """Raise a ConfigError if fields do not fit each other; its text begins with one's name."""
 
 
-def load_config(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Fill `schema` from the YAML file at `path`, then from `overrides` (["--a.b", "value", …])."""
-    values = read_yaml_file(Path(path))
+def load_config(schema: type[Config], path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """`schema` of a YAML file (None: no file), then `overrides` (["--a.b", "value", …])."""
+    values = None if path is None else read_yaml_file(path)
     if values is None:
         values = {}
     if not isinstance(values, dict):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from gotr1_jax.config import CheckedConfig, from_dict, load_config
+from gotr1_jax.config import CheckedConfig, from_dict, load_config, to_plain
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.results import check_out
 from gotr1_jax.evaluation.search_report import SearchResult, write_report
@@ -29,6 +29,8 @@ from gotr1_jax.evaluation.shapes import NOTE
 from gotr1_jax.generate.config import GenerateConfig, check_settings_file, fingerprint
 from gotr1_jax.generate.search.config import SearchConfig, SearchJob
 from gotr1_jax.grpo.config import RewardConfig
+from gotr1_jax.io.files import atomic_write, write_json_atomic
+from gotr1_jax.io.reading import parse_json_object, read_lines
 from gotr1_jax.io.strict_yaml import read_yaml
 from gotr1_jax.limits import FilledText, Guidance, ItemCount, RowCount, Seed, TokenCount
 from gotr1_jax.rewards.combine import combine
@@ -38,7 +40,7 @@ from gotr1_jax.shapes.judge import SHAPES_TERMS, judge_sample
 
 if TYPE_CHECKING:
     from gotr1_jax.generate.batches import SampleTask
-    from gotr1_jax.generate.search.rounds import Drawing
+    from gotr1_jax.generate.search.rounds import Drawing, Search
     from gotr1_jax.generate.write_results import GeneratedSample
 
 _DEFAULT = """
@@ -122,16 +124,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run the searches that have no results yet, score them, write the table and the plot."""
     from gotr1_jax.convert.find import checkpoint_path
-    from gotr1_jax.io.files import atomic_write, write_json_atomic
 
     check_out(options.out)
     names = ("captions", "seed", "batch_size")
-    given = [(n, v) for n in names if (v := getattr(options, n)) is not None]
-    if options.config is None:
-        config = from_dict(SearchEvaluationConfig, {}, overrides=given)
-    else:
-        words = [f"--{name}={value}" for name, value in given]
-        config = load_config(SearchEvaluationConfig, options.config, words)
+    words = [f"--{n}={v}" for n in names if (v := getattr(options, n)) is not None]
+    config = load_config(SearchEvaluationConfig, options.config, words)
     source = checkpoint_path(options.ckpt)
     note = _note(config, source)
     if (options.out / NOTE).exists():
@@ -152,7 +149,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _note(config: SearchEvaluationConfig, source: Path) -> dict[str, Any]:
-    """What the results depend on, besides each search itself, which its file is named after."""
+    """What the results depend on."""
     return {
         "checkpoint": str(source),
         "weights": fingerprint(source),
@@ -160,14 +157,8 @@ def _note(config: SearchEvaluationConfig, source: Path) -> dict[str, Any]:
         "seed": config.seed,
         "guidance": config.guidance,
         "max_plan_tokens": config.max_plan_tokens,
-        "searches": {s.name: _values(s) for s in config.searches},
+        "searches": {s.name: to_plain(s.search) for s in config.searches},
     }
-
-
-def _values(named: NamedSearchConfig) -> Any:
-    from gotr1_jax.config import to_plain
-
-    return to_plain(named.search)
 
 
 def _make_search(
@@ -207,7 +198,7 @@ def _make_search(
     return search
 
 
-def _score(row: SampleTask, sample: GeneratedSample, search: Any) -> dict[str, Any]:
+def _score(row: SampleTask, sample: GeneratedSample, search: Search) -> dict[str, Any]:
     """A line of a search's file: the exact judge's scores of the kept sample."""
     assert sample.pixels is not None
     plan = search.read_plan(sample.plan_ids)
@@ -222,8 +213,6 @@ def _score(row: SampleTask, sample: GeneratedSample, search: Any) -> dict[str, A
 
 def _read_result(named: NamedSearchConfig, file: Path) -> SearchResult:
     """What is reported of a search."""
-    from gotr1_jax.io.reading import parse_json_object, read_lines
-
     lines = [parse_json_object(text, f"{file}, line {n}") for n, text in read_lines(file, "scores")]
     try:
         scores = {t: np.array([line["scores"][t] for line in lines]) for t in SHAPES_TERMS}

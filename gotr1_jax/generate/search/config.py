@@ -8,16 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from gotr1_jax.config import CheckedConfig, from_dict, load_config
+from gotr1_jax.config import CheckedConfig, load_config
 from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.grpo.config import RewardConfig
 from gotr1_jax.limits import FilledText, Fraction, Range
 from gotr1_jax.parallel.config import MeshConfig
-from gotr1_jax.rewards.combine import total_expression
 from gotr1_jax.rewards.command import option_names
-from gotr1_jax.rewards.expression import Expression
 from gotr1_jax.rewards.judge_config import CacheConfig, JudgeConfig
-from gotr1_jax.rewards.terms import TermConfig
+from gotr1_jax.rewards.terms import TermConfig, as_terms
 
 Method = Literal["verify", "repair", "repaint", "best_of"]
 METHODS: tuple[Method, ...] = ("verify", "repair", "repaint", "best_of")
@@ -102,7 +100,7 @@ class SearchJob(CheckedConfig):
             )
         wanted = {"search.image_term": [self.search.image_term]} if "repaint" in needing else {}
         if "best_of" in needing:
-            wanted["reward.total"] = list(self.expression.names)
+            wanted["reward.total"] = list(self.compared.expression.names)
         for where, names in wanted.items():
             if missing := [name for name in names if name not in known]:
                 raise ConfigError(
@@ -111,11 +109,9 @@ class SearchJob(CheckedConfig):
                 )
 
     @property
-    def expression(self) -> Expression:
+    def compared(self) -> RewardConfig:
         """What best_of compares."""
-        if self.reward is not None:
-            return self.reward.expression
-        return total_expression("sum", self.known_terms)
+        return self.reward or RewardConfig(terms=as_terms(self.known_terms), total="sum")
 
     @property
     def own_terms(self) -> dict[str, TermConfig]:
@@ -175,17 +171,13 @@ def read_search_options(options: argparse.Namespace) -> SearchJob | None:
 
     InputError for values that cannot be used, and for options of a search without --search.
     """
-    names = [name for name in _option_names() if getattr(options, name) is not None]
-    given = [(name, getattr(options, name)) for name in names]
+    given = [name for name in _option_names() if getattr(options, name) is not None]
     if options.search is None:
         if given or options.config is not None:
-            first = "--config" if options.config is not None else f"--{given[0][0]}"
-            raise InputError(f"{first} is for a search: give --search as well")
+            first = "config" if options.config is not None else given[0]
+            raise InputError(f"--{first} is for a search: give --search as well")
         return None
+    words = [f"--{name}={getattr(options, name)}" for name in given]
     if options.search:
-        given.insert(0, ("search.methods", f"[{', '.join(options.search)}]"))
-    if options.config is not None:
-        return load_config(
-            SearchJob, options.config, [f"--{name}={value}" for name, value in given]
-        )
-    return from_dict(SearchJob, {}, overrides=given)
+        words.insert(0, f"--search.methods=[{', '.join(options.search)}]")
+    return load_config(SearchJob, options.config, words)

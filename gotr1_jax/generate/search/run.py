@@ -20,7 +20,6 @@ from gotr1_jax.rewards.combine import combine
 from gotr1_jax.rewards.command import JudgeJob, device_mesh
 from gotr1_jax.rewards.factory import make_judge
 from gotr1_jax.rewards.judge_config import JudgeConfig
-from gotr1_jax.rewards.terms import as_terms
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
 if TYPE_CHECKING:
@@ -51,14 +50,13 @@ def make_judges(job: SearchJob) -> SearchJudges:
             )
     if not search.uses("best_of"):
         return SearchJudges(plans, images)
-    expression = job.expression
-    terms = as_terms(expression.names) if job.reward is None else job.reward.terms
-    text = "sum" if job.reward is None else job.reward.total
+    reward = job.compared
     if job.reward is None:
-        _log.info("best_of compares the mean of %s", ", ".join(expression.names))
+        _log.info("best_of compares the mean of %s", ", ".join(reward.terms))
     return SearchJudges(
-        plans, images, make(expression.names), lambda scores: combine(scores, text, terms)
-    )
+        plans, images, make(reward.expression.names),
+        lambda scores: combine(scores, reward.total, reward.terms),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,13 +116,15 @@ def search_samples(
     unverified, samples, failed = set[str](), 0, 0
     for row, sample in search(rows):
         yield row, sample
-        attempts = (sample.search or {}).get("attempts", [])
-        kept = attempts[(sample.search or {})["chosen"]] if attempts else {}
-        verdicts = kept.get("verdicts", [])
-        if verdicts and verdicts[kept["plan"]]["passed"] is None:
+        assert sample.search is not None
+        samples += 1
+        kept = sample.search["attempts"][sample.search["chosen"]]
+        if "verdicts" not in kept:
+            continue
+        passed = kept["verdicts"][kept["plan"]]["passed"]
+        if passed is None:
             unverified.add(row.task.caption)
-        samples += bool(verdicts)
-        failed += bool(verdicts) and verdicts[kept["plan"]]["passed"] is False
+        failed += passed is False
     if unverified:
         shown = next(iter(sorted(unverified)))
         _log.warning(

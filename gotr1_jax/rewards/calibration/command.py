@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,7 @@ def calibrate(
     InputError as of `check_terms`; RunError where files cannot be written, and, after they are,
     where no sample could be scored.
     """
-    labels = Labels(
-        labels.samples, labels.pairs, {**labels.thresholds, **thresholds}, labels.required
-    )
+    labels = replace(labels, thresholds={**labels.thresholds, **thresholds})
     names = check_terms(judge, labels)
     samples = [labelled.sample for labelled in labels.samples]
     samples += [side for pair in labels.pairs for side in (pair.first, pair.second)]
