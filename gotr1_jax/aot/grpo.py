@@ -195,7 +195,8 @@ def _of(rows: int, width: int | None, dtype: Any) -> Any:
 def _notes(config: GrpoConfig, mesh: Mesh) -> tuple[str, ...]:
     notes = []
     kinds: list[str] = [part.kind for part in (config.judge, *config.judge.also)]
-    kinds += [term.source for term in config.reward.terms.values()]
+    terms = (*config.reward.terms.values(), *config.evaluation.judges.values())
+    kinds += [term.source for term in terms]
     for kind in dict.fromkeys(kind for kind in kinds if kind in CLIP_KINDS):
         notes.append(f"the judge {kind} is not counted (as a ViT-H/14 about 2 GB, sharded)")
     step, held_out = (sampled.rows for sampled in _rollouts(config, mesh))

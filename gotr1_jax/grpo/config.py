@@ -294,8 +294,9 @@ class GrpoConfig(JobConfig):
         scored = [t for part in (self.judge, *self.judge.also) for t in part.scored_terms]
         advantage, reward, rollout = self.advantage, self.reward, self.rollout
         check_known("reward.total", reward.total, reward.expression, reward.terms, scored)
+        learned_from = self.learned_from
         for name in ("text", "image"):
-            expression: Expression = getattr(self.learned_from, name)
+            expression: Expression = getattr(learned_from, name)
             where = f"advantage.{name}" if getattr(advantage, name).strip() else "reward.total"
             check_known(where, expression.text, expression, reward.terms, scored)
             if advantage.kind == "gdpo":

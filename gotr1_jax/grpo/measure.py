@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from gotr1_jax.config import to_plain
 from gotr1_jax.errors import InputError
-from gotr1_jax.grpo.config import GrpoConfig, RewardConfig
+from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.grpo.reward_config import RewardConfig
 from gotr1_jax.rewards.terms import TermConfig
 from gotr1_jax.trainer.resume import describe_texts
 

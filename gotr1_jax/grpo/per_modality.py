@@ -11,7 +11,8 @@ import jax
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PerModality:
-    """Float32, one of the sampled plan tokens and one of the image tokens: scalars or (B,)."""
+    """What belongs to the sampled plan tokens and what to the image tokens: mostly float32 scalars
+    or arrays (B,) or (P, G), before training the expressions that they learn from."""
 
     text: Any
     image: Any

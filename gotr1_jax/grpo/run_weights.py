@@ -174,8 +174,8 @@ def grpo_config(run: Path) -> GrpoConfig | None:
 def read_run_weights(run: Path) -> RunWeights:
     """Reads the newest good checkpoint of a GRPO run, or the one that patience went back to.
 
-    Raises InputError if it is not a GRPO run or has no checkpoint yet, RunError if no checkpoint
-    is good.
+    Raises InputError if it is not a GRPO run, has no checkpoint yet, or lacks that of the step that
+    it went back to; RunError if no checkpoint is good.
     """
     try:
         config = load_config(GrpoConfig, run / CONFIG_NAME)
@@ -184,7 +184,13 @@ def read_run_weights(run: Path) -> RunWeights:
             f"{run} is not a run of gotr1 train grpo, whose checkpoints can be exported: {error}"
         ) from error
     checkpoints = Checkpoints(run / CHECKPOINTS_NAME)
-    step = _restored_step(run) or checkpoints.latest_good()
+    step = _restored_step(run)
+    if step is None:
+        step = checkpoints.latest_good()
+    elif step not in checkpoints.steps():
+        raise InputError(
+            f"{run} ended with the weights of step {step}, of which it has no checkpoint"
+        )
     if step is None:
         raise InputError(f"the run {run} has no checkpoint yet: let it go on to its first")
     with raise_read_errors(checkpoints.folder(step)):
@@ -193,13 +199,11 @@ def read_run_weights(run: Path) -> RunWeights:
 
 
 def _restored_step(run: Path) -> int | None:
-    """The step whose weights the run ended with, if that is not its last one and there is a
-    checkpoint of it; else None."""
+    """The step that patience went back to when the run ended (0: before training); else None."""
     summary = read_json_object(RunDir(run).summary, missing_ok=True)
     patience = summary.get("patience")
     step = patience.get("weights_of_step") if isinstance(patience, dict) else None
-    is_other = isinstance(step, int) and step != summary.get("steps")
-    return step if is_other and step in Checkpoints(run / CHECKPOINTS_NAME).steps() else None
+    return step if isinstance(step, int) and step != summary.get("steps") else None
 
 
 def _read_params(folder: Path) -> dict[str, np.ndarray]:

@@ -278,7 +278,8 @@ class Sampler:
             key_data = put_global(data, over_rows)
             return jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(keys_B))
 
-        return prompts, placed(data), placed(data[::images])
+        placed_B = placed(data)
+        return prompts, placed_B, placed_B if images == 1 else placed(data[::images])
 
     def _empty_cache(self, rows: int, size: int, dtype: jnp.dtype) -> KVCache:
         cache = empty_cache(self.model_config.decoder, rows, size, dtype)

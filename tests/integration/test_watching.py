@@ -20,6 +20,7 @@ from tiny import (
     write_shapes,
 )
 
+from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.run_weights import read_run_weights
 
 # Rises in the first evaluation, then falls: 0.5 before training, then 0.9, 0.6, 0.55, ...
@@ -164,3 +165,6 @@ def test_a_run_that_only_falls_ends_with_the_weights_it_began_with(
         before["total"] == after["total"] != read(tmp_path / "run/eval_step_000001.json")["total"]
     )
     assert "goes back to the weights of step 0, its best" in capsys.readouterr().out
+    # The only checkpoint is that of step 1: nothing may be exported from it as the run's.
+    with pytest.raises(InputError, match="ended with the weights of step 0, of which it has no"):
+        read_run_weights(tmp_path / "run")
