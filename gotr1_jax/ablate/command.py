@@ -28,11 +28,13 @@ import numpy as np
 from gotr1_jax.ablate.config import AblationConfig
 from gotr1_jax.config import load_config
 from gotr1_jax.errors import InputError, RunError, Stopped
-from gotr1_jax.grpo.config import EvaluationConfig, GrpoConfig
+from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.io.reading import read_json, read_json_object, read_text
 from gotr1_jax.io.write_errors import write_failure
 from gotr1_jax.rewards.factory import check_functions
+from gotr1_jax.rewards.pairwise import PairwiseConfig
+from gotr1_jax.rewards.terms import TermConfig
 from gotr1_jax.trainer.bootstrap import gain_interval
 from gotr1_jax.trainer.run_dir import RunDir
 
@@ -284,51 +286,64 @@ def compare(
     """The `VariantResult` of one variant's finished runs, one a seed, compared with the first's.
 
     All seeds are evaluated on the same captions; a caption's score is the mean over seeds. With
-    `with_total` the total is the first of the terms.
+    `with_total` the total is the first of the terms. Win rates are left out: their mean is one half
+    whatever was learned.
     """
-    from gotr1_jax.ablate.report import Change, TermResult, VariantResult
+    from gotr1_jax.ablate.report import TermResult, VariantResult
 
-    evaluation, of_first = group[0].config.evaluation, first[0].config.evaluation
-
-    def change(old: np.ndarray, new: np.ndarray) -> Change:
-        return Change(float(np.nanmean(new - old)), *gain_interval(old, new))
-
+    config, of_first = group[0].config, first[0].config
     before = _scores(group, "eval_before", with_total)
     after = _scores(group, "eval_after", with_total)
-    is_comparable = group is not first and _captions_of(evaluation) == _captions_of(of_first)
+    is_comparable = group is not first and _captions_of(config) == _captions_of(of_first)
     # Seeds that only one of both has would make a difference of seeds one of variants.
     both = {run.seed for run in group} & {run.seed for run in first} if is_comparable else set()
     ours, others = (
         _scores([run for run in runs if run.seed in both], "eval_after", with_total)
         for runs in (group, first)
     )
-    # A watched term of the same name may be another judge's.
-    shared = {t for t in others.keys() & ours if evaluation.judges.get(t) == of_first.judges.get(t)}
+    # A term of the same name may be another function's or another judge's.
+    shared = {t for t in others.keys() & ours if _scorer(config, t) == _scorer(of_first, t)}
     terms = {
         term: TermResult(
             before=float(np.nanmean(before[term])),
             after=float(np.nanmean(after[term])),
-            gain=change(before[term], after[term]),
-            over_first=change(others[term], ours[term]) if term in shared else None,
+            gain=_change(before[term], after[term]),
+            over_first=_change(others[term], ours[term]) if term in shared else None,
         )
         for term in after
-        if term in before
+        if term in before and not isinstance(_scorer(config, term), PairwiseConfig)
     }
     seconds = [_seconds(RunDir(planned.root).summary) for planned in group]
     return VariantResult(
         name=group[0].variant,
         title=group[0].title,
         seeds=tuple(planned.seed for planned in group),
-        steps=group[0].config.steps,
-        captions=evaluation.captions,
-        samples=evaluation.samples,
+        steps=config.steps,
+        captions=config.evaluation.captions,
+        samples=config.evaluation.samples,
         minutes=float(np.mean(seconds)) / 60,
         terms=terms,
     )
 
 
-def _captions_of(evaluation: EvaluationConfig) -> tuple[object, ...]:
+def _change(old: np.ndarray, new: np.ndarray) -> Any:
+    """The `Change` of scores by caption."""
+    from gotr1_jax.ablate.report import Change
+
+    return Change(float(np.nanmean(new - old)), *gain_interval(old, new))
+
+
+def _scorer(config: GrpoConfig, term: str) -> object:
+    """What gives a term its values in evaluations; equal for all of the main judge."""
+    if (watched := config.evaluation.judges.get(term)) is not None:
+        return watched
+    own = config.reward.terms.get(term, TermConfig())
+    return getattr(own, own.source)
+
+
+def _captions_of(config: GrpoConfig) -> tuple[object, ...]:
     """What two variants must share for their captions' scores to be compared in pairs."""
+    evaluation = config.evaluation
     return evaluation.source, evaluation.column, evaluation.captions, evaluation.samples
 
 

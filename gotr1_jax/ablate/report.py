@@ -13,7 +13,8 @@ from gotr1_jax.report.charts import nice_ticks
 from gotr1_jax.report.page import make_environment
 
 # Of the plot, in SVG units.
-_LABELS, _PANEL, _GAP, _ROW, _TOP = 200, 128, 34, 24, 46
+_PANEL, _GAP, _ROW, _TOP = 128, 34, 24, 46
+_LETTER, _LEGEND = 6.5, 660  # of a title, about; of the line below the panels
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,13 @@ def table(results: Sequence[VariantResult]) -> str:
     differences to the first variant."""
     names = _terms(results)
     rows: list[list[str]] = []
-    last: list[str] = []
+    last = [""] * len(names)
     for result in results:
         terms = [result.terms.get(name) for name in names]
         start = ["–" if term is None else f"{term.before:.3f}" for term in terms]
-        if start != last:
+        if any(cell not in ("–", above) for cell, above in zip(start, last)):
             rows.append(["*start*", *start, "", ""])
-        last = start
+            last = start
         cells = ["–" if t is None else f"{t.after:.3f} {_interval(t.gain)}" for t in terms]
         seeds = ", ".join(map(str, result.seeds))
         rows.append([result.title, *cells, seeds, f"{result.minutes:.1f}"])
@@ -119,6 +120,7 @@ def _difference(term: TermResult | None) -> str:
 def plot(results: Sequence[VariantResult]) -> str:
     """SVG: a panel a term with each variant's start, end and interval of the gain."""
     names = _terms(results)
+    left = round(20 + _LETTER * max(20, *(len(result.title) for result in results)))
     panels = []
     for i, name in enumerate(names):
         marks = []
@@ -145,7 +147,7 @@ def plot(results: Sequence[VariantResult]) -> str:
                 )
             )
         ticks = [(share, f"{low + share * (high - low):.3g}") for share in (0, 0.5, 1)]
-        panels.append((_LABELS + i * (_PANEL + _GAP), name, ticks, marks))
+        panels.append((left + i * (_PANEL + _GAP), name, ticks, marks))
     environment = make_environment("gotr1_jax.ablate")
     return environment.get_template("ablation.svg.j2").render(
         labels=[(_TOP + _ROW * (j + 0.5), result.title) for j, result in enumerate(results)],
@@ -153,7 +155,7 @@ def plot(results: Sequence[VariantResult]) -> str:
         panel=_PANEL,
         top=_TOP,
         bottom=_TOP + _ROW * len(results),
-        width=_LABELS + len(names) * (_PANEL + _GAP),
+        width=max(_LEGEND, left + len(names) * (_PANEL + _GAP)),
         height=_TOP + _ROW * len(results) + 30,
     )
 

@@ -1,4 +1,4 @@
-"""`gotr1 ablate` without training: which runs there are, resuming, the table and its plot."""
+"""`gotr1 ablate` without training: which runs there are, resuming, what is compared."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ import subprocess
 import sys
 import threading
 import time
-import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
 from gotr1_jax import cli
 from gotr1_jax.ablate import command as ablate
 from gotr1_jax.ablate.config import AblationConfig
-from gotr1_jax.ablate.report import Change, TermResult, VariantResult, plot, table
 from gotr1_jax.config import load_config, to_yaml
 from gotr1_jax.errors import InputError, Stopped
 from gotr1_jax.grpo.config import GrpoConfig
@@ -144,6 +141,25 @@ def test_watched_terms_are_compared_where_their_judges_are_the_same(
     assert list(terms) == ["pi", "humans", "taste"] and terms["taste"].over_first is None
     assert terms["humans"].gain.mean == pytest.approx(0.5)
     assert terms["humans"].over_first.mean == pytest.approx(0.1)
+
+
+def test_terms_of_other_sources_do_not_compare_and_win_rates_are_no_result(
+    config: Path, trainer: Trainer
+) -> None:
+    values = yaml.safe_load(config.read_text())
+    wins = "wins: {pairwise: {by: scores, of: pi}}"
+    for variant, function in zip(values["variants"], "fg"):
+        variant["overrides"] = [f"reward.terms={{pi: {{python: m:{function}}}, {wins}}}"]
+    path = _write(config.parent, values)
+    runs = ablate.plan_runs(load_config(AblationConfig, path), config.parent / "o")
+    for run in runs:
+        trainer(run, config.parent, None)
+        for name in ("eval_before", "eval_after"):
+            scores = json.loads((run.root / f"{name}.json").read_text())
+            (run.root / f"{name}.json").write_text(json.dumps({**scores, "wins": [0.5, 0.5]}))
+    one, two = ([r for r in runs if r.variant == v] for v in ("one", "two"))
+    terms = ablate.compare(two, one).terms
+    assert list(terms) == ["pi"] and terms["pi"].over_first is None
 
 
 def test_all_variants_are_trained_and_compared(config: Path, trainer: Trainer) -> None:
@@ -325,49 +341,6 @@ def test_a_folder_that_cannot_be_made_is_one_line(
     (config.parent / "o").write_text("in the way")
     assert _run(config) == 2
     assert "is a file; choose" in (error := capsys.readouterr().err) and error.count("\n") == 1
-
-
-def _result(title: str, **terms: tuple[float, float, float, float]) -> VariantResult:
-    results = {
-        name: TermResult(before, after, Change(after - before, low, high))
-        for name, (before, after, low, high) in terms.items()
-    }
-    return VariantResult(title, title, (0,), 30, 128, 4, 2.0, results)
-
-
-RESULTS = [
-    _result("up & down", sem=(0.5, 0.75, 0.1, 0.4), pi=(0.5, 0.25, -0.3, -0.2)),
-    _result("level", sem=(0.5, 0.5, -0.1, 0.1), pi=(0.5, 0.5, -0.1, 0.1)),
-    _result("elsewhere", pi=(0.25, 0.5, 0.1, 0.9)),
-]
-
-
-def test_the_table_has_a_row_for_each_start() -> None:
-    rows = [line.split(" | ") for line in table(RESULTS).splitlines() if line.startswith("|")]
-    assert [row[0].strip("| ") for row in rows] == [
-        "trained on", "-", "*start*", "up & down", "level", "*start*", "elsewhere",
-    ]  # fmt: skip
-    assert rows[2][1:3] == ["0.500", "0.500"] and rows[5][1:3] == ["–", "0.250"]
-    assert rows[3][2] == "0.250 [-0.300, -0.200]" and rows[6][1] == "–"
-    assert len({len(row) for row in rows}) == 1
-
-
-def test_the_plot_by_hand() -> None:
-    tree = ElementTree.fromstring(plot(RESULTS))
-    name = "{http://www.w3.org/2000/svg}"
-    texts = [node.text for node in tree.iter(f"{name}text")]
-    assert {"up & down", "level", "elsewhere", "sem", "pi"} <= set(texts)
-    panels = [g for g in tree.findall(f"{name}g") if g.findall(f"{name}g")]
-    marks = [[mark for mark in panel.findall(f"{name}g")] for panel in panels]
-    assert [len(panel) for panel in marks] == [2, 3]  # one was not scored by sem
-    tones = [mark.findall(f"{name}circle")[1].get("class") for panel in marks for mark in panel]
-    assert tones == ["better", "same", "worse", "same", "better"]
-    # A panel is 128 wide: .25 and .5 are at 32 and 64; the interval ends at the edge.
-    last = marks[1][2]
-    assert [float(c.get("cx", "")) for c in last.findall(f"{name}circle")] == [32.0, 64.0]
-    line = last.find(f"{name}line")
-    assert line is not None and line.get("x2") == "128.0"
-    assert np.isclose(float(line.get("x1", "")), 128 * 0.35, atol=0.05)
 
 
 def test_a_missing_function_is_told_before_the_first_run(
