@@ -208,9 +208,11 @@ def _mark_places(
 
 
 def _tick_label(value: float, ticks: Sequence[float]) -> str:
+    """As many digits as tell a tick from its neighbours."""
     step = ticks[1] - ticks[0]
     size = max(abs(t) for t in ticks)
-    if size >= 1e5 or step < 1e-3:
-        return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
-    decimals = next(d for d in range(5) if abs(round(step, d) - step) < 1e-3 * step)
+    if not 1e-3 <= size < 1e5 or step < 1e-5:
+        digits = math.floor(math.log10(size / step)) + 3
+        return f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    decimals = next(d for d in range(8) if abs(round(step, d) - step) < 1e-3 * step)
     return f"{value:.{decimals}f}"

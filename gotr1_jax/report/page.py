@@ -25,13 +25,12 @@ from gotr1_jax.report.evaluations import early_end, evaluation_charts
 from gotr1_jax.report.load import RunData, load_run
 from gotr1_jax.report.scores import JudgeTable, ReportSample, judge_tables, letter
 from gotr1_jax.report.sections import build_charts, entropy_targets
-from gotr1_jax.report.terms import NEVER_TRAINED_ON, TOTAL
+from gotr1_jax.report.terms import NEVER_TRAINED_ON, TOTAL, is_usual
 from gotr1_jax.trainer.run_dir import RunDir
 
 MAX_RECORDS = 512  # training samples on the page; a sample takes about 8 KB
 MAX_PAIRS = 160
 _MOST = 10**12  # steps and captions, beyond which a number is not meant
-_USUAL = 2.0  # the highest total of scores up to 1: v1 adds two of them
 FIRST_PAIRS = 6  # shown until the reader asks for all
 
 
@@ -65,13 +64,13 @@ def build_table(
     numbers = {n: (_number(before[n]), _number(after[n])) for n in names}
     watched = _watched_means(summary)
     numbers |= {name: pair for name, pair in watched.items() if name not in numbers}
-    usual = [v for pair in numbers.values() if _is_usual(pair) for v in pair if math.isfinite(v)]
+    usual = [v for pair in numbers.values() if is_usual(pair) for v in pair if math.isfinite(v)]
     full = max([1.0, *usual])
     rows = []
     for name, (old, new) in numbers.items():
         gain = new - old
         pair = [0.0, *(v for v in (old, new) if math.isfinite(v))]
-        low, high = (0.0, full) if _is_usual((old, new)) else (min(pair), max(pair))
+        low, high = (0.0, full) if is_usual((old, new)) else (min(pair), max(pair))
         rows.append(
             TermRow(
                 name=name,
@@ -248,10 +247,6 @@ def write_report(run_dir: Path | str, scores: Sequence[Path] | None = None) -> P
 def _number(value: object) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number else math.nan  # type: ignore[arg-type]
-
-
-def _is_usual(scores: Sequence[float]) -> bool:
-    return all(0 <= score <= _USUAL for score in scores if math.isfinite(score))
 
 
 def _position(value: float, low: float, high: float) -> float | None:

@@ -13,12 +13,10 @@ from gotr1_jax.io.strict_yaml import parse_word, read_yaml
 from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
 from gotr1_jax.report.evaluations import is_of_evaluation
 from gotr1_jax.report.load import Metrics
-from gotr1_jax.report.terms import reward_names
+from gotr1_jax.report.terms import is_usual, reward_names
 
 UNIT, A_TENTH = (0.0, 1.0), (0.0, 0.1)
 _OF_BOXES = ("plan/boxes", "plan/parsed_frac")
-
-_UP_TO = 2.0  # the highest published total: a chart of rewards up to it begins at 0
 
 
 def _modalities(title: str, name: str, subtitle: str = "") -> ChartSpec:
@@ -58,6 +56,12 @@ FIXED: Mapping[str, tuple[ChartSpec, ...]] = {
         _modalities("clipped fraction", "policy/clip_frac"),
         _modalities("largest ratio", "policy/ratio_max"),
         _modalities("|Δ log-prob| of the sampler", "policy/logp_diff", "against teacher forcing"),
+        _modalities("importance weight", "policy/importance_mean", "mean, as used"),
+        _modalities("largest importance weight", "policy/importance_max", "before truncation"),
+        _modalities("cut importance weights", "policy/importance_cut_frac", "share of the tokens"),
+        _modalities("std of the advantages", "advantage/std"),
+        _modalities("largest advantage", "advantage/abs_max", "without its sign"),
+        _modalities("advantages of 0", "advantage/zero_frac", "share of the samples"),
         ChartSpec("gradient norm", (("", "grad_norm"),)),
         ChartSpec("learning rate", (("", "lr"),)),
         ChartSpec("std of the total", (("", "reward/total/std"),)),
@@ -136,11 +140,9 @@ def _rewards(metrics: Metrics, meanings: Mapping[str, str]) -> tuple[ChartSpec, 
     """A chart for the total and each term; of usual scores all have the same axis."""
     specs = []
     for name in reward_names(metrics.values, meanings):
-        values = metrics.values[f"reward/{name}/mean"]
-        known = values[np.isfinite(values)]
-        is_usual = not known.size or (known.min() >= 0 and known.max() <= _UP_TO)
-        series = (("", f"reward/{name}/mean"),)
-        specs.append(ChartSpec(name, series, UNIT if is_usual else None, meanings.get(name, "")))
+        metric = f"reward/{name}/mean"
+        covers = UNIT if is_usual(metrics.values[metric]) else None
+        specs.append(ChartSpec(name, (("", metric),), covers, meanings.get(name, "")))
     return tuple(specs)
 
 

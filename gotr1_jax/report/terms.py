@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from gotr1_jax.rewards import published
 
 TOTAL = "total"
 NEVER_TRAINED_ON = "watched, never trained on"
+_USUAL = 2.0  # the highest total of scores up to 1: v1 adds two of them
 _METRIC = re.compile(r"reward/([^/]+)/mean")
 
 
@@ -52,6 +54,11 @@ def _settings(entry: Mapping[str, Any]) -> list[str]:
     if isinstance(clip, list) and len(clip) == 2:
         parts.append(f"clipped to [{clip[0]}, {clip[1]}]")
     return parts + ["watched, not in the total"] * (entry.get("in_total") is False)
+
+
+def is_usual(scores: Iterable[float]) -> bool:
+    """Whether those that are finite lie where scores from 0 to 1 and their totals do."""
+    return all(0 <= score <= _USUAL for score in scores if math.isfinite(score))
 
 
 def _is_unusual(value: object) -> bool:

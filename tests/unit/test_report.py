@@ -235,6 +235,21 @@ def test_ticks_are_round_and_cover_the_range(low: float, high: float, ticks: lis
     assert nice_ticks(low, high) == pytest.approx(ticks)
 
 
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([0.9352, 0.9368], ["0.9350", "0.9355", "0.9360", "0.9365", "0.9370"]),
+        ([1e9, 1.8e9], ["1e9", "1.2e9", "1.4e9", "1.6e9", "1.8e9"]),
+        ([0.0, 4e-6], ["0", "1e-6", "2e-6", "3e-6", "4e-6"]),
+    ],
+)
+def test_ticks_of_a_narrow_range_differ(values: list[float], labels: list[str]) -> None:
+    chart = build_chart(
+        ChartSpec("t", (("", "m"),)), Metrics(np.arange(2), {"m": np.array(values)})
+    )
+    assert chart is not None and [label for _, label in chart.y_ticks] == labels
+
+
 def test_chart_places_points_and_breaks_at_gaps() -> None:
     steps = np.arange(5)
     metrics = Metrics(steps, {"m": np.array([0.0, 1.0, NAN, 0.5, NAN]), "e": np.full(5, NAN)})
