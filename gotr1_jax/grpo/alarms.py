@@ -12,8 +12,7 @@ import numpy as np
 
 from gotr1_jax.grpo.reward_config import RewardConfig
 from gotr1_jax.grpo.rollout import SampleTable
-
-_CAUSE_LENGTH = 300
+from gotr1_jax.rewards.base import commonest_cause
 
 
 class EqualRewardAlarm:
@@ -131,10 +130,7 @@ class JudgedCounts:
     @property
     def cause(self) -> str:
         """Why most of the samples without a total have none, in the judge's words."""
-        if not self.unscored:
-            return ""
-        reason = self.reasons.most_common(1)[0][0] if self.reasons else ""
-        return reason[:_CAUSE_LENGTH] or "the judge gives NaN and no reason"
+        return commonest_cause(self.reasons) if self.unscored else ""
 
 
 def _reason(rationale: str) -> str:

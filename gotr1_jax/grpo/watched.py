@@ -17,6 +17,7 @@ from gotr1_jax.errors import ConfigError, InputError, RunError, UnreachableError
 from gotr1_jax.rewards.base import (
     Judge,
     JudgeRequest,
+    commonest_cause,
     is_group_wise,
     stack_scores,
     term_meanings,
@@ -24,7 +25,6 @@ from gotr1_jax.rewards.base import (
 from gotr1_jax.rewards.factory import JudgeMaker, make_term_judge
 from gotr1_jax.rewards.terms import TermConfig, check_names
 
-_CAUSE_LENGTH = 300
 _log = logging.getLogger(__name__)
 
 
@@ -94,10 +94,7 @@ class WatchedJudge:
     def pop_failures(self) -> tuple[int, str]:
         """How many samples of this process had no score since the last call, and why most."""
         causes, self._causes = self._causes, Counter()
-        if not causes:
-            return 0, ""
-        cause = causes.most_common(1)[0][0][:_CAUSE_LENGTH]
-        return causes.total(), cause or "the judge gives NaN and no reason"
+        return causes.total(), commonest_cause(causes) if causes else ""
 
 
 def check_watched(terms: Mapping[str, TermConfig]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +12,7 @@ import numpy as np
 
 from gotr1_jax.plan import Box, Plan
 
+_CAUSE_LENGTH = 300  # characters
 # JSON keys of files that earlier versions wrote.
 _RENAMED_KEYS = {"located": "detections", "words": "rationale", "said": "raw_answers"}
 
@@ -120,6 +122,12 @@ def stack_scores(results: Sequence[JudgeResult], terms: Sequence[str]) -> dict[s
     """The scores of B results as one float32 (B,) for each term; NaN where one is missing."""
     nan = float("nan")
     return {t: np.array([r.scores.get(t, nan) for r in results], np.float32) for t in terms}
+
+
+def commonest_cause(causes: Counter[str]) -> str:
+    """Why most of the samples without a score have none, in the judge's words; shortened."""
+    cause = causes.most_common(1)[0][0] if causes else ""
+    return cause[:_CAUSE_LENGTH] or "the judge gives NaN and no reason"
 
 
 def result_to_json(result: JudgeResult) -> dict[str, Any]:
