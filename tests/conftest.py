@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -35,3 +36,18 @@ def janus_a(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, str(shared / "goldens" / "make_checkpoint.py"), "janus_a", str(out)]
     subprocess.run([*command, "--format", "safetensors"], check=True)
     return out
+
+
+@pytest.fixture
+def devices_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command would split the CPU, which a process can do only once."""
+    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Jobs of the same sizes share their compiled programs, over all tests of the session."""
+    from tiny import compiled_once
+
+    with compiled_once(tmp_path_factory.getbasetemp() / "programs"):
+        yield

@@ -14,11 +14,7 @@ from gotr1_jax import cli
 from gotr1_jax.convert.clip import load_clip
 from gotr1_jax.convert.qwen2_5_vl import load_qwen
 
-
-@pytest.fixture(autouse=True)
-def started(monkeypatch: pytest.MonkeyPatch) -> None:
-    # This process has its devices already.
-    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("devices_as_they_are")
 
 
 def test_qwen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

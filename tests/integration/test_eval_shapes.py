@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny import compiled_once, grpo_values, write_config, write_shapes
+from tiny import grpo_values, write_config, write_shapes
 
 from gotr1_jax.cli import run
 from gotr1_jax.config import load_config
@@ -23,19 +22,9 @@ from gotr1_jax.rewards.factory import make_judge
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.trainer import samples as samples_module
 
+pytestmark = pytest.mark.usefixtures("devices_as_they_are", "compiled_programs")
+
 CAPTIONS, SAMPLES = 4, 2
-
-
-@pytest.fixture(autouse=True)
-def devices_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command would split the CPU, which a process can do only once."""
-    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compiled_once(tmp_path_factory.getbasetemp() / "programs"):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import compiled_once
 from tiny_checkpoints import TINY, write_tiny
 
 from gotr1_jax.convert.find import EMBEDDED, find_checkpoint
@@ -23,16 +21,12 @@ from gotr1_jax.generate.config import GenerateConfig
 from gotr1_jax.generate.generator import ImageGenerator
 from gotr1_jax.sampler.sampler import row_keys, sample_keys
 
+pytestmark = pytest.mark.usefixtures("compiled_programs")
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("tiny") / "ckpt")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def share_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compiled_once(tmp_path_factory.getbasetemp() / "programs"):
-        yield
 
 
 def gotr1(*words: str | Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fake_generator import gotr1
-from tiny import compiled_once, write_config
+from tiny import write_config
 
 from gotr1_jax.cli import run
 from gotr1_jax.errors import InputError
@@ -18,20 +18,11 @@ from gotr1_jax.generate.batches import BatchSizes
 from gotr1_jax.generate.config import GenerateConfig
 from gotr1_jax.shapes.dataset import shapes_captions
 
+pytestmark = pytest.mark.usefixtures("devices_as_they_are", "compiled_programs")
+
 COMMON = ("--cfg", "3", "--max-plan-tokens", "60", "--batch-size", "4")
 SEARCH = ("--search", "verify", "repair", "repaint", "--judge.kind", "shapes",
           "--search.plans", "3", "--search.images", "2")  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def devices_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compiled_once(tmp_path_factory.getbasetemp() / "programs"):
-        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

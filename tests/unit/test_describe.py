@@ -23,14 +23,10 @@ from gotr1_jax.sampler.config import AnswerConfig
 from gotr1_jax.sampler.token_batch import PromptBatch
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer, chat_parts
 
+pytestmark = pytest.mark.usefixtures("devices_as_they_are")
+
 TOKENIZER = TextTokenizer.from_dir(EMBEDDED)
 S = TOKENIZER.specials
-
-
-@pytest.fixture(autouse=True)
-def devices_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command would split the CPU, which a process can do only once."""
-    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
 
 
 @pytest.fixture
