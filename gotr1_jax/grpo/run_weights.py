@@ -25,7 +25,7 @@ from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.trainer.checkpoint import Checkpoints
-from gotr1_jax.trainer.manifest import raise_read_errors
+from gotr1_jax.trainer.manifest import manifest_problem, raise_read_errors
 from gotr1_jax.trainer.run_dir import CHECKPOINTS_NAME, CONFIG_NAME, RunDir
 
 _PARAMS, _MASTER = "params/", "opt_state/master/"
@@ -174,8 +174,8 @@ def grpo_config(run: Path) -> GrpoConfig | None:
 def read_run_weights(run: Path) -> RunWeights:
     """Reads the newest good checkpoint of a GRPO run, or the one that patience went back to.
 
-    Raises InputError if it is not a GRPO run, has no checkpoint yet, or lacks that of the step that
-    it went back to; RunError if no checkpoint is good.
+    Raises InputError if it is not a GRPO run, has no checkpoint yet, or no good one of the step
+    that it went back to; RunError if no checkpoint is good.
     """
     try:
         config = load_config(GrpoConfig, run / CONFIG_NAME)
@@ -191,6 +191,8 @@ def read_run_weights(run: Path) -> RunWeights:
         raise InputError(
             f"{run} ended with the weights of step {step}, of which it has no checkpoint"
         )
+    elif (problem := manifest_problem(checkpoints.folder(step), step)) is not None:
+        raise InputError(f"{run} ended with the weights of step {step}, but {problem}")
     if step is None:
         raise InputError(f"the run {run} has no checkpoint yet: let it go on to its first")
     with raise_read_errors(checkpoints.folder(step)):

@@ -234,6 +234,24 @@ def test_a_finished_run_without_its_base_falls_back_on_its_model(
         export(run, run / "model", "original")
 
 
+def test_a_run_that_went_back_is_exported_from_the_checkpoint_of_that_step_or_its_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, *_ = start_run(tmp_path)
+    finish(run)
+
+    def said(step: int) -> str:
+        write_json(run / "summary.json", {"steps": 9, "patience": {"weights_of_step": step}})
+        export(run, tmp_path / "out", "original")
+        return capsys.readouterr().out
+
+    assert f"step 3 of {run}: base in float32" in said(3)
+    assert "taken as it is" in (lost := said(0)) and "of step 0, of which it has no" in lost
+    (damaged,) = (run / "checkpoints/step_000003/meta").rglob("metadata")
+    damaged.write_bytes(b"{}")
+    assert "ended with the weights of step 3, but" in said(3)
+
+
 def open_safetensors(file: Path) -> dict[str, Any]:
     from safetensors.numpy import load_file
 
