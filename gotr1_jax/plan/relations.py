@@ -184,14 +184,7 @@ def match_names(
 
 def name_words(name: str) -> list[str]:
     """The words of a name in small letters, without articles, singular."""
-    return [singular(w) for w in normalise_name(name).split() if w not in _ARTICLES]
-
-
-def singular(word: str) -> str:
-    """An English noun without the usual ending of its plural; other words as they are."""
-    if len(word) > 3 and word.endswith(("ches", "shes", "sses", "xes")):
-        return word[:-2]
-    return word[:-1] if len(word) > 3 and word.endswith("s") and word[-2] not in "su" else word
+    return [_singular(w) for w in normalise_name(name).split() if w not in _ARTICLES]
 
 
 def _likeness(wanted: str, given: str, strict: bool) -> float:
@@ -200,6 +193,13 @@ def _likeness(wanted: str, given: str, strict: bool) -> float:
         return 0.0
     fits = set(ours) <= set(theirs) if strict else ours[-1] in theirs
     return len(set(ours) & set(theirs)) / len({*ours, *theirs}) if fits else 0.0
+
+
+def _singular(word: str) -> str:
+    """An English noun without the usual ending of its plural; other words as they are."""
+    if len(word) > 3 and word.endswith(("ches", "shes", "sses", "xes")):
+        return word[:-2]
+    return word[:-1] if len(word) > 3 and word.endswith("s") and word[-2] not in "su" else word
 
 
 def _order_equal(

@@ -130,7 +130,8 @@ class SearchJob(CheckedConfig):
 def with_terms(config: JudgeConfig, terms: Collection[str]) -> JudgeConfig:
     """The parts of a judge that score some of `terms`, restricted to them; of kind none: no part.
 
-    A function of one's own keeps all of its terms: it returns them together.
+    A function of one's own keeps all of its terms: it returns them together, and one that
+    returns single numbers for several terms is refused.
     """
     parts = []
     for part in (config, *config.also):

@@ -174,7 +174,8 @@ def calibrate_term(
     if labelled.any():
         of_samples = first[: len(samples)]
         known = labelled & ~np.isnan(of_samples)
-        values |= count_unscored(labels[labelled], of_samples[labelled])
+        values["labelled"] = int(labelled.sum())
+        values["unscored"] = float(np.isnan(of_samples[labelled]).mean())
         chosen = [s for s, is_known in zip(samples, known) if is_known]
         values |= _compare(of_samples[known], labels[known], chosen, threshold, notes)
     elif samples:
@@ -182,11 +183,6 @@ def calibrate_term(
     if pairs:
         values |= _compare_pairs(first[len(samples) :], pairs, notes)
     return TermCalibration(**values, notes=tuple(notes))
-
-
-def count_unscored(labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
-    """How many samples have a label, and which share of these no score."""
-    return {"labelled": len(labels), "unscored": float(np.isnan(scores).mean())}
 
 
 def _compare(

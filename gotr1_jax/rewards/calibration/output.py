@@ -46,30 +46,9 @@ def table(terms: Sequence[TermCalibration], judged: Judged, samples: int, headin
         rows.append(["same answer when asked again", *(_share(t.same_answer) for t in terms)])
         rows.append(["deviation when asked again", *(_number(t.repeat_std) for t in terms)])
     notes = [f"- {t.term}: {note}." for t in terms for note in t.notes]
-    cost = [f"- {line}." for line in describe_cost(judged, samples)]
+    cost = [f"- {line}." for line in _describe_cost(judged, samples)]
     parts = [f"# {heading}", markdown_table(head, rows), "\n".join(cost), "\n".join(notes)]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def describe_cost(judged: Judged, samples: int) -> list[str]:
-    """Lines on time, questions, tokens and the bias for a place."""
-    asked = samples * judged.rounds
-    lines = [f"{judged.seconds / max(asked, 1):.3g} s a sample ({asked} judged)"]
-    questions = judged.counts.get("questions", 0.0)
-    if questions:
-        line = (
-            f"{questions / asked:.3g} questions a sample, {judged.seconds / questions:.3g} s each"
-        )
-        if tokens := judged.counts.get("tokens_in", 0.0):
-            written = judged.counts.get("tokens_out", 0.0)
-            line += f"; {tokens / questions:.0f} tokens in and {written / questions:.0f} out each"
-        lines.append(line)
-    if judged.position_bias is not None:
-        lines.append(
-            f"position bias: {judged.position_bias:.1%} of the pairs that were decided in both "
-            "orders follow the order of the images"
-        )
-    return lines
 
 
 def plot(terms: Sequence[TermCalibration], points: Sequence[Sequence[tuple[float, float]]]) -> str:
@@ -94,6 +73,27 @@ def plot(terms: Sequence[TermCalibration], points: Sequence[Sequence[tuple[float
         f'<rect width="{width}" height="{height}" fill="#fff"/>\n{"".join(panels)}'
         f'<text class="soft" x="8" y="{height - 10}">{legend}</text>\n</svg>\n'
     )
+
+
+def _describe_cost(judged: Judged, samples: int) -> list[str]:
+    """Lines on time, questions, tokens and the bias for a place."""
+    asked = samples * judged.rounds
+    lines = [f"{judged.seconds / max(asked, 1):.3g} s a sample ({asked} judged)"]
+    questions = judged.counts.get("questions", 0.0)
+    if questions:
+        line = (
+            f"{questions / asked:.3g} questions a sample, {judged.seconds / questions:.3g} s each"
+        )
+        if tokens := judged.counts.get("tokens_in", 0.0):
+            written = judged.counts.get("tokens_out", 0.0)
+            line += f"; {tokens / questions:.0f} tokens in and {written / questions:.0f} out each"
+        lines.append(line)
+    if judged.position_bias is not None:
+        lines.append(
+            f"position bias: {judged.position_bias:.1%} of the pairs that were decided in both "
+            "orders follow the order of the images"
+        )
+    return lines
 
 
 def _panel(x: float, term: TermCalibration, points: Sequence[tuple[float, float]]) -> str:
