@@ -19,9 +19,11 @@ UNIT, A_TENTH = (0.0, 1.0), (0.0, 0.1)
 _OF_BOXES = ("plan/boxes", "plan/parsed_frac")
 
 
-def _modalities(title: str, name: str, subtitle: str = "") -> ChartSpec:
+def _modalities(
+    title: str, name: str, subtitle: str = "", covers: tuple[float, float] | None = None
+) -> ChartSpec:
     series = (("plan", f"{name}/text"), ("image", f"{name}/image"))
-    return ChartSpec(title, series, subtitle=subtitle)
+    return ChartSpec(title, series, covers, subtitle)
 
 
 def _rare(title: str, name: str, subtitle: str = "") -> ChartSpec:
@@ -59,9 +61,9 @@ FIXED: Mapping[str, tuple[ChartSpec, ...]] = {
         _modalities("importance weight", "policy/importance_mean", "mean, as used"),
         _modalities("largest importance weight", "policy/importance_max", "before truncation"),
         _modalities("cut importance weights", "policy/importance_cut_frac", "share of the tokens"),
-        _modalities("std of the advantages", "advantage/std"),
+        _modalities("std of the advantages", "advantage/std", covers=UNIT),
         _modalities("largest advantage", "advantage/abs_max", "without its sign"),
-        _modalities("advantages of 0", "advantage/zero_frac", "share of the samples"),
+        _modalities("advantages of 0", "advantage/zero_frac", "share of the samples", UNIT),
         ChartSpec("gradient norm", (("", "grad_norm"),)),
         ChartSpec("learning rate", (("", "lr"),)),
         ChartSpec("std of the total", (("", "reward/total/std"),)),
