@@ -125,6 +125,9 @@ def _check_order(
     if not judge.group_wise:
         alone = [_run(judge, [request], report) for request in requests]
         ways["each alone"] = [r[0] for r in alone if r is not None]
+    advice = "score each by itself, or set group_wise = True on the function"
+    if judge.group_wise:
+        advice = "let nothing depend on the place of a sample in its group, ties included"
     for way, results in ways.items():
         if results is None or len(results) != len(first):
             continue
@@ -132,8 +135,7 @@ def _check_order(
             report.lines.append(f"{way}: the same values")
         else:
             report.add_mistake(
-                f"judge {judge.function} gives other values when the samples come {way}; score "
-                "each by itself, or set group_wise = True on the function"
+                f"judge {judge.function} gives other values when the samples come {way}; {advice}"
             )
 
 
