@@ -133,9 +133,9 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         minutes, rest = divmod(round(seconds), 60)
         found.append(("time", f"{minutes} min {rest} s" if minutes else f"{rest} s"))
     if why := early_end(run.summary):
-        found.append(("ended early", why))
+        found.append(("ended early:", why))
     if not run.is_finished:
-        found.append(("state", "not finished: no summary.json yet"))
+        found.append(("state:", "not finished: no summary.json yet"))
     return found
 
 
