@@ -176,7 +176,8 @@ def test_master_weights_are_float32_under_bfloat16_activations() -> None:
 
 def test_a_policy_is_loaded_into_its_shards(tmp_path: Path) -> None:
     config = PolicyConfig(init=str(write_shapes(tmp_path / "checkpoint")), lora=LORA)
-    before = {id(x) for x in jax.live_arrays()}
+    others = jax.live_arrays()  # of other tests; held, so that no id is given again
+    before = {id(x) for x in others}
     policy, checkpoint = load_policy(config, 0, mesh_of(1, 4, 2))
     assert checkpoint.policy is None
     table = (SHAPES.decoder.vocab_size, SHAPES.decoder.hidden_size)
