@@ -291,6 +291,8 @@ class GrpoConfig(JobConfig):
     def check(self) -> None:
         """Terms that the judge gives, and updates that divide the rows."""
         super().check()
+        if self.policy.lora is not None:
+            self.optimizer.check_trained("adapters (policy.lora)")
         scored = [t for part in (self.judge, *self.judge.also) for t in part.scored_terms]
         advantage, reward, rollout = self.advantage, self.reward, self.rollout
         check_known("reward.total", reward.total, reward.expression, reward.terms, scored)
@@ -321,6 +323,7 @@ class GrpoConfig(JobConfig):
     def array_choices(self) -> Mapping[str, Any]:
         """Coefficients of the entropy, and the weights of a sampler that lags behind."""
         return {
+            **super().array_choices,
             "entropy": self.entropy is not None,
             "rollout.refresh_every": self.rollout.refresh_every > 1,
         }

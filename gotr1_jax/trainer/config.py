@@ -14,8 +14,15 @@ from gotr1_jax.parallel.config import DistributedConfig, MeshConfig
 
 @dataclass(frozen=True)
 class OptimizerConfig(CheckedConfig):
-    """AdamW with global-norm clipping."""
+    """AdamW or Muon, with global-norm clipping."""
 
+    # muon: the matrices of the layers take orthogonalised momentum as their step; all else, such as
+    # embeddings, output heads, biases and norms, is trained by AdamW.
+    kind: Literal["adamw", "muon"] = "adamw"
+    # Muon's own rate, on the same schedule (null: learning_rate), and its momentum. Its steps have
+    # the usual size of AdamW's, so a rate for AdamW is one to begin with.
+    muon_learning_rate: Annotated[float, Range("(0, 1]")] | None = None
+    muon_momentum: Annotated[float, Range("[0, 1)")] = 0.95
     learning_rate: Annotated[float, Range("(0, 1]")] = 1e-5
     schedule: Literal["cosine", "constant"] = "cosine"
     # Steps of linear warm-up from zero, part of the schedule's steps.
@@ -31,10 +38,24 @@ class OptimizerConfig(CheckedConfig):
 
     def check(self) -> None:
         """A step may not take away more of a weight than there is."""
-        if self.learning_rate * self.weight_decay >= 1:
+        if self.kind != "muon" and self.muon_learning_rate is not None:
             raise ConfigError(
-                f"weight_decay is {self.weight_decay}; times learning_rate {self.learning_rate} "
-                "it must be below 1"
+                f"muon_learning_rate is {self.muon_learning_rate}, but kind is {self.kind}; set "
+                "kind: muon or remove it"
+            )
+        for name in ("learning_rate", "muon_learning_rate"):
+            rate = getattr(self, name)
+            if rate is not None and rate * self.weight_decay >= 1:
+                raise ConfigError(
+                    f"weight_decay is {self.weight_decay}; times {name} {rate} it must be below 1"
+                )
+
+    def check_trained(self, what: str) -> None:
+        """Raise ConfigError for Muon where only `what` are trained, no matrices of layers."""
+        if self.kind == "muon":
+            raise ConfigError(
+                f"optimizer.kind is muon, which trains matrices of layers; {what} are none. Set "
+                "optimizer.kind: adamw"
             )
 
 
@@ -88,4 +109,4 @@ class JobConfig(CheckedConfig):
     def array_choices(self) -> Mapping[str, Any]:
         """What decides which arrays a checkpoint holds, by the name of its setting or section. A
         run cannot be resumed with another value, not even with `allow_changes`."""
-        return {}
+        return {"optimizer.kind": self.optimizer.kind}

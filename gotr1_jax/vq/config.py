@@ -93,6 +93,7 @@ class VqTrainConfig(JobConfig):
     def check(self) -> None:
         """Images and crops that the tokenizer divides."""
         super().check()
+        self.optimizer.check_trained("convolutions")
         down = self.model.downsampling
         for name, size in (("crop.size", self.crop.size), ("model: the image size", IMAGE_SIZE)):
             if size % down:

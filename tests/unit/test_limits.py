@@ -185,6 +185,11 @@ def test_what_is_made_in_python_is_checked_too() -> None:
             lambda: OptimizerConfig(learning_rate=0.5, weight_decay=2.0),
             "^weight_decay is 2.0; times",
         ),
+        (
+            lambda: OptimizerConfig("muon", 0.5, weight_decay=3.0),
+            "^weight_decay is 3.0; times muon_learning_rate 0.5",
+        ),
+        (lambda: OptimizerConfig(muon_learning_rate=0.5), "^muon_learning_rate is 0.5, but kind"),
         (lambda: RolloutConfig(2**16, 2**16), "^captions_per_step x samples_per_caption is 42949"),
         (lambda: dataclasses.replace(OptimizerConfig(), clip_norm=math.nan), "^clip_norm is nan"),
     ):

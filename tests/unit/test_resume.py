@@ -83,6 +83,7 @@ def test_a_setting_of_how_a_job_runs_may_change(tmp_path):
         ("rollout.refresh_every", "1", "4"),
         ("rollout.refresh_every", "4", "1"),
         ("entropy", "null", "{bound: 0.01}"),
+        ("optimizer.kind", "adamw", "muon"),
     ],
 )
 def test_a_setting_that_a_checkpoint_has_no_arrays_for_is_always_refused(tmp_path, name, old, new):
