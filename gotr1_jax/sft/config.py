@@ -31,6 +31,9 @@ class NewModelConfig(CheckedConfig):
 
     decoder: DecoderConfig
     siglip: SiglipConfig
+    # The embeddings of number tokens begin as smooth functions of the number, so that near numbers
+    # begin near; else as random as those of words.
+    number_features: bool = False
 
 
 @dataclass(frozen=True)

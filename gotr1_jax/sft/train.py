@@ -35,6 +35,7 @@ from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.sft.config import SftConfig
 from gotr1_jax.sft.dataset import describe_data, make_batches, to_token_batch
 from gotr1_jax.sft.losses import SftWeights
+from gotr1_jax.sft.number_features import with_number_features
 from gotr1_jax.sft.update import make_sft_step
 from gotr1_jax.shapes.tokenizer import train_tokenizer
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer, add_plan_tokens
@@ -188,6 +189,9 @@ def _initial_state(
 
     def init(key: jax.Array) -> TrainState:
         policy = JanusPolicy(initial.config, rngs=nnx.Rngs(params=key))
+        if config.model is not None and config.model.number_features:
+            table, numbers = policy.decoder.embed.table, initial.tokenizer.number_ids
+            table[...] = with_number_features(table[...], numbers, jax.random.fold_in(key, 1))
         return new_state(nnx.split(policy)[1], optimizer)
 
     return jax.jit(init, out_shardings=shardings)(jax.random.key(config.seed))

@@ -110,6 +110,12 @@ class TextTokenizer:
         """Whether it has all control tokens of a plan."""
         return len(self._plan_tokens) == len(PLAN_TOKENS)
 
+    @property
+    def number_ids(self) -> dict[int, int]:
+        """Ids of the tokens that are a coordinate, "0" to "999" without leading zeros, by value."""
+        known = self._text.known
+        return {value: known[str(value)] for value in range(1000) if str(value) in known}
+
     @classmethod
     def from_dir(cls, path: str | Path) -> TextTokenizer:
         """The tokenizer of a checkpoint directory.

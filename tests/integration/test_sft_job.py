@@ -26,6 +26,7 @@ from tiny import (
 from gotr1_jax import cli
 from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.report.page import write_report
+from gotr1_jax.sft.number_features import number_features
 from gotr1_jax.trainer.metrics import read_metrics
 
 
@@ -43,13 +44,21 @@ def run(values: dict[str, Any], *words: str) -> int:
         return cli.run(["train", "sft", "--config", str(write_config(path, values)), *words])
 
 
+def new_model_values(vq: Path, run_dir: Path) -> dict[str, Any]:
+    """A new model with features of numbers, trained by Muon."""
+    values = sft_values(vq, run_dir)
+    values["model"]["number_features"] = True
+    values["optimizer"]["kind"] = "muon"
+    return values
+
+
 @pytest.fixture(scope="module")
 def finished(vq: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, Any]]:
     """A whole run, and the states that it saved."""
     root = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         saved = record_saves(patch)
-        assert run(sft_values(vq, root)) == 0
+        assert run(new_model_values(vq, root)) == 0
     return root, saved
 
 
@@ -80,10 +89,22 @@ def test_metrics_and_model(finished, vq):
     assert model.tokenizer.encode_prompt("a red circle")
 
 
+def test_embeddings_of_numbers_began_as_features(finished):
+    """Those of numbers that no batch held had no gradient and are as they began."""
+    root, saved = finished
+    table = np.asarray(saved[4].params["decoder"]["embed"]["table"].get_value())
+    ids = load_checkpoint(root / "model").tokenizer.number_ids
+    key = jax.random.fold_in(jax.random.key(0), 1)
+    features = number_features(np.asarray(list(ids)), table.shape[1], key)
+    rows = table[list(ids.values())]
+    cosine = (rows * features).sum(1) / np.linalg.norm(rows, axis=1)
+    assert len(ids) > 10 and (cosine > 1 - 1e-5).sum() >= 3
+
+
 def test_interrupted_and_resumed_is_as_never_interrupted(finished, vq, monkeypatch, capsys):
     root, saved = finished
     # The same images: read from the cache, not tokenised again.
-    values = sft_values(vq, root.parent / "resumed")
+    values = new_model_values(vq, root.parent / "resumed")
     with pytest.MonkeyPatch.context() as patch:
         interrupt_after(patch, 3)
         assert run(values) == 130
