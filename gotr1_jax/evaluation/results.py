@@ -142,11 +142,18 @@ def write_results(
     """
     scores = {row.name: row.to_json() for row in rows}
     text = table(title, scores, notes)
-    lines = (json.dumps(plain_json(image), ensure_ascii=False) + "\n" for image in images)
-    atomic_write(out / IMAGES, "".join(lines))
-    atomic_write(out / TABLE, text)
-    write_json_atomic(out / SCORES, {**head, "scores": scores, "notes": list(notes)})
+    store_results(out, text, {**head, "scores": scores, "notes": list(notes)}, images)
     print(text)
     print(out)
     if all(row.failed == row.images for row in rows):
         raise RunError(f"no image could be scored; see {out}")
+
+
+def store_results(
+    out: Path, page: str, values: Mapping[str, Any], images: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write pictures.jsonl (a line an image), scores.md (the page) and, last, scores.json."""
+    lines = (json.dumps(plain_json(image), ensure_ascii=False) + "\n" for image in images)
+    atomic_write(out / IMAGES, "".join(lines))
+    atomic_write(out / TABLE, page)
+    write_json_atomic(out / SCORES, values)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -166,28 +166,24 @@ def _make_search(
 ) -> Callable[[NamedSearchConfig], list[dict[str, Any]]]:
     """A function that runs a search over all captions and gives a line for each."""
     from gotr1_jax.convert.checkpoint import load_checkpoint
-    from gotr1_jax.generate.batches import batch_sizes, encode_samples
-    from gotr1_jax.generate.generator import ImageGenerator
+    from gotr1_jax.evaluation.drawing import caption_tasks, load_drawing
+    from gotr1_jax.generate.batches import encode_samples
     from gotr1_jax.generate.search.rounds import Search
-    from gotr1_jax.generate.search.run import GeneratorDrawing, make_judges
-    from gotr1_jax.generate.tasks import CaptionTask
+    from gotr1_jax.generate.search.run import make_judges
     from gotr1_jax.parallel.progress import Progress
-    from gotr1_jax.parallel.startup import default_dtype
 
     base = GenerateConfig(
         Path("."), prompt="none", cfg=config.guidance, max_plan_tokens=config.max_plan_tokens,
         seed=config.seed, batch_size=config.batch_size, search=config.searches[0].job,
     )  # fmt: skip
     tokenizer = load_checkpoint(source, parts=()).tokenizer
-    tasks = [CaptionTask(i, caption, "", 1, i) for i, caption in enumerate(captions)]
-    rows = list(encode_samples(tasks, tokenizer, base))
-    limit, bucket = base.max_plan_tokens, base.sampling.plan_bucket
-    sizes = replace(batch_sizes(rows, limit, bucket), rows=max(len(rows), config.batch_size))
-    images = ImageGenerator(base, source, sizes, default_dtype())
-    drawing = KnownDraws(GeneratorDrawing(images, limit, bucket))
+    rows = list(encode_samples(caption_tasks(captions), tokenizer, base))
+    drawing = KnownDraws(load_drawing(base, source, rows))
 
     def search(named: NamedSearchConfig) -> list[dict[str, Any]]:
-        whole = Search(named.search, drawing, tokenizer, make_judges(named.job), limit)
+        whole = Search(
+            named.search, drawing, tokenizer, make_judges(named.job), base.max_plan_tokens
+        )
         found: dict[int, dict[str, Any]] = {}
         with Progress(named.name, len(rows), unit="caption") as progress:
             for row, sample in whole(rows):

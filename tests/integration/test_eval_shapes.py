@@ -6,20 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import grpo_values, write_config, write_shapes
 
 from gotr1_jax.cli import run
 from gotr1_jax.config import load_config
+from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import Evaluation, evaluate
 from gotr1_jax.grpo.policy import load_policy
 from gotr1_jax.grpo.rollout import encode_captions
 from gotr1_jax.grpo.setup import make_rollout_worker
+from gotr1_jax.images import open_image
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.rewards.factory import make_judge
-from gotr1_jax.shapes.dataset import shapes_captions
+from gotr1_jax.shapes.dataset import ShapesSource, shapes_captions
+from gotr1_jax.shapes.render import render
+from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, TextTokenizer
 from gotr1_jax.trainer import samples as samples_module
 
 pytestmark = pytest.mark.usefixtures("devices_as_they_are", "compiled_programs")
@@ -155,6 +161,54 @@ def test_a_reward_that_the_exact_judge_lacks(
     other.write_text(text.replace("rule: v2", "rule: sum\n  terms: [hps]") + "judge: {kind: hps, hps: {checkpoint: x}}\n")  # fmt: skip  # noqa: E501
     assert run(command(other, tmp_path / "out")) == 2
     assert "'hps'" in capsys.readouterr().err
+
+
+def unpadded_nats(folder: Path, index: int) -> float:
+    """Mean of -log p of the tokens of a true image, by one forward of its own row."""
+    example = ShapesSource("heldout", 2)[index]
+    checkpoint = load_checkpoint(folder)
+    policy, tokenizer = checkpoint.policy_module(), checkpoint.tokenizer
+    true = render(example.scene, checkpoint.config.image_size)[None] / np.float32(127.5) - 1
+    ids_1U = checkpoint.vq_module().encode_ids(jnp.asarray(true))
+    text = tokenizer.encode_prompt(example.caption, GOTR1_TEMPLATE)
+    text += [*tokenizer.encode_plan(example.plan), tokenizer.specials.boi]
+    parts = [policy.embed_text(jnp.array([text])), policy.embed_image(ids_1U)]
+    x_1SD = jnp.concatenate(parts, axis=1)
+    hidden_1SD = policy.hidden(x_1SD, jnp.arange(x_1SD.shape[1])[None])
+    logits_UI = policy.image_logits(hidden_1SD[0, len(text) - 1 : -1])
+    logp_UI = jax.nn.log_softmax(logits_UI, axis=-1)
+    return -float(jnp.take_along_axis(logp_UI, ids_1U[0][:, None], axis=1).mean())
+
+
+def test_images_of_given_plans(tmp_path: Path) -> None:
+    """The image of a true plan is that of `gotr1 generate --plans`; the
+    tokens of the true one are scored as in a forward without padding."""
+    tiny, out = write_shapes(tmp_path / "tiny"), tmp_path / "out"
+    common = ["--ckpt", str(tiny), "--batch-size", "2", "--cfg", "3"]
+    words = ["eval", "painter", *common, "--captions", "2", "--edits", "1", "--out", str(out)]
+    assert run(words) == 0
+    lines = [json.loads(line) for line in (out / "pictures.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == [
+        "reconstructed/00000", "painted/00000", "edited/00000", "reconstructed/00001",
+        "painted/00001",
+    ]  # fmt: skip
+    plans = tmp_path / "plans.jsonl"
+    true = [line for line in lines if line["image"].startswith("painted")]
+    plans.write_text(
+        "".join(json.dumps({"prompt": x["caption"], "plan": x["plan"]}) + "\n" for x in true)
+    )
+    tokenizer = TextTokenizer.from_dir(tiny)
+    every = [line["plan"] for line in lines]
+    longest = max(len(tokenizer.encode_plan(plan)) for plan in every)
+    again = ["generate", *common, "--plans", str(plans), "--out", str(tmp_path / "again")]
+    assert run([*again, "--max-plan-tokens", str(longest)]) == 0
+    for i in range(2):
+        drawn = np.asarray(open_image(out / "painted" / f"{i:05d}" / "00_00.png"))
+        given = np.asarray(open_image(tmp_path / "again" / f"{i:05d}" / "image_00.png"))
+        np.testing.assert_array_equal(drawn, given)
+    assert scores_of(out)["scores"]["nats"]["value"] == pytest.approx(
+        np.mean([unpadded_nats(tiny, index) for index in range(2)]), rel=1e-4
+    )
 
 
 def test_understanding_of_two_checkpoints(

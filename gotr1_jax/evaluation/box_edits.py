@@ -1,0 +1,49 @@
+"""A box of a plan moved by hand: to any thousandth, a little larger or smaller."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gotr1_jax.plan import Box, Plan, replace_box
+from gotr1_jax.plan.boxes import LAST
+
+# In thousandths of the image, as scenes of the shapes world keep them.
+BORDER, GAP = 15, 45
+# Factors of both sides of a moved box.
+SCALES = (0.9, 1.1)
+_TRIES = 2000
+
+
+def move_box(rng: np.random.Generator, plan: Plan) -> Plan | None:
+    """The plan with one box, drawn uniformly, at a new place and of a new size; else unchanged.
+
+    The place is uniform over all thousandths that leave BORDER to the edges of the image and GAP
+    to every other box, the factor of the size over SCALES; box, place and factor are drawn again
+    until they fit. None where the plan has no valid box, or no room for any.
+    """
+    boxes = [item.box for item in plan.objects]
+    valid = [i for i, box in enumerate(boxes) if box is not None and box.is_valid]
+    for _ in range(_TRIES if valid else 0):
+        index = valid[int(rng.integers(len(valid)))]
+        old = boxes[index]
+        assert old is not None
+        moved = _place(rng, old)
+        others = [box for i, box in enumerate(boxes) if i != index and box is not None]
+        if moved is not None and all(_is_apart(moved, other) for other in others):
+            return replace_box(plan, index, moved)
+    return None
+
+
+def _place(rng: np.random.Generator, box: Box) -> Box | None:
+    """A box of about this size anywhere in the image; None if it is too large for the borders."""
+    factor = rng.uniform(*SCALES)
+    sides = [max(1, round(factor * side)) for side in (box.x2 - box.x1, box.y2 - box.y1)]
+    room = [LAST - 2 * BORDER - side for side in sides]
+    if min(room) < 0:
+        return None
+    x, y = (BORDER + int(rng.integers(free + 1)) for free in room)
+    return Box(x, y, x + sides[0], y + sides[1])
+
+
+def _is_apart(a: Box, b: Box) -> bool:
+    return a.x2 + GAP <= b.x1 or b.x2 + GAP <= a.x1 or a.y2 + GAP <= b.y1 or b.y2 + GAP <= a.y1
