@@ -60,9 +60,8 @@ class LayoutRule:
 
 
 UNIDET_RULE = LayoutRule()
-# FULL_GAP, FULL_TILT and FULL_NEAR of `shapes.vocabulary`, and the world's grid of 2 pixels of 64
-# with its border; a test compares them.
-SHAPES_RULE = LayoutRule(gap=30, tilt=0.6, furthest=160, strict=True, step=31.25, first=1, last=31)
+# FULL_GAP, FULL_TILT, FULL_NEAR and BORDER of `shapes.vocabulary`; a test compares them.
+SHAPES_RULE = LayoutRule(gap=30, tilt=0.6, furthest=160, strict=True, first=15, last=985)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from gotr1_jax.shapes.vocabulary import (
     COLORS,
+    DEPTHS,
     HELDOUT_PAIRS,
     HELDOUT_PERCENT,
     MAX_OBJECTS,
@@ -20,13 +21,16 @@ from gotr1_jax.shapes.vocabulary import (
     PLURALS,
     RELATIONS,
     SHAPES,
+    SIDES,
     SIZES,
 )
 
 SPLITS = ("train", "heldout", "unseen", "all")
 # Kinds of captions and their frequencies.
-_KINDS = ("one", "pair", "triple", "count", "list")
-_KIND_SHARES = (0.12, 0.48, 0.20, 0.14, 0.06)
+_KINDS = ("one", "pair", "triple", "quadruple", "count", "list")
+_KIND_SHARES = (0.14, 0.44, 0.14, 0.06, 0.12, 0.10)
+# Names that state no size.
+_SIZELESS_SHARE = 0.4
 
 _SINGULARS = {plural: shape for shape, plural in PLURALS.items()}
 _COUNTS = {word: count for count, word in NUMBER_WORDS.items()}
@@ -54,7 +58,7 @@ class ObjectSpec:
 
 @dataclass(frozen=True)
 class CaptionSpec:
-    """One to three objects; `relation` is of the first two, the third may be anywhere.
+    """One to four objects; `relation` is of the first two, the others may be anywhere.
 
     A count is a run of equal objects: "two red circles" is (red circle, red circle).
     """
@@ -64,7 +68,7 @@ class CaptionSpec:
 
 
 def write_caption(spec: CaptionSpec) -> str:
-    """English of a caption, e.g. "a red circle left of a small blue square and a green cross"."""
+    """English of a caption, e.g. "a red circle left of a small blue square and a green star"."""
     if spec.relation is None:
         return " and ".join(_phrase(obj, len(list(run))) for obj, run in groupby(spec.objects))
     first, second, *rest = (_phrase(obj, 1) for obj in spec.objects)
@@ -112,7 +116,7 @@ def is_heldout(spec: CaptionSpec) -> bool:
 
     It is if it names a held-out (color, shape) pair, or if the composition of its objects falls
     in the held-out share. A composition is the two related objects with their relation, or,
-    without a relation, all objects. Sizes and the third object of a relation do not count, and
+    without a relation, all objects. Sizes and further objects of a relation do not count, and
     "a left of b" is the same composition as "b right of a".
     """
     kinds = [obj.kind for obj in spec.objects]
@@ -123,9 +127,9 @@ def is_heldout(spec: CaptionSpec) -> bool:
     relation = spec.relation
     if relation is not None:
         kinds = kinds[:2]
-    if relation in ("right of", "below"):
+    if relation in ("right of", "below", "behind"):
         kinds, relation = kinds[::-1], OPPOSITES[relation]
-    elif relation not in ("left of", "above"):
+    elif relation in (None, "next to"):
         kinds = sorted(kinds)
     key = f"{relation}:{kinds}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") % 100 < HELDOUT_PERCENT
@@ -157,19 +161,24 @@ def split_of(spec: CaptionSpec) -> str:
 def contradict(rng: np.random.Generator, spec: CaptionSpec, kind: str) -> CaptionSpec:
     """A caption that contradicts `spec`.
 
-    Kind "side" reverses the relation ("next to" becomes above or below); "color" gives one object
-    another color. Raises ValueError for "side" without a relation.
+    Kind "side" reverses a side; "next to" becomes above or below, and a depth any side: which of
+    two is in front does not show in a plan's boxes, and an image follows its plan. "color" gives
+    one object another color. Raises ValueError for "side" without a relation.
     """
     if kind == "side":
         if spec.relation is None:
             raise ValueError(f"{write_caption(spec)!r} has no relation to reverse")
-        vertical = ("above", "below")[int(rng.integers(2))]
-        return replace(spec, relation=OPPOSITES.get(spec.relation, vertical))
+        other = SIDES[int(rng.integers(len(SIDES)))]
+        if spec.relation not in DEPTHS:
+            other = OPPOSITES.get(spec.relation, ("above", "below")[int(rng.integers(2))])
+        return replace(spec, relation=other)
     if kind != "color":
         raise ValueError(f"unknown contradiction {kind!r}; known: side, color")
     index = int(rng.integers(len(spec.objects)))
     old = spec.objects[index]
     taken = {obj.color for obj in spec.objects if obj.shape == old.shape}
+    if spec.relation in DEPTHS:  # a depth between equal colors would not show
+        taken |= {obj.color for obj in spec.objects[:2]}
     free = [color for color in COLORS if color not in taken]
     new = replace(old, color=free[int(rng.integers(len(free)))])
     return replace(spec, objects=(*spec.objects[:index], new, *spec.objects[index + 1 :]))
@@ -182,21 +191,25 @@ def _sample_any(rng: np.random.Generator) -> CaptionSpec:
     if kind == "count":
         return CaptionSpec(_sample_objects(rng, 1) * int(rng.integers(2, MAX_OBJECTS + 1)))
     if kind == "list":
-        return CaptionSpec(_sample_objects(rng, 2))
+        return CaptionSpec(_sample_objects(rng, int(rng.integers(2, MAX_OBJECTS))))
     relation = RELATIONS[int(rng.integers(len(RELATIONS)))]
-    return CaptionSpec(_sample_objects(rng, 2 if kind == "pair" else 3), relation)
+    count = {"pair": 2, "triple": 3, "quadruple": 4}[kind]
+    while True:
+        objects = _sample_objects(rng, count)
+        # Between equal colors it would not show which one is in front.
+        if relation not in DEPTHS or objects[0].color != objects[1].color:
+            return CaptionSpec(objects, relation)
 
 
 def _sample_objects(rng: np.random.Generator, count: int) -> tuple[ObjectSpec, ...]:
-    """`count` objects of different (color, shape); about half of them without a size."""
+    """`count` objects of different (color, shape); some of them without a size."""
     kinds = rng.choice(len(COLORS) * len(SHAPES), size=count, replace=False)
     colors = tuple(COLORS)
-    sizes = (None, None, *SIZES)
     return tuple(
         ObjectSpec(
             shape=SHAPES[int(kind) % len(SHAPES)],
             color=colors[int(kind) // len(SHAPES)],
-            size=sizes[int(rng.integers(len(sizes)))],
+            size=None if rng.random() < _SIZELESS_SHARE else SIZES[int(rng.integers(len(SIZES)))],
         )
         for kind in kinds
     )

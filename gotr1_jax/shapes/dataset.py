@@ -21,7 +21,7 @@ from gotr1_jax.shapes.render import render
 from gotr1_jax.shapes.scenes import Scene, sample_scene
 
 # Part of cache names: increase it when the same (seed, index) gives another example.
-_WORLD_VERSION = 1
+_WORLD_VERSION = 2
 # Captions in a row that were there already, after which `shapes_captions` gives up.
 _MAX_REPEATS = 5000
 
@@ -54,7 +54,8 @@ def sample_example(
             drawn = contradict(rng, spec, "side" if side else "color")
         if split != "train" or not is_heldout(drawn):
             break
-    scene = Scene(spec, sample_scene(rng, drawn).objects)
+    placed = sample_scene(rng, drawn)
+    scene = Scene(spec, placed.objects, placed.hidden_first)
     return Example(write_caption(spec), write_plan(scene), scene, faithful)
 
 
@@ -106,7 +107,7 @@ class ShapesSource:
         return example.caption, write_rationale(example.scene) if rationale else example.plan
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 (64, 64, 3)."""
+        """uint8 (128, 128, 3)."""
         return render(self[index].scene)
 
 

@@ -17,16 +17,17 @@ sem     agreement of the planned names with the caption, times 1/2 if the words 
 
 spa     layout · relation. layout = (share of planned objects whose box is valid as written)
         · (smaller over larger count of planned and wanted objects) · (1 - the largest share of
-        one planned box that is inside another). relation = `relation_score` of the planned
-        boxes of the first two objects; 0 if one of them is not planned or its box is invalid;
-        1 if the caption has no relation.
+        one planned box that is inside another, but for two of which one is in front).
+        relation = `relation_score` of the planned boxes of the first two objects; 0 if one of
+        them is not planned or its box is invalid; 1 if the caption has no relation.
 
 ri      mean IoU of the planned boxes and the detected boxes of the same color and shape, matched
         optimally; 0 for each object that is not found, has no box, or is past the parser's limit.
         Sizes are not compared by name: a wrong size already lowers the IoU.
 
-pi      agreement of the detected objects with the caption, times 1/4 + 3/4 `relation_score` of
-        the first two objects' detected boxes (relation 0 if one is missing).
+pi      agreement of the detected objects with the caption, times 1/4 + 3/4 the relation of the
+        first two objects: `relation_score` of their detected boxes, or for "in front of" and
+        "behind" `DetectedObject.in_front`; 0 if one is missing.
 
 verdict 1 if the whole caption is true of the image, else 0: exactly the objects that it names,
         each with its color, shape and stated size, and the relation of the first two. Shape and
@@ -51,7 +52,7 @@ from gotr1_jax.plan.boxes import SCALE
 from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec, parse_caption
 from gotr1_jax.shapes.detect import DetectedObject, find_objects
 from gotr1_jax.shapes.scenes import relation_score
-from gotr1_jax.shapes.vocabulary import OPPOSITES, RELATIONS
+from gotr1_jax.shapes.vocabulary import DEPTHS, OPPOSITES, RELATIONS
 
 SHAPES_TERMS = ("sem", "spa", "ri", "pi", "verdict")
 
@@ -105,7 +106,7 @@ def judge_sample(caption: str, plan: Plan, image: np.ndarray) -> ShapesScores:
         notes.append(f"{spec.relation}: {planned}image {relation:.2f}")
     return ShapesScores(
         dict(zip(SHAPES_TERMS, (sem, spa, ri, pi, verdict))),
-        tuple((f.name, f.plan_box) for f in found),
+        tuple((f.name, f.box) for f in found),
         "; ".join(notes),
     )
 
@@ -144,8 +145,8 @@ def _assign(
     return total / max(len(table), num_given), chosen
 
 
-def _relation(caption: CaptionSpec, first: Box | None, second: Box | None) -> float:
-    """Degree in [0, 1] to which two boxes fit the caption's relation; 1 if it has none."""
+def _planned_relation(caption: CaptionSpec, first: Box | None, second: Box | None) -> float:
+    """Degree in [0, 1] to which two planned boxes fit the caption's relation; 1 if it has none."""
     if caption.relation is None:
         return 1.0
     if first is None or second is None:
@@ -155,6 +156,17 @@ def _relation(caption: CaptionSpec, first: Box | None, second: Box | None) -> fl
     if caption.objects[0] == caption.objects[1]:  # either order is right
         score = max(score, relation_score(caption.relation, b, a))
     return score
+
+
+def _shown_relation(
+    caption: CaptionSpec, found: Sequence[DetectedObject], first: int | None, second: int | None
+) -> float:
+    """Degree in [0, 1] to which two of the found objects show the caption's relation."""
+    if caption.relation not in DEPTHS or first is None or second is None:
+        boxes = (None if i is None else found[i].box for i in (first, second))
+        return _planned_relation(caption, *boxes)
+    front, back = (first, second) if caption.relation == "in front of" else (second, first)
+    return found[front].in_front[back]
 
 
 def _contradicts(plan: Plan, caption: CaptionSpec, chosen: Sequence[int | None]) -> bool:
@@ -177,11 +189,10 @@ def _contradicts(plan: Plan, caption: CaptionSpec, chosen: Sequence[int | None])
     return stated != caption.relation
 
 
-def _layout(plan: Plan, num_planned: int, num_wanted: int) -> float:
-    """The layout factor of spa."""
-    boxes = np.array(
-        [(b.x1, b.y1, b.x2, b.y2) for _, b in plan.boxes if b.is_valid], np.float64
-    ).reshape(-1, 4)
+def _layout(plan: Plan, num_planned: int, num_wanted: int, overlapping: Sequence[int]) -> float:
+    """The layout factor of spa; the two objects of the indices `overlapping` may overlap."""
+    given = [(i, o.box) for i, o in enumerate(plan.objects) if o.box and o.box.is_valid]
+    boxes = np.array([(b.x1, b.y1, b.x2, b.y2) for _, b in given], np.float64).reshape(-1, 4)
     share = len(boxes) / num_planned
     count = min(num_planned, num_wanted) / max(num_planned, num_wanted)
     corner = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
@@ -189,6 +200,8 @@ def _layout(plan: Plan, num_planned: int, num_wanted: int) -> float:
     shared = np.clip(inner, 0, None).prod(axis=-1)
     area = np.diagonal(shared)
     covered = shared / np.maximum(np.minimum(area[:, None], area[None, :]), 1.0)
+    excused = [i in overlapping for i, _ in given]
+    covered[np.outer(excused, excused)] = 0.0
     np.fill_diagonal(covered, 0.0)
     return share * count * (1.0 - float(covered.max(initial=0.0)))
 
@@ -205,17 +218,17 @@ def _score_plan(
         sem *= AGAINST_RELATION
     boxes = [None if i is None else plan.objects[i].box for i in chosen[:2]]
     first, second, *_ = [b if b is not None and b.is_valid else None for b in boxes] + [None]
-    relation = _relation(caption, first, second)
-    return sem, _layout(plan, num_planned, len(caption.objects)) * relation, relation
+    relation = _planned_relation(caption, first, second)
+    overlapping = [i for i in chosen[:2] if i is not None] if caption.relation in DEPTHS else []
+    layout = _layout(plan, num_planned, len(caption.objects), overlapping)
+    return sem, layout * relation, relation
 
 
 def _score_image(caption: CaptionSpec, found: Sequence[DetectedObject]) -> tuple[float, float]:
     """(pi, relation of the detected boxes)."""
-    if not found:
-        return 0.0, _relation(caption, None, None)
-    agreement, chosen = _assign(caption, found, len(found))
-    first, second, *_ = [None if i is None else found[i].plan_box for i in chosen] + [None]
-    relation = _relation(caption, first, second)
+    agreement, chosen = _assign(caption, found, len(found)) if found else (0.0, [])
+    first, second, *_ = [*chosen, None, None]
+    relation = _shown_relation(caption, found, first, second)
     return agreement * (PI_FLOOR + (1 - PI_FLOOR) * relation), relation
 
 
@@ -226,12 +239,13 @@ def is_true_of(caption: CaptionSpec, found: Sequence[DetectedObject]) -> bool:
         kind = given.fit >= TRUE_FROM and given.kind == wanted.kind
         return kind and wanted.size in (None, given.size)
 
-    def holds(order: Sequence[DetectedObject]) -> bool:
-        first, second, *_ = [*(f.plan_box for f in order), None]
-        named = all(map(is_wanted, caption.objects, order))
-        return named and _relation(caption, first, second) >= TRUE_FROM
+    def holds(order: Sequence[int]) -> bool:
+        first, second, *_ = [*order, None]
+        named = all(is_wanted(w, found[i]) for w, i in zip(caption.objects, order))
+        return named and _shown_relation(caption, found, first, second) >= TRUE_FROM
 
-    return len(found) == len(caption.objects) and any(map(holds, permutations(found)))
+    everything = range(len(found))
+    return len(found) == len(caption.objects) and any(map(holds, permutations(everything)))
 
 
 def _score_overlap(
@@ -242,7 +256,7 @@ def _score_overlap(
         (f"{spec.color} {spec.shape}" if spec else item.name, item.box if spec else None)
         for spec, item in zip(names, plan.objects)
     ]
-    seen = [(" ".join(f.kind), f.plan_box) for f in found if f.kind is not None]
+    seen = [(" ".join(f.kind), f.box) for f in found if f.kind is not None]
     matches = match_objects(planned, seen)
     total = sum(overlap for _, _, overlap in matches)
     return total / (len(planned) + plan.num_dropped), sum(j is not None for _, j, _ in matches)

@@ -5,9 +5,10 @@ Both describe what is drawn: where the image contradicts the caption, so does th
 
 from __future__ import annotations
 
-from gotr1_jax.plan import box_from_pixels, format_object
-from gotr1_jax.shapes.scenes import PixelBox, Scene, relation_score
-from gotr1_jax.shapes.vocabulary import IMAGE_SIZE, OPPOSITES
+from gotr1_jax.plan import Box, format_object
+from gotr1_jax.plan.boxes import SCALE
+from gotr1_jax.shapes.scenes import Scene, relation_score
+from gotr1_jax.shapes.vocabulary import DEPTHS, SIDES
 
 _ROWS = ("above", "", "below")
 _COLUMNS = ("left", "", "right")
@@ -17,10 +18,7 @@ CENTER = "center"
 def write_plan(scene: Scene) -> str:
     """Every object with its size and its true box, in caption order, joined by the caption's
     relation and by "and"."""
-    pieces = [
-        format_object(obj.spec.name, box_from_pixels(*obj.box, IMAGE_SIZE, IMAGE_SIZE))
-        for obj in scene.objects
-    ]
+    pieces = [format_object(obj.spec.name, obj.box) for obj in scene.objects]
     return _join(pieces, scene.caption.relation)
 
 
@@ -33,15 +31,19 @@ def write_rationale(scene: Scene) -> str:
     relation = scene.caption.relation
     if relation is not None:
         first, second = (obj.relative_box for obj in scene.objects[:2])
-        relation = max((relation, *OPPOSITES), key=lambda r: relation_score(r, first, second))
+        # Which one is in front does not show in the boxes, and scenes never reverse it.
+        others = (relation,) if relation in DEPTHS else (relation, *SIDES)
+        if relation in DEPTHS and relation_score(relation, first, second) == 0:
+            others = SIDES
+        relation = max(others, key=lambda r: relation_score(r, first, second))
     pieces = [f"a {obj.spec.name} ({place_in_words(obj.box)})" for obj in scene.objects]
     return _join(pieces, relation)
 
 
-def place_in_words(box: PixelBox) -> str:
+def place_in_words(box: Box) -> str:
     """The third of the canvas, each way, that holds the centre of a box: "above left"."""
-    x1, y1, x2, y2 = box
-    row, column = (min(3 * (a + b) // (2 * IMAGE_SIZE), 2) for a, b in ((y1, y2), (x1, x2)))
+    middles = (box.y1 + box.y2, box.x1 + box.x2)
+    row, column = (min(3 * both // (2 * SCALE), 2) for both in middles)
     return " ".join(word for word in (_ROWS[row], _COLUMNS[column]) if word) or CENTER
 
 

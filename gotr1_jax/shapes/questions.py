@@ -23,6 +23,7 @@ from gotr1_jax.shapes.vocabulary import (
     OPPOSITES,
     PLURALS,
     SHAPES,
+    SIDES,
 )
 
 _T = TypeVar("_T")
@@ -123,7 +124,7 @@ def _relation(rng: np.random.Generator, scene: Scene, truth: bool | None) -> tup
         (a, b, relation)
         for a in known
         for b in known
-        for relation in OPPOSITES
+        for relation in SIDES
         if a is not b and relation_score(relation, a.relative_box, b.relative_box) == 1
     ]
     if not pairs:

@@ -4,52 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 
-from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec
+from gotr1_jax.plan.boxes import SCALE, Box
+from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec, write_caption
+from gotr1_jax.shapes.outlines import drawn_mask, label_parts
 from gotr1_jax.shapes.vocabulary import (
     BORDER,
+    DEPTHS,
+    FULL_COVER,
     FULL_GAP,
+    FULL_HIDE,
     FULL_NEAR,
     FULL_TILT,
-    GRID_STEP,
+    HIDDEN,
     IMAGE_SIZE,
+    MAX_ASPECT,
     MIN_GAP,
     NEXT_TO_MAX_GAP,
-    OPPOSITES,
     RELATIONS,
     SCENE_TILT,
-    SIZE_PIXELS,
+    SIZE_RANGES,
     SIZES,
+    ZERO_HIDE,
     ZERO_NEAR,
     ZERO_TILT,
 )
 
-PixelBox = tuple[int, int, int, int]
-"""x1, y1, x2, y2 in pixels of the 64 px image, half open, origin top left."""
+# Places tried at once for an object or a pair, and scenes tried in all.
+_TRIES = 192
+_SCENES = 2000
+# An edge of a hidden object shows if its visible part ends this close to it, in pixels.
+_EDGE_PIXELS = 0
+# More of the box of an object behind another one is never covered, see HIDDEN.
+_MAX_COVERED = 0.6
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A drawn object; `spec.size` is set, and `box` is its exact extent."""
+    """A drawn object; `spec.size` is set, and `box` is its exact extent (hidden parts as well)."""
 
     spec: ObjectSpec
-    box: PixelBox
+    box: Box
 
     @property
     def relative_box(self) -> tuple[float, ...]:
         """The box in fractions 0..1 of the image."""
-        return tuple(v / IMAGE_SIZE for v in self.box)
+        return tuple(v / SCALE for v in (self.box.x1, self.box.y1, self.box.x2, self.box.y2))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn for a caption; objects are in the caption's order."""
+    """What is drawn for a caption; objects are in the caption's order.
+
+    Attributes:
+        hidden_first: whether the first object is behind the second one, where they overlap;
+            otherwise an earlier object is in front of a later one.
+    """
 
     caption: CaptionSpec
     objects: tuple[SceneObject, ...]
+    hidden_first: bool = False
+
+    @property
+    def draw_order(self) -> tuple[SceneObject, ...]:
+        """The objects from the back to the front."""
+        return self.objects if self.hidden_first else self.objects[::-1]
 
 
 def relation_score(relation: str, box_a: Sequence[float], box_b: Sequence[float]) -> float:
@@ -59,12 +80,20 @@ def relation_score(relation: str, box_a: Sequence[float], box_b: Sequence[float]
     is the product of two parts: separation (1 once the boxes are apart along the axis, falling
     linearly to 0 where the centres are level) and direction (1 while the centres' offset across
     the axis is at most FULL_TILT of that along it, 0 from ZERO_TILT). "next to" means left or
-    right of; its gap may also not exceed FULL_NEAR, and scores 0 from ZERO_NEAR.
+    right of; its gap may also not exceed FULL_NEAR, and scores 0 from ZERO_NEAR. Boxes do not tell
+    which of two objects is in front: a depth asks for a shared area, 1 from FULL_COVER of the
+    smaller box on, and that at most FULL_HIDE of the box behind is covered, 0 from ZERO_HIDE.
 
     Raises ValueError for an unknown relation.
     """
     if relation not in RELATIONS:
         raise ValueError(f"unknown relation {relation!r}; known: {', '.join(RELATIONS)}")
+    if relation in DEPTHS:
+        shared = _shared_area(box_a, box_b)
+        areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (box_a, box_b)]
+        hidden = shared / max(areas[1] if relation == "in front of" else areas[0], 1e-9)
+        covered = _clip(shared / max(FULL_COVER * min(areas), 1e-9))
+        return covered * _clip((ZERO_HIDE - hidden) / (ZERO_HIDE - FULL_HIDE))
     if relation in ("right of", "below"):
         box_a, box_b = box_b, box_a
     axis = 1 if relation in ("above", "below") else 0
@@ -81,6 +110,12 @@ def relation_score(relation: str, box_a: Sequence[float], box_b: Sequence[float]
     return float(score)
 
 
+def _shared_area(a: Sequence[float], b: Sequence[float]) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0.0) * max(height, 0.0)
+
+
 def _clip(value: float) -> float:
     return min(max(value, 0.0), 1.0)
 
@@ -88,73 +123,99 @@ def _clip(value: float) -> float:
 def sample_scene(rng: np.random.Generator, spec: CaptionSpec) -> Scene:
     """Place the objects of a caption so that it is true of the image.
 
-    Open sizes are sampled; boxes are BORDER pixels inside the image and MIN_GAP apart; a
-    relation scores 1 under `relation_score`.
+    Open sizes are sampled; boxes are BORDER inside the image and MIN_GAP apart, except for a pair
+    of which one hides a part of the other; a relation scores 1 under `relation_score`.
+
+    Raises ValueError if there is no such scene: a depth between two objects of one color.
     """
-    objects = tuple(
-        obj if obj.size else replace(obj, size=SIZES[int(rng.integers(len(SIZES)))])
-        for obj in spec.objects
-    )
-    sides = [SIZE_PIXELS[obj.size or ""] for obj in objects]
-    while (boxes := _place(rng, sides, spec.relation)) is None:
-        pass
-    return Scene(spec, tuple(SceneObject(obj, box) for obj, box in zip(objects, boxes)))
+    if spec.relation in DEPTHS and spec.objects[0].color == spec.objects[1].color:
+        raise ValueError(f"{write_caption(spec)!r}: which one is in front would not show")
+    for _ in range(_SCENES):
+        objects = tuple(
+            obj if obj.size else replace(obj, size=SIZES[int(rng.integers(len(SIZES)))])
+            for obj in spec.objects
+        )
+        sides = np.array([_sample_sides(rng, obj.size or "") for obj in objects])
+        boxes = _place(rng, objects, sides, spec.relation)
+        if boxes is not None:
+            drawn = tuple(SceneObject(o, Box(*map(int, b))) for o, b in zip(objects, boxes))
+            return Scene(spec, drawn, spec.relation == "behind")
+    raise ValueError(f"{write_caption(spec)!r}: no room for all objects")
+
+
+def _sample_sides(rng: np.random.Generator, size: str) -> tuple[int, int]:
+    """Width and height of an object, in thousandths."""
+    side = rng.uniform(*SIZE_RANGES[size])
+    stretch = MAX_ASPECT ** (rng.uniform(-1, 1) / 2)
+    return round(side * stretch), round(side / stretch)
 
 
 def _place(
-    rng: np.random.Generator, sides: list[int], relation: str | None
-) -> list[PixelBox] | None:
-    """Boxes for squares of the given sides; None if no room is left for the last ones."""
-    boxes: list[PixelBox] = []
+    rng: np.random.Generator, objects: Sequence[ObjectSpec], sides: np.ndarray, relation: str | None
+) -> np.ndarray | None:
+    """Boxes int (N, 4) for objects of the given sides (N, 2); None if no room was found."""
+    boxes = np.empty((0, 4), int)
     if relation is not None:
-        pairs = _pair_corners(relation, sides[0], sides[1])
-        corners = pairs[int(rng.integers(len(pairs)))].reshape(2, 2)
-        boxes = [_box(x, y, side) for (x, y), side in zip(corners.tolist(), sides)]
+        pairs = np.stack([_random_boxes(rng, side) for side in sides[:2]], axis=1)
+        pairs = pairs[_related(relation, pairs[:, 0], pairs[:, 1])]
+        if relation in DEPTHS:
+            fits = (pair for pair in pairs if _hides_well(objects, pair, relation))
+            pairs = np.array([*fits][:1] if len(pairs) else pairs)
+        if not len(pairs):
+            return None
+        boxes = pairs[0]
     for side in sides[len(boxes) :]:
-        room = _free_corners(side, boxes)
+        room = _random_boxes(rng, side)
+        apart = _gaps(room[:, None], boxes[None]).max(axis=-1) >= MIN_GAP
+        room = room[apart.all(axis=1)]
         if not len(room):
             return None
-        x, y = room[int(rng.integers(len(room)))].tolist()
-        boxes.append(_box(x, y, side))
+        boxes = np.concatenate([boxes, room[:1]])
     return boxes
 
 
-def _box(x: int, y: int, side: int) -> PixelBox:
-    return x, y, x + side, y + side
+def _random_boxes(rng: np.random.Generator, side: np.ndarray) -> np.ndarray:
+    """Boxes of one size anywhere in the image, int (_TRIES, 4)."""
+    corner = rng.integers(BORDER, SCALE - BORDER - side + 1, (_TRIES, 2))
+    return np.concatenate([corner, corner + side], axis=1)
 
 
-@cache
-def _corners(side: int) -> np.ndarray:
-    """Every allowed top-left corner (x, y) of a square, int64 (N, 2)."""
-    steps = np.arange(BORDER, IMAGE_SIZE - BORDER - side + 1, GRID_STEP)
-    return np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).reshape(-1, 2)
+def _gaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Distance of boxes (..., 4) along x and y, (..., 2); negative where they overlap."""
+    return np.maximum(b[..., :2] - a[..., 2:], a[..., :2] - b[..., 2:])
 
 
-def _free_corners(side: int, boxes: list[PixelBox]) -> np.ndarray:
-    """Corners where a square keeps MIN_GAP from all boxes."""
-    corners = _corners(side)
-    free = np.ones(len(corners), bool)
-    for box in np.asarray(boxes, int).reshape(-1, 4):
-        clear = (corners + side + MIN_GAP <= box[:2]) | (corners >= box[2:] + MIN_GAP)
-        free &= clear.any(axis=1)
-    return corners[free]
-
-
-@cache
-def _pair_corners(relation: str, side_a: int, side_b: int) -> np.ndarray:
-    """Every pair of corners (ax, ay, bx, by) that makes the relation true, int16 (N, 4)."""
+def _related(relation: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Which boxes a (N, 4) are `relation` boxes b, as far as boxes tell; bool (N,)."""
+    gaps = _gaps(a, b)
+    if relation in DEPTHS:
+        shared = np.clip(-gaps, 0, None).prod(axis=1)
+        back = b if relation == "in front of" else a
+        share = shared / (back[:, 2:] - back[:, :2]).prod(axis=1)
+        return (share >= HIDDEN[0]) & (share <= _MAX_COVERED)
+    axis = 1 if relation in ("above", "below") else 0
+    offset = (b[:, :2] + b[:, 2:] - a[:, :2] - a[:, 2:]) / 2
+    along, across = offset[:, axis], np.abs(offset[:, 1 - axis])
     if relation in ("right of", "below"):
-        return _pair_corners(OPPOSITES[relation], side_b, side_a)[:, [2, 3, 0, 1]]
-    if relation == "next to":
-        left, right = (_pair_corners(name, side_a, side_b) for name in ("left of", "right of"))
-        both = np.concatenate([left, right])
-        gap = np.maximum(both[:, 2] - both[:, 0] - side_a, both[:, 0] - both[:, 2] - side_b)
-        return both[gap <= NEXT_TO_MAX_GAP]
-    axis = 0 if relation == "left of" else 1
-    a, b = _corners(side_a)[:, None], _corners(side_b)[None]
-    offset = (b - a) + (side_b - side_a) / 2
-    along, across = offset[..., axis], np.abs(offset[..., 1 - axis])
-    apart = b[..., axis] - a[..., axis] - side_a >= MIN_GAP
-    index_a, index_b = np.nonzero(apart & (across <= SCENE_TILT * along))
-    pairs = np.concatenate([_corners(side_a)[index_a], _corners(side_b)[index_b]], axis=1)
-    return pairs.astype(np.int16)
+        along = -along
+    elif relation == "next to":
+        along = np.abs(along)
+    true = (along > 0) & (gaps[:, axis] >= MIN_GAP) & (across <= SCENE_TILT * along)
+    return true & (gaps[:, 0] <= NEXT_TO_MAX_GAP) if relation == "next to" else true
+
+
+def _hides_well(objects: Sequence[ObjectSpec], pair: np.ndarray, relation: str) -> bool:
+    """Whether the front one of two overlapping objects hides a part within HIDDEN of the other,
+    which still shows all of its edges, in one piece."""
+    boxes = pair * IMAGE_SIZE / SCALE
+    drawn = [drawn_mask(obj.shape, *box, IMAGE_SIZE) for obj, box in zip(objects, boxes)]
+    front, back = drawn if relation == "in front of" else drawn[::-1]
+    visible = back & ~front
+    share = 1 - np.count_nonzero(visible) / np.count_nonzero(back)
+    if not HIDDEN[0] <= share <= HIDDEN[1]:
+        return False
+    part = label_parts(visible)
+    if part.max() != 1:
+        return False
+    edges = [[np.flatnonzero(m.any(axis=k))[[0, -1]] for k in (0, 1)] for m in (back, part > 0)]
+    return bool(np.abs(np.subtract(*edges)).max() <= _EDGE_PIXELS)

@@ -1,7 +1,7 @@
 """The tokenizer of the shapes world: a small byte-level BPE in the files Janus is released with.
 
 Ids: the eight special tokens, the 256 byte symbols, the merges, then the four plan tokens. Every
-word of the world (with its leading space) and every coordinate that occurs is one token; any
+word of the world (with its leading space) and every coordinate 0..999 is one token; any
 other text is split into smaller pieces, down to bytes, and decodes unchanged.
 """
 
@@ -16,12 +16,10 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from gotr1_jax.io.files import atomic_write
-from gotr1_jax.plan import box_from_pixels
+from gotr1_jax.plan.boxes import SCALE
 from gotr1_jax.shapes.dataset import sample_example
 from gotr1_jax.shapes.vocabulary import (
-    BORDER,
     COLORS,
-    GRID_STEP,
     IMAGE_SIZE,
     NUMBER_WORDS,
     PLURALS,
@@ -68,19 +66,13 @@ def train_tokenizer(
     return tokenizer
 
 
-def coordinate_numbers() -> tuple[int, ...]:
-    """Every per-mille coordinate that occurs in a plan of this world, ascending."""
-    pixels = range(BORDER, IMAGE_SIZE - BORDER + 1, GRID_STEP)
-    return tuple(box_from_pixels(0, 0, p, p, IMAGE_SIZE, IMAGE_SIZE).x2 for p in pixels)
-
-
 def _corpus() -> Iterator[str]:
     """Training texts, each piece of which becomes one token; plans are split at the plan tokens."""
     for lead in ("", " "):
         words = [*SIZES, *COLORS, *SHAPES, *PLURALS.values(), *NUMBER_WORDS.values()]
         for word in [*words, "a", "and", *RELATIONS]:
             yield lead + word
-    for number in coordinate_numbers():
+    for number in range(SCALE):
         yield str(number)
     rng = np.random.default_rng(0)
     for _ in range(_CORPUS_EXAMPLES):

@@ -23,7 +23,7 @@ from gotr1_jax.parallel.placement import put_addressable_rows
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
 from gotr1_jax.parallel.progress import Progress
 from gotr1_jax.shapes.dataset import ShapesSource
-from gotr1_jax.shapes.vocabulary import GRID_STEP, IMAGE_SIZE
+from gotr1_jax.shapes.vocabulary import IMAGE_SIZE
 from gotr1_jax.trainer.run import Run
 from gotr1_jax.trainer.run_dir import RunDir, write_summary
 from gotr1_jax.vq import losses as vq_loss
@@ -112,8 +112,8 @@ def batch_of_step(
     size = config.crop.size
     # Crops are aligned to the grid of object positions, so that edges are at the same offsets as in
     # full images.
-    offsets = (IMAGE_SIZE - size) // GRID_STEP + 1
-    corner = GRID_STEP * rng.integers(0, offsets, (B, 2))
+    offsets = IMAGE_SIZE - size + 1
+    corner = rng.integers(0, offsets, (B, 2))
     crops = [images[index[b]][y : y + size, x : x + size] for b in rows for y, x in [corner[b]]]
     return np.stack(crops)
 
