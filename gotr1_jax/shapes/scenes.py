@@ -208,7 +208,7 @@ def _hides_well(objects: Sequence[ObjectSpec], pair: np.ndarray, relation: str) 
     """Whether the front one of two overlapping objects hides a part within HIDDEN of the other,
     which still shows all of its edges, in one piece."""
     boxes = pair * IMAGE_SIZE / SCALE
-    drawn = [drawn_mask(obj.shape, *box, IMAGE_SIZE) for obj, box in zip(objects, boxes)]
+    drawn = [drawn_mask(obj.shape, *box, size=IMAGE_SIZE) for obj, box in zip(objects, boxes)]
     front, back = drawn if relation == "in front of" else drawn[::-1]
     visible = back & ~front
     share = 1 - np.count_nonzero(visible) / np.count_nonzero(back)
@@ -217,5 +217,10 @@ def _hides_well(objects: Sequence[ObjectSpec], pair: np.ndarray, relation: str) 
     part = label_parts(visible)
     if part.max() != 1:
         return False
-    edges = [[np.flatnonzero(m.any(axis=k))[[0, -1]] for k in (0, 1)] for m in (back, part > 0)]
-    return bool(np.abs(np.subtract(*edges)).max() <= _EDGE_PIXELS)
+    of_back, of_part = (_extent(mask) for mask in (back, part > 0))
+    return bool(np.abs(of_back - of_part).max() <= _EDGE_PIXELS)
+
+
+def _extent(mask: np.ndarray) -> np.ndarray:
+    """First and last column and row of a mask, int (4,)."""
+    return np.concatenate([np.flatnonzero(mask.any(axis=k))[[0, -1]] for k in (0, 1)])
