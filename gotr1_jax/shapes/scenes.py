@@ -207,8 +207,10 @@ def _related(relation: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _hides_well(objects: Sequence[ObjectSpec], pair: np.ndarray, relation: str) -> bool:
     """Whether the front one of two overlapping objects hides a part within HIDDEN of the other,
     which still shows all of its edges, in one piece."""
-    boxes = pair * IMAGE_SIZE / SCALE
-    drawn = [drawn_mask(obj.shape, *box, size=IMAGE_SIZE) for obj, box in zip(objects, boxes)]
+    drawn = []
+    for obj, box in zip(objects, pair):
+        x1, y1, x2, y2 = box * (IMAGE_SIZE / SCALE)
+        drawn.append(drawn_mask(obj.shape, x1, y1, x2, y2, IMAGE_SIZE))
     front, back = drawn if relation == "in front of" else drawn[::-1]
     visible = back & ~front
     share = 1 - np.count_nonzero(visible) / np.count_nonzero(back)
