@@ -80,9 +80,9 @@ def relation_score(relation: str, box_a: Sequence[float], box_b: Sequence[float]
     is the product of two parts: separation (1 once the boxes are apart along the axis, falling
     linearly to 0 where the centres are level) and direction (1 while the centres' offset across
     the axis is at most FULL_TILT of that along it, 0 from ZERO_TILT). "next to" means left or
-    right of; its gap may also not exceed FULL_NEAR, and scores 0 from ZERO_NEAR. From boxes nobody sees
-    which of two objects is in front: a depth asks for a shared area, 1 from FULL_COVER of the
-    smaller box on, and that at most FULL_HIDE of the box behind is covered, 0 from ZERO_HIDE.
+    right of; its gap may also not exceed FULL_NEAR, and scores 0 from ZERO_NEAR. A depth asks for
+    a shared area, 1 from FULL_COVER of the smaller box on, and that at most FULL_HIDE of the box
+    behind is covered, 0 from ZERO_HIDE; boxes alone leave open which one is in front.
 
     Raises ValueError for an unknown relation.
     """
