@@ -29,7 +29,7 @@ def load_drawing(
     from gotr1_jax.generate import generator
     from gotr1_jax.parallel.startup import default_dtype
 
-    limit, bucket = config.max_plan_tokens, config.sampling.plan_bucket
+    limit, bucket = config.sampling.max_plan_tokens, config.sampling.plan_bucket
     sizes = batch_sizes(rows, limit, bucket)
     # No batch is smaller because there are few rows: results do not depend on their number.
     sizes = replace(sizes, rows=max(sizes.rows, config.batch_size or 1))

@@ -314,7 +314,8 @@ def _load_truth(base: GenerateConfig, source: Path, cases: Sequence[PlannedScene
         true = np.stack([render(scene, reconstruct.image_size) for scene in scenes])
         ids_BU, pixels = reconstruct(true)
         C = prompt_width(max(len(row.prompt_ids) for row in batch))
-        T = plan_width(base.max_plan_tokens + 1, base.max_plan_tokens, base.sampling.plan_bucket)
+        longest = base.sampling.max_plan_tokens
+        T = plan_width(longest + 1, longest, base.sampling.plan_bucket)
         nats_B = nats(fill_batch(batch, size, C, T), ids_BU)
         return [_record(row, pixels[i], {NATS: float(nats_B[i])}) for i, row in enumerate(batch)]
 

@@ -182,7 +182,7 @@ def _make_search(
 
     def search(named: NamedSearchConfig) -> list[dict[str, Any]]:
         whole = Search(
-            named.search, drawing, tokenizer, make_judges(named.job), base.max_plan_tokens
+            named.search, drawing, tokenizer, make_judges(named.job), base.sampling.max_plan_tokens
         )
         found: dict[int, dict[str, Any]] = {}
         with Progress(named.name, len(rows), unit="caption") as progress:
