@@ -8,12 +8,12 @@ from typing import Annotated, ClassVar, Literal
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
-from gotr1_jax.limits import FilledText, Range, RowCount, Steps, StepsOrNever, Weight
+from gotr1_jax.limits import FilledText, Fraction, Range, RowCount, Steps, StepsOrNever, Weight
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.shapes.vocabulary import IMAGE_SIZE
 from gotr1_jax.trainer.config import JobConfig
 
-# Rendered before the first step, 12 kB each.
+# Rendered before the first step, 49 kB each, and the same for each variant.
 _IMAGES = Range("[1, 1048576]", why="they are rendered into memory before the first step")
 
 
@@ -25,6 +25,13 @@ class VqLossConfig(CheckedConfig):
     l2: Weight = 1.0
     codebook: Weight = 1.0
     commitment: Weight = 0.25
+    # Weight of l1 and l2 over the pixels at edges alone, next to those over all pixels.
+    edges: Weight = 0.0
+    # Encodings of a cell should not depend on pixels far away. Above 0, half of every batch are
+    # variants of the other half, with other objects, and the squared distance of the encodings of
+    # cells that look the same in both, with a margin of so many pixels, is a term of the loss.
+    consistency: Weight = 0.0
+    consistency_margin: Annotated[int, Range(f"[0, {IMAGE_SIZE}]")] = 8
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class CropConfig(CheckedConfig):
     # Steps with crops, and crops per step.
     steps: StepsOrNever = 3000
     batch_size: RowCount = 32
+    # Fraction of the crops that contain the centre of an object; the others are anywhere.
+    on_objects: Fraction = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,8 +99,13 @@ class VqTrainConfig(JobConfig):
     crop: CropConfig = field(default_factory=CropConfig)
     restart: RestartConfig = field(default_factory=RestartConfig)
 
+    @property
+    def paired(self) -> bool:
+        """Whether batches are pairs of a scene and a variant of it."""
+        return self.weights.consistency > 0
+
     def check(self) -> None:
-        """Images and crops that the tokenizer divides."""
+        """Images and crops that the tokenizer divides, batches of pairs."""
         super().check()
         self.optimizer.check_trained("convolutions")
         down = self.model.downsampling
@@ -100,4 +114,13 @@ class VqTrainConfig(JobConfig):
                 raise ConfigError(
                     f"{name} is {size}; it must be a multiple of the downsampling {down} "
                     "(model.encoder_multipliers)"
+                )
+        for name, rows in (
+            ("crop.batch_size", self.crop.batch_size),
+            ("batch_size", self.batch_size),
+        ):
+            if self.paired and rows % 2:
+                raise ConfigError(
+                    f"{name} is {rows}; with weights.consistency above 0 a batch is made of pairs, "
+                    "so that it must be even"
                 )

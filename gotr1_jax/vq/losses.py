@@ -9,6 +9,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+EQUAL_WITHIN = 1
+"""8-bit pixel values that differ by at most this are equal."""
+# Neighbouring pixels (in [-1, 1]) at an edge differ by more than this: 20 of 255 levels. Shading
+# inside an object changes by a few levels a pixel.
+_EDGE = 20 / 127.5
+
 
 def codebook_loss(latents_NZ: jax.Array, nearest_NZ: jax.Array) -> jax.Array:
     """Mean squared distance that pulls the chosen codes towards the encodings, scalar."""
@@ -20,10 +26,57 @@ def commitment_loss(latents_NZ: jax.Array, nearest_NZ: jax.Array) -> jax.Array:
     return jnp.square(latents_NZ - jax.lax.stop_gradient(nearest_NZ)).mean()
 
 
-def pixel_losses(pixels_BHWC: jax.Array, target_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(mean absolute, mean squared) error of the pixels, scalars in the pixels' units."""
+def pixel_losses(
+    pixels_BHWC: jax.Array, target_BHWC: jax.Array, mask_BHW: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """(mean absolute, mean squared) error of the pixels, scalars in the pixels' units.
+
+    mask_BHW: bool, the pixels that count; None: all. Without any, the errors are 0.
+    """
     error = pixels_BHWC.astype(jnp.float32) - target_BHWC.astype(jnp.float32)
-    return jnp.abs(error).mean(), jnp.square(error).mean()
+    if mask_BHW is None:
+        return jnp.abs(error).mean(), jnp.square(error).mean()
+    where = mask_BHW[..., None]
+    count = jnp.maximum(mask_BHW.sum() * error.shape[-1], 1)
+    return (jnp.abs(error) * where).sum() / count, (jnp.square(error) * where).sum() / count
+
+
+def edge_pixels(pixels_BHWC: jax.Array) -> jax.Array:
+    """Pixels in [-1, 1] on either side of an edge; bool (B, H, W)."""
+    edges = jnp.zeros(pixels_BHWC.shape[:3], bool)
+    for axis in (1, 2):
+        low, high = (
+            jax.lax.slice_in_dim(pixels_BHWC, start, pixels_BHWC.shape[axis] - 1 + start, axis=axis)
+            for start in (0, 1)
+        )
+        steep = jnp.abs(high - low).max(axis=-1) > _EDGE
+        for side in ((0, 1), (1, 0)):
+            edges |= jnp.pad(steep, [side if k == axis else (0, 0) for k in range(3)])
+    return edges
+
+
+def equal_cells(first_BHWC: jax.Array, second_BHWC: jax.Array, cell: int, margin: int) -> jax.Array:
+    """Which cells of two uint8 images have equal pixels, within EQUAL_WITHIN, in the cell and a
+    margin around it; bool (B, H / cell, W / cell). `cell` and `margin` are in pixels."""
+    difference = jnp.abs(first_BHWC.astype(jnp.int32) - second_BHWC.astype(jnp.int32)).max(axis=-1)
+    side = cell + 2 * margin
+    largest = jax.lax.reduce_window(
+        difference, jnp.int32(0), jax.lax.max, (1, side, side), (1, cell, cell),
+        ((0, 0), (margin, margin), (margin, margin)),
+    )  # fmt: skip
+    return largest <= EQUAL_WITHIN
+
+
+def consistency_loss(
+    first_BhwZ: jax.Array, second_BhwZ: jax.Array, equal_Bhw: jax.Array
+) -> jax.Array:
+    """Mean squared distance of the unit encodings of equal cells of two images, scalar.
+
+    It moves both sides: neither image is the better one. They cannot all become one encoding,
+    since cells that differ in pixels must still be decoded.
+    """
+    distance_Bhw = jnp.square(first_BhwZ - second_BhwZ).mean(axis=-1)
+    return (distance_Bhw * equal_Bhw).sum() / jnp.maximum(equal_Bhw.sum(), 1)
 
 
 def psnr(mean_squared_error: jax.Array) -> jax.Array:
@@ -54,15 +107,15 @@ def restart_unused(
 ) -> tuple[jax.Array, jax.Array]:
     """Replace unused codes by encodings that are far from their nearest code.
 
-    A code with usage below `below` / I becomes an encoding of this batch. Encodings are sampled
-    without replacement, with probability proportional to the squared distance to their code, like
-    the centres of k-means++. (Uniformly sampled, most would be of the background, which is already
-    covered.)
+    A code with usage below `below` / I becomes an encoding of this batch, if there are enough.
+    Encodings are sampled without replacement, with probability proportional to the squared distance
+    to their code, like the centres of k-means++. (Uniformly sampled, most would be of the
+    background, which is already covered.)
 
     Args:
       codebook_IZ: the codes.
       usage_I: running mean of the frequency of each code, which sums to about 1.
-      latents_NZ, nearest_NZ: this batch's unit encodings and their codes; N >= I.
+      latents_NZ, nearest_NZ: this batch's unit encodings and their codes.
       key: a PRNG key.
       below: threshold, times 1/I.
       fresh: usage assigned to a replaced code, times 1/I. It determines when an unused code is
@@ -75,8 +128,11 @@ def restart_unused(
     distance_N = jnp.square(latents_NZ - nearest_NZ).sum(-1)
     # Gumbel top-k is sampling without replacement with probabilities proportional to distance.
     score_N = jnp.log(distance_N + 1e-12) + jax.random.gumbel(key, distance_N.shape)
-    _, chosen_I = jax.lax.top_k(score_N, size)
+    _, chosen_K = jax.lax.top_k(score_N, min(size, len(score_N)))
     dead_I = usage_I < below / size
-    new_IZ = latents_NZ[chosen_I].astype(codebook_IZ.dtype)
+    # Unused codes take the first encodings drawn; by their own number they would take late ones.
+    turn_I = jnp.cumsum(dead_I) - 1
+    dead_I &= turn_I < len(chosen_K)
+    new_IZ = latents_NZ[chosen_K[turn_I]].astype(codebook_IZ.dtype)
     codebook_IZ = jnp.where(dead_I[:, None], new_IZ, codebook_IZ)
     return codebook_IZ, jnp.where(dead_I, fresh / size, usage_I)

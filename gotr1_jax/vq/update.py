@@ -35,12 +35,14 @@ class VqState:
 @dataclass(frozen=True)
 class VqMetrics:
     """Float32 scalars of a step: `psnr` in dB, `perplexity` of this batch's codes, `used_frac` the
-    fraction of codes with a running usage above the restart threshold."""
+    fraction of codes with a running usage above the restart threshold; `consistency` is 0 where the
+    images are no pairs."""
 
     loss: jax.Array
     l1: jax.Array
     l2: jax.Array
     commitment: jax.Array
+    consistency: jax.Array
     psnr: jax.Array
     perplexity: jax.Array
     used_frac: jax.Array
@@ -66,24 +68,46 @@ def init_state(config: VqTrainConfig) -> VqState:
 
 
 def loss_and_codes(
-    model: VQModel, pixels: jax.Array, quantizing: jax.Array, weights: VqLossConfig
+    model: VQModel, images: jax.Array, quantizing: jax.Array, weights: VqLossConfig
 ) -> tuple[jax.Array, Any]:
-    """The weighted loss of pixels (B, H, W, 3), and its parts for metrics and code restarts.
+    """The weighted loss of uint8 images (B, H, W, 3), and its parts for metrics and code restarts.
 
     quantizing: bool scalar; False: the decoder gets unquantized encodings.
     """
-    dim = model.config.code_dim
+    pixels, dim = to_pixels(images), model.config.code_dim
     quantized = model.quantize(model.encode(pixels))
     codes = jnp.where(quantizing, quantized.codes_BhwZ, quantized.latents_BhwZ)
     latents = quantized.latents_BhwZ.reshape(-1, dim)
     nearest = quantized.nearest_BhwZ.reshape(-1, dim)
-    l1, l2 = vq_loss.pixel_losses(model.decode(codes), pixels)
+    decoded = model.decode(codes)
+    l1, l2 = vq_loss.pixel_losses(decoded, pixels)
     commitment = vq_loss.commitment_loss(latents, nearest)
     loss = weights.l1 * l1 + weights.l2 * l2
+    if weights.edges:
+        at_edges = vq_loss.pixel_losses(decoded, pixels, vq_loss.edge_pixels(pixels))
+        loss += weights.edges * (weights.l1 * at_edges[0] + weights.l2 * at_edges[1])
     loss += weights.codebook * vq_loss.codebook_loss(latents, nearest)
     # Without quantization the commitment loss would only collapse the encodings.
     loss += weights.commitment * jnp.where(quantizing, commitment, 0.0)
-    return loss, (l1, l2, commitment, quantized.ids_Bhw, latents, nearest)
+    consistency = jnp.zeros(())
+    if weights.consistency:
+        consistency = pair_consistency(
+            images, quantized.latents_BhwZ, model.config.downsampling, weights.consistency_margin
+        )
+        loss += weights.consistency * consistency
+    return loss, ((l1, l2, commitment, consistency), quantized.ids_Bhw, latents, nearest)
+
+
+def pair_consistency(
+    images: jax.Array, latents_BhwZ: jax.Array, cell: int, margin: int
+) -> jax.Array:
+    """`losses.consistency_loss` of rows 2k and 2k + 1 of uint8 images (B, H, W, 3), scalar."""
+    (a, b), (first, second) = (
+        (pair[:, 0], pair[:, 1])
+        for pair in (x.reshape(-1, 2, *x.shape[1:]) for x in (images, latents_BhwZ))
+    )
+    equal = vq_loss.equal_cells(a, b, cell, margin)
+    return vq_loss.consistency_loss(first, second, equal)
 
 
 def make_step(config: VqTrainConfig) -> StepFn:
@@ -92,16 +116,16 @@ def make_step(config: VqTrainConfig) -> StepFn:
     graphdef = nnx.split(abstract_vq(config.model))[0]
     optimizer = make_optimizer(config.optimizer, config.steps)
 
-    def loss_fn(params: nnx.State, pixels: jax.Array, quantizing: jax.Array) -> tuple[Any, Any]:
-        return loss_and_codes(nnx.merge(graphdef, params), pixels, quantizing, config.weights)
+    def loss_fn(params: nnx.State, images: jax.Array, quantizing: jax.Array) -> tuple[Any, Any]:
+        return loss_and_codes(nnx.merge(graphdef, params), images, quantizing, config.weights)
 
     @partial(jax.jit, donate_argnums=0)
     def step_fn(state: VqState, images: jax.Array) -> tuple[VqState, VqMetrics]:
-        pixels, quantizing = to_pixels(images), state.step >= config.quantize_from
+        quantizing = state.step >= config.quantize_from
         (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, pixels, quantizing
+            state.params, images, quantizing
         )
-        l1, l2, commitment, ids, latents, nearest = aux
+        (l1, l2, commitment, consistency), ids, latents, nearest = aux
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
@@ -120,6 +144,7 @@ def make_step(config: VqTrainConfig) -> StepFn:
             l1=l1,
             l2=l2,
             commitment=commitment,
+            consistency=consistency,
             psnr=vq_loss.psnr(l2),
             perplexity=vq_loss.perplexity(counts_I),
             used_frac=(usage_I >= restart.below / size).mean(),

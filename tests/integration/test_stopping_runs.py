@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -58,7 +57,7 @@ def light_step(_: VqTrainConfig) -> update_vq.StepFn:
         kept = (state.params, state.opt_state, state.usage_I)
         moved = jax.tree.map(lambda x: (0.9 * x + seen).astype(x.dtype), kept)
         norms = [optax.tree.norm(tree) for tree in moved]
-        values = dict.fromkeys(("l1", "l2", "commitment", "used_frac"), seen)
+        values = dict.fromkeys(("l1", "l2", "commitment", "consistency", "used_frac"), seen)
         metrics = update_vq.VqMetrics(
             loss=norms[0], grad_norm=norms[1], psnr=norms[2], perplexity=seen, **values
         )
@@ -67,8 +66,8 @@ def light_step(_: VqTrainConfig) -> update_vq.StepFn:
     return update
 
 
-def light_evaluation(_: Any, params: Any, images: np.ndarray) -> Any:
-    return {"psnr": float(optax.tree.norm(params))}, images
+def light_evaluation(_: Any, params: Any, data: Any, margin: int) -> Any:
+    return {"psnr": float(optax.tree.norm(params))}, data.images[:, 0]
 
 
 def train(config: str) -> int:
