@@ -53,13 +53,16 @@ def iou(a: Box, b: Box) -> float:
     >>> iou(Box(0, 0, 100, 100), Box(0, 50, 100, 100))
     0.5
     """
+    shared = shared_area(a, b)
+    return shared / (a.area + b.area - shared) if shared else 0.0
+
+
+def shared_area(a: Box, b: Box) -> int:
+    """Area of the intersection of two boxes after `Box.clean`, in squared thousandths."""
     a, b = a.clean(), b.clean()
     width = min(a.x2, b.x2) - max(a.x1, b.x1)
     height = min(a.y2, b.y2) - max(a.y1, b.y1)
-    if width <= 0 or height <= 0:
-        return 0.0
-    shared = width * height
-    return shared / (a.area + b.area - shared)
+    return max(width, 0) * max(height, 0)
 
 
 def box_from_pixels(x1: float, y1: float, x2: float, y2: float, width: int, height: int) -> Box:

@@ -16,13 +16,13 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from gotr1_jax.plan.boxes import SCALE
-from gotr1_jax.plan.relations import NEAR, LayoutGoal, LayoutRule, relation_axis
+from gotr1_jax.plan.relations import DEPTHS, NEAR, LayoutGoal, LayoutRule, relation_axis
 
 _SHARES = (0.8, 0.65, 0.5, 0.35, 0.2, 0.0)  # of the smaller side: overlap across the axis
 _MOST_NODES = 2000  # of the solver, so that a hopeless plan ends
 
-Cells = tuple[int, int, int, int]
-"""x1, y1, x2, y2 in steps of a rule."""
+Corners = tuple[int, int, int, int]
+"""x1, y1, x2, y2 of a box, in thousandths."""
 Row = tuple[dict[int, float], float]
 """Factors of the shifts, by 2 * box + axis, and the least value of their sum."""
 Choices = list[list[Row]]
@@ -30,15 +30,20 @@ Choices = list[list[Row]]
 
 
 def solve_layout(
-    goal: LayoutGoal, boxes: Sequence[Cells], step: float, first: int, last: int
-) -> list[Cells] | None:
-    """The moved boxes, in `first`..`last`, one for each object of the goal; None: none found."""
+    goal: LayoutGoal, boxes: Sequence[Corners], first: int, last: int
+) -> list[Corners] | None:
+    """The moved boxes, in `first`..`last`, one for each object of the goal; None: none found.
+
+    Two boxes in depth are moved by the same.
+    """
     choices: list[Choices] = []
+    in_depth = [{i, j} for i, relation, j in goal.relations if relation in DEPTHS]
     for i, relation, j in goal.relations:
-        choices += _relation(relation, _Pair(i, j, boxes[i], boxes[j], step), goal.rule)
+        choices += _relation(relation, _Pair(i, j, boxes[i], boxes[j]), goal.rule)
     if goal.rule.strict:
         for i, j in combinations(range(len(boxes)), 2):
-            choices.append(_Pair(i, j, boxes[i], boxes[j], step).separate())
+            if {i, j} not in in_depth:
+                choices.append(_Pair(i, j, boxes[i], boxes[j]).separate())
     low = [first - box[axis] for box in boxes for axis in (0, 1)]
     high = [last - box[axis + 2] for box in boxes for axis in (0, 1)]
     shifts = _least_shifts(choices, low, high)
@@ -56,18 +61,12 @@ class _Pair:
 
     i: int
     j: int
-    a: Cells
-    b: Cells
-    step: float
+    a: Corners
+    b: Corners
 
     @property
     def swapped(self) -> _Pair:
-        return _Pair(self.j, self.i, self.b, self.a, self.step)
-
-    @property
-    def slack(self) -> float:
-        """What the rounding to thousandths can take of a condition on twice an offset."""
-        return 0.0 if self.step == int(self.step) else 2 / self.step
+        return _Pair(self.j, self.i, self.b, self.a)
 
     def apart(self, axis: int, least: float) -> Row:
         """From a's far side to b's near side."""
@@ -87,7 +86,14 @@ class _Pair:
         to_b = 2 * (self.j - self.i)
         factors = {along: -2 * tilt, along + to_b: 2 * tilt,
                    across: 2.0 * sign, across + to_b: -2.0 * sign}  # fmt: skip
-        return factors, self.slack - tilt * self.offset2(axis) + sign * self.offset2(1 - axis)
+        return factors, -tilt * self.offset2(axis) + sign * self.offset2(1 - axis)
+
+    def equal_shifts(self) -> list[Row]:
+        """Both boxes are moved by the same."""
+        return [
+            ({2 * p.i + axis: -1, 2 * p.j + axis: 1}, 0)
+            for p in (self, self.swapped) for axis in (0, 1)
+        ]  # fmt: skip
 
     def separate(self) -> Choices:
         """The boxes do not overlap."""
@@ -109,6 +115,8 @@ class _Pair:
 
 
 def _relation(relation: str, pair: _Pair, rule: LayoutRule) -> list[Choices]:
+    if relation in DEPTHS:
+        return [[pair.equal_shifts()]]
     if relation in ("right of", "below"):
         return _relation("left of" if relation == "right of" else "above", pair.swapped, rule)
     if relation != "next to":
@@ -118,11 +126,10 @@ def _relation(relation: str, pair: _Pair, rule: LayoutRule) -> list[Choices]:
         for p in (pair, pair.swapped):
             rows = [row for (choice,) in _ordered(p, 0, rule) for row in choice]
             factors, least = p.apart(0, 0)
-            closest = {k: -v for k, v in factors.items()}, -rule.furthest / p.step - least
+            closest = {k: -v for k, v in factors.items()}, -rule.furthest - least
             sides.append([*rows, closest])
         return [sides]
-    level = 2 * NEAR / pair.step
-    near = [[p.ahead(axis, -level) for p in (pair, pair.swapped)] for axis in (0, 1)]
+    near = [[p.ahead(axis, -2 * NEAR) for p in (pair, pair.swapped)] for axis in (0, 1)]
     free = [c for p in (pair, pair.swapped) for axis in (0, 1)
             for c in p.little_overlap(axis, rule.overlap)[:1]]  # fmt: skip
     return [near, free]
@@ -131,10 +138,10 @@ def _relation(relation: str, pair: _Pair, rule: LayoutRule) -> list[Choices]:
 def _ordered(pair: _Pair, axis: int, rule: LayoutRule) -> list[Choices]:
     """a before b along the axis: rows that must all hold, and of a rule without gap its IoU."""
     rows = [pair.within(axis, rule.tilt, sign) for sign in (1, -1)]
-    rows.append(pair.ahead(axis, 2 / pair.step + pair.slack))
+    rows.append(pair.ahead(axis, 2))
     if rule.gap is None:
         return [*([[row]] for row in rows), pair.little_overlap(axis, rule.overlap)]
-    rows.append(pair.apart(axis, rule.gap / pair.step + pair.slack / 2))
+    rows.append(pair.apart(axis, rule.gap))
     return [[[row]] for row in rows]
 
 

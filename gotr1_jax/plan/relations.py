@@ -1,7 +1,8 @@
 """Whether the boxes of a plan hold what a caption asks for: its objects and their relations.
 
-A relation is one of RELATIONS. `relation_margin` says by how much it holds, in fractions of the
-image, under a `LayoutRule`; all conditions are on the boxes as written, in thousandths:
+A relation is one of RELATIONS or DEPTHS. `relation_margin` says by how much it holds under a
+`LayoutRule`, distances in fractions of the image and areas in fractions of a box; all conditions
+are on the boxes as written, in thousandths:
 
 left of, right of, above, below
     Along the relation's axis the second centre lies on the right side of the first, by at least
@@ -11,6 +12,9 @@ next to, of a rule with `furthest`
     As left of or right of, whichever is better, with at most so much distance between the boxes.
 next to, of other rules
     The smaller of the centres' two offsets is at most NEAR, and the IoU at most `overlap`.
+in front of, behind (DEPTHS), of a rule with `covered`
+    The boxes share at least that much of the smaller one, and at most `hidden` of the one behind.
+    Which of the two is in front is not said by boxes.
 
 A pair of boxes that holds under UNIDET_RULE scores 1 under T2I-CompBench's UniDet rule (2307.06350;
 its "next to" and its four sides), one that holds under the shapes world's rule (`SHAPES_RULE`)
@@ -26,10 +30,11 @@ from itertools import combinations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from gotr1_jax.plan.boxes import LAST, SCALE, Box, iou
+from gotr1_jax.plan.boxes import LAST, SCALE, Box, iou, shared_area
 from gotr1_jax.plan.grammar import Plan, normalise_name
 
-RELATIONS = ("left of", "right of", "above", "below", "next to")
+RELATIONS = ("left of", "right of", "above", "below", "next to")  # where boxes stand
+DEPTHS = ("in front of", "behind")  # of objects that overlap
 NEAR = 300  # below UniDet's 150 of 479 pixels
 _ARTICLES = frozenset(("a", "an", "the"))
 
@@ -43,25 +48,31 @@ class LayoutRule:
       tilt: largest offset of the centres across the axis, divided by that along it.
       overlap: largest IoU of related boxes where there is no gap.
       furthest: largest distance of boxes that are next to each other; None: by NEAR.
+      covered: least shared area of two boxes in depth, as a share of the smaller one; None: the
+        rule has no relations in depth.
+      hidden: largest share of the box behind that the other one covers.
       strict: the plan names each object with all the words of the caption and no further objects,
-        and no two boxes overlap.
-      step, first, last: coordinates that a repaired box may have: round(step * k) for k from
-        `first` to `last`.
+        and no two boxes overlap but those in depth.
+      first, last: the frame, the coordinates that repaired boxes have where they had them before.
     """
 
     gap: int | None = None
     tilt: float = 0.99
     overlap: float = 0.09
     furthest: int | None = None
+    covered: float | None = None
+    hidden: float = 1.0
     strict: bool = False
-    step: float = 1.0
     first: int = 0
     last: int = LAST
 
 
 UNIDET_RULE = LayoutRule()
-# FULL_GAP, FULL_TILT, FULL_NEAR and BORDER of `shapes.vocabulary`; a test compares them.
-SHAPES_RULE = LayoutRule(gap=30, tilt=0.6, furthest=160, strict=True, first=15, last=985)
+# FULL_GAP, FULL_TILT, FULL_NEAR, FULL_COVER, FULL_HIDE and BORDER of `shapes.vocabulary`; a test
+# compares them.
+SHAPES_RULE = LayoutRule(
+    gap=30, tilt=0.6, furthest=160, covered=0.12, hidden=0.75, strict=True, first=15, last=985
+)
 
 
 @dataclass(frozen=True)
@@ -101,13 +112,18 @@ class LayoutCheck:
 
 
 def relation_margin(relation: str, a: Box, b: Box, rule: LayoutRule) -> float:
-    """By how much box a is `relation` box b, in fractions of the image; below 0: it is not.
+    """By how much box a is `relation` box b, in fractions; below 0: it is not.
+
+    Raises ValueError for a relation that the rule does not have.
 
     >>> relation_margin("left of", Box(0, 0, 100, 100), Box(300, 0, 400, 100), SHAPES_RULE)
     0.17
     """
-    if relation not in RELATIONS:
-        raise ValueError(f"unknown relation {relation!r}; known: {', '.join(RELATIONS)}")
+    known = RELATIONS if rule.covered is None else (*RELATIONS, *DEPTHS)
+    if relation not in known:
+        raise ValueError(f"unknown relation {relation!r}; known: {', '.join(known)}")
+    if relation in DEPTHS:
+        return _depth_margin(*((a, b) if relation == "in front of" else (b, a)), rule)
     overlap = iou(a, b)
     apart = rule.overlap - overlap if overlap else 1.0
     if relation == "next to":
@@ -115,7 +131,7 @@ def relation_margin(relation: str, a: Box, b: Box, rule: LayoutRule) -> float:
             nearest = min(abs(_offset(a, b, axis)) for axis in (0, 1))
             return min(apart, (NEAR - nearest) / SCALE)
         side = max(relation_margin(name, a, b, rule) for name in ("left of", "right of"))
-        return min(side, (rule.furthest - max(_distance(a, b, 0), _distance(b, a, 0))) / SCALE)
+        return min(side, (rule.furthest - _gap(a, b, 0)) / SCALE)
     if relation in ("right of", "below"):
         a, b = b, a
     axis = relation_axis(relation)
@@ -124,6 +140,14 @@ def relation_margin(relation: str, a: Box, b: Box, rule: LayoutRule) -> float:
     if rule.gap is not None:  # boxes that keep it do not overlap
         return min(margin, _distance(a, b, axis) - rule.gap) / SCALE
     return min(apart, margin / SCALE)
+
+
+def _depth_margin(front: Box, back: Box, rule: LayoutRule) -> float:
+    """By how much two boxes overlap enough and not too much, in shares of a box."""
+    shared, smaller = shared_area(front, back), min(front.area, back.area)
+    if smaller == 0:
+        return -1.0
+    return min(shared / smaller - (rule.covered or 0.0), rule.hidden - shared / back.area)
 
 
 def relation_axis(relation: str) -> int:
@@ -145,8 +169,10 @@ def check_layout(goal: LayoutGoal, plan: Plan) -> LayoutCheck:
         extra = max(0, len(plan.objects) + plan.num_dropped - len(goal.objects))
         wrong += extra
         reasons += [f"{extra} objects too many"] * (extra > 0)
-        for p, q in combinations([b for b in boxes if b is not None and b.is_valid], 2):
-            if (overlap := _clearance(p, q)) < 0:
+        in_depth = [{i, j} for i, relation, j in goal.relations if relation in DEPTHS]
+        valid = [(i, b) for i, b in enumerate(boxes) if b is not None and b.is_valid]
+        for (i, p), (j, q) in combinations(valid, 2):
+            if {i, j} not in in_depth and (overlap := max(_gap(p, q, 0), _gap(p, q, 1))) < 0:
                 margin = min(margin, overlap / SCALE)
                 reasons.append("boxes overlap")
     for first, relation, second in goal.relations:
@@ -230,6 +256,6 @@ def _distance(a: Box, b: Box, axis: int) -> int:
     return b.y1 - a.y2 if axis else b.x1 - a.x2
 
 
-def _clearance(a: Box, b: Box) -> int:
-    """The largest distance between two boxes along either axis; below 0: they overlap."""
-    return max(_distance(p, q, axis) for axis in (0, 1) for p, q in ((a, b), (b, a)))
+def _gap(a: Box, b: Box, axis: int) -> int:
+    """The distance of two boxes along an axis, in either order; below 0: they overlap there."""
+    return max(_distance(a, b, axis), _distance(b, a, axis))
