@@ -265,7 +265,7 @@ def _edges(part: _Component, soft: np.ndarray | None) -> tuple[float, float, flo
             edge_line = inside.max(axis=axis)[0 if step < 0 else -1]
             beyond = at + step
             line = np.zeros(1)
-            if 0 <= beyond < IMAGE_SIZE:
+            if 0 <= beyond < soft.shape[1 - axis]:
                 line = soft[across, beyond] if axis == 0 else soft[beyond, across]
             outer = min(float(line.max()), 0.499)
             # From the centre of the last pixel inside to that of the first one outside.
@@ -295,9 +295,7 @@ def _insets(shape: str, width: int, height: int) -> tuple[float, float, float, f
     seen = [np.flatnonzero((mask >= 0.5).any(axis=axis)) for axis in (0, 1)]
     rows, columns = (slice(int(s[0]), int(s[-1]) + 1) for s in (seen[1], seen[0]))
     part = _Component(1, rows, columns, mask[rows, columns] >= 0.5)
-    canvas = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.float32)
-    canvas[: mask.shape[0], : mask.shape[1]] = mask
-    x1, y1, x2, y2 = _edges(part, canvas)
+    x1, y1, x2, y2 = _edges(part, mask)
     return 1 - x1, 1 - y1, grown[0] + 1 - x2, grown[1] + 1 - y2
 
 
