@@ -211,6 +211,7 @@ def _note(config: GivenPlansConfig, source: Path) -> dict[str, Any]:
         "template": config.template,
         "guidance": config.cfg,
         "temperature": config.temperature,
+        "scenes": ShapesSource("heldout", config.captions, config.seed).key,
         "number of captions": config.captions,
         "edits": config.edits,
         "seed": config.seed,
