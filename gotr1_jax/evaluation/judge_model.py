@@ -13,7 +13,7 @@ from gotr1_jax.evaluation.queries import ModelQuery
 from gotr1_jax.rewards.multimodal import instructions
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer
 from gotr1_jax.rewards.multimodal.control_words import enclose
-from gotr1_jax.rewards.multimodal.terms import QuestionsConfig
+from gotr1_jax.rewards.multimodal.questions import QuestionsConfig
 from gotr1_jax.vlm_engine.base import Engine, Question, Scale, make_image_input
 
 _YES_NO = Scale(0, 1, instructions.SCORE_PREFIX)

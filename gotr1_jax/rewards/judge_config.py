@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.limits import FilledText, Range
-from gotr1_jax.rewards.multimodal.terms import MULTIMODAL_TERMS, QuestionsConfig
+from gotr1_jax.rewards.multimodal.questions import MULTIMODAL_TERMS, QuestionsConfig
 from gotr1_jax.rewards.own_function import HOW_TO_NAME, is_function_name
 from gotr1_jax.rewards.published import GOTR1_TERMS
 from gotr1_jax.rewards.scorer_configs import CLIP_KINDS, ClipScorerConfig, RewardServerConfig

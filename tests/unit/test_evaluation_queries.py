@@ -18,7 +18,7 @@ from gotr1_jax.evaluation.dpg import grid_cells
 from gotr1_jax.evaluation.judge_model import JudgeModel
 from gotr1_jax.evaluation.queries import CachedModels, ModelQuery
 from gotr1_jax.evaluation.results import ResultRow, caption_means, table, write_results
-from gotr1_jax.rewards.multimodal.terms import QuestionsConfig
+from gotr1_jax.rewards.multimodal.questions import QuestionsConfig
 from gotr1_jax.trainer.bootstrap import mean_of_means_interval
 from gotr1_jax.vlm_engine.base import Answer, Question, make_image_input
 

@@ -15,7 +15,8 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box
 from gotr1_jax.rewards.base import stack_scores
 from gotr1_jax.rewards.combine import combine
-from gotr1_jax.rewards.multimodal.terms import MultimodalJudge, QuestionsConfig
+from gotr1_jax.rewards.multimodal.questions import QuestionsConfig, make_questions
+from gotr1_jax.rewards.multimodal.terms import MultimodalJudge
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import Answer, Question
 
@@ -129,8 +130,11 @@ CASES = {
 }  # fmt: skip
 
 
+THREE_OBJECTS = QuestionsConfig(max_objects=3)
+
+
 def judge_of(engine: LookupEngine, terms: Sequence[str] = FOUR) -> MultimodalJudge:
-    return MultimodalJudge(engine, terms, QuestionsConfig(max_objects=3))
+    return MultimodalJudge(engine, terms, THREE_OBJECTS)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -163,7 +167,7 @@ def test_all_cases_in_one_batch_are_judged_as_alone() -> None:
     owner = {
         shown(question): engine
         for sample, engine in zip(requests, engines)
-        for group in judge_of(engine)._questions(sample).values()
+        for group in make_questions(sample, FOUR, THREE_OBJECTS).values()
         for question in group
     }
 
@@ -319,3 +323,24 @@ def test_expected_scores_are_cached_apart(tmp_path) -> None:
         assert judge.judge([sample])[0].scores == {"sem": 0.75}
     text = MultimodalJudge(LookupEngine({"sem": [TEN]}), ("sem",), cache=AnswerCache(tmp_path))
     assert text.judge([sample])[0].scores == {"sem": 1.0}
+
+
+def test_layout_as_text_asks_the_same_in_numbers() -> None:
+    sample = request(plan_text(CAT, ("dog", (600, 0, 900, 500))), "a cat beside a dog")
+    shown = QuestionsConfig(layout="text")
+    (asked,) = make_questions(sample, ["spa"], shown)["spa"]
+    assert asked.images == () and asked.kind == "score" and asked.scale is not None
+    assert (asked.scale.low, asked.scale.high) == (1, 10)
+    x1, y1, x2, y2 = CAT[1]
+    lines = f"Layout: <<<cat ({x1},{y1}),({x2},{y2})\ndog (600,0),(900,500)>>>\n"
+    caption = "Caption: <<<a cat beside a dog>>>\n"
+    assert asked.text == f"{caption}{lines}Answer with the JSON object."
+    # Every word after the description of what is shown is the same.
+    (canvas,) = make_questions(sample, ["spa"], QuestionsConfig())["spa"]
+    same = canvas.instruction[canvas.instruction.index("Take words of place") :]
+    assert asked.instruction.endswith(same)
+    # Kept results of before stay known, and the two ways are told apart.
+    engine = LookupEngine({})
+    identities = [MultimodalJudge(engine, ["spa"], c).identity for c in (shown, QuestionsConfig())]
+    assert "layout" not in identities[1] and identities[0].startswith(identities[1])
+    assert identities[0] != identities[1]

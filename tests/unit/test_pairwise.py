@@ -22,7 +22,7 @@ from gotr1_jax.rewards.composite import SharedJudge
 from gotr1_jax.rewards.factory import JudgeMaker, make_judge, make_term_judge
 from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.multimodal.comparison import QuestionComparer
-from gotr1_jax.rewards.multimodal.terms import QuestionsConfig
+from gotr1_jax.rewards.multimodal.questions import QuestionsConfig
 from gotr1_jax.rewards.pairwise import PairwiseConfig, PairwiseJudge, ScoreComparer
 from gotr1_jax.rewards.preferences import PairComparison, compare_scores, draw_pairs, win_rates
 from gotr1_jax.rewards.terms import TermConfig

@@ -23,7 +23,7 @@ from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import JudgeRequest
 from gotr1_jax.rewards.factory import make_judge
 from gotr1_jax.rewards.judge_config import JudgeConfig
-from gotr1_jax.rewards.multimodal.terms import QuestionsConfig
+from gotr1_jax.rewards.multimodal.questions import QuestionsConfig
 from gotr1_jax.vlm_engine.base import ImageInput, Question, Scale, make_image_input
 from gotr1_jax.vlm_engine.config import QwenEngineConfig
 from gotr1_jax.vlm_engine.engine import QwenEngine

@@ -15,7 +15,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import CaptionsConfig, GrpoConfig, RewardConfig
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.rewards.judge_config import JudgeConfig
-from gotr1_jax.rewards.multimodal.terms import QuestionsConfig
+from gotr1_jax.rewards.multimodal.questions import QuestionsConfig
 from gotr1_jax.sft.config import SftConfig
 from gotr1_jax.trainer.config import CheckpointConfig, OptimizerConfig
 from gotr1_jax.trainer.resume import (

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from gotr1_jax.rewards.base import JudgeRequest
 from gotr1_jax.rewards.multimodal import instructions
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer, QuestionCounts
-from gotr1_jax.rewards.multimodal.terms import QuestionsConfig
+from gotr1_jax.rewards.multimodal.questions import QuestionsConfig
 from gotr1_jax.rewards.preferences import Pair, PairComparison
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import Engine, ImageInput, Question, Scale, make_image_input

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 
-from gotr1_jax.plan import BOX_END, BOX_START, OBJ_END, OBJ_START
+from gotr1_jax.plan import BOX_END, BOX_START, OBJ_END, OBJ_START, Box
 from gotr1_jax.rewards.multimodal.control_words import enclose
 from gotr1_jax.vlm_engine.base import Kind, Question
 
@@ -48,13 +49,8 @@ SEM = (
     + _MATERIAL
 )
 
-SPA = (
-    "The picture is no photograph but a sketch of where things will be: on a white sheet, each "
-    "rectangle is the outline of one thing, and the label in the rectangle's own color, at its "
-    "corner, names it. Do places and sizes of the rectangles fit the caption?\n"
-    "Judge position, relative size, overlap and number. Two rectangles of the same name are two "
-    "things. Colors of the lines mean nothing, nor does anything that a rectangle cannot show.\n"
-    + _WHERE
+_ARRANGED = (
+    _WHERE
     + "Where the caption says nothing of place, ask whether a picture could sensibly be arranged "
     "so.\n"
     "Score, a whole number from 1 to 10:\n"
@@ -62,6 +58,25 @@ SPA = (
     "5-7 = partly right, or right only under a generous reading\n"
     "8-10 = every relation holds, and sizes and overlaps are sensible; 10 only without any doubt\n"
     + _MATERIAL
+)
+
+SPA = (
+    "The picture is no photograph but a sketch of where things will be: on a white sheet, each "
+    "rectangle is the outline of one thing, and the label in the rectangle's own color, at its "
+    "corner, names it. Do places and sizes of the rectangles fit the caption?\n"
+    "Judge position, relative size, overlap and number. Two rectangles of the same name are two "
+    "things. Colors of the lines mean nothing, nor does anything that a rectangle cannot show.\n"
+    + _ARRANGED
+)
+
+# Not part of VERSION either: the layout in numbers, in place of the sketch.
+SPA_TEXT = (
+    "Here is where things will be in a picture that has not been painted yet. Behind the name of "
+    "each thing stand the corners (left,top),(right,bottom) of its rectangle, in thousandths of "
+    "the picture's width and height from the top left corner. Do places and sizes of the "
+    "rectangles fit the caption?\n"
+    "Judge position, relative size, overlap and number. Two rectangles of the same name are two "
+    "things. Nothing counts that a rectangle cannot show.\n" + _ARRANGED
 )
 
 PI = (
@@ -148,6 +163,12 @@ def show_plan(text: str) -> str:
     return f"Plan: {enclose(text)}\n"
 
 
+def show_layout(boxes: Sequence[tuple[str, Box]]) -> str:
+    """Named boxes in thousandths, one a line."""
+    lines = (f"{' '.join(n.split())} ({b.x1},{b.y1}),({b.x2},{b.y2})" for n, b in boxes)
+    return f"Layout: {enclose(chr(10).join(lines))}\n"
+
+
 def show_name(name: str) -> str:
     """A planned object's name on one line."""
     return f"The thing: {enclose(' '.join(name.split()))}\n"
@@ -177,3 +198,7 @@ def _version() -> str:
 
 VERSION = _version()
 """Twelve hex digits that change with any word of the instructions; part of cache keys."""
+
+_LAYOUT = SPA_TEXT + show_layout([("n", Box(1, 2, 3, 4))])
+TEXT_VERSION = hashlib.sha256(_LAYOUT.encode()).hexdigest()[:12]
+"""As `VERSION`, of the words of a layout in numbers."""
