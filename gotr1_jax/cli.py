@@ -27,6 +27,7 @@ JOBS = {
     "vq": ("gotr1_jax.vq.train", "VqTrainConfig", "train_vq"),
     "sft": ("gotr1_jax.sft.train", "SftConfig", "train_sft"),
     "grpo": ("gotr1_jax.grpo.train", "GrpoConfig", "train_grpo"),
+    "judge": ("gotr1_jax.judge_sft.train", "JudgeSftConfig", "train_judge"),
 }
 # Command -> module with `add_arguments(parser)` and `run(options)`, line of help. The modules
 # import jax only inside `run`.
@@ -62,7 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser(
         "train",
-        help="train an image tokenizer (vq), a policy from examples (sft) or from rewards (grpo)",
+        help="train an image tokenizer (vq), a policy from examples (sft) or from rewards (grpo), "
+        "a multimodal judge (judge)",
         description="Every key of the configuration can be given as --section.key VALUE; of grpo, "
         "--reward [NAME=]my_rewards.py:score multiplies the total by a term of your own.",
         allow_abbrev=False,

@@ -157,6 +157,22 @@ def parse_preprocessing(data: Any, geometry: Geometry, source: str) -> Preproces
         raise InputError(f"{source}: {error}") from error
 
 
+def preprocessing_to_json(settings: Preprocessing) -> dict[str, Any]:
+    """preprocessor_config.json as released."""
+    geometry = settings.geometry
+    return {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+        "min_pixels": settings.min_pixels,
+        "max_pixels": settings.max_pixels,
+        "patch_size": geometry.patch_size,
+        "merge_size": geometry.merge_size,
+        "temporal_patch_size": geometry.temporal_patch_size,
+        "image_mean": list(settings.mean),
+        "image_std": list(settings.std),
+    }
+
+
 def _parse_text(text: Mapping[str, Any], tied: bool) -> DecoderConfig:
     expect(text, "hidden_act", "silu")
     expect(text, "use_sliding_window", False)

@@ -71,3 +71,31 @@ class RecordsConfig(CheckedConfig):
     def keys(self) -> tuple[str, ...]:
         """The columns that records must have; prompts are not always there."""
         return (self.caption, self.plan, self.image)
+
+
+@dataclass(frozen=True)
+class QuestionRecordsConfig(CheckedConfig):
+    """Columns of records of image, question and answer; files as of `RecordsConfig`."""
+
+    may_change: ClassVar[Collection[str]] = ("unusable_limit",)
+
+    question: FilledText = "question"
+    answer: FilledText = "answer"
+    # As of `RecordsConfig`, or a list of them, shown in their order; a record may have none, and is
+    # then about text alone. Null: no record has one.
+    image: FilledText | None = "image"
+    # What a record may say besides: a text in front of the images, and a system message.
+    instruction: FilledText = "instruction"
+    system: FilledText = "system"
+    # Folder of relative image paths; empty: the folder of the file that names them.
+    image_root: str = ""
+    files: tuple[FilledText, ...] = ("*.jsonl", "*.parquet", "*.tar")
+    revision: str | None = None
+    # Records without question, answer or a readable image are left out; a larger share than this is
+    # an error.
+    unusable_limit: Fraction = 0.01
+
+    def check(self) -> None:
+        """Patterns of files."""
+        if not self.files:
+            raise ConfigError("files is empty; give patterns, like *.parquet")

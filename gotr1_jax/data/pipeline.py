@@ -143,6 +143,22 @@ def record_batches(
     return _batched(examples, batch_size, _sft_collector(records.image_ids, text), positions)
 
 
+def example_batches(
+    length: int,
+    read: Callable[[int], Any],
+    collect: Callable[[Sequence[Any]], Any],
+    batch_size: int,
+    seed: int,
+    positions: np.ndarray | None = None,
+) -> grain.IterDataset:
+    """Endless batches `collect([read(i), ...])` of the examples 0 .. length - 1.
+
+    `positions` as in `sft_batches`. Raises InputError if there are fewer examples than a batch.
+    """
+    examples = _shuffled(length, batch_size, seed, "examples").map(read)
+    return _batched(examples, batch_size, collect, positions)
+
+
 def _sft_collector(
     image_ids: Callable[[np.ndarray], np.ndarray], text: TextFormat
 ) -> Callable[[Sequence[_Row]], SftExampleBatch]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from gotr1_jax.data.config import RecordsConfig
+from gotr1_jax.data.config import QuestionRecordsConfig, RecordsConfig
 from gotr1_jax.data.files import Names, expand_names, list_names
 from gotr1_jax.data.tables import ENDINGS, Row, Table, open_table
 from gotr1_jax.errors import InputError
@@ -107,15 +107,15 @@ class Records:
         config = self._config
         texts = []
         for key in (config.caption, config.plan):
-            found = _texts(pick(row, key))
+            found = read_texts(pick(row, key))
             if len(found) != 1:
                 return Unusable(index, f"{where} has no text under {key!r}")
             texts.append(found[0])
         root = Path(config.image_root) if config.image_root else table.path.parent
-        image = _image(pick(row, config.image), root)
+        image = read_image_source(pick(row, config.image), root)
         if image is None:
             return Unusable(index, f"{where} has no image under {config.image!r}")
-        prompts = tuple(_texts(parse_literal(pick(row, kind.key))) for kind in config.prompts)
+        prompts = tuple(read_texts(parse_literal(pick(row, kind.key))) for kind in config.prompts)
         return Record(index, where, texts[0], texts[1], prompts, image)
 
 
@@ -143,7 +143,9 @@ def crop_square(image: Image.Image, size: int, crop: Crop, seed: int, index: int
     return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def find_record_files(source: Names, config: RecordsConfig) -> tuple[Path, ...]:
+def find_record_files(
+    source: Names, config: RecordsConfig | QuestionRecordsConfig
+) -> tuple[Path, ...]:
     """The record files of `source`: files, wildcards, folders, ids of hub data sets.
 
     Folders and data sets give the files that match `config.files`. An existing path is never
@@ -220,7 +222,7 @@ def parse_literal(value: Any) -> Any:
     return value
 
 
-def _texts(value: Any) -> tuple[str, ...]:
+def read_texts(value: Any) -> tuple[str, ...]:
     """The texts of a value, which may be a list; blank ones are left out."""
     values = value if isinstance(value, list | tuple) else [value]
     texts = (_decoded(item) for item in values)
@@ -240,7 +242,7 @@ def _decoded(value: Any) -> str | None:
     return None
 
 
-def _image(value: Any, root: Path) -> bytes | Path | None:
+def read_image_source(value: Any, root: Path) -> bytes | Path | None:
     """An image's bytes or path in the usual shapes of a column; None for anything else.
 
     Bytes; a path; base64, also as a data URL; an object with bytes or path; a list of one of

@@ -7,6 +7,7 @@ and the forward pass is one `lax.scan`. For token-by-token decoding see `decodin
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -63,6 +64,15 @@ def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Causal attention; k and v may have fewer heads than q (grouped-query attention)."""
     return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+
+def packed_attention(sequences_BS: jax.Array) -> Attend:
+    """Causal attention within each of several sequences that share a row.
+
+    sequences_BS: int32 number of the sequence that a token belongs to; padding is one of its own.
+    """
+    mask = (sequences_BS[:, :, None] == sequences_BS[:, None, :])[:, None]
+    return partial(jax.nn.dot_product_attention, mask=mask, is_causal=True)
 
 
 class DecoderBlock(nnx.Module):
@@ -144,13 +154,15 @@ class Decoder(nnx.Module):
             )
         return rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta)
 
-    def __call__(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, attend: Attend = causal_attention
+    ) -> jax.Array:
         """Embedded x (B,S,D), int32 positions as for `rope` -> hidden (B,S,D) after the norm."""
         rope = self.rope(positions)
         graphdef, stacked = nnx.split(self.layers)
 
         def step(h: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-            return nnx.merge(graphdef, layer)(h, rope, causal_attention), None
+            return nnx.merge(graphdef, layer)(h, rope, attend), None
 
         policy = REMAT_POLICIES[self.remat]
         if policy is not None:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.images.qwen_pack import PatchBatch
-from gotr1_jax.models.decoder import Decoder
+from gotr1_jax.models.config import LoraConfig
+from gotr1_jax.models.decoder import Decoder, packed_attention
 from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.models.qwen_vision import QwenVisionTower
 
@@ -23,17 +24,17 @@ from gotr1_jax.models.qwen_vision import QwenVisionTower
 class Qwen2_5_VL(nnx.Module):
     """Images and text -> logits of text.
 
-    `dtype` is the dtype of activations; logits are always float32.
+    `dtype` is the dtype of activations; logits are always float32. Adapters are on the text model.
     """
 
     def __init__(
-        self, cfg: QwenConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32,
-        param_dtype: jnp.dtype = jnp.float32,
+        self, cfg: QwenConfig, *, rngs: nnx.Rngs, lora: LoraConfig | None = None,
+        dtype: jnp.dtype = jnp.float32, param_dtype: jnp.dtype = jnp.float32, remat: str = "none",
     ) -> None:  # fmt: skip
         self.cfg = cfg
         self.dtype = dtype
         self.vision = QwenVisionTower(cfg.vision, rngs=rngs, param_dtype=param_dtype)
-        self.text = Decoder(cfg.text, rngs=rngs, param_dtype=param_dtype)
+        self.text = Decoder(cfg.text, rngs=rngs, lora=lora, param_dtype=param_dtype, remat=remat)
 
     def embed_images(self, batch: PatchBatch) -> jax.Array:
         """Packed images -> vectors of their units (R,U,D), row-major."""
@@ -54,13 +55,18 @@ class Qwen2_5_VL(nnx.Module):
         images = jnp.take(units.reshape(-1, units.shape[-1]), jnp.maximum(places_BS, 0), axis=0)
         return jnp.where((places_BS >= 0)[..., None], images.astype(self.dtype), x)
 
-    def hidden(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+    def hidden(
+        self, x: jax.Array, positions: jax.Array, sequences_BS: jax.Array | None = None
+    ) -> jax.Array:
         """Embedded rows x (B,S,D) -> hidden (B,S,D) after the final norm.
 
         positions: (3,B,S) int32 in time, height, width; or (B or 1,S) if the three are equal, as
-        in text without images and in answers.
+        in text without images and in answers. sequences_BS: int32 number of the sequence of each
+        token where a row holds several, see `packed_attention`.
         """
-        return self.text(x, positions)
+        if sequences_BS is None:
+            return self.text(x, positions)
+        return self.text(x, positions, packed_attention(sequences_BS))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """(..., D) -> float32 (..., V)."""

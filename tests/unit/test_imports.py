@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rewards",),
     ("trainer",),
     ("report",),
-    ("grpo", "sft", "vq", "bench"),
+    ("grpo", "sft", "vq", "judge_sft", "bench"),
     ("generate",),
     ("evaluation", "ablate", "aot"),
     ("cli",),
@@ -64,6 +64,7 @@ ALGORITHMS = {
         for name in ("batch", "config", "importance", "policy", "surrogates", "uncertain")
     ),
     "gotr1_jax.grpo.per_modality",
+    "gotr1_jax.judge_sft.losses",
     "gotr1_jax.sft.losses",
     "gotr1_jax.vq.losses",
 }

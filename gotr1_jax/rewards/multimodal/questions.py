@@ -15,6 +15,8 @@ from gotr1_jax.rewards.multimodal.canvas import draw_canvas
 from gotr1_jax.vlm_engine.base import ImageInput, Question, Scale, make_image_input
 
 MULTIMODAL_TERMS = ("sem", "spa", "ri", "pi", "verdict")
+LAYOUT_TERM, SEARCH_TERM = "spa", "ri"
+"""The term that `QuestionsConfig.layout` is about, and the one that searches for objects."""
 _ZERO_TO_TEN = Scale(0, 10, instructions.SCORE_PREFIX)
 _ONE_TO_TEN = Scale(1, 10, instructions.SCORE_PREFIX)
 
@@ -57,9 +59,9 @@ def make_questions(
     for term in terms:
         if term == "sem":
             by_term[term] = [_sem_question(request, config)] if _has_letters(plan) else []
-        elif term == "spa":
+        elif term == LAYOUT_TERM:
             by_term[term] = [_spa_question(request, image, config)] if plan.boxes else []
-        elif term == "ri":
+        elif term == SEARCH_TERM:
             names = distinct_names(searched_objects(plan, config))
             by_term[term] = [search_question(name, image, config) for name in names]
         else:

@@ -1,0 +1,173 @@
+"""The right answers to a multimodal judge's questions, from the exact judge of the shapes world.
+
+In the format that the questions ask for and `rewards.multimodal` reads. Scores are rounded to whole
+numbers of their scale; boxes to whole pixels of the image as the model gets it. Reasons are what
+the exact judge saw, in a few words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gotr1_jax.plan import Box, Plan
+from gotr1_jax.plan.boxes import SCALE
+from gotr1_jax.rewards.base import JudgeRequest
+from gotr1_jax.rewards.multimodal.instructions import SCORE_PREFIX
+from gotr1_jax.rewards.multimodal.questions import LAYOUT_TERM
+from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec, parse_caption
+from gotr1_jax.shapes.detect import DetectedObject, find_objects
+from gotr1_jax.shapes.judge import TRUE_FROM, ShapesScores, judge_sample, likeness, parse_name
+from gotr1_jax.shapes.scenes import relation_score
+from gotr1_jax.vlm_engine.base import Question, Scale
+
+# What every answer of a kind has in it; each is one token of a new tokenizer.
+ANSWER_PIECES = (
+    SCORE_PREFIX, ', "reason": "', '"}', '[{"bbox_2d": [', '], "label": "', '"}, {"bbox_2d": [',
+    '"}]', "\\boxed{", ": yes\n", ": no\n", "nothing else", "the image shows ",
+    "nothing is missing", "missing: ",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GradedSample:
+    """A sample, what the exact judge gives it, and what it found in the image.
+
+    Attributes:
+      request: caption, plan and image.
+      scores: of `judge_sample`.
+      wanted: the caption; None if it is not of this world.
+      found: objects in the image, in the order of `scores.detections`.
+    """
+
+    request: JudgeRequest
+    scores: ShapesScores
+    wanted: CaptionSpec | None
+    found: tuple[DetectedObject, ...]
+
+    @property
+    def shown(self) -> list[tuple[str, Box]]:
+        """(name, box) of the objects in the image, from left to right."""
+        return sorted(self.scores.detections, key=lambda item: (item[1].x1, item[1].y1))
+
+
+def grade(request: JudgeRequest) -> GradedSample:
+    """The sample with the exact judge's scores."""
+    scores = judge_sample(request.caption, request.plan, request.image)
+    found = tuple(find_objects(request.image))
+    return GradedSample(request, scores, parse_caption(request.caption), found)
+
+
+def score_answer(score: float, scale: Scale, reason: str) -> str:
+    """A score in [0, 1] on a scale, and why: {"score": 7, "reason": "..."}."""
+    value = scale.low + round(score * (scale.high - scale.low))
+    return f"{SCORE_PREFIX}{value}, {json.dumps({'reason': reason})[1:]}"
+
+
+def boxes_answer(name: str, boxes: Sequence[Box], size: tuple[int, int]) -> str:
+    """The JSON list of an object's boxes in pixels of an image of `size` (height, width)."""
+    height, width = size
+    sides = np.array([width, height, width, height]) / SCALE
+    items = [
+        {"bbox_2d": [int(v) for v in np.rint((b.x1, b.y1, b.x2, b.y2) * sides)], "label": name}
+        for b in boxes
+    ]
+    return json.dumps(items)
+
+
+def verdict_answer(checks: Sequence[tuple[str, bool]], shown: str, decision: bool) -> str:
+    """What is seen, each thing that was looked at, and the decision."""
+    lines = "".join(f"{name}: {'yes' if holds else 'no'}\n" for name, holds in checks)
+    return f"{shown}\n{lines}\\boxed{{{int(decision)}}}"
+
+
+def right_answer(term: str, question: Question, sample: GradedSample) -> str | None:
+    """The answer to a question about a score or verdict of a sample.
+
+    None where the exact judge gives none: for captions of another world.
+    """
+    score = sample.scores.scores[term]
+    if sample.wanted is None or np.isnan(score):
+        return None
+    if question.kind == "verdict":
+        checks = caption_checks(sample.wanted, sample.found, bool(score))
+        return verdict_answer(checks, _describe(sample), bool(score))
+    assert question.scale is not None
+    if term == LAYOUT_TERM:
+        reason = _planned_relation(sample.wanted, sample.request.plan)
+    elif not question.images:
+        reason = _missing(sample.wanted, sample.request.plan)
+    else:
+        reason = _describe(sample)
+    return score_answer(score, question.scale, reason)
+
+
+def search_answer(name: str, sample: GradedSample, size: tuple[int, int]) -> str:
+    """Where the objects are that are of a name's color and shape; its size does not count, as in
+    the exact ri. `size` is the image's (height, width) that coordinates refer to."""
+    spec = parse_name(name)
+    boxes = [
+        box
+        for seen, box in sample.shown
+        if spec is not None and (other := parse_name(seen)) is not None and other.kind == spec.kind
+    ]
+    return boxes_answer(name, boxes, size)
+
+
+def caption_checks(
+    wanted: CaptionSpec, found: Sequence[DetectedObject], decision: bool
+) -> list[tuple[str, bool]]:
+    """What a caption says, piece by piece, and whether the image shows it.
+
+    The relation comes last, and only where all objects are right: it then decides.
+    """
+    checks = []
+    for spec, count in Counter(wanted.objects).items():
+        same = [f for f in found if _is_of(spec, f)]
+        checks.append((f"{count} {spec.name}", len(same) == count))
+    checks.append(("nothing else", len(found) <= len(wanted.objects)))
+    if wanted.relation is not None and all(holds for _, holds in checks):
+        checks.append((wanted.relation, decision))
+    return checks
+
+
+def _is_of(spec: ObjectSpec, given: DetectedObject) -> bool:
+    kind = given.kind == spec.kind and given.fit >= TRUE_FROM
+    return kind and spec.size in (None, given.size)
+
+
+def _describe(sample: GradedSample) -> str:
+    names = ", ".join(name for name, _ in sample.shown)
+    return f"the image shows {names or 'nothing'}"
+
+
+def _missing(wanted: CaptionSpec, plan: Plan) -> str:
+    """The objects of a caption that a plan does not name."""
+    named = [spec for item in plan.objects if (spec := parse_name(item.name)) is not None]
+    missing = []
+    for spec in wanted.objects:
+        same = [n for n in named if n.kind == spec.kind and spec.size in (None, n.size)]
+        if same:
+            named.remove(same[0])
+        else:
+            missing.append(spec.name)
+    return f"missing: {', '.join(missing)}" if missing else "nothing is missing"
+
+
+def _planned_relation(wanted: CaptionSpec, plan: Plan) -> str:
+    """How many things are planned, and whether the boxes keep to the relation."""
+    text = f"{len(plan.boxes)} of {len(wanted.objects)} things"
+    if wanted.relation is None:
+        return text
+    rest, boxes = list(plan.boxes), list[tuple[float, ...]]()
+    for spec in wanted.objects[:2]:  # the most alike, as the exact judge has it
+        best = max(rest, key=lambda item: likeness(spec, parse_name(item[0])), default=None)
+        if best is not None and likeness(spec, parse_name(best[0])):
+            rest.remove(best)
+            boxes.append(tuple(v / SCALE for v in (best[1].x1, best[1].y1, best[1].x2, best[1].y2)))
+    holds = len(boxes) == 2 and relation_score(wanted.relation, *boxes) >= TRUE_FROM
+    return f"{text}, {wanted.relation}: {'yes' if holds else 'no'}"

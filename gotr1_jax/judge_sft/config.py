@@ -1,0 +1,217 @@
+"""The configuration of `gotr1 train judge`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from gotr1_jax.config import CheckedConfig
+from gotr1_jax.data.config import QuestionRecordsConfig
+from gotr1_jax.errors import ConfigError
+from gotr1_jax.images.qwen import Geometry
+from gotr1_jax.limits import (
+    FilledText,
+    Fraction,
+    ItemCount,
+    LayerCount,
+    ModelSize,
+    Range,
+    RopeTheta,
+    RowCount,
+    Steps,
+    TokenCount,
+)
+from gotr1_jax.models.config import DecoderConfig, LoraConfig
+from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig
+from gotr1_jax.rewards.multimodal.questions import MULTIMODAL_TERMS, QuestionsConfig
+from gotr1_jax.trainer.config import JobConfig
+from gotr1_jax.vlm_engine.config import UNIT_PIXELS
+
+_MAX_PIXELS = Annotated[int, Range(f"[{UNIT_PIXELS}, 1e8]")]
+
+
+@dataclass(frozen=True)
+class NewVisionConfig(CheckedConfig):
+    """Sizes of a new vision tower. Patches of 14 px, units of 2 by 2, windows of 112 px."""
+
+    width: ModelSize
+    mlp_size: ModelSize
+    num_layers: LayerCount
+    num_heads: ModelSize
+    # Indices of the blocks with attention over the whole image; the others attend in windows.
+    full_attention: tuple[Annotated[int, Range("[0, 1048576]")], ...]
+
+
+@dataclass(frozen=True)
+class NewTextConfig(CheckedConfig):
+    """Sizes of a new text model. Its embedding is tied to its head."""
+
+    hidden_size: ModelSize
+    mlp_size: ModelSize
+    num_layers: LayerCount
+    num_heads: ModelSize
+    num_kv_heads: ModelSize
+    rope_theta: RopeTheta = 1e4
+
+    def check(self) -> None:
+        """Heads with enough rotary pairs for time, height and width."""
+        if self.hidden_size % (8 * self.num_heads):
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} does not give {self.num_heads} heads whose size "
+                "is a multiple of 8"
+            )
+
+
+@dataclass(frozen=True)
+class NewJudgeConfig(CheckedConfig):
+    """A new Qwen2.5-VL. Its vocabulary is made of the texts of the training data."""
+
+    text: NewTextConfig
+    vision: NewVisionConfig
+    # Tokens at most. The 8 control tokens, 256 bytes, the numbers up to 999 and the texts that many
+    # examples share (a judge's instructions) always are tokens; frequent words fill the rest.
+    vocab_limit: Annotated[int, Range("[2048, 1048576]")] = 4096
+    # Height times width above which an image is shrunk; stored in preprocessor_config.json.
+    max_pixels: _MAX_PIXELS = 512 * UNIT_PIXELS
+
+    def check(self) -> None:
+        """Sizes that fit each other."""
+        self.sizes(2048)
+
+    def sizes(self, vocab_size: int) -> QwenConfig:
+        """All sizes, with a vocabulary."""
+        text, vision = self.text, self.vision
+        pairs = text.hidden_size // text.num_heads // 2
+        # As in the released models: a quarter for time, the rest for height and width alike.
+        sides = pairs - pairs // 4
+        decoder = DecoderConfig(
+            vocab_size, text.hidden_size, text.mlp_size, text.num_layers, text.num_heads,
+            text.num_kv_heads, head_dim=2 * pairs, rope_theta=text.rope_theta, qkv_bias=True,
+            tie_embeddings=True, mrope_section=(pairs // 4, sides - sides // 2, sides // 2),
+        )  # fmt: skip
+        tower = QwenVisionConfig(
+            vision.width, vision.mlp_size, vision.num_layers, vision.num_heads,
+            text.hidden_size, vision.full_attention, Geometry(),
+        )  # fmt: skip
+        return QwenConfig(decoder, tower)
+
+
+@dataclass(frozen=True)
+class JudgeShapesConfig(CheckedConfig):
+    """Samples of the shapes world with the questions of the multimodal judge, answered exactly."""
+
+    # Number of different samples, drawn and rendered whenever they are needed.
+    examples: ItemCount = 1000000
+    # Terms that are asked about.
+    terms: tuple[FilledText, ...] = MULTIMODAL_TERMS
+    # The words and sizes of the questions, as of `judge.questions`; its `layout` does not count.
+    questions: QuestionsConfig = field(default_factory=QuestionsConfig)
+    # What spa is asked about in each sample: the sketch of the boxes, and the boxes as text.
+    layouts: tuple[Literal["canvas", "text"], ...] = ("canvas", "text")
+    # Names that are searched for in each sample; some are of objects that are not there.
+    searches: Annotated[int, Range("[1, 64]")] = 2
+    # Share of the samples whose plan, and whose image, keep to the caption; the others have a
+    # wrong color, shape, size or side, an object too few or too many, or another caption's objects.
+    true_plans: Fraction = 0.5
+    true_images: Fraction = 0.35
+    # A checkpoint with a VQ tokenizer (a folder or hub id), and the share of the images that go
+    # through it before they are judged, as all images of a policy have.
+    vq: FilledText | None = None
+    vq_fraction: Fraction = 0.5
+    # Samples of a policy (a run, its folder of samples, what `gotr1 generate` wrote): their share
+    # among the examples; the exact judge grades them like the others.
+    samples: tuple[FilledText, ...] = ()
+    samples_fraction: Fraction = 0.25
+
+    def check(self) -> None:
+        """Something to ask about, no kind of question twice."""
+        unknown = [term for term in self.terms if term not in MULTIMODAL_TERMS]
+        if unknown or not self.terms or len(set(self.terms)) < len(self.terms):
+            raise ConfigError(
+                f"terms holds {', '.join(self.terms) or 'nothing'}; name one or more of "
+                f"{', '.join(MULTIMODAL_TERMS)}, each once"
+            )
+        if not self.layouts or len(set(self.layouts)) < len(self.layouts):
+            raise ConfigError("layouts: name canvas, text, or both")
+
+
+@dataclass(frozen=True)
+class JudgeDataConfig(CheckedConfig):
+    """Examples of image, question and answer: of the shapes world, or your own records."""
+
+    may_change: ClassVar[Collection[str]] = ("too_long_limit",)
+
+    # "shapes", or records, as of `train sft`: .jsonl, .parquet and .tar files, folders of them,
+    # ids of hub data sets.
+    source: FilledText | tuple[FilledText, ...] = "shapes"
+    records: QuestionRecordsConfig = field(default_factory=QuestionRecordsConfig)
+    shapes: JudgeShapesConfig = field(default_factory=JudgeShapesConfig)
+    # Tokens of a row, question and answer, its images' included; and of its answer. Rows are padded
+    # to these. Questions over them are left out; a larger share of them than this is an error.
+    max_tokens: TokenCount = 192
+    max_answer_tokens: TokenCount = 64
+    too_long_limit: Fraction = 0.1
+    # Height times width above which an image is shrunk, where the checkpoint's bound is larger.
+    max_pixels: _MAX_PIXELS = 512 * UNIT_PIXELS
+
+    def check(self) -> None:
+        """A source that names something, and room for a question."""
+        if not self.source:
+            raise ConfigError("source is empty; name records, or shapes")
+        if self.max_answer_tokens >= self.max_tokens:
+            raise ConfigError(
+                f"max_answer_tokens is {self.max_answer_tokens}, max_tokens {self.max_tokens}; a "
+                "row holds a question too"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSftConfig(JobConfig):
+    """Supervised training of a judge: `gotr1 train judge`."""
+
+    may_change: ClassVar[Collection[str]] = (
+        "micro_batch", "remat", "export_dir", "export_dtype", "log_every",
+    )  # fmt: skip
+
+    # A Qwen2.5-VL to start from (a folder or a hub id); null: a new one of the sizes `model`.
+    init: FilledText | None = None
+    model: NewJudgeConfig | None = None
+    # Adapters on the text model; null: all parameters are trained, those of the tower too.
+    lora: LoraConfig | None = None
+    # Examples per step; a sample of the shapes world is one example with all of its questions.
+    batch_size: RowCount = 16
+    # Examples per forward and backward pass; gradients are accumulated.
+    micro_batch: RowCount = 16
+    remat: Literal["none", "dots", "full"] = "none"
+    # Of activations, and of the parameters; adapters are always float32.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    # The mean of the loss is over all tokens of answers, or over answers of any length alike.
+    mean_over: Literal["tokens", "answers"] = "tokens"
+    # Where the finished model is written in the released format (null: run_dir/model), and the
+    # dtype of its weights.
+    export_dir: FilledText | None = None
+    export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    log_every: Steps = 20
+    data: JudgeDataConfig = field(default_factory=JudgeDataConfig)
+
+    def check(self) -> None:
+        """One start, whole micro-batches, enough examples."""
+        super().check()
+        if (self.init is None) == (self.model is None):
+            raise ConfigError(
+                "init and model exclude each other: set exactly one of init (a checkpoint) and "
+                "model (sizes of a new one)"
+            )
+        if self.model is not None and self.lora is not None:
+            raise ConfigError("lora is for init; adapters on a new model would train little of it")
+        if self.batch_size % self.micro_batch:
+            raise ConfigError(
+                f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}"
+            )
+        if self.data.source == "shapes" and self.batch_size > self.data.shapes.examples:
+            raise ConfigError(
+                f"batch_size is {self.batch_size}, data.shapes.examples is "
+                f"{self.data.shapes.examples}; a batch holds each example once, so use more"
+            )

@@ -1,0 +1,155 @@
+"""The judge of a job: made or loaded, and split into what is trained and what is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from gotr1_jax.convert.find import find_checkpoint
+from gotr1_jax.convert.open_checkpoint import check_vocabulary
+from gotr1_jax.convert.qwen2_5_vl import load_qwen, read_preprocessing, read_qwen_config
+from gotr1_jax.images.qwen import Preprocessing
+from gotr1_jax.judge_sft.answers import ANSWER_PIECES
+from gotr1_jax.judge_sft.config import JudgeSftConfig
+from gotr1_jax.judge_sft.dataset import JudgeSource, bound_pixels, open_source
+from gotr1_jax.judge_sft.new_model import TOKENIZER_EXAMPLES, new_preprocessing, write_new_files
+from gotr1_jax.models.lora import merge_lora, split_lora
+from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
+from gotr1_jax.models.qwen_config import QwenConfig
+from gotr1_jax.parallel.placement import train_state_shardings
+from gotr1_jax.parallel.sharding import placed_shapes, shardings_of, state_shardings
+from gotr1_jax.tokenizers.qwen import QwenTokenizer
+from gotr1_jax.trainer.optimizer import float32_params
+from gotr1_jax.trainer.state import TrainState, new_state
+
+_VOCAB_MULTIPLE = 64  # so that a mesh axis divides it
+
+
+@dataclass(frozen=True)
+class InitialJudge:
+    """The model before training, without its weights.
+
+    Attributes:
+      config: sizes.
+      files: folder of its tokenizer and image settings.
+      tokenizer, preprocessing: read from there; the bound on pixels is that of the training.
+    """
+
+    config: QwenConfig
+    files: Path
+    tokenizer: QwenTokenizer
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class SplitJudge:
+    """A model as pure trees: `nnx.merge(graphdef, trained, frozen)` is the module.
+
+    With adapters `trained` holds them alone; without, it is all and `frozen` is empty.
+    """
+
+    graphdef: Any
+    trained: Any
+    frozen: Any
+
+
+def prepare_judge(config: JudgeSftConfig, scratch: Path) -> tuple[InitialJudge, JudgeSource]:
+    """The model without its weights, and the examples; a new tokenizer is written to `scratch`.
+
+    Raises InputError for a checkpoint, or for data, that cannot be read.
+    """
+    most = config.data.max_pixels
+    if config.init is not None:
+        path = find_checkpoint(config.init)
+        sizes = read_qwen_config(path)
+        tokenizer = QwenTokenizer.from_dir(path)
+        check_vocabulary(tokenizer.vocab_size, sizes.text.vocab_size, path)
+        settings = bound_pixels(read_preprocessing(path, sizes.vision.geometry), most)
+        return InitialJudge(sizes, path, tokenizer, settings), open_source(config, settings)
+    assert config.model is not None
+    settings = bound_pixels(new_preprocessing(config.model), most)
+    source = open_source(config, settings)
+    count = min(len(source), TOKENIZER_EXAMPLES)
+    write_new_files(scratch, (source[i] for i in range(count)), ANSWER_PIECES, config.model)
+    tokenizer = QwenTokenizer.from_dir(scratch)
+    vocab_size = -(-tokenizer.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+    return InitialJudge(config.model.sizes(vocab_size), scratch, tokenizer, settings), source
+
+
+def judge_shapes(config: JudgeSftConfig, sizes: QwenConfig, mesh: Mesh) -> SplitJudge:
+    """The split model as shapes that know their places; nothing is allocated."""
+    abstract = abstract_qwen(sizes, **_settings(config))
+    if config.lora is None:
+        graphdef, rest = nnx.split(abstract)
+        return SplitJudge(graphdef, placed_shapes(rest, state_shardings(rest, mesh)), nnx.State({}))
+    graphdef, *parts = split_lora(abstract)
+    trained, frozen = (placed_shapes(part, state_shardings(part, mesh)) for part in parts)
+    return SplitJudge(graphdef, trained, frozen)
+
+
+def initial_state(
+    config: JudgeSftConfig,
+    initial: InitialJudge,
+    shapes: SplitJudge,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> tuple[TrainState, Any]:
+    """The sharded state before the first update, and the frozen parameters.
+
+    Each device reads only its own slices of a checkpoint. New parameters and adapters are drawn
+    from the seed.
+    """
+    abstract = jax.eval_shape(partial(new_state, optimizer=optimizer), shapes.trained)
+    shardings = train_state_shardings(abstract, shapes.trained, mesh)
+    loaded = None
+    if config.init is not None:
+        stored = shapes.trained if config.lora is None else shapes.frozen
+        dtype = jnp.dtype(config.param_dtype)
+        loaded = load_qwen(initial.files, dtype, shardings_of(stored)).state
+        if config.lora is None:
+            create = jax.jit(partial(new_state, optimizer=optimizer), out_shardings=shardings)
+            return create(loaded), shapes.frozen
+
+    def init(key: jax.Array) -> TrainState:
+        model = Qwen2_5_VL(initial.config, rngs=nnx.Rngs(params=key), **_settings(config))
+        # Only what is trained is returned, so the compiler drops the rest of the model.
+        trained = nnx.split(model)[1] if config.lora is None else split_lora(model)[1]
+        return new_state(trained, optimizer)
+
+    state = jax.jit(init, out_shardings=shardings)(jax.random.key(config.seed))
+    return state, shapes.frozen if loaded is None else loaded
+
+
+def finished_params(
+    config: JudgeSftConfig, shapes: SplitJudge, state: TrainState, frozen: Any
+) -> Any:
+    """The parameters of a plain `Qwen2_5_VL`: trained ones as they were before any rounding,
+    adapters merged."""
+    if config.lora is None:
+        return float32_params(state.params, state.opt_state)
+    wide = config.export_dtype == "float32"
+
+    def merge(trained: Any, frozen: Any) -> Any:
+        if wide:  # or the sum would be rounded to the base's dtype
+            frozen = jax.tree.map(lambda x: x.astype(jnp.float32), frozen)
+        return nnx.split(merge_lora(nnx.merge(shapes.graphdef, trained, frozen)))[1]
+
+    return jax.jit(merge, out_shardings=shardings_of(shapes.frozen))(state.params, frozen)
+
+
+def _settings(config: JudgeSftConfig) -> dict[str, Any]:
+    """How the module is built."""
+    return {
+        "lora": config.lora,
+        "dtype": jnp.dtype(config.dtype),
+        "param_dtype": jnp.dtype(config.param_dtype),
+        "remat": config.remat,
+    }

@@ -1,0 +1,114 @@
+"""The compiled update of a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from gotr1_jax.judge_sft.batch import JudgeBatch
+from gotr1_jax.judge_sft.losses import AnswerSums, answer_loss, target_mask, target_weights
+from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL
+from gotr1_jax.trainer.state import (
+    TrainState,
+    accumulate_gradients,
+    apply_gradients,
+    split_micro_batches,
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class JudgeMetrics:
+    """Float32 scalars of one update.
+
+    Attributes:
+      loss: as it was minimised.
+      nats: mean cross entropy of a token of an answer.
+      right_tokens: share of these tokens that the model thinks most likely, given those before.
+      right_answers: share of the answers all of whose tokens are.
+      grad_norm: before clipping.
+    """
+
+    loss: jax.Array
+    nats: jax.Array
+    right_tokens: jax.Array
+    right_answers: jax.Array
+    grad_norm: jax.Array
+
+
+def answer_logits(
+    model: Qwen2_5_VL, batch: JudgeBatch, width: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logits (B, A, V) that predict the first `width` tokens of each answer, these tokens (B, A),
+    and the answers' lengths (B,); B = E·Q turns."""
+    E, K, S = batch.ids_EKS.shape
+    ids_BS, sequences_BS = (
+        jnp.asarray(x).reshape(E * K, S) for x in (batch.ids_EKS, batch.sequences_EKS)
+    )
+    units = places_BS = None
+    if batch.patches is not None:
+        units = model.embed_images(batch.patches)
+        first_E = jnp.arange(E, dtype=jnp.int32)[:, None, None] * units.shape[1]
+        places_EKS = jnp.where(batch.places_EKS >= 0, batch.places_EKS + first_E, -1)
+        places_BS = places_EKS.reshape(E * K, S)
+    x = model.embed(ids_BS, places_BS, units)
+    positions_3BS = jnp.moveaxis(batch.positions_EK3S.reshape(E * K, 3, S), 1, 0)
+    hidden = model.hidden(x, positions_3BS, sequences_BS).reshape(E, K * S, -1)
+    # The token at s is predicted at s - 1. Only these positions go through the head.
+    at_EQA = jnp.minimum(batch.starts_EQ[..., None] + jnp.arange(width), K * S - 1)
+    targets_EL = jnp.take_along_axis(ids_BS.reshape(E, K * S), at_EQA.reshape(E, -1), axis=1)
+    used_ELD = jnp.take_along_axis(hidden, at_EQA.reshape(E, -1, 1) - 1, axis=1)
+    lengths_B = jnp.asarray(batch.lengths_EQ).reshape(-1)
+    shape = (len(lengths_B), width)
+    return model.logits(used_ELD.reshape(*shape, -1)), targets_EL.reshape(shape), lengths_B
+
+
+def make_judge_step(
+    graphdef: Any,
+    optimizer: optax.GradientTransformation,
+    width: int,
+    mean_over: str,
+    micro_batch: int,
+) -> Callable[[TrainState, Any, JudgeBatch], tuple[TrainState, JudgeMetrics]]:
+    """step(state, frozen, batch): one supervised update.
+
+    Args:
+      graphdef: of a `Qwen2_5_VL`; merged with the state's parameters and `frozen`.
+      optimizer: of the trained parameters.
+      width: tokens of the longest answer.
+      mean_over: "tokens" or "answers".
+      micro_batch: examples of a forward and backward pass.
+    """
+
+    def step(state: TrainState, frozen: Any, batch: JudgeBatch) -> tuple[TrainState, JudgeMetrics]:
+        lengths_B = jnp.asarray(batch.lengths_EQ).reshape(-1)
+        total = target_weights(lengths_B, width, mean_over).sum()
+
+        def gradient(part: JudgeBatch) -> tuple[Any, Any]:
+            def loss_of(params: Any) -> tuple[jax.Array, AnswerSums]:
+                model = nnx.merge(graphdef, params, frozen)
+                logits, targets, lengths = answer_logits(model, part, width)
+                weights = target_weights(lengths, width, mean_over)
+                return answer_loss(logits, targets, weights, total)
+
+            (loss, sums), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+            return grads, (loss, sums)
+
+        parts = split_micro_batches(batch, batch.ids_EKS.shape[0] // micro_batch)
+        add = partial(jax.tree.map, jnp.add)
+        grads, (loss, sums) = accumulate_gradients(gradient, state.params, parts, add)
+        state, norm = apply_gradients(state, grads, loss, optimizer)
+        tokens = jnp.maximum(target_mask(lengths_B, width).sum(), 1)
+        answers = jnp.maximum((lengths_B > 0).sum(), 1)
+        return state, JudgeMetrics(
+            loss, sums.nats / tokens, sums.right_tokens / tokens, sums.right_answers / answers, norm
+        )
+
+    return jax.jit(step, donate_argnums=0)
