@@ -76,6 +76,7 @@ def read_job(path: Path, overrides: list[str]) -> Any:
 
     from gotr1_jax.grpo.config import GrpoConfig
     from gotr1_jax.io.strict_yaml import read_yaml_file
+    from gotr1_jax.judge_sft.config import JudgeSftConfig
     from gotr1_jax.sft.config import SftConfig
     from gotr1_jax.vq.config import VqTrainConfig
 
@@ -85,7 +86,8 @@ def read_job(path: Path, overrides: list[str]) -> Any:
     def known_keys(schema: type) -> int:
         return len(keys & {field.name for field in dataclasses.fields(schema)})
 
-    schema: Any = max((GrpoConfig, SftConfig, VqTrainConfig), key=known_keys)
-    if schema is VqTrainConfig:
-        raise InputError(f"{path} trains an image tokenizer; only grpo and sft can be compiled")
+    others = {VqTrainConfig: "an image tokenizer", JudgeSftConfig: "a judge"}
+    schema: Any = max((GrpoConfig, SftConfig, *others), key=known_keys)
+    if schema in others:
+        raise InputError(f"{path} trains {others[schema]}; only grpo and sft can be compiled")
     return schema.from_file(path, overrides)

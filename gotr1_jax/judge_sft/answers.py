@@ -1,13 +1,14 @@
 """The right answers to a multimodal judge's questions, from the exact judge of the shapes world.
 
 In the format that the questions ask for and `rewards.multimodal` reads. Scores are rounded to whole
-numbers of their scale; boxes to whole pixels of the image as the model gets it. Reasons are what
-the exact judge saw, in a few words.
+numbers of their scale, halves up; boxes to whole pixels of the image as the model gets it. Reasons
+are what the exact judge saw, in a few words.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def grade(request: JudgeRequest) -> GradedSample:
 
 def score_answer(score: float, scale: Scale, reason: str) -> str:
     """A score in [0, 1] on a scale, and why: {"score": 7, "reason": "..."}."""
-    value = scale.low + round(score * (scale.high - scale.low))
+    value = math.floor(scale.low + score * (scale.high - scale.low) + 0.5)
     return f"{SCORE_PREFIX}{value}, {json.dumps({'reason': reason})[1:]}"
 
 

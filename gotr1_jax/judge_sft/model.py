@@ -20,7 +20,7 @@ from gotr1_jax.images.qwen import Preprocessing
 from gotr1_jax.judge_sft.answers import ANSWER_PIECES
 from gotr1_jax.judge_sft.config import JudgeSftConfig
 from gotr1_jax.judge_sft.dataset import JudgeSource, bound_pixels, open_source
-from gotr1_jax.judge_sft.new_model import TOKENIZER_EXAMPLES, new_preprocessing, write_new_files
+from gotr1_jax.judge_sft.new_model import TOKENIZER_TURNS, new_preprocessing, write_new_files
 from gotr1_jax.models.lora import merge_lora, split_lora
 from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
 from gotr1_jax.models.qwen_config import QwenConfig
@@ -77,7 +77,7 @@ def prepare_judge(config: JudgeSftConfig, scratch: Path) -> tuple[InitialJudge, 
     assert config.model is not None
     settings = bound_pixels(new_preprocessing(config.model), most)
     source = open_source(config, settings)
-    count = min(len(source), TOKENIZER_EXAMPLES)
+    count = min(len(source), -(-TOKENIZER_TURNS // source.turns))
     write_new_files(scratch, (source[i] for i in range(count)), ANSWER_PIECES, config.model)
     tokenizer = QwenTokenizer.from_dir(scratch)
     vocab_size = -(-tokenizer.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE

@@ -13,8 +13,8 @@ from gotr1_jax.judge_sft.config import NewJudgeConfig
 from gotr1_jax.tokenizers.qwen import SYSTEM
 from gotr1_jax.tokenizers.train_qwen import shared_phrases, train_qwen_tokenizer
 
-TOKENIZER_EXAMPLES = 2000
-"""Examples whose texts a new tokenizer is made of, at most."""
+TOKENIZER_TURNS = 2000
+"""Questions whose texts a new tokenizer is made of, about."""
 _SHARED = 0.02  # of the turns: a text that so many have is a phrase
 
 # Mean and deviation of CLIP's images, which the released preprocessing has.

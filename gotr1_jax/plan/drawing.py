@@ -39,14 +39,15 @@ def _rectangle(box: Box, width: int, height: int) -> Rectangle:
 def _bars(rect: Rectangle, width: int, dash: float | None) -> Iterator[Rectangle]:
     """Filled bars along the inside of the outline of `rect`; `dash`: length of dashes in pixels."""
     x1, y1, x2, y2 = rect
+    more = width - 1  # x1 + width - 1 can be rounded to less than x1
     for horizontal, begin, stop in ((True, x1, x2), (False, y1, y2)):
         at = begin
         while at < stop:
             to = stop if dash is None else min(at + dash, stop)
             if horizontal:
-                yield from ((at, y1, to, y1 + width - 1), (at, y2 - width + 1, to, y2))
+                yield from ((at, y1, to, y1 + more), (at, y2 - more, to, y2))
             else:
-                yield from ((x1, at, x1 + width - 1, to), (x2 - width + 1, at, x2, to))
+                yield from ((x1, at, x1 + more, to), (x2 - more, at, x2, to))
             at = to if dash is None else at + 1.8 * dash
 
 

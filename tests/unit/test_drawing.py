@@ -114,3 +114,9 @@ def test_a_font_of_the_users(tmp_path: Path) -> None:
     assert drawn.size == (384, 384) and drawn != draw_overlay(GRAY, boxes)
     with pytest.raises(InputError, match=r"nowhere\.ttf"):
         draw_overlay(GRAY, boxes, font="nowhere.ttf")
+
+
+def test_lines_of_one_pixel_at_any_place() -> None:
+    # 3.472 + 1 - 1 is less than 3.472.
+    planned = [(f"box {i}", Box(i * 31, i * 31, 999, 999)) for i in range(31)]
+    assert draw_overlay(Image.new("RGB", (112, 112)), planned, scale=1).size == (112, 112)

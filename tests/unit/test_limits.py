@@ -18,13 +18,14 @@ from gotr1_jax.config import CheckedConfig, field_kinds, from_dict, parse_overri
 from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.grpo.config import GrpoConfig, RolloutConfig
 from gotr1_jax.io.strict_yaml import read_yaml
+from gotr1_jax.judge_sft.config import JudgeSftConfig
 from gotr1_jax.limits import Range, Text
 from gotr1_jax.rewards.command import JudgeJob
 from gotr1_jax.sft.config import SftConfig
 from gotr1_jax.trainer.config import CheckpointConfig, JobConfig, OptimizerConfig
 from gotr1_jax.vq.config import VqTrainConfig
 
-JOBS = (GrpoConfig, SftConfig, VqTrainConfig, AblationConfig, JudgeJob)
+JOBS = (GrpoConfig, SftConfig, VqTrainConfig, JudgeSftConfig, AblationConfig, JudgeJob)
 NO_NUMBERS = ("nan", ".nan", ".inf", "-.inf", "inf", "Infinity", "1e39", "-1e400")
 
 

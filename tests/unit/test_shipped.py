@@ -15,6 +15,7 @@ from gotr1_jax.config import load_config, to_yaml
 from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.convert.find import EMBEDDED
 from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.judge_sft.config import JudgeSftConfig
 from gotr1_jax.sft.config import SftConfig
 from gotr1_jax.shapes.dataset import ShapesSource
 from gotr1_jax.vq.config import VqTrainConfig
@@ -25,6 +26,7 @@ SCHEMAS = {
     "vq": VqTrainConfig,
     "sft": SftConfig,
     "grpo": GrpoConfig,
+    "judge": JudgeSftConfig,
     "ablation": AblationConfig,
     "methods": AblationConfig,
 }
