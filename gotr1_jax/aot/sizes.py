@@ -30,14 +30,20 @@ def policy_sizes(init: str, size: str | None) -> tuple[JanusConfig, SpecialIds]:
     """
     if size is not None:
         return POLICY_SIZES[size], _ANY_IDS
-    folder = EMBEDDED if init == "embedded" else Path(init)
-    for place in (folder, folder / RUN_MODEL):
-        if (place / CONFIG_FILE).is_file():
-            sizes = parse_config(read_config(place), str(place / CONFIG_FILE))[0]
-            has_tokenizer = (place / TOKENIZER_FILE).is_file()
-            ids = TextTokenizer.from_dir(place).specials if has_tokenizer else _ANY_IDS
-            return sizes, ids
+    place = local_checkpoint(init)
+    if place is not None:
+        sizes = parse_config(read_config(place), str(place / CONFIG_FILE))[0]
+        has_tokenizer = (place / TOKENIZER_FILE).is_file()
+        ids = TextTokenizer.from_dir(place).specials if has_tokenizer else _ANY_IDS
+        return sizes, ids
     return POLICY_SIZES[_size_in_name(init, tuple(POLICY_SIZES), "policy")], _ANY_IDS
+
+
+def local_checkpoint(init: str) -> Path | None:
+    """The folder of the policy that `init` names; None: it is not on this machine."""
+    folder = EMBEDDED if init == "embedded" else Path(init)
+    places = (folder, folder / RUN_MODEL)
+    return next((place for place in places if (place / CONFIG_FILE).is_file()), None)
 
 
 def judge_sizes(checkpoint: str, size: str | None) -> QwenConfig:

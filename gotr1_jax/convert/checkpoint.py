@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.convert.config_json import config_to_json
+from gotr1_jax.convert.generation_config import (
+    GENERATION_FILE,
+    GenerationConfig,
+    generation_json,
+    read_generation_config,
+)
 from gotr1_jax.convert.names import NAMING
 from gotr1_jax.convert.open_checkpoint import (
     PARTS,
@@ -29,13 +35,15 @@ from gotr1_jax.convert.open_checkpoint import (
 )
 from gotr1_jax.convert.tree import check_state, checkpoint_tensors, load_tree
 from gotr1_jax.convert.writer import copy_files, write_checkpoint
+from gotr1_jax.io.files import write_json
+from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.siglip import JanusUnderstanding
 from gotr1_jax.models.vq import VQModel
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer
 
-# Tokenizer and processor files that go with the weights.
+# Tokenizer, processor and sampling files that go with the weights.
 COPIED_FILES = (
     TOKENIZER_FILE,
     "tokenizer_config.json",
@@ -45,6 +53,7 @@ COPIED_FILES = (
     "chat_template.jinja",
     "processor_config.json",
     "preprocessor_config.json",
+    GENERATION_FILE,
 )
 
 
@@ -139,6 +148,7 @@ def save_checkpoint(
     understanding_state: Any,
     tokenizer_dir: str | Path,
     dtype: str = "bfloat16",
+    generation: GenerationConfig | None = None,
 ) -> Path:
     """Writes a checkpoint in the released ("multi_modality") format; returns its directory.
 
@@ -151,6 +161,8 @@ def save_checkpoint(
         leaves a part out.
       tokenizer_dir: directory whose tokenizer and processor files are copied along.
       dtype: "bfloat16" or "float32", of the stored weights.
+      generation: how the checkpoint wants to be sampled; what it leaves open is as in
+        `tokenizer_dir`'s generation_config.json.
 
     Raises InputError for states that do not fit `config`, a missing tokenizer or a target that
     holds something else; RunError if it cannot be written.
@@ -162,11 +174,21 @@ def save_checkpoint(
     tokenizer_dir = Path(tokenizer_dir)
     tokenizer = TextTokenizer.from_dir(tokenizer_dir)
     check_vocabulary(tokenizer.vocab_size, config.decoder.vocab_size, tokenizer_dir)
+    read_generation_config(tokenizer_dir)  # what is carried over can be read
+    others = read_json_object(tokenizer_dir / GENERATION_FILE, missing_ok=True)
+
+    def write_files(folder: Path) -> None:
+        copy_files(tokenizer_dir, COPIED_FILES, folder)
+        if generation is not None:
+            write_json(
+                folder / GENERATION_FILE, generation_json(generation, others), ascii_only=False
+            )
+
     write_checkpoint(
         Path(directory),
         config_to_json(config, dtype),
         checkpoint_tensors(states, NAMING["original"]),
-        write_files=partial(copy_files, tokenizer_dir, COPIED_FILES),
+        write_files=write_files,
         dtype=dtype,
     )
     return Path(directory)

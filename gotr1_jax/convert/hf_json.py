@@ -10,8 +10,6 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig, SiglipConfig, VQConfig
 from gotr1_jax.tokenizers.janus import SpecialIds
 
-GUIDANCE = 5  # classifier-free guidance weight of released checkpoints
-
 
 def config_to_hf_json(
     config: JanusConfig, specials: SpecialIds, max_positions: int, dtype: str
@@ -85,13 +83,12 @@ def _vq_config(vq: VQConfig, grid: int, D: int) -> dict[str, Any]:
 
 
 def generation_to_json(specials: SpecialIds) -> dict[str, Any]:
-    """generation_config.json of the port: it finds the special ids here."""
+    """What generation_config.json of the port must hold: it finds the special ids there."""
     return {
         "bos_token_id": specials.bos,
         "eos_token_id": specials.eos,
         "pad_token_id": specials.pad,
         "generation_kwargs": {"boi_token_id": specials.boi},
-        "guidance_scale": GUIDANCE,
     }
 
 

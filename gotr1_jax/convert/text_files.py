@@ -10,6 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.convert.chat_template import TEMPLATE_FILE, chat_template
+from gotr1_jax.convert.generation_config import (
+    GENERATION_FILE,
+    GenerationConfig,
+    generation_json,
+    read_generation_config,
+)
 from gotr1_jax.convert.hf_json import generation_to_json
 from gotr1_jax.convert.names import Format
 from gotr1_jax.convert.open_checkpoint import OpenCheckpoint
@@ -24,7 +30,7 @@ SAME_FORM_FILES = (
     "tokenizer_config.json",
     "processor_config.json",
     "preprocessor_config.json",
-    "generation_config.json",
+    GENERATION_FILE,
     "chat_template.json",
     "chat_template.jinja",
 )
@@ -33,21 +39,30 @@ _TOKENIZER, _PROCESSOR, _IMAGES = SAME_FORM_FILES[:3]
 _IMAGE_KEYS = (
     "min_size", "image_mean", "image_std", "rescale_factor", "do_normalize", "background_color",
 )  # fmt: skip
+_GUIDANCE = 5  # of released checkpoints, which the port states
 _PORT_TOKENS = {"image_token": "image", "boi_token": "boi", "eoi_token": "eoi"}
 
 
-def write_text_files(opened: OpenCheckpoint, form: Format, folder: Path) -> None:
+def write_text_files(
+    opened: OpenCheckpoint, form: Format, folder: Path, generation: GenerationConfig | None = None
+) -> None:
     """Puts the files that go with the weights of `opened` into `folder`.
 
-    Raises InputError for a file that does not hold a JSON object, OSError.
+    generation: how the weights that are written want to be sampled, where it is not as `opened`.
+
+    Raises InputError for a file that does not hold a JSON object or a wrong value, OSError.
     """
+    read_generation_config(opened.path)  # what is carried over can be read
     same = opened.form == form
     copy_files(opened.path, SHARED_FILES + (SAME_FORM_FILES if same else ()), folder)
     if form == "hf":
         (folder / TEMPLATE_FILE).write_text(chat_template(opened.path), encoding="utf-8")
-    if same:
-        return
-    made = _port_files(opened) if form == "hf" else _released_files(opened)
+    made = {}
+    if not same:
+        made = _port_files(opened) if form == "hf" else _released_files(opened)
+    if not same or generation is not None:
+        wanted = _generation(opened, form, generation or GenerationConfig())
+        made |= {GENERATION_FILE: wanted} if wanted else {}
     for name, data in made.items():
         write_json(folder / name, data, ascii_only=False)
 
@@ -78,8 +93,19 @@ def _port_files(opened: OpenCheckpoint) -> dict[str, Any]:
             "resample": 3,
             **_image_values(old),
         },
-        "generation_config.json": generation_to_json(TextTokenizer.from_dir(opened.path).specials),
     }
+
+
+def _generation(opened: OpenCheckpoint, form: Format, said: GenerationConfig) -> dict[str, Any]:
+    """generation_config.json: the source's, in which `said` is said."""
+    old = read_json_object(opened.path / GENERATION_FILE, missing_ok=True)
+    if opened.form == form:
+        return generation_json(said, old)
+    if form == "original":
+        return generation_json(said, {k: v for k, v in old.items() if k != "generation_kwargs"})
+    own = generation_to_json(TextTokenizer.from_dir(opened.path).specials)
+    stated = {key: value for key, value in old.items() if value is not None}
+    return generation_json(said, {"guidance_scale": _GUIDANCE, **stated, **own})
 
 
 def _released_files(opened: OpenCheckpoint) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gotr1_jax.convert.config_json import config_to_json
+from gotr1_jax.convert.generation_config import GenerationConfig
 from gotr1_jax.convert.hf_json import config_to_hf_json
 from gotr1_jax.convert.names import NAMING, Format, unused_tensors
 from gotr1_jax.convert.open_checkpoint import PARTS, OpenCheckpoint
@@ -55,6 +56,7 @@ def translate_checkpoint(
     shard_size: int | None = None,
     whole: bool = False,
     changes: Mapping[str, Change] | None = None,
+    generation: GenerationConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> WrittenCheckpoint:
     """Writes the checkpoint `opened` in the naming `form`; `target` appears whole or not at all.
@@ -69,6 +71,7 @@ def translate_checkpoint(
       whole: every part must be there, and "original" gets all released tensors: those that
         nothing uses and the source lacks are zeros.
       changes: by dotted path of a parameter, what to write in its place.
+      generation: how the changed weights want to be sampled; what it leaves open is the source's.
       progress: called with (bytes written, all bytes) after every tensor.
 
     Raises InputError for what the source lacks, for sizes that the port cannot express and for a
@@ -86,7 +89,7 @@ def translate_checkpoint(
         Path(target),
         config,
         tensors,
-        write_files=partial(write_text_files, opened, form),
+        write_files=partial(write_text_files, opened, form, generation=generation),
         shard_size=shard_size,
         progress=progress,
     )

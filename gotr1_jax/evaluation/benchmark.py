@@ -21,8 +21,10 @@ from gotr1_jax.evaluation.folders import BenchmarkImage
 from gotr1_jax.evaluation.queries import CachedModels, ModelQuery, QueryKind, QueryModel
 from gotr1_jax.evaluation.results import check_out
 from gotr1_jax.generate.command import add_sampling_arguments, generate
-from gotr1_jax.generate.config import LAYOUTS, GenerateConfig, read_template
+from gotr1_jax.generate.config import LAYOUTS, SAMPLING_NAMES, GenerateConfig, read_template
+from gotr1_jax.generate.layouts import make_layout
 from gotr1_jax.images import open_image
+from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.rewards.command import add_judge_options, device_mesh, read_judge_options
 from gotr1_jax.rewards.factory import check_engine, make_engine
 from gotr1_jax.vlm_engine.base import ImageInput, make_image_input
@@ -133,9 +135,19 @@ def image_folder(
     folder = options.out / IMAGES / category
     given = {f.name: getattr(options, f.name) for f in fields(GenerateConfig) if f.name in options}
     changed = {"out": folder, "prompts": prompts, "layout": layout}
-    template = read_template(options.template)
+    template = None if options.template is None else read_template(options.template)
     generate(GenerateConfig(**{**given, **changed, "template": template}))
     return folder, options.n or LAYOUTS[layout]
+
+
+def sampling_head(options: argparse.Namespace, layout: str, category: str = "") -> dict[str, Any]:
+    """For scores.json, how the images of `image_folder` were sampled; empty with --images."""
+    if options.images is not None:
+        return {}
+    folder = options.out / IMAGES / category
+    config = GenerateConfig(out=folder, prompts=options.prompts, layout=layout)
+    found = read_json_object(make_layout(config).settings_file, missing_ok=True)
+    return {"sampling": {name: found[name] for name in SAMPLING_NAMES if name in found}}
 
 
 def open_models(

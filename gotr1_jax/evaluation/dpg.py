@@ -67,6 +67,7 @@ def run(options: argparse.Namespace) -> None:
     unused = len(questions) - len(tasks)
     if unused:
         notes.insert(0, f"{unused} items of the table have no prompt file and are left out.")
+    head |= benchmark.sampling_head(options, NAME)
     write_results(options.out, "DPG-Bench", head, rows, records, notes)
 
 

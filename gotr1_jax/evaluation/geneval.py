@@ -63,6 +63,7 @@ def run(options: argparse.Namespace) -> None:
         for prompt in (prompts[item.caption],)
     ]
     head = {"benchmark": NAME, "scorer": options.scorer}
+    head |= benchmark.sampling_head(options, NAME)
     write_results(options.out, "GenEval", head, rows, records, [published.REASONGEN])
 
 

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from gotr1_jax.config import CheckedConfig, from_dict, load_config, to_plain
+from gotr1_jax.convert.generation_config import resolve_sampling
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.results import check_out
 from gotr1_jax.evaluation.search_report import SearchResult, write_report
 from gotr1_jax.evaluation.shapes import NOTE
-from gotr1_jax.generate.config import GenerateConfig, check_settings_file, fingerprint
+from gotr1_jax.generate.config import BUILT_IN, GenerateConfig, check_settings_file, fingerprint
 from gotr1_jax.generate.search.config import SearchConfig, SearchJob
 from gotr1_jax.grpo.config import RewardConfig
 from gotr1_jax.io.files import atomic_write, write_json_atomic
@@ -58,6 +59,10 @@ _DEFAULT = """
 - {name: verify 4 + repair + repaint 4,
    search: {methods: [verify, repair, repaint], plans: 4, images: 4}}
 """
+# As in the shipped recipes, where the checkpoint does not say it.
+_RECIPE = replace(BUILT_IN, guidance=3.0, max_plan_tokens=60)
+# What only a checkpoint says.
+_MORE = ("template", "text_temperature", "image_temperature", "top_k", "top_p", "greedy")
 _Drawn = TypeVar("_Drawn")
 
 
@@ -94,8 +99,9 @@ class SearchEvaluationConfig(CheckedConfig):
     searches: tuple[NamedSearchConfig, ...] = field(default_factory=_default_searches)
     captions: ItemCount = 128
     seed: Seed = 0
-    guidance: Guidance = 3.0
-    max_plan_tokens: TokenCount = 60
+    # Null: as the checkpoint's generation_config.json says, else 3 and 60.
+    guidance: Guidance | None = None
+    max_plan_tokens: TokenCount | None = None
     batch_size: RowCount = 64
 
     def check(self) -> None:
@@ -130,9 +136,11 @@ def run(options: argparse.Namespace) -> None:
     words = [f"--{n}={v}" for n in names if (v := getattr(options, n)) is not None]
     config = load_config(SearchEvaluationConfig, options.config, words)
     source = checkpoint_path(options.ckpt)
-    note = _note(config, source)
+    base = resolve_sampling(_base(config), source, _RECIPE)
+    note = _note(config, base, source)
     if (options.out / NOTE).exists():
-        check_settings_file(options.out / NOTE, note)
+        before = _RECIPE.stated
+        check_settings_file(options.out / NOTE, note, {"sampling": {k: before[k] for k in _MORE}})
     options.out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(options.out / NOTE, note)
     captions = shapes_captions("heldout", config.captions)
@@ -141,28 +149,37 @@ def run(options: argparse.Namespace) -> None:
     for named in config.searches:
         file = options.out / f"{named.name}.jsonl"
         if not file.exists():
-            search = search or _make_search(config, source, captions)
+            search = search or _make_search(config, base, source, captions)
             lines = search(named)
             atomic_write(file, "".join(json.dumps(line) + "\n" for line in lines))
         results.append(_read_result(named, file))
     write_report(options.out, results, SHAPES_TERMS)
 
 
-def _note(config: SearchEvaluationConfig, source: Path) -> dict[str, Any]:
+def _base(config: SearchEvaluationConfig) -> GenerateConfig:
+    """How images are sampled, as far as the file says it."""
+    return GenerateConfig(
+        Path("."), prompt="none", cfg=config.guidance, max_plan_tokens=config.max_plan_tokens,
+        seed=config.seed, batch_size=config.batch_size, search=config.searches[0].job,
+    )  # fmt: skip
+
+
+def _note(config: SearchEvaluationConfig, base: GenerateConfig, source: Path) -> dict[str, Any]:
     """What the results depend on."""
     return {
         "checkpoint": str(source),
         "weights": fingerprint(source),
         "number of captions": config.captions,
         "seed": config.seed,
-        "guidance": config.guidance,
-        "max_plan_tokens": config.max_plan_tokens,
+        "guidance": base.cfg,
+        "max_plan_tokens": base.max_plan_tokens,
+        "sampling": {name: base.sampled.stated[name] for name in _MORE},
         "searches": {s.name: to_plain(s.search) for s in config.searches},
     }
 
 
 def _make_search(
-    config: SearchEvaluationConfig, source: Path, captions: Sequence[str]
+    config: SearchEvaluationConfig, base: GenerateConfig, source: Path, captions: Sequence[str]
 ) -> Callable[[NamedSearchConfig], list[dict[str, Any]]]:
     """A function that runs a search over all captions and gives a line for each."""
     from gotr1_jax.convert.checkpoint import load_checkpoint
@@ -172,10 +189,6 @@ def _make_search(
     from gotr1_jax.generate.search.run import make_judges
     from gotr1_jax.parallel.progress import Progress
 
-    base = GenerateConfig(
-        Path("."), prompt="none", cfg=config.guidance, max_plan_tokens=config.max_plan_tokens,
-        seed=config.seed, batch_size=config.batch_size, search=config.searches[0].job,
-    )  # fmt: skip
     tokenizer = load_checkpoint(source, parts=()).tokenizer
     rows = list(encode_samples(caption_tasks(captions), tokenizer, base))
     drawing = KnownDraws(load_drawing(base, source, rows))

@@ -19,10 +19,12 @@ import numpy as np
 
 from gotr1_jax.config import CheckedConfig, load_config
 from gotr1_jax.convert.find import RUN_CONFIG
+from gotr1_jax.convert.generation_config import GenerationConfig, resolve_sampling
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.results import IMAGES, ResultRow, check_out, write_results
 from gotr1_jax.generate.config import check_settings_file, fingerprint, read_template
-from gotr1_jax.grpo.config import GrpoConfig, RewardConfig, RolloutConfig
+from gotr1_jax.grpo.config import SAMPLED, GrpoConfig, RewardConfig
+from gotr1_jax.grpo.sampled import BUILT_IN
 from gotr1_jax.io.strict_yaml import read_yaml_file
 from gotr1_jax.limits import FilledText, ItemCount, RowCount, Seed
 from gotr1_jax.rewards.base import Judge
@@ -32,6 +34,7 @@ from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.judging import judge_samples
 from gotr1_jax.rewards.stored_samples import find_samples
 from gotr1_jax.rewards.terms import TermConfig
+from gotr1_jax.sampler.config import sampling_defaults
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.shapes.judge import SHAPES_TERMS
 
@@ -40,8 +43,8 @@ if TYPE_CHECKING:
     from gotr1_jax.trainer.samples import SampleRecord
 
 NOTE = "evaluation.json"
-# As in the shipped recipes for this world.
-_ROLLOUT = RolloutConfig(max_plan_tokens=60, guidance=3.0)
+# As in the shipped recipes for this world, where the checkpoint does not say it.
+_RECIPE = sampling_defaults(*SAMPLED, "template", max_plan_tokens=60, guidance=3.0)
 _REWARD = RewardConfig(total="v2")
 
 
@@ -107,14 +110,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, help="of sampling (that of the evaluations in gotr1 train grpo)"
     )
     parser.add_argument(
-        "--cfg", type=float, metavar="W", help=f"guidance weight ({_ROLLOUT.guidance:g})"
+        "--cfg",
+        type=float,
+        metavar="W",
+        help=f"guidance weight (as --config or the checkpoint says, else {_RECIPE.guidance:g})",
     )
     parser.add_argument(
         "--max-plan-tokens", type=int, metavar="T",
-        help=f"longest plan ({_ROLLOUT.max_plan_tokens})",
+        help=f"longest plan (as --config or the checkpoint says, else {_RECIPE.max_plan_tokens})",
     )  # fmt: skip
     parser.add_argument(
-        "--template", help="prompt around the caption, as for gotr1 generate (gotr1)"
+        "--template",
+        help="prompt around the caption, as for gotr1 generate (as --config or the checkpoint "
+        "says, else gotr1)",
     )
     parser.add_argument(
         "--batch-size", type=int, default=64, metavar="B", help="rows sampled at once (64)"
@@ -141,6 +149,8 @@ def run(options: argparse.Namespace) -> None:
         "images": None if config.images is None else str(config.images),
         "by_caption": scored.to_json(),
     }
+    if config.images is None:
+        head["sampling"] = {**config.job.sampled.stated, "seed": config.seed}
     note = f"total: {reward.total} of {', '.join(reward.terms)}."
     write_results(config.out, "The shapes world: held-out captions", head, rows, lines, [note])
 
@@ -154,18 +164,17 @@ def read_options(options: argparse.Namespace) -> ShapesEvaluationConfig:
     """The options, completed by the configuration's values, else those of the shipped recipes."""
     from gotr1_jax.grpo.evaluate import EVALUATION_SEED
 
-    job = _base_job(options.config, options.ckpt)
-    given = {"guidance": options.cfg, "max_plan_tokens": options.max_plan_tokens}
-    rollout = replace(job.rollout, **{k: v for k, v in given.items() if v is not None})
-    policy = job.policy
-    if options.template is not None:
-        policy = replace(policy, template=read_template(options.template))
+    template = None if options.template is None else read_template(options.template)
+    given = GenerationConfig(
+        guidance=options.cfg, max_plan_tokens=options.max_plan_tokens, template=template
+    )
+    job = _base_job(options.config, options.ckpt, given)
     evaluation = job.evaluation
     return ShapesEvaluationConfig(
         out=options.out,
         ckpt=options.ckpt,
         images=options.images,
-        job=replace(job, rollout=rollout, policy=policy),
+        job=job,
         captions=evaluation.captions if options.captions is None else options.captions,
         samples=evaluation.samples if options.samples is None else options.samples,
         seed=EVALUATION_SEED if options.seed is None else options.seed,
@@ -173,16 +182,27 @@ def read_options(options: argparse.Namespace) -> ShapesEvaluationConfig:
     )
 
 
-def _base_job(path: Path | None, ckpt: str | None) -> GrpoConfig:
-    """The configuration in a file, else of the evaluated GRPO run, else of the recipes."""
+def _base_job(path: Path | None, ckpt: str | None, given: GenerationConfig) -> GrpoConfig:
+    """The configuration in a file, else of the evaluated GRPO run, else of the recipes.
+
+    Its sampling is as `given`, else of the file, else of the checkpoint, of its run, or a recipe's.
+    """
+    # Imported late: an id may be fetched.
+    from gotr1_jax.convert.find import checkpoint_path
+
+    source = None if ckpt is None else checkpoint_path(ckpt)
+    if path is not None:
+        job = load_config(GrpoConfig, path)
+        return resolve_sampling(job.sampled_as(given.or_else(job.sampled)), source, BUILT_IN)
+    job, former = GrpoConfig(run_dir="none", reward=_REWARD), GenerationConfig()
     own = Path(ckpt or "") / RUN_CONFIG
-    if path is None and ckpt is not None and own.is_file():
+    if ckpt is not None and own.is_file():
         values = read_yaml_file(own)
         # Only GRPO runs sample images: the configurations of other jobs do not fit.
-        path = own if isinstance(values, dict) and "rollout" in values else None
-    if path is None:
-        return GrpoConfig(run_dir="none", rollout=_ROLLOUT, reward=_REWARD)
-    return load_config(GrpoConfig, path)
+        if isinstance(values, dict) and "rollout" in values:
+            job = load_config(GrpoConfig, own)
+            former = job.sampled
+    return resolve_sampling(job.sampled_as(given), source, former.or_else(_RECIPE))
 
 
 def score(
@@ -262,7 +282,7 @@ def _note(config: ShapesEvaluationConfig, source: Path) -> dict[str, Any]:
         "checkpoint": str(source),
         "weights": fingerprint(source),
         "dtype": [policy.param_dtype, policy.dtype],
-        "template": policy.template,
+        "template": policy.prompt_template,
         "max_plan_tokens": rollout.max_plan_tokens,
         "guidance": rollout.guidance,
         "temperatures": [rollout.text_temperature, rollout.image_temperature],
@@ -292,7 +312,7 @@ def _load_sampler(
     policy, checkpoint = load_trained_policy(job.policy, source, mesh)
     worker = make_rollout_worker(job, policy, checkpoint, config.judge(), mesh)
     prompts = encode_captions(
-        captions, checkpoint.tokenizer, job.policy.template, job.policy.max_prompt_tokens
+        captions, checkpoint.tokenizer, job.policy.prompt_template, job.policy.max_prompt_tokens
     )
     params = worker.sampler.prepare(policy.whole(policy.trained))
 

@@ -110,6 +110,7 @@ def run(options: argparse.Namespace) -> None:
         notes.append(_BLIP_NOTE)
     head = {"benchmark": NAME, "scorer": options.scorer, "phrases": parser and parser.name}
     notes.append(published.REASONGEN)
+    head |= benchmark.sampling_head(options, NAME, next(iter(files)))
     write_results(options.out, "T2I-CompBench", head, rows, records, notes)
 
 

@@ -79,10 +79,10 @@ def encode_samples(
     tasks: Iterable[CaptionTask], tokenizer: TextTokenizer, config: GenerateConfig
 ) -> Iterator[SampleTask]:
     """All samples of the captions in order; InputError, with file and line, for too long ones."""
-    longest = config.max_plan_tokens
+    longest = config.sampling.max_plan_tokens
     for task in tasks:
         try:
-            prompt = tokenizer.encode_prompt(task.caption, config.template)
+            prompt = tokenizer.encode_prompt(task.caption, config.prompt_template)
             plans = [plan_ids(plan, tokenizer, longest) for plan in task.plans or ()]
         except InputError as error:
             raise task.at(error) from error

@@ -15,12 +15,14 @@ import numpy as np
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate.config import (
+    BUILT_IN,
     LAYOUTS,
     SETTINGS_FILE,
     GenerateConfig,
     check_settings_file,
     read_template,
     result_settings,
+    sampling_settings,
 )
 from gotr1_jax.generate.layouts import Layout, make_layout
 from gotr1_jax.generate.search.config import add_search_options, read_search_options
@@ -82,31 +84,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of sampling; all are fields of `GenerateConfig`."""
-    parser.add_argument("--greedy", action="store_true", help="always take the most likely token")
-    parser.add_argument("--cfg", type=float, default=5.0, metavar="W", help="guidance weight (5)")
-    parser.add_argument(
-        "--max-plan-tokens", type=int, default=600, metavar="T", help="longest plan (600)"
+    sampling = parser.add_argument_group(
+        "sampling",
+        "Without an option: as the checkpoint's generation_config.json says, else (...).",
     )
-    parser.add_argument("--temperature", type=float, default=1.0, help="of both phases (1)")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="0 is all tokens (0)")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1 is all tokens (1)")
+    sampling.add_argument(
+        "--greedy", action=argparse.BooleanOptionalAction,
+        help="always take the most likely token (no)",
+    )  # fmt: skip
+    sampling.add_argument("--cfg", type=float, metavar="W", help="guidance weight (5)")
+    sampling.add_argument("--max-plan-tokens", type=int, metavar="T", help="longest plan (600)")
+    sampling.add_argument("--temperature", type=float, help="of both phases (1)")
+    sampling.add_argument(
+        "--image-temperature", type=float, help="of the image alone (as --temperature)"
+    )
+    sampling.add_argument("--top-k", type=int, metavar="K", help="0 is all tokens (0)")
+    sampling.add_argument("--top-p", type=float, metavar="P", help="1 is all tokens (1)")
+    sampling.add_argument(
+        "--template",
+        help=f"prompt around the caption: {', '.join(TEMPLATES)}, a file, or a text with "
+        "{caption} (gotr1)",
+    )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"),
         help="of weights and activations; default: bfloat16, on a CPU float32",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of all randomness (0)")
-    parser.add_argument(
-        "--template",
-        default="gotr1",
-        help=f"prompt around the caption: {', '.join(TEMPLATES)}, a file, or a text with "
-        "{caption} (gotr1)",
-    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command with parsed options."""
     values = {field.name: getattr(args, field.name) for field in fields(GenerateConfig)}
-    values |= {"template": read_template(args.template), "search": read_search_options(args)}
+    template = None if args.template is None else read_template(args.template)
+    values |= {"template": template, "search": read_search_options(args)}
     config = GenerateConfig(**values)
     print_result: PrintResult | None = None
     if args.json:
@@ -142,6 +152,7 @@ def _generate(
     # Imported late: bad captions are reported without waiting for jax.
     from gotr1_jax.convert.checkpoint import load_checkpoint
     from gotr1_jax.convert.find import find_checkpoint
+    from gotr1_jax.convert.generation_config import resolve_sampling
     from gotr1_jax.generate import generator
     from gotr1_jax.generate.batches import batch_sizes, encode_samples
     from gotr1_jax.generate.search.run import make_judges
@@ -150,6 +161,7 @@ def _generate(
     from gotr1_jax.parallel.startup import default_dtype
 
     source = find_checkpoint(config.ckpt, config.revision)
+    config = resolve_sampling(config, source, BUILT_IN)
     dtype = config.dtype or default_dtype()
     settings = result_settings(config, source, dtype, counts.digest)
     if config.numbered:
@@ -163,7 +175,8 @@ def _generate(
         tokenizer = load_checkpoint(source, parts=()).tokenizer
         # All texts are encoded once in advance, so that one over the limit is refused now.
         samples = encode_samples(_unfinished(config, layout), tokenizer, config)
-        sizes = batch_sizes(samples, config.max_plan_tokens, config.sampling.plan_bucket)
+        longest, bucket = config.sampling.max_plan_tokens, config.sampling.plan_bucket
+        sizes = batch_sizes(samples, longest, bucket)
         judges = None
         if config.search is not None:
             judges = make_judges(config.search)
@@ -193,7 +206,7 @@ def _check_tasks(config: GenerateConfig, layout: Layout) -> _TaskCounts:
     captions = samples = unfinished = 0
     for task in read_tasks(config):
         try:
-            format_prompt(task.caption, config.template)
+            format_prompt(task.caption, config.prompt_template)
         except InputError as error:
             raise task.at(error) from error
         layout.check(task)
@@ -269,7 +282,7 @@ def _generate_samples(
 
     done = counts.samples - counts.unfinished
     unit = "plan" if config.plans_only else "image"
-    writer = ResultWriter(layout, tokenizer, config.template, output.add)
+    writer = ResultWriter(layout, tokenizer, sampling_settings(config), output.add)
     with (
         Progress(f"{unit}s", counts.samples, start=done, unit=unit) as progress,
         ThreadPoolExecutor(max_workers=1) as writing,
@@ -292,7 +305,7 @@ def _generate_samples(
                 done += 1
                 progress.update(done)
             return
-        limit, bucket = config.max_plan_tokens, config.sampling.plan_bucket
+        limit, bucket = config.sampling.max_plan_tokens, config.sampling.plan_bucket
         written: Future[None] | None = None
         for batch in make_batches(samples, images.batch_size, limit, bucket):
             tokens = images.sample(batch)

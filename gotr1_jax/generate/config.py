@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
 from gotr1_jax.config import CheckedConfig, to_plain
+from gotr1_jax.convert.generation_config import GenerationConfig
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate.search.config import SearchJob
 from gotr1_jax.io.reading import open_file, read_json_object, read_text
@@ -24,7 +27,7 @@ from gotr1_jax.limits import (
     TopP,
 )
 from gotr1_jax.rewards.judge_config import CacheConfig
-from gotr1_jax.sampler.config import SamplerConfig
+from gotr1_jax.sampler.config import SamplerConfig, sampling_defaults
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, TEMPLATES
 
 LAYOUTS = {"plain": 1, "t2i_compbench": 10, "geneval": 4, "dpg": 4}
@@ -32,6 +35,15 @@ LAYOUTS = {"plain": 1, "t2i_compbench": 10, "geneval": 4, "dpg": 4}
 
 SETTINGS_FILE = "generation.json"
 """File in an output directory with the settings that its results depend on."""
+
+BUILT_IN = sampling_defaults(*(field.name for field in fields(GenerationConfig)))
+"""How a checkpoint is sampled that does not say it."""
+
+SAMPLING_NAMES = (
+    "template", "max_plan_tokens", "cfg", "greedy", "temperature", "image_temperature", "top_k",
+    "top_p", "seed",
+)  # fmt: skip
+"""Settings of sampling, as `SETTINGS_FILE` calls them."""
 
 _WEIGHTS = ("config.json", "*.safetensors", "*.bin")
 _PIECES, _PIECE_BYTES = 64, 4096  # of each weights file that are hashed
@@ -59,10 +71,13 @@ class GenerateConfig(CheckedConfig):
       cfg: guidance weight of the image, 1: no guidance.
       max_plan_tokens: longest plan; longer sampled plans are cut, longer given ones refused.
       temperature, top_k, top_p: of both phases, see `SamplerConfig`.
+      image_temperature: of the image; None: as `temperature`, where that is given.
       dtype: "float32", "bfloat16", or None: bfloat16 on accelerators, float32 on a CPU.
       seed: of all randomness.
       template: prompt text around the caption.
       search: test-time search; None: each sample is drawn once.
+
+    How is sampled, and the template, is None until `sampled_as` says it: as the checkpoint wants.
 
     Raises InputError for an invalid combination, and for an `out` that cannot be written.
     """
@@ -77,15 +92,16 @@ class GenerateConfig(CheckedConfig):
     batch_size: RowCount | None = None
     ckpt: FilledText | None = None
     revision: FilledText | None = None
-    greedy: bool = False
-    cfg: Guidance = 5.0
-    max_plan_tokens: TokenCount = 600
-    temperature: Temperature = 1.0
-    top_k: TopK = 0
-    top_p: TopP = 1.0
+    greedy: bool | None = None
+    cfg: Guidance | None = None
+    max_plan_tokens: TokenCount | None = None
+    temperature: Temperature | None = None
+    image_temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     seed: Seed = 0
-    template: PromptTemplate = GOTR1_TEMPLATE
+    template: PromptTemplate | None = None
     search: SearchJob | None = None
 
     def check(self) -> None:
@@ -99,17 +115,31 @@ class GenerateConfig(CheckedConfig):
             raise InputError(f"output {self.out} cannot be written; choose another directory")
 
     @property
+    def sampled(self) -> GenerationConfig:
+        """What is set of how plans and images are sampled."""
+        image = self.temperature if self.image_temperature is None else self.image_temperature
+        return GenerationConfig(
+            self.cfg, self.temperature, image, self.top_k, self.top_p, self.greedy,
+            self.max_plan_tokens, self.template,
+        )  # fmt: skip
+
+    def sampled_as(self, said: GenerationConfig) -> Self:
+        """A copy in which that is what `said` says."""
+        return replace(
+            self, cfg=said.guidance, temperature=said.text_temperature,
+            image_temperature=said.image_temperature, top_k=said.top_k, top_p=said.top_p,
+            greedy=said.greedy, max_plan_tokens=said.max_plan_tokens, template=said.template,
+        )  # fmt: skip
+
+    @property
     def sampling(self) -> SamplerConfig:
         """How plans and images are sampled."""
-        return SamplerConfig(
-            max_plan_tokens=self.max_plan_tokens,
-            guidance=self.cfg,
-            text_temperature=self.temperature,
-            image_temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            greedy=self.greedy,
-        )
+        return SamplerConfig.of(self.sampled)
+
+    @property
+    def prompt_template(self) -> str:
+        """The prompt around a caption."""
+        return GOTR1_TEMPLATE if self.template is None else self.template
 
     @property
     def samples(self) -> int:
@@ -194,19 +224,14 @@ def result_settings(
         "weights": fingerprint(source),
         "dtype": dtype,
     }
-    names = (
-        "template",
-        "max_plan_tokens",
-        "cfg",
-        "greedy",
-        "temperature",
-        "top_k",
-        "top_p",
-        "seed",
-    )
     if config.search is not None:
         settings["search"] = search_settings(config.search)
-    return settings | {name: getattr(config, name) for name in names}
+    return settings | sampling_settings(config)
+
+
+def sampling_settings(config: GenerateConfig) -> dict[str, Any]:
+    """How a resolved job samples, as its options are called; in result.json too."""
+    return {name: getattr(config, name) for name in SAMPLING_NAMES}
 
 
 def search_settings(job: SearchJob) -> dict[str, Any]:
@@ -217,15 +242,21 @@ def search_settings(job: SearchJob) -> dict[str, Any]:
     return values
 
 
-def check_settings_file(path: Path, wanted: dict[str, Any]) -> None:
+def check_settings_file(
+    path: Path, wanted: dict[str, Any], before: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Check that the settings file `path` holds the settings `wanted`.
 
-    The weights of a checkpoint count, not its path. Raises InputError, naming the first setting
-    that differs, and for a file that cannot be read.
+    The weights of a checkpoint count, not its path. `before` holds what was meant by files that
+    lack a setting. Raises InputError, naming the first setting that differs, and for a file that
+    cannot be read.
     """
     try:
         # A search is noted only where there was one.
         found, wanted = ({"search": None, **v} for v in (read_json_object(path), wanted))
+        if "image_temperature" in wanted:  # once there was one temperature
+            before = {"image_temperature": found["temperature"]}
+        found = {**before, **found}
         different = [name for name in wanted if found[name] != wanted[name]]
     except (InputError, KeyError) as error:
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +46,13 @@ class ResultWriter:
     """
 
     def __init__(
-        self, layout: Layout, tokenizer: TextTokenizer, template: str,
+        self, layout: Layout, tokenizer: TextTokenizer, sampling: Mapping[str, Any],
         on_complete: Callable[[int], None],
     ) -> None:  # fmt: skip
-        """on_complete: called with the index of each caption whose files are complete."""
-        self._layout, self._tokenizer, self._template = layout, tokenizer, template
+        """sampling: how is sampled, stored with each result; its template is that of the prompts.
+        on_complete: called with the index of each caption whose files are complete.
+        """
+        self._layout, self._tokenizer, self._sampling = layout, tokenizer, dict(sampling)
         self._on_complete = on_complete
         self._entries: dict[int, dict[int, dict[str, Any]]] = {}
 
@@ -65,8 +67,9 @@ class ResultWriter:
                 return
             result = {
                 "prompt": task.caption,
-                "sft_prompt": format_prompt(task.caption, self._template),
+                "sft_prompt": format_prompt(task.caption, self._sampling["template"]),
                 "prompt_ids": row.prompt_ids,
+                "sampling": self._sampling,
                 "samples": [entries[i] for i in range(task.count)],
             }
             text = json.dumps(result, ensure_ascii=False, indent=1) + "\n"

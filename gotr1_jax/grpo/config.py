@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from gotr1_jax.config import CheckedConfig, load_config
+from gotr1_jax.convert.generation_config import GenerationConfig
 from gotr1_jax.decoding.config import LogpMode
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.grpo.advantages import AdvantageConfig
@@ -40,6 +41,8 @@ from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
 from gotr1_jax.trainer.config import JobConfig
 
+# Fields of a rollout that a checkpoint's generation_config.json may say.
+SAMPLED = ("max_plan_tokens", "guidance", "text_temperature", "image_temperature")
 # What a mesh must divide, by its setting.
 PLANS_AT_ONCE = "the number of plans sampled at once (rows / rollout.images_per_plan)"
 
@@ -60,9 +63,15 @@ class PolicyConfig(CheckedConfig):
     remat: Literal["none", "dots", "full"] = "none"
     # Low-rank adapters; null trains every parameter of the policy.
     lora: LoraConfig | None = None
-    template: PromptTemplate = GOTR1_TEMPLATE
+    # Null: as init's generation_config.json says, else GoT-R1's.
+    template: PromptTemplate | None = None
     # Longer prompts are an error; prompts are padded to a multiple of 16.
     max_prompt_tokens: TokenCount = 256
+
+    @property
+    def prompt_template(self) -> str:
+        """The prompt around a caption."""
+        return GOTR1_TEMPLATE if self.template is None else self.template
 
 
 @dataclass(frozen=True)
@@ -102,11 +111,13 @@ class RolloutConfig(CheckedConfig):
     # its M images share its tokens and its KV cache. 1: every sample has a plan of its own.
     # Evaluations always sample so.
     images_per_plan: RowCount = 1
-    max_plan_tokens: TokenCount = 600
+    # Null, here and of the next three: as policy.init's generation_config.json says, else 600, 5, 1
+    # and 1.
+    max_plan_tokens: TokenCount | None = None
     # 1: none.
-    guidance: Annotated[float, Range("[1, 1000]")] = 5.0
-    text_temperature: Temperature = 1.0
-    image_temperature: Temperature = 1.0
+    guidance: Annotated[float, Range("[1, 1000]")] | None = None
+    text_temperature: Temperature | None = None
+    image_temperature: Temperature | None = None
     # Captions per sampling batch; fewer need less memory and more time. 0: captions_per_step. In
     # float32 it does not change the samples.
     captions_at_once: Annotated[int, Range("[0, 1048576]")] = 0
@@ -132,14 +143,14 @@ class RolloutConfig(CheckedConfig):
         return self.rows_at_once // self.images_per_plan
 
     @property
+    def sampled(self) -> GenerationConfig:
+        """What is set of how plans and images are sampled."""
+        return GenerationConfig(**{name: getattr(self, name) for name in SAMPLED})
+
+    @property
     def sampling(self) -> SamplerConfig:
         """Settings of the sampler."""
-        return SamplerConfig(
-            max_plan_tokens=self.max_plan_tokens,
-            guidance=self.guidance,
-            text_temperature=self.text_temperature,
-            image_temperature=self.image_temperature,
-        )
+        return SamplerConfig.of(self.sampled)
 
     def check(self) -> None:
         """Whole sampling batches, whole plans, and no more rows than memory can hold."""
@@ -282,6 +293,19 @@ class GrpoConfig(JobConfig):
     def from_file(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
         """As `load_config`; `--reward FUNCTION` adds a term, see `grpo.reward_flag`."""
         return load_config(cls, path, expand_rewards(cls, path, overrides))
+
+    @property
+    def sampled(self) -> GenerationConfig:
+        """What is set of how plans and images are sampled; of a run's own file, all of it."""
+        return replace(self.rollout.sampled, template=self.policy.template)
+
+    def sampled_as(self, said: GenerationConfig) -> Self:
+        """A copy in which that is what `said` says."""
+        try:
+            rollout = replace(self.rollout, **{name: getattr(said, name) for name in SAMPLED})
+        except ConfigError as error:
+            raise ConfigError(f"rollout.{error}") from error
+        return replace(self, rollout=rollout, policy=replace(self.policy, template=said.template))
 
     @property
     def sampling(self) -> SamplerConfig:

@@ -68,7 +68,8 @@ def run(options: argparse.Namespace) -> None:
     rounding = Rounding(weights, options.dtype or weights.dtype)
     write(
         target, open_checkpoint(weights.base), options.format,
-        part_dtypes={"policy": weights.dtype}, changes=rounding.changes, **settings,
+        part_dtypes={"policy": weights.dtype}, changes=rounding.changes,
+        generation=weights.sampled, **settings,
     )  # fmt: skip
     print(f"step {weights.step} of {run_dir}: {rounding.line()}")
 

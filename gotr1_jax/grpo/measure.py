@@ -35,7 +35,7 @@ def measured_under(
         "reward": _reward_text(reward),
         "sampling": json.dumps(to_plain(config.rollout.sampling)),
         "policy": json.dumps([policy.init, init, policy.dtype, policy.param_dtype]),
-        "template": f"{policy.template}, {policy.max_prompt_tokens} tokens at most",
+        "template": f"{policy.prompt_template}, {policy.max_prompt_tokens} tokens at most",
     }
 
 

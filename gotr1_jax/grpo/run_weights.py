@@ -16,12 +16,14 @@ import orbax.checkpoint as ocp
 
 from gotr1_jax.config import load_config
 from gotr1_jax.convert.find import RUN_MODEL, checkpoint_path
+from gotr1_jax.convert.generation_config import GenerationConfig
 from gotr1_jax.convert.open_checkpoint import open_checkpoint
 from gotr1_jax.convert.rules import sources
 from gotr1_jax.convert.translate import Change, translate_checkpoint
 from gotr1_jax.convert.tree import dotted, model_view
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.grpo.sampled import trained_sampling
 from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.trainer.checkpoint import Checkpoints
@@ -59,6 +61,11 @@ class RunWeights:
     def lora(self) -> LoraConfig | None:
         """Settings of the adapters; None if all parameters are trained."""
         return self.config.policy.lora
+
+    @property
+    def sampled(self) -> GenerationConfig:
+        """How the policy wants to be sampled."""
+        return trained_sampling(self.config)
 
     def adapters(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """(A (L, in, rank), B (L, rank, out)) by the path of the kernel that they adapt."""
@@ -125,7 +132,7 @@ def write_run_model(target: Path, weights: RunWeights) -> str:
     rounding = Rounding(weights, weights.dtype)
     translate_checkpoint(
         target, open_checkpoint(weights.base), "original",
-        part_dtypes={"policy": weights.dtype}, changes=rounding.changes,
+        part_dtypes={"policy": weights.dtype}, changes=rounding.changes, generation=weights.sampled,
     )  # fmt: skip
     return rounding.line()
 

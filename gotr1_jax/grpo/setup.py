@@ -124,11 +124,11 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
         own_loss = try_loss(config.loss)
         policy, checkpoint = load_policy(config.policy, config.seed, run.mesh)
         encode = partial(
-            encode_captions, tokenizer=checkpoint.tokenizer, template=config.policy.template,
+            encode_captions, tokenizer=checkpoint.tokenizer, template=config.policy.prompt_template,
             limit=config.policy.max_prompt_tokens,
         )  # fmt: skip
         fits = partial(
-            checkpoint.tokenizer.encode_prompt, template=config.policy.template,
+            checkpoint.tokenizer.encode_prompt, template=config.policy.prompt_template,
             max_tokens=config.policy.max_prompt_tokens,
         )  # fmt: skip
         prompts = encode(train_captions(config.captions, config.seed, fits))
@@ -248,7 +248,7 @@ def loss_settings(config: GrpoConfig, image_tokens: int) -> GrpoLossConfig:
 
     A BOI after `max_plan_tokens` tokens is forced and never in the loss.
     """
-    whole = config.rollout.max_plan_tokens + image_tokens
+    whole = config.sampling.max_plan_tokens + image_tokens
     ratio = config.loss.gspo_ratio
     if ratio == "auto":
         ratio = "segment" if config.advantage.is_split else "sample"

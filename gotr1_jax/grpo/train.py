@@ -27,6 +27,7 @@ from gotr1_jax.grpo.held_out import HeldOut
 from gotr1_jax.grpo.metrics import own_metrics, step_metrics
 from gotr1_jax.grpo.rollout import ScoredRollout
 from gotr1_jax.grpo.run_weights import RunWeights, write_run_model
+from gotr1_jax.grpo.sampled import resolve_job
 from gotr1_jax.grpo.setup import GrpoJob, make_job
 from gotr1_jax.grpo.terms_file import write_terms
 from gotr1_jax.grpo.update import policy_batches
@@ -47,6 +48,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
 
     A step: sample, score, advantages, teacher-forced log-probs, update, log.
     """
+    config = resolve_job(config)
     evaluated = config.evaluation.captions * config.evaluation.samples
     row_counts = {
         "update.micro_batch": config.update.micro_batch,

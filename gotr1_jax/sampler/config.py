@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 from gotr1_jax.config import CheckedConfig
+from gotr1_jax.convert.generation_config import GenerationConfig
 from gotr1_jax.decoding.config import LogpConfig, LogpMode, TokenSamplingConfig
 from gotr1_jax.limits import Guidance, Temperature, TemperatureOrGreedy, TokenCount, TopK, TopP
+from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class SamplerConfig(CheckedConfig):
     plan_bucket: TokenCount = 128
     image_bucket: TokenCount = 96
 
+    @classmethod
+    def of(cls, said: GenerationConfig) -> Self:
+        """As `said` says, and the default where it says nothing; a template is no part of it."""
+        return cls(**{name: v for name, v in said.stated.items() if name != "template"})
+
     @property
     def token_sampling(self) -> TokenSamplingConfig:
         """The settings of `sample_token`."""
@@ -51,6 +59,12 @@ class SamplerConfig(CheckedConfig):
     def records_conditional(self) -> bool:
         """Whether image tokens are sampled with guidance and scored without."""
         return self.logp_mode == "conditional" and self.guidance != 1.0
+
+
+def sampling_defaults(*names: str, **others: Any) -> GenerationConfig:
+    """The built-in values of the named fields of `GenerationConfig`, and `others`."""
+    known = {**vars(SamplerConfig()), "template": GOTR1_TEMPLATE}
+    return GenerationConfig(**{name: known[name] for name in names} | others)
 
 
 @dataclass(frozen=True)

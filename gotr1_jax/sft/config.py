@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar, Literal, Self
 
 from gotr1_jax.config import CheckedConfig
+from gotr1_jax.convert.generation_config import GenerationConfig
 from gotr1_jax.data.config import RecordsConfig
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.limits import (
@@ -71,7 +72,9 @@ class SftDataConfig(CheckedConfig):
 class SftConfig(JobConfig):
     """Supervised training of plan and image: `gotr1 train sft`."""
 
-    may_change: ClassVar[Collection[str]] = ("micro_batch", "remat", "export_dir", "log_every")
+    may_change: ClassVar[Collection[str]] = (
+        "micro_batch", "remat", "export_dir", "log_every", "sampling",
+    )  # fmt: skip
 
     # Checkpoint of the VQ tokenizer: a folder (such as `gotr1 train vq` writes) or a hub id.
     vq: FilledText
@@ -90,13 +93,40 @@ class SftConfig(JobConfig):
     export_dir: FilledText | None = None
     remat: Literal["none", "dots", "full"] = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    template: PromptTemplate = GOTR1_TEMPLATE
+    # Null: as init's generation_config.json says, else GoT-R1's.
+    template: PromptTemplate | None = None
+    # What the finished model's generation_config.json says, besides the template and the longest
+    # plan of the training. Null: as init's says.
+    sampling: GenerationConfig = field(default_factory=GenerationConfig)
     # Loss weights of plan tokens, image tokens and the begin-of-image token.
     text_weight: Weight = 1.0
     image_weight: Weight = 1.0
     boi_weight: Weight = 1.0
     log_every: Steps = 20
     data: SftDataConfig = field(default_factory=SftDataConfig)
+
+    @property
+    def prompt_template(self) -> str:
+        """The prompt around a caption."""
+        return GOTR1_TEMPLATE if self.template is None else self.template
+
+    @property
+    def sampled(self) -> GenerationConfig:
+        """What is set of what a checkpoint may say and training depends on."""
+        return GenerationConfig(template=self.template)
+
+    def sampled_as(self, said: GenerationConfig) -> Self:
+        """A copy in which that is what `said` says."""
+        return replace(self, template=said.template)
+
+    @property
+    def wanted(self) -> GenerationConfig:
+        """How the finished model wants to be sampled."""
+        trained = GenerationConfig(
+            max_plan_tokens=max(1, self.data.max_plan_tokens - 1),  # without BOI
+            template=self.prompt_template,
+        )
+        return self.sampling.or_else(trained)
 
     def check(self) -> None:
         """One start, whole micro-batches, enough examples, and something to learn."""
@@ -116,6 +146,11 @@ class SftConfig(JobConfig):
             raise ConfigError(
                 f"batch_size is {self.batch_size}, data.examples is {self.data.examples}; a batch "
                 "holds each example once, so use more examples"
+            )
+        if self.sampling.template is not None:
+            raise ConfigError(
+                "sampling.template is set; the model is sampled with the template of its training: "
+                "set template"
             )
         if self.text_weight == self.image_weight == self.boi_weight == 0:
             raise ConfigError(

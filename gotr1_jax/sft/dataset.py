@@ -64,7 +64,9 @@ def make_batches(
     Raises InputError on every process, before the first batch, for data that do not fit.
     """
     data = config.data
-    text = TextFormat(tokenizer, config.template, data.max_prompt_tokens, data.max_plan_tokens)
+    text = TextFormat(
+        tokenizer, config.prompt_template, data.max_prompt_tokens, data.max_plan_tokens
+    )
     if data.source == "shapes":
         source = ShapesSource(
             "train", data.examples, config.seed, data.unfaithful_fraction, data.plans

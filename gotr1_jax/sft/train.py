@@ -32,6 +32,7 @@ from gotr1_jax.parallel.processes import (
     raise_on_all_processes,
 )
 from gotr1_jax.parallel.sharding import state_shardings
+from gotr1_jax.sampler.config import sampling_defaults
 from gotr1_jax.sft.config import SftConfig
 from gotr1_jax.sft.dataset import describe_data, make_batches, to_token_batch
 from gotr1_jax.sft.losses import SftWeights
@@ -39,6 +40,7 @@ from gotr1_jax.sft.number_features import with_number_features
 from gotr1_jax.sft.update import make_sft_step
 from gotr1_jax.shapes.tokenizer import train_tokenizer
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer, add_plan_tokens
+from gotr1_jax.trainer.generation import resolve_run_sampling
 from gotr1_jax.trainer.optimizer import make_optimizer, make_schedule
 from gotr1_jax.trainer.run import Run
 from gotr1_jax.trainer.run_dir import write_summary
@@ -59,6 +61,8 @@ class InitialModel:
 
 def train_sft(config: SftConfig) -> Path:
     """Run the job; returns the folder of the finished model in the released format."""
+    source = None if config.init is None else find_checkpoint(config.init)
+    config = resolve_run_sampling(config, source, sampling_defaults("template"))
     row_counts, bad_updates = {"micro_batch": config.micro_batch}, config.log_every + 1
     with (
         # A new tokenizer is written here first, so that an error leaves no run directory.
@@ -203,6 +207,7 @@ def _export(config: SftConfig, root: Path, initial: InitialModel, policy: Any) -
         save_checkpoint(
             out, initial.config, policy, initial.vq, initial.understanding, initial.tokenizer_dir,
             dtype="float32",  # of training
+            generation=config.wanted,
         )  # fmt: skip
         print(f"{out}: trained weights in float32, not rounded")
     return out

@@ -119,6 +119,21 @@ def _refuse_other_arrays(
         )
 
 
+def resumed_settings(config: Any) -> Any | None:
+    """The settings of the run that a job of `config` would go on with, as they are stored.
+
+    None of a new run, and where they cannot be read: `check_settings` tells. InputError as of
+    `resolve_resume`.
+    """
+    path = resolve_resume(config.resume, config.run_dir, tell=False)
+    if path is None or not (file := run_of(path).config).is_file():
+        return None
+    try:
+        return load_config(type(config), file)
+    except InputError:
+        return None
+
+
 def check_inputs(source: RunDir, inputs: Mapping[str, str], allow: bool) -> list[SettingChange]:
     """As `check_settings`, of the files' content: what `inputs` says by the setting's name."""
     if not source.inputs.is_file():  # of a run of an earlier version
@@ -155,7 +170,7 @@ def describe_texts(texts: Iterable[str], what: str) -> str:
     return f"{count} {what}, SHA-256 {digest.hexdigest()[:16]}"
 
 
-def resolve_resume(mode: str, run_dir: Path | str) -> Path | None:
+def resolve_resume(mode: str, run_dir: Path | str, *, tell: bool = True) -> Path | None:
     """The folder to resume from, for `restore_path`; None for a new run.
 
     Args:
@@ -164,6 +179,7 @@ def resolve_resume(mode: str, run_dir: Path | str) -> Path | None:
             command, started again, goes on with the checkpoints that were saved since. With a path
             of another run, this run's own checkpoints are used once there are any.
         run_dir: the run's directory.
+        tell: log what is found where that is not what one may expect.
 
     Raises:
         InputError: the path holds no checkpoint.
@@ -174,11 +190,13 @@ def resolve_resume(mode: str, run_dir: Path | str) -> Path | None:
     if mode == "auto":
         if own.steps():
             return own.directory
-        own.warn_unfinished()
+        if tell:
+            own.warn_unfinished()
         return None
     path, followed = Path(mode), RunDir(Path(run_dir)).followed
     if own.steps() and _followed(followed) == str(path.resolve()):
-        _log.info(
+        _log.log(
+            logging.INFO if tell else logging.DEBUG,
             "--resume %s was followed before: the run goes on from its newest checkpoint (remove "
             "%s to return to it)", mode, followed,
         )  # fmt: skip
@@ -188,7 +206,8 @@ def resolve_resume(mode: str, run_dir: Path | str) -> Path | None:
             inside = own.directory.resolve() in (folder.resolve(), folder.resolve().parent)
             if inside or not own.steps():
                 return folder
-            _log.warning(
+            _log.log(
+                logging.WARNING if tell else logging.DEBUG,
                 "%s has checkpoints of its own and goes on from them: --resume %s is not used",
                 run_dir, mode,
             )  # fmt: skip

@@ -109,10 +109,9 @@ def search_samples(
 ) -> Iterator[tuple[SampleTask, GeneratedSample]]:  # fmt: skip
     """The kept sample of each row; at the end a line about those that could not be verified."""
     assert config.search is not None
-    drawing = GeneratorDrawing(images, config.max_plan_tokens, config.sampling.plan_bucket)
-    search = Search(
-        config.search.search, drawing, tokenizer, judges, config.max_plan_tokens, config.plans_only
-    )
+    longest, bucket = config.sampling.max_plan_tokens, config.sampling.plan_bucket
+    drawing = GeneratorDrawing(images, longest, bucket)
+    search = Search(config.search.search, drawing, tokenizer, judges, longest, config.plans_only)
     unverified, samples, failed = set[str](), 0, 0
     for row, sample in search(rows):
         yield row, sample
