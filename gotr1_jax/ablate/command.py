@@ -29,7 +29,6 @@ from gotr1_jax.ablate.config import AblationConfig
 from gotr1_jax.config import load_config
 from gotr1_jax.errors import InputError, RunError, Stopped
 from gotr1_jax.grpo.config import GrpoConfig
-from gotr1_jax.grpo.sampled import resolve_job
 from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.io.reading import read_json, read_json_object, read_text
 from gotr1_jax.io.write_errors import write_failure
@@ -211,7 +210,9 @@ def check_same(planned: PlannedRun) -> None:
     if not stored.is_file():
         return
     found = replace(load_config(GrpoConfig, stored), run_dir=planned.config.run_dir)
-    if found != resolve_job(planned.config):
+    wanted = planned.config
+    # What is left to the checkpoint is as it was.
+    if found != wanted.sampled_as(wanted.sampled.or_else(found.sampled)):
         raise InputError(
             f"{planned.root} holds a run of another configuration; give another --out, or remove it"
         )

@@ -74,7 +74,10 @@ def read_job(path: Path, overrides: list[str]) -> Any:
     """The configuration of a grpo or sft job, recognised by its keys."""
     import dataclasses
 
+    from gotr1_jax.aot.sizes import local_checkpoint
+    from gotr1_jax.convert.generation_config import resolve_sampling
     from gotr1_jax.grpo.config import GrpoConfig
+    from gotr1_jax.grpo.sampled import BUILT_IN
     from gotr1_jax.io.strict_yaml import read_yaml_file
     from gotr1_jax.judge_sft.config import JudgeSftConfig
     from gotr1_jax.sft.config import SftConfig
@@ -90,4 +93,7 @@ def read_job(path: Path, overrides: list[str]) -> Any:
     schema: Any = max((GrpoConfig, SftConfig, *others), key=known_keys)
     if schema in others:
         raise InputError(f"{path} trains {others[schema]}; only grpo and sft can be compiled")
-    return schema.from_file(path, overrides)
+    config = schema.from_file(path, overrides)
+    if schema is GrpoConfig:
+        return resolve_sampling(config, local_checkpoint(config.policy.init), BUILT_IN)
+    return config

@@ -16,15 +16,13 @@ from gotr1_jax.aot.job import JobCompiler, JobMemory, ModelSizes
 from gotr1_jax.aot.judge import compile_judge, judge_shapes
 from gotr1_jax.aot.measure import bytes_per_device
 from gotr1_jax.aot.sampling import SampledRows, array_shape, compile_rollout, shard_rows
-from gotr1_jax.aot.sizes import judge_sizes, local_checkpoint, policy_sizes
+from gotr1_jax.aot.sizes import judge_sizes, policy_sizes
 from gotr1_jax.aot.target import Target
-from gotr1_jax.convert.generation_config import resolve_sampling
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import captions_at_once
 from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.grpo.policy import policy_shapes
 from gotr1_jax.grpo.rollout import PROMPT_MULTIPLE
-from gotr1_jax.grpo.sampled import BUILT_IN
 from gotr1_jax.grpo.setup import make_learner, make_sampler, state_shapes
 from gotr1_jax.grpo.update import Learner, PolicyBatch
 from gotr1_jax.models.config import JanusConfig
@@ -47,7 +45,6 @@ from gotr1_jax.trainer.optimizer import make_optimizer
 
 def compile_grpo(config: GrpoConfig, models: ModelSizes, job: JobCompiler) -> None:
     """Compiles the job's programs, the update first."""
-    config = resolve_sampling(config, local_checkpoint(config.policy.init), BUILT_IN)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, job.target.devices)
     local = _host_mesh(mesh, job.target)
     check_rows(config.update.micro_batch, mesh, "update.micro_batch")

@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GenerationConfig(CheckedConfig):
-    """How plans and images are sampled; null: nothing is said about it.
+    """How plans and images are sampled; null: not stated.
 
     Attributes:
       guidance: weight of the image's guidance; 1: none.
@@ -63,11 +63,11 @@ class GenerationConfig(CheckedConfig):
 
     @property
     def stated(self) -> dict[str, Any]:
-        """What is said, by field."""
+        """The stated settings, by field."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def or_else(self, *others: GenerationConfig) -> GenerationConfig:
-        """What is said here, else by the first of the others that says it."""
+        """Each setting as stated here, else by the first of the others that states it."""
         found: dict[str, Any] = {}
         for one in (self, *others):
             found = one.stated | found
@@ -98,13 +98,14 @@ def read_generation_config(folder: Path) -> GenerationConfig:
     return GenerationConfig(**found, greedy=None if samples is None else not samples)
 
 
-def generation_json(said: GenerationConfig, others: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's content: what `said` says, beside the other keys of the content `others`."""
+def generation_json(settings: GenerationConfig, others: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's content: the stated `settings`, beside the other keys of the content `others`."""
     # The text's temperature is written after the image's, whose second key it has.
     ordered = sorted(_KEYS.items(), key=lambda item: item[0] == "text_temperature")
-    made = {key: said.stated[name] for name, keys in ordered if name in said.stated for key in keys}
-    if said.greedy is not None:
-        made["do_sample"] = not said.greedy
+    stated = settings.stated
+    made = {key: stated[name] for name, keys in ordered if name in stated for key in keys}
+    if settings.greedy is not None:
+        made["do_sample"] = not settings.greedy
     return {**others, **made}
 
 
@@ -113,11 +114,11 @@ class SamplingJob(Protocol):
 
     @property
     def sampled(self) -> GenerationConfig:
-        """What they say of it."""
+        """What they state of it."""
         ...
 
-    def sampled_as(self, said: GenerationConfig) -> Self:
-        """A copy that says what `said` does, of the fields that the job has."""
+    def sampled_as(self, settings: GenerationConfig) -> Self:
+        """A copy with these `settings`, of the fields that the job has."""
         ...
 
 

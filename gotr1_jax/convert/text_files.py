@@ -96,16 +96,16 @@ def _port_files(opened: OpenCheckpoint) -> dict[str, Any]:
     }
 
 
-def _generation(opened: OpenCheckpoint, form: Format, said: GenerationConfig) -> dict[str, Any]:
-    """generation_config.json: the source's, in which `said` is said."""
+def _generation(opened: OpenCheckpoint, form: Format, settings: GenerationConfig) -> dict[str, Any]:
+    """generation_config.json: the source's, with the stated `settings` in it."""
     old = read_json_object(opened.path / GENERATION_FILE, missing_ok=True)
     if opened.form == form:
-        return generation_json(said, old)
+        return generation_json(settings, old)
     if form == "original":
-        return generation_json(said, {k: v for k, v in old.items() if k != "generation_kwargs"})
+        return generation_json(settings, {k: v for k, v in old.items() if k != "generation_kwargs"})
     own = generation_to_json(TextTokenizer.from_dir(opened.path).specials)
     stated = {key: value for key, value in old.items() if value is not None}
-    return generation_json(said, {"guidance_scale": _GUIDANCE, **stated, **own})
+    return generation_json(settings, {"guidance_scale": _GUIDANCE, **stated, **own})
 
 
 def _released_files(opened: OpenCheckpoint) -> dict[str, Any]:

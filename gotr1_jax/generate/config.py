@@ -123,12 +123,13 @@ class GenerateConfig(CheckedConfig):
             self.max_plan_tokens, self.template,
         )  # fmt: skip
 
-    def sampled_as(self, said: GenerationConfig) -> Self:
-        """A copy in which that is what `said` says."""
+    def sampled_as(self, settings: GenerationConfig) -> Self:
+        """A copy that is sampled with these `settings`."""
         return replace(
-            self, cfg=said.guidance, temperature=said.text_temperature,
-            image_temperature=said.image_temperature, top_k=said.top_k, top_p=said.top_p,
-            greedy=said.greedy, max_plan_tokens=said.max_plan_tokens, template=said.template,
+            self, cfg=settings.guidance, temperature=settings.text_temperature,
+            image_temperature=settings.image_temperature, top_k=settings.top_k,
+            top_p=settings.top_p, greedy=settings.greedy,
+            max_plan_tokens=settings.max_plan_tokens, template=settings.template,
         )  # fmt: skip
 
     @property

@@ -299,13 +299,15 @@ class GrpoConfig(JobConfig):
         """What is set of how plans and images are sampled; of a run's own file, all of it."""
         return replace(self.rollout.sampled, template=self.policy.template)
 
-    def sampled_as(self, said: GenerationConfig) -> Self:
-        """A copy in which that is what `said` says."""
+    def sampled_as(self, settings: GenerationConfig) -> Self:
+        """A copy that is sampled with these `settings`."""
         try:
-            rollout = replace(self.rollout, **{name: getattr(said, name) for name in SAMPLED})
+            rollout = replace(self.rollout, **{name: getattr(settings, name) for name in SAMPLED})
         except ConfigError as error:
             raise ConfigError(f"rollout.{error}") from error
-        return replace(self, rollout=rollout, policy=replace(self.policy, template=said.template))
+        return replace(
+            self, rollout=rollout, policy=replace(self.policy, template=settings.template)
+        )
 
     @property
     def sampling(self) -> SamplerConfig:

@@ -1,5 +1,5 @@
-"""How rollouts are sampled where the configuration leaves it to the checkpoint, and what is said of
-it in the checkpoint that a run writes."""
+"""How rollouts are sampled where the configuration leaves it to the checkpoint, and how
+the checkpoint that a run writes wants to be sampled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gotr1_jax.sampler.config import sampling_defaults
 from gotr1_jax.trainer.generation import resolve_run_sampling
 
 BUILT_IN = sampling_defaults(*SAMPLED, "template")
-"""What neither the configuration nor the checkpoint says."""
+"""Where neither the configuration nor the checkpoint states it."""
 # Rollouts draw from the whole distribution: the log-probs of the loss are those of all tokens.
 _WHOLE = sampling_defaults("greedy", "top_k", "top_p")
 _log = logging.getLogger(__name__)

@@ -39,9 +39,9 @@ class SamplerConfig(CheckedConfig):
     image_bucket: TokenCount = 96
 
     @classmethod
-    def of(cls, said: GenerationConfig) -> Self:
-        """As `said` says, and the default where it says nothing; a template is no part of it."""
-        return cls(**{name: v for name, v in said.stated.items() if name != "template"})
+    def of(cls, settings: GenerationConfig) -> Self:
+        """The stated `settings`, defaults for the others; a template is no part of it."""
+        return cls(**{name: v for name, v in settings.stated.items() if name != "template"})
 
     @property
     def token_sampling(self) -> TokenSamplingConfig:

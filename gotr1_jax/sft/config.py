@@ -115,9 +115,9 @@ class SftConfig(JobConfig):
         """What is set of what a checkpoint may say and training depends on."""
         return GenerationConfig(template=self.template)
 
-    def sampled_as(self, said: GenerationConfig) -> Self:
-        """A copy in which that is what `said` says."""
-        return replace(self, template=said.template)
+    def sampled_as(self, settings: GenerationConfig) -> Self:
+        """A copy with the template of `settings`."""
+        return replace(self, template=settings.template)
 
     @property
     def wanted(self) -> GenerationConfig:
