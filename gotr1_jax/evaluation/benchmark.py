@@ -21,7 +21,7 @@ from gotr1_jax.evaluation.folders import BenchmarkImage
 from gotr1_jax.evaluation.queries import CachedModels, ModelQuery, QueryKind, QueryModel
 from gotr1_jax.evaluation.results import check_out
 from gotr1_jax.generate.command import add_sampling_arguments, generate
-from gotr1_jax.generate.config import LAYOUTS, SAMPLING_NAMES, GenerateConfig, read_template
+from gotr1_jax.generate.config import LAYOUTS, SAMPLING_NAMES, GenerateConfig, optional_template
 from gotr1_jax.generate.layouts import make_layout
 from gotr1_jax.images import open_image
 from gotr1_jax.io.reading import read_json_object
@@ -135,7 +135,7 @@ def image_folder(
     folder = options.out / IMAGES / category
     given = {f.name: getattr(options, f.name) for f in fields(GenerateConfig) if f.name in options}
     changed = {"out": folder, "prompts": prompts, "layout": layout}
-    template = None if options.template is None else read_template(options.template)
+    template = optional_template(options.template)
     generate(GenerateConfig(**{**given, **changed, "template": template}))
     return folder, options.n or LAYOUTS[layout]
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from gotr1_jax.config import CheckedConfig
+from gotr1_jax.convert.generation_config import resolve_sampling
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.box_edits import move_box
 from gotr1_jax.evaluation.drawing import caption_tasks, load_drawing
@@ -40,10 +41,11 @@ from gotr1_jax.evaluation.given_plans_report import (
 from gotr1_jax.evaluation.results import check_out
 from gotr1_jax.evaluation.shapes import NOTE
 from gotr1_jax.generate.config import (
+    BUILT_IN,
     GenerateConfig,
     check_settings_file,
     fingerprint,
-    read_template,
+    optional_template,
 )
 from gotr1_jax.limits import (
     FilledText,
@@ -61,12 +63,14 @@ from gotr1_jax.shapes.dataset import ShapesSource
 from gotr1_jax.shapes.judge import judge_sample
 from gotr1_jax.shapes.render import render
 from gotr1_jax.shapes.scenes import Scene
-from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, TextTokenizer
+from gotr1_jax.tokenizers.janus import TextTokenizer
 
 if TYPE_CHECKING:
     from gotr1_jax.generate.batches import SampleTask
     from gotr1_jax.trainer.samples import SampleRecord
 
+# How images are sampled where the checkpoint does not say it.
+_RECIPE = replace(BUILT_IN, guidance=3.0)
 _Draw = Callable[["Sequence[SampleTask]"], "list[SampleRecord]"]
 
 
@@ -84,6 +88,8 @@ class GivenPlansConfig(CheckedConfig):
       temperature: of the image tokens.
       template: prompt text around the caption.
       batch_size: rows sampled at once.
+
+    cfg, temperature, template: None is as the checkpoint says, else 3, 1 and GoT-R1's.
     """
 
     out: Path
@@ -91,9 +97,9 @@ class GivenPlansConfig(CheckedConfig):
     captions: ItemCount = 128
     edits: Annotated[int, Range("[0, 10000000]")] = 100
     seed: Seed = 0
-    cfg: Guidance = 3.0
-    temperature: Temperature = 1.0
-    template: PromptTemplate = GOTR1_TEMPLATE
+    cfg: Guidance | None = None
+    temperature: Temperature | None = None
+    template: PromptTemplate | None = None
     batch_size: RowCount = 64
 
     def check(self) -> None:
@@ -135,13 +141,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="of scenes, moved boxes and sampling (0)"
     )
     parser.add_argument(
-        "--cfg", "--guidance", type=float, default=3.0, metavar="W", help="guidance weight (3)"
+        "--cfg",
+        "--guidance",
+        type=float,
+        metavar="W",
+        help="guidance weight (as the checkpoint says, else 3)",
     )
     parser.add_argument(
-        "--temperature", type=float, default=1.0, metavar="T", help="of the image tokens (1)"
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="of the image tokens (as the checkpoint says, else 1)",
     )
     parser.add_argument(
-        "--template", default="gotr1", help="prompt around the caption, as for gotr1 generate"
+        "--template",
+        help="prompt around the caption, as for gotr1 generate (as the checkpoint says, else "
+        "gotr1)",
     )
     parser.add_argument(
         "--batch-size", type=int, default=64, metavar="B", help="rows sampled at once (64)"
@@ -155,22 +170,24 @@ def run(options: argparse.Namespace) -> None:
     from gotr1_jax.io.files import write_json_atomic
 
     values = {field.name: getattr(options, field.name) for field in fields(GivenPlansConfig)}
-    values["template"] = read_template(options.template)
+    values["template"] = optional_template(options.template)
     if options.edits is None:
         values["edits"] = min(100, options.captions)
     config = GivenPlansConfig(**values)
     source = checkpoint_path(config.ckpt)
     tokenizer = load_checkpoint(source, parts=()).tokenizer
-    note = _note(config, source)
-    if (config.out / NOTE).exists():
-        check_settings_file(config.out / NOTE, note)
-    cases = make_cases(config)
     base = GenerateConfig(
-        Path("."), prompt="none", cfg=config.cfg, temperature=config.temperature,
+        Path("."), prompt="none", cfg=config.cfg, image_temperature=config.temperature,
         seed=config.seed, template=config.template,
         batch_size=min(config.batch_size, config.captions),
     )  # fmt: skip
-    true, edited = _encode(cases, tokenizer, base)
+    base = resolve_sampling(base, source, _RECIPE)
+    note = _note(config, base, source)
+    if (config.out / NOTE).exists():
+        check_settings_file(config.out / NOTE, note)
+    cases = make_cases(config)
+    # Given plans are of any length.
+    true, edited = _encode(cases, tokenizer, replace(base, max_plan_tokens=None))
     longest = max(len(row.plan_ids) for row in (*true, *edited)) - 1  # without BOI
     base = replace(base, max_plan_tokens=longest)
     write_json_atomic(config.out / NOTE, note)
@@ -203,14 +220,15 @@ def make_cases(config: GivenPlansConfig) -> list[PlannedScene]:
     return cases
 
 
-def _note(config: GivenPlansConfig, source: Path) -> dict[str, Any]:
+def _note(config: GivenPlansConfig, base: GenerateConfig, source: Path) -> dict[str, Any]:
     """What the results depend on."""
     return {
         "checkpoint": str(source),
         "weights": fingerprint(source),
-        "template": config.template,
-        "guidance": config.cfg,
-        "temperature": config.temperature,
+        "template": base.template,
+        "guidance": base.cfg,
+        "temperature": base.image_temperature,
+        "tokens": [base.greedy, base.top_k, base.top_p],
         "scenes": ShapesSource("heldout", config.captions, config.seed).key,
         "number of captions": config.captions,
         "edits": config.edits,

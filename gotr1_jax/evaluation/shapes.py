@@ -22,7 +22,7 @@ from gotr1_jax.convert.find import RUN_CONFIG
 from gotr1_jax.convert.generation_config import GenerationConfig, resolve_sampling
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.results import IMAGES, ResultRow, check_out, write_results
-from gotr1_jax.generate.config import check_settings_file, fingerprint, read_template
+from gotr1_jax.generate.config import check_settings_file, fingerprint, optional_template
 from gotr1_jax.grpo.config import SAMPLED, GrpoConfig, RewardConfig
 from gotr1_jax.grpo.sampled import BUILT_IN
 from gotr1_jax.io.strict_yaml import read_yaml_file
@@ -164,10 +164,10 @@ def read_options(options: argparse.Namespace) -> ShapesEvaluationConfig:
     """The options, completed by the configuration's values, else those of the shipped recipes."""
     from gotr1_jax.grpo.evaluate import EVALUATION_SEED
 
-    template = None if options.template is None else read_template(options.template)
     given = GenerationConfig(
-        guidance=options.cfg, max_plan_tokens=options.max_plan_tokens, template=template
-    )
+        guidance=options.cfg, max_plan_tokens=options.max_plan_tokens,
+        template=optional_template(options.template),
+    )  # fmt: skip
     job = _base_job(options.config, options.ckpt, given)
     evaluation = job.evaluation
     return ShapesEvaluationConfig(

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Annotated
 
 from gotr1_jax.config import CheckedConfig
+from gotr1_jax.convert.generation_config import resolve_sampling
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.drawing import caption_tasks, load_drawing
 from gotr1_jax.evaluation.strip_image import StripPair, StripSample, draw_strip
-from gotr1_jax.generate.config import GenerateConfig, read_template
+from gotr1_jax.generate.config import BUILT_IN, GenerateConfig, optional_template
 from gotr1_jax.limits import (
     FilledText,
     Guidance,
@@ -31,7 +32,10 @@ from gotr1_jax.limits import (
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.shapes.judge import judge_sample
-from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, without_boi
+from gotr1_jax.tokenizers.janus import without_boi
+
+# How is sampled where a checkpoint does not say it.
+_RECIPE = replace(BUILT_IN, guidance=3.0, max_plan_tokens=256)
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class StripConfig(CheckedConfig):
       temperature: of plan and image.
       max_plan_tokens: longest plan.
       template: prompt text around the caption.
+
+    The last four: None is as each checkpoint says, else 3, 1, 256 and GoT-R1's.
     """
 
     out: Path
@@ -54,10 +60,10 @@ class StripConfig(CheckedConfig):
     after: FilledText
     captions: Annotated[int, Range("[1, 64]", why="all stand in one image")] = 8
     seed: Seed = 0
-    cfg: Guidance = 3.0
-    temperature: Temperature = 1.0
-    max_plan_tokens: TokenCount = 256
-    template: PromptTemplate = GOTR1_TEMPLATE
+    cfg: Guidance | None = None
+    temperature: Temperature | None = None
+    max_plan_tokens: TokenCount | None = None
+    template: PromptTemplate | None = None
 
     def check(self) -> None:
         """A file that can be written."""
@@ -81,16 +87,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of captions and sampling (0)")
     parser.add_argument(
-        "--cfg", "--guidance", type=float, default=3.0, metavar="W", help="guidance weight (3)"
+        "--cfg",
+        "--guidance",
+        type=float,
+        metavar="W",
+        help="guidance weight (as each checkpoint says, else 3)",
     )
     parser.add_argument(
-        "--temperature", type=float, default=1.0, metavar="T", help="of plan and image (1)"
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="of plan and image (as each checkpoint says, else 1)",
     )
     parser.add_argument(
-        "--max-plan-tokens", type=int, default=256, metavar="T", help="longest plan (256)"
+        "--max-plan-tokens",
+        type=int,
+        metavar="T",
+        help="longest plan (as each checkpoint says, else 256)",
     )
     parser.add_argument(
-        "--template", default="gotr1", help="prompt around the caption, as for gotr1 generate"
+        "--template",
+        help="prompt around the caption, as for gotr1 generate (as each checkpoint says, else "
+        "gotr1)",
     )
 
 
@@ -101,7 +119,7 @@ def run(options: argparse.Namespace) -> None:
     from gotr1_jax.io.files import atomic_write
 
     values = {field.name: getattr(options, field.name) for field in fields(StripConfig)}
-    config = StripConfig(**values | {"template": read_template(options.template)})
+    config = StripConfig(**values | {"template": optional_template(options.template)})
     sources = [checkpoint_path(name) for name in (config.before, config.after)]
     for source in sources:
         load_checkpoint(source, parts=())  # refuses one that is none before the other is used
@@ -142,6 +160,7 @@ def _draw(config: StripConfig, source: Path, captions: Sequence[str]) -> list[St
         max_plan_tokens=config.max_plan_tokens, seed=config.seed, template=config.template,
         batch_size=len(captions),
     )  # fmt: skip
+    base = resolve_sampling(base, source, _RECIPE)
     tokenizer = load_checkpoint(source, parts=()).tokenizer
     rows = list(encode_samples(caption_tasks(captions), tokenizer, base))
     drawing = load_drawing(base, source, rows)

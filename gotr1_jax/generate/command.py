@@ -20,7 +20,7 @@ from gotr1_jax.generate.config import (
     SETTINGS_FILE,
     GenerateConfig,
     check_settings_file,
-    read_template,
+    optional_template,
     result_settings,
     sampling_settings,
 )
@@ -115,8 +115,9 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the command with parsed options."""
     values = {field.name: getattr(args, field.name) for field in fields(GenerateConfig)}
-    template = None if args.template is None else read_template(args.template)
-    values |= {"template": template, "search": read_search_options(args)}
+    values |= {
+        "template": optional_template(args.template), "search": read_search_options(args)
+    }  # fmt: skip
     config = GenerateConfig(**values)
     print_result: PrintResult | None = None
     if args.json:

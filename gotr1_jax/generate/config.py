@@ -212,6 +212,11 @@ def read_template(text: str) -> str:
     return template
 
 
+def optional_template(text: str | None) -> str | None:
+    """`read_template` of an option; None where it is not given."""
+    return None if text is None else read_template(text)
+
+
 def result_settings(
     config: GenerateConfig, source: Path, dtype: str, captions_digest: str
 ) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def own(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     policy, checkpoint = load_policy(config.policy, config.seed, mesh)
     worker = make_rollout_worker(config, policy, checkpoint, make_judge(config.judge), mesh)
     heldout = encode_captions(
-        shapes_captions("heldout", CAPTIONS), checkpoint.tokenizer, config.policy.template,
+        shapes_captions("heldout", CAPTIONS), checkpoint.tokenizer, config.policy.prompt_template,
         config.policy.max_prompt_tokens,
     )  # fmt: skip
     root = tmp_path_factory.mktemp("own")
