@@ -108,6 +108,13 @@ def label_parts(mask: np.ndarray) -> np.ndarray:
 
     A part has a core of 5×5 pixels; two that are joined by a thinner bridge are two.
     """
+    result = np.zeros(mask.shape, np.int32)
+    inside = [np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)]
+    if not inside[0].size:
+        return result
+    # Only where the mask is: the filters cost as much as their pixels.
+    within = tuple(slice(at[0], at[-1] + 1) for at in inside)
+    mask = mask[within]
     labels, number = ndimage.label(ndimage.binary_opening(mask, _CORE))
     for _ in range(_REGROW if number else 0):
         grown = np.where(mask, ndimage.maximum_filter(labels, size=3, mode="constant"), 0)
@@ -115,4 +122,5 @@ def label_parts(mask: np.ndarray) -> np.ndarray:
         if (grown == labels).all():
             break
         labels = grown
-    return labels
+    result[within] = labels
+    return result

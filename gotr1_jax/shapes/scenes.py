@@ -35,9 +35,7 @@ from gotr1_jax.shapes.vocabulary import (
 # Places tried at once for an object or a pair, and scenes tried in all.
 _TRIES = 192
 _SCENES = 2000
-# An edge of a hidden object shows if its visible part ends this close to it, in pixels.
-_EDGE_PIXELS = 0
-# More of the box of an object behind another one is never covered, see HIDDEN.
+# Pairs with a larger share of the box behind are not tried: little of the object would show.
 _MAX_COVERED = 0.6
 
 
@@ -158,12 +156,11 @@ def _place(
     if relation is not None:
         pairs = np.stack([_random_boxes(rng, side) for side in sides[:2]], axis=1)
         pairs = pairs[_related(relation, pairs[:, 0], pairs[:, 1])]
-        if relation in DEPTHS:
-            fits = (pair for pair in pairs if _hides_well(objects, pair, relation))
-            pairs = np.array([*fits][:1] if len(pairs) else pairs)
-        if not len(pairs):
+        fits = (p for p in pairs if relation not in DEPTHS or _hides_well(objects, p, relation))
+        first = next(fits, None)
+        if first is None:
             return None
-        boxes = pairs[0]
+        boxes = first
     for side in sides[len(boxes) :]:
         room = _random_boxes(rng, side)
         apart = _gaps(room[:, None], boxes[None]).max(axis=-1) >= MIN_GAP
@@ -189,6 +186,7 @@ def _related(relation: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Which boxes a (N, 4) are `relation` boxes b, as far as boxes tell; bool (N,)."""
     gaps = _gaps(a, b)
     if relation in DEPTHS:
+        # Too large where one box is within the other along an axis; `_hides_well` is exact.
         shared = np.clip(-gaps, 0, None).prod(axis=1)
         back = b if relation == "in front of" else a
         share = shared / (back[:, 2:] - back[:, :2]).prod(axis=1)
@@ -216,11 +214,11 @@ def _hides_well(objects: Sequence[ObjectSpec], pair: np.ndarray, relation: str) 
     share = 1 - np.count_nonzero(visible) / np.count_nonzero(back)
     if not HIDDEN[0] <= share <= HIDDEN[1]:
         return False
-    part = label_parts(visible)
-    if part.max() != 1:
+    extent = _extent(back)
+    if (_extent(visible) != extent).any():  # quick, and true of most
         return False
-    of_back, of_part = (_extent(mask) for mask in (back, part > 0))
-    return bool(np.abs(of_back - of_part).max() <= _EDGE_PIXELS)
+    part = label_parts(visible)
+    return part.max() == 1 and bool((_extent(part > 0) == extent).all())
 
 
 def _extent(mask: np.ndarray) -> np.ndarray:
