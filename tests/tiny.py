@@ -27,16 +27,16 @@ from gotr1_jax.trainer.metrics import MetricsWriter, is_timing, read_metrics
 # The shapes world's image size and tokenizer; everything else as small as it goes.
 SHAPES = JanusConfig(
     DecoderConfig(
-        vocab_size=512, hidden_size=32, mlp_size=64, num_layers=2, num_heads=2, num_kv_heads=2,
+        vocab_size=1440, hidden_size=32, mlp_size=64, num_layers=2, num_heads=2, num_kv_heads=2,
         head_dim=16,
     ),
     VQConfig(
         codebook_size=32, code_dim=4, base_channels=4, z_channels=8,
-        encoder_multipliers=(1, 1, 1, 1), decoder_multipliers=(1, 1, 1, 1), num_res_blocks=1,
+        encoder_multipliers=(1, 1, 1, 1, 1), decoder_multipliers=(1, 1, 1, 1, 1), num_res_blocks=1,
         norm_groups=2,
     ),
     SiglipConfig(image_size=64, patch_size=32, width=16, mlp_size=32, num_layers=1, num_heads=2),
-    image_size=64,
+    image_size=128,
 )  # fmt: skip
 
 # A model for steps alone: every size divides by 2, no text, an image of 9 tokens.
@@ -101,7 +101,7 @@ def sft_values(vq: Path, run_dir: Path) -> dict[str, Any]:
         "log_every": 1,
         "model": {
             "decoder": {
-                "vocab_size": 512, "hidden_size": 32, "mlp_size": 64, "num_layers": 2,
+                "vocab_size": 1440, "hidden_size": 32, "mlp_size": 64, "num_layers": 2,
                 "num_heads": 2, "num_kv_heads": 2, "head_dim": 16,
             },
             "siglip": {

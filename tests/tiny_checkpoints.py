@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -23,7 +26,7 @@ from gotr1_jax.shapes.tokenizer import train_tokenizer
 
 TINY = JanusConfig(
     decoder=DecoderConfig(
-        vocab_size=1024,
+        vocab_size=1440,
         hidden_size=32,
         mlp_size=48,
         num_layers=2,
@@ -88,13 +91,21 @@ def tiny_states(config: JanusConfig = TINY, seed: int = 0) -> dict[str, nnx.Stat
     }
 
 
+@lru_cache(maxsize=1)
+def _tokenizer() -> TemporaryDirectory[str]:
+    """The shapes world's tokenizer, trained once a process."""
+    folder = TemporaryDirectory()
+    train_tokenizer(folder.name)
+    return folder
+
+
 def write_tiny(
     directory: Path, config: JanusConfig = TINY, seed: int = 0, dtype: str = "float32"
 ) -> Path:
     """A tiny random checkpoint with the shapes world's tokenizer; returns `directory`."""
     tokenizer = directory.with_name(directory.name + "_tokenizer")
     if not tokenizer.is_dir():
-        train_tokenizer(tokenizer)
+        shutil.copytree(_tokenizer().name, tokenizer)
     states = tiny_states(config, seed)
     return save_checkpoint(
         directory,

@@ -37,10 +37,10 @@ class Encoder:
         self.batches: list[int] = []
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        assert pixels.dtype == np.uint8 and pixels.shape[1:] == (64, 64, 3)
+        assert pixels.dtype == np.uint8 and pixels.shape[1:] == (128, 128, 3)
         self.batches.append(len(pixels))
         total = pixels.astype(np.int64).sum(axis=(1, 2, 3))
-        return np.stack([total % 997, pixels[:, 32, 32, 0]], axis=1)
+        return np.stack([total % 997, pixels[:, 64, 64, 0]], axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_no_batch_holds_a_caption_twice() -> None:
 def test_iterators_resume_exactly(codec: TextTokenizer) -> None:
     source = ShapesSource("train", 11, seed=1, unfaithful_fraction=0.3)
     ids_NU = np.arange(22, dtype=np.int32).reshape(11, 2)
-    text = TextFormat(codec, GOTR1_TEMPLATE, 48, 64)
+    text = TextFormat(codec, GOTR1_TEMPLATE, 48, 80)
     for dataset in (
         caption_batches(CAPTIONS, 3, seed=5),
         sft_batches(source, ids_NU, text, 3, seed=5),
@@ -249,10 +249,10 @@ def test_iterators_resume_exactly(codec: TextTokenizer) -> None:
 def test_sft_rows_spell_caption_and_plan(codec: TextTokenizer) -> None:
     source = ShapesSource("train", 8, seed=2)
     ids_NU = np.arange(24, dtype=np.uint16).reshape(8, 3)
-    text = TextFormat(codec, GOTR1_TEMPLATE, 40, 60)
+    text = TextFormat(codec, GOTR1_TEMPLATE, 48, 80)
     batches = sft_batches(source, ids_NU, text, 8, seed=0)
     batch = next(iter(batches))
-    assert batch.prompt_ids_BC.shape == (8, 40) and batch.plan_ids_BT.shape == (8, 60)
+    assert batch.prompt_ids_BC.shape == (8, 48) and batch.plan_ids_BT.shape == (8, 80)
     for row, index in enumerate(batch.indices_B.tolist()):
         caption, plan = source.text(index)
         prompt_len, plan_len = batch.prompt_len_B[row], batch.plan_len_B[row]
@@ -275,7 +275,7 @@ def test_positions_of_a_batch_are_those_rows_of_the_whole_batch(codec: TextToken
             read.append(index)
             return source.text(index)
 
-    ids_NU, text = np.arange(20).reshape(10, 2), TextFormat(codec, GOTR1_TEMPLATE, 40, 60)
+    ids_NU, text = np.arange(20).reshape(10, 2), TextFormat(codec, GOTR1_TEMPLATE, 48, 80)
     rest = (ids_NU, text, 4, 7)
     whole = iter(sft_batches(source, *rest))
     part = iter(sft_batches(Watched("train", 10, seed=2), *rest, np.array([1, 2])))
@@ -300,11 +300,11 @@ def test_sft_refuses_what_does_not_fit(codec: TextTokenizer) -> None:
         return next(iter(sft_batches(source, ids, text, 2, seed=0)))
 
     with pytest.raises(InputError, match="the prompt has .* the limit of 20.*'a"):
-        first(20, 64)
+        first(20, 80)
     with pytest.raises(InputError, match="the plan of caption 'a .* over the limit of 10"):
         first(64, 10)
     with pytest.raises(InputError, match="4 examples, but token ids of 3"):
-        first(64, 64, ids_NU[:3])
+        first(64, 80, ids_NU[:3])
 
 
 def test_pad_rows_by_hand() -> None:

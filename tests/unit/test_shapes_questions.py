@@ -7,12 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from gotr1_jax.plan import Box
 from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec, split_of
 from gotr1_jax.shapes.questions import QUESTION_KINDS, YES_NO, ask, sample_questions
 from gotr1_jax.shapes.scenes import Scene, SceneObject
 
 QUESTIONS = list(sample_questions(160, "heldout", 7))
-_NUMBERS = {"one": 1, "two": 2, "three": 3}
+_NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
 
 
 def truth_of(question) -> str:
@@ -36,8 +37,10 @@ def truth_of(question) -> str:
         next(o for o in objects if o.spec.kind == tuple(words[at : at + 2]))
         for at in (2, len(words) - 2)
     )
-    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = first.box, second.box
-    true = {"left": ax2 <= bx1, "right": ax1 >= bx2, "above": ay2 <= by1, "below": ay1 >= by2}
+    a, b = first.box, second.box
+    true = {
+        "left": a.x2 <= b.x1, "right": a.x1 >= b.x2, "above": a.y2 <= b.y1, "below": a.y1 >= b.y2,
+    }  # fmt: skip
     if yes:
         return "yes" if true[words[4]] else "no"
     # The two sides that are named exclude each other.
@@ -65,20 +68,20 @@ def test_a_question_depends_on_seed_and_place_alone():
 
 
 def scene(*objects: tuple[str, str, int]) -> Scene:
-    """Objects of 14 px (color, shape, x), side by side."""
+    """Objects (color, shape, x) of 220 thousandths, side by side."""
     specs = [ObjectSpec(shape, color, "small") for color, shape, _ in objects]
-    boxes = [(x, 20, x + 14, 34) for *_, x in objects]
+    boxes = [Box(x, 300, x + 220, 520) for *_, x in objects]
     return Scene(CaptionSpec(tuple(specs)), tuple(map(SceneObject, specs, boxes)))
 
 
 def test_what_is_not_unique_is_not_asked_about():
     rng = np.random.default_rng(0)
-    twins = scene(("red", "circle", 4), ("red", "circle", 40))
+    twins = scene(("red", "circle", 60), ("red", "circle", 620))
     assert [ask(rng, twins, kind, None) is None for kind in QUESTION_KINDS] == [
         False, True, True, True,
     ]  # fmt: skip
     assert ask(rng, twins, "count", None).answer == "2"
-    mixed = scene(("red", "circle", 4), ("blue", "circle", 40))
+    mixed = scene(("red", "circle", 60), ("blue", "circle", 620))
     assert ask(rng, mixed, "color", None) is None  # two circles
     assert ask(rng, mixed, "shape", None).answer == "circle"
     assert ask(rng, mixed, "relation", True).answer == "yes"
@@ -87,5 +90,17 @@ def test_what_is_not_unique_is_not_asked_about():
 
 
 def test_objects_on_one_another_have_no_side():
-    over = scene(("red", "circle", 4), ("blue", "circle", 6))
+    over = scene(("red", "circle", 60), ("blue", "circle", 100))
     assert ask(np.random.default_rng(0), over, "relation", None) is None
+
+
+def test_as_many_as_there_are_at_most_are_counted():
+    four = scene(*(("red", "moon", x) for x in (15, 255, 495, 735)))
+    rng = np.random.default_rng(0)
+    assert ask(rng, four, "count", None).answer == "4"
+    assert ask(rng, four, "count", True).text == "Are there exactly four moons?"
+    denied = {ask(rng, four, "count", False).text for _ in range(40)}
+    assert denied == {
+        "Is there exactly one moon?", "Are there exactly two moons?",
+        "Are there exactly three moons?",
+    }  # fmt: skip
