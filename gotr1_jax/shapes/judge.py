@@ -200,7 +200,7 @@ def _layout(plan: Plan, num_planned: int, num_wanted: int, overlapping: Sequence
     shared = np.clip(inner, 0, None).prod(axis=-1)
     area = np.diagonal(shared)
     covered = shared / np.maximum(np.minimum(area[:, None], area[None, :]), 1.0)
-    excused = [i in overlapping for i, _ in given]
+    excused = np.array([i in overlapping for i, _ in given], bool)
     covered[np.outer(excused, excused)] = 0.0
     np.fill_diagonal(covered, 0.0)
     return share * count * (1.0 - float(covered.max(initial=0.0)))

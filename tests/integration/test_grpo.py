@@ -160,7 +160,7 @@ def test_samples_have_what_the_report_shows(finished):
             more = sum(np.sign(one.scores[term] - two.scores[term]) for term in terms)
             assert abs(more) < 2 or np.sign(first) == np.sign(more)
     assert any(r.advantage != r.image_advantage for r in records)
-    assert records[0].image.shape == (64, 64, 3)
+    assert records[0].image.shape == (128, 128, 3)
 
 
 def test_model_is_the_policy_with_merged_adapters(finished, checkpoint):
@@ -241,7 +241,7 @@ def test_a_checkpoint_of_another_rank_vocabulary_or_dtype_is_refused(
     root, _ = finished
     values = yaml.safe_load((root / "config.yaml").read_text())
     kept = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    decoder = replace(SHAPES.decoder, vocab_size=520)
+    decoder = replace(SHAPES.decoder, vocab_size=1500)
     larger = write_tiny(tmp_path / "larger", replace(SHAPES, decoder=decoder))
     for words, said in {
         ("--policy.lora.rank", "3"): (
@@ -250,7 +250,7 @@ def test_a_checkpoint_of_another_rank_vocabulary_or_dtype_is_refused(
         ),
         ("--policy.init", str(larger)): (
             r"frozen/.* is float32 \((512, 32|32, 512)\) in the checkpoint but "
-            r"float32 \((520, 32|32, 520)\) here"
+            r"float32 \((1500, 32|32, 1500)\) here"
         ),
         ("--policy.param_dtype", "bfloat16"): (
             r"frozen/.* is float32 (\(.*\)) in the checkpoint but bfloat16 \1 here"

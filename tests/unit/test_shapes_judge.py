@@ -206,7 +206,7 @@ def test_depth() -> None:
     # Only the pair may overlap: of the third, 0.2 is inside of the square.
     third = place(
         ("small red circle", (230, 380)), ("large blue square", (400, 300)),
-        ("small green moon", (752, 500)),
+        ("small green moon", (752, 400)),
     )  # fmt: skip
     spa = _judge(f"{caption} and a green moon", third, third)["spa"]
     assert spa == pytest.approx(1 - 45 / 225)
@@ -313,6 +313,8 @@ def test_invalid_and_overlapping_boxes() -> None:
     assert spa(good, Box(500, 500, 500, 900)) == 0.5  # empty
     assert spa(good, good) == 0.0  # one hides the other
     assert spa(good, Box(250, 0, 750, 375)) == pytest.approx(2 / 3)  # a third of the first
+    # No valid box at all, with a relation or without.
+    assert spa(Box(9, 0, 5, 9), Box(9, 0, 5, 9)) == spa(Box(9, 0, 5, 9)) == 0.0
     # A relation needs valid boxes.
     text = format_object("red circle", good) + format_object("blue square", Box(9, 0, 5, 9))
     assert _judge("a red circle left of a blue square", text, image)["spa"] == 0.0
