@@ -73,7 +73,7 @@ class SftConfig(JobConfig):
     """Supervised training of plan and image: `gotr1 train sft`."""
 
     may_change: ClassVar[Collection[str]] = (
-        "micro_batch", "remat", "export_dir", "log_every", "sampling",
+        "micro_batch", "plan_buckets", "remat", "export_dir", "log_every", "sampling",
     )  # fmt: skip
 
     # Checkpoint of the VQ tokenizer: a folder (such as `gotr1 train vq` writes) or a hub id.
@@ -81,6 +81,10 @@ class SftConfig(JobConfig):
     batch_size: RowCount = 64
     # Rows per forward and backward pass; gradients are accumulated.
     micro_batch: RowCount = 64
+    # Lengths that plans are padded to: so many, in equal steps up to data.max_plan_tokens. Plans of
+    # like length share a micro-batch, so short ones cost less where batch_size is several
+    # micro-batches. Every length is compiled.
+    plan_buckets: Annotated[int, Range("[1, 32]")] = 1
     # Probability that a row's prompt and plan are replaced by the null context.
     caption_dropout: Annotated[float, Range("[0, 1)")] = 0.1
     # A checkpoint to start from; null: a new model of size `model`.

@@ -91,7 +91,7 @@ def train_sft(config: SftConfig) -> Path:
         weights = SftWeights(config.text_weight, config.image_weight, config.boi_weight)
         update = make_sft_step(
             graphdef, optimizer, initial.tokenizer.specials, weights, config.caption_dropout,
-            config.micro_batch,
+            config.micro_batch, config.plan_buckets,
         )  # fmt: skip
         schedule = make_schedule(config.optimizer, config.steps)
         key = jax.random.key(config.seed)
