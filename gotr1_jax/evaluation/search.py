@@ -60,7 +60,7 @@ _DEFAULT = """
    search: {methods: [verify, repair, repaint], plans: 4, images: 4}}
 """
 # As in the shipped recipes, where the checkpoint does not say it.
-_RECIPE = replace(BUILT_IN, guidance=3.0, max_plan_tokens=60)
+_RECIPE = replace(BUILT_IN, guidance=3.0, max_plan_tokens=80)
 # What only a checkpoint says.
 _MORE = ("template", "text_temperature", "image_temperature", "top_k", "top_p", "greedy")
 _Drawn = TypeVar("_Drawn")

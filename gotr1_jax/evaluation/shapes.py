@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 NOTE = "evaluation.json"
 # As in the shipped recipes for this world, where the checkpoint does not say it.
-_RECIPE = sampling_defaults(*SAMPLED, "template", max_plan_tokens=60, guidance=3.0)
+_RECIPE = sampling_defaults(*SAMPLED, "template", max_plan_tokens=80, guidance=3.0)
 _REWARD = RewardConfig(total="v2")
 
 

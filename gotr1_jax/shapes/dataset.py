@@ -41,9 +41,11 @@ def sample_example(
     rng: np.random.Generator, split: str, unfaithful_fraction: float = 0.0
 ) -> Example:
     """Draw caption, plan and scene; in `unfaithful_fraction` of them plan and image contradict
-    the caption (sides swapped, or one color wrong).
+    the caption (another side, or one color wrong).
 
-    Plan and image of a training caption never show a held-out composition either.
+    Plan and image of a training caption never show a held-out composition either: such a
+    contradiction is drawn anew with its caption, so that of "train" about an eighth fewer than
+    that contradict (0.35 where the fraction is 0.4).
     """
     while True:
         spec = sample_caption(rng, split)
