@@ -18,6 +18,7 @@ from gotr1_jax.limits import (
     Range,
     RowCount,
     Steps,
+    StepsOrNever,
     TokenCount,
     Weight,
 )
@@ -73,7 +74,8 @@ class SftConfig(JobConfig):
     """Supervised training of plan and image: `gotr1 train sft`."""
 
     may_change: ClassVar[Collection[str]] = (
-        "micro_batch", "plan_buckets", "remat", "export_dir", "log_every", "sampling",
+        "micro_batch", "plan_buckets", "remat", "export_dir", "export_every", "log_every",
+        "sampling",
     )  # fmt: skip
 
     # Checkpoint of the VQ tokenizer: a folder (such as `gotr1 train vq` writes) or a hub id.
@@ -95,6 +97,8 @@ class SftConfig(JobConfig):
     add_plan_tokens: bool = False
     # Where the finished model is written in the released format; null: run_dir/model.
     export_dir: FilledText | None = None
+    # Every so many steps the model so far is written to run_dir/model_000500; 0: never.
+    export_every: StepsOrNever = 0
     remat: Literal["none", "dots", "full"] = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
     # Null: as init's generation_config.json says, else GoT-R1's.

@@ -74,8 +74,7 @@ def train_sft(config: SftConfig) -> Path:
             images = load_vq(find_checkpoint(config.vq))
             loaded = None if config.init is None else _load(config, mesh)
             initial = _initial_model(config, Path(scratch), images, loaded)
-        tokenizer = read_text(initial.tokenizer_dir / TOKENIZER_FILE)
-        check_same_on_all_processes(tokenizer, "tokenizer")
+        check_same_on_all_processes(read_text(initial.tokenizer_dir / TOKENIZER_FILE), "tokenizer")
         inputs = _inputs(config)
         run.check_inputs(inputs, f"{inputs['data.source']} {config.batch_size}")
         run.open()
@@ -83,8 +82,7 @@ def train_sft(config: SftConfig) -> Path:
         own_rows = addressable_rows(config.batch_size, mesh)
         data = make_batches(config, vq, initial.tokenizer, initial.tokenizer_dir, own_rows)
         batches = iter(data)
-        dtype = jnp.dtype(config.dtype)
-        policy = abstract_policy(initial.config, dtype=dtype, remat=config.remat)
+        policy = abstract_policy(initial.config, dtype=jnp.dtype(config.dtype), remat=config.remat)
         graphdef, shapes = nnx.split(policy)
         optimizer = make_optimizer(config.optimizer, config.steps)
         state = run.restore(_initial_state(config, initial, shapes, optimizer, mesh), batches)
@@ -112,13 +110,15 @@ def train_sft(config: SftConfig) -> Path:
                     "updates/skipped": int(state.skipped),
                 }
                 run.log(values, state.skipped_in_a_row, text=text, image=image)
+            if config.export_every and step % config.export_every == 0 and step < config.steps:
+                _export(config, run.dir.root / f"model_{step:06d}", initial, state.params)
             run.end_step(state)
-        params = gather_to_main(state.params)
+        out = run.dir.root / "model" if config.export_dir is None else Path(config.export_dir)
+        _export(config, out, initial, state.params)
         with raise_on_all_processes():
-            out = _export(config, run.dir.root, initial, params)
             if is_main_process():
                 write_summary(run.dir, run.step, run.seconds)
-            return out
+        return out
 
 
 def _inputs(config: SftConfig) -> dict[str, str]:
@@ -201,13 +201,15 @@ def _initial_state(
     return jax.jit(init, out_shardings=shardings)(jax.random.key(config.seed))
 
 
-def _export(config: SftConfig, root: Path, initial: InitialModel, policy: Any) -> Path:
-    out = Path(config.export_dir) if config.export_dir is not None else root / "model"
-    if is_main_process():
-        save_checkpoint(
-            out, initial.config, policy, initial.vq, initial.understanding, initial.tokenizer_dir,
-            dtype="float32",  # of training
-            generation=config.wanted,
-        )  # fmt: skip
-        print(f"{out}: trained weights in float32, not rounded")
-    return out
+def _export(config: SftConfig, out: Path, initial: InitialModel, params: Any) -> None:
+    """Writes the model with these parameters of the policy, which may be sharded."""
+    policy = gather_to_main(params)
+    with raise_on_all_processes():
+        if is_main_process():
+            save_checkpoint(
+                out, initial.config, policy, initial.vq, initial.understanding,
+                initial.tokenizer_dir,
+                dtype="float32",  # of training
+                generation=config.wanted,
+            )  # fmt: skip
+            print(f"{out}: trained weights in float32, not rounded")

@@ -49,6 +49,7 @@ def new_model_values(vq: Path, run_dir: Path) -> dict[str, Any]:
     values = sft_values(vq, run_dir)
     values["model"]["number_features"] = True
     values["optimizer"]["kind"] = "muon"
+    values["export_every"] = 2
     return values
 
 
@@ -86,6 +87,10 @@ def test_metrics_and_model(finished, vq):
     near = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=0)  # noqa: E731
     jax.tree.map(near, host(model.vq), host(given))
     jax.tree.map(near, host(model.policy), saved[4].params)
+    # The model half way is one as well.
+    half = load_checkpoint(root / "model_000002").policy
+    jax.tree.map(near, host(half), saved[2].params)
+    assert not (root / "model_000004").exists()
     assert model.tokenizer.encode_prompt("a red circle")
 
 
