@@ -252,6 +252,7 @@ def save_qwen(
         "image_token_id": ids.image,
         "vision_start_token_id": ids.vision_start,
         "vision_end_token_id": ids.vision_end,
+        "bos_token_id": ids.text_end,
         "eos_token_id": ids.message_end,
     }
     write_checkpoint(

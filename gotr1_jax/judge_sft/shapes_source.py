@@ -40,11 +40,12 @@ from gotr1_jax.vlm_engine.base import ImageInput, Question, make_image_input
 
 # Separates the random stream of these samples from others of the same seed.
 _STREAM = 0x6A756467
-_CHANGES = ("color", "shape", "size", "side", "fewer", "more", "other")
-# Of the plans that are to keep to the caption: share whose boxes are moved away from what is drawn.
-_MOVED_BOXES = 0.4
-_ABSENT_NAMES = 0.3
-_KEPT_SCENE = 0.75  # of the images: drawn from the plan, not from the caption anew
+# Sides count twice: they are hardest to see.
+_CHANGES = ("color", "shape", "size", "side", "side", "fewer", "more", "other")
+# Share of the plans whose boxes are moved away from what is drawn.
+_MOVED_BOXES = 0.5
+_ABSENT_NAMES = 0.15
+_KEPT_SCENE = 0.6  # of the images: drawn from the plan, not from the caption anew
 
 Reconstruct = Callable[[np.ndarray], np.ndarray]
 
