@@ -25,12 +25,14 @@ _WORDS = r"[^\S\r\n]*[\r\n]+|, (?=\p{N})|\p{N}{1,3}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|
 _NUMBERS = 1000
 _FIXED = 16  # times that every number counts, so that none is left out for a rare word
 _SHORTEST_PHRASE = 16  # characters
+_MOST_PHRASES = 256
 
 
 def shared_phrases(texts: Iterable[str], least: int) -> list[str]:
     """The texts, and else the lines, that stand in at least `least` of `texts`; longest first.
 
-    Only those of `_SHORTEST_PHRASE` characters or more.
+    The longest `_MOST_PHRASES`, of `_SHORTEST_PHRASE` characters or more. None looks like markup,
+    <...> or [...]: tokenizers take such a token for a control token, which no text becomes.
     """
     whole: Counter[str] = Counter()
     lines: Counter[str] = Counter()
@@ -40,7 +42,12 @@ def shared_phrases(texts: Iterable[str], least: int) -> list[str]:
     found = {text for text, count in whole.items() if count >= least}
     known = {line for text in found for line in text.splitlines(keepends=True)}
     found |= {line for line, count in lines.items() if count >= least} - known
-    return sorted((p for p in found if len(p) >= _SHORTEST_PHRASE), key=lambda p: (-len(p), p))
+    kept = [p for p in found if len(p) >= _SHORTEST_PHRASE and not _is_markup(p.strip())]
+    return sorted(kept, key=lambda p: (-len(p), p))[:_MOST_PHRASES]
+
+
+def _is_markup(text: str) -> bool:
+    return (text[:1], text[-1:]) in {("<", ">"), ("[", "]")}
 
 
 def train_qwen_tokenizer(

@@ -165,6 +165,7 @@ def test_bad_input_leaves_nothing(tmp_path: Path, capsys: Any) -> None:
     root = tmp_path / "run"
     values = judge_values(root)
     values["data"]["shapes"]["examples"] = 8
+    few, sixteen = write_own_records(tmp_path), ("--batch_size", "16", "--micro_batch", "16")
     for words, message in (
         (("--init", str(tmp_path)), "init and model exclude each other"),
         (("--model", "null", "--init", str(tmp_path / "no")), "no checkpoint at"),
@@ -176,6 +177,7 @@ def test_bad_input_leaves_nothing(tmp_path: Path, capsys: Any) -> None:
         (("--data.shapes.samples", f"[{tmp_path / 'none'}]"), "nothing to judge at"),
         (("--data.source", str(tmp_path / "none.jsonl")), "none.jsonl"),
         (("--model.text.hidden_size", "20"), "hidden_size 20"),
+        (("--data.source", str(few), *sixteen), "a batch of 16 examples cannot be drawn from 9"),
     ):
         assert run(values, *words) == 2, words
         error = capsys.readouterr().err.splitlines()[-1]

@@ -79,6 +79,8 @@ def test_phrases_are_what_many_texts_share() -> None:
     # Whole texts first; lines of these stand in no list of their own; nothing below 16 characters.
     assert shared_phrases(texts, 2) == [long, line]
     assert shared_phrases(texts, 3) == []
+    # What looks like a control token stays text, here and in `transformers`.
+    assert shared_phrases(["<look at the image>", "[a list of all things]\n"] * 3, 2) == []
 
 
 def test_tokenizer_has_numbers_phrases_and_any_text() -> None:
