@@ -73,6 +73,10 @@ def cut(path: Path) -> None:
         (lambda p: edit_json(p / "config.json", lambda c: c.update(model_type="llama")), "of type 'llama'"),  # noqa: E501
         (rename_token, "lacks the special token <begin_of_image>"),
         (lambda p: (p / "tokenizer.json").unlink(), "tokenizer.json cannot be read"),
+        (
+            lambda p: (p / "generation_config.json").write_text('{"top_p": 2}'),
+            "generation_config.json: top_p is 2.0",
+        ),
         (cut, "model.safetensors is truncated"),
         (lambda p: (p / "model.safetensors").write_bytes(b"{"), "truncated or no safetensors"),
         (lambda p: (p / "model.safetensors").unlink(), "no weights in"),

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,6 +253,29 @@ def test_other_settings_are_refused(
         gotr1(*common, *words)
     gotr1(*common, "--batch-size", "3")
     assert files(tmp_path / "out") == before
+
+
+def test_a_checkpoint_is_sampled_as_it_wants(tiny: Path, tmp_path: Path, captions: Path) -> None:
+    ckpt, out = tmp_path / "ckpt", tmp_path / "out"
+    shutil.copytree(tiny, ckpt)
+    wanted = {"guidance_scale": 3, "max_new_tokens": 40, "template": "Paint {caption}", "top_k": 9}
+    (ckpt / "generation_config.json").write_text(json.dumps(wanted))
+    gotr1("--ckpt", ckpt, "--prompts", captions, "--out", out, "--top-k", "5")
+    result = json.loads((out / "00000" / "result.json").read_text())
+    assert result["sft_prompt"] == "Paint a cat"
+    assert result["sampling"] == {
+        "template": "Paint {caption}", "max_plan_tokens": 40, "cfg": 3.0, "greedy": False,
+        "temperature": 1.0, "image_temperature": 1.0, "top_k": 5, "top_p": 1.0, "seed": 0,
+    }  # fmt: skip
+    assert json.loads((out / "generation.json").read_text()).items() >= result["sampling"].items()
+    # A checkpoint that wants something else meanwhile does not fill the same folder.
+    (ckpt / "generation_config.json").write_text(json.dumps({**wanted, "guidance_scale": 4}))
+    with pytest.raises(InputError, match="cfg 3.0, not 4.0"):
+        gotr1("--ckpt", ckpt, "--prompts", captions, "--out", out, "--top-k", "5")
+    (ckpt / "generation_config.json").write_text('{"temperature": "warm"}')
+    with pytest.raises(InputError, match="generation_config.json: temperature is 'warm'"):
+        gotr1("--ckpt", ckpt, "--prompts", captions, "--out", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_other_captions_weights_and_unknown_results_are_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from tiny import (
 
 from gotr1_jax import cli
 from gotr1_jax.convert.checkpoint import load_checkpoint
+from gotr1_jax.convert.generation_config import read_generation_config
 from gotr1_jax.report.page import write_report
 from gotr1_jax.sft.number_features import number_features
+from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
 from gotr1_jax.trainer.metrics import read_metrics
 
 
@@ -128,7 +131,13 @@ def test_goes_on_from_a_model_and_exports_elsewhere(finished, vq, tmp_path, monk
     values = sft_values(vq, tmp_path / "run")
     values |= {"model": None, "init": str(root / "model"), "steps": 1, "seed": 3}
     values["optimizer"]["learning_rate"] = 1e-30
+    values["sampling"] = {"guidance": 3.0}
     assert run(values, "--export_dir", str(tmp_path / "out"), "--micro_batch", "4") == 0
+    # What the first training stated goes along, with what this one states.
+    first, second = (read_generation_config(p) for p in (root / "model", tmp_path / "out"))
+    longest = values["data"]["max_plan_tokens"] - 1
+    assert first.stated == {"template": GOTR1_TEMPLATE, "max_plan_tokens": longest}
+    assert second == replace(first, guidance=3.0)
     start, out = (load_checkpoint(p).policy for p in (root / "model", tmp_path / "out"))
     still = partial(np.testing.assert_allclose, rtol=0, atol=1e-20)
     jax.tree.map(still, saved[1].params, host(start))

@@ -56,11 +56,16 @@ def export(source: Path, target: Path, form: str, *more: Any) -> Path:
     return target
 
 
+# How it wants to be sampled, and a key of another tool.
+SAMPLED = {"guidance_scale": 3.0, "image_temperature": 0.8, "template": "Paint {caption}", "x": [1]}
+
+
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint with everything that a released one holds, norms in float32."""
     path = write_tiny(tmp_path_factory.mktemp("released") / "ckpt", PORTABLE, dtype="bfloat16")
     add_unused(path)
+    (path / "generation_config.json").write_text(json.dumps(SAMPLED))
     return path
 
 
@@ -100,6 +105,22 @@ def test_port_to_ours_to_port_is_exact(released: Path, port: Path, tmp_path: Pat
         assert json.loads((tmp_path / "back" / name).read_text()) == json.loads(
             (port / name).read_text()
         )
+
+
+def test_how_it_wants_to_be_sampled_goes_along(released: Path, port: Path, tmp_path: Path) -> None:
+    in_port = json.loads((port / "generation_config.json").read_text())
+    ids = {"bos_token_id", "eos_token_id", "pad_token_id", "generation_kwargs"}
+    assert in_port.keys() == ids | SAMPLED.keys()
+    assert {key: in_port[key] for key in SAMPLED} == SAMPLED
+    back = json.loads((convert(port, tmp_path / "back") / "generation_config.json").read_text())
+    assert back == {key: v for key, v in in_port.items() if key != "generation_kwargs"}
+    plain = tmp_path / "plain"
+    shutil.copytree(released, plain)
+    (plain / "generation_config.json").unlink()
+    made = export(plain, tmp_path / "made", "hf") / "generation_config.json"
+    assert json.loads(made.read_text()).keys() == ids | {"guidance_scale"}
+    assert json.loads(made.read_text())["guidance_scale"] == 5
+    assert not (convert(plain, tmp_path / "ours") / "generation_config.json").exists()
 
 
 def test_both_ways_to_the_port_are_equal(released: Path, port: Path, tmp_path: Path) -> None:
@@ -240,6 +261,7 @@ def test_transformers_reads_the_files_around_the_weights(released: Path, port: P
     generation = GenerationConfig.from_pretrained(port)
     assert generation.bos_token_id == specials.bos and generation.pad_token_id == specials.pad
     assert generation.generation_kwargs == {"boi_token_id": specials.boi}
+    assert (generation.guidance_scale, generation.template) == (3.0, "Paint {caption}")
     tokenizer = AutoTokenizer.from_pretrained(port)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     text = "a red circle left of a blue square"
