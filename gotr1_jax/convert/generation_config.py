@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from gotr1_jax.config import CheckedConfig, field_kinds, read_value
-from gotr1_jax.errors import ConfigError
+from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.limits import Guidance, PromptTemplate, Temperature, TokenCount, TopK, TopP
 
 GENERATION_FILE = "generation_config.json"
 
-# Field -> keys of the file; the first that is there counts, and all are written.
+# Field -> keys of the file; the first that is there counts.
 _KEYS = {
     "guidance": ("guidance_scale",),
     "text_temperature": ("temperature",),
@@ -100,10 +100,10 @@ def read_generation_config(folder: Path) -> GenerationConfig:
 
 def generation_json(settings: GenerationConfig, others: Mapping[str, Any]) -> dict[str, Any]:
     """The file's content: the stated `settings`, beside the other keys of the content `others`."""
-    # The text's temperature is written after the image's, whose second key it has.
-    ordered = sorted(_KEYS.items(), key=lambda item: item[0] == "text_temperature")
     stated = settings.stated
-    made = {key: stated[name] for name, keys in ordered if name in stated for key in keys}
+    made = {keys[0]: stated[name] for name, keys in _KEYS.items() if name in stated}
+    if settings.max_plan_tokens is not None:
+        made["max_new_tokens"] = settings.max_plan_tokens  # which other tools know
     if settings.greedy is not None:
         made["do_sample"] = not settings.greedy
     return {**others, **made}
@@ -149,10 +149,10 @@ def resolve_sampling(
     given = config.sampled.or_else(former)
     try:
         resolved = config.sampled_as(given.or_else(own, built_in))
-    except ConfigError as error:
+    except InputError as error:
         if checkpoint is None or given.or_else(own) == given:
             raise
-        raise ConfigError(f"{error}, as {checkpoint / GENERATION_FILE} says") from error
+        raise InputError(f"{error}, as {checkpoint / GENERATION_FILE} says") from error
     taken = {name: value for name, value in own.stated.items() if name not in given.stated}
     if taken:
         words = ", ".join(f"{name} {_show(value)}" for name, value in taken.items())

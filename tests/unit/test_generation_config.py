@@ -82,6 +82,13 @@ def test_what_a_file_states(
     assert again.keys() >= content.keys()
 
 
+def test_a_temperature_of_the_image_alone_is_written_alone() -> None:
+    assert generation_json(GenerationConfig(image_temperature=0.8), {"x": 1}) == {
+        "x": 1,
+        "image_temperature": 0.8,
+    }
+
+
 def test_nothing_is_stated_without_a_file(tmp_path: Path) -> None:
     assert read_generation_config(tmp_path) == GenerationConfig()
     assert read_generation_config(tmp_path / "nowhere") == GenerationConfig()
@@ -174,7 +181,7 @@ def test_a_rollout_takes_what_it_is_not_told_and_states_it(
 def test_what_a_job_cannot_do_names_the_file(tmp_path: Path) -> None:
     folder = write(tmp_path, {"guidance_scale": 0.5})
     assert resolve_sampling(GenerateConfig(tmp_path, prompt="a"), folder, BUILT_IN).cfg == 0.5
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(InputError) as caught:
         sampled.resolve_job(grpo(tmp_path))
     assert str(caught.value) == (
         f"rollout.guidance is 0.5; it must be in [1, 1000], as {folder}/{GENERATION_FILE} says"
