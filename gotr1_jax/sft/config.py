@@ -23,6 +23,7 @@ from gotr1_jax.limits import (
     Weight,
 )
 from gotr1_jax.models.config import DecoderConfig, SiglipConfig
+from gotr1_jax.shapes.vocabulary import MAX_OBJECTS
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
 from gotr1_jax.trainer.config import JobConfig
 
@@ -54,6 +55,9 @@ class SftDataConfig(CheckedConfig):
     examples: ItemCount = 20000
     # For shapes: fraction of examples in which the plan (and image) contradicts the caption.
     unfaithful_fraction: Fraction = 0.0
+    # For shapes: the most objects of a caption. Runs with 1, 2, and all of them, each from the
+    # model of the one before (init), make a curriculum.
+    max_objects: Annotated[int, Range(f"[1, {MAX_OBJECTS}]")] = MAX_OBJECTS
     # For shapes: plans with boxes, or rationales: the same in words, without boxes.
     plans: Literal["boxes", "rationale"] = "boxes"
     # Rows are padded to these. Longer examples of the shapes world are an error, longer records are

@@ -69,8 +69,9 @@ def make_batches(
     )
     if data.source == "shapes":
         source = ShapesSource(
-            "train", data.examples, config.seed, data.unfaithful_fraction, data.plans
-        )
+            "train", data.examples, config.seed, data.unfaithful_fraction, data.plans,
+            data.max_objects,
+        )  # fmt: skip
         ids_NU = _shapes_image_ids(config, source, vq)
         return sft_batches(source, ids_NU, text, config.batch_size, config.seed, held)
     digest = hashlib.sha256(read_bytes(tokenizer_dir / TOKENIZER_FILE)).hexdigest()

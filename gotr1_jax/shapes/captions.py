@@ -135,8 +135,10 @@ def is_heldout(spec: CaptionSpec) -> bool:
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") % 100 < HELDOUT_PERCENT
 
 
-def sample_caption(rng: np.random.Generator, split: str) -> CaptionSpec:
-    """Draw a caption of a split. The splits are disjoint:
+def sample_caption(
+    rng: np.random.Generator, split: str, max_objects: int = MAX_OBJECTS
+) -> CaptionSpec:
+    """Draw a caption of a split, of at most `max_objects` objects. The splits are disjoint:
 
     "train"; "heldout": new compositions of training objects; "unseen": with an object of a
     held-out (color, shape) pair, which never occurs in training. "all" draws from all three.
@@ -147,7 +149,7 @@ def sample_caption(rng: np.random.Generator, split: str) -> CaptionSpec:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     while True:
         spec = _sample_any(rng)
-        if split in ("all", split_of(spec)):
+        if len(spec.objects) <= max_objects and split in ("all", split_of(spec)):
             return spec
 
 

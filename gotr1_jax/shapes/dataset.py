@@ -19,6 +19,7 @@ from gotr1_jax.shapes.captions import (
 from gotr1_jax.shapes.plans import write_plan, write_rationale
 from gotr1_jax.shapes.render import render
 from gotr1_jax.shapes.scenes import Scene, sample_scene
+from gotr1_jax.shapes.vocabulary import MAX_OBJECTS
 
 # Part of cache names: increase it when the same (seed, index) gives another example.
 _WORLD_VERSION = 2
@@ -38,7 +39,10 @@ class Example:
 
 
 def sample_example(
-    rng: np.random.Generator, split: str, unfaithful_fraction: float = 0.0
+    rng: np.random.Generator,
+    split: str,
+    unfaithful_fraction: float = 0.0,
+    max_objects: int = MAX_OBJECTS,
 ) -> Example:
     """Draw caption, plan and scene; in `unfaithful_fraction` of them plan and image contradict
     the caption (another side, or one color wrong).
@@ -48,7 +52,7 @@ def sample_example(
     that contradict (0.35 where the fraction is 0.4).
     """
     while True:
-        spec = sample_caption(rng, split)
+        spec = sample_caption(rng, split, max_objects)
         faithful = bool(rng.random() >= unfaithful_fraction)
         drawn = spec
         if not faithful:
@@ -65,8 +69,10 @@ class ShapesSource:
     """`length` examples of the shapes world; each is a function of (seed, split, index) alone.
 
     `unfaithful_fraction` of the plans and images contradict their captions. `plans` selects plans
-    with boxes or rationales; images, and so `key`, are the same for both.
-    Raises InputError for an unknown split, or a fraction outside [0, 1].
+    with boxes or rationales; images, and so `key`, are the same for both. `max_objects` leaves out
+    captions of more.
+    Raises InputError for an unknown split, a fraction outside [0, 1], or a number of objects that
+    no caption has.
     """
 
     def __init__(
@@ -76,22 +82,26 @@ class ShapesSource:
         seed: int = 0,
         unfaithful_fraction: float = 0.0,
         plans: Literal["boxes", "rationale"] = "boxes",
+        max_objects: int = MAX_OBJECTS,
     ) -> None:
         if split not in SPLITS:
             raise InputError(f"shapes split {split!r} is unknown; use one of {', '.join(SPLITS)}")
         if not 0.0 <= unfaithful_fraction <= 1.0:
             raise InputError(f"unfaithful fraction {unfaithful_fraction} is not within 0..1")
+        if not 1 <= max_objects <= MAX_OBJECTS:
+            raise InputError(f"max_objects is {max_objects}; captions have 1 to {MAX_OBJECTS}")
         if length < 1:
             raise InputError(f"number of examples {length} must be at least 1")
         self._split, self._length, self._seed = split, length, seed
         self._unfaithful_fraction = unfaithful_fraction
-        self._plans = plans
+        self._plans, self._max_objects = plans, max_objects
 
     @property
     def key(self) -> str:
+        few = f" objects={self._max_objects}" if self._max_objects < MAX_OBJECTS else ""
         return (
             f"shapes v{_WORLD_VERSION} split={self._split} seed={self._seed} "
-            f"unfaithful={self._unfaithful_fraction!r}"
+            f"unfaithful={self._unfaithful_fraction!r}{few}"
         )
 
     def __len__(self) -> int:
@@ -100,7 +110,7 @@ class ShapesSource:
     def __getitem__(self, index: int) -> Example:
         stream = (self._seed, zlib.crc32(self._split.encode()), index)
         rng = np.random.default_rng(stream)
-        return sample_example(rng, self._split, self._unfaithful_fraction)
+        return sample_example(rng, self._split, self._unfaithful_fraction, self._max_objects)
 
     def text(self, index: int) -> tuple[str, str]:
         """(caption, plan)."""

@@ -61,9 +61,23 @@ def test_an_example_depends_on_seed_and_index_alone() -> None:
     assert one.key == long.key != ShapesSource("train", 5, 4, 0.5).key
     assert one.text(2) == (one[2].caption, one[2].plan)
     np.testing.assert_array_equal(one.image(2), render(one[2].scene))
-    for bad in ({"split": "test"}, {"length": 0}, {"unfaithful_fraction": 1.5}):
+    for bad in (
+        {"split": "test"}, {"length": 0}, {"unfaithful_fraction": 1.5}, {"max_objects": 0},
+    ):  # fmt: skip
         with pytest.raises(InputError):
             ShapesSource(**{"split": "train", "length": 5, **bad})
+
+
+def test_examples_of_few_objects() -> None:
+    whole = ShapesSource("train", 20, 3)
+    for most in (1, 2):
+        few = ShapesSource("train", 20, 3, max_objects=most)
+        assert {len(few[i].scene.objects) for i in range(20)} == set(range(1, most + 1))
+        assert few.key != whole.key
+        # An example of few objects that is drawn anyway is the same one.
+        same = [i for i in range(20) if few[i] == whole[i]]
+        assert all(len(whole[i].scene.objects) > most for i in set(range(20)) - set(same))
+    assert ShapesSource("train", 20, 3, max_objects=4).key == whole.key
 
 
 def test_captions_of_the_splits_are_distinct_and_disjoint() -> None:
