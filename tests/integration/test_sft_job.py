@@ -78,7 +78,7 @@ def test_metrics_and_model(finished, vq):
         }  # fmt: skip
         assert line["updates/skipped"] == 0 and line["grad_norm"] > 0
     # New weights know nothing: their logits have a variance of about 1, which costs half a nat.
-    assert lines[0]["nats/text"] == pytest.approx(np.log(512) + 0.5, abs=0.6)
+    assert lines[0]["nats/text"] == pytest.approx(np.log(SHAPES.decoder.vocab_size) + 0.5, abs=0.6)
     assert lines[0]["nats/image"] == pytest.approx(np.log(32) + 0.5, abs=0.6)
     assert lines[-1]["nats/text"] < lines[0]["nats/text"] - 0.1
 
