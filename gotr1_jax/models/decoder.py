@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gotr1_jax.models.attention import blockwise_causal_attention, is_on_cpu
 from gotr1_jax.models.config import DecoderConfig, LoraConfig
 from gotr1_jax.models.layers import Embedding, Linear, RMSNorm, float32_product, stack_blocks
 from gotr1_jax.parallel.sharding import constrain_rows
@@ -63,6 +64,8 @@ def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Causal attention; k and v may have fewer heads than q (grouped-query attention)."""
+    if is_on_cpu(q):
+        return blockwise_causal_attention(q, k, v)
     return jax.nn.dot_product_attention(q, k, v, is_causal=True)
 
 
