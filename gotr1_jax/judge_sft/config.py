@@ -206,6 +206,8 @@ class JudgeSftConfig(JobConfig):
             )
         if self.model is not None and self.lora is not None:
             raise ConfigError("lora is for init; adapters on a new model would train little of it")
+        if self.lora is not None:
+            self.optimizer.check_trained("adapters (lora)")
         if self.batch_size % self.micro_batch:
             raise ConfigError(
                 f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}"

@@ -22,7 +22,7 @@ from gotr1_jax.trainer.config import OptimizerConfig
 _TABLE_AXES = ("vocab", "image_vocab")
 # Logical axes of widths inside of the network. A matrix between two of them transforms hidden
 # states; the others read or write tokens, codes and patches, or belong to adapters.
-_HIDDEN_AXES = {"embed", "heads", "kv_heads", "mlp", "head_mlp"}
+_HIDDEN_AXES = {"embed", "heads", "kv_heads", "mlp", "vision_mlp", "head_mlp"}
 # Root mean square of an AdamW step over its rate, as measured by arXiv 2502.16982 (section 2.2).
 _ADAMW_RMS = 0.2
 

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from flax import nnx
 from tiny import STEP_MODEL, assert_equal_trees, host
+from tiny_qwen import TINY_QWEN
 
 from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.grpo.config import GrpoConfig, PolicyConfig
+from gotr1_jax.judge_sft.config import JudgeSftConfig
 from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.lora import split_lora
+from gotr1_jax.models.qwen2_5_vl import abstract_qwen
 from gotr1_jax.models.vq import abstract_vq
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.parallel.placement import train_state_shardings
@@ -84,6 +87,15 @@ def test_which_parameters_are_hidden_matrices() -> None:
     assert wanted == layers | {"gen_aligner/second/kernel", "gen_head/first/kernel"}
 
 
+def test_the_vision_tower_of_a_judge_has_them_too() -> None:
+    hidden = by_path(hidden_matrices(nnx.split(abstract_qwen(TINY_QWEN))[1]))
+    others = {
+        path.split("/")[-2] for path, wanted in hidden.items() if not wanted and "kernel" in path
+    }
+    assert any("vision" in path and is_hidden for path, is_hidden in hidden.items())
+    assert others == {"lm_head", "patch"}
+
+
 def test_two_steps_are_those_of_numpy() -> None:
     """Nesterov momentum without bias, one orthogonalisation a layer, decay at the own rate."""
     first, end = by_path(start().params), by_path(after(start(), 1, 2).params)
@@ -146,5 +158,7 @@ def test_is_refused_where_it_has_nothing_to_train() -> None:
             jax.eval_shape(OPTIMIZER.init, params)
     with pytest.raises(ConfigError, match=r"^optimizer.kind is muon.*adapters \(policy.lora\)"):
         GrpoConfig(run_dir="x", optimizer=CONFIG, policy=PolicyConfig(init="x", lora=lora))
+    with pytest.raises(ConfigError, match=r"^optimizer.kind is muon.*adapters \(lora\)"):
+        JudgeSftConfig(run_dir="x", optimizer=CONFIG, init="x", lora=lora)
     with pytest.raises(ConfigError, match="^optimizer.kind is muon.*convolutions"):
         VqTrainConfig(run_dir="x", model=STEP_MODEL.vq, optimizer=CONFIG)
