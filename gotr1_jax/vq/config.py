@@ -64,6 +64,24 @@ class RestartConfig(CheckedConfig):
     steps: StepsOrNever = 2600
 
 
+@dataclass(frozen=True)
+class CellCodesConfig(CheckedConfig):
+    """Codes that are clusters of what scenes show in a cell; see `vq.cells`."""
+
+    # The first training images, so many, whose cells are clustered.
+    images: Annotated[int, _IMAGES] = 1500
+    iterations: Steps = 10
+    # How much the shape of an object matters beside its outline in the cell.
+    shape_weight: Weight = 1.2
+    # Weight of the encoder's cross entropy next to the losses of pixels, of which cosines are
+    # divided by the temperature, and in which a cell of ground counts `ground_weight`.
+    weight: Weight = 0.1
+    temperature: Annotated[float, Range("[0.001, 10]")] = 0.1
+    ground_weight: Weight = 0.1
+    # In the last steps, this many, the decoder gets the encoder's codes in place of the true ones.
+    last_steps_with_encoder: StepsOrNever = 300
+
+
 @dataclass(frozen=True, kw_only=True)
 class VqTrainConfig(JobConfig):
     """The image tokenizer of the shapes world: `gotr1 train vq`."""
@@ -98,6 +116,8 @@ class VqTrainConfig(JobConfig):
     weights: VqLossConfig = field(default_factory=VqLossConfig)
     crop: CropConfig = field(default_factory=CropConfig)
     restart: RestartConfig = field(default_factory=RestartConfig)
+    # Codes found by clustering before the training; null: codes learned with the encoder.
+    cells: CellCodesConfig | None = None
 
     @property
     def paired(self) -> bool:
@@ -115,6 +135,7 @@ class VqTrainConfig(JobConfig):
                     f"{name} is {size}; it must be a multiple of the downsampling {down} "
                     "(model.encoder_multipliers)"
                 )
+        self._check_cells()
         for name, rows in (
             ("crop.batch_size", self.crop.batch_size),
             ("batch_size", self.batch_size),
@@ -124,3 +145,22 @@ class VqTrainConfig(JobConfig):
                     f"{name} is {rows}; with weights.consistency above 0 a batch is made of pairs, "
                     "so that it must be even"
                 )
+
+    def _check_cells(self) -> None:
+        """What codes of cells exclude."""
+        if self.cells is None:
+            return
+        for name, value in (
+            ("crop.steps", self.crop.steps),
+            ("restart.steps", self.restart.steps),
+            ("weights.consistency", self.weights.consistency),
+        ):
+            if value:
+                raise ConfigError(
+                    f"{name} is {value}, but the codes of cells belong to full images and stay "
+                    f"what they are; set {name} to 0 or remove cells"
+                )
+        if self.cells.images > self.images:
+            raise ConfigError(
+                f"cells.images is {self.cells.images}, more than the {self.images} images"
+            )

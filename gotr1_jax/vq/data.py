@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gotr1_jax.errors import InputError
+from gotr1_jax.models.config import VQConfig
 from gotr1_jax.parallel.progress import Progress
 from gotr1_jax.shapes.dataset import Example, ShapesSource
 from gotr1_jax.shapes.render import render
 from gotr1_jax.shapes.scenes import Scene
 from gotr1_jax.shapes.vocabulary import IMAGE_SIZE
-from gotr1_jax.vq.config import VqTrainConfig
+from gotr1_jax.vq.cells import CellCodes, cluster_cells, describe_cells
+from gotr1_jax.vq.config import CellCodesConfig, VqTrainConfig
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,13 @@ class SceneImages:
       examples: N examples of the shapes world.
       scenes: for each, its V scenes: its own and, if V is 2, a variant of it.
       images: uint8 (N, V, H, W, 3).
+      codes: with codes of cells, the true codes of the scenes, int32 (N, U).
     """
 
     examples: tuple[Example, ...]
     scenes: tuple[tuple[Scene, ...], ...]
     images: np.ndarray
+    codes: np.ndarray | None = None
 
 
 def draw_scenes(split: str, seed: int, count: int, variants: bool) -> SceneImages:
@@ -54,6 +59,29 @@ def draw_scenes(split: str, seed: int, count: int, variants: bool) -> SceneImage
     return SceneImages(tuple(examples), tuple(scenes), images)
 
 
+def code_cells(
+    data: SceneImages, config: CellCodesConfig, model: VQConfig, seed: int
+) -> tuple[SceneImages, CellCodes]:
+    """The scenes with their true codes, and these codes, of the first `config.images` scenes.
+
+    Raises InputError if their cells are fewer than the codes.
+    """
+    cell = model.downsampling
+    described = [describe_cells(s[0], cell, config.shape_weight) for s in data.scenes]
+    features, drawn = (np.stack(part) for part in zip(*described))
+    first = slice(0, config.images)
+    cells = features[first][drawn[first]]
+    if len(cells) < model.codebook_size - 1:
+        raise InputError(
+            f"the {config.images} images of cells.images show objects in {len(cells)} cells; "
+            f"{model.codebook_size} codes need more"
+        )
+    codes = cluster_cells(cells, model.codebook_size - 1, config.iterations, seed)
+    N, U = drawn.shape
+    true = codes.assign(features.reshape(N * U, -1), drawn.reshape(-1)).reshape(N, U)
+    return replace(data, codes=true), codes
+
+
 def sample_variant(rng: np.random.Generator, scene: Scene, other: Scene) -> Scene:
     """`scene` with other objects: each of its own stays with probability 1/2, and one of `other`
     is added with probability 1/2, or always if all or none of its own stayed.
@@ -71,6 +99,20 @@ def sample_variant(rng: np.random.Generator, scene: Scene, other: Scene) -> Scen
 def batch_rows(config: VqTrainConfig, step: int) -> int:
     """Batch size of a step, counted from 1: of crops first, then of full images."""
     return config.crop.batch_size if step <= config.crop.steps else config.batch_size
+
+
+def batch_of_codes(
+    data: SceneImages, config: VqTrainConfig, step: int, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the batch of a step with codes of cells: images uint8 (B, H, W, 3), codes (B, U).
+
+    A scene is drawn as often as it has objects. Depends only on seed and step.
+    """
+    assert data.codes is not None
+    objects = np.array([len(scenes[0].objects) for scenes in data.scenes])
+    rng = np.random.default_rng((config.seed, step))
+    index = rng.choice(len(objects), config.batch_size, p=objects / objects.sum())[rows]
+    return data.images[index, 0], data.codes[index]
 
 
 def batch_of_step(

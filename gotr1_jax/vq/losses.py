@@ -136,3 +136,31 @@ def restart_unused(
     new_IZ = latents_NZ[chosen_K[turn_I]].astype(codebook_IZ.dtype)
     codebook_IZ = jnp.where(dead_I[:, None], new_IZ, codebook_IZ)
     return codebook_IZ, jnp.where(dead_I, fresh / size, usage_I)
+
+
+def code_nats(
+    latents_NZ: jax.Array,
+    codebook_IZ: jax.Array,
+    codes_N: jax.Array,
+    temperature: float,
+    ground_weight: float,
+) -> tuple[jax.Array, jax.Array]:
+    """How well encodings name the true codes of their cells, by the cosines with all codes.
+
+    Args:
+      latents_NZ, codebook_IZ: unit encodings and unit codes.
+      codes_N: the true codes; 0 is ground.
+      temperature: by which cosines are divided.
+      ground_weight: weight of a cell of ground, of others 1.
+
+    Returns:
+      Weighted mean of the cross entropy in nats, and the fraction of cells that are not ground of
+      which the nearest code is the true one; scalars.
+    """
+    logits_NI = latents_NZ @ codebook_IZ.T / temperature
+    logp_N = jnp.take_along_axis(jax.nn.log_softmax(logits_NI), codes_N[:, None], axis=1)[:, 0]
+    drawn_N = codes_N > 0
+    weight_N = jnp.where(drawn_N, 1.0, ground_weight)
+    nats = -(logp_N * weight_N).sum() / jnp.maximum(weight_N.sum(), 1e-9)
+    right_N = (logits_NI.argmax(axis=1) == codes_N) & drawn_N
+    return nats, right_N.sum() / jnp.maximum(drawn_N.sum(), 1)

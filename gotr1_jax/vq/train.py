@@ -15,12 +15,19 @@ from gotr1_jax.convert.image_tokenizer import save_vq
 from gotr1_jax.io.files import atomic_write
 from gotr1_jax.parallel.mesh import addressable_rows, replicated
 from gotr1_jax.parallel.placement import put_addressable_rows
-from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
+from gotr1_jax.parallel.processes import gather, is_main_process, raise_on_all_processes
 from gotr1_jax.shapes.vocabulary import IMAGE_SIZE
 from gotr1_jax.trainer.run import Run
 from gotr1_jax.trainer.run_dir import RunDir, write_summary
 from gotr1_jax.vq.config import VqTrainConfig
-from gotr1_jax.vq.data import batch_of_step, batch_rows, draw_scenes
+from gotr1_jax.vq.data import (
+    SceneImages,
+    batch_of_codes,
+    batch_of_step,
+    batch_rows,
+    code_cells,
+    draw_scenes,
+)
 from gotr1_jax.vq.evaluation import contact_sheet, evaluate
 from gotr1_jax.vq.update import init_state, make_step
 
@@ -32,14 +39,18 @@ def train_vq(config: VqTrainConfig) -> Path:
     with Run("vq", config, row_counts=row_counts, max_bad_updates=bad_updates) as run:
         run.open()
         # The tokenizer is replicated: it is small compared with its activations.
+        data, embedding = _load_data(config)
         new_state = jax.jit(partial(init_state, config), out_shardings=replicated(run.mesh))
-        data = draw_scenes("train", config.seed, config.images, config.paired)
-        state = run.restore(new_state())
+        state = run.restore(new_state(embedding))
         update = make_step(config)
         for step in run.steps():
             count = batch_rows(config, step)
-            batch = batch_of_step(data, config, step, addressable_rows(count, run.mesh))
-            state, result = update(state, put_addressable_rows(batch, count, run.mesh))
+            rows = addressable_rows(count, run.mesh)
+            images, codes = batch_of_step(data, config, step, rows), None
+            if config.cells is not None:
+                images, codes = batch_of_codes(data, config, step, rows)
+            batch = put_addressable_rows((images, codes), count, run.mesh)
+            state, result = update(state, *batch)
             if step % config.log_every == 0 or step == config.steps:
                 values = {name: float(value) for name, value in asdict(result).items()}
                 shown = {name: values[name] for name in ("psnr", "perplexity", "used_frac")}
@@ -49,6 +60,18 @@ def train_vq(config: VqTrainConfig) -> Path:
             if is_main_process():
                 _finish(config, run, jax.device_get(state.params))
         return _export_dir(config, run.dir)
+
+
+def _load_data(config: VqTrainConfig) -> tuple[SceneImages, np.ndarray | None]:
+    """The training images, and with codes of cells the first codebook."""
+    data = draw_scenes("train", config.seed, config.images, config.paired)
+    if config.cells is None:
+        return data, None
+    with raise_on_all_processes():
+        data, codes = code_cells(data, config.cells, config.model, config.seed)
+    print(f"{len(codes.centres) + 1} codes of cells")
+    # Signs of components are free: every process takes those of the first one.
+    return data, gather(codes.embedding(config.model.code_dim))[0]
 
 
 def _export_dir(config: VqTrainConfig, run: RunDir) -> Path:
