@@ -1,4 +1,4 @@
-"""Codes that are clusters of what scenes show in a cell: descriptions, clusters, losses, the job."""
+"""Codes that are clusters of what scenes show in a cell: descriptions, clusters, loss, the job."""
 
 from __future__ import annotations
 
