@@ -192,21 +192,8 @@ def make_step(config: VqTrainConfig) -> StepFn:
         params = optax.apply_updates(state.params, updates)
 
         counts_I = vq_loss.code_counts(parts.ids_Bhw, size)
-        restart = config.restart
-        usage_I = restart.decay * state.usage_I + (1 - restart.decay) * counts_I / counts_I.sum()
-        old = params["quantize"]["embedding"]
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        moved_IZ, moved_usage_I = vq_loss.restart_unused(
-            old[...],
-            usage_I,
-            parts.latents_NZ,
-            parts.nearest_NZ,
-            key,
-            below=restart.below,
-            fresh=restart.fresh,
-        )
-        moving = state.step < restart.steps
-        params["quantize"]["embedding"] = old.replace(jnp.where(moving, moved_IZ, old[...]))
+        moving = state.step < config.restart.steps
+        usage_I, moved_usage_I = _restart(config, params, state, counts_I, parts)
         metrics = VqMetrics(
             loss=loss,
             l1=parts.l1,
@@ -217,7 +204,7 @@ def make_step(config: VqTrainConfig) -> StepFn:
             accuracy=parts.accuracy,
             psnr=vq_loss.psnr(parts.l2),
             perplexity=vq_loss.perplexity(counts_I),
-            used_frac=(usage_I >= restart.below / size).mean(),
+            used_frac=(usage_I >= config.restart.below / size).mean(),
             grad_norm=optax.tree.norm(grads),
         )
         good = jnp.isfinite(loss) & jnp.isfinite(metrics.grad_norm)
@@ -230,3 +217,20 @@ def make_step(config: VqTrainConfig) -> StepFn:
         return VqState(params, opt_state, usage_I, state.step + 1, skipped), metrics
 
     return step_fn
+
+
+def _restart(
+    config: VqTrainConfig, params: Any, state: VqState, counts_I: jax.Array, parts: LossParts
+) -> tuple[jax.Array, jax.Array]:
+    """Moves unused codes in `params` while that is due; the running usage without and with it."""
+    restart = config.restart
+    usage_I = restart.decay * state.usage_I + (1 - restart.decay) * counts_I / counts_I.sum()
+    old = params["quantize"]["embedding"]
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    moved_IZ, moved_usage_I = vq_loss.restart_unused(
+        old[...], usage_I, parts.latents_NZ, parts.nearest_NZ, key,
+        below=restart.below, fresh=restart.fresh,
+    )  # fmt: skip
+    moving = state.step < restart.steps
+    params["quantize"]["embedding"] = old.replace(jnp.where(moving, moved_IZ, old[...]))
+    return usage_I, moved_usage_I
