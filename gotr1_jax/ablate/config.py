@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.limits import FilledText, Range, Seed
+
+START = "start"
+"""In an ordering: the policy before training."""
+Minutes = Annotated[float, Range("(0, 1e6]")]
+
+
+@dataclass(frozen=True)
+class ConditionConfig(CheckedConfig):
+    """What several variants are trained under, such as a judge."""
+
+    # Also a folder's name, as of a variant.
+    name: str
+    # Its name in tables; empty: `name`.
+    title: str = ""
+    # "key=value" each; they follow those of all variants and come before a variant's own.
+    overrides: tuple[str, ...] = ()
+    # As of a variant.
+    minutes: Minutes | None = None
+
+    def check(self) -> None:
+        """A name that a folder can have, and overrides with keys."""
+        _check_name(self.name)
+        _check_overrides(f"overrides of the condition {self.name!r}", self.overrides)
 
 
 @dataclass(frozen=True)
@@ -23,14 +47,33 @@ class VariantConfig(CheckedConfig):
     base: FilledText | None = None
     # "key=value" each, as after `--` on the command line; they follow those of all variants.
     overrides: tuple[str, ...] = ()
+    # The conditions that it is trained under; empty: all.
+    conditions: tuple[str, ...] = ()
+    # Minutes of a run as they were measured once, for `--plan`; null: those of its condition.
+    minutes: Minutes | None = None
 
     def check(self) -> None:
         """A name that a folder can have, and overrides with keys."""
-        if not re.fullmatch(r"[a-z0-9_-]{1,100}", self.name):
-            raise ConfigError(
-                f"name {self.name!r} becomes a folder; use a to z, 0 to 9, _ and -, 100 at most"
-            )
+        _check_name(self.name)
         _check_overrides(f"overrides of the variant {self.name!r}", self.overrides)
+
+
+@dataclass(frozen=True)
+class OrderingConfig(CheckedConfig):
+    """A claim: after training one variant is better than another by a term of the evaluations."""
+
+    # The claim in words.
+    name: FilledText
+    # Names of variants; start: the policy before the other's training.
+    better: FilledText
+    worse: FilledText
+    # A term of the evaluations, best one that all conditions measure alike.
+    term: FilledText
+
+    def check(self) -> None:
+        """Two different variants, one of them at least trained."""
+        if self.better == self.worse:
+            raise ConfigError(f"worse is {self.worse!r}, as better is; name two variants")
 
 
 @dataclass(frozen=True)
@@ -47,17 +90,65 @@ class AblationConfig(CheckedConfig):
     at_once: Annotated[int, Range("[1, 1024]")] = 1
     # "key=value" each, for all variants.
     overrides: tuple[str, ...] = ()
+    # Every variant is trained under each of them; none: once.
+    conditions: tuple[ConditionConfig, ...] = ()
+    # Terms of the evaluations that the table and the plot show; empty: all.
+    columns: tuple[str, ...] = ()
+    # Claims that are tested under every condition.
+    orderings: tuple[OrderingConfig, ...] = ()
+    # Terms that runs are trained on, each with the watched term that checks it: where the first
+    # rises without the second, the policy fools its judge.
+    checks: Mapping[str, str] = field(default_factory=dict)
+    # Names of metrics.jsonl whose first and last tenth of training are shown.
+    metrics: tuple[str, ...] = ()
 
     def check(self) -> None:
         if not self.variants or not self.seeds:
             raise ConfigError("variants and seeds hold too little; give at least one of each")
-        names: list[str | int] = [variant.name for variant in self.variants]
-        seeds: list[str | int] = list(self.seeds)
-        for what, values in (("variants", names), ("seeds", seeds)):
-            double = next((value for value in values if values.count(value) > 1), None)
-            if double is not None:
-                raise ConfigError(f"{what} holds {double!r} twice; name each once")
+        conditions = [condition.name for condition in self.conditions]
+        names = [variant.name for variant in self.variants]
+        _check_once("variants", names)
+        _check_once("seeds", self.seeds)
+        _check_once("conditions", conditions)
+        _check_once("orderings", [(o.name, o.term) for o in self.orderings])
         _check_overrides("overrides", self.overrides)
+        for variant in self.variants:
+            _check_known(
+                f"variants: {variant.name!r}", "conditions", variant.conditions, conditions
+            )
+        for ordering in self.orderings:
+            sides = [side for side in (ordering.better, ordering.worse) if side != START]
+            _check_known(f"orderings: {ordering.name!r}", "variants", sides, names)
+
+    def conditions_of(self, variant: VariantConfig) -> list[ConditionConfig | None]:
+        """Those that a variant is trained under; [None] where the ablation has none."""
+        chosen = [
+            c for c in self.conditions if not variant.conditions or c.name in variant.conditions
+        ]
+        return [*chosen] if self.conditions else [None]
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[a-z0-9_-]{1,100}", name):
+        raise ConfigError(
+            f"name {name!r} becomes a folder; use a to z, 0 to 9, _ and -, 100 at most"
+        )
+    if name == START:
+        raise ConfigError(f"name {name!r} means the policy before training; choose another")
+
+
+def _check_once(what: str, values: Iterable[object]) -> None:
+    listed = list(values)
+    double = next((value for value in listed if listed.count(value) > 1), None)
+    if double is not None:
+        raise ConfigError(f"{what} holds {double!r} twice; name each once")
+
+
+def _check_known(where: str, what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        choice = ", ".join(known) or "none is given"
+        raise ConfigError(f"{where} names {unknown!r}; {what} are: {choice}")
 
 
 def _check_overrides(where: str, overrides: tuple[str, ...]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from gotr1_jax.ablate.results import AblationResult, TermResult, VariantResult
+from gotr1_jax.ablate.tables import change_cell, further_tables, interval_cell
 from gotr1_jax.io.files import atomic_write, write_json_atomic
 from gotr1_jax.io.markdown import markdown_table
 from gotr1_jax.report.charts import nice_ticks
@@ -15,45 +17,6 @@ from gotr1_jax.report.page import make_environment
 # Of the plot, in SVG units.
 _PANEL, _GAP, _ROW, _TOP = 128, 34, 24, 46
 _LETTER, _LEGEND = 6.5, 660  # of a title, about; of the line below the panels
-
-
-@dataclass(frozen=True)
-class Change:
-    """A mean difference, and its 95 % interval by a paired bootstrap over captions."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class TermResult:
-    """Held-out means of a term before and after training.
-
-    Attributes:
-      gain: after against before.
-      over_first: after against the first variant's after; None for the first itself, and where
-        the evaluations differ.
-    """
-
-    before: float
-    after: float
-    gain: Change
-    over_first: Change | None = None
-
-
-@dataclass(frozen=True)
-class VariantResult:
-    """One variant, averaged over seeds; `minutes` of training a run, without evaluations."""
-
-    name: str
-    title: str
-    seeds: tuple[int, ...]
-    steps: int
-    captions: int
-    samples: int
-    minutes: float
-    terms: Mapping[str, TermResult]
 
 
 @dataclass(frozen=True)
@@ -69,11 +32,37 @@ class _PlotMark:
     tone: str  # "better" or "worse" where the interval excludes 0, else "same"
 
 
-def write_ablation(root: Path, results: Sequence[VariantResult]) -> None:
+def write_ablation(root: Path, comparison: AblationResult) -> None:
     """ablation.md, ablation.json, ablation.svg in `root`; RunError when they cannot be written."""
-    write_json_atomic(root / "ablation.json", {"variants": [asdict(r) for r in results]})
-    atomic_write(root / "ablation.md", table(results))
-    atomic_write(root / "ablation.svg", plot(results))
+    write_json_atomic(root / "ablation.json", asdict(comparison))
+    atomic_write(root / "ablation.md", report(comparison))
+    shown = [
+        replace(r, title=f"{r.condition}: {r.title}" if r.condition else r.title)
+        for r in _in_columns(comparison)
+    ]
+    atomic_write(root / "ablation.svg", plot(shown))
+
+
+def report(comparison: AblationResult) -> str:
+    """Markdown: the table of each condition, then orderings, checks, metrics and hours."""
+    by_condition: dict[str, list[VariantResult]] = {}
+    for result in _in_columns(comparison):
+        by_condition.setdefault(result.condition, []).append(result)
+    parts = [
+        (f"## {condition}\n\n" if condition else "") + table(results)
+        for condition, results in by_condition.items()
+    ]
+    return "\n".join(parts) + further_tables(comparison)
+
+
+def _in_columns(comparison: AblationResult) -> list[VariantResult]:
+    """The variants with the terms that are to be shown."""
+    if not comparison.columns:
+        return list(comparison.variants)
+    return [
+        replace(r, terms={name: r.terms[name] for name in comparison.columns if name in r.terms})
+        for r in comparison.variants
+    ]
 
 
 def table(results: Sequence[VariantResult]) -> str:
@@ -88,7 +77,7 @@ def table(results: Sequence[VariantResult]) -> str:
         if any(cell not in ("–", above) for cell, above in zip(start, last)):
             rows.append(["*start*", *start, "", ""])
             last = start
-        cells = ["–" if t is None else f"{t.after:.3f} {_interval(t.gain)}" for t in terms]
+        cells = ["–" if t is None else f"{t.after:.3f} {interval_cell(t.gain)}" for t in terms]
         seeds = ", ".join(map(str, result.seeds))
         rows.append([result.title, *cells, seeds, f"{result.minutes:.1f}"])
     text = markdown_table(["trained on", *names, "seeds", "min a run"], rows) + "\n"
@@ -96,7 +85,7 @@ def table(results: Sequence[VariantResult]) -> str:
         text += (
             f"\nAfter {steps} steps: means over {captions} held-out captions, {samples} samples "
             "each, the same random streams before and after. In brackets the 95 % interval of the "
-            "gain over the start (paired bootstrap over captions)."
+            f"gain over the start (paired bootstrap over {_drawn(results)})."
         )
     text += "\n"
     others = [r for r in results if any(term.over_first for term in r.terms.values())]
@@ -107,14 +96,12 @@ def table(results: Sequence[VariantResult]) -> str:
     return text
 
 
-def _interval(change: Change) -> str:
-    return f"[{change.low:+.3f}, {change.high:+.3f}]"
+def _drawn(results: Sequence[VariantResult]) -> str:
+    return "seeds and captions" if any(len(r.seeds) > 1 for r in results) else "captions"
 
 
 def _difference(term: TermResult | None) -> str:
-    if term is None or term.over_first is None:
-        return "–"
-    return f"{term.over_first.mean:+.3f} {_interval(term.over_first)}"
+    return change_cell(None if term is None else term.over_first)
 
 
 def plot(results: Sequence[VariantResult]) -> str:

@@ -9,6 +9,7 @@ from gotr1_jax.io.hub import fetch_snapshot, is_hub_id
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "shapes"
 """The checkpoint that comes with the package."""
+EMBEDDED_NAME = "embedded"  # what settings call it
 CONFIG_FILE = "config.json"
 RUN_CONFIG, RUN_MODEL = "config.yaml", "model"  # of a training run's directory
 # Files of a hub repository that are fetched: weights in either form, sizes, text and images.
@@ -64,4 +65,4 @@ def _fetched(hub_id: str, revision: str | None) -> Path:
 
 def checkpoint_path(init: str) -> Path:
     """The folder that `policy.init` names: "embedded", a directory, a run or a hub id."""
-    return EMBEDDED if init == "embedded" else find_checkpoint(init)
+    return EMBEDDED if init == EMBEDDED_NAME else find_checkpoint(init)

@@ -6,7 +6,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from gotr1_jax.rewards.base import (
     stack_scores,
     term_meanings,
 )
-from gotr1_jax.rewards.factory import JudgeMaker, make_term_judge
+from gotr1_jax.rewards.factory import JudgeMaker, term_judge_makers
 from gotr1_jax.rewards.terms import TermConfig, check_names
 
 _log = logging.getLogger(__name__)
@@ -127,11 +126,10 @@ def make_watched(
     InputError or RunError, with the term, where a judge cannot be made. Only of the `needed` terms
     a server that does not answer is such an error.
     """
-    maker, judges = JudgeMaker(mesh, cache_folder), []
+    makers, judges = term_judge_makers(terms, JudgeMaker(mesh, cache_folder)), []
     for name, term in terms.items():
-        make = partial(make_term_judge, {name: term}, maker)
         try:
-            judges.append(WatchedJudge(name, term, make, name in needed))
+            judges.append(WatchedJudge(name, term, makers[name], name in needed))
         except (InputError, RunError) as error:
             kind = InputError if isinstance(error, InputError) else RunError
             raise kind(f"evaluation.judges.{name}: {error}") from error

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,15 +23,24 @@ from gotr1_jax.rewards.multimodal.terms import MultimodalJudge
 from gotr1_jax.rewards.own_function import check_function
 from gotr1_jax.rewards.pairwise import Comparer, PairwiseConfig, PairwiseJudge, ScoreComparer
 from gotr1_jax.rewards.python import PythonJudge
-from gotr1_jax.rewards.scorer_configs import ClipScorerConfig, RewardServerConfig
+from gotr1_jax.rewards.scorer_configs import (
+    ClipScorerConfig,
+    ExactScorerConfig,
+    RewardServerConfig,
+)
 from gotr1_jax.rewards.server import RewardServerJudge
 from gotr1_jax.rewards.shapes import ShapesJudge
 from gotr1_jax.rewards.terms import TermConfig
+from gotr1_jax.shapes.judge import SHAPES_TERMS
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import Engine
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
+
+
+SourceConfig = ClipScorerConfig | RewardServerConfig | PythonConfig | ExactScorerConfig
+"""Settings of what scores a term and asks no engine."""
 
 
 class JudgeMaker:
@@ -82,7 +91,7 @@ class JudgeMaker:
     def scorer(
         self,
         kind: str,
-        settings: ClipScorerConfig | RewardServerConfig | PythonConfig,
+        settings: SourceConfig,
         terms: Sequence[str] | Mapping[str, str],
         section: str,
     ) -> Judge:
@@ -96,6 +105,8 @@ class JudgeMaker:
         """
         if isinstance(settings, PythonConfig):
             return self._kept(PythonJudge(settings.function, list(terms), settings.group_wise))
+        if isinstance(settings, ExactScorerConfig):
+            return ShapesJudge(terms)
         if isinstance(settings, RewardServerConfig):
             return self._kept(RewardServerJudge(settings, terms, section))
         from gotr1_jax.rewards.clip_kinds import make_clip_judge  # with jax
@@ -203,14 +214,14 @@ def _make_own(terms: Mapping[str, TermConfig], maker: JudgeMaker) -> list[Judge]
     ]
 
 
-def _source(
-    term: TermConfig,
-) -> tuple[str, ClipScorerConfig | RewardServerConfig | PythonConfig]:
+def _source(term: TermConfig) -> tuple[str, SourceConfig]:
     """What scores a term, and its settings without which of several scores the term is."""
     if term.python is not None:
         return "python", PythonConfig(term.python)
     if term.http is not None:
         return "http", replace(term.http, score="")
+    if term.shapes is not None:
+        return "shapes", replace(term.shapes, score=SHAPES_TERMS[0])  # it gives all of them
     return term.source, getattr(term, term.source)
 
 
@@ -226,8 +237,32 @@ def make_term_judge(terms: Mapping[str, TermConfig], maker: JudgeMaker) -> Judge
             "source of another kind"
         )
     kind, settings = _source(term)
-    names = {t: (other.http.score if other.http else "") or t for t, other in terms.items()}
+    names = {t: _score_name(t, other) for t, other in terms.items()}
     return maker.scorer(kind, settings, names, f"terms.{name}.{kind}")
+
+
+def _score_name(name: str, term: TermConfig) -> str:
+    """What a source of several scores calls the one of a term."""
+    if term.shapes is not None:
+        return term.shapes.score
+    return (term.http.score if term.http else "") or name
+
+
+def term_judge_makers(
+    terms: Mapping[str, TermConfig], maker: JudgeMaker
+) -> dict[str, Callable[[], Judge]]:
+    """What makes the judge of each term alone, by name; see `make_term_judge`.
+
+    Terms of the exact judge share one, which looks at the same samples once.
+    """
+    makers: dict[str, Callable[[], Judge]] = {
+        name: partial(make_term_judge, {name: term}, maker) for name, term in terms.items()
+    }
+    exact = {name: term for name, term in terms.items() if term.shapes is not None}
+    if exact:
+        shared = SharedJudge(make_term_judge(exact, maker), len(exact))
+        makers |= {name: partial(CompositeJudge, [(shared, (name,))]) for name in exact}
+    return makers
 
 
 def needs_devices(config: JudgeConfig, terms: Mapping[str, TermConfig] | None = None) -> bool:

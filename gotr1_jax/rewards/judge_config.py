@@ -157,3 +157,9 @@ class JudgeConfig(CheckedConfig):
         known = KINDS[self.kind].terms or ()
         usual = tuple(term for term in GOTR1_TERMS if term in known)
         return self.terms or usual or known
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The checkpoint of a model in this process; None of other kinds. Without those of
+        `also`."""
+        return getattr(self, self.kind).checkpoint if KINDS[self.kind].in_process else None

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from gotr1_jax.config import CheckedConfig
+from gotr1_jax.errors import ConfigError
 from gotr1_jax.limits import FilledText, Range, RowCount
+from gotr1_jax.rewards.published import STAGES
+from gotr1_jax.shapes.judge import SHAPES_TERMS
 from gotr1_jax.vlm_engine.config import HttpServerConfig
 
 # The scorers that are a CLIP in this process; `rewards.clip_kinds` makes them.
@@ -49,3 +52,24 @@ class RewardServerConfig(HttpServerConfig):
     image_format: Literal["png", "jpeg"] = "png"
     # The server compares the samples of a caption.
     group_wise: bool = False
+
+
+@dataclass(frozen=True)
+class ExactScorerConfig(CheckedConfig):
+    """A score of the shapes world's exact judge, beside the judge that a run trains on."""
+
+    # sem, spa, ri, pi or verdict.
+    score: FilledText
+
+    def check(self) -> None:
+        """A score that there is."""
+        if self.score not in SHAPES_TERMS:
+            raise ConfigError(
+                f"score is {self.score!r}, which the exact judge does not give; choose from "
+                f"{', '.join(SHAPES_TERMS)}"
+            )
+
+    @property
+    def stage(self) -> str:
+        """What the score judges, see `rewards.stages`."""
+        return STAGES[self.score]

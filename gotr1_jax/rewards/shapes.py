@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.rewards.published import GOTR1_TERMS, MEANINGS
@@ -13,12 +13,17 @@ class ShapesJudge:
     """Scores the terms of the shapes world; deterministic, without state."""
 
     identity = "shapes"
-    meanings = MEANINGS
-    detecting_terms = ("ri",)
 
-    def __init__(self, terms: Sequence[str] = GOTR1_TERMS) -> None:
-        """terms: those to score, out of SHAPES_TERMS."""
-        self.terms: tuple[str, ...] = tuple(terms)
+    def __init__(self, terms: Sequence[str] | Mapping[str, str] = GOTR1_TERMS) -> None:
+        """terms: those to score, out of SHAPES_TERMS; a mapping gives them other names, name to
+        term."""
+        self._scores = dict(terms) if isinstance(terms, Mapping) else {t: t for t in terms}
+        self.terms: tuple[str, ...] = tuple(self._scores)
+        self.meanings = {
+            name: MEANINGS[t] if name == t else f"exact judge: {MEANINGS[t]}"
+            for name, t in self._scores.items()
+        }
+        self.detecting_terms = tuple(name for name, t in self._scores.items() if t == "ri")
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request."""
@@ -26,5 +31,5 @@ class ShapesJudge:
 
     def _judge_one(self, request: JudgeRequest) -> JudgeResult:
         judged = judge_sample(request.caption, request.plan, request.image)
-        scores = {term: judged.scores[term] for term in self.terms}
+        scores = {name: judged.scores[term] for name, term in self._scores.items()}
         return JudgeResult(scores, judged.detections, judged.rationale)

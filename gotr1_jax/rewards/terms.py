@@ -16,7 +16,11 @@ from gotr1_jax.rewards.expression import FUNCTIONS
 from gotr1_jax.rewards.own_function import HOW_TO_NAME, is_function_name
 from gotr1_jax.rewards.pairwise import PairwiseConfig
 from gotr1_jax.rewards.published import RULES
-from gotr1_jax.rewards.scorer_configs import ClipScorerConfig, RewardServerConfig
+from gotr1_jax.rewards.scorer_configs import (
+    ClipScorerConfig,
+    ExactScorerConfig,
+    RewardServerConfig,
+)
 
 # Names with a meaning of their own, in totals or in files of scores.
 RESERVED = (*RULES, *FUNCTIONS, "total", "measured_under", "watched", "diversity")
@@ -48,6 +52,8 @@ class TermConfig(CheckedConfig):
     hps: ClipScorerConfig | None = None
     pickscore: ClipScorerConfig | None = None
     clipscore: ClipScorerConfig | None = None
+    # The shapes world's exact judge, beside the judge that a run trains on.
+    shapes: ExactScorerConfig | None = None
     # How often the sample is better than the others of its caption.
     pairwise: PairwiseConfig | None = None
     # A name in `reward.total` stands for weight * clip(scale * score).

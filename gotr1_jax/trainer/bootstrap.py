@@ -54,6 +54,31 @@ def mean_of_means_interval(groups: Sequence[np.ndarray]) -> tuple[float, float, 
     return mean, *_interval(np.mean(means, axis=0))
 
 
+def crossed_interval(values_SP: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean over S runs (seeds) of the same P captions, both drawn anew.
+
+    A resample draws P captions and, for all of them alike, S - 1 of the S runs, each with
+    replacement: of so few runs S draws would understate how much training differs (Rao and Wu,
+    Journal of the American Statistical Association 83, 1988). Of one run captions are drawn alone.
+
+    Args:
+      values_SP: float (S, P). Captions that a run could not score (NaN) are left out of all runs.
+    """
+    values_SP = np.asarray(values_SP, np.float64)
+    known_SP = values_SP[:, np.isfinite(values_SP).all(axis=0)]
+    runs, captions = known_SP.shape
+    if runs == 1 or not captions:
+        return mean_interval(known_SP[0])
+    rng, means = np.random.default_rng(0), []
+    rows = max(1, _CHUNK // (captions * runs))
+    for start in range(0, RESAMPLES, rows):
+        count = min(rows, RESAMPLES - start)
+        drawn_RP = known_SP[rng.integers(0, runs, (count, runs - 1))].mean(axis=1)
+        places_RP = rng.integers(0, captions, (count, captions))
+        means.append(np.take_along_axis(drawn_RP, places_RP, axis=1).mean(axis=1))
+    return _interval(np.concatenate(means))
+
+
 def _resampled_means(values: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """float64 (RESAMPLES,): the mean of each resample."""
     means = []

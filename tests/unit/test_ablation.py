@@ -19,7 +19,9 @@ import yaml
 
 from gotr1_jax import cli
 from gotr1_jax.ablate import command as ablate
+from gotr1_jax.ablate.compare import compare
 from gotr1_jax.ablate.config import AblationConfig
+from gotr1_jax.ablate.scores import load_scores
 from gotr1_jax.config import load_config, to_yaml
 from gotr1_jax.errors import InputError, Stopped
 from gotr1_jax.grpo.config import GrpoConfig
@@ -137,7 +139,7 @@ def test_watched_terms_are_compared_where_their_judges_are_the_same(
         replace(r, config=replace(r.config, evaluation=replace(r.config.evaluation, judges=judges)))
         for r in two
     ]
-    terms = ablate.compare(two, one).terms
+    terms = _compare(two, one)
     assert list(terms) == ["pi", "humans", "taste"] and terms["taste"].over_first is None
     assert terms["humans"].gain.mean == pytest.approx(0.5)
     assert terms["humans"].over_first.mean == pytest.approx(0.1)
@@ -158,8 +160,13 @@ def test_terms_of_other_sources_do_not_compare_and_win_rates_are_no_result(
             scores = json.loads((run.root / f"{name}.json").read_text())
             (run.root / f"{name}.json").write_text(json.dumps({**scores, "wins": [0.5, 0.5]}))
     one, two = ([r for r in runs if r.variant == v] for v in ("one", "two"))
-    terms = ablate.compare(two, one).terms
+    terms = _compare(two, one)
     assert list(terms) == ["pi"] and terms["pi"].over_first is None
+
+
+def _compare(runs: list[ablate.PlannedRun], first: list[ablate.PlannedRun]) -> dict[str, Any]:
+    groups = [next(iter(load_scores(group).values())) for group in (runs, first)]
+    return dict(compare(*groups).terms)
 
 
 def test_all_variants_are_trained_and_compared(config: Path, trainer: Trainer) -> None:
@@ -167,14 +174,15 @@ def test_all_variants_are_trained_and_compared(config: Path, trainer: Trainer) -
     assert trainer.asked == ALL
     out = config.parent / "o"
     one, two = json.loads((out / "ablation.json").read_text())["variants"]
-    # Seeds 0 and 5: gains of the two captions are .25, .25 and .25, .75; their means .25, .5.
-    _is(one["terms"]["pi"], 0.25, 0.625, (0.375, 0.25, 0.5), None)
+    # Seeds 0 and 5: gains of the two captions are .25, .25 and .25, .75. A resample has one of the
+    # seeds: the first in half of them, the second caption twice in an eighth.
+    _is(one["terms"]["pi"], 0.25, 0.625, (0.375, 0.25, 0.75), None)
     # Against the first, by caption: -.25 and -.25.
-    _is(two["terms"]["pi"], 0.25, 0.375, (0.125, 0.0, 0.25), (-0.25, -0.25, -0.25))
+    _is(two["terms"]["pi"], 0.25, 0.375, (0.125, 0.0, 0.5), (-0.25, -0.25, -0.25))
     shown = (one["title"], two["title"], one["seeds"], one["minutes"])
     assert shown == ("pi only", "two", [0, 5], 1.5)
     text = (out / "ablation.md").read_text()
-    assert "| pi only | 0.625 [+0.250, +0.500] |" in text
+    assert "| pi only | 0.625 [+0.250, +0.750] |" in text
     assert "| two | -0.250 [-0.250, -0.250] |\n" in text
 
 

@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from gotr1_jax.ablate.report import Change, TermResult, VariantResult, plot, table
+from gotr1_jax.ablate.report import plot, table
+from gotr1_jax.ablate.results import Change, TermResult, VariantResult
 
 
 def _result(title: str, **terms: tuple[float, float, float, float]) -> VariantResult:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gotr1_jax.ablate.report import Change, TermResult, VariantResult, plot, table
+from gotr1_jax.ablate.report import plot, table
+from gotr1_jax.ablate.results import Change, TermResult, VariantResult
 from gotr1_jax.config import from_dict
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.alarms import _reason

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -222,3 +223,32 @@ def test_what_cannot_be_watched_is_refused_with_one_line(evaluation, message):
     with pytest.raises(InputError, match=message) as caught:
         grpo(**evaluation)
     assert "\n" not in str(caught.value)
+
+
+def test_the_exact_judge_is_watched_beside_another_and_looks_once(monkeypatch):
+    seen = []
+
+    def judge_sample(caption, plan, image):
+        seen.append(caption)
+        scores = {"sem": 0.1, "spa": 0.2, "ri": 0.3, "pi": 0.4, "verdict": 1.0}
+        return SimpleNamespace(scores=scores, detections=(), rationale="")
+
+    monkeypatch.setattr("gotr1_jax.rewards.shapes.judge_sample", judge_sample)
+    terms = {
+        "exact_pi": {"shapes": {"score": "pi"}},
+        "exact_sem": {"shapes": {"score": "sem"}, "scale": 2.0},
+    }
+    config = from_dict(GrpoConfig, {"run_dir": "a", "evaluation": {"judges": terms}})
+    judges = make_watched(config.evaluation.judges, Path("unused"))
+    found = [judge.score(REQUESTS).tolist() for judge in judges]
+    np.testing.assert_allclose(found, [[0.4] * 3, [0.2] * 3], rtol=1e-6)
+    assert seen == ["a", "b", "c"]
+    # One that comes or goes makes the other no other term.
+    (alone,) = make_watched({"exact_pi": config.evaluation.judges["exact_pi"]}, Path("unused"))
+    assert alone.identity == judges[0].identity
+    assert alone.meaning == "exact judge: the caption is true of the image"
+    with pytest.raises(InputError, match="judges.a.shapes.score is 'p'.*choose from sem"):
+        from_dict(
+            GrpoConfig,
+            {"run_dir": "a", "evaluation": {"judges": {"a": {"shapes": {"score": "p"}}}}},
+        )

@@ -1,0 +1,187 @@
+"""The runs of an ablation: what each trains, which are finished, how long they take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from gotr1_jax.ablate.config import AblationConfig
+from gotr1_jax.config import load_config
+from gotr1_jax.convert.find import EMBEDDED_NAME, find_checkpoint
+from gotr1_jax.errors import InputError
+from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.io.files import write_json_atomic
+from gotr1_jax.io.hub import is_hub_id
+from gotr1_jax.io.reading import read_json_object
+from gotr1_jax.rewards.factory import check_functions
+from gotr1_jax.trainer.run_dir import RunDir
+
+_TIME_NAME = "minutes.json"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training run: a variant with a seed, under a condition if there are any.
+
+    Attributes:
+      variant, title: the variant's name, and its name in the table.
+      root: the run's directory.
+      arguments: of `gotr1` on its command line.
+      config: the resolved configuration.
+      condition, condition_title: as of the variant; empty without conditions.
+      stated_minutes: those that the ablation states for such a run.
+    """
+
+    variant: str
+    title: str
+    seed: int
+    root: Path
+    arguments: tuple[str, ...]
+    config: GrpoConfig
+    condition: str = ""
+    condition_title: str = ""
+    stated_minutes: float | None = None
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """What the runs of all seeds have in common: condition and variant."""
+        return self.condition, self.variant
+
+    @property
+    def name(self) -> str:
+        """For lines of progress."""
+        parts = [self.condition, self.variant, f"seed {self.seed}"]
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is complete."""
+        return RunDir(self.root).summary.is_file()
+
+
+def plan_runs(config: AblationConfig, root: Path) -> list[PlannedRun]:
+    """Every seed of every variant under its conditions; InputError if one is invalid."""
+    cells = [(v, c) for v in config.variants for c in config.conditions_of(v)]
+    cells.sort(key=lambda cell: config.conditions.index(cell[1]) if cell[1] else 0)
+    runs = []
+    # All variants before the next seed, so that an early table compares all of them.
+    for seed, (variant, condition) in product(config.seeds, cells):
+        base = config.base if variant.base is None else variant.base
+        folder = root / condition.name if condition else root
+        folder = folder / variant.name / f"seed_{seed}"
+        own = (f"seed={seed}", f"run_dir={folder}")
+        shared = (*config.overrides, *(condition.overrides if condition else ()))
+        overrides = [f"--{text}" for text in (*shared, *variant.overrides, *own)]
+        try:
+            resolved = GrpoConfig.from_file(Path(base), overrides)
+        except InputError as error:
+            where = f" under {condition.name!r}" if condition else ""
+            raise InputError(f"variant {variant.name!r}{where}: {error}") from error
+        planned = PlannedRun(
+            variant=variant.name, title=variant.title or variant.name, seed=seed, root=folder,
+            arguments=("train", "grpo", "--config", base, *overrides), config=resolved,
+            stated_minutes=variant.minutes,
+        )  # fmt: skip
+        if condition is not None:
+            planned = replace(
+                planned,
+                condition=condition.name,
+                condition_title=condition.title or condition.name,
+                stated_minutes=variant.minutes or condition.minutes,
+            )
+        runs.append(planned)
+    return runs
+
+
+def check_same(planned: PlannedRun) -> None:
+    """InputError when the run's directory holds a run of another configuration."""
+    stored = RunDir(planned.root).config
+    if not stored.is_file():
+        return
+    found = replace(load_config(GrpoConfig, stored), run_dir=planned.config.run_dir)
+    wanted = planned.config
+    # What is left to the checkpoint is as it was.
+    if found != wanted.sampled_as(wanted.sampled.or_else(found.sampled)):
+        raise InputError(
+            f"{planned.root} holds a run of another configuration; give another --out, or remove it"
+        )
+
+
+def check_inputs(planned: PlannedRun) -> None:
+    """InputError for a function or a local checkpoint that is not there: the run might be the
+    last. Ids of the hub are left to the run."""
+    config = planned.config
+    try:
+        check_functions(config.judge, config.reward.terms, config.evaluation.judges)
+        checkpoints = {"policy.init": config.policy.init}
+        for part in (config.judge, *config.judge.also):
+            if (checkpoint := part.checkpoint) is not None:
+                checkpoints[f"judge.{part.kind}.checkpoint"] = checkpoint
+        for key, path in checkpoints.items():
+            if path != EMBEDDED_NAME:
+                _check_there(key, path)
+    except InputError as error:
+        raise InputError(f"variant {planned.variant!r}: {error}") from error
+
+
+def _check_there(key: str, path: str) -> None:
+    if Path(path).is_dir():
+        find_checkpoint(path)
+    elif not Path(path).exists() and not is_hub_id(path):
+        raise InputError(f"{key} is {path}, which is not there; make it first, or name another")
+
+
+def add_minutes(planned: PlannedRun, minutes: float) -> None:
+    """Add the minutes of one start of a run, evaluations and compilation included."""
+    write_json_atomic(planned.root / _TIME_NAME, {"minutes": minutes + (took(planned) or 0.0)})
+
+
+def took(planned: PlannedRun) -> float | None:
+    """The minutes that a run took over all its starts; None where that is not known."""
+    path = planned.root / _TIME_NAME
+    if not path.is_file():
+        return None
+    minutes = read_json_object(path).get("minutes")
+    if not isinstance(minutes, int | float) or isinstance(minutes, bool) or not minutes >= 0:
+        raise InputError(f"{path} has no minutes; remove it")
+    return float(minutes)
+
+
+def expected_minutes(planned: PlannedRun, runs: Sequence[PlannedRun]) -> float | None:
+    """The minutes of a run: the mean of finished ones of its variant, else what the ablation
+    states, else by the steps of finished ones of its condition; None where nothing is known."""
+    known = [(run, minutes) for run in runs if run.is_finished and (minutes := took(run))]
+    same = [minutes for run, minutes in known if run.group == planned.group]
+    if same:
+        return sum(same) / len(same)
+    if planned.stated_minutes is not None:
+        return planned.stated_minutes
+    alike = [(run, minutes) for run, minutes in known if run.condition == planned.condition]
+    if not alike:
+        return None
+    a_step = sum(minutes / run.config.steps for run, minutes in alike) / len(alike)
+    return a_step * planned.config.steps
+
+
+def list_runs(runs: Sequence[PlannedRun], at_once: int) -> str:
+    """A line a run with its state and minutes, then what is left in hours."""
+    lines, left, unknown = [], 0.0, 0
+    for planned in runs:
+        if planned.is_finished:
+            minutes = took(planned)
+            state = "finished" if minutes is None else f"finished in {minutes:.1f} min"
+        else:
+            minutes = expected_minutes(planned, runs)
+            state = "begun" if RunDir(planned.root).config.is_file() else "to train"
+            state += ", minutes not known" if minutes is None else f", {minutes:.1f} min"
+            left += minutes or 0.0
+            unknown += minutes is None
+        lines.append(f"{planned.name}: {planned.config.steps} steps, {state}")
+    finished = sum(run.is_finished for run in runs)
+    total = f"{len(runs)} runs, {finished} finished"
+    if finished < len(runs):
+        hours = f"about {left / at_once / 60:.1f} hours left with {at_once} at once"
+        total += f"; {unknown} of unknown length, the others {hours}" if unknown else f"; {hours}"
+    return "\n".join([*lines, total])
