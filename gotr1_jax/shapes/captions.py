@@ -29,6 +29,8 @@ SPLITS = ("train", "heldout", "unseen", "all")
 # Kinds of captions and their frequencies.
 _KINDS = ("one", "pair", "triple", "quadruple", "count", "list")
 _KIND_SHARES = (0.14, 0.44, 0.14, 0.06, 0.12, 0.10)
+# Frequency of a depth, next to a side or "next to".
+_DEPTH_SHARE = 0.4
 # Names that state no size.
 _SIZELESS_SHARE = 0.4
 
@@ -194,7 +196,8 @@ def _sample_any(rng: np.random.Generator) -> CaptionSpec:
         return CaptionSpec(_sample_objects(rng, 1) * int(rng.integers(2, MAX_OBJECTS + 1)))
     if kind == "list":
         return CaptionSpec(_sample_objects(rng, int(rng.integers(2, MAX_OBJECTS))))
-    relation = RELATIONS[int(rng.integers(len(RELATIONS)))]
+    shares = np.array([_DEPTH_SHARE if name in DEPTHS else 1.0 for name in RELATIONS])
+    relation = RELATIONS[int(rng.choice(len(RELATIONS), p=shares / shares.sum()))]
     count = {"pair": 2, "triple": 3, "quadruple": 4}[kind]
     while True:
         objects = _sample_objects(rng, count)

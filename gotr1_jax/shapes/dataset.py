@@ -22,7 +22,7 @@ from gotr1_jax.shapes.scenes import Scene, sample_scene
 from gotr1_jax.shapes.vocabulary import MAX_OBJECTS
 
 # Part of cache names: increase it when the same (seed, index) gives another example.
-_WORLD_VERSION = 2
+_WORLD_VERSION = 3
 # Captions in a row that were there already, after which `shapes_captions` gives up.
 _MAX_REPEATS = 5000
 

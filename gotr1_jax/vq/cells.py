@@ -25,6 +25,8 @@ _DETAIL = 8  # the coverage of a cell is described by so many values along each 
 # A cell of which no detail is covered by more than this is ground, the code 0.
 _GROUND = 0.05
 _BLOCK = 16384  # cells compared with all codes at once
+# A cell is of several colors if the second one covers so much of it.
+_SEVERAL = 0.03
 # Clusters of fewer cells than this are put to where cells are described worst.
 _FEW = 3
 
@@ -93,14 +95,35 @@ def _by_cell(maps: np.ndarray, side: int) -> np.ndarray:
     return cut.reshape(-1, K, side, side)
 
 
-def cluster_cells(features_NF: np.ndarray, count: int, iterations: int, seed: int) -> CellCodes:
+def cluster_cells(
+    features_NF: np.ndarray, count: int, iterations: int, seed: int, mixed_share: float = 0.0
+) -> CellCodes:
     """k-means of described cells; clusters of few cells move to where the cells are far from all.
+
+    mixed_share: share of the clusters that are of cells of several colors; these are rare and all
+      different. 0: all cells alike.
 
     Raises ValueError for fewer cells than clusters.
     """
-    if len(features_NF) < count:
-        raise ValueError(f"{len(features_NF)} cells cannot make {count} clusters")
     cells = features_NF.astype(np.float32)
+    mixed = _is_mixed(cells)
+    count_mixed = round(count * mixed_share)
+    if not mixed_share:
+        return CellCodes(_k_means(cells, count, iterations, seed))
+    pure = _k_means(cells[~mixed], count - count_mixed, iterations, seed)
+    return CellCodes(np.concatenate([pure, _k_means(cells[mixed], count_mixed, iterations, seed)]))
+
+
+def _is_mixed(cells: np.ndarray) -> np.ndarray:
+    """Which described cells (N, F) are of several colors, bool (N,)."""
+    by_color = cells[:, : cells.shape[1] - len(SHAPES)].reshape(len(cells), len(_COLORS), -1)
+    return np.sort(by_color.mean(axis=2), axis=1)[:, -2] > _SEVERAL
+
+
+def _k_means(cells: np.ndarray, count: int, iterations: int, seed: int) -> np.ndarray:
+    """Centres of the clusters of cells, float32 (count, F)."""
+    if len(cells) < count:
+        raise ValueError(f"{len(cells)} cells cannot make {count} clusters")
     rng = np.random.default_rng(seed)
     centres = cells[rng.choice(len(cells), count, replace=False)]
     for turn in range(iterations):
@@ -116,7 +139,7 @@ def cluster_cells(features_NF: np.ndarray, count: int, iterations: int, seed: in
             weights = distance / distance.sum()
             few = few[: np.count_nonzero(weights)]
             centres[few] = cells[rng.choice(len(cells), len(few), replace=False, p=weights)]
-    return CellCodes(centres)
+    return centres
 
 
 def _nearest(cells: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -71,6 +71,10 @@ class CellCodesConfig(CheckedConfig):
     # The first training images, so many, whose cells are clustered.
     images: Annotated[int, _IMAGES] = 1500
     iterations: Steps = 10
+    # Share of the codes that are of cells of several colors.
+    mixed_share: Annotated[float, Range("[0, 0.9]")] = 0.35
+    # How much more often than in the world an object covers another one in the training images.
+    depth_weight: Annotated[float, Range("[1, 1000]")] = 4.0
     # How much the shape of an object matters beside its outline in the cell.
     shape_weight: Weight = 1.2
     # Weight of the encoder's cross entropy next to the losses of pixels, of which cosines are

@@ -18,7 +18,7 @@ from gotr1_jax.parallel.progress import Progress
 from gotr1_jax.shapes.dataset import Example, ShapesSource
 from gotr1_jax.shapes.render import render
 from gotr1_jax.shapes.scenes import Scene
-from gotr1_jax.shapes.vocabulary import IMAGE_SIZE
+from gotr1_jax.shapes.vocabulary import DEPTHS, IMAGE_SIZE
 from gotr1_jax.vq.cells import CellCodes, cluster_cells, describe_cells
 from gotr1_jax.vq.config import CellCodesConfig, VqTrainConfig
 
@@ -40,22 +40,35 @@ class SceneImages:
     codes: np.ndarray | None = None
 
 
-def draw_scenes(split: str, seed: int, count: int, variants: bool) -> SceneImages:
-    """The first `count` scenes of a split, each with a variant if `variants`, and their images."""
-    source = ShapesSource(split, count, seed)
-    examples, scenes = [], []
+def draw_scenes(
+    split: str, seed: int, count: int, variants: bool, depth_weight: float = 1.0
+) -> SceneImages:
+    """The first `count` scenes of a split, each with a variant if `variants`, and their images.
+
+    depth_weight: how much more often than in the split an object covers another one; 1: as there.
+      Of the scenes without depth only one in so many is taken.
+    """
+    source = ShapesSource(split, 2**31 - 1, seed)
+    examples: list[Example] = []
+    scenes: list[tuple[Scene, ...]] = []
     images = np.empty((count, 1 + variants, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    index = -1
     with Progress("images", count) as progress:
-        for i in range(count):
-            examples.append(source[i])
-            shown = [examples[i].scene]
+        while len(examples) < count:
+            index += 1
+            rng = np.random.default_rng((seed, zlib.crc32(split.encode()), index, 1))
+            example = source[index]
+            in_depth = example.scene.caption.relation in DEPTHS
+            if depth_weight > 1 and not in_depth and rng.random() >= 1 / depth_weight:
+                continue
+            shown = [example.scene]
             if variants:
-                rng = np.random.default_rng((seed, zlib.crc32(split.encode()), i, 1))
-                other = examples[i - 1] if i else source[count - 1]
+                other = examples[-1] if examples else source[count - 1]
                 shown.append(sample_variant(rng, shown[0], other.scene))
+            images[len(examples)] = [render(scene) for scene in shown]
+            examples.append(example)
             scenes.append(tuple(shown))
-            images[i] = [render(scene) for scene in shown]
-            progress.update(i + 1)
+            progress.update(len(examples))
     return SceneImages(tuple(examples), tuple(scenes), images)
 
 
@@ -71,15 +84,20 @@ def code_cells(
     features, drawn = (np.stack(part) for part in zip(*described))
     first = slice(0, config.images)
     cells = features[first][drawn[first]]
-    if len(cells) < model.codebook_size - 1:
-        raise InputError(
-            f"the {config.images} images of cells.images show objects in {len(cells)} cells; "
-            f"{model.codebook_size} codes need more"
-        )
-    codes = cluster_cells(cells, model.codebook_size - 1, config.iterations, seed)
+    codes = _cluster(cells, model.codebook_size - 1, config, seed)
     N, U = drawn.shape
     true = codes.assign(features.reshape(N * U, -1), drawn.reshape(-1)).reshape(N, U)
     return replace(data, codes=true), codes
+
+
+def _cluster(cells: np.ndarray, count: int, config: CellCodesConfig, seed: int) -> CellCodes:
+    try:
+        return cluster_cells(cells, count, config.iterations, seed, config.mixed_share)
+    except ValueError as error:
+        raise InputError(
+            f"cells.images is {config.images}: {error}; cluster more images, or take fewer codes "
+            "(model.codebook_size)"
+        ) from None
 
 
 def sample_variant(rng: np.random.Generator, scene: Scene, other: Scene) -> Scene:

@@ -64,9 +64,10 @@ def train_vq(config: VqTrainConfig) -> Path:
 
 def _load_data(config: VqTrainConfig) -> tuple[SceneImages, np.ndarray | None]:
     """The training images, and with codes of cells the first codebook."""
-    data = draw_scenes("train", config.seed, config.images, config.paired)
     if config.cells is None:
-        return data, None
+        return draw_scenes("train", config.seed, config.images, config.paired), None
+    weight = config.cells.depth_weight
+    data = draw_scenes("train", config.seed, config.images, variants=False, depth_weight=weight)
     with raise_on_all_processes():
         data, codes = code_cells(data, config.cells, config.model, config.seed)
     print(f"{len(codes.centres) + 1} codes of cells")
