@@ -58,6 +58,9 @@ class SftDataConfig(CheckedConfig):
     # For shapes: the most objects of a caption. Runs with 1, 2, and all of them, each from the
     # model of the one before (init), make a curriculum.
     max_objects: Annotated[int, Range(f"[1, {MAX_OBJECTS}]")] = MAX_OBJECTS
+    # For shapes: image tokens are the true codes of the scenes, from the file cell_codes.npz of
+    # `vq`, in place of what its encoder reads in the images. The image then follows from the plan.
+    true_codes: bool = False
     # For shapes: plans with boxes, or rationales: the same in words, without boxes.
     plans: Literal["boxes", "rationale"] = "boxes"
     # Rows are padded to these. Longer examples of the shapes world are an error, longer records are

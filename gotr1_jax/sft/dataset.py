@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.image_tokenizer import ImageTokenizer
 from gotr1_jax.data.pipeline import SftExampleBatch, record_batches, sft_batches
 from gotr1_jax.data.records import find_record_files, fingerprint_files
@@ -39,6 +40,7 @@ from gotr1_jax.sft.tokenize_images import (
     show_progress,
     tokenize_records,
 )
+from gotr1_jax.shapes.cells import CELL_CODES_FILE, CellCodes
 from gotr1_jax.shapes.dataset import ShapesSource
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer
 
@@ -72,7 +74,11 @@ def make_batches(
             "train", data.examples, config.seed, data.unfaithful_fraction, data.plans,
             data.max_objects,
         )  # fmt: skip
-        ids_NU = _shapes_image_ids(config, source, vq)
+        ids_NU = (
+            _true_codes(config, source, vq)
+            if data.true_codes
+            else (_shapes_image_ids(config, source, vq))
+        )
         return sft_batches(source, ids_NU, text, config.batch_size, config.seed, held)
     digest = hashlib.sha256(read_bytes(tokenizer_dir / TOKENIZER_FILE)).hexdigest()
     records = _load_records(config, vq, text, digest)
@@ -99,6 +105,30 @@ def _shapes_image_ids(config: SftConfig, source: ShapesSource, vq: ImageTokenize
             with raise_on_all_processes():
                 if turn:
                     ids_NU = cache.ids(source, lambda done, _: progress.update(done))
+    check_same_on_all_processes(hashlib.sha256(ids_NU.tobytes()).hexdigest(), "set of image tokens")
+    return ids_NU
+
+
+def _true_codes(config: SftConfig, source: ShapesSource, vq: ImageTokenizer) -> np.ndarray:
+    """The true codes of the shapes examples, int32 (N, U), the same on every process."""
+    with raise_on_all_processes(), Progress("true codes", len(source), 0) as progress:
+        path = find_checkpoint(config.vq) / CELL_CODES_FILE
+        if not path.is_file():
+            raise InputError(
+                f"data.true_codes is set, but {path} does not exist: the tokenizer was trained "
+                "without codes of cells"
+            )
+        codes = CellCodes.load(path)
+        if len(codes.centres) + 1 != vq.config.codebook_size:
+            raise InputError(
+                f"{path} holds {len(codes.centres) + 1} codes, the tokenizer has "
+                f"{vq.config.codebook_size}"
+            )
+        ids = []
+        for index in range(len(source)):
+            ids.append(codes.of_scene(source[index].scene))
+            progress.update(index + 1)
+    ids_NU = np.stack(ids)
     check_same_on_all_processes(hashlib.sha256(ids_NU.tobytes()).hexdigest(), "set of image tokens")
     return ids_NU
 

@@ -66,7 +66,7 @@ class RestartConfig(CheckedConfig):
 
 @dataclass(frozen=True)
 class CellCodesConfig(CheckedConfig):
-    """Codes that are clusters of what scenes show in a cell; see `vq.cells`."""
+    """Codes that are clusters of what scenes show in a cell; see `shapes.cells`."""
 
     # The first training images, so many, whose cells are clustered.
     images: Annotated[int, _IMAGES] = 1500

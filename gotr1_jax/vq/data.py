@@ -15,11 +15,11 @@ import numpy as np
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.parallel.progress import Progress
+from gotr1_jax.shapes.cells import CellCodes, cluster_cells, describe_cells
 from gotr1_jax.shapes.dataset import Example, ShapesSource
 from gotr1_jax.shapes.render import render
 from gotr1_jax.shapes.scenes import Scene
 from gotr1_jax.shapes.vocabulary import DEPTHS, IMAGE_SIZE
-from gotr1_jax.vq.cells import CellCodes, cluster_cells, describe_cells
 from gotr1_jax.vq.config import CellCodesConfig, VqTrainConfig
 
 
@@ -84,13 +84,14 @@ def code_cells(
     features, drawn = (np.stack(part) for part in zip(*described))
     first = slice(0, config.images)
     cells = features[first][drawn[first]]
-    codes = _cluster(cells, model.codebook_size - 1, config, seed)
+    centres = _cluster(cells, model.codebook_size - 1, config, seed)
+    codes = CellCodes(centres, cell, config.shape_weight)
     N, U = drawn.shape
     true = codes.assign(features.reshape(N * U, -1), drawn.reshape(-1)).reshape(N, U)
     return replace(data, codes=true), codes
 
 
-def _cluster(cells: np.ndarray, count: int, config: CellCodesConfig, seed: int) -> CellCodes:
+def _cluster(cells: np.ndarray, count: int, config: CellCodesConfig, seed: int) -> np.ndarray:
     try:
         return cluster_cells(cells, count, config.iterations, seed, config.mixed_share)
     except ValueError as error:

@@ -15,7 +15,13 @@ from gotr1_jax.convert.image_tokenizer import save_vq
 from gotr1_jax.io.files import atomic_write
 from gotr1_jax.parallel.mesh import addressable_rows, replicated
 from gotr1_jax.parallel.placement import put_addressable_rows
-from gotr1_jax.parallel.processes import gather, is_main_process, raise_on_all_processes
+from gotr1_jax.parallel.processes import (
+    check_same_on_all_processes,
+    gather,
+    is_main_process,
+    raise_on_all_processes,
+)
+from gotr1_jax.shapes.cells import CELL_CODES_FILE, CellCodes
 from gotr1_jax.shapes.vocabulary import IMAGE_SIZE
 from gotr1_jax.trainer.run import Run
 from gotr1_jax.trainer.run_dir import RunDir, write_summary
@@ -39,17 +45,19 @@ def train_vq(config: VqTrainConfig) -> Path:
     with Run("vq", config, row_counts=row_counts, max_bad_updates=bad_updates) as run:
         run.open()
         # The tokenizer is replicated: it is small compared with its activations.
-        data, embedding = _load_data(config)
+        data, codes = _load_data(config)
+        # Signs of components are free: every process takes those of the first one.
+        embedding = None if codes is None else gather(codes.embedding(config.model.code_dim))[0]
         new_state = jax.jit(partial(init_state, config), out_shardings=replicated(run.mesh))
         state = run.restore(new_state(embedding))
         update = make_step(config)
         for step in run.steps():
             count = batch_rows(config, step)
             rows = addressable_rows(count, run.mesh)
-            images, codes = batch_of_step(data, config, step, rows), None
-            if config.cells is not None:
-                images, codes = batch_of_codes(data, config, step, rows)
-            batch = put_addressable_rows((images, codes), count, run.mesh)
+            images, true = batch_of_step(data, config, step, rows), None
+            if codes is not None:
+                images, true = batch_of_codes(data, config, step, rows)
+            batch = put_addressable_rows((images, true), count, run.mesh)
             state, result = update(state, *batch)
             if step % config.log_every == 0 or step == config.steps:
                 values = {name: float(value) for name, value in asdict(result).items()}
@@ -58,31 +66,33 @@ def train_vq(config: VqTrainConfig) -> Path:
             run.end_step(state)
         with raise_on_all_processes():
             if is_main_process():
-                _finish(config, run, jax.device_get(state.params))
+                _finish(config, run, jax.device_get(state.params), codes)
         return _export_dir(config, run.dir)
 
 
-def _load_data(config: VqTrainConfig) -> tuple[SceneImages, np.ndarray | None]:
-    """The training images, and with codes of cells the first codebook."""
+def _load_data(config: VqTrainConfig) -> tuple[SceneImages, CellCodes | None]:
+    """The training images, and with codes of cells these codes."""
     if config.cells is None:
         return draw_scenes("train", config.seed, config.images, config.paired), None
     weight = config.cells.depth_weight
     data = draw_scenes("train", config.seed, config.images, variants=False, depth_weight=weight)
     with raise_on_all_processes():
         data, codes = code_cells(data, config.cells, config.model, config.seed)
+    check_same_on_all_processes(codes.digest, "set of codes of cells")
     print(f"{len(codes.centres) + 1} codes of cells")
-    # Signs of components are free: every process takes those of the first one.
-    return data, gather(codes.embedding(config.model.code_dim))[0]
+    return data, codes
 
 
 def _export_dir(config: VqTrainConfig, run: RunDir) -> Path:
     return Path(config.export_dir) if config.export_dir is not None else run.root / "model"
 
 
-def _finish(config: VqTrainConfig, run: Run, params: Any) -> None:
+def _finish(config: VqTrainConfig, run: Run, params: Any, codes: CellCodes | None) -> None:
     """Export the tokenizer and evaluate it on held-out images."""
     out = _export_dir(config, run.dir)
     save_vq(out, config.model, IMAGE_SIZE, params, config.export_dtype)
+    if codes is not None:
+        codes.save(out / CELL_CODES_FILE)
     rounded = jax.tree.map(lambda x: x.astype(config.export_dtype).astype(np.float32), params)
     lost = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), rounded, params)
     note = f"rounded to {config.export_dtype}, largest difference {max(jax.tree.leaves(lost)):.3g}"

@@ -15,8 +15,8 @@ from gotr1_jax.models.config import VQConfig
 from gotr1_jax.parallel.config import MeshConfig
 from gotr1_jax.plan import Box
 from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec
+from gotr1_jax.shapes.cells import CELL_CODES_FILE, CellCodes, cluster_cells, describe_cells
 from gotr1_jax.shapes.scenes import Scene, SceneObject
-from gotr1_jax.vq.cells import cluster_cells, describe_cells
 from gotr1_jax.vq.config import CellCodesConfig, CropConfig, RestartConfig, VqTrainConfig
 from gotr1_jax.vq.data import batch_of_codes, code_cells, draw_scenes
 from gotr1_jax.vq.losses import code_nats
@@ -75,7 +75,7 @@ def test_clusters_are_the_groups_and_their_codes_begin_near_their_like():
     rng = np.random.default_rng(0)
     groups = np.array([[0.0, 0, 0, 9], [0, 0, 1, 9], [9, 0, 0, 0]])
     cells = np.repeat(groups, 20, axis=0) + rng.normal(0, 0.01, (60, 4))
-    codes = cluster_cells(cells, 3, 8, seed=0)
+    codes = CellCodes(cluster_cells(cells, 3, 8, seed=0), CELL, 1.0)
     order = np.lexsort(np.round(codes.centres.T))
     np.testing.assert_allclose(codes.centres[order], groups[np.lexsort(groups.T)], atol=0.02)
     found = codes.assign(cells, np.repeat([True, True, False], 20))
@@ -87,6 +87,27 @@ def test_clusters_are_the_groups_and_their_codes_begin_near_their_like():
     assert a @ b > max(a @ c, b @ c)
     with pytest.raises(ValueError, match="5 cells cannot make 6 clusters"):
         cluster_cells(cells[:5], 6, 2, seed=0)
+
+
+def test_rare_cells_of_several_colors_get_clusters_of_their_own():
+    pair = [("red", "square", (250, 250, 500, 500)), ("blue", "circle", (440, 300, 700, 560))]
+    described = [describe_cells(scene(*objs), CELL, 1.0) for objs in (pair, pair[:1], pair[1:])]
+    cells = np.concatenate([features[drawn] for features, drawn in described])
+    centres = cluster_cells(cells, 10, 5, seed=0, mixed_share=0.3)
+    several = np.sort(centres[:, :384].reshape(10, 6, 64).mean(2), axis=1)[:, -2] > 0.03
+    np.testing.assert_array_equal(several, [False] * 7 + [True] * 3)
+
+
+def test_codes_are_kept_in_a_file(tmp_path: Path):
+    codes = CellCodes(np.random.default_rng(0).normal(size=(5, 390)).astype(np.float32), CELL, 1.5)
+    codes.save(tmp_path / "codes.npz")
+    again = CellCodes.load(tmp_path / "codes.npz")
+    np.testing.assert_array_equal(again.centres, codes.centres)
+    assert again.digest == codes.digest and (again.cell, again.shape_weight) == (CELL, 1.5)
+    assert replace(codes, shape_weight=1.0).digest != codes.digest
+    (tmp_path / "broken.npz").write_bytes((tmp_path / "codes.npz").read_bytes()[:100])
+    with pytest.raises(InputError, match=r"broken\.npz does not hold codes"):
+        CellCodes.load(tmp_path / "broken.npz")
 
 
 def test_nats_of_the_true_codes_by_hand():
@@ -113,7 +134,7 @@ def test_a_batch_is_its_rows_and_carries_the_true_codes():
     beside = np.pad(covered, ((0, 0), (1, 1), (1, 1)))
     beside = sum(beside[:, y : y + 8, x : x + 8] for y in range(3) for x in range(3))
     assert (beside == 0).any() and not true.reshape(4, 8, 8)[beside == 0].any()
-    assert codes.centres.shape == (31, 390)
+    assert codes.centres.shape == (31, 390) and codes.cell == CELL
 
 
 def test_what_codes_of_cells_exclude_is_refused():
@@ -125,7 +146,7 @@ def test_what_codes_of_cells_exclude_is_refused():
         with pytest.raises(ConfigError, match=key):
             replace(JOB, **change)
     many = replace(JOB.model, codebook_size=4096)
-    with pytest.raises(InputError, match="show objects in"):
+    with pytest.raises(InputError, match="cells.images is 8: .* cannot make"):
         code_cells(draw_scenes("train", 0, 8, False), CellCodesConfig(images=8), many, 0)
 
 
@@ -136,3 +157,4 @@ def test_the_job_names_and_draws_the_codes(tmp_path: Path):
     assert all(0 <= line["accuracy"] <= 1 and line["psnr"] > 0 for line in lines)
     summary = json.loads((out.parent / "summary.json").read_text())
     assert summary["judge_error_truth"] == 0
+    assert len(CellCodes.load(out / CELL_CODES_FILE).centres) == 31

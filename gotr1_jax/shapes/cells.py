@@ -10,15 +10,24 @@ to draw an image of the true codes. So an image follows from its scene, and a sc
 
 from __future__ import annotations
 
+import hashlib
+import io
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
+from gotr1_jax.errors import InputError
+from gotr1_jax.io.files import atomic_write
+from gotr1_jax.io.reading import open_file
 from gotr1_jax.shapes.outlines import coverage
 from gotr1_jax.shapes.scenes import Scene
 from gotr1_jax.shapes.vocabulary import COLORS, IMAGE_SIZE, SHAPES
 
+CELL_CODES_FILE = "cell_codes.npz"
+"""Beside the weights of a tokenizer that was trained on codes of cells."""
 _COLORS = tuple(COLORS)
 _BLUR = 1.0  # pixels, standard deviation
 _DETAIL = 8  # the coverage of a cell is described by so many values along each side
@@ -33,14 +42,51 @@ _FEW = 3
 
 @dataclass(frozen=True)
 class CellCodes:
-    """Centres of the clusters, float32 (codebook_size - 1, F); code i is centre i - 1, 0 ground."""
+    """Codes of cells; code i is the cluster of centre i - 1, code 0 is ground.
+
+    Attributes:
+      centres: float32 (codebook_size - 1, F).
+      cell: pixels along a side of a cell.
+      shape_weight: of the descriptions, see `describe_cells`.
+    """
 
     centres: np.ndarray
+    cell: int
+    shape_weight: float
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that the codes depend on."""
+        facts = f"{self.cell} {self.shape_weight!r} {self.centres.shape}".encode()
+        return hashlib.sha256(facts + np.ascontiguousarray(self.centres).tobytes()).hexdigest()
+
+    def of_scene(self, scene: Scene) -> np.ndarray:
+        """The codes of a scene's cells, int32 (U,), row-major."""
+        return self.assign(*describe_cells(scene, self.cell, self.shape_weight))
 
     def assign(self, features_NF: np.ndarray, drawn_N: np.ndarray) -> np.ndarray:
         """The code of each described cell, int32 (N,)."""
         codes = np.zeros(len(features_NF), np.int32)
         codes[drawn_N] = 1 + _nearest(features_NF[drawn_N].astype(np.float32), self.centres)[0]
+        return codes
+
+    def save(self, path: Path) -> None:
+        """Writes an .npz file."""
+        buffer = io.BytesIO()
+        np.savez(buffer, centres=self.centres, cell=self.cell, shape_weight=self.shape_weight)
+        atomic_write(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> CellCodes:
+        """Reads what `save` wrote. Raises InputError in one line for anything else."""
+        try:
+            with open_file(path) as file, np.load(file) as data:
+                centres = np.asarray(data["centres"], np.float32)
+                codes = cls(centres, int(data["cell"]), float(data["shape_weight"]))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path} does not hold codes of cells: {error}") from None
+        if codes.centres.ndim != 2 or codes.cell < 1 or IMAGE_SIZE % codes.cell:
+            raise InputError(f"{path} does not hold codes of cells of images of {IMAGE_SIZE} px")
         return codes
 
     def embedding(self, size: int) -> np.ndarray:
@@ -97,21 +143,22 @@ def _by_cell(maps: np.ndarray, side: int) -> np.ndarray:
 
 def cluster_cells(
     features_NF: np.ndarray, count: int, iterations: int, seed: int, mixed_share: float = 0.0
-) -> CellCodes:
-    """k-means of described cells; clusters of few cells move to where the cells are far from all.
+) -> np.ndarray:
+    """Centres by k-means of described cells; a cluster of few cells moves to where cells are far
+    from all.
 
     mixed_share: share of the clusters that are of cells of several colors; these are rare and all
       different. 0: all cells alike.
 
-    Raises ValueError for fewer cells than clusters.
+    Returns float32 (count, F). Raises ValueError for fewer cells than clusters.
     """
     cells = features_NF.astype(np.float32)
     mixed = _is_mixed(cells)
     count_mixed = round(count * mixed_share)
     if not mixed_share:
-        return CellCodes(_k_means(cells, count, iterations, seed))
+        return _k_means(cells, count, iterations, seed)
     pure = _k_means(cells[~mixed], count - count_mixed, iterations, seed)
-    return CellCodes(np.concatenate([pure, _k_means(cells[mixed], count_mixed, iterations, seed)]))
+    return np.concatenate([pure, _k_means(cells[mixed], count_mixed, iterations, seed)])
 
 
 def _is_mixed(cells: np.ndarray) -> np.ndarray:
