@@ -72,7 +72,7 @@ def test_one_caption(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         *(f"overlay_0{i}.png" for i in range(3)),
         *(f"plan_0{i}.txt" for i in range(3)),
     }
-    assert set(result) == {"prompt", "sft_prompt", "prompt_ids", "samples"}
+    assert set(result) == {"prompt", "sft_prompt", "prompt_ids", "sampling", "samples"}
     for i, sample in enumerate(result["samples"]):
         assert set(sample) == {"plan_ids", "plan_text", "objects", "image_ids", "image"}
         assert len(sample["image_ids"]) == TINY.num_image_tokens

@@ -271,7 +271,7 @@ def test_transformers_reads_the_files_around_the_weights(released: Path, port: P
     assert tokenizer.boi_token == "<begin_of_image>" and tokenizer.eoi_token == "<end_of_image>"
     assert tokenizer.image_token_id == specials.image
     images = JanusImageProcessorPil.from_pretrained(port)
-    assert (images.size["height"], list(images.image_mean)) == (64, [0.5, 0.5, 0.5])
+    assert (images.size["height"], list(images.image_mean)) == (128, [0.5, 0.5, 0.5])
 
 
 def messages(question: str, images: int, system: str) -> list[dict[str, Any]]:
