@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 
 from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.image_tokenizer import ImageTokenizer
-from gotr1_jax.data.pipeline import SftExampleBatch, record_batches, sft_batches
+from gotr1_jax.data.pipeline import ImageSource, SftExampleBatch, record_batches, sft_batches
 from gotr1_jax.data.records import find_record_files, fingerprint_files
 from gotr1_jax.data.shards import TokenizedRecords, read_manifest
 from gotr1_jax.data.text_tokens import TextFormat, TokenCounts
@@ -40,7 +41,7 @@ from gotr1_jax.sft.tokenize_images import (
     show_progress,
     tokenize_records,
 )
-from gotr1_jax.shapes.cells import CELL_CODES_FILE, CellCodes
+from gotr1_jax.shapes.cells import CELL_CODES_FILE, CellCodes, SceneCodes
 from gotr1_jax.shapes.dataset import ShapesSource
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer
 
@@ -98,20 +99,12 @@ def describe_data(data: SftDataConfig) -> str:
 def _shapes_image_ids(config: SftConfig, source: ShapesSource, vq: ImageTokenizer) -> np.ndarray:
     """Image tokens of the shapes examples, int32 (N, U), the same on every process."""
     encode = ImageEncoder(vq.config, vq.state, jax.local_devices()[:1])
-    cache = ImageTokenCache(Path(config.data.cache_dir), state_digest(vq.state), encode)
-    with Progress("image tokens", len(source), 0) as progress:
-        # The other processes read the cache of process 0 if they share its storage.
-        for turn in (is_main_process(), True):
-            with raise_on_all_processes():
-                if turn:
-                    ids_NU = cache.ids(source, lambda done, _: progress.update(done))
-    check_same_on_all_processes(hashlib.sha256(ids_NU.tobytes()).hexdigest(), "set of image tokens")
-    return ids_NU
+    return _cached_ids(config, source, state_digest(vq.state), encode)
 
 
 def _true_codes(config: SftConfig, source: ShapesSource, vq: ImageTokenizer) -> np.ndarray:
     """The true codes of the shapes examples, int32 (N, U), the same on every process."""
-    with raise_on_all_processes(), Progress("true codes", len(source), 0) as progress:
+    with raise_on_all_processes():
         path = find_checkpoint(config.vq) / CELL_CODES_FILE
         if not path.is_file():
             raise InputError(
@@ -124,11 +117,23 @@ def _true_codes(config: SftConfig, source: ShapesSource, vq: ImageTokenizer) -> 
                 f"{path} holds {len(codes.centres) + 1} codes, the tokenizer has "
                 f"{vq.config.codebook_size}"
             )
-        ids = []
-        for index in range(len(source)):
-            ids.append(codes.of_scene(source[index].scene))
-            progress.update(index + 1)
-    ids_NU = np.stack(ids)
+    return _cached_ids(config, SceneCodes(source, codes), codes.digest, lambda ids: ids)
+
+
+def _cached_ids(
+    config: SftConfig,
+    source: ImageSource,
+    key: str,
+    encode: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Image tokens of every image, int32 (N, U), from the cache where it has them."""
+    cache = ImageTokenCache(Path(config.data.cache_dir), key, encode)
+    with Progress("image tokens", len(source), 0) as progress:
+        # The other processes read the cache of process 0 if they share its storage.
+        for turn in (is_main_process(), True):
+            with raise_on_all_processes():
+                if turn:
+                    ids_NU = cache.ids(source, lambda done, _: progress.update(done))
     check_same_on_all_processes(hashlib.sha256(ids_NU.tobytes()).hexdigest(), "set of image tokens")
     return ids_NU
 

@@ -22,6 +22,7 @@ from scipy import ndimage
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write
 from gotr1_jax.io.reading import open_file
+from gotr1_jax.shapes.dataset import ShapesSource
 from gotr1_jax.shapes.outlines import coverage
 from gotr1_jax.shapes.scenes import Scene
 from gotr1_jax.shapes.vocabulary import COLORS, IMAGE_SIZE, SHAPES
@@ -98,6 +99,26 @@ class CellCodes:
         vectors = np.zeros((len(points), size), np.float32)
         vectors[:, :size_of_all] = left[:, :size_of_all] * np.sqrt(spread[:size_of_all])
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+
+
+@dataclass(frozen=True)
+class SceneCodes:
+    """The examples of a source, with the true codes of their scenes in place of images."""
+
+    source: ShapesSource
+    codes: CellCodes
+
+    @property
+    def key(self) -> str:
+        """What the codes of an example depend on, besides the codes' own digest."""
+        return f"true codes of {self.source.key}"
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def image(self, index: int) -> np.ndarray:
+        """int32 (U,)."""
+        return self.codes.of_scene(self.source[index].scene)
 
 
 def describe_cells(scene: Scene, cell: int, shape_weight: float) -> tuple[np.ndarray, np.ndarray]:

@@ -10,12 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gotr1_jax.data.token_cache import ImageTokenCache
 from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.models.config import VQConfig
 from gotr1_jax.parallel.config import MeshConfig
 from gotr1_jax.plan import Box
 from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec
-from gotr1_jax.shapes.cells import CELL_CODES_FILE, CellCodes, cluster_cells, describe_cells
+from gotr1_jax.shapes.cells import (
+    CELL_CODES_FILE,
+    CellCodes,
+    SceneCodes,
+    cluster_cells,
+    describe_cells,
+)
+from gotr1_jax.shapes.dataset import ShapesSource
 from gotr1_jax.shapes.scenes import Scene, SceneObject
 from gotr1_jax.vq.config import CellCodesConfig, CropConfig, RestartConfig, VqTrainConfig
 from gotr1_jax.vq.data import batch_of_codes, code_cells, draw_scenes
@@ -108,6 +116,16 @@ def test_codes_are_kept_in_a_file(tmp_path: Path):
     (tmp_path / "broken.npz").write_bytes((tmp_path / "codes.npz").read_bytes()[:100])
     with pytest.raises(InputError, match=r"broken\.npz does not hold codes"):
         CellCodes.load(tmp_path / "broken.npz")
+
+
+def test_examples_are_trained_on_their_true_codes(tmp_path: Path):
+    centres = np.random.default_rng(0).normal(size=(31, 390)).astype(np.float32)
+    source, codes = ShapesSource("train", 5), CellCodes(centres, CELL, 1.2)
+    cache = ImageTokenCache(tmp_path, codes.digest, lambda ids: ids)
+    ids = cache.ids(SceneCodes(source, codes))
+    assert ids.shape == (5, 64) and ids.dtype == np.int32
+    np.testing.assert_array_equal(ids[3], codes.of_scene(source[3].scene))
+    assert ids.min() == 0 and ids.max() > 0
 
 
 def test_nats_of_the_true_codes_by_hand():
