@@ -141,11 +141,12 @@ def add_minutes(planned: PlannedRun, minutes: float) -> None:
 def took(planned: PlannedRun) -> float | None:
     """The minutes that a run took over all its starts; None where that is not known."""
     path = planned.root / _TIME_NAME
-    if not path.is_file():
+    try:
+        minutes = read_json_object(path).get("minutes") if path.is_file() else None
+    except InputError:  # damaged: no reason to train the run again
         return None
-    minutes = read_json_object(path).get("minutes")
     if not isinstance(minutes, int | float) or isinstance(minutes, bool) or not minutes >= 0:
-        raise InputError(f"{path} has no minutes; remove it")
+        return None
     return float(minutes)
 
 

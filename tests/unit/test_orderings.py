@@ -178,6 +178,9 @@ def test_the_plan(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[3] == "taught, all, seed 0: 4 steps, finished in 12.0 min"
     assert lines[8] == "taught, all, seed 1: 4 steps, to train, 12.0 min"
     assert lines[9] == "taught, ri, seed 1: 2 steps, to train, 6.0 min"  # 3 minutes a step
+    (runs[3].root / "minutes.json").write_text("{")  # not worth another training
+    assert _run(config, "--plan") == 0
+    assert "taught, all, seed 0: 4 steps, finished\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ SCHEMAS = {
     "judge": JudgeSftConfig,
     "ablation": AblationConfig,
     "methods": AblationConfig,
+    "orderings": AblationConfig,
 }
 
 

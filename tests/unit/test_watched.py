@@ -23,6 +23,9 @@ from gotr1_jax.grpo.watched import WatchedJudge, make_watched, warn_unscored, wa
 from gotr1_jax.io.files import plain_json
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
+from gotr1_jax.rewards.factory import make_judge
+from gotr1_jax.rewards.judge_config import JudgeConfig
+from gotr1_jax.rewards.stages import stage_of
 from gotr1_jax.rewards.terms import TermConfig
 
 NAN = math.nan
@@ -252,3 +255,13 @@ def test_the_exact_judge_is_watched_beside_another_and_looks_once(monkeypatch):
             GrpoConfig,
             {"run_dir": "a", "evaluation": {"judges": {"a": {"shapes": {"score": "p"}}}}},
         )
+
+
+def test_the_exact_judge_is_a_term_of_a_reward_too():
+    exact = from_dict(TermConfig, {"shapes": {"score": "sem"}})
+    assert stage_of("mine", exact) == "plan"
+    judge = make_judge(JudgeConfig(terms=("pi",)), terms={"mine": exact})
+    assert judge.terms == ("pi", "mine")
+    caption = "a red circle"
+    request = JudgeRequest(caption, parse_plan(""), np.zeros((128, 128, 3), np.uint8))
+    assert judge.judge([request])[0].scores == {"pi": 0.0, "mine": 0.0}
