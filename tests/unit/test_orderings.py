@@ -17,6 +17,7 @@ from gotr1_jax.ablate.results import OrderingResult
 from gotr1_jax.ablate.runs import add_minutes
 from gotr1_jax.config import load_config, to_yaml
 from gotr1_jax.errors import InputError
+from gotr1_jax.trainer import bootstrap
 from gotr1_jax.trainer.bootstrap import crossed_interval, mean_interval
 
 EXACT = "evaluation.judges={exact_pi: {shapes: {score: pi}}}"
@@ -264,3 +265,19 @@ def test_the_interval_over_seeds_and_captions_by_hand() -> None:
     values_SP = np.array([[0.1, np.nan, 0.3], [0.1, 9.0, 0.3]])
     assert crossed_interval(values_SP) == pytest.approx((0.1, 0.3))
     assert all(np.isnan(crossed_interval(np.full((2, 3), np.nan))))
+
+
+def test_the_interval_covers_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 300 made-up pairs of variants that do not differ, with three seeds: the share of intervals
+    that hold 0, where captions make most of the noise, where training does, and all of it."""
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 500)
+    shares = []
+    for training, captions in ((0.006, 0.15), (0.04, 0.15), (10.0, 0.15)):
+        rng, held = np.random.default_rng(0), 0
+        for _ in range(300):
+            noise_SP = rng.normal(0, training, (3, 1)) + rng.normal(0, captions, (3, 64))
+            low, high = crossed_interval(noise_SP + rng.normal(0, captions, 64))
+            held += low <= 0 <= high
+        shares.append(held / 300)
+    # Without other noise three seeds of one sign decide: a quarter of all pairs.
+    assert shares == pytest.approx([0.987, 0.94, 0.75], abs=0.05)
