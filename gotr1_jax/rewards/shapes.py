@@ -13,16 +13,15 @@ class ShapesJudge:
     """Scores the terms of the shapes world; deterministic, without state."""
 
     identity = "shapes"
+    meanings = MEANINGS
 
     def __init__(self, terms: Sequence[str] | Mapping[str, str] = GOTR1_TERMS) -> None:
         """terms: those to score, out of SHAPES_TERMS; a mapping gives them other names, name to
         term."""
         self._scores = dict(terms) if isinstance(terms, Mapping) else {t: t for t in terms}
         self.terms: tuple[str, ...] = tuple(self._scores)
-        self.meanings = {
-            name: MEANINGS[t] if name == t else f"exact judge: {MEANINGS[t]}"
-            for name, t in self._scores.items()
-        }
+        if isinstance(terms, Mapping):
+            self.meanings = {n: f"exact judge: {MEANINGS[t]}" for n, t in terms.items()}
         self.detecting_terms = tuple(name for name, t in self._scores.items() if t == "ri")
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
