@@ -39,8 +39,8 @@ def run(options: argparse.Namespace) -> None:
     from gotr1_jax.aot.chips import parse_topology
     from gotr1_jax.parallel.startup import start_devices
 
-    config = read_job(options.config, options.overrides)
     chip, shape = parse_topology(options.topology)
+    config = read_job(options.config, options.overrides)
     # The compiler needs no device: leave this machine's to other programs.
     jax.config.update("jax_platforms", "cpu")
     # A program for other devices cannot be read from the cache.

@@ -258,7 +258,7 @@ def test_a_checkpoint_of_another_rank_vocabulary_or_dtype_is_refused(
             r"here \(and \d+ more"
         ),
         ("--policy.init", str(larger)): (
-            r"frozen/.* is float32 \((512, 32|32, 512)\) in the checkpoint but "
+            r"frozen/.* is float32 \((1440, 32|32, 1440)\) in the checkpoint but "
             r"float32 \((1500, 32|32, 1500)\) here"
         ),
         ("--policy.param_dtype", "bfloat16"): (

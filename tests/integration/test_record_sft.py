@@ -103,7 +103,7 @@ def test_shards_hold_the_records_and_their_tokens(whole, vq: Path) -> None:
         assert isinstance(record, Record)
         assert found.text(i) == (given.caption, given.plan)
         assert found.shards[i // 4].record(i % 4) == i
-        pixels = crop_square(record.load_image(), 64, "center", 0, i)
+        pixels = crop_square(record.load_image(), 128, "center", 0, i)
         np.testing.assert_array_equal(found.image_ids(np.array([i])), encode(pixels[None]))
     assert len({found.image_ids(np.array([i])).tobytes() for i in range(COUNT)}) == COUNT
 

@@ -214,7 +214,7 @@ def random_port() -> Any:
                 "num_hidden_layers": 2,
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
-                "vocab_size": 1024,
+                "vocab_size": 1440,
                 "tie_word_embeddings": False,
             },
             vision_config={

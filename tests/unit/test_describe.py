@@ -151,11 +151,11 @@ def test_answers_end_at_eos_and_follow_the_seed() -> None:
     checkpoint = load_checkpoint(EMBEDDED, parts=("policy", "understanding"))
     policy, policy_state = nnx.split(checkpoint.policy_module())
     tower, tower_state = nnx.split(checkpoint.understanding_module())
-    ids = [TOKENIZER.encode_question(q, 1, 16) for q in ("Red or blue?", "How many circles?")]
+    ids = [TOKENIZER.encode_question(q, 1, 64) for q in ("Red or blue?", "How many circles?")]
     size = max(map(len, ids))
     padded = jnp.asarray([row + [S.pad] * (size - len(row)) for row in ids])
     prompts = PromptBatch(padded, jnp.asarray([len(row) for row in ids]))
-    pixels = jax.random.uniform(jax.random.key(0), (2, 64, 64, 3))
+    pixels = jax.random.uniform(jax.random.key(0), (2, 128, 128, 3))
 
     def answerer(config: AnswerConfig, eos: int) -> AnswerSampler:
         specials = replace(S, eos=eos)

@@ -151,7 +151,7 @@ DIRECT = {
     "json.load": set(),
     "yaml.safe_load": set(),
     "yaml.load": set(),
-    "np.load": {"data/token_cache.py", "data/text_tokens.py"},
+    "np.load": {"data/token_cache.py", "data/text_tokens.py", "shapes/cells.py"},
     "np.memmap": {"convert/reader.py", "convert/safetensors_file.py"},
     "np.fromfile": set(),
     "torch.load": {"convert/torch_file.py"},

@@ -298,7 +298,7 @@ def test_plans_are_true_of_the_image_and_sometimes_not_of_the_caption() -> None:
         assert not {o.spec.kind for o in objects} & HELDOUT_PAIRS
     # More than 0.6: contradictions that would show a held-out composition are drawn anew.
     assert faithful / 500 == pytest.approx(0.65, abs=0.06)
-    assert min(wrong_side, wrong_color) > 50
+    assert min(wrong_side, wrong_color) > 40
     assert all(sample_example(rng, "heldout").faithful for _ in range(50))
 
 
