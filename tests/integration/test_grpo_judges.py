@@ -83,7 +83,7 @@ def test_every_term_is_earned_kept_and_never_asked_for_twice(values, tmp_path):
     assert again == {k: stopped[1][k] for k in again}
 
     page = (root / "report.html").read_text(encoding="utf-8")
-    found = box_from_pixels(20, 20, 50, 55, 56, 56)  # 64 pixels are judged as 56
+    found = box_from_pixels(20, 20, 50, 55, 140, 140)  # 128 pixels are judged as 140
     for record in read_samples(root / "samples" / "step_000003"):
         wanted = np.mean([iou(found, box) for _, box in record.planned])
         assert record.scores["ri"] == pytest.approx(wanted, abs=1e-6)

@@ -115,7 +115,7 @@ def assert_same_run(run: Path, other: Path) -> None:
     for line, wanted in zip(lines, others):
         for name in wanted:
             # Means over levels of 0 to 255 differ with the rounding of an image.
-            atol = 0.1 if name.startswith("watched/") else 1e-4
+            atol = 0.25 if name.startswith("watched/") else 1e-4
             np.testing.assert_allclose(line[name], wanted[name], atol=atol, err_msg=name)
     assert others[1]["watched/red"] > 0 and "diversity/images" in others[0]
     arrays, wanted = saved_arrays(run, STEPS), saved_arrays(other, STEPS)

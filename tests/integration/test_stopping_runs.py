@@ -37,7 +37,7 @@ from gotr1_jax.vq.config import VqTrainConfig
 STEPS = 8
 
 
-def light_state(config: VqTrainConfig) -> update_vq.VqState:
+def light_state(config: VqTrainConfig, embedding: None = None) -> update_vq.VqState:
     """The job's arrays, all ones: drawing them takes most of a minute to compile."""
     shapes = nnx.split(nnx.eval_shape(lambda: VQModel(config.model, rngs=nnx.Rngs(0))))[1]
     params = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
@@ -51,13 +51,15 @@ def light_step(_: VqTrainConfig) -> update_vq.StepFn:
 
     @partial(jax.jit, donate_argnums=0)
     def update(
-        state: update_vq.VqState, images: jax.Array
+        state: update_vq.VqState, images: jax.Array, codes_BU: None = None
     ) -> tuple[update_vq.VqState, update_vq.VqMetrics]:
         seen = images.astype(jnp.float32).mean() / 255
         kept = (state.params, state.opt_state, state.usage_I)
         moved = jax.tree.map(lambda x: (0.9 * x + seen).astype(x.dtype), kept)
         norms = [optax.tree.norm(tree) for tree in moved]
-        values = dict.fromkeys(("l1", "l2", "commitment", "consistency", "used_frac"), seen)
+        values = dict.fromkeys(
+            ("l1", "l2", "commitment", "consistency", "nats", "accuracy", "used_frac"), seen
+        )
         metrics = update_vq.VqMetrics(
             loss=norms[0], grad_norm=norms[1], psnr=norms[2], perplexity=seen, **values
         )
@@ -81,9 +83,9 @@ def in_step(step: int, happen: Callable[[], None]) -> None:
     def making(config: VqTrainConfig) -> update_vq.StepFn:
         update = make_step(config)
 
-        def updating(state: Any, batch: Any) -> Any:
+        def updating(state: Any, *batch: Any) -> Any:
             now = int(state.step) + 1
-            result = update(state, batch)
+            result = update(state, *batch)
             if now == step:
                 happen()
             return result
