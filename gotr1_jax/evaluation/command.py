@@ -15,7 +15,7 @@ EVALUATIONS = {
     "dpg": ("gotr1_jax.evaluation.dpg", "DPG-Bench: questions that depend on each other"),
     "shapes": ("gotr1_jax.evaluation.shapes", "the shapes world, by its exact judge"),
     "search": ("gotr1_jax.evaluation.search", "gain and cost of test-time search, on shapes"),
-    "painter": ("gotr1_jax.evaluation.given_plans", "images of given true plans, on shapes"),
+    "given_plans": ("gotr1_jax.evaluation.given_plans", "images of given true plans, on shapes"),
     "understanding": (
         "gotr1_jax.evaluation.understanding",
         "the same questions about images to two checkpoints",

@@ -1,4 +1,4 @@
-"""What limits the images of the shapes world when the plan is right: `gotr1 eval painter`.
+"""What limits the images of the shapes world when the plan is right: `gotr1 eval given_plans`.
 
 The policy gets the caption and the true plan of held-out scenes and draws the image; the exact
 judge scores it. Beside it stand the true image, as rendered and through the image tokenizer and
@@ -6,7 +6,7 @@ back (no image can score more), and how likely the policy finds the true image t
 some plans is moved at random (`box_edits.move_box`), to see whether the image follows. A stopped
 command continues with the next batch.
 
-OUT holds painted/, edited/ and reconstructed/ with a folder a scene, in the format of a run's
+OUT holds generated/, edited/ and reconstructed/ with a folder a scene, in the format of a run's
 samples, and scores.md, scores.json and pictures.jsonl.
 """
 
@@ -30,8 +30,8 @@ from gotr1_jax.evaluation.box_edits import move_box
 from gotr1_jax.evaluation.drawing import caption_tasks, load_drawing
 from gotr1_jax.evaluation.given_plans_report import (
     EDITED,
+    GENERATED,
     NATS,
-    PAINTED,
     RECONSTRUCTED,
     RENDERED,
     TERMS,
@@ -123,7 +123,7 @@ class PlannedScene:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `gotr1 eval painter`."""
+    """The options of `gotr1 eval given_plans`."""
     parser.add_argument(
         "--ckpt", required=True, metavar="CKPT",
         help="checkpoint directory, finished run, hub id, or embedded",
@@ -191,13 +191,13 @@ def run(options: argparse.Namespace) -> None:
     longest = max(len(row.plan_ids) for row in (*true, *edited)) - 1  # without BOI
     base = replace(base, max_plan_tokens=longest)
     write_json_atomic(config.out / NOTE, note)
-    paint = cache(partial(_load_painting, base, source, (*true, *edited)))
+    generate = cache(partial(_load_generator, base, source, (*true, *edited)))
     found = {
         RECONSTRUCTED: _complete(
             config.out / RECONSTRUCTED, true, base, partial(_load_truth, base, source, cases)
         ),
-        PAINTED: _complete(config.out / PAINTED, true, base, paint),
-        EDITED: _complete(config.out / EDITED, edited, base, paint),
+        GENERATED: _complete(config.out / GENERATED, true, base, generate),
+        EDITED: _complete(config.out / EDITED, edited, base, generate),
     }
     write_report(config.out, {"ckpt": config.ckpt, "settings": note}, _results(cases, found))
 
@@ -308,7 +308,7 @@ def _record(
     )
 
 
-def _load_painting(base: GenerateConfig, source: Path, rows: Sequence[SampleTask]) -> _Draw:
+def _load_generator(base: GenerateConfig, source: Path, rows: Sequence[SampleTask]) -> _Draw:
     """A function that draws the images of given plans."""
     drawing = load_drawing(base, source, rows)
 

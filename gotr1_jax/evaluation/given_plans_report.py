@@ -1,4 +1,4 @@
-"""The table of `gotr1 eval painter`."""
+"""The table of `gotr1 eval given_plans`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gotr1_jax.io.markdown import markdown_table
 
 # Whose scores: of the policy's image of the true plan and of the plan with a moved box, of the
 # true image through the tokenizer and back, and of the true image itself.
-PAINTED, EDITED, RECONSTRUCTED, RENDERED = "painted", "edited", "reconstructed", "rendered"
+GENERATED, EDITED, RECONSTRUCTED, RENDERED = "generated", "edited", "reconstructed", "rendered"
 TERMS = ("ri", "pi", "verdict")
 NATS = "nats"
 _IMAGES = {
-    PAINTED: "by the policy, from the true plan",
+    GENERATED: "by the policy, from the true plan",
     RECONSTRUCTED: "the true one, through the tokenizer",
     RENDERED: "the true one",
 }
@@ -58,11 +58,11 @@ def write_report(out: Path, head: Mapping[str, Any], results: Sequence[SceneResu
     by_objects = {str(n): _rows(part) for n, part in groups.items()}
     parts = {"all": scores} | {f"{n} object{'s' * (n > 1)}": _rows(p) for n, p in groups.items()}
     values = {
-        "evaluation": "painter", **head, "scores": scores, "by_objects": by_objects,
+        "evaluation": "given_plans", **head, "scores": scores, "by_objects": by_objects,
         "notes": list(_NOTES),
     }  # fmt: skip
     store_results(out, _page(parts), values, list(_lines(results)))
-    print(f"painter: {_summary(scores)}; {out / TABLE}")
+    print(f"given plans: {_summary(scores)}; {out / TABLE}")
 
 
 def _rows(results: Sequence[SceneResult]) -> dict[str, dict[str, Any]]:
@@ -75,7 +75,7 @@ def _rows(results: Sequence[SceneResult]) -> dict[str, dict[str, Any]]:
     columns[NATS] = column(RECONSTRUCTED, NATS)
     moved = [result for result in results if EDITED in result.scores]
     if moved:
-        edited, unedited = column(EDITED, "ri", moved), column(PAINTED, "ri", moved)
+        edited, unedited = column(EDITED, "ri", moved), column(GENERATED, "ri", moved)
         columns |= zip(_EDITS, (edited, unedited, edited - unedited))
     rows = {}
     for name, values in columns.items():
@@ -92,7 +92,7 @@ def _page(parts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         for kind, image in _IMAGES.items():
             cells = [_interval(rows[f"{kind} {term}"]) for term in TERMS]
             nats = rows[NATS]
-            shown = kind == PAINTED
+            shown = kind == GENERATED
             cells += [_interval(nats), _perplexity(nats)] if shown else ["", ""]
             table.append([scenes, str(nats["captions"]), image, *cells])
     head = ["scenes", "number", "image", *TERMS, "nats", "perplexity"]
@@ -127,7 +127,7 @@ def _summary(scores: Mapping[str, Mapping[str, Any]]) -> str:
 
     nats = scores[NATS]
     text = (
-        f"painted {means(PAINTED)}; through the tokenizer {means(RECONSTRUCTED)}; "
+        f"generated {means(GENERATED)}; through the tokenizer {means(RECONSTRUCTED)}; "
         f"{nats['value']:.3f} nats a token (perplexity {_perplexity(nats)})"
     )
     if "edited ri" in scores:

@@ -185,15 +185,15 @@ def test_images_of_given_plans(tmp_path: Path) -> None:
     tokens of the true one are scored as in a forward without padding."""
     tiny, out = write_shapes(tmp_path / "tiny"), tmp_path / "out"
     common = ["--ckpt", str(tiny), "--batch-size", "2", "--cfg", "3"]
-    words = ["eval", "painter", *common, "--captions", "2", "--edits", "1", "--out", str(out)]
+    words = ["eval", "given_plans", *common, "--captions", "2", "--edits", "1", "--out", str(out)]
     assert run(words) == 0
     lines = [json.loads(line) for line in (out / "pictures.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == [
-        "reconstructed/00000", "painted/00000", "edited/00000", "reconstructed/00001",
-        "painted/00001",
+        "reconstructed/00000", "generated/00000", "edited/00000", "reconstructed/00001",
+        "generated/00001",
     ]  # fmt: skip
     plans = tmp_path / "plans.jsonl"
-    true = [line for line in lines if line["image"].startswith("painted")]
+    true = [line for line in lines if line["image"].startswith("generated")]
     plans.write_text(
         "".join(json.dumps({"prompt": x["caption"], "plan": x["plan"]}) + "\n" for x in true)
     )
@@ -203,7 +203,7 @@ def test_images_of_given_plans(tmp_path: Path) -> None:
     again = ["generate", *common, "--plans", str(plans), "--out", str(tmp_path / "again")]
     assert run([*again, "--max-plan-tokens", str(longest)]) == 0
     for i in range(2):
-        drawn = np.asarray(open_image(out / "painted" / f"{i:05d}" / "00_00.png"))
+        drawn = np.asarray(open_image(out / "generated" / f"{i:05d}" / "00_00.png"))
         given = np.asarray(open_image(tmp_path / "again" / f"{i:05d}" / "image_00.png"))
         np.testing.assert_array_equal(drawn, given)
     assert scores_of(out)["scores"]["nats"]["value"] == pytest.approx(

@@ -1,4 +1,4 @@
-"""`gotr1 eval painter` without a model: moved boxes, the stages, the table's numbers."""
+"""`gotr1 eval given_plans` without a model: moved boxes, the stages, the table's numbers."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ def true_drawing(monkeypatch: pytest.MonkeyPatch) -> TrueImages:
     return drawing
 
 
-WORDS = ["eval", "painter", "--ckpt", "embedded", "--captions", "5", "--edits", "3",
+WORDS = ["eval", "given_plans", "--ckpt", "embedded", "--captions", "5", "--edits", "3",
          "--batch-size", "2"]  # fmt: skip
 
 
-def test_a_painter_that_ignores_moved_boxes(
+def test_a_model_that_ignores_moved_boxes(
     true_drawing: TrueImages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -104,7 +104,8 @@ def test_a_painter_that_ignores_moved_boxes(
     assert printed.count("\n") == 1 and "nats a token (perplexity 1.65)" in printed
     found = json.loads((out / "scores.json").read_text())
     scores = found["scores"]
-    for name in ("painted ri", "painted pi", "painted verdict", "reconstructed ri", "rendered ri"):
+    true = ("generated ri", "generated pi", "generated verdict", "reconstructed ri", "rendered ri")
+    for name in true:
         assert scores[name]["value"] == pytest.approx(1, abs=0.02), name
     assert scores["nats"]["value"] == 0.5
     # The image has the old box: one object of each plan is off by what it was moved.
@@ -118,7 +119,7 @@ def test_a_painter_that_ignores_moved_boxes(
     assert scores["edited ri"]["captions"] == 3
     assert scores["edited - unedited ri"]["value"] == pytest.approx(np.mean(expected) - 1, abs=0.02)
     assert true_drawing.drawn == [c.plan for c in cases] + [c.edited for c in cases[:3]]
-    counts = {n: row["painted ri"]["captions"] for n, row in found["by_objects"].items()}
+    counts = {n: row["generated ri"]["captions"] for n, row in found["by_objects"].items()}
     assert sum(counts.values()) == 5
     assert counts == {str(n): sum(len(c.scene.objects) == n for c in cases) for n in map(int, counts)}  # fmt: skip  # noqa: E501
     assert len((out / "pictures.jsonl").read_text().splitlines()) == 5 + 5 + 3
@@ -131,9 +132,9 @@ def test_a_stopped_command_draws_only_the_missing_batch(
     out = tmp_path / "out"
     assert run([*WORDS, "--out", str(out)]) == 0
     before = {f: f.read_bytes() for f in out.rglob("*") if f.is_file()}
-    for file in sorted((out / "painted" / "00003").iterdir()):
+    for file in sorted((out / "generated" / "00003").iterdir()):
         file.unlink()
-    (out / "painted" / "00003").rmdir()
+    (out / "generated" / "00003").rmdir()
     (out / "scores.json").unlink()
     (out / "edited" / ".00001.tmp7").mkdir()  # what a killed process leaves
     true_drawing.drawn.clear()
