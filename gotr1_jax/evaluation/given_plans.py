@@ -38,13 +38,14 @@ from gotr1_jax.evaluation.given_plans_report import (
     SceneResult,
     write_report,
 )
+from gotr1_jax.evaluation.options import CHECKPOINT, add_batch_size, add_sampling_options
 from gotr1_jax.evaluation.results import check_out
 from gotr1_jax.evaluation.shapes import NOTE
 from gotr1_jax.generate.config import (
     BUILT_IN,
     GenerateConfig,
     check_settings_file,
-    fingerprint,
+    checkpoint_settings,
     optional_template,
 )
 from gotr1_jax.limits import (
@@ -126,7 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gotr1 eval given_plans`."""
     parser.add_argument(
         "--ckpt", required=True, metavar="CKPT",
-        help="checkpoint directory, finished run, hub id, or embedded",
+        help=CHECKPOINT,
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
     parser.add_argument(
@@ -140,27 +141,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of scenes, moved boxes and sampling (0)"
     )
-    parser.add_argument(
-        "--cfg",
-        "--guidance",
-        type=float,
-        metavar="W",
-        help="guidance weight (as the checkpoint says, else 3)",
-    )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        metavar="T",
-        help="of the image tokens (as the checkpoint says, else 1)",
-    )
-    parser.add_argument(
-        "--template",
-        help="prompt around the caption, as for gotr1 generate (as the checkpoint says, else "
-        "gotr1)",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=64, metavar="B", help="rows sampled at once (64)"
-    )
+    add_sampling_options(parser, ("cfg", "temperature"), "the checkpoint", _RECIPE)
+    add_batch_size(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -223,8 +205,7 @@ def make_cases(config: GivenPlansConfig) -> list[PlannedScene]:
 def _note(config: GivenPlansConfig, base: GenerateConfig, source: Path) -> dict[str, Any]:
     """What the results depend on."""
     return {
-        "checkpoint": str(source),
-        "weights": fingerprint(source),
+        **checkpoint_settings(source),
         "template": base.template,
         "guidance": base.cfg,
         "temperature": base.image_temperature,
@@ -322,7 +303,7 @@ def _load_generator(base: GenerateConfig, source: Path, rows: Sequence[SampleTas
 def _load_truth(base: GenerateConfig, source: Path, cases: Sequence[PlannedScene]) -> _Draw:
     """A function that gives the true images through the tokenizer, with the policy's nats."""
     from gotr1_jax.evaluation.true_images import ImageReconstructor, ImageTokenScorer
-    from gotr1_jax.generate.batches import fill_batch, plan_width, prompt_width
+    from gotr1_jax.generate.batches import fill_batch, prompt_width
 
     reconstruct, nats = ImageReconstructor(source), ImageTokenScorer(source)
 
@@ -333,8 +314,7 @@ def _load_truth(base: GenerateConfig, source: Path, cases: Sequence[PlannedScene
         true = np.stack([render(scene, reconstruct.image_size) for scene in scenes])
         ids_BU, pixels = reconstruct(true)
         C = prompt_width(max(len(row.prompt_ids) for row in batch))
-        longest = base.sampling.max_plan_tokens
-        T = plan_width(longest + 1, longest, base.sampling.plan_bucket)
+        T = base.sampling.max_plan_tokens + 1  # with BOI
         nats_B = nats(fill_batch(batch, size, C, T), ids_BU)
         return [_record(row, pixels[i], {NATS: float(nats_B[i])}) for i, row in enumerate(batch)]
 

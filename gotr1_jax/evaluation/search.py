@@ -24,10 +24,16 @@ import numpy as np
 from gotr1_jax.config import CheckedConfig, from_dict, load_config, to_plain
 from gotr1_jax.convert.generation_config import resolve_sampling
 from gotr1_jax.errors import InputError
+from gotr1_jax.evaluation.options import CHECKPOINT
 from gotr1_jax.evaluation.results import check_out
 from gotr1_jax.evaluation.search_report import SearchResult, write_report
 from gotr1_jax.evaluation.shapes import NOTE
-from gotr1_jax.generate.config import BUILT_IN, GenerateConfig, check_settings_file, fingerprint
+from gotr1_jax.generate.config import (
+    BUILT_IN,
+    GenerateConfig,
+    check_settings_file,
+    checkpoint_settings,
+)
 from gotr1_jax.generate.search.config import SearchConfig, SearchJob
 from gotr1_jax.grpo.config import RewardConfig
 from gotr1_jax.io.files import atomic_write, write_json_atomic
@@ -99,7 +105,7 @@ class SearchEvaluationConfig(CheckedConfig):
     searches: tuple[NamedSearchConfig, ...] = field(default_factory=_default_searches)
     captions: ItemCount = 128
     seed: Seed = 0
-    # Null: as the checkpoint's generation_config.json says, else 3 and 60.
+    # Null: as the checkpoint's generation_config.json says, else 3 and 80.
     guidance: Guidance | None = None
     max_plan_tokens: TokenCount | None = None
     batch_size: RowCount = 64
@@ -115,7 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gotr1 eval search`."""
     parser.add_argument(
         "--ckpt", default="embedded", metavar="CKPT",
-        help="checkpoint directory, finished run, hub id, or embedded (embedded)",
+        help=f"{CHECKPOINT} (embedded)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
     parser.add_argument(
@@ -167,8 +173,7 @@ def _base(config: SearchEvaluationConfig) -> GenerateConfig:
 def _note(config: SearchEvaluationConfig, base: GenerateConfig, source: Path) -> dict[str, Any]:
     """What the results depend on."""
     return {
-        "checkpoint": str(source),
-        "weights": fingerprint(source),
+        **checkpoint_settings(source),
         "number of captions": config.captions,
         "seed": config.seed,
         "guidance": base.cfg,

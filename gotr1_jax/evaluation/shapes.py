@@ -21,8 +21,9 @@ from gotr1_jax.config import CheckedConfig, load_config
 from gotr1_jax.convert.find import RUN_CONFIG
 from gotr1_jax.convert.generation_config import GenerationConfig, resolve_sampling
 from gotr1_jax.errors import InputError
+from gotr1_jax.evaluation.options import CHECKPOINT, add_batch_size, add_sampling_options
 from gotr1_jax.evaluation.results import IMAGES, ResultRow, check_out, write_results
-from gotr1_jax.generate.config import check_settings_file, fingerprint, optional_template
+from gotr1_jax.generate.config import check_settings_file, checkpoint_settings, optional_template
 from gotr1_jax.grpo.config import SAMPLED, GrpoConfig, RewardConfig
 from gotr1_jax.grpo.sampled import BUILT_IN
 from gotr1_jax.io.strict_yaml import read_yaml_file
@@ -93,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--ckpt", metavar="CKPT",
-        help="checkpoint directory, finished run, hub id, or embedded: generates the images",
+        help=f"{CHECKPOINT}: generates the images",
     )  # fmt: skip
     source.add_argument(
         "--images", type=Path, metavar="DIR", help="output of gotr1 generate or of a run"
@@ -109,24 +110,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, help="of sampling (that of the evaluations in gotr1 train grpo)"
     )
-    parser.add_argument(
-        "--cfg",
-        type=float,
-        metavar="W",
-        help=f"guidance weight (as --config or the checkpoint says, else {_RECIPE.guidance:g})",
-    )
-    parser.add_argument(
-        "--max-plan-tokens", type=int, metavar="T",
-        help=f"longest plan (as --config or the checkpoint says, else {_RECIPE.max_plan_tokens})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--template",
-        help="prompt around the caption, as for gotr1 generate (as --config or the checkpoint "
-        "says, else gotr1)",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=64, metavar="B", help="rows sampled at once (64)"
-    )
+    names = ("cfg", "max-plan-tokens")
+    add_sampling_options(parser, names, "--config or the checkpoint", _RECIPE)
+    add_batch_size(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -279,8 +265,7 @@ def _note(config: ShapesEvaluationConfig, source: Path) -> dict[str, Any]:
     """Everything that the images depend on."""
     policy, rollout = config.job.policy, config.job.rollout
     return {
-        "checkpoint": str(source),
-        "weights": fingerprint(source),
+        **checkpoint_settings(source),
         "dtype": [policy.param_dtype, policy.dtype],
         "template": policy.prompt_template,
         "max_plan_tokens": rollout.max_plan_tokens,

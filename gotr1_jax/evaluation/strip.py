@@ -18,8 +18,10 @@ from gotr1_jax.config import CheckedConfig
 from gotr1_jax.convert.generation_config import resolve_sampling
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.drawing import caption_tasks, load_drawing
+from gotr1_jax.evaluation.options import CHECKPOINT, add_sampling_options
 from gotr1_jax.evaluation.strip_image import StripPair, StripSample, draw_strip
 from gotr1_jax.generate.config import BUILT_IN, GenerateConfig, optional_template
+from gotr1_jax.generate.tasks import read_plan
 from gotr1_jax.limits import (
     FilledText,
     Guidance,
@@ -29,10 +31,8 @@ from gotr1_jax.limits import (
     Temperature,
     TokenCount,
 )
-from gotr1_jax.plan import parse_plan
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.shapes.judge import judge_sample
-from gotr1_jax.tokenizers.janus import without_boi
 
 # How is sampled where a checkpoint does not say it.
 _RECIPE = replace(BUILT_IN, guidance=3.0, max_plan_tokens=256)
@@ -76,40 +76,15 @@ class StripConfig(CheckedConfig):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gotr1 strip`."""
     for name in ("before", "after"):
-        parser.add_argument(
-            f"--{name}", required=True, metavar="CKPT",
-            help="checkpoint directory, finished run, hub id, or embedded",
-        )  # fmt: skip
+        parser.add_argument(f"--{name}", required=True, metavar="CKPT", help=CHECKPOINT)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="PNG to write")
     parser.add_argument(
         "--captions", type=int, default=8, metavar="N",
         help="the first N held-out captions of the seed (8)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of captions and sampling (0)")
-    parser.add_argument(
-        "--cfg",
-        "--guidance",
-        type=float,
-        metavar="W",
-        help="guidance weight (as each checkpoint says, else 3)",
-    )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        metavar="T",
-        help="of plan and image (as each checkpoint says, else 1)",
-    )
-    parser.add_argument(
-        "--max-plan-tokens",
-        type=int,
-        metavar="T",
-        help="longest plan (as each checkpoint says, else 256)",
-    )
-    parser.add_argument(
-        "--template",
-        help="prompt around the caption, as for gotr1 generate (as each checkpoint says, else "
-        "gotr1)",
-    )
+    names = ("cfg", "temperature", "max-plan-tokens")
+    add_sampling_options(parser, names, "each checkpoint", _RECIPE)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -168,7 +143,7 @@ def _draw(config: StripConfig, source: Path, captions: Sequence[str]) -> list[St
     rows = [replace(row, plan_ids=ids) for row, ids in zip(rows, plans, strict=True)]
     samples = []
     for caption, ids, (_, pixels) in zip(captions, plans, drawing.draw_images(rows), strict=True):
-        plan = parse_plan(without_boi(tokenizer.decode(ids, keep_special=True)))
+        plan = read_plan(ids, tokenizer)
         verdict = judge_sample(caption, plan, pixels).scores["verdict"]
         samples.append(StripSample(pixels, tuple(box for _, box in plan.boxes), verdict == 1))
     return samples

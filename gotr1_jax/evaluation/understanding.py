@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import InputError
+from gotr1_jax.evaluation.options import CHECKPOINT
 from gotr1_jax.evaluation.queries import UNBOUNDED
 from gotr1_jax.evaluation.results import SCORES, TABLE, check_out
 from gotr1_jax.evaluation.understanding_questions import (
@@ -78,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gotr1 eval understanding`."""
     parser.add_argument(
         "--ckpt", required=True, metavar="CKPT",
-        help="checkpoint directory, finished run, hub id, or embedded",
+        help=CHECKPOINT,
     )  # fmt: skip
     parser.add_argument(
         "--baseline", required=True, metavar="CKPT", help="checkpoint to compare with, likewise"

@@ -226,13 +226,17 @@ def result_settings(
         "plans_only": config.plans_only,
         "captions": captions_digest,
         "n": config.samples,
-        "checkpoint": str(source),
-        "weights": fingerprint(source),
+        **checkpoint_settings(source),
         "dtype": dtype,
     }
     if config.search is not None:
         settings["search"] = search_settings(config.search)
     return settings | sampling_settings(config)
+
+
+def checkpoint_settings(source: Path) -> dict[str, Any]:
+    """The checkpoint's place and weights, as `check_settings_file` compares them."""
+    return {"checkpoint": str(source), "weights": fingerprint(source)}
 
 
 def sampling_settings(config: GenerateConfig) -> dict[str, Any]:
@@ -261,7 +265,7 @@ def check_settings_file(
         # A search is noted only where there was one.
         found, wanted = ({"search": None, **v} for v in (read_json_object(path), wanted))
         if "image_temperature" in wanted:  # once there was one temperature
-            before = {"image_temperature": found["temperature"]}
+            before = {"image_temperature": found["temperature"], **before}
         found = {**before, **found}
         different = [name for name in wanted if found[name] != wanted[name]]
     except (InputError, KeyError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -12,7 +12,8 @@ from gotr1_jax.data.captions import iter_captions
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate.config import GenerateConfig
 from gotr1_jax.io.reading import list_folder, parse_json, read_lines, read_text
-from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer
+from gotr1_jax.plan import Plan, parse_plan
+from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer, without_boi
 
 JOINED_PLANS = "plans.jsonl"
 """File with all plans of a run that samples plans only."""
@@ -109,6 +110,11 @@ def plan_ids(plan: GivenPlan, tokenizer: TextTokenizer, longest: int) -> list[in
             "raise --max-plan-tokens"
         )
     return ids
+
+
+def read_plan(ids: Sequence[int], tokenizer: TextTokenizer) -> Plan:
+    """The plan of token ids, without the token that begins the image."""
+    return parse_plan(without_boi(tokenizer.decode(list(ids), keep_special=True)))
 
 
 def _captions(config: GenerateConfig) -> Iterator[_Caption] | None:

@@ -30,12 +30,12 @@ from gotr1_jax.generate.search.attempt import (
 )
 from gotr1_jax.generate.search.config import SearchConfig
 from gotr1_jax.generate.search.verify import NO_RULES, PlanVerifier, caption_goal
-from gotr1_jax.generate.tasks import GivenPlan, plan_ids
+from gotr1_jax.generate.tasks import GivenPlan, plan_ids, read_plan
 from gotr1_jax.generate.write_results import GeneratedSample
-from gotr1_jax.plan import Plan, parse_plan
+from gotr1_jax.plan import Plan
 from gotr1_jax.plan.repair import repair_layout
 from gotr1_jax.rewards.base import Judge, JudgeRequest, stack_scores
-from gotr1_jax.tokenizers.janus import TextTokenizer, without_boi
+from gotr1_jax.tokenizers.janus import TextTokenizer
 
 _IN_FLIGHT = 2  # batches of attempts at once: one of plans or of images is then always full
 
@@ -213,4 +213,4 @@ class Search:
 
     def read_plan(self, ids: Sequence[int]) -> Plan:
         """The plan of token ids, without the token that begins the image."""
-        return parse_plan(without_boi(self._tokenizer.decode(list(ids), keep_special=True)))
+        return read_plan(ids, self._tokenizer)
