@@ -35,12 +35,13 @@ def compare_finished(config: AblationConfig, runs: Sequence[PlannedRun]) -> Abla
         for (condition, _), group in groups.items():
             firsts.setdefault(condition, group)
         # Totals of different rewards do not compare.
-        alike = {r.group for r in runs if r.is_finished and _has_reward_of(r, runs[0])}
+        finished = [run for group in groups.values() for run in group.runs]
+        alike = {run.group for run in finished if _has_reward_of(run, runs[0])}
         results = [
             compare(group, firsts[key[0]], with_total=len(alike) > 1 and key in alike)
             for key, group in groups.items()
         ]
-        minutes = [took(run) for run in runs if run.is_finished]
+        minutes = [took(run) for run in finished]
         return AblationResult(
             variants=results,
             columns=config.columns,
@@ -48,7 +49,7 @@ def compare_finished(config: AblationConfig, runs: Sequence[PlannedRun]) -> Abla
             checks=compare_checks(config.checks, groups),
             metrics=_metrics(config.metrics, groups),
             runs=len(runs),
-            finished=len(minutes),
+            finished=len(finished),
             hours=None if None in minutes else sum(filter(None, minutes)) / 60,
             at_once=config.at_once,
         )
@@ -89,17 +90,16 @@ def compare(group: GroupScores, first: GroupScores, with_total: bool = False) ->
             over_first=None if others is None else change(others, group.of_seeds(after, both)),
         )
     seconds = [_seconds(RunDir(planned.root).summary) for planned in group.runs]
-    one = group.runs[0]
     return VariantResult(
-        name=one.variant,
-        title=one.title,
+        name=group.runs[0].variant,
+        title=group.title,
         seeds=group.seeds,
         steps=config.steps,
         captions=config.evaluation.captions,
         samples=config.evaluation.samples,
         minutes=float(np.mean(seconds)) / 60,
         terms=terms,
-        condition=one.condition_title,
+        condition=group.condition,
     )
 
 
@@ -115,11 +115,10 @@ def _metrics(
             if not all(series):
                 continue
             tenths = [max(1, round(len(values) / 10)) for values in series]
-            one = group.runs[0]
             found.append(
                 MetricResult(
-                    condition=one.condition_title,
-                    title=one.title,
+                    condition=group.condition,
+                    title=group.title,
                     name=name,
                     first=tuple(float(np.mean(v[:n])) for v, n in zip(series, tenths)),
                     last=tuple(float(np.mean(v[-n:])) for v, n in zip(series, tenths)),

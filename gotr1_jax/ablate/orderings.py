@@ -82,24 +82,23 @@ def judge_orderings(
 def _test_one(
     ordering: OrderingConfig, condition: str, groups: Mapping[Group, GroupScores]
 ) -> OrderingResult:
-    sides = (ordering.worse, ordering.better)
-    found = [groups.get((condition, side)) for side in sides]
-    trained = [group for group in found if group is not None]
+    sides = [side for side in (ordering.better, ordering.worse) if side != START]
+    trained = [groups[condition, side] for side in sides if (condition, side) in groups]
     seeds: tuple[int, ...] = ()
     difference: Change | None = None
-    if len(trained) == sum(side != START for side in sides):
+    if len(trained) == len(sides):
         seeds = tuple(s for s in trained[0].seeds if all(s in other.seeds for other in trained))
-        columns = [
-            (trained[0].before if group is None else group.after).get(ordering.term)
-            for group in found
-        ]
-        worse, better = (
-            None if scores is None else (group or trained[0]).of_seeds(scores, seeds)
-            for group, scores in zip(found, columns)
-        )
+
+        def scores(side: str) -> np.ndarray | None:
+            # The start is the policy before the other's training.
+            group = groups.get((condition, side), trained[0])
+            found = group.before if side == START else group.after
+            return group.of_seeds(found[ordering.term], seeds) if ordering.term in found else None
+
+        worse, better = scores(ordering.worse), scores(ordering.better)
         if seeds and worse is not None and better is not None:
             difference = change(worse, better)
-    title = next((g.runs[0].condition_title for k, g in groups.items() if k[0] == condition), "")
+    title = next(group.condition for key, group in groups.items() if key[0] == condition)
     return OrderingResult(
         name=ordering.name, term=ordering.term, better=ordering.better, worse=ordering.worse,
         condition=title, seeds=seeds, difference=difference,
@@ -121,11 +120,10 @@ def compare_checks(
             check_before, check_after = (part[check] for part in parts)
             if np.array_equal(after, check_after, equal_nan=True):
                 continue
-            one = group.runs[0]
             found.append(
                 CheckResult(
-                    condition=one.condition_title,
-                    title=one.title,
+                    condition=group.condition,
+                    title=group.title,
                     term=term,
                     check=check,
                     trained=term in group.config.reward.expression.names,

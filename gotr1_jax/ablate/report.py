@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from gotr1_jax.ablate.results import AblationResult, TermResult, VariantResult
+from gotr1_jax.ablate.results import AblationResult, TermResult, VariantResult, full_title
 from gotr1_jax.ablate.tables import change_cell, further_tables, interval_cell
 from gotr1_jax.io.files import atomic_write, write_json_atomic
 from gotr1_jax.io.markdown import markdown_table
@@ -36,10 +36,7 @@ def write_ablation(root: Path, comparison: AblationResult) -> None:
     """ablation.md, ablation.json, ablation.svg in `root`; RunError when they cannot be written."""
     write_json_atomic(root / "ablation.json", asdict(comparison))
     atomic_write(root / "ablation.md", report(comparison))
-    shown = [
-        replace(r, title=f"{r.condition}: {r.title}" if r.condition else r.title)
-        for r in _in_columns(comparison)
-    ]
+    shown = [replace(r, title=full_title(r.condition, r.title)) for r in _in_columns(comparison)]
     atomic_write(root / "ablation.svg", plot(shown))
 
 

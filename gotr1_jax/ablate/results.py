@@ -16,6 +16,11 @@ class Change:
     high: float
 
 
+def full_title(condition: str, title: str) -> str:
+    """A variant's title after that of its condition, where there is one."""
+    return f"{condition}: {title}" if condition else title
+
+
 @dataclass(frozen=True)
 class TermResult:
     """Held-out means of a term before and after training.

@@ -150,10 +150,14 @@ def took(planned: PlannedRun) -> float | None:
     return float(minutes)
 
 
-def expected_minutes(planned: PlannedRun, runs: Sequence[PlannedRun]) -> float | None:
+def expected_minutes(
+    planned: PlannedRun, known: Sequence[tuple[PlannedRun, float]]
+) -> float | None:
     """The minutes of a run: the mean of finished ones of its variant, else what the ablation
-    states, else by the steps of finished ones of its condition; None where nothing is known."""
-    known = [(run, minutes) for run in runs if run.is_finished and (minutes := took(run))]
+    states, else by the steps of finished ones of its condition; None where nothing is known.
+
+    known: finished runs with their minutes.
+    """
     same = [minutes for run, minutes in known if run.group == planned.group]
     if same:
         return sum(same) / len(same)
@@ -168,21 +172,22 @@ def expected_minutes(planned: PlannedRun, runs: Sequence[PlannedRun]) -> float |
 
 def list_runs(runs: Sequence[PlannedRun], at_once: int) -> str:
     """A line a run with its state and minutes, then what is left in hours."""
+    finished = {run.root: took(run) for run in runs if run.is_finished}
+    known = [(run, minutes) for run in runs if (minutes := finished.get(run.root))]
     lines, left, unknown = [], 0.0, 0
     for planned in runs:
-        if planned.is_finished:
-            minutes = took(planned)
+        if planned.root in finished:
+            minutes = finished[planned.root]
             state = "finished" if minutes is None else f"finished in {minutes:.1f} min"
         else:
-            minutes = expected_minutes(planned, runs)
+            minutes = expected_minutes(planned, known)
             state = "begun" if RunDir(planned.root).config.is_file() else "to train"
             state += ", minutes not known" if minutes is None else f", {minutes:.1f} min"
             left += minutes or 0.0
             unknown += minutes is None
         lines.append(f"{planned.name}: {planned.config.steps} steps, {state}")
-    finished = sum(run.is_finished for run in runs)
-    total = f"{len(runs)} runs, {finished} finished"
-    if finished < len(runs):
+    total = f"{len(runs)} runs, {len(finished)} finished"
+    if len(finished) < len(runs):
         hours = f"about {left / at_once / 60:.1f} hours left with {at_once} at once"
         total += f"; {unknown} of unknown length, the others {hours}" if unknown else f"; {hours}"
     return "\n".join([*lines, total])

@@ -39,6 +39,16 @@ class GroupScores:
         return self.runs[0].config
 
     @property
+    def title(self) -> str:
+        """Of the variant."""
+        return self.runs[0].title
+
+    @property
+    def condition(self) -> str:
+        """The title of its condition; empty without conditions."""
+        return self.runs[0].condition_title
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds, in the order of the rows."""
         return tuple(run.seed for run in self.runs)

@@ -10,6 +10,7 @@ from gotr1_jax.ablate.results import (
     CheckResult,
     MetricResult,
     OrderingResult,
+    full_title,
 )
 from gotr1_jax.io.markdown import markdown_table
 
@@ -60,7 +61,7 @@ def checks_table(checks: Sequence[CheckResult]) -> str:
     head = ["trained on", "term", "its judge", "gain", "check", "gain", "excess", "finding"]
     rows = [
         [
-            f"{c.condition}: {c.title}" if c.condition else c.title,
+            full_title(c.condition, c.title),
             f"{c.term} (in the reward)" if c.trained else c.term,
             f"{c.before:.3f} to {c.after:.3f}",
             change_cell(c.gain),
@@ -79,10 +80,8 @@ def metrics_table(metrics: Sequence[MetricResult]) -> str:
     if not metrics:
         return ""
     rows = [
-        [f"{m.condition}: {m.title}" if m.condition else m.title, m.name, _range(m.first),
-         _range(m.last)]
-        for m in metrics
-    ]  # fmt: skip
+        [full_title(m.condition, m.title), m.name, _range(m.first), _range(m.last)] for m in metrics
+    ]
     table = markdown_table(["trained on", "metric", "first tenth", "last tenth"], rows)
     return f"## During training\n\n{table}"
 
