@@ -104,7 +104,7 @@ def _difference(term: TermResult | None) -> str:
 def plot(results: Sequence[VariantResult]) -> str:
     """SVG: a panel a term with each variant's start, end and interval of the gain."""
     names = _terms(results)
-    left = round(20 + _LETTER * max(20, *(len(result.title) for result in results)))
+    left = round(20 + _LETTER * max([20, *(len(result.title) for result in results)]))
     panels = []
     for i, name in enumerate(names):
         marks = []

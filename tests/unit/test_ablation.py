@@ -243,6 +243,15 @@ def _is(term: Any, before: float, after: float, gain: Any, over_first: Any) -> N
         assert values == (None if wanted is None else pytest.approx(wanted))
 
 
+def test_an_ablation_of_which_no_run_succeeds(
+    config: Path, trainer: Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer.codes = dict.fromkeys(ALL, 1)
+    assert _run(config) == 1
+    assert "4 of 4 runs failed: one, seed 0" in capsys.readouterr().err
+    assert "0 of 4 runs are finished" in (config.parent / "o/ablation.md").read_text()
+
+
 def test_finished_runs_are_kept_and_others_go_on(
     config: Path, trainer: Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
