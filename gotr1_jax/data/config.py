@@ -23,8 +23,28 @@ class PromptsConfig(CheckedConfig):
     joined_by: str = ", "
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordFilesConfig(CheckedConfig):
+    """The files of a data set, and where the images are that they name."""
+
+    # Folder of relative image paths; empty: the folder of the file that names them.
+    image_root: str = ""
+    # Files to read of a folder or a hub data set, among .jsonl, .parquet and .tar files.
+    files: tuple[FilledText, ...] = ("*.jsonl", "*.parquet", "*.tar")
+    # Branch, tag or commit of a hub data set; null: main.
+    revision: str | None = None
+    # Records without text or a readable image are left out; a larger share of them than this is
+    # an error.
+    unusable_limit: Fraction = 0.01
+
+    def check(self) -> None:
+        """Patterns of files."""
+        if not self.files:
+            raise ConfigError("files is empty; give patterns, like *.parquet")
+
+
 @dataclass(frozen=True)
-class RecordsConfig(CheckedConfig):
+class RecordsConfig(RecordFilesConfig):
     """Columns of records, and the crop of their images.
 
     Columns are the keys of a .jsonl line or the columns of a .parquet file. In .tar shards
@@ -40,41 +60,28 @@ class RecordsConfig(CheckedConfig):
     # Bytes of a file, an object with bytes or path (as the `datasets` library writes it), a data
     # URL, or a path.
     image: FilledText = "image"
-    # Folder of relative image paths; empty: the folder of the file that names them.
-    image_root: str = ""
     # Prompts, sampled in every epoch: first a kind, then one of it; empty: the caption. The
     # caption also replaces a prompt that a record lacks or that is too long.
     prompts: tuple[PromptsConfig, ...] = ()
-    # Files to read of a folder or a hub data set, among .jsonl, .parquet and .tar files.
-    files: tuple[FilledText, ...] = ("*.jsonl", "*.parquet", "*.tar")
-    # Branch, tag or commit of a hub data set; null: main.
-    revision: str | None = None
     # The square of an image to keep: its middle, or a random place, fixed for each record.
     crop: Literal["center", "random"] = "center"
     crop_seed: Seed = 0
-    # Records without text or a readable image, and those over the token limits of `data`, are left
-    # out; larger shares of them than these are an error.
-    unusable_limit: Fraction = 0.01
+    # Records over the token limits of `data` are left out too; a larger share of them than this is
+    # an error.
     too_long_limit: Fraction = 0.1
     # Records of one file of image tokens: the unit of restarts and of sharing between hosts.
     shard_records: Annotated[int, Range("[1, 1048576]")] = 4096
 
     def check(self) -> None:
-        """Patterns of files, and no prompts twice."""
-        if not self.files:
-            raise ConfigError("files is empty; give patterns, like *.parquet")
+        """No prompts twice."""
+        super().check()
         keys = [prompts.key for prompts in self.prompts]
         if len(set(keys)) < len(keys):
             raise ConfigError(f"prompts has the keys {keys}; give each once")
 
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The columns that records must have; prompts are not always there."""
-        return (self.caption, self.plan, self.image)
-
 
 @dataclass(frozen=True)
-class QuestionRecordsConfig(CheckedConfig):
+class QuestionRecordsConfig(RecordFilesConfig):
     """Columns of records of image, question and answer; files as of `RecordsConfig`."""
 
     may_change: ClassVar[Collection[str]] = ("unusable_limit",)
@@ -87,15 +94,3 @@ class QuestionRecordsConfig(CheckedConfig):
     # What a record may say besides: a text in front of the images, and a system message.
     instruction: FilledText = "instruction"
     system: FilledText = "system"
-    # Folder of relative image paths; empty: the folder of the file that names them.
-    image_root: str = ""
-    files: tuple[FilledText, ...] = ("*.jsonl", "*.parquet", "*.tar")
-    revision: str | None = None
-    # Records without question, answer or a readable image are left out; a larger share than this is
-    # an error.
-    unusable_limit: Fraction = 0.01
-
-    def check(self) -> None:
-        """Patterns of files."""
-        if not self.files:
-            raise ConfigError("files is empty; give patterns, like *.parquet")

@@ -8,18 +8,19 @@ import binascii
 import hashlib
 import io
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from gotr1_jax.data.config import QuestionRecordsConfig, RecordsConfig
+from gotr1_jax.data.config import RecordFilesConfig, RecordsConfig
 from gotr1_jax.data.files import Names, expand_names, list_names
 from gotr1_jax.data.tables import ENDINGS, Row, Table, open_table
 from gotr1_jax.errors import InputError
@@ -60,9 +61,7 @@ class Record:
 
     def load_image(self) -> Image.Image:
         """The image as RGB, upright. Raises InputError if it cannot be read."""
-        if isinstance(self.image, bytes):
-            return decode_image(io.BytesIO(self.image), self.where)
-        return open_image(self.image)
+        return load_image_source(self.image, self.where)
 
 
 @dataclass(frozen=True)
@@ -73,50 +72,110 @@ class Unusable:
     reason: str
 
 
-class Records:
-    """The records of several files, one after another; rows are read lazily.
+@dataclass(frozen=True)
+class RecordRow:
+    """A row as it stands in its file.
 
-    Raises InputError for a file that cannot be read, holds no record, or lacks a column.
+    Attributes:
+      index: in the whole source, from 0.
+      where: its name in messages.
+      image_root: folder of relative image paths.
+      values: by column.
     """
 
-    def __init__(self, files: Sequence[Path], config: RecordsConfig) -> None:
-        self._config = config
+    index: int
+    where: str
+    image_root: Path
+    values: Row
+
+    def text(self, key: str) -> str:
+        """The one text under a column, without blanks around it. InputError without one."""
+        found = read_texts(pick(self.values, key))
+        if len(found) != 1:
+            raise InputError(f"{self.where} has no text under {key!r}")
+        return found[0]
+
+
+Found = TypeVar("Found")
+
+
+class RecordFiles(ABC, Generic[Found]):
+    """The records of several files, one after another; rows are read lazily."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        image_root: str,
+        required: Mapping[str, str],
+        optional: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+          files: of records.
+          image_root: folder of relative image paths; empty: that of the file that names them.
+          required: columns that every file has, by the fields of `data.records` that name them.
+          optional: other columns to read.
+
+        Raises InputError for a file that cannot be read, holds no record, or lacks a column.
+        """
         self._tables = [open_table(path) for path in files]
         for table in self._tables:
-            _check_columns(table, config)
+            _check_columns(table, required)
+        keys = (*required.values(), *optional)
+        self._image_root = Path(image_root) if image_root else None
+        self._columns = [name for key in keys for name in (key, _head(key))]
         self._ends = np.cumsum([0, *(len(table) for table in self._tables)])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read(self, start: int, stop: int) -> Iterator[Record | Unusable]:
+    def read(self, start: int, stop: int) -> Iterator[Found | Unusable]:
         """Records start .. stop - 1, in order; those without text or image are `Unusable`."""
-        columns = [name for key in self._keys() for name in (key, _head(key))]
         for table, first in zip(self._tables, self._ends.tolist()):
             low, high = max(start - first, 0), min(stop - first, len(table))
-            for at, row in enumerate(table.rows(low, high, columns) if low < high else (), low):
-                if isinstance(row, InputError):
-                    yield Unusable(first + at, str(row))
-                else:
-                    yield self._record(first + at, table, table.where(at), row)
+            rows = table.rows(low, high, self._columns) if low < high else ()
+            for at, row in enumerate(rows, low):
+                yield self._parsed(first + at, table, at, row)
 
-    def _keys(self) -> tuple[str, ...]:
-        return (*self._config.keys, *(prompts.key for prompts in self._config.prompts))
+    def _parsed(self, index: int, table: Table, at: int, row: Row | InputError) -> Found | Unusable:
+        if isinstance(row, InputError):
+            return Unusable(index, str(row))
+        root = self._image_root or table.path.parent
+        try:
+            return self._parse(RecordRow(index, table.where(at), root, row))
+        except InputError as error:
+            return Unusable(index, str(error))
 
-    def _record(self, index: int, table: Table, where: str, row: Row) -> Record | Unusable:
+    @abstractmethod
+    def _parse(self, row: RecordRow) -> Found:
+        """The record of a row; InputError for one that cannot be used."""
+
+
+class Records(RecordFiles[Record]):
+    """Records of caption, plan and image."""
+
+    def __init__(self, files: Sequence[Path], config: RecordsConfig) -> None:
+        self._config = config
+        required = {name: getattr(config, name) for name in ("caption", "plan", "image")}
+        required |= {f"prompts[{i}].key": kind.key for i, kind in enumerate(config.prompts)}
+        super().__init__(files, config.image_root, required)
+
+    def _parse(self, row: RecordRow) -> Record:
         config = self._config
-        texts = []
-        for key in (config.caption, config.plan):
-            found = read_texts(pick(row, key))
-            if len(found) != 1:
-                return Unusable(index, f"{where} has no text under {key!r}")
-            texts.append(found[0])
-        root = Path(config.image_root) if config.image_root else table.path.parent
-        image = read_image_source(pick(row, config.image), root)
+        caption, plan = row.text(config.caption), row.text(config.plan)
+        image = read_image_source(pick(row.values, config.image), row.image_root)
         if image is None:
-            return Unusable(index, f"{where} has no image under {config.image!r}")
-        prompts = tuple(read_texts(parse_literal(pick(row, kind.key))) for kind in config.prompts)
-        return Record(index, where, texts[0], texts[1], prompts, image)
+            raise InputError(f"{row.where} has no image under {config.image!r}")
+        kinds = (parse_literal(pick(row.values, kind.key)) for kind in config.prompts)
+        return Record(row.index, row.where, caption, plan, tuple(map(read_texts, kinds)), image)
+
+
+def load_image_source(image: bytes | Path, where: str) -> Image.Image:
+    """An image of bytes or a path as RGB, upright; `where` is the name of bytes in messages.
+
+    Raises InputError if it cannot be read.
+    """
+    return decode_image(io.BytesIO(image), where) if isinstance(image, bytes) else open_image(image)
 
 
 def locate_square(
@@ -143,9 +202,7 @@ def crop_square(image: Image.Image, size: int, crop: Crop, seed: int, index: int
     return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def find_record_files(
-    source: Names, config: RecordsConfig | QuestionRecordsConfig
-) -> tuple[Path, ...]:
+def find_record_files(source: Names, config: RecordFilesConfig) -> tuple[Path, ...]:
     """The record files of `source`: files, wildcards, folders, ids of hub data sets.
 
     Folders and data sets give the files that match `config.files`. An existing path is never
@@ -277,12 +334,10 @@ def _head(key: str) -> str:
     return key.partition(".")[0]
 
 
-def _check_columns(table: Table, config: RecordsConfig) -> None:
-    wanted = {name: getattr(config, name) for name in ("caption", "plan", "image")}
-    wanted |= {f"prompts[{i}].key": prompts.key for i, prompts in enumerate(config.prompts)}
+def _check_columns(table: Table, required: Mapping[str, str]) -> None:
     # The first record can lack a column that others have.
-    present = table.columns(wanted.values())
-    for field, key in wanted.items():
+    present = table.columns(required.values())
+    for field, key in required.items():
         if key not in present and _head(key) not in present:
             raise InputError(
                 f"{table.path} has no column {key!r} (data.records.{field}); its columns: "
