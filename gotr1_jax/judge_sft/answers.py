@@ -20,10 +20,9 @@ from gotr1_jax.plan.boxes import SCALE
 from gotr1_jax.rewards.base import JudgeRequest
 from gotr1_jax.rewards.multimodal.instructions import SCORE_PREFIX
 from gotr1_jax.rewards.multimodal.questions import LAYOUT_TERM
-from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec, parse_caption
-from gotr1_jax.shapes.detect import DetectedObject, find_objects
-from gotr1_jax.shapes.judge import TRUE_FROM, ShapesScores, judge_sample, likeness, parse_name
-from gotr1_jax.shapes.scenes import relation_score
+from gotr1_jax.shapes.captions import CaptionSpec, parse_caption
+from gotr1_jax.shapes.detect import DetectedObject
+from gotr1_jax.shapes.judge import TRUE_FROM, ShapesScores, is_shown_by, judge_sample, parse_name
 from gotr1_jax.vlm_engine.base import Question, Scale
 
 # What every answer of a kind has in it; each is one token of a new tokenizer.
@@ -36,19 +35,17 @@ ANSWER_PIECES = (
 
 @dataclass(frozen=True)
 class GradedSample:
-    """A sample, what the exact judge gives it, and what it found in the image.
+    """A sample, and what the exact judge gives it.
 
     Attributes:
       request: caption, plan and image.
       scores: of `judge_sample`.
       wanted: the caption; None if it is not of this world.
-      found: objects in the image, in the order of `scores.detections`.
     """
 
     request: JudgeRequest
     scores: ShapesScores
     wanted: CaptionSpec | None
-    found: tuple[DetectedObject, ...]
 
     @property
     def shown(self) -> list[tuple[str, Box]]:
@@ -59,8 +56,7 @@ class GradedSample:
 def grade(request: JudgeRequest) -> GradedSample:
     """The sample with the exact judge's scores."""
     scores = judge_sample(request.caption, request.plan, request.image)
-    found = tuple(find_objects(request.image))
-    return GradedSample(request, scores, parse_caption(request.caption), found)
+    return GradedSample(request, scores, parse_caption(request.caption))
 
 
 def score_answer(score: float, scale: Scale, reason: str) -> str:
@@ -95,11 +91,11 @@ def right_answer(term: str, question: Question, sample: GradedSample) -> str | N
     if sample.wanted is None or np.isnan(score):
         return None
     if question.kind == "verdict":
-        checks = caption_checks(sample.wanted, sample.found, bool(score))
+        checks = caption_checks(sample.wanted, sample.scores.found, bool(score))
         return verdict_answer(checks, _describe(sample), bool(score))
     assert question.scale is not None
     if term == LAYOUT_TERM:
-        reason = _planned_relation(sample.wanted, sample.request.plan)
+        reason = _planned_relation(sample.wanted, sample)
     elif not question.images:
         reason = _missing(sample.wanted, sample.request.plan)
     else:
@@ -128,17 +124,12 @@ def caption_checks(
     """
     checks = []
     for spec, count in Counter(wanted.objects).items():
-        same = [f for f in found if _is_of(spec, f)]
+        same = [f for f in found if is_shown_by(spec, f)]
         checks.append((f"{count} {spec.name}", len(same) == count))
     checks.append(("nothing else", len(found) <= len(wanted.objects)))
     if wanted.relation is not None and all(holds for _, holds in checks):
         checks.append((wanted.relation, decision))
     return checks
-
-
-def _is_of(spec: ObjectSpec, given: DetectedObject) -> bool:
-    kind = given.kind == spec.kind and given.fit >= TRUE_FROM
-    return kind and spec.size in (None, given.size)
 
 
 def _describe(sample: GradedSample) -> str:
@@ -159,16 +150,10 @@ def _missing(wanted: CaptionSpec, plan: Plan) -> str:
     return f"missing: {', '.join(missing)}" if missing else "nothing is missing"
 
 
-def _planned_relation(wanted: CaptionSpec, plan: Plan) -> str:
+def _planned_relation(wanted: CaptionSpec, sample: GradedSample) -> str:
     """How many things are planned, and whether the boxes keep to the relation."""
-    text = f"{len(plan.boxes)} of {len(wanted.objects)} things"
+    text = f"{len(sample.request.plan.boxes)} of {len(wanted.objects)} things"
     if wanted.relation is None:
         return text
-    rest, boxes = list(plan.boxes), list[tuple[float, ...]]()
-    for spec in wanted.objects[:2]:  # the most alike, as the exact judge has it
-        best = max(rest, key=lambda item: likeness(spec, parse_name(item[0])), default=None)
-        if best is not None and likeness(spec, parse_name(best[0])):
-            rest.remove(best)
-            boxes.append(tuple(v / SCALE for v in (best[1].x1, best[1].y1, best[1].x2, best[1].y2)))
-    holds = len(boxes) == 2 and relation_score(wanted.relation, *boxes) >= TRUE_FROM
+    holds = sample.scores.plan_relation >= TRUE_FROM
     return f"{text}, {wanted.relation}: {'yes' if holds else 'no'}"

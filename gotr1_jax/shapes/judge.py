@@ -69,13 +69,21 @@ class ShapesScores:
 
     Attributes:
         scores: one value in [0, 1] or NaN for each of SHAPES_TERMS.
-        detections: (name, box) of the objects found in the image, largest first.
+        found: the objects in the image, largest first.
+        plan_relation: degree in [0, 1] to which the planned boxes fit the caption's relation; 1 if
+            it has none, 0 without a planned object.
         rationale: the counts and relations behind the scores, one line.
     """
 
     scores: dict[str, float]
-    detections: tuple[tuple[str, Box], ...]
+    found: tuple[DetectedObject, ...]
+    plan_relation: float
     rationale: str
+
+    @property
+    def detections(self) -> tuple[tuple[str, Box], ...]:
+        """(name, box) of the objects found."""
+        return tuple((item.name, item.box) for item in self.found)
 
 
 def judge_sample(caption: str, plan: Plan, image: np.ndarray) -> ShapesScores:
@@ -106,7 +114,8 @@ def judge_sample(caption: str, plan: Plan, image: np.ndarray) -> ShapesScores:
         notes.append(f"{spec.relation}: {planned}image {relation:.2f}")
     return ShapesScores(
         dict(zip(SHAPES_TERMS, (sem, spa, ri, pi, verdict))),
-        tuple((f.name, f.box) for f in found),
+        tuple(found),
+        plan_relation,
         "; ".join(notes),
     )
 
@@ -232,16 +241,18 @@ def _score_image(caption: CaptionSpec, found: Sequence[DetectedObject]) -> tuple
     return agreement * (PI_FLOOR + (1 - PI_FLOOR) * relation), relation
 
 
+def is_shown_by(wanted: ObjectSpec, given: DetectedObject) -> bool:
+    """Whether an object in the image has the color, shape and stated size of one in a caption."""
+    kind = given.fit >= TRUE_FROM and given.kind == wanted.kind
+    return kind and wanted.size in (None, given.size)
+
+
 def is_true_of(caption: CaptionSpec, found: Sequence[DetectedObject]) -> bool:
     """The verdict: whether a caption is true of the objects detected in an image."""
 
-    def is_wanted(wanted: ObjectSpec, given: DetectedObject) -> bool:
-        kind = given.fit >= TRUE_FROM and given.kind == wanted.kind
-        return kind and wanted.size in (None, given.size)
-
     def holds(order: Sequence[int]) -> bool:
         first, second, *_ = [*order, None]
-        named = all(is_wanted(w, found[i]) for w, i in zip(caption.objects, order))
+        named = all(is_shown_by(w, found[i]) for w, i in zip(caption.objects, order))
         return named and _shown_relation(caption, found, first, second) >= TRUE_FROM
 
     everything = range(len(found))
