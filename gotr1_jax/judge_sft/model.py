@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,10 @@ from gotr1_jax.judge_sft.new_model import TOKENIZER_TURNS, new_preprocessing, wr
 from gotr1_jax.models.lora import merge_lora, split_lora
 from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
 from gotr1_jax.models.qwen_config import QwenConfig
-from gotr1_jax.parallel.placement import train_state_shardings
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of, state_shardings
 from gotr1_jax.tokenizers.qwen import QwenTokenizer
 from gotr1_jax.trainer.optimizer import float32_params
-from gotr1_jax.trainer.state import TrainState, new_state
+from gotr1_jax.trainer.state import TrainState, create_state
 
 _VOCAB_MULTIPLE = 64  # so that a mesh axis divides it
 
@@ -107,24 +105,21 @@ def initial_state(
     Each device reads only its own slices of a checkpoint. New parameters and adapters are drawn
     from the seed.
     """
-    abstract = jax.eval_shape(partial(new_state, optimizer=optimizer), shapes.trained)
-    shardings = train_state_shardings(abstract, shapes.trained, mesh)
     loaded = None
     if config.init is not None:
         stored = shapes.trained if config.lora is None else shapes.frozen
         dtype = jnp.dtype(config.param_dtype)
         loaded = load_qwen(initial.files, dtype, shardings_of(stored)).state
         if config.lora is None:
-            create = jax.jit(partial(new_state, optimizer=optimizer), out_shardings=shardings)
-            return create(loaded), shapes.frozen
+            state = create_state(lambda params: params, loaded, shapes.trained, optimizer, mesh)
+            return state, shapes.frozen
 
-    def init(key: jax.Array) -> TrainState:
+    def init(key: jax.Array) -> Any:
         model = Qwen2_5_VL(initial.config, rngs=nnx.Rngs(params=key), **_settings(config))
         # Only what is trained is returned, so the compiler drops the rest of the model.
-        trained = nnx.split(model)[1] if config.lora is None else split_lora(model)[1]
-        return new_state(trained, optimizer)
+        return nnx.split(model)[1] if config.lora is None else split_lora(model)[1]
 
-    state = jax.jit(init, out_shardings=shardings)(jax.random.key(config.seed))
+    state = create_state(init, jax.random.key(config.seed), shapes.trained, optimizer, mesh)
     return state, shapes.frozen if loaded is None else loaded
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gotr1_jax.convert.qwen_json import preprocessing_to_json
+from gotr1_jax.images.clip import MEAN, STD
 from gotr1_jax.images.qwen import Geometry, Preprocessing
 from gotr1_jax.io.files import atomic_write, write_json_atomic
 from gotr1_jax.judge_sft.batch import TaughtExample
@@ -16,10 +17,6 @@ from gotr1_jax.tokenizers.train_qwen import shared_phrases, train_qwen_tokenizer
 TOKENIZER_TURNS = 2000
 """Questions whose texts a new tokenizer is made of, about."""
 _SHARED = 0.02  # of the turns: a text that so many have is a phrase
-
-# Mean and deviation of CLIP's images, which the released preprocessing has.
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # A content is a text, or a list of parts of type "image" and "text".
 _TEMPLATE = """\
@@ -90,4 +87,4 @@ def write_new_files(
 def new_preprocessing(config: NewJudgeConfig) -> Preprocessing:
     """How a new model sees images: the released settings, with its own bound on pixels."""
     geometry = Geometry()
-    return Preprocessing(geometry, geometry.unit_size**2, config.max_pixels, _MEAN, _STD)
+    return Preprocessing(geometry, geometry.unit_size**2, config.max_pixels, MEAN, STD)

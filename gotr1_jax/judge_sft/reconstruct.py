@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from gotr1_jax.convert.image_tokenizer import ImageTokenizer
 from gotr1_jax.errors import InputError
-from gotr1_jax.models.vq import abstract_vq, image_decoder
+from gotr1_jax.models.vq import abstract_vq, image_decoder, image_encoder
 
 
 def make_reconstruct(vq: ImageTokenizer, image_size: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -26,12 +24,7 @@ def make_reconstruct(vq: ImageTokenizer, image_size: int) -> Callable[[np.ndarra
             f"{image_size}; give its own tokenizer"
         )
     graphdef = nnx.split(abstract_vq(vq.config))[0]
+    encode = image_encoder(graphdef)
     decode = image_decoder(graphdef, image_size // vq.config.downsampling)
     state = jax.device_put(vq.state, jax.local_devices()[0])
-
-    @jax.jit
-    def run(state: Any, pixels: jax.Array) -> jax.Array:
-        ids = nnx.merge(graphdef, state).encode_ids(pixels.astype(jnp.float32) / 127.5 - 1.0)
-        return decode(state, ids)
-
-    return lambda image: np.asarray(run(state, image[None]))[0]
+    return lambda image: np.asarray(decode(state, encode(state, image[None])))[0]

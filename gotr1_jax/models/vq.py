@@ -168,6 +168,16 @@ def abstract_vq(config: VQConfig, dtype: jnp.dtype = jnp.float32) -> VQModel:
     return nnx.eval_shape(lambda: VQModel(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 
+def image_encoder(graphdef: nnx.GraphDef) -> Any:
+    """A jitted function (state of a split `VQModel`, images uint8 (B,H,W,3)) -> ids_BU, int32."""
+
+    def encode(state: Any, images_BHWC: jax.Array) -> jax.Array:
+        pixels = images_BHWC.astype(jnp.float32) / 127.5 - 1.0
+        return nnx.merge(graphdef, state).encode_ids(pixels)
+
+    return jax.jit(encode)
+
+
 def image_decoder(graphdef: nnx.GraphDef, grid: int) -> Any:
     """A jitted function (state of a split `VQModel`, ids_BU) -> images, uint8 (B,H,W,3)."""
 

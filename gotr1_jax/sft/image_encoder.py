@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from gotr1_jax.models.config import VQConfig
-from gotr1_jax.models.vq import abstract_vq
+from gotr1_jax.models.vq import abstract_vq, image_encoder
 from gotr1_jax.parallel.mesh import make_mesh, replicated, row_sharding
 
 
@@ -29,7 +26,7 @@ class ImageEncoder:
         mesh = make_mesh(devices=devices)
         self._rows = row_sharding(mesh)
         self._state = jax.device_put(state, replicated(mesh))
-        self._encode = jax.jit(partial(_encode, nnx.split(abstract_vq(config))[0]))
+        self._encode = image_encoder(nnx.split(abstract_vq(config))[0])
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (B, H, W, 3) -> int32 (B, U); each B is compiled once."""
@@ -37,10 +34,6 @@ class ImageEncoder:
         full = np.concatenate([pixels, np.repeat(pixels[-1:], fill, axis=0)])
         ids = self._encode(self._state, jax.device_put(full, self._rows))
         return np.asarray(ids, np.int32)[: len(pixels)]
-
-
-def _encode(graphdef: Any, state: nnx.State, pixels: jax.Array) -> jax.Array:
-    return nnx.merge(graphdef, state).encode_ids(pixels.astype(jnp.float32) / 127.5 - 1.0)
 
 
 def state_digest(state: nnx.State) -> str:

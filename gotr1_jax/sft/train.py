@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +24,7 @@ from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.siglip import JanusUnderstanding
 from gotr1_jax.parallel.mesh import addressable_rows
-from gotr1_jax.parallel.placement import gather_to_main, train_state_shardings
+from gotr1_jax.parallel.placement import gather_to_main
 from gotr1_jax.parallel.processes import (
     check_same_on_all_processes,
     is_main_process,
@@ -44,7 +43,7 @@ from gotr1_jax.trainer.generation import resolve_run_sampling
 from gotr1_jax.trainer.optimizer import make_optimizer, make_schedule
 from gotr1_jax.trainer.run import Run
 from gotr1_jax.trainer.run_dir import write_summary
-from gotr1_jax.trainer.state import TrainState, new_state
+from gotr1_jax.trainer.state import TrainState, create_state
 
 
 @dataclass(frozen=True)
@@ -184,21 +183,17 @@ def _initial_state(
     config: SftConfig, initial: InitialModel, abstract: nnx.State, optimizer: Any, mesh: Any
 ) -> TrainState:
     """The sharded state before the first update; without a checkpoint parameters are random."""
-    shardings = train_state_shardings(
-        jax.eval_shape(partial(new_state, optimizer=optimizer), abstract), abstract, mesh
-    )
     if initial.policy is not None:
-        create = jax.jit(partial(new_state, optimizer=optimizer), out_shardings=shardings)
-        return create(initial.policy)
+        return create_state(lambda policy: policy, initial.policy, abstract, optimizer, mesh)
 
-    def init(key: jax.Array) -> TrainState:
+    def init(key: jax.Array) -> nnx.State:
         policy = JanusPolicy(initial.config, rngs=nnx.Rngs(params=key))
         if config.model is not None and config.model.number_features:
             table, numbers = policy.decoder.embed.table, initial.tokenizer.number_ids
             table[...] = with_number_features(table[...], numbers, jax.random.fold_in(key, 1))
-        return new_state(nnx.split(policy)[1], optimizer)
+        return nnx.split(policy)[1]
 
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(config.seed))
+    return create_state(init, jax.random.key(config.seed), abstract, optimizer, mesh)
 
 
 def _export(config: SftConfig, out: Path, initial: InitialModel, params: Any) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from gotr1_jax.errors import RunError
+from gotr1_jax.parallel.placement import train_state_shardings
 
 
 @jax.tree_util.register_dataclass
@@ -47,6 +50,30 @@ def new_state(
     """The state before the first update; jit it with out_shardings to create it sharded."""
     zero = jnp.zeros((), jnp.int32)
     return TrainState(params, optimizer.init(params), zero, zero, zero, entropy, sampler_params)
+
+
+def create_state(
+    make_params: Callable[[Any], Any],
+    given: Any,
+    abstract: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> TrainState:
+    """`new_state` of `make_params(given)` on the mesh; each device makes only its own shards.
+
+    Args:
+      make_params: traced; the parameters of loaded ones, or of a random key.
+      given: its argument.
+      abstract: shapes of the parameters, with their logical axes.
+      optimizer: of the parameters.
+      mesh: where the state goes.
+    """
+    shapes = jax.eval_shape(partial(new_state, optimizer=optimizer), abstract)
+
+    def create(given: Any) -> TrainState:
+        return new_state(make_params(given), optimizer)
+
+    return jax.jit(create, out_shardings=train_state_shardings(shapes, abstract, mesh))(given)
 
 
 def apply_gradients(
