@@ -132,6 +132,12 @@ def resized_size(height: int, width: int, settings: Preprocessing) -> tuple[int,
     return tall, wide
 
 
+def image_grid(height: int, width: int, settings: Preprocessing) -> tuple[int, int]:
+    """Units (rows, columns) of an image of this size in pixels. InputError as `resized_size`."""
+    tall, wide = resized_size(height, width, settings)
+    return tall // settings.geometry.unit_size, wide // settings.geometry.unit_size
+
+
 def read_image(image: Image.Image, settings: Preprocessing) -> QwenImage:
     """The patches of an image: over white where it is transparent, resized (bicubic), normalised.
 

@@ -39,12 +39,32 @@ class TaughtTurn:
 
 
 @dataclass(frozen=True)
+class TaughtText:
+    """An example without its pixels: what its lengths follow from.
+
+    Attributes:
+      where: its name in messages.
+      grids: units (rows, columns) of each of its images.
+      turns: about these images.
+    """
+
+    where: str
+    grids: tuple[Grid, ...]
+    turns: tuple[TaughtTurn, ...]
+
+
+@dataclass(frozen=True)
 class TaughtExample:
     """Images, and turns about them; `where` is its name in messages."""
 
     where: str
     images: tuple[QwenImage, ...]
     turns: tuple[TaughtTurn, ...]
+
+    @property
+    def text(self) -> TaughtText:
+        """The example without its pixels."""
+        return TaughtText(self.where, tuple(image.grid for image in self.images), self.turns)
 
 
 @dataclass(frozen=True)
@@ -167,7 +187,7 @@ def make_batch(
     for e, example in enumerate(examples):
         if len(example.turns) > shape.turns:
             raise ValueError(f"{example.where} has {len(example.turns)} turns, over {shape.turns}")
-        grids = [image.grid for image in example.images]
+        grids = example.text.grids
         turns = [tokenize_turn(turn, grids, tokenizer) for turn in example.turns]
         for q, place in enumerate(assign_turns(turns, shape)):
             if place is not None:

@@ -18,13 +18,14 @@ from gotr1_jax.data.pipeline import example_batches
 from gotr1_jax.data.question_records import QuestionRecord, QuestionRecords
 from gotr1_jax.data.records import find_record_files, fingerprint_files
 from gotr1_jax.errors import InputError
-from gotr1_jax.images.qwen import Preprocessing, read_image
-from gotr1_jax.images.qwen_pack import RowShape
+from gotr1_jax.images.qwen import Preprocessing, image_grid, read_image
+from gotr1_jax.images.qwen_pack import Grid, RowShape
 from gotr1_jax.io.digests import model_digest
 from gotr1_jax.judge_sft.batch import (
     BatchShape,
     JudgeBatch,
     TaughtExample,
+    TaughtText,
     TaughtTurn,
     TokenizedTurn,
     assign_turns,
@@ -56,6 +57,9 @@ class JudgeSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> TaughtExample: ...
+    def text(self, index: int) -> TaughtText:
+        """An example without its pixels."""
+        ...
 
 
 class TaughtRecords:
@@ -64,15 +68,16 @@ class TaughtRecords:
     turns = 1
 
     def __init__(self, data: JudgeDataConfig, preprocessing: Preprocessing) -> None:
-        """Opens the files and loads every record once. InputError for files that cannot be read,
-        and if more than `unusable_limit` of the records cannot be used."""
+        """Opens the files, and every record with its images once. InputError for files that cannot
+        be read, and if more than `unusable_limit` of the records cannot be used."""
         self._preprocessing = preprocessing
         self._records = QuestionRecords(find_record_files(data.source, data.records), data.records)
         usable, reasons = [], list[str]()
+        self._grids = list[tuple[Grid, ...]]()  # of each usable record
         for record in self._records.read(0, len(self._records)):
             try:
                 if isinstance(record, QuestionRecord):
-                    self._example(record)
+                    self._grids.append(self._read_grids(record))
                     usable.append(record.index)
                 else:
                     reasons.append(record.reason)
@@ -91,18 +96,30 @@ class TaughtRecords:
         return len(self._usable)
 
     def __getitem__(self, index: int) -> TaughtExample:
+        record = self._record(index)
+        images = tuple(read_image(image, self._preprocessing) for image in record.load_images())
+        return TaughtExample(record.where, images, (_turn(record),))
+
+    def text(self, index: int) -> TaughtText:
+        """An example without its pixels; its images are not opened again."""
+        record = self._record(index)
+        return TaughtText(record.where, self._grids[index], (_turn(record),))
+
+    def _record(self, index: int) -> QuestionRecord:
         record = self._records[int(self._usable[index])]
         if not isinstance(record, QuestionRecord):
             raise InputError(f"{record.reason}; it could be used when the run began")
-        return self._example(record)
+        return record
 
-    def _example(self, record: QuestionRecord) -> TaughtExample:
-        images = tuple(read_image(image, self._preprocessing) for image in record.load_images())
-        turn = TaughtTurn(
-            record.instruction, tuple(range(len(images))), record.question, record.answer,
-            SYSTEM if record.system is None else record.system,
-        )  # fmt: skip
-        return TaughtExample(record.where, images, (turn,))
+    def _read_grids(self, record: QuestionRecord) -> tuple[Grid, ...]:
+        images, settings = record.load_images(), self._preprocessing
+        return tuple(image_grid(image.height, image.width, settings) for image in images)
+
+
+def _turn(record: QuestionRecord) -> TaughtTurn:
+    shown = tuple(range(len(record.images)))
+    system = SYSTEM if record.system is None else record.system
+    return TaughtTurn(record.instruction, shown, record.question, record.answer, system)
 
 
 class KeptExamples:
@@ -116,6 +133,10 @@ class KeptExamples:
 
     def __getitem__(self, index: int) -> TaughtExample:
         return self._source[int(self._kept[index])]
+
+    def text(self, index: int) -> TaughtText:
+        """An example without its pixels."""
+        return self._source.text(int(self._kept[index]))
 
 
 def bound_pixels(preprocessing: Preprocessing, max_pixels: int) -> Preprocessing:
@@ -171,15 +192,14 @@ def fit_source(
     row = source.patches() if isinstance(source, JudgedShapes) else RowShape(0, 0)
     kept, tokenized, problems = list[int](), list[list[TokenizedTurn]](), list[str]()
     for index in range(min(len(source), _TRIED_EXAMPLES) if drawn else len(source)):
-        example = source[index]
-        grids = [image.grid for image in example.images]
-        turns = [tokenize_turn(t, grids, tokenizer) for t in example.turns]
+        example = source.text(index)
+        turns = [tokenize_turn(t, example.grids, tokenizer) for t in example.turns]
         found = [f"{example.where} has {p}" for t in turns if (p := too_long(t, shape))]
         problems += found
         tokenized.append(turns)
         if len(found) < len(turns):
             kept.append(index)
-            own = example_patches(grids, geometry)
+            own = example_patches(example.grids, geometry)
             row = RowShape(max(row.patches, own.patches), max(row.windows, own.windows))
     total = sum(map(len, tokenized))
     if not total:

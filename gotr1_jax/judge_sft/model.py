@@ -76,7 +76,7 @@ def prepare_judge(config: JudgeSftConfig, scratch: Path) -> tuple[InitialJudge, 
     settings = bound_pixels(new_preprocessing(config.model), most)
     source = open_source(config, settings)
     count = min(len(source), -(-TOKENIZER_TURNS // source.turns))
-    write_new_files(scratch, (source[i] for i in range(count)), ANSWER_PIECES, config.model)
+    write_new_files(scratch, (source.text(i) for i in range(count)), ANSWER_PIECES, config.model)
     tokenizer = QwenTokenizer.from_dir(scratch)
     vocab_size = -(-tokenizer.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
     return InitialJudge(config.model.sizes(vocab_size), scratch, tokenizer, settings), source

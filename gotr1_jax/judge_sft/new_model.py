@@ -9,7 +9,7 @@ from gotr1_jax.convert.qwen_json import preprocessing_to_json
 from gotr1_jax.images.clip import MEAN, STD
 from gotr1_jax.images.qwen import Geometry, Preprocessing
 from gotr1_jax.io.files import atomic_write, write_json_atomic
-from gotr1_jax.judge_sft.batch import TaughtExample
+from gotr1_jax.judge_sft.batch import TaughtText
 from gotr1_jax.judge_sft.config import NewJudgeConfig
 from gotr1_jax.tokenizers.qwen import SYSTEM
 from gotr1_jax.tokenizers.train_qwen import shared_phrases, train_qwen_tokenizer
@@ -43,7 +43,7 @@ _TEMPLATE = """\
 
 
 def write_new_files(
-    folder: Path, examples: Iterable[TaughtExample], pieces: Sequence[str], config: NewJudgeConfig
+    folder: Path, examples: Iterable[TaughtText], pieces: Sequence[str], config: NewJudgeConfig
 ) -> None:
     """Writes what a new checkpoint has besides config.json and weights.
 

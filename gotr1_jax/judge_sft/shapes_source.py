@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from gotr1_jax.images.qwen import Preprocessing, QwenImage, read_image, resized_size
-from gotr1_jax.images.qwen_pack import Grid, RowShape
+from gotr1_jax.images.qwen import Preprocessing, QwenImage, image_grid, read_image, resized_size
+from gotr1_jax.images.qwen_pack import RowShape
 from gotr1_jax.judge_sft.answers import GradedSample, grade, right_answer, search_answer
-from gotr1_jax.judge_sft.batch import TaughtExample, TaughtTurn, example_patches
+from gotr1_jax.judge_sft.batch import TaughtExample, TaughtText, TaughtTurn, example_patches
 from gotr1_jax.judge_sft.config import JudgeShapesConfig
 from gotr1_jax.plan import Box, format_object, parse_plan
 from gotr1_jax.plan.boxes import SCALE
@@ -92,17 +92,17 @@ class JudgedShapes:
         sizes |= {sample.read_request().image.shape[:2] for sample in self._samples}
         side, shapes = self._config.questions.canvas, []
         for height, width in sizes:
-            grids = [self._grid(height, width)]
+            grids = [image_grid(height, width, self._preprocessing)]
             if "canvas" in self._config.layouts:
                 scale = side / max(height, width)
-                grids.append(self._grid(round(scale * height), round(scale * width)))
+                sketch = round(scale * height), round(scale * width)
+                grids.append(image_grid(*sketch, self._preprocessing))
             shapes.append(example_patches(grids, self._preprocessing.geometry))
         return RowShape(max(s.patches for s in shapes), max(s.windows for s in shapes))
 
-    def _grid(self, height: int, width: int) -> Grid:
-        tall, wide = resized_size(height, width, self._preprocessing)
-        unit = self._preprocessing.geometry.unit_size
-        return tall // unit, wide // unit
+    def text(self, index: int) -> TaughtText:
+        """An example without its pixels."""
+        return self[index].text
 
     def __getitem__(self, index: int) -> TaughtExample:
         rng = np.random.default_rng((_STREAM, self._seed, index))

@@ -226,7 +226,7 @@ def _source(term: TermConfig) -> tuple[str, SourceConfig]:
 
 
 def make_term_judge(terms: Mapping[str, TermConfig], maker: JudgeMaker) -> Judge:
-    """The judge of terms whose sources are equal, but for the scores that they take of a server.
+    """The judge of terms whose sources are equal, but for which of its scores each term is.
 
     InputError for a term that another judge scores, or compares the samples of a caption by.
     """

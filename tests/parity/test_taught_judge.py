@@ -33,7 +33,7 @@ def write_random(folder: Path) -> Path:
     files.mkdir()
     config = JudgeShapesConfig(questions=SHOWN)
     source = JudgedShapes(config, new_preprocessing(TINY_JUDGE), seed=2)
-    write_new_files(files, (source[i] for i in range(12)), ANSWER_PIECES, TINY_JUDGE)
+    write_new_files(files, (source.text(i) for i in range(12)), ANSWER_PIECES, TINY_JUDGE)
     sizes = TINY_JUDGE.sizes(QwenTokenizer.from_dir(files).vocab_size)
     return save_qwen(folder, sizes, tiny_qwen_state(sizes), files, "float32")
 

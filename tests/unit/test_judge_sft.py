@@ -69,7 +69,7 @@ EXAMPLES = (
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> QwenTokenizer:
     folder = tmp_path_factory.mktemp("files")
-    write_new_files(folder, EXAMPLES, ("two",), TINY_JUDGE)
+    write_new_files(folder, [e.text for e in EXAMPLES], ("two",), TINY_JUDGE)
     return QwenTokenizer.from_dir(folder)
 
 
@@ -272,5 +272,7 @@ def test_records_that_do_not_fit(tmp_path: Path, tokenizer: QwenTokenizer) -> No
     kept, shape = fit_source(replace(data, too_long_limit=0.3), source, tokenizer, PREPROCESSING)
     # 70 by 64 px, 2.5 and 2.3 units, become 2 by 2 units of 4 patches.
     assert len(kept) == 3 and shape == BatchShape(1, 1, 64, 8, RowShape(16, 1))
+    # The lengths were taken without the pixels, and are those of the images.
+    assert kept.text(2) == kept[2].text and kept[2].images[0].grid == (2, 2)
     with pytest.raises(InputError, match="too long.*an answer of .* over data.max_answer_tokens 1"):
         fit_source(replace(data, max_answer_tokens=1), source, tokenizer, PREPROCESSING)
