@@ -6,9 +6,8 @@ import numpy as np
 
 from gotr1_jax.plan import Box, Plan, replace_box
 from gotr1_jax.plan.boxes import LAST
+from gotr1_jax.shapes.vocabulary import BORDER, MIN_GAP
 
-# In thousandths of the image, as scenes of the shapes world keep them.
-BORDER, GAP = 15, 45
 # Factors of both sides of a moved box.
 SCALES = (0.9, 1.1)
 _TRIES = 2000
@@ -17,9 +16,9 @@ _TRIES = 2000
 def move_box(rng: np.random.Generator, plan: Plan) -> Plan | None:
     """The plan with one box, drawn uniformly, at a new place and of a new size; else unchanged.
 
-    The place is uniform over all thousandths that leave BORDER to the edges of the image and GAP
-    to every other box, the factor of the size over SCALES; box, place and factor are drawn again
-    until they fit. None where the plan has no valid box, or no room for any.
+    The place is uniform over all thousandths that leave BORDER to the edges of the image and
+    MIN_GAP to every other box, as in scenes, the factor of the size over SCALES; box, place and
+    factor are drawn again until they fit. None where the plan has no valid box, or no room for any.
     """
     boxes = [item.box for item in plan.objects]
     valid = [i for i, box in enumerate(boxes) if box is not None and box.is_valid]
@@ -46,4 +45,4 @@ def _place(rng: np.random.Generator, box: Box) -> Box | None:
 
 
 def _is_apart(a: Box, b: Box) -> bool:
-    return a.x2 + GAP <= b.x1 or b.x2 + GAP <= a.x1 or a.y2 + GAP <= b.y1 or b.y2 + GAP <= a.y1
+    return max(a.x1 - b.x2, b.x1 - a.x2, a.y1 - b.y2, b.y1 - a.y2) >= MIN_GAP

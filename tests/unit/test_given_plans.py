@@ -11,11 +11,11 @@ import pytest
 
 from gotr1_jax.cli import run
 from gotr1_jax.evaluation import given_plans, true_images
-from gotr1_jax.evaluation.box_edits import BORDER, GAP, SCALES, move_box
+from gotr1_jax.evaluation.box_edits import SCALES, move_box
 from gotr1_jax.evaluation.given_plans import GivenPlansConfig, make_cases
 from gotr1_jax.plan import Box, Plan, add_object, iou, parse_plan
 from gotr1_jax.shapes.render import render
-from gotr1_jax.shapes.vocabulary import IMAGE_SIZE
+from gotr1_jax.shapes.vocabulary import BORDER, IMAGE_SIZE, MIN_GAP
 
 pytestmark = pytest.mark.usefixtures("devices_as_they_are")
 
@@ -30,7 +30,7 @@ def boxes(plan: Plan) -> list[Box]:
 
 
 def test_moved_boxes_keep_clear_and_take_any_thousandth() -> None:
-    left, moved = set(), [0, 0]
+    left, moved, gap = set(), [0, 0], MIN_GAP - 1
     for seed in range(200):
         plan = move_box(np.random.default_rng(seed), PLAN)
         assert plan is not None
@@ -38,7 +38,7 @@ def test_moved_boxes_keep_clear_and_take_any_thousandth() -> None:
         moved[changed] += 1
         new, old, other = boxes(plan)[changed], boxes(PLAN)[changed], boxes(PLAN)[1 - changed]
         assert min(new.x1, new.y1) >= BORDER and max(new.x2, new.y2) <= 999 - BORDER
-        grown = Box(new.x1 - GAP + 1, new.y1 - GAP + 1, new.x2 + GAP - 1, new.y2 + GAP - 1)
+        grown = Box(new.x1 - gap, new.y1 - gap, new.x2 + gap, new.y2 + gap)
         assert iou(grown, other) == 0
         factor = (new.x2 - new.x1) / (old.x2 - old.x1)
         assert SCALES[0] - 0.005 <= factor <= SCALES[1] + 0.005
