@@ -28,7 +28,7 @@ from gotr1_jax.report.sections import build_charts, entropy_targets
 from gotr1_jax.report.terms import NEVER_TRAINED_ON, TOTAL, is_usual
 from gotr1_jax.trainer.run_dir import RunDir
 
-MAX_RECORDS = 512  # training samples on the page; a sample takes about 8 KB
+MAX_RECORDS = 512  # training samples on the page; a sample takes 10 to 20 KB at 128 px
 MAX_PAIRS = 160
 _MOST = 10**12  # steps and captions, beyond which a number is not meant
 FIRST_PAIRS = 6  # shown until the reader asks for all

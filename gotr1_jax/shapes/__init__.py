@@ -1,6 +1,7 @@
 """The shapes world: colored shapes on a plain ground, with an exact judge and no outside data.
 
-A policy of 1-3 M parameters learns it in minutes, through the same code as Janus-Pro.
+A policy of a few million parameters learns it on two CPU cores, through the same code as
+Janus-Pro.
 
 vocabulary  colors, shapes, sizes, relations, and every number of the geometry
 captions    `CaptionSpec` <-> English; the splits train, heldout, unseen
