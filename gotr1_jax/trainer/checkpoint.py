@@ -40,11 +40,12 @@ from gotr1_jax.trainer.manifest import (
     read_manifest,
     write_manifest,
 )
-from gotr1_jax.trainer.orbax_errors import raise_only
+from gotr1_jax.trainer.orbax_errors import raise_only, wait_for_writes
 from gotr1_jax.trainer.run_dir import remove_folder, step_number
 
 _PREFIX = "step_"
 _REMOVALS = 20  # attempts, each after 0.1 s
+_WRITE_SECONDS = 10.0  # for what is still written of a failed save
 _ASK_SECONDS = 1.0  # between questions whether another process failed in a save
 _log = logging.getLogger(__name__)
 
@@ -336,6 +337,7 @@ class Checkpoints:
 
     def _abandon(self, step: int) -> None:
         """Removes a failed save, as far as the disk allows."""
+        wait_for_writes(_WRITE_SECONDS)
         with contextlib.suppress(OSError):
             self._remove(step)
             for path in self.directory.glob(f"{self.folder(step).name}.*"):

@@ -1,4 +1,4 @@
-"""What Orbax prints of a failed save, beside the error that it raises.
+"""What Orbax leaves of a failed save, beside the error that it raises: writing threads and output.
 
 Of one failed write it logs a traceback in every thread that the write concerns, leaves the futures
 of the other arrays to asyncio, which logs each when it is collected, and closes the event loop that
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import time
 import traceback
 import warnings
 from typing import Any
@@ -26,6 +28,18 @@ def raise_only() -> None:
     warnings.filterwarnings("ignore", "coroutine 'async_serialize.*never awaited", RuntimeWarning)
     if not isinstance(sys.unraisablehook, _UnraisableHook):
         sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
+
+
+def wait_for_writes(seconds: float) -> None:
+    """Waits until no thread of Orbax writes, for so long at most.
+
+    A save is given up at its first error; until its other threads end they make their files anew.
+    """
+    end = time.monotonic() + seconds
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith(f"{_LIBRARY}."):
+            # Not the `join` of Orbax, which raises the thread's error.
+            threading.Thread.join(thread, max(0.0, end - time.monotonic()))
 
 
 def _is_no_error_of_orbax(record: logging.LogRecord) -> bool:

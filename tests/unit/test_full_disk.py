@@ -9,6 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,26 @@ def test_a_file_that_does_not_fit_is_one_line(tmp_path: Path, monkeypatch, caplo
     assert tried and "\n" not in str(error.value) and not caplog.records
     monkeypatch.undo()
     WRITERS[name](run)  # what is left does not hinder the next one
+
+
+def test_arrays_that_are_written_after_the_failure_of_a_save_are_removed(tmp_path, monkeypatch):
+    started, run = [], threading.Thread.run
+
+    def run_late(thread: threading.Thread) -> None:
+        if thread.name == "json_ch_save":
+            raise OSError(errno.ENOSPC, FULL)
+        if thread.name == "array_type_handler":
+            started.append(thread)
+            time.sleep(0.3)
+        run(thread)
+
+    monkeypatch.setattr(threading.Thread, "run", run_late)
+    with pytest.raises(RunError, match=FULL):
+        save(tmp_path)
+    monkeypatch.undo()
+    assert started and not started[0].is_alive()
+    assert list(RunDir(tmp_path).checkpoints.iterdir()) == []
+    save(tmp_path)
 
 
 def test_a_line_that_the_disk_takes_half_of_is_an_error(tmp_path: Path, monkeypatch):
