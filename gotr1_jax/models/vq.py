@@ -168,12 +168,16 @@ def abstract_vq(config: VQConfig, dtype: jnp.dtype = jnp.float32) -> VQModel:
     return nnx.eval_shape(lambda: VQModel(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 
+def to_pixels(images: jax.Array) -> jax.Array:
+    """uint8 0..255 → float32 [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
 def image_encoder(graphdef: nnx.GraphDef) -> Any:
     """A jitted function (state of a split `VQModel`, images uint8 (B,H,W,3)) -> ids_BU, int32."""
 
     def encode(state: Any, images_BHWC: jax.Array) -> jax.Array:
-        pixels = images_BHWC.astype(jnp.float32) / 127.5 - 1.0
-        return nnx.merge(graphdef, state).encode_ids(pixels)
+        return nnx.merge(graphdef, state).encode_ids(to_pixels(images_BHWC))
 
     return jax.jit(encode)
 

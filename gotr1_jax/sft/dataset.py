@@ -75,11 +75,8 @@ def make_batches(
             "train", data.examples, config.seed, data.unfaithful_fraction, data.plans,
             data.max_objects,
         )  # fmt: skip
-        ids_NU = (
-            _true_codes(config, source, vq)
-            if data.true_codes
-            else (_shapes_image_ids(config, source, vq))
-        )
+        image_ids = _true_codes if data.true_codes else _shapes_image_ids
+        ids_NU = image_ids(config, source, vq)
         return sft_batches(source, ids_NU, text, config.batch_size, config.seed, held)
     digest = hashlib.sha256(read_bytes(tokenizer_dir / TOKENIZER_FILE)).hexdigest()
     records = _load_records(config, vq, text, digest)

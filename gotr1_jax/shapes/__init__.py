@@ -11,6 +11,7 @@ render      scene -> image, uint8 (128, 128, 3)
 plans       scene -> plan with boxes, or rationale in words
 dataset     `ShapesSource`: (caption, plan, image) by index, a function of (seed, split, index)
 tokenizer   trains the byte-level BPE of the embedded checkpoint
+cells       codes of image tokens: clusters of what scenes show in the pixels of one token
 questions   questions about a scene with one right answer, for `gotr1 eval understanding`
 detect      image -> the objects in it, from pixels alone
 judge       (caption, plan, image) -> scores sem, spa, ri, pi, verdict

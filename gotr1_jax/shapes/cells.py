@@ -174,10 +174,9 @@ def cluster_cells(
     Returns float32 (count, F). Raises ValueError for fewer cells than clusters.
     """
     cells = features_NF.astype(np.float32)
-    mixed = _is_mixed(cells)
-    count_mixed = round(count * mixed_share)
     if not mixed_share:
         return _k_means(cells, count, iterations, seed)
+    mixed, count_mixed = _is_mixed(cells), round(count * mixed_share)
     pure = _k_means(cells[~mixed], count - count_mixed, iterations, seed)
     return np.concatenate([pure, _k_means(cells[mixed], count_mixed, iterations, seed)])
 

@@ -35,7 +35,7 @@ _OTHER = len(_COLOR_NAMES) + 1  # foreground of no known color
 MIN_AREA = 120  # pixels; the smallest true object, a small star, has about 300
 MAX_FOUND = 16
 # Cosine to the direction of a color below which a pixel is of no known color: 19 degrees. Two
-# colors are at least 35 apart, and grey is 20 from green.
+# colors are at least 31 apart, and grey is 20 from green.
 _MIN_COSINE = 0.945
 _MIN_OTHER = 110.0  # distance from the background (RGB) at which such a pixel is foreground
 # Extents in thousandths at which the fit is 0, 1, 1 and 0, linear between.

@@ -47,8 +47,7 @@ from itertools import permutations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from gotr1_jax.plan import Box, Plan, match_objects, normalise_name
-from gotr1_jax.plan.boxes import SCALE
+from gotr1_jax.plan import Box, Plan, box_to_pixels, match_objects, normalise_name
 from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec, parse_caption
 from gotr1_jax.shapes.detect import DetectedObject, find_objects
 from gotr1_jax.shapes.scenes import relation_score
@@ -160,7 +159,7 @@ def _planned_relation(caption: CaptionSpec, first: Box | None, second: Box | Non
         return 1.0
     if first is None or second is None:
         return 0.0
-    a, b = ((v.x1 / SCALE, v.y1 / SCALE, v.x2 / SCALE, v.y2 / SCALE) for v in (first, second))
+    a, b = (box_to_pixels(box, 1, 1) for box in (first, second))  # fractions of the image
     score = relation_score(caption.relation, a, b)
     if caption.objects[0] == caption.objects[1]:  # either order is right
         score = max(score, relation_score(caption.relation, b, a))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gotr1_jax.plan.boxes import SCALE, Box
+from gotr1_jax.plan.boxes import SCALE, Box, box_to_pixels
 from gotr1_jax.shapes.captions import CaptionSpec, ObjectSpec, write_caption
 from gotr1_jax.shapes.outlines import drawn_mask, label_parts
 from gotr1_jax.shapes.vocabulary import (
@@ -47,9 +47,9 @@ class SceneObject:
     box: Box
 
     @property
-    def relative_box(self) -> tuple[float, ...]:
+    def relative_box(self) -> tuple[float, float, float, float]:
         """The box in fractions 0..1 of the image."""
-        return tuple(v / SCALE for v in (self.box.x1, self.box.y1, self.box.x2, self.box.y2))
+        return box_to_pixels(self.box, 1, 1)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 IMAGE_SIZE = 128
 
-# Near the corners of the RGB cube: any two differ by about 170 or more, and so does each from
-# the background, which leaves room for the blur of a lossy tokenizer.
+# Near the corners of the RGB cube: any two differ by 147 or more, and each from the background by
+# 230 or more, which leaves room for the blur of a lossy tokenizer.
 BACKGROUND: tuple[int, int, int] = (240, 240, 240)
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (225, 25, 30),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -38,6 +39,12 @@ class SceneImages:
     scenes: tuple[tuple[Scene, ...], ...]
     images: np.ndarray
     codes: np.ndarray | None = None
+
+    @cached_property
+    def object_shares(self) -> np.ndarray:
+        """The share of each example's own scene in all their objects, float64 (N,)."""
+        objects = np.array([len(scenes[0].objects) for scenes in self.scenes])
+        return objects / objects.sum()
 
 
 def draw_scenes(
@@ -128,9 +135,8 @@ def batch_of_codes(
     A scene is drawn as often as it has objects. Depends only on seed and step.
     """
     assert data.codes is not None
-    objects = np.array([len(scenes[0].objects) for scenes in data.scenes])
     rng = np.random.default_rng((config.seed, step))
-    index = rng.choice(len(objects), config.batch_size, p=objects / objects.sum())[rows]
+    index = rng.choice(len(data.images), config.batch_size, p=data.object_shares)[rows]
     return data.images[index, 0], data.codes[index]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +11,12 @@ from flax import nnx
 from PIL import Image
 
 from gotr1_jax.models.config import VQConfig
-from gotr1_jax.models.vq import abstract_vq
+from gotr1_jax.models.vq import abstract_vq, to_pixels
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.shapes.dataset import Example
 from gotr1_jax.shapes.judge import judge_sample
 from gotr1_jax.vq import losses as vq_loss
 from gotr1_jax.vq.data import SceneImages
-from gotr1_jax.vq.update import to_pixels
 
 _EVAL_BATCH = 64
 _SHEET_ROWS, _SHEET_COLUMNS, _SHEET_WIDTH = 4, 8, 1024
@@ -67,7 +68,9 @@ def evaluate(
     return summary, shown
 
 
-def _make_reconstruct(model: VQConfig):
+def _make_reconstruct(
+    model: VQConfig,
+) -> Callable[[nnx.State, np.ndarray], tuple[jax.Array, jax.Array]]:
     """A jitted function (weights, uint8 images) -> (ids (B, U), uint8 decoded images)."""
     graphdef = nnx.split(abstract_vq(model))[0]
 
@@ -88,8 +91,8 @@ def judge_images(examples: tuple[Example, ...], images: np.ndarray) -> tuple[flo
         judge_sample(example.caption, parse_plan(example.plan), image).scores
         for example, image in zip(examples, images, strict=True)
     ]
-    wrong, overlap = (np.mean([s[name] for s in scores]) for name in ("verdict", "ri"))
-    return float(1 - wrong), float(overlap)
+    true, overlap = (np.mean([s[name] for s in scores]) for name in ("verdict", "ri"))
+    return float(1 - true), float(overlap)
 
 
 def measure_stability(

@@ -1,7 +1,7 @@
 """Losses and code usage of a vector-quantized image tokenizer; pure functions.
 
-Sources: van den Oord et al. 2017 (arXiv 1711.00937), equation 3; Esser et al. 2021 (arXiv
-2012.09841) for the entropy term's use in VQGANs; LlamaGen (arXiv 2406.06525) for the weights.
+Sources: van den Oord et al. 2017 (arXiv 1711.00937), equation 3; LlamaGen (arXiv 2406.06525) for
+the weights.
 """
 
 from __future__ import annotations

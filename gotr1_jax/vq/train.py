@@ -54,8 +54,9 @@ def train_vq(config: VqTrainConfig) -> Path:
         for step in run.steps():
             count = batch_rows(config, step)
             rows = addressable_rows(count, run.mesh)
-            images, true = batch_of_step(data, config, step, rows), None
-            if codes is not None:
+            if codes is None:
+                images, true = batch_of_step(data, config, step, rows), None
+            else:
                 images, true = batch_of_codes(data, config, step, rows)
             batch = put_addressable_rows((images, true), count, run.mesh)
             state, result = update(state, *batch)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from gotr1_jax.models.vq import VQModel, abstract_vq, unit
+from gotr1_jax.models.vq import VQModel, abstract_vq, to_pixels, unit
 from gotr1_jax.trainer.optimizer import make_optimizer
 from gotr1_jax.vq import losses as vq_loss
 from gotr1_jax.vq.config import VqLossConfig, VqTrainConfig
@@ -69,11 +69,6 @@ class LossParts:
     ids_Bhw: jax.Array
     latents_NZ: jax.Array
     nearest_NZ: jax.Array
-
-
-def to_pixels(images: jax.Array) -> jax.Array:
-    """uint8 0..255 → float32 [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def init_state(config: VqTrainConfig, embedding_IZ: Any = None) -> VqState:
