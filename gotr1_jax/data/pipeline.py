@@ -112,8 +112,8 @@ def sft_batches(
     def image_ids(indices_B: np.ndarray) -> np.ndarray:
         return image_ids_NU[indices_B].astype(np.int32)
 
-    examples = _shuffled(len(source), batch_size, seed, "examples").map(read)
-    return _batched(examples, batch_size, _sft_collector(image_ids, text), positions)
+    collect = _sft_collector(image_ids, text)
+    return example_batches(len(source), read, collect, batch_size, seed, positions)
 
 
 def record_batches(

@@ -202,6 +202,16 @@ def crop_square(image: Image.Image, size: int, crop: Crop, seed: int, index: int
     return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
 
 
+def check_usable_share(unusable: int, total: int, limit: float, first: str) -> None:
+    """InputError if `unusable` of `total` records are more than the share `limit`; `first` says why
+    the first of them is."""
+    if unusable > limit * total:
+        raise InputError(
+            f"{unusable} of {total} records cannot be used, more than the share {limit} "
+            f"(data.records.unusable_limit); the first: {first}"
+        )
+
+
 def find_record_files(source: Names, config: RecordFilesConfig) -> tuple[Path, ...]:
     """The record files of `source`: files, wildcards, folders, ids of hub data sets.
 

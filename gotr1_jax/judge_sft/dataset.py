@@ -16,7 +16,7 @@ from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.image_tokenizer import load_vq
 from gotr1_jax.data.pipeline import example_batches
 from gotr1_jax.data.question_records import QuestionRecord, QuestionRecords
-from gotr1_jax.data.records import find_record_files, fingerprint_files
+from gotr1_jax.data.records import check_usable_share, find_record_files, fingerprint_files
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import Preprocessing, image_grid, read_image
 from gotr1_jax.images.qwen_pack import Grid, RowShape
@@ -83,13 +83,8 @@ class TaughtRecords:
                     reasons.append(record.reason)
             except InputError as error:
                 reasons.append(str(error))
-        total = len(self._records)
-        if len(reasons) > data.records.unusable_limit * total:
-            raise InputError(
-                f"{len(reasons)} of {total} records cannot be used, more than the share "
-                f"{data.records.unusable_limit} (data.records.unusable_limit); the first: "
-                f"{reasons[0]}"
-            )
+        limit, first = data.records.unusable_limit, reasons[0] if reasons else ""
+        check_usable_share(len(reasons), len(self._records), limit, first)
         self._usable = np.array(usable, np.int64)
 
     def __len__(self) -> int:

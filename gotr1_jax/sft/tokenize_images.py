@@ -22,6 +22,7 @@ from gotr1_jax.data.records import (
     Record,
     Records,
     Unusable,
+    check_usable_share,
     crop_square,
     find_record_files,
     fingerprint_files,
@@ -156,11 +157,7 @@ def check_usable(results: Iterable[ShardResult], total: int, limit: float) -> in
     """The number of unusable records; InputError if they exceed the share `limit` of `total`."""
     bad = [result for result in results if result.unusable]
     count = sum(result.unusable for result in bad)
-    if count > limit * total:
-        raise InputError(
-            f"{count} of {total} records cannot be used, more than the share {limit} "
-            f"(data.records.unusable_limit); the first: {bad[0].reason}"
-        )
+    check_usable_share(count, total, limit, bad[0].reason if bad else "")
     return count
 
 
