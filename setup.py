@@ -25,7 +25,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["gotr1_jax", "gotr1_jax.*"]),
     package_data={
-        "gotr1_jax": ["assets/shapes/*", "assets/samples/*"],
+        "gotr1_jax": ["py.typed", "assets/shapes/*", "assets/samples/*"],
         "gotr1_jax.aot": ["gpu_targets/*"],
         "gotr1_jax.ablate": ["templates/*"],
         "gotr1_jax.report": ["templates/*"],

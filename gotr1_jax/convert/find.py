@@ -26,15 +26,17 @@ def find_checkpoint(path: str | Path | None, revision: str | None = None) -> Pat
     """The checkpoint directory that a user means.
 
     Args:
-      path: None for the embedded one, a directory, the directory of a training run (its
-        finished model is meant), or where no such directory exists an id "org/name" of the hub.
-        It is fetched into the hub's cache if it is not there (see `io.hub.fetch_snapshot`).
+      path: None or "embedded" for the embedded one, a directory, the directory of a training
+        run (its finished model is meant), or where no such directory exists an id "org/name" of
+        the hub, which is fetched into the hub's cache (see `io.hub.fetch_snapshot`).
       revision: branch, tag or commit of a hub id.
 
     Raises InputError for a run without a finished model, for an id that cannot be fetched, and
     for a revision of something else than a hub id; RunError for a full disk.
     """
-    if path is None:
+    if path is None or str(path) == EMBEDDED_NAME:
+        if revision is not None:
+            raise InputError(f"a revision belongs to an id of the hub, not to {EMBEDDED_NAME}")
         return EMBEDDED
     folder = Path(path)
     if not folder.exists() and is_hub_id(str(path)):
@@ -61,8 +63,3 @@ def _fetched(hub_id: str, revision: str | None) -> Path:
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"{what} is not a checkpoint: it holds no {CONFIG_FILE}")
     return folder
-
-
-def checkpoint_path(init: str) -> Path:
-    """The folder that `policy.init` names: "embedded", a directory, a run or a hub id."""
-    return EMBEDDED if init == EMBEDDED_NAME else find_checkpoint(init)

@@ -148,7 +148,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Draw what has no results yet, write the table, print one line."""
     from gotr1_jax.convert.checkpoint import load_checkpoint
-    from gotr1_jax.convert.find import checkpoint_path
+    from gotr1_jax.convert.find import find_checkpoint
     from gotr1_jax.io.files import write_json_atomic
 
     values = {field.name: getattr(options, field.name) for field in fields(GivenPlansConfig)}
@@ -156,7 +156,7 @@ def run(options: argparse.Namespace) -> None:
     if options.edits is None:
         values["edits"] = min(100, options.captions)
     config = GivenPlansConfig(**values)
-    source = checkpoint_path(config.ckpt)
+    source = find_checkpoint(config.ckpt)
     tokenizer = load_checkpoint(source, parts=()).tokenizer
     base = GenerateConfig(
         Path("."), prompt="none", cfg=config.cfg, image_temperature=config.temperature,

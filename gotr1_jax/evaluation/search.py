@@ -135,13 +135,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the searches that have no results yet, score them, write the table and the plot."""
-    from gotr1_jax.convert.find import checkpoint_path
+    from gotr1_jax.convert.find import find_checkpoint
 
     check_out(options.out)
     names = ("captions", "seed", "batch_size")
     words = [f"--{n}={v}" for n in names if (v := getattr(options, n)) is not None]
     config = load_config(SearchEvaluationConfig, options.config, words)
-    source = checkpoint_path(options.ckpt)
+    source = find_checkpoint(options.ckpt)
     base = resolve_sampling(_base(config), source, _RECIPE)
     note = _note(config, base, source)
     if (options.out / NOTE).exists():

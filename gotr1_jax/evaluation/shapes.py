@@ -174,9 +174,9 @@ def _base_job(path: Path | None, ckpt: str | None, given: GenerationConfig) -> G
     Its sampling is as `given`, else of the file, else of the checkpoint, of its run, or a recipe's.
     """
     # Imported late: an id may be fetched.
-    from gotr1_jax.convert.find import checkpoint_path
+    from gotr1_jax.convert.find import find_checkpoint
 
-    source = None if ckpt is None else checkpoint_path(ckpt)
+    source = None if ckpt is None else find_checkpoint(ckpt)
     if path is not None:
         job = load_config(GrpoConfig, path)
         return resolve_sampling(job.sampled_as(given.or_else(job.sampled)), source, BUILT_IN)
@@ -223,7 +223,7 @@ def score(
 
 def _generate(config: ShapesEvaluationConfig) -> None:
     """Generate and write the samples of captions that have none."""
-    from gotr1_jax.convert.find import checkpoint_path
+    from gotr1_jax.convert.find import find_checkpoint
     from gotr1_jax.io.files import write_json_atomic
     from gotr1_jax.parallel.progress import Progress
     from gotr1_jax.trainer.run_dir import SAMPLES_NAME
@@ -231,7 +231,7 @@ def _generate(config: ShapesEvaluationConfig) -> None:
 
     assert config.ckpt is not None
     captions = shapes_captions("heldout", config.captions)
-    source, folder = checkpoint_path(config.ckpt), config.out / SAMPLES_NAME
+    source, folder = find_checkpoint(config.ckpt), config.out / SAMPLES_NAME
     note = _note(config, source)
     if (config.out / NOTE).exists():
         check_settings_file(config.out / NOTE, note)

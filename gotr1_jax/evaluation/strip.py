@@ -90,12 +90,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Draw the samples of both checkpoints, write the image, print one line."""
     from gotr1_jax.convert.checkpoint import load_checkpoint
-    from gotr1_jax.convert.find import checkpoint_path
+    from gotr1_jax.convert.find import find_checkpoint
     from gotr1_jax.io.files import atomic_write
 
     values = {field.name: getattr(options, field.name) for field in fields(StripConfig)}
     config = StripConfig(**values | {"template": optional_template(options.template)})
-    sources = [checkpoint_path(name) for name in (config.before, config.after)]
+    sources = [find_checkpoint(name) for name in (config.before, config.after)]
     for source in sources:
         load_checkpoint(source, parts=())  # refuses one that is none before the other is used
     captions = shapes_captions("heldout", config.captions, config.seed)

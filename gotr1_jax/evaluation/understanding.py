@@ -220,11 +220,11 @@ def _lines(
 def _checkpoint_respondent(
     name: str, questions: Sequence[UnderstandingQuestion], config: UnderstandingConfig
 ) -> Respondent:
-    from gotr1_jax.convert.find import checkpoint_path
+    from gotr1_jax.convert.find import find_checkpoint
     from gotr1_jax.generate.config import fingerprint
     from gotr1_jax.parallel.startup import default_dtype
 
-    source, dtype = checkpoint_path(name), config.dtype or default_dtype()
+    source, dtype = find_checkpoint(name), config.dtype or default_dtype()
     identity = (fingerprint(source), dtype, config.max_tokens, config.system)
     return Respondent(repr(identity), lambda: _load(source, questions, config, dtype))
 
@@ -236,11 +236,15 @@ def _load(
     dtype: str,
 ) -> AnswerFunction:
     """The loaded checkpoint; a question that is too long is an InputError before any answer."""
+    import jax
+
     from gotr1_jax.generate.answer_questions import QuestionAnswerer
+    from gotr1_jax.generate.runner import ModelRunner
     from gotr1_jax.images import open_image
     from gotr1_jax.sampler.config import AnswerConfig
 
-    answerer = QuestionAnswerer(source, AnswerConfig(config.max_tokens), dtype, config.system)
+    runner = ModelRunner(source, dtype, jax.devices()[:1])
+    answerer = QuestionAnswerer(runner, AnswerConfig(config.max_tokens), config.system)
     width = 0
     for question in questions:
         try:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from PIL import Image
 
-from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.data.pipeline import pad_rows
-from gotr1_jax.generate.load_policy import load_policy_to_sample
+from gotr1_jax.generate.runner import ModelRunner
 from gotr1_jax.images import preprocess, read_settings
-from gotr1_jax.sampler.answer import AnswerSampler
 from gotr1_jax.sampler.config import AnswerConfig
 from gotr1_jax.sampler.sampler import row_keys
 from gotr1_jax.sampler.token_batch import PromptBatch
@@ -33,25 +29,20 @@ class GeneratedAnswer:
 
 
 class QuestionAnswerer:
-    """Policy and vision tower of a checkpoint, on one device.
+    """Policy and vision tower of a checkpoint, one batch of questions after the other.
 
     Args:
-      source: checkpoint directory.
+      runner: the checkpoint.
       config: how answers are sampled.
-      dtype: "float32" or "bfloat16", of weights and activations.
       system: text before each conversation.
     """
 
-    def __init__(self, source: Path, config: AnswerConfig, dtype: str, system: str = "") -> None:
-        checkpoint = load_checkpoint(source, parts=("understanding",), dtype=jnp.dtype(dtype))
-        self._settings = read_settings(source, checkpoint.config.siglip.image_size)
-        self._tokenizer, self._system = checkpoint.tokenizer, system
-        self._tokens = checkpoint.config.siglip.num_tokens
-        policy, state = load_policy_to_sample(source, dtype)
-        tower, self._tower = nnx.split(checkpoint.understanding_module())
-        specials = self._tokenizer.specials
-        self._answerer = AnswerSampler(policy, tower, checkpoint.config, specials, config)
-        self._params = self._answerer.prepare(state)
+    def __init__(self, runner: ModelRunner, config: AnswerConfig, system: str = "") -> None:
+        siglip = runner.config.siglip
+        self._settings = read_settings(runner.source, siglip.image_size)
+        self._tokenizer, self._tokens, self._system = runner.tokenizer, siglip.num_tokens, system
+        self._answerer, self._tower = runner.answerer(config), runner.understanding[1]
+        self._params = runner.policy
 
     def prompt_ids(self, question: str, images: int = 1) -> list[int]:
         """Token ids of a question about some images; InputError for an empty or too long one."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from gotr1_jax.data.pipeline import pad_rows
 from gotr1_jax.errors import InputError
-from gotr1_jax.generate.config import GenerateConfig
 from gotr1_jax.generate.tasks import CaptionTask, plan_ids
 from gotr1_jax.io.reading import read_text
 from gotr1_jax.models.config import JanusConfig
+from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
 # Larger batches gain little speed, and a stopped job loses more work.
@@ -75,8 +75,22 @@ class BatchSizes:
     plan_width: int
 
 
+class SamplingSettings(Protocol):
+    """What a job says of its prompts and plans."""
+
+    @property
+    def sampling(self) -> SamplerConfig:
+        """How plans and images are sampled."""
+        ...
+
+    @property
+    def prompt_template(self) -> str:
+        """The prompt around a caption."""
+        ...
+
+
 def encode_samples(
-    tasks: Iterable[CaptionTask], tokenizer: TextTokenizer, config: GenerateConfig
+    tasks: Iterable[CaptionTask], tokenizer: TextTokenizer, config: SamplingSettings
 ) -> Iterator[SampleTask]:
     """All samples of the captions in order; InputError, with file and line, for too long ones."""
     longest = config.sampling.max_plan_tokens

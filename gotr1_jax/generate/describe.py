@@ -133,13 +133,16 @@ def describe(config: DescribeConfig) -> DescribeResult:
     )
     images = [open_image(path) for path in config.images]
     # Imported late: bad input is answered without waiting for jax.
+    import jax
+
     from gotr1_jax.convert.find import find_checkpoint
     from gotr1_jax.generate.answer_questions import QuestionAnswerer
+    from gotr1_jax.generate.runner import ModelRunner
     from gotr1_jax.parallel.startup import default_dtype
 
     source = find_checkpoint(config.ckpt)
-    dtype = config.dtype or default_dtype()
-    answerer = QuestionAnswerer(source, config.sampling, dtype, config.system)
+    runner = ModelRunner(source, config.dtype or default_dtype(), jax.devices()[:1])
+    answerer = QuestionAnswerer(runner, config.sampling, config.system)
     ids = answerer.prompt_ids(config.question, len(images))
     (answer,) = answerer([ids], images, seed=config.seed)
     return DescribeResult(answer, prompt, len(ids))

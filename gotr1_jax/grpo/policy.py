@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gotr1_jax.convert.checkpoint import Checkpoint, load_checkpoint
-from gotr1_jax.convert.find import checkpoint_path
+from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.open_checkpoint import read_sizes
 from gotr1_jax.grpo.config import PolicyConfig
 from gotr1_jax.models.config import JanusConfig
@@ -51,7 +51,7 @@ def load_policy(config: PolicyConfig, seed: int, mesh: Mesh) -> tuple[SplitPolic
 
     Returns the split policy and the checkpoint with its VQ tokenizer alone. Raises InputError.
     """
-    path = checkpoint_path(config.init)
+    path = find_checkpoint(config.init)
     sizes = read_sizes(path)
     shapes = policy_shapes(config, sizes, mesh)
     stored = shapes.frozen if shapes.has_adapters else shapes.trained

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gotr1_jax.config import load_config
-from gotr1_jax.convert.find import RUN_MODEL, checkpoint_path
+from gotr1_jax.convert.find import RUN_MODEL, find_checkpoint
 from gotr1_jax.convert.generation_config import GenerationConfig
 from gotr1_jax.convert.open_checkpoint import open_checkpoint
 from gotr1_jax.convert.rules import sources
@@ -204,7 +204,7 @@ def read_run_weights(run: Path) -> RunWeights:
         raise InputError(f"the run {run} has no checkpoint yet: let it go on to its first")
     with raise_read_errors(checkpoints.folder(step)):
         arrays = _read_params(checkpoints.folder(step))
-    return RunWeights(step, checkpoint_path(config.policy.init), config, arrays)
+    return RunWeights(step, find_checkpoint(config.policy.init), config, arrays)
 
 
 def _restored_step(run: Path) -> int | None:

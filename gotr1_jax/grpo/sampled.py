@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 
-from gotr1_jax.convert.find import checkpoint_path
+from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.generation_config import GenerationConfig, read_generation_config
 from gotr1_jax.grpo.config import SAMPLED, GrpoConfig
 from gotr1_jax.sampler.config import sampling_defaults
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 def resolve_job(config: GrpoConfig) -> GrpoConfig:
     """The job with a value for every setting of sampling, see `trainer.generation`."""
-    source = checkpoint_path(config.policy.init)
+    source = find_checkpoint(config.policy.init)
     wanted = read_generation_config(source).stated
     resolved = resolve_run_sampling(config, source, BUILT_IN)
     cut = [name for name, value in _WHOLE.stated.items() if wanted.get(name, value) != value]

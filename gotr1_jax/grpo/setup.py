@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gotr1_jax.convert.checkpoint import Checkpoint
-from gotr1_jax.convert.find import checkpoint_path
+from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.data.captions import read_captions
 from gotr1_jax.data.pipeline import caption_batches
 from gotr1_jax.grpo.config import CaptionsConfig, EvaluationConfig, GrpoConfig, GrpoLossConfig
@@ -139,7 +139,7 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
             **own_loss,
         }
         if is_main_process():  # which alone compares them
-            digest = model_digest(checkpoint_path(config.policy.init))
+            digest = model_digest(find_checkpoint(config.policy.init))
             inputs["policy.init"] = f"weights {digest}"
     check_same_on_all_processes(prompts.texts(), "set of captions, or tokenizer,")
     check_same_on_all_processes(heldout.texts(), "set of held-out captions")

@@ -94,6 +94,38 @@ class Plan:
         """(name, box as written) of the objects with a readable box."""
         return tuple((o.name, o.box) for o in self.objects if o.box is not None)
 
+    # Imported late: edits build on plans.
+
+    def replace_box(self, index: int, box: Box) -> Plan:
+        """See `plan.editing.replace_box`."""
+        from gotr1_jax.plan.editing import replace_box
+
+        return replace_box(self, index, box)
+
+    def swap_boxes(self, first: int, second: int) -> Plan:
+        """See `plan.editing.swap_boxes`."""
+        from gotr1_jax.plan.editing import swap_boxes
+
+        return swap_boxes(self, first, second)
+
+    def rename_object(self, index: int, name: str) -> Plan:
+        """See `plan.editing.rename_object`."""
+        from gotr1_jax.plan.editing import rename_object
+
+        return rename_object(self, index, name)
+
+    def add_object(self, name: str, box: Box) -> Plan:
+        """See `plan.editing.add_object`."""
+        from gotr1_jax.plan.editing import add_object
+
+        return add_object(self, name, box)
+
+    def remove_object(self, index: int) -> Plan:
+        """See `plan.editing.remove_object`."""
+        from gotr1_jax.plan.editing import remove_object
+
+        return remove_object(self, index)
+
     def index(self, name: str) -> int:
         """Index of the first object with that name, as `normalise_name` compares; InputError if
         there is none."""

@@ -104,10 +104,15 @@ def sample_keys(seed: int, step: int, caption_B: jax.Array, sample_B: jax.Array)
     return jax.vmap(jax.random.fold_in)(fold_in(base, caption_B), sample_B)
 
 
-def draw_keys(seed: int, draw_B: jax.Array, caption_B: jax.Array, sample_B: jax.Array) -> jax.Array:
-    """Keys (B,) of `sample_keys` whose step, here the number of a draw, may differ by row."""
+def draw_keys(
+    key: jax.Array, draw_B: jax.Array, caption_B: jax.Array, sample_B: jax.Array
+) -> jax.Array:
+    """Keys (B,) of `sample_keys` whose step, here the number of a draw, may differ by row.
+
+    key: `jax.random.key(seed)`.
+    """
     fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    base_B = fold_in(jax.random.key(seed), draw_B)
+    base_B = fold_in(key, draw_B)
     return jax.vmap(jax.random.fold_in)(jax.vmap(jax.random.fold_in)(base_B, caption_B), sample_B)
 
 

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from gotr1_jax.convert.find import EMBEDDED, NEEDED_FILES, checkpoint_path, find_checkpoint
+from gotr1_jax.convert.find import EMBEDDED, NEEDED_FILES, find_checkpoint
 from gotr1_jax.errors import InputError, RunError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -36,8 +36,8 @@ def test_an_id_is_found_in_the_cache_without_a_network(cache: Path) -> None:
     assert find_checkpoint("org/name") == cache
     assert find_checkpoint("org/name", revision="v2") == cache
     assert find_checkpoint("org/name", revision=COMMIT) == cache
-    assert checkpoint_path("org/name") == cache
-    assert checkpoint_path("embedded") == EMBEDDED
+    assert find_checkpoint("org/name") == cache
+    assert find_checkpoint("embedded") == EMBEDDED
 
 
 @pytest.mark.parametrize(("name", "revision"), [("org/other", None), ("org/name", "v3")])
