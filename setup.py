@@ -14,6 +14,8 @@ VERSION = re.search(
 if VERSION is None:
     raise RuntimeError("gotr1_jax/__init__.py has no __version__")
 
+DOCS = ["mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1.0"]
+
 setup(
     name="gotr1_jax",
     version=VERSION.group(1),
@@ -60,8 +62,11 @@ setup(
         "convert": ["torch>=2.13"],
         # Scoring benchmarks by models of transformers; spaCy's en_core_web_sm is downloaded apart.
         "eval": ["torch>=2.13", "spacy>=3.8"],
+        # The pages of docs/ as a site: mkdocs serve.
+        "docs": DOCS,
         # torch is the oracle of the parity tests; one exact version, so that they are comparable.
         "test": [
+            *DOCS,
             "pytest>=9.2",
             "pytest-xdist>=3.8",
             "ruff>=0.17.5",

@@ -174,7 +174,9 @@ class Pipeline:
           prompt: one caption or more.
           plan: one for each caption.
           n: images of each plan.
-          seed, judge, sampling: as of a call.
+          seed: of all randomness.
+          judge: scores the images, as in a call.
+          sampling: see `SamplingOptions`.
 
         Raises InputError for a plan that is too long, and if captions and plans differ in number.
         """
