@@ -25,8 +25,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["gotr1_jax", "gotr1_jax.*"]),
+    packages=[*find_packages(include=["gotr1_jax", "gotr1_jax.*"]), "gotr1_jax.configs"],
+    # The configurations are installed beside the code: --config gotr1_7b_grpo works anywhere.
+    package_dir={"gotr1_jax.configs": "configs"},
     package_data={
+        "gotr1_jax.configs": ["*.yaml"],
         "gotr1_jax": ["py.typed", "assets/shapes/*", "assets/samples/*"],
         "gotr1_jax.aot": ["gpu_targets/*"],
         "gotr1_jax.ablate": ["templates/*"],

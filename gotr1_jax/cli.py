@@ -70,7 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     train.add_argument("job", choices=tuple(JOBS))
-    train.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file")
+    train.add_argument(
+        "--config", type=Path, required=True, metavar="FILE",
+        help="YAML file, or the name of one that ships: gotr1_7b_grpo"
+    )  # fmt: skip
 
     for name, (module, summary) in COMMANDS.items():
         importlib.import_module(module).add_arguments(
@@ -220,10 +223,32 @@ def _train(job: str, path: Path, overrides: Sequence[str]) -> None:
 
     module_name, schema, function = JOBS[job]
     module = importlib.import_module(module_name)
-    config: Any = getattr(module, schema).from_file(path, overrides)
+    try:
+        config: Any = getattr(module, schema).from_file(path, overrides)
+    except InputError as error:
+        raise _of_another_job(job, path) or error from None
     start_processes(config.distributed)
     start_devices(config.mesh.cpu_devices)
     getattr(module, function)(config)
+
+
+def _of_another_job(job: str, path: Path) -> InputError | None:
+    """An error if the file is the configuration of another job; None: it is not."""
+    from gotr1_jax.config import field_kinds
+    from gotr1_jax.io.strict_yaml import read_yaml_file
+
+    values = read_yaml_file(path)
+    keys = set(values) if isinstance(values, dict) else set()
+    schemas = {
+        name: set(field_kinds(getattr(importlib.import_module(module), schema)))
+        for name, (module, schema, _) in JOBS.items()
+    }
+    fitting = [name for name, known in schemas.items() if keys and keys <= known]
+    if not fitting or job in fitting:
+        return None
+    return InputError(
+        f"{path} is a configuration of gotr1 train {' or '.join(fitting)}, not of {job}"
+    )
 
 
 if __name__ == "__main__":

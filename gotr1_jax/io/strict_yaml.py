@@ -19,6 +19,9 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.reading import read_text
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+SHIPPED = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+"""Where the configurations of this project are: of an installed package, of a checkout."""
 _MAX_DEPTH = 50
 _MAX_VALUES = 100_000  # with every alias counted as what it stands for
 _MAX_CHARACTERS = 2_000_000
@@ -74,8 +77,25 @@ def read_yaml(text: str, where: str) -> Any:
 
 
 def read_yaml_file(path: Path) -> Any:
-    """`read_yaml` of a file."""
-    return read_yaml(read_text(path, "configuration"), str(path))
+    """`read_yaml` of a file, or of a configuration that ships, by its name without ending."""
+    found = find_configuration(path)
+    return read_yaml(read_text(found, "configuration"), str(found))
+
+
+def find_configuration(path: Path) -> Path:
+    """The file of a name such as `gotr1_7b_grpo`, unless `path` is there or is no bare name.
+
+    InputError for a bare name that neither is.
+    """
+    if path.exists() or path.name != str(path) or path.suffix:
+        return path
+    shipped = {file.stem: file for folder in SHIPPED for file in sorted(folder.glob("*.yaml"))}
+    if str(path) not in shipped:
+        raise InputError(
+            f"{path} is no file, and no configuration of that name ships; there are "
+            f"{', '.join(shipped)}"
+        )
+    return shipped[str(path)]
 
 
 class _Loader(yaml.SafeLoader):
