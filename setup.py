@@ -33,6 +33,7 @@ setup(
         "gotr1_jax": ["py.typed", "assets/shapes/*", "assets/samples/*"],
         "gotr1_jax.aot": ["gpu_targets/*"],
         "gotr1_jax.ablate": ["templates/*"],
+        "gotr1_jax.play": ["page/*"],
         "gotr1_jax.report": ["templates/*"],
     },
     entry_points={"console_scripts": ["gotr1 = gotr1_jax.cli:main"]},

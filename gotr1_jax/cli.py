@@ -43,6 +43,7 @@ COMMANDS = {
     "judge": ("gotr1_jax.rewards.command", "score plans and images that were drawn before"),
     "eval": ("gotr1_jax.evaluation.command", "benchmarks of papers, and what a model understands"),
     "strip": ("gotr1_jax.evaluation.strip", "one image of samples before and after training"),
+    "play": ("gotr1_jax.play.command", "a page in the browser to plan, edit boxes and paint"),
     "ablate": ("gotr1_jax.ablate.command", "train variants in turn and compare them"),
     "compile": ("gotr1_jax.aot", "memory, work and traffic of a job on chips that are not here"),
     "bench": ("gotr1_jax.bench", "measure sampling and updates, also against torch"),

@@ -297,7 +297,7 @@ class Pipeline:
         # Imported late: sampling needs none of it.
         from gotr1_jax.rewards.base import JudgeRequest
 
-        scorer = _find_judge(judge) if isinstance(judge, str) else judge
+        scorer = find_judge(judge) if isinstance(judge, str) else judge
         requests = [
             JudgeRequest(prompt, plan, np.asarray(image), group=i // n)
             for i, (prompt, plan, image) in enumerate(zip(out.prompts, out.plans, out.images))
@@ -352,7 +352,7 @@ def _as_image(image: ImageLike) -> Image.Image:
     return image.convert("RGB")
 
 
-def _find_judge(name: str) -> Judge:
+def find_judge(name: str) -> Judge:
     """The exact judge, or a function of one's own whose term has its name."""
     from gotr1_jax.rewards.python import PythonJudge
     from gotr1_jax.rewards.shapes import ShapesJudge

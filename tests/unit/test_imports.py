@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("grpo", "sft", "vq", "judge_sft", "bench"),
     ("generate",),
-    ("evaluation", "ablate", "aot"),
+    ("evaluation", "ablate", "aot", "play"),
     ("cli",),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}

@@ -1,0 +1,199 @@
+"""`gotr1 play`: requests over HTTP, and the page in Chromium where there is one."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chromium import CHROMIUM, open_page
+from PIL import Image
+
+from gotr1_jax import cli
+from gotr1_jax.generate.pipeline import Pipeline
+from gotr1_jax.play.server import PlayServer
+from gotr1_jax.play.studio import Studio
+from gotr1_jax.rewards.base import JudgeRequest
+from gotr1_jax.rewards.shapes import ShapesJudge
+
+pytestmark = pytest.mark.usefixtures("compiled_programs", "devices_as_they_are")
+
+PROMPT = "a red circle left of a blue square"
+PLAN = (
+    "<|obj_start|>large red circle<|obj_end|> <|box_start|>(20,100),(460,540)<|box_end|> left of "
+    "<|obj_start|>large blue square<|obj_end|> <|box_start|>(520,400),(980,860)<|box_end|>"
+)
+BASE = {"checkpoint": "embedded", "prompt": PROMPT, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return Pipeline.from_pretrained("embedded", batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def server(pipe: Pipeline) -> Iterator[PlayServer]:
+    studio = Studio({"embedded": pipe, "other": pipe}, "shapes")
+    with PlayServer("127.0.0.1", 0, studio.actions) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+def send(
+    server: PlayServer, method: str, path: str, body: bytes = b"", **headers: str
+) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=300)
+    kinds = {"Content-Type": "application/json"} | {
+        k.replace("_", "-"): v for k, v in headers.items()
+    }
+    connection.request(method, path, body, kinds)
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+def ask(server: PlayServer, action: str, **values: Any) -> dict[str, Any]:
+    status, body = send(server, "POST", f"/api/{action}", json.dumps(values).encode())
+    assert status == 200, body
+    return json.loads(body)
+
+
+def test_images_and_scores_are_the_pipelines(server, pipe) -> None:
+    assert [c["name"] for c in ask(server, "state")["checkpoints"]] == ["embedded", "other"]
+    planned = ask(server, "plan", **BASE)
+    (plan,) = pipe.plan(PROMPT, seed=5).plans
+    assert planned["plan"] == str(plan)
+    assert [o["name"] for o in planned["objects"]] == [o.name for o in plan.objects]
+    painted = ask(server, "paint", **BASE, plan=PLAN, n=4, guidance=2)["images"]
+    out = pipe.paint(PROMPT, PLAN, 4, 5, guidance=2.0)
+    assert len(painted) == 4
+    for i, shown in enumerate(painted):
+        png = base64.b64decode(shown["image"].partition(",")[2])
+        with Image.open(io.BytesIO(png)) as image:
+            np.testing.assert_array_equal(np.asarray(image), np.asarray(out.images[i]))
+        request = JudgeRequest(PROMPT, out.plans[i], np.asarray(out.images[i]))
+        (known,) = ShapesJudge().judge([request])
+        assert shown["scores"] == {t: round(s, 4) for t, s in known.scores.items()}
+        assert shown["rationale"] == known.rationale
+
+
+def test_edits(server) -> None:
+    def edit(**change: Any) -> dict[str, Any]:
+        return ask(server, "edit", plan=PLAN, **change)
+
+    moved = edit(change="box", index=1, box=[503, 17, 951, 461])
+    assert moved["objects"][1] == {"name": "large blue square", "box": [503, 17, 951, 461]}
+    assert moved["plan"] == PLAN.replace("(520,400),(980,860)", "(503,17),(951,461)")
+    assert edit(change="rename", index=0, name="star")["objects"][0]["name"] == "star"
+    assert [o["name"] for o in edit(change="remove", index=0)["objects"]] == ["large blue square"]
+    added = edit(change="add", name="moon", box=[1, 2, 30, 40])["objects"]
+    assert added[2] == {"name": "moon", "box": [1, 2, 30, 40]}
+    assert edit(change="text")["plan"] == PLAN
+    assert ask(server, "edit", plan="no box", change="text")["objects"] == []
+
+
+@pytest.mark.parametrize(
+    ("action", "values", "message"),
+    [
+        ("paint", {**BASE, "plan": PLAN, "n": 17}, "n is 17"),
+        ("paint", {**BASE, "plan": PLAN, "n": 1, "guidance": "x"}, "guidance is 'x'"),
+        ("paint", {**BASE, "plan": PLAN, "n": 1, "temperature": -1}, "temperature"),
+        ("paint", {**BASE, "plan": "word " * 500, "n": 1}, "more than the limit"),
+        ("plan", {**BASE, "checkpoint": "none"}, "checkpoint is 'none'"),
+        ("plan", {**BASE, "prompt": ""}, "caption|prompt"),
+        ("plan", {"checkpoint": "embedded"}, "prompt is missing"),
+        ("plan", {**BASE, "seed": "1"}, "seed is '1'"),
+        ("edit", {"plan": PLAN, "change": "burn"}, "change is 'burn'"),
+        ("edit", {"plan": PLAN, "change": "box", "index": 0, "box": [0, 0, 9]}, "box is"),
+        ("edit", {"plan": PLAN, "change": "box", "index": 9, "box": [0, 0, 9, 9]}, "no object 9"),
+        ("edit", {"plan": PLAN, "change": "rename", "index": 0, "name": "a<|obj_end|>"}, "name"),
+    ],
+)  # fmt: skip
+def test_bad_requests(server, action: str, values: dict[str, Any], message: str) -> None:
+    status, body = send(server, "POST", f"/api/{action}", json.dumps(values).encode())
+    error = json.loads(body)["error"]
+    assert status == 400 and "\n" not in error
+    assert any(part in error for part in message.split("|")), error
+
+
+def test_what_is_no_request_of_the_page(server) -> None:
+    body = json.dumps(BASE).encode()
+    for path in ("/api/none", "/plan", "/api/../x"):
+        assert send(server, "POST", path, body)[0] == 404
+    assert send(server, "GET", "/../command.py")[0] == 404
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        assert send(server, "POST", "/api/plan", body, Content_Type=kind)[0] == 415
+    assert send(server, "POST", "/api/plan", b"{", Content_Length="1")[0] == 400
+    assert send(server, "POST", "/api/plan", b"[]")[0] == 400
+    assert send(server, "POST", "/api/plan", b"", Content_Length="99999999")[0] == 413
+    for method in ("GET", "POST"):
+        status, answer = send(server, method, "/api/state", b"{}", Host="evil.example")
+        assert status == 403 and server.url in json.loads(answer)["error"]
+    for path in ("/", "/page.js", "/style.css"):
+        assert send(server, "GET", path)[0] == 200
+
+
+def test_bad_options(capsys, server) -> None:
+    for words, message in (
+        (("--ckpt", "a", "--ckpt", "b", "--ckpt", "c"), "3 checkpoints"),
+        (("--ckpt", "embedded", "--ckpt", "embedded"), "given twice"),
+        (("--judge", "shape"), "judge is 'shape'"),
+        (("--ckpt", "/nowhere"), "/nowhere"),
+        (("--port", str(server.server_port)), "cannot serve at 127.0.0.1"),
+        (("--port", "99999"), "cannot serve at 127.0.0.1:99999"),
+    ):
+        assert cli.run(["play", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)")
+def test_a_box_is_dragged_and_painted_again(server, tmp_path: Path) -> None:
+    panel = "document.querySelector('.panel')"
+    shown, scores = f"{panel}.querySelector('.stage img').src", f"{panel}.querySelector('.scores')"
+    box = f"{panel}.querySelectorAll('.objects td:nth-child(2)')[1].textContent"
+    at_rest = "[...document.querySelectorAll('.busy')].every((busy) => busy.hidden)"
+    other = "document.querySelectorAll('.stage img')[1].src"
+    with open_page(server.url, tmp_path) as page:
+        page.wait_for(f"document.querySelectorAll('.panel').length === 2 && {shown} && {at_rest}")
+        # Both panels are drawn with the same settings by the same checkpoint.
+        first = page.value(other)
+        assert page.value(shown) == first
+        page.value(f"{panel}.querySelector('.text').value = {json.dumps(PLAN)}")
+        page.value(f"{panel}.querySelector('.apply').click()")
+        given = f"{box} === '520, 400, 980, 860' && {at_rest}"
+        page.wait_for(f"{given} && {shown} !== {json.dumps(first)}")
+        before, before_scores = page.value(shown), page.value(f"{scores}.innerText")
+        place = f"{panel}.querySelector('.box[data-index=\"1\"] .body').getBoundingClientRect()"
+        x, y = (
+            page.value(f"{place}.{a} + {place}.{b} / 2")
+            for a, b in (("x", "width"), ("y", "height"))
+        )
+        side = page.value(f"{panel}.querySelector('.stage').getBoundingClientRect().width")
+        page.mouse("mousePressed", x, y)
+        for part in (0.5, 1.0):
+            page.mouse("mouseMoved", x - 0.1 * side * part, y - 0.3 * side * part)
+        page.mouse("mouseReleased", x - 0.1 * side, y - 0.3 * side)
+        page.wait_for(f"{box} !== '520, 400, 980, 860'")
+        corners = [int(part) for part in page.value(box).split(", ")]
+        # A pixel is about two thousandths of the image.
+        np.testing.assert_allclose(corners, [420, 100, 880, 560], atol=3)
+        page.wait_for(f"{at_rest} && {shown} !== {json.dumps(before)}")
+        assert page.value(f"{scores}.innerText") != before_scores
+        # Undo brings plan and image back; the other panel was never touched.
+        page.value(f"{panel}.querySelector('.undo').click()")
+        page.wait_for(f"{given} && {shown} === {json.dumps(before)}")
+        assert page.value(other) == first
+        # A mistake is shown and loses nothing.
+        page.value("document.querySelector('#guidance').value = '1e9'")
+        page.value(f"{panel}.querySelector('.repaint').click()")
+        page.wait_for("!document.querySelector('#error').hidden")
+        assert "guidance" in page.value("document.querySelector('#error').textContent")
+        assert page.value(shown) == before
