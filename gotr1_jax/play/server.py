@@ -13,7 +13,7 @@ from typing import Any
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.reading import parse_json
-from gotr1_jax.play.studio import Answer
+from gotr1_jax.play.studio import StudioAction
 
 _MAX_BYTES = 1_000_000  # of a request
 _PAGE = {
@@ -43,7 +43,7 @@ class PlayServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, host: str, port: int, actions: Mapping[str, Answer]) -> None:
+    def __init__(self, host: str, port: int, actions: Mapping[str, StudioAction]) -> None:
         """InputError where the address cannot be used. port: 0 is a free one."""
         try:
             super().__init__((host, port), _Handler)
@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are not logged."""
 
-    def _answer(self, action: Answer) -> tuple[HTTPStatus, dict[str, Any]]:
+    def _answer(self, action: StudioAction) -> tuple[HTTPStatus, dict[str, Any]]:
         try:
             length = int(self.headers.get("Content-Length", ""))
         except ValueError:

@@ -20,8 +20,8 @@ MAX_IMAGES = 16
 _MAX_BOX = 1000
 
 
-class Answer(Protocol):
-    """A request's values -> the answer's."""
+class StudioAction(Protocol):
+    """The values of a request -> those of its answer."""
 
     def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]: ...
 
@@ -37,7 +37,7 @@ class Studio:
     def __init__(self, pipelines: Mapping[str, Pipeline], judge: str | None) -> None:
         self._pipelines, self._judge = dict(pipelines), judge
         self._lock = threading.Lock()
-        self.actions: dict[str, Answer] = {
+        self.actions: dict[str, StudioAction] = {
             "state": self.state, "plan": self.plan, "edit": self.edit, "paint": self.paint,
         }  # fmt: skip
 

@@ -144,7 +144,8 @@ def wrong_layers(imports: list[Import]) -> list[str]:
         if item.target.split(".")[0] != PACKAGE or item.unit == unit_of(item.target):
             continue
         target = unit_of(item.target)
-        if target in ("", "__version__"):
+        # The package's own module names, for type checkers, what users import from it.
+        if target in ("", "__version__") or item.unit == "":
             continue
         if item.unit not in RANK or target not in RANK or RANK[target] >= RANK[item.unit]:
             wrong.append(f"{item.place}: {item.unit or PACKAGE} imports {target}")
