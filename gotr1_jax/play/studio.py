@@ -7,7 +7,7 @@ import io
 import math
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
@@ -20,10 +20,8 @@ MAX_IMAGES = 16
 _MAX_BOX = 1000
 
 
-class StudioAction(Protocol):
-    """The values of a request -> those of its answer."""
-
-    def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]: ...
+StudioAction = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""The values of a request -> those of its answer."""
 
 
 class Studio:
@@ -156,7 +154,7 @@ def _options(values: Mapping[str, Any]) -> SamplingOptions:
     try:
         for key in ("guidance", "temperature"):
             if values.get(key) is not None:
-                options[key] = read_value(float, values[key], key)  # type: ignore[literal-required]
+                options[key] = read_value(float, values[key], key)
     except ConfigError as error:
         raise InputError(str(error)) from error
     return options
