@@ -36,6 +36,7 @@ COMMANDS = {
     "describe": ("gotr1_jax.generate.describe", "ask the model about images"),
     "convert": ("gotr1_jax.convert.command", "any checkpoint into the released layout"),
     "export": ("gotr1_jax.grpo.export", "a run or checkpoint for transformers or peft"),
+    "push": ("gotr1_jax.grpo.push", "a run or checkpoint on the hub, with a model card"),
     "tokenize-images": (
         "gotr1_jax.sft.tokenize_command",
         "images of records into token ids, once",

@@ -14,6 +14,7 @@ from gotr1_jax.convert.rules import sources
 from gotr1_jax.convert.writer import OutTensor, write_safetensors
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_folder, write_json
+from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.models.config import LoraConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -58,6 +59,12 @@ def save_adapters(
         ordered = sorted(tensors, key=lambda tensor: tensor.name)
         write_safetensors(temporary / ADAPTER_WEIGHTS, ordered)
     return len(tensors)
+
+
+def set_base(directory: Path, base: str) -> None:
+    """Names another base model in the adapter_config.json of written adapters."""
+    config = read_json_object(directory / ADAPTER_CONFIG)
+    write_json(directory / ADAPTER_CONFIG, {**config, "base_model_name_or_path": base})
 
 
 def _config(lora: LoraConfig, base: str, modules: list[str]) -> dict[str, object]:

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     check_dtype(options.dtype)
     shard_size = parse_size(options.shard_size)
     given, target = options.ckpt, options.to
-    run_dir = _run_behind(Path(given))
+    run_dir = run_behind(Path(given))
     if options.format == "peft":
         if run_dir is None:
             raise InputError(f"--format peft needs the directory of a run, and {given} is not one")
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"step {weights.step} of {run_dir}: {rounding.line()}")
 
 
-def _run_behind(given: Path) -> Path | None:
+def run_behind(given: Path) -> Path | None:
     """The run that is meant by its directory or by that of its model."""
     from gotr1_jax.convert.find import CONFIG_FILE, RUN_CONFIG, run_of_model
 

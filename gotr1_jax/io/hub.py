@@ -64,3 +64,39 @@ def fetch_snapshot(
     except OSError as error:
         raise RunError(f"{what} cannot be fetched: {error.strerror or error}") from error
     return Path(found)
+
+
+def upload_folder(folder: Path, hub_id: str, private: bool, message: str) -> str:
+    """Uploads the files of `folder` in one commit and returns its address; the model repository is
+    made if it is not there, `private` or not.
+
+    The token is the hub library's: HF_TOKEN or that of `hf auth login`. Raises InputError in one
+    line where it is missing or not allowed to, RunError where the hub cannot be reached.
+    """
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    api = HfApi()
+    try:
+        api.create_repo(hub_id, private=private, repo_type="model", exist_ok=True)
+        commit = api.upload_folder(repo_id=hub_id, folder_path=folder, commit_message=message)
+    except LocalTokenNotFoundError as error:
+        raise InputError(f"uploading to {hub_id} needs a token: set HF_TOKEN") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise InputError(
+                f"the hub does not let this token write to {hub_id} (status {status}); check "
+                "HF_TOKEN and its rights"
+            ) from error
+        raise RunError(f"{hub_id} cannot be uploaded: {' '.join(str(error).split())}") from error
+    except OfflineModeIsEnabled as error:
+        raise InputError("HF_HUB_OFFLINE is set: nothing is uploaded") from error
+    except (httpx2.HTTPError, OSError) as error:
+        raise RunError(f"the hub cannot be reached: {error}") from error
+    return str(commit.commit_url)

@@ -1,0 +1,104 @@
+"""`gotr1 push`: a run or checkpoint onto the Hugging Face hub, with a model card of the run."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+from gotr1_jax.convert.find import EMBEDDED_NAME
+from gotr1_jax.errors import InputError
+from gotr1_jax.grpo import export
+from gotr1_jax.io.hub import is_hub_id, upload_folder
+
+_LICENSES = "mit, apache-2.0, other, ... (https://huggingface.co/docs/hub/repositories-licenses)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.description = (
+        "Export as gotr1 export does, write a model card, and upload both. The token is that of "
+        "`hf auth login` or HF_TOKEN."
+    )
+    parser.add_argument(
+        "--ckpt", required=True, metavar="RUN_OR_DIR", help="run or checkpoint directory"
+    )
+    parser.add_argument("--repo", required=True, metavar="ORG/NAME", help="repository of the hub")
+    parser.add_argument("--format", choices=export.FORMATS, default="original", help="(original)")
+    parser.add_argument("--license", required=True, metavar="ID", help=f"of the model: {_LICENSES}")
+    parser.add_argument(
+        "--base", metavar="ORG/NAME",
+        help="hub id of the model that training began from, where the run has it from a directory",
+    )  # fmt: skip
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--message", default="Upload by gotr1 push", help="of the commit")
+    parser.add_argument("--dtype", help="as of gotr1 export")
+    parser.add_argument(
+        "--shard-size", default="5GB", metavar="SIZE", help="as of gotr1 export (5GB)"
+    )
+    parser.add_argument(
+        "--to", type=Path, metavar="DIR",
+        help="a new directory: write there what would be uploaded, and upload nothing",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> None:
+    """Export, describe, upload; prints where it is."""
+    if not is_hub_id(options.repo):
+        raise InputError(f"--repo is {options.repo!r}; give an id of the hub as ORG/NAME")
+    if options.base is not None and not is_hub_id(options.base):
+        raise InputError(f"--base is {options.base!r}; give an id of the hub as ORG/NAME")
+    if not options.license.strip():
+        raise InputError(f"--license is empty; give one of {_LICENSES}")
+    if options.to is not None and options.to.exists():
+        raise InputError(f"--to {options.to} is there already; choose another directory")
+    run_dir = export.run_behind(Path(options.ckpt))
+    base = _find_base(run_dir, options)
+    with tempfile.TemporaryDirectory(prefix="gotr1_push_") as temporary:
+        folder = Path(temporary) / "model"
+        export.run(_export_options(options, folder))
+        _describe(folder, run_dir, base, options)
+        if options.to is not None:
+            shutil.copytree(folder, options.to)
+            print(f"{options.to}: what would be uploaded to {options.repo}")
+            return
+        url = upload_folder(folder, options.repo, options.private, options.message)
+    print(url)
+
+
+def _find_base(run_dir: Path | None, options: argparse.Namespace) -> str | None:
+    """The hub id of the model that training began from; InputError where adapters lack theirs."""
+    from gotr1_jax.grpo.run_weights import grpo_config
+
+    config = None if run_dir is None else grpo_config(run_dir)
+    init = None if config is None else config.policy.init
+    known = init is not None and is_hub_id(init) and not Path(init).exists()
+    base: str | None = options.base or (init if known else None)
+    if options.format == "peft" and base is None:
+        raise InputError(
+            f"the adapters' base is {init}, which others cannot load; name its id on the hub "
+            "with --base ORG/NAME"
+            + (" (push the embedded checkpoint first)" if init == EMBEDDED_NAME else "")
+        )
+    return base
+
+
+def _export_options(options: argparse.Namespace, target: Path) -> argparse.Namespace:
+    return argparse.Namespace(
+        ckpt=options.ckpt, revision=None, format=options.format, to=target, dtype=options.dtype,
+        shard_size=options.shard_size,
+    )  # fmt: skip
+
+
+def _describe(
+    folder: Path, run_dir: Path | None, base: str | None, options: argparse.Namespace
+) -> None:
+    from gotr1_jax.convert.peft import set_base
+    from gotr1_jax.report.model_card import CardFacts, write_model_card
+
+    if options.format == "peft":
+        assert base is not None
+        set_base(folder, base)
+    name = options.repo.partition("/")[2]
+    write_model_card(folder, run_dir, CardFacts(name, options.format, base, options.license))
