@@ -60,7 +60,7 @@ class HubRequest(BaseHTTPRequestHandler):
                 else asked["name"]
             )
             self.server.files.setdefault(name, {})
-            if asked.get("private"):
+            if asked.get("private") or asked.get("visibility") == "private":
                 self.server.private.add(name)
             self._answer(200, {"url": f"https://huggingface.co/{name}", "id": name, "name": name})
         elif self.path == f"/api/models/{ID}/preupload/main":
