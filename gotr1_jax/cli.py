@@ -20,15 +20,8 @@ from typing import Any
 from gotr1_jax import __version__
 from gotr1_jax.errors import GotR1Error, InputError, Stopped
 from gotr1_jax.io.write_errors import find_write_failure, write_failure
+from gotr1_jax.jobs import JOBS, FieldsHelp, job_schema
 
-# Job -> module, configuration class, function. Modules are imported only when needed, so that
-# `--help` and bad input return at once.
-JOBS = {
-    "vq": ("gotr1_jax.vq.train", "VqTrainConfig", "train_vq"),
-    "sft": ("gotr1_jax.sft.train", "SftConfig", "train_sft"),
-    "grpo": ("gotr1_jax.grpo.train", "GrpoConfig", "train_grpo"),
-    "judge": ("gotr1_jax.judge_sft.train", "JudgeSftConfig", "train_judge"),
-}
 # Command -> module with `add_arguments(parser)` and `run(options)`, line of help. The modules
 # import jax only inside `run`.
 COMMANDS = {
@@ -55,8 +48,8 @@ _INTERRUPTED = 130  # exit code of shells: 128 and the number of SIGINT
 _LONGEST_LINE = 2000  # characters of an error that are printed
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands; with the options of one alone, where it is named."""
     parser = argparse.ArgumentParser(
         prog="gotr1", description="Train and run image generators that plan before they paint."
     )
@@ -69,8 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
         "a multimodal judge (judge)",
         description="Every key of the configuration can be given as --section.key VALUE; of grpo, "
         "--reward [NAME=]my_rewards.py:score multiplies the total by a term of your own.",
-        allow_abbrev=False,
-    )
+        allow_abbrev=False, add_help=False,
+    )  # fmt: skip
+    train.add_argument("-h", "--help", action=FieldsHelp)
     train.add_argument("job", choices=tuple(JOBS))
     train.add_argument(
         "--config", type=Path, required=True, metavar="FILE",
@@ -78,10 +72,10 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
 
     for name, (module, summary) in COMMANDS.items():
-        importlib.import_module(module).add_arguments(
-            # No option is abbreviated: --judge is a key of a configuration, not --judge-size.
-            commands.add_parser(name, help=summary, allow_abbrev=False)
-        )
+        # No option is abbreviated: --judge is a key of a configuration, not --judge-size.
+        inner = commands.add_parser(name, help=summary, allow_abbrev=False)
+        if command in (None, name):
+            importlib.import_module(module).add_arguments(inner)
     report = commands.add_parser("report", help="write report.html of a run")
     report.add_argument("run", type=Path, metavar="RUN", help="run directory")
     report.add_argument(
@@ -199,7 +193,8 @@ def _fail(message: str, code: int) -> int:
 
 
 def _dispatch(arguments: Sequence[str]) -> None:
-    parser = build_parser()
+    # Only what the command needs is imported: others would take seconds.
+    parser = build_parser(next((word for word in arguments if word[:1] != "-"), ""))
     options, rest = parser.parse_known_args(arguments)
     if hasattr(options, "overrides"):  # the command takes configuration keys
         options.overrides = rest
@@ -241,10 +236,7 @@ def _of_another_job(job: str, path: Path) -> InputError | None:
 
     values = read_yaml_file(path)
     keys = set(values) if isinstance(values, dict) else set()
-    schemas = {
-        name: set(field_kinds(getattr(importlib.import_module(module), schema)))
-        for name, (module, schema, _) in JOBS.items()
-    }
+    schemas = {name: set(field_kinds(job_schema(name))) for name in JOBS}
     fitting = [name for name, known in schemas.items() if keys and keys <= known]
     if not fitting or job in fitting:
         return None

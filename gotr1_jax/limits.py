@@ -45,17 +45,20 @@ class Range:
         below = number < high or (number == high and last == "]")
         if number in self.also or (above and below and -math.inf < number < math.inf):
             return None
-        also = "".join(f", or {other}" for other in self.also)
         why = f"; {self.why}" if self.why else ""
-        return f"it must be {self._describe()}{also}{why}"
+        words = "a finite number" if self._ends == (-math.inf, math.inf) else self.words
+        return f"it must be {words}{why}"
 
-    def _describe(self) -> str:
+    @property
+    def words(self) -> str:
+        """The interval in words: "in [0, 1), or 7"; empty where every finite number is in it."""
         (low, high), first = self._ends, self.interval[0]
+        words = f"{low:g} or more, and finite" if first == "[" else f"above {low:g}, and finite"
         if high < math.inf:
-            return f"in {self.interval}"
-        if low == -math.inf:
-            return "a finite number"
-        return f"{low:g} or more, and finite" if first == "[" else f"above {low:g}, and finite"
+            words = f"in {self.interval}"
+        elif low == -math.inf:
+            words = ""
+        return words + "".join(f", or {other}" for other in self.also)
 
 
 def _to_float32(value: float) -> float:

@@ -26,7 +26,7 @@ class ConditionConfig(CheckedConfig):
     title: str = ""
     # "key=value" each; they follow those of all variants and come before a variant's own.
     overrides: tuple[str, ...] = ()
-    # As of a variant.
+    # Minutes of a run as they were measured once, for `--plan`; null: those of the variants.
     minutes: Minutes | None = None
 
     def check(self) -> None:
@@ -64,8 +64,9 @@ class OrderingConfig(CheckedConfig):
 
     # The claim in words.
     name: FilledText
-    # Names of variants; start: the policy before the other's training.
+    # Name of a variant; start: the policy before the other's training.
     better: FilledText
+    # The other name, as better.
     worse: FilledText
     # A term of the evaluations, best one that all conditions measure alike.
     term: FilledText
@@ -80,10 +81,12 @@ class OrderingConfig(CheckedConfig):
 class AblationConfig(CheckedConfig):
     """Variants trained and compared: `gotr1 ablate`."""
 
+    # Directory of the ablation, with a folder for each run; created if missing.
     run_dir: FilledText
     # A configuration of `gotr1 train grpo` that variants change.
     base: FilledText
     variants: tuple[VariantConfig, ...]
+    # Seeds that every variant is trained with, each in a run of its own.
     seeds: tuple[Seed, ...] = (0,)
     # Runs at the same time. On a host with few cores small models train faster side by side, each
     # with mesh.cpu_devices=1, than one after the other on all cores.

@@ -20,6 +20,7 @@ class PromptsConfig(CheckedConfig):
     key: FilledText
     # Use of a list: one of its texts; all, joined; or a random number of the first ones, joined.
     take: Literal["one", "all", "some"] = "one"
+    # What stands between joined texts.
     joined_by: str = ", "
 
 
@@ -55,9 +56,11 @@ class RecordsConfig(RecordFilesConfig):
 
     may_change: ClassVar[Collection[str]] = ("unusable_limit", "too_long_limit")
 
+    # Column of captions.
     caption: FilledText = "caption"
+    # Column of plans, texts with boxes.
     plan: FilledText = "plan"
-    # Bytes of a file, an object with bytes or path (as the `datasets` library writes it), a data
+    # Column of images: bytes of a file, an object with bytes or path (as the `datasets` library writes it), a data
     # URL, or a path.
     image: FilledText = "image"
     # Prompts, sampled in every epoch: first a kind, then one of it; empty: the caption. The
@@ -65,6 +68,7 @@ class RecordsConfig(RecordFilesConfig):
     prompts: tuple[PromptsConfig, ...] = ()
     # The square of an image to keep: its middle, or a random place, fixed for each record.
     crop: Literal["center", "random"] = "center"
+    # Seed of the random places.
     crop_seed: Seed = 0
     # Records over the token limits of `data` are left out too; a larger share of them than this is
     # an error.
@@ -86,11 +90,14 @@ class QuestionRecordsConfig(RecordFilesConfig):
 
     may_change: ClassVar[Collection[str]] = ("unusable_limit",)
 
+    # Column of questions.
     question: FilledText = "question"
+    # Column of answers.
     answer: FilledText = "answer"
-    # As of `RecordsConfig`, or a list of them, shown in their order; a record may have none, and is
-    # then about text alone. Null: no record has one.
+    # Column of images, in the forms that `gotr1 train sft` takes, one or a list that is shown in its
+    # order; a record may have none, and is then about text alone. Null: no record has one.
     image: FilledText | None = "image"
-    # What a record may say besides: a text in front of the images, and a system message.
+    # Column of a text in front of the images, which a record may have.
     instruction: FilledText = "instruction"
+    # Column of a system message, which a record may have.
     system: FilledText = "system"

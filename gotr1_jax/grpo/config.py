@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from gotr1_jax.config import CheckedConfig, load_config
 from gotr1_jax.convert.generation_config import GenerationConfig
 from gotr1_jax.decoding.config import LogpMode
 from gotr1_jax.errors import ConfigError
-from gotr1_jax.grpo.advantages import AdvantageConfig
-from gotr1_jax.grpo.diversity import MEASURES, OF_CAPTIONS
+from gotr1_jax.grpo.advantage_config import AdvantageConfig
+from gotr1_jax.grpo.diversity_measures import MEASURES, OF_CAPTIONS
 from gotr1_jax.grpo.learned_from import check_known, check_sum, check_tree, find_learned_from
-from gotr1_jax.grpo.losses import PolicyLossConfig
+from gotr1_jax.grpo.loss_config import PolicyLossConfig
 from gotr1_jax.grpo.patience import DIVERSITY, PatienceConfig
-from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.grpo.reward_config import RewardConfig
 from gotr1_jax.grpo.reward_flag import expand_rewards
+from gotr1_jax.grpo.rollout_config import SAMPLED, RolloutConfig
 from gotr1_jax.grpo.watched import check_watched
 from gotr1_jax.limits import (
-    ROWS,
     FilledText,
     Fraction,
     ItemCount,
@@ -30,7 +29,6 @@ from gotr1_jax.limits import (
     RowCount,
     Steps,
     StepsOrNever,
-    Temperature,
     TokenCount,
 )
 from gotr1_jax.models.config import LoraConfig
@@ -41,8 +39,9 @@ from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
 from gotr1_jax.trainer.config import JobConfig
 
-# Fields of a rollout that a checkpoint's generation_config.json may say.
-SAMPLED = ("max_plan_tokens", "guidance", "text_temperature", "image_temperature")
+if TYPE_CHECKING:
+    from gotr1_jax.grpo.per_modality import PerModality
+
 # What a mesh must divide, by its setting.
 PLANS_AT_ONCE = "the number of plans sampled at once (rows / rollout.images_per_plan)"
 
@@ -63,9 +62,9 @@ class PolicyConfig(CheckedConfig):
     remat: Literal["none", "dots", "full"] = "none"
     # Low-rank adapters; null trains every parameter of the policy.
     lora: LoraConfig | None = None
-    # Null: as init's generation_config.json says, else GoT-R1's.
+    # The prompt around {caption}. Null: as init's generation_config.json says, else GoT-R1's.
     template: PromptTemplate | None = None
-    # Longer prompts are an error; prompts are padded to a multiple of 16.
+    # Tokens of the longest prompt; longer ones are an error. Prompts are padded to a multiple of 16.
     max_prompt_tokens: TokenCount = 256
 
     @property
@@ -98,82 +97,6 @@ class CaptionsConfig(CheckedConfig):
 
 
 @dataclass(frozen=True)
-class RolloutConfig(CheckedConfig):
-    """Sampling of the rollout."""
-
-    may_change: ClassVar[Collection[str]] = ("captions_at_once", "decode_batch")
-
-    captions_per_step: RowCount = 8
-    samples_per_caption: Annotated[
-        int, Range("[2, 1048576]", why="advantages compare samples of one caption")
-    ] = 16
-    # Images sampled after each plan, M: samples_per_caption / M plans a caption, each sampled once;
-    # its M images share its tokens and its KV cache. 1: every sample has a plan of its own.
-    # Evaluations always sample so.
-    images_per_plan: RowCount = 1
-    # Null, here and of the next three: as policy.init's generation_config.json says, else 600, 5, 1
-    # and 1.
-    max_plan_tokens: TokenCount | None = None
-    # 1: none.
-    guidance: Annotated[float, Range("[1, 1000]")] | None = None
-    text_temperature: Temperature | None = None
-    image_temperature: Temperature | None = None
-    # Captions per sampling batch; fewer need less memory and more time. 0: captions_per_step. In
-    # float32 it does not change the samples.
-    captions_at_once: Annotated[int, Range("[0, 1048576]")] = 0
-    # Rows per batch of the VQ decoder in a process, rounded up to a multiple of its devices.
-    decode_batch: RowCount = 64
-    # The sampler has the policy's weights of the last multiple of this many steps: 1, always the
-    # newest. More draws samples of an older policy, on purpose.
-    refresh_every: Steps = 1
-
-    @property
-    def rows(self) -> int:
-        """Samples of a step."""
-        return self.captions_per_step * self.samples_per_caption
-
-    @property
-    def rows_at_once(self) -> int:
-        """Samples per sampling batch, also in an evaluation."""
-        return (self.captions_at_once or self.captions_per_step) * self.samples_per_caption
-
-    @property
-    def plans_at_once(self) -> int:
-        """Plans per sampling batch."""
-        return self.rows_at_once // self.images_per_plan
-
-    @property
-    def sampled(self) -> GenerationConfig:
-        """What is set of how plans and images are sampled."""
-        return GenerationConfig(**{name: getattr(self, name) for name in SAMPLED})
-
-    @property
-    def sampling(self) -> SamplerConfig:
-        """Settings of the sampler."""
-        return SamplerConfig.of(self.sampled)
-
-    def check(self) -> None:
-        """Whole sampling batches, whole plans, and no more rows than memory can hold."""
-        captions, at_once = self.captions_per_step, self.captions_at_once
-        if at_once and captions % at_once:
-            raise ConfigError(
-                f"captions_at_once is {at_once}; use a divisor of captions_per_step, which is "
-                f"{captions}, or 0 for all of them"
-            )
-        if self.samples_per_caption % self.images_per_plan:
-            raise ConfigError(
-                f"images_per_plan is {self.images_per_plan}; use a divisor of "
-                f"samples_per_caption, which is {self.samples_per_caption}, or 1 for a plan of its "
-                "own for every sample"
-            )
-        complaint = ROWS.complaint(self.rows)
-        if complaint:
-            raise ConfigError(
-                f"captions_per_step x samples_per_caption is {self.rows}; {complaint}"
-            )
-
-
-@dataclass(frozen=True)
 class GrpoLossConfig(PolicyLossConfig):
     """The policy loss and its log-probs."""
 
@@ -194,8 +117,9 @@ class GrpoLossConfig(PolicyLossConfig):
 class EntropyConfig(CheckedConfig):
     """Adaptive entropy; the defaults are ReasonGen-R1's. See `grpo.entropy`."""
 
-    # Target entropies of the policy, in nats per token.
+    # Entropy of the plan's tokens that is aimed for, in nats per token.
     text_target: Annotated[float, Range("[0, 100]")] = 2.0
+    # The same of the image's tokens.
     image_target: Annotated[float, Range("[0, 100]")] = 7.0
     # Learning rate of Adam on psi; the coefficient is sinh(psi).
     learning_rate: Annotated[float, Range("(0, 1]")] = 5e-5
@@ -229,10 +153,12 @@ class EvaluationConfig(CheckedConfig):
     # Nothing of judges and patience reaches an update.
     may_change: ClassVar[Collection[str]] = ("every", "shown", "judges", "patience")
 
-    # As captions.source; "shapes" is its held-out split, of files evenly spaced captions are used.
+    # As captions.source: "shapes" (its held-out split), or files, one or a list, of which evenly
+    # spaced captions are used.
     source: FilledText | tuple[FilledText, ...] = "shapes"
-    # As captions.column.
+    # As captions.column: key of .jsonl and column of .parquet files.
     column: str = ""
+    # Number of held-out captions.
     captions: Annotated[int, Range("[1, 1048576]")] = 128
     # Samples per caption; a caption's score is their mean.
     samples: Annotated[int, Range("[1, 65536]")] = 4

@@ -22,20 +22,6 @@ from jax.sharding import Mesh
 from gotr1_jax.parallel.mesh import replicated
 from gotr1_jax.plan import Plan, normalise_name
 
-# Of the samples of one caption.
-OF_CAPTIONS: Mapping[str, str] = {
-    "distinct_plans": "share of a caption's plans that differ in more than white space",
-    "distinct_layouts": "share of a caption's layouts that are distinct",
-    "commonest_layout": "share of a caption's plans that have its commonest layout",
-    "images": "share of image tokens in which two images of a caption differ",
-}
-# Of all samples of a step or an evaluation.
-OF_ALL: Mapping[str, str] = {
-    "commonest_boxes": "share of all plans that have the very same boxes, whatever their names",
-}
-MEASURES = {**OF_CAPTIONS, **OF_ALL}
-# The more of it, the less diverse.
-OPPOSITE = ("commonest_layout", "commonest_boxes")
 _BYTES = 3  # of a number that float32 holds exactly
 NUMBERS = 6  # of a plan, in `plan_numbers`
 

@@ -17,13 +17,8 @@ import numpy as np
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.alarms import JudgedCounts
 from gotr1_jax.grpo.config import EvaluationConfig
-from gotr1_jax.grpo.diversity import (
-    OF_ALL,
-    OF_CAPTIONS,
-    caption_diversity,
-    diversity_means,
-    overall_diversity,
-)
+from gotr1_jax.grpo.diversity import caption_diversity, diversity_means, overall_diversity
+from gotr1_jax.grpo.diversity_measures import OF_ALL, OF_CAPTIONS
 from gotr1_jax.grpo.measure import MEASURED_UNDER
 from gotr1_jax.grpo.patience import DIVERSITY
 from gotr1_jax.grpo.rollout import Prompts, RolloutWorker

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
-KlKind = Literal["none", "k1", "k2", "k3"]
+from gotr1_jax.grpo.loss_config import KlKind
 
 # exp(20) is finite in float32 and so is its square; beyond this a ratio carries no information.
 MAX_LOG_RATIO = 20.0

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gotr1_jax.errors import ConfigError
-from gotr1_jax.grpo.advantages import AdvantageConfig
-from gotr1_jax.grpo.per_modality import PerModality
+from gotr1_jax.grpo.advantage_config import AdvantageConfig
 from gotr1_jax.rewards.combine import total_expression
 from gotr1_jax.rewards.expression import Expression, Node
 from gotr1_jax.rewards.stages import stage_total
 from gotr1_jax.rewards.terms import Stage, TermConfig
+
+if TYPE_CHECKING:
+    from gotr1_jax.grpo.per_modality import PerModality
 
 
 def find_learned_from(
@@ -27,6 +30,8 @@ def find_learned_from(
     Raises:
         ConfigError: one that cannot be read, or no term of the total is about a modality.
     """
+    from gotr1_jax.grpo.per_modality import PerModality  # which imports jax
+
     if not advantage.is_split:
         return PerModality(*[total_expression(total, list(terms))] * 2)
 

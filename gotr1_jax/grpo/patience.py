@@ -10,9 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from gotr1_jax.config import CheckedConfig
-from gotr1_jax.grpo.diversity import OPPOSITE
+from gotr1_jax.grpo.diversity_measures import OPPOSITE
 from gotr1_jax.limits import FilledText, Range, Steps
-from gotr1_jax.parallel.processes import gather
 
 DIVERSITY = "diversity/"  # before the name of a measure
 _TOLERANCE = 1e-6  # of a fall that is exactly the allowed one, in float32
@@ -29,8 +28,9 @@ class PatienceConfig(CheckedConfig):
     # A name of evaluation.judges, a term of the judge, total, or a measure of diversity such as
     # diversity/images. Of diversity/commonest_layout and commonest_boxes a rise counts.
     term: FilledText
-    # How far below, in the unit of the value; with `relative`, as a share of the best.
+    # How far below, in the unit of the value, or as `relative` says.
     fall: Annotated[float, Range("(0, 1e9]")]
+    # Whether fall is a share of the value that is compared with, as of `below`.
     relative: bool = False
     # Compared with the best evaluation so far (that before training too), or with that before
     # training alone.
@@ -217,6 +217,8 @@ class Patience:
 
 def _of_main(value: float) -> float:
     """Process 0's value, in float32, in every process: all must decide the same."""
+    from gotr1_jax.parallel.processes import gather  # which imports jax
+
     return float(gather(np.asarray([value], np.float32))[0, 0])
 
 

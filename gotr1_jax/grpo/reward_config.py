@@ -31,6 +31,7 @@ class RewardConfig(CheckedConfig):
     # The run ends when more than this fraction of the samples of the last `failure_steps` steps
     # could not be scored; 1: never.
     failure_limit: Fraction = 0.2
+    # Steps over which failure_limit counts.
     failure_steps: Steps = 10
     # Print an alarm after this many steps in a row whose rewards are all the same; 0: never.
     alarm_steps: StepsOrNever = 10

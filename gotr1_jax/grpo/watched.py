@@ -7,9 +7,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jax.sharding import Mesh
 
 from gotr1_jax.config import to_plain
 from gotr1_jax.errors import ConfigError, InputError, RunError, UnreachableError
@@ -23,6 +23,9 @@ from gotr1_jax.rewards.base import (
 )
 from gotr1_jax.rewards.factory import JudgeMaker, term_judge_makers
 from gotr1_jax.rewards.terms import TermConfig, check_names
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 _log = logging.getLogger(__name__)
 

@@ -35,9 +35,13 @@ _MAX_PIXELS = Annotated[int, Range(f"[{UNIT_PIXELS}, 1e8]")]
 class NewVisionConfig(CheckedConfig):
     """Sizes of a new vision tower. Patches of 14 px, units of 2 by 2, windows of 112 px."""
 
+    # Width of the residual stream.
     width: ModelSize
+    # Width inside a block's gated MLP.
     mlp_size: ModelSize
+    # Number of blocks.
     num_layers: LayerCount
+    # Attention heads.
     num_heads: ModelSize
     # Indices of the blocks with attention over the whole image; the others attend in windows.
     full_attention: tuple[Annotated[int, Range("[0, 1048576]")], ...]
@@ -45,7 +49,16 @@ class NewVisionConfig(CheckedConfig):
 
 @dataclass(frozen=True)
 class NewTextConfig(CheckedConfig):
-    """Sizes of a new text model. Its embedding is tied to its head."""
+    """Sizes of a new text model. Its embedding is tied to its head.
+
+    Attributes:
+      hidden_size: width of the residual stream.
+      mlp_size: width inside a layer's gated MLP.
+      num_layers: number of layers.
+      num_heads: attention heads of queries; a head is hidden_size / num_heads wide.
+      num_kv_heads: attention heads of keys and values, each shared by equally many of the queries'.
+      rope_theta: base of the rotary frequencies.
+    """
 
     hidden_size: ModelSize
     mlp_size: ModelSize
@@ -111,17 +124,20 @@ class JudgeShapesConfig(CheckedConfig):
     layouts: tuple[Literal["canvas", "text"], ...] = ("canvas", "text")
     # Names that are searched for in each sample; some are of objects that are not there.
     searches: Annotated[int, Range("[1, 64]")] = 2
-    # Share of the samples whose plan, and whose image, keep to the caption; the others have a
-    # wrong color, shape, size or side, an object too few or too many, or another caption's objects.
+    # Share of the samples whose plan keeps to the caption; the others have a wrong color, shape,
+    # size or side, an object too few or too many, or another caption's objects.
     true_plans: Fraction = 0.5
+    # Share of the samples whose image keeps to the caption; the others as of true_plans.
     true_images: Fraction = 0.35
-    # A checkpoint with a VQ tokenizer (a folder or hub id), and the share of the images that go
-    # through it before they are judged, as all images of a policy have.
+    # A checkpoint with a VQ tokenizer (a folder or hub id), through which images go before they are
+    # judged, as all images of a policy have; null: none.
     vq: FilledText | None = None
+    # Share of the images that go through vq.
     vq_fraction: Fraction = 0.5
-    # Samples of a policy (a run, its folder of samples, what `gotr1 generate` wrote): their share
-    # among the examples; the exact judge grades them like the others.
+    # Samples of a policy (a run, its folder of samples, what `gotr1 generate` wrote); the exact
+    # judge grades them like the others.
     samples: tuple[FilledText, ...] = ()
+    # Share of these samples among the examples.
     samples_fraction: Fraction = 0.25
 
     def check(self) -> None:
@@ -147,10 +163,12 @@ class JudgeDataConfig(CheckedConfig):
     source: FilledText | tuple[FilledText, ...] = "shapes"
     records: QuestionRecordsConfig = field(default_factory=QuestionRecordsConfig)
     shapes: JudgeShapesConfig = field(default_factory=JudgeShapesConfig)
-    # Tokens of a row, question and answer, its images' included; and of its answer. Rows are padded
-    # to these. Questions over them are left out; a larger share of them than this is an error.
+    # Tokens of a row, question and answer, its images' included; rows are padded to it, and longer
+    # ones are left out.
     max_tokens: TokenCount = 192
+    # Tokens of a row's answer; rows with longer answers are left out.
     max_answer_tokens: TokenCount = 64
+    # A larger share of questions than this that are left out is an error.
     too_long_limit: Fraction = 0.1
     # Height times width above which an image is shrunk, where the checkpoint's bound is larger.
     max_pixels: _MAX_PIXELS = 512 * UNIT_PIXELS
@@ -183,16 +201,19 @@ class JudgeSftConfig(JobConfig):
     batch_size: RowCount = 16
     # Examples per forward and backward pass; gradients are accumulated.
     micro_batch: RowCount = 16
+    # What the backward pass recomputes: nothing, all but matrix products, or everything.
     remat: Literal["none", "dots", "full"] = "none"
-    # Of activations, and of the parameters; adapters are always float32.
+    # dtype of activations.
     dtype: Literal["float32", "bfloat16"] = "float32"
+    # dtype of the trained parameters; adapters are always float32.
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     # The mean of the loss is over all tokens of answers, or over answers of any length alike.
     mean_over: Literal["tokens", "answers"] = "tokens"
-    # Where the finished model is written in the released format (null: run_dir/model), and the
-    # dtype of its weights.
+    # Where the finished model is written in the released format; null: run_dir/model.
     export_dir: FilledText | None = None
+    # dtype of the finished model's weights.
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    # Steps between lines of metrics.jsonl.
     log_every: Steps = 20
     data: JudgeDataConfig = field(default_factory=JudgeDataConfig)
 

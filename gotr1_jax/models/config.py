@@ -21,8 +21,20 @@ _Pairs = Annotated[int, Range("[0, 1048576]")]
 class DecoderConfig(CheckedConfig):
     """A pre-norm decoder of the Llama / Qwen2 family.
 
-    `mrope_section`: numbers of rotary pairs for the time, height and width positions of multimodal
-    rotary embedding; empty: ordinary positions.
+    Attributes:
+      vocab_size: tokens of the vocabulary.
+      hidden_size: width of the residual stream.
+      mlp_size: width inside a layer's gated MLP.
+      num_layers: number of layers.
+      num_heads: attention heads of queries.
+      num_kv_heads: attention heads of keys and values, each shared by equally many of the queries'.
+      head_dim: width of an attention head.
+      rope_theta: base of the rotary frequencies.
+      norm_eps: constant added to the mean square in RMSNorm.
+      qkv_bias: whether queries, keys and values have biases, as in Qwen2.
+      tie_embeddings: whether the output head has the weights of the token embedding.
+      mrope_section: numbers of rotary pairs for the time, height and width positions of multimodal
+        rotary embedding; empty: ordinary positions.
     """
 
     vocab_size: ModelSize
@@ -59,7 +71,10 @@ class DecoderConfig(CheckedConfig):
 class LoraConfig(CheckedConfig):
     """Low-rank adapters: W + (alpha / rank) * A @ B on the linear layers named in `targets`.
 
-    `targets` are attribute names of `Linear` layers of a decoder block.
+    Attributes:
+      rank: columns of A and rows of B.
+      alpha: the product is scaled by alpha / rank.
+      targets: attribute names of the `Linear` layers of a decoder block that have adapters.
     """
 
     rank: ModelSize = 32
@@ -69,7 +84,17 @@ class LoraConfig(CheckedConfig):
 
 @dataclass(frozen=True)
 class SiglipConfig(CheckedConfig):
-    """SigLIP vision tower, without class token."""
+    """SigLIP vision tower, without class token.
+
+    Attributes:
+      image_size: side of the images in pixels.
+      patch_size: side of a patch in pixels.
+      width: width of the residual stream.
+      mlp_size: width inside a layer's MLP.
+      num_layers: number of layers.
+      num_heads: attention heads.
+      norm_eps: constant added to the variance in LayerNorm.
+    """
 
     image_size: ModelSize = 384
     patch_size: ModelSize = 16
@@ -96,7 +121,19 @@ class SiglipConfig(CheckedConfig):
 
 @dataclass(frozen=True)
 class VQConfig(CheckedConfig):
-    """VQ-16 image tokenizer."""
+    """VQ-16 image tokenizer.
+
+    Attributes:
+      codebook_size: number of codes.
+      code_dim: numbers of a code.
+      base_channels: channels at full resolution; the multipliers multiply them.
+      z_channels: channels of the encoder's output and of the decoder's input.
+      encoder_multipliers: channels of each level of the encoder, from full resolution down, as
+        multiples; each level but the last halves the sides.
+      decoder_multipliers: the same of the decoder, in the encoder's order.
+      num_res_blocks: residual blocks of a level of the encoder; the decoder has one more.
+      norm_groups: groups of the group normalisations.
+    """
 
     codebook_size: ModelSize = 16384
     code_dim: ModelSize = 8

@@ -17,8 +17,11 @@ _AxisSize = Annotated[int, Range("[1, 1048576]", also=(-1,))]
 class MeshConfig(CheckedConfig):
     """Devices along each mesh axis; one axis may be -1: all remaining devices."""
 
+    # Devices that share the batch.
     data: _AxisSize = -1
+    # Devices that share the batch and the parameters.
     fsdp: _AxisSize = 1
+    # Devices that share the features of every layer.
     tensor: _AxisSize = 1
     # Number of CPU devices if there is no accelerator. One per core shards the batch over cores,
     # which helps if single operations do not use all cores.
@@ -29,7 +32,7 @@ class MeshConfig(CheckedConfig):
 class DistributedConfig(CheckedConfig):
     """Processes that train together; all null: detected from the environment (Slurm, TPU)."""
 
-    # host:port where process 0 listens, reachable from all; needs the next two.
+    # host:port where process 0 listens, reachable from all; needs the other two.
     coordinator: str | None = None
     # Number of processes.
     processes: Annotated[int, Range("[1, 1048576]")] | None = None

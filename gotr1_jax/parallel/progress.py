@@ -9,8 +9,6 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from gotr1_jax.parallel.processes import is_main_process
-
 
 class Progress:
     """Steps done, rate, remaining time and a few values: a bar on a terminal, else plain lines.
@@ -38,6 +36,8 @@ class Progress:
             every_seconds: time between two plain lines.
             stream: None is standard error.
         """
+        from gotr1_jax.parallel.processes import is_main_process  # which imports jax
+
         self._stream = sys.stderr if stream is None else stream
         self._label, self._total, self._done = label, total, start
         self._unit = unit

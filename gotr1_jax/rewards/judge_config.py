@@ -108,9 +108,11 @@ class JudgeConfig(CheckedConfig):
     http: HttpConfig | None = None
     # For the kind qwen2_5_vl only.
     qwen2_5_vl: QwenEngineConfig | None = None
-    # For the kind of that name only.
+    # For the kind hps only.
     hps: ClipScorerConfig | None = None
+    # For the kind pickscore only.
     pickscore: ClipScorerConfig | None = None
+    # For the kind clipscore only.
     clipscore: ClipScorerConfig | None = None
     # For the kind reward_server only.
     reward_server: RewardServerConfig | None = None

@@ -47,19 +47,21 @@ class TermConfig(CheckedConfig):
     python: FilledText | None = None
     # A reward server; see docs/reward_server.md.
     http: RewardServerConfig | None = None
-    # CLIPs in this process. hps and pickscore: which image people prefer; clipscore: how well
-    # caption and image fit.
+    # HPS v2.1 in this process: which image people prefer.
     hps: ClipScorerConfig | None = None
+    # PickScore in this process: which image people prefer.
     pickscore: ClipScorerConfig | None = None
+    # CLIPScore in this process: how well caption and image fit.
     clipscore: ClipScorerConfig | None = None
     # The shapes world's exact judge, beside the judge that a run trains on.
     shapes: ExactScorerConfig | None = None
     # How often the sample is better than the others of its caption.
     pairwise: PairwiseConfig | None = None
-    # A name in `reward.total` stands for weight * clip(scale * score).
+    # A name in `reward.total` stands for weight * clip(scale * score): the factor of the whole.
     weight: Factor = 1.0
+    # The factor of the score, before it is clipped.
     scale: Factor = 1.0
-    # [low, high]; null: any finite value.
+    # [low, high] that scale * score is held within; null: any finite value.
     clip: tuple[Bound, ...] | None = None
     # One line for reports and tables; empty: what the judge says of the term.
     meaning: str = ""

@@ -63,9 +63,10 @@ class SftDataConfig(CheckedConfig):
     true_codes: bool = False
     # For shapes: plans with boxes, or rationales: the same in words, without boxes.
     plans: Literal["boxes", "rationale"] = "boxes"
-    # Rows are padded to these. Longer examples of the shapes world are an error, longer records are
-    # skipped.
+    # Tokens that prompts are padded to. Longer examples of the shapes world are an error, longer
+    # records are skipped.
     max_prompt_tokens: TokenCount = 48
+    # Tokens that plans are padded to, as max_prompt_tokens.
     max_plan_tokens: TokenCount = 80
     # Cache of image tokens and text lengths.
     cache_dir: FilledText = ".cache/picture_tokens"
@@ -87,6 +88,7 @@ class SftConfig(JobConfig):
 
     # Checkpoint of the VQ tokenizer: a folder (such as `gotr1 train vq` writes) or a hub id.
     vq: FilledText
+    # Examples per step.
     batch_size: RowCount = 64
     # Rows per forward and backward pass; gradients are accumulated.
     micro_batch: RowCount = 64
@@ -106,17 +108,22 @@ class SftConfig(JobConfig):
     export_dir: FilledText | None = None
     # Every so many steps the model so far is written to run_dir/model_000500; 0: never.
     export_every: StepsOrNever = 0
+    # What the backward pass recomputes: nothing, all but matrix products, or everything.
     remat: Literal["none", "dots", "full"] = "none"
+    # dtype of activations; parameters and logits are always float32.
     dtype: Literal["float32", "bfloat16"] = "float32"
-    # Null: as init's generation_config.json says, else GoT-R1's.
+    # The prompt around {caption}. Null: as init's generation_config.json says, else GoT-R1's.
     template: PromptTemplate | None = None
     # What the finished model's generation_config.json says, besides the template and the longest
     # plan of the training. Null: as init's says.
     sampling: GenerationConfig = field(default_factory=GenerationConfig)
-    # Loss weights of plan tokens, image tokens and the begin-of-image token.
+    # Loss weight of plan tokens.
     text_weight: Weight = 1.0
+    # Loss weight of image tokens.
     image_weight: Weight = 1.0
+    # Loss weight of the begin-of-image token, which ends the plan.
     boi_weight: Weight = 1.0
+    # Steps between lines of metrics.jsonl.
     log_every: Steps = 20
     data: SftDataConfig = field(default_factory=SftDataConfig)
 

@@ -19,19 +19,24 @@ class OptimizerConfig(CheckedConfig):
     # muon: the matrices of the layers take orthogonalised momentum as their step; all else, such as
     # embeddings, output heads, biases and norms, is trained by AdamW.
     kind: Literal["adamw", "muon"] = "adamw"
-    # Muon's own rate, on the same schedule (null: learning_rate), and its momentum. Its steps have
-    # the usual size of AdamW's, so a rate for AdamW is one to begin with.
+    # Muon's own rate, on the same schedule (null: learning_rate). Its steps have the usual size of
+    # AdamW's, so a rate for AdamW is one to begin with.
     muon_learning_rate: Annotated[float, Range("(0, 1]")] | None = None
+    # Decay per step of Muon's momentum.
     muon_momentum: Annotated[float, Range("[0, 1)")] = 0.95
+    # Step size after warm-up.
     learning_rate: Annotated[float, Range("(0, 1]")] = 1e-5
+    # cosine: the learning rate falls along half a cosine to the run's last step; constant: it stays.
     schedule: Literal["cosine", "constant"] = "cosine"
     # Steps of linear warm-up from zero, part of the schedule's steps.
     warmup_steps: StepsOrNever = 0
     # The cosine ends at this fraction of learning_rate.
     final_fraction: Fraction = 0.0
+    # Decay per step of AdamW's running mean of gradients.
     beta1: Annotated[float, Range("[0, 1)")] = 0.9
+    # Decay per step of AdamW's running mean of squared gradients.
     beta2: Annotated[float, Range("[0, 1)")] = 0.95
-    # Of matrices and adapters; biases, norms and embeddings do not decay.
+    # Weight decay of matrices and adapters; biases, norms and embeddings do not decay.
     weight_decay: Annotated[float, Range("[0, 1000]")] = 0.0
     # Gradients are scaled so that their global norm is at most this.
     clip_norm: Annotated[float, Range("(0, inf)")] = 1.0
@@ -63,12 +68,14 @@ class OptimizerConfig(CheckedConfig):
 class CheckpointConfig(CheckedConfig):
     """Checkpoints in run_dir/checkpoints, and how a signal ends a run."""
 
-    # Steps between checkpoints, and minutes after which one is due anyway (0: no such limit).
+    # Steps between checkpoints.
     every: Steps = 100
+    # Minutes after which a checkpoint is due anyway; 0: no such limit.
     every_minutes: Annotated[float, Range("[0, 1e6]")] = 0.0
-    # Number of newest checkpoints to keep, and whether to also keep the one with the best held-out
-    # total; every evaluated step is then saved.
+    # Number of newest checkpoints to keep.
     keep: Annotated[int, Range("[1, 1e6]")] = 2
+    # Whether to also keep the checkpoint with the best held-out total; every evaluated step is then
+    # saved.
     keep_best: bool = True
     # After a stop signal the current step is finished and saved. If that takes longer than this,
     # the step is abandoned; null: no limit, 0: no step is waited for. Set it to the platform's
@@ -91,6 +98,7 @@ class JobConfig(CheckedConfig):
 
     # Directory of the run; created if missing.
     run_dir: FilledText
+    # Seed of all random numbers of the run: initial weights, data order, samples.
     seed: Seed = 0
     # Total steps of the run.
     steps: Steps = 1000

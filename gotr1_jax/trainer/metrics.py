@@ -15,7 +15,6 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write, plain_json, write_all
 from gotr1_jax.io.reading import MAX_LINE, open_file, parse_json_object
 from gotr1_jax.io.write_errors import write_failure
-from gotr1_jax.parallel.processes import is_main_process
 from gotr1_jax.trainer.run_dir import RunDir
 
 _MOST_STEPS = 10**12
@@ -59,6 +58,8 @@ class MetricsWriter:
         Lines of later steps are removed; the run writes them again. So are lines that cannot be
         read, with a warning. InputError if the file cannot be read at all.
         """
+        from gotr1_jax.parallel.processes import is_main_process  # which imports jax
+
         self._path, self._writes = run.metrics, is_main_process()
         if not self._writes:
             return

@@ -27,7 +27,7 @@ class QwenEngineConfig(CheckedConfig):
 
     # A Qwen2.5-VL checkpoint: a directory (config.json, tokenizer.json, safetensors) or a hub id.
     checkpoint: FilledText
-    # Of weights, activations and cache.
+    # dtype of weights, activations and cache.
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     # Questions of one program of the text model, at most; a power of two is used.
     rows: RowCount = 32
@@ -67,17 +67,18 @@ class HttpServerConfig(CheckedConfig):
     url: str
     # Name by which the server knows the model.
     model: FilledText
-    # The key is the content of this file, or of this environment variable; none where both are
-    # empty. It is sent to `url` alone and stored nowhere.
+    # The key is the content of this file. It is sent to `url` alone and stored nowhere.
     key_file: str = ""
+    # The key is the content of this environment variable; none where key_file is empty too.
     key_variable: str = ""
     # Requests under way at once.
     concurrency: Annotated[int, Range("[1, 10000)")] = 16
     # Seconds for one try, from connecting to the last byte.
     timeout: Annotated[float, Range("(0, 86400]")] = 120.0
-    # Further tries after the first, and seconds before the first of them; each wait is twice the
-    # one before, shortened by up to half at random.
+    # Further tries after the first.
     retries: Annotated[int, Range("[0, 100]")] = 4
+    # Seconds before the first further try; each wait is twice the one before, shortened by up to
+    # half at random.
     backoff: Annotated[float, Range("[0, 10000)")] = 1.0
 
     def check(self) -> None:
@@ -108,13 +109,15 @@ class HttpConfig(HttpServerConfig):
     # Images are sent with sides that are multiples of this, so that a server that rounds them
     # so (Qwen2.5-VL: 28) leaves them, and coordinates, as they are. 1: as they come.
     multiple: Annotated[int, Range("[1, 10000)")] = 28
-    # Sent with every request; null: not sent. 1 is no penalty: vLLM and SGLang otherwise use the
+    # Penalty of repeated tokens in every request; null: not sent. 1 is none: vLLM and SGLang otherwise use the
     # one of the checkpoint's generation_config.json (1.05 for Qwen2.5-VL).
     repetition_penalty: Annotated[float, Range("[0.1, 2]")] | None = 1.0
-    # Null: not sent, for models that take no temperature. Above 0 answers depend on chance.
+    # Temperature of the answers; above 0 they depend on chance. Null: not sent, for models that take
+    # none.
     temperature: Annotated[float, Range("[0, 2]")] | None = 0.0
-    # The field that bounds an answer. A server that refuses any of these three by name is asked
-    # again without it, or with the other name, and so from then on.
+    # The field that bounds an answer. A server that refuses this one, the temperature or the
+    # repetition penalty by name is asked again without it, or with the other name, and so from then
+    # on.
     length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     # Further fields of every request, as JSON: {"chat_template_kwargs": {"enable_thinking": false}}
     # turns the thought of Qwen3 off, {"reasoning_effort": "low"} shortens others.

@@ -21,16 +21,21 @@ _IMAGES = Range("[1, 1048576]", why="they are rendered into memory before the fi
 class VqLossConfig(CheckedConfig):
     """Weights of the loss terms; defaults are LlamaGen's for the terms that it has."""
 
+    # Weight of the mean absolute error of pixels in [-1, 1].
     l1: Weight = 1.0
+    # Weight of the mean squared error of pixels in [-1, 1].
     l2: Weight = 1.0
+    # Weight of the distance that pulls codes towards the encodings.
     codebook: Weight = 1.0
+    # Weight of the distance that pulls encodings towards their codes.
     commitment: Weight = 0.25
     # Weight of l1 and l2 over the pixels at edges alone, next to those over all pixels.
     edges: Weight = 0.0
     # Encodings of a cell should not depend on pixels far away. Above 0, half of every batch are
     # variants of the other half, with other objects, and the squared distance of the encodings of
-    # cells that look the same in both, with a margin of so many pixels, is a term of the loss.
+    # cells that look the same in both is a term of the loss, with this weight.
     consistency: Weight = 0.0
+    # Pixels around a cell that must look the same too.
     consistency_margin: Annotated[int, Range(f"[0, {IMAGE_SIZE}]")] = 8
 
 
@@ -43,8 +48,9 @@ class CropConfig(CheckedConfig):
 
     # Pixels a side; a multiple of the tokenizer's downsampling.
     size: Annotated[int, Range(f"[1, {IMAGE_SIZE}]")] = 32
-    # Steps with crops, and crops per step.
+    # The first steps, so many, use crops.
     steps: StepsOrNever = 3000
+    # Crops per step.
     batch_size: RowCount = 32
     # Fraction of the crops that contain the centre of an object; the others are anywhere.
     on_objects: Fraction = 0.0
@@ -70,6 +76,7 @@ class CellCodesConfig(CheckedConfig):
 
     # The first training images, so many, whose cells are clustered.
     images: Annotated[int, _IMAGES] = 1500
+    # Iterations of k-means.
     iterations: Steps = 10
     # Share of the codes that are of cells of several colors.
     mixed_share: Annotated[float, Range("[0, 0.9]")] = 0.35
@@ -77,10 +84,11 @@ class CellCodesConfig(CheckedConfig):
     depth_weight: Annotated[float, Range("[1, 1000]")] = 4.0
     # How much the shape of an object matters beside its outline in the cell.
     shape_weight: Weight = 1.2
-    # Weight of the encoder's cross entropy next to the losses of pixels, of which cosines are
-    # divided by the temperature, and in which a cell of ground counts `ground_weight`.
+    # Weight of the encoder's cross entropy with the true codes, next to the losses of pixels.
     weight: Weight = 0.1
+    # Divisor of the cosines between encodings and codes in that cross entropy.
     temperature: Annotated[float, Range("[0.001, 10]")] = 0.1
+    # Weight of a cell of ground in that cross entropy, where other cells have 1.
     ground_weight: Weight = 0.1
     # In the last steps, this many, the decoder gets the encoder's codes in place of the true ones.
     last_steps_with_encoder: StepsOrNever = 300
@@ -105,9 +113,9 @@ class VqTrainConfig(JobConfig):
     steps: Steps = 3600
     # Full images per step, after the steps of `crop`.
     batch_size: RowCount = 16
-    # Number of training images, rendered at the start, and of held-out images for the evaluation.
+    # Number of training images, rendered at the start.
     images: Annotated[int, _IMAGES] = 20000
-    # At least one row of reconstructions.png.
+    # Number of held-out images for the evaluation; at least one row of reconstructions.png.
     eval_images: Annotated[int, Range("[8, 1048576]")] = 1024
     # Before this step the decoder gets unquantized encodings, from which it learns colors much
     # sooner than through an untrained codebook.
@@ -116,6 +124,7 @@ class VqTrainConfig(JobConfig):
     export_dir: FilledText | None = None
     # dtype of the weights in the released format.
     export_dtype: Literal["float32", "bfloat16"] = "float32"
+    # Steps between lines of metrics.jsonl.
     log_every: Steps = 50
     weights: VqLossConfig = field(default_factory=VqLossConfig)
     crop: CropConfig = field(default_factory=CropConfig)

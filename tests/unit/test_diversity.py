@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from gotr1_jax.grpo.diversity import (
-    MEASURES,
     NUMBERS,
     SampleKeys,
     caption_diversity,
@@ -19,6 +18,7 @@ from gotr1_jax.grpo.diversity import (
     plan_numbers,
     step_diversity,
 )
+from gotr1_jax.grpo.diversity_measures import MEASURES
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.plan import parse_plan
 

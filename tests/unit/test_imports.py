@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("limits", "io"),
     ("config", "plan"),
-    ("parallel",),
+    ("parallel", "config_reference"),
     ("images", "tokenizers"),
     ("models", "data", "shapes"),
     ("convert", "decoding"),
@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("grpo", "sft", "vq", "judge_sft", "bench"),
     ("generate",),
+    ("jobs",),
     ("evaluation", "ablate", "aot", "play"),
     ("cli",),
 )
@@ -39,6 +40,7 @@ THIRD_PARTY = {
     "errors": set[str](),
     "limits": set(),
     "config": {"yaml"},
+    "config_reference": set(),
     "images": {"numpy", "PIL"},
     "plan": {"numpy", "PIL", "scipy"},
 }
@@ -47,6 +49,7 @@ WITHOUT_JAX = {
     "errors",
     "limits",
     "config",
+    "config_reference",
     "images",
     "plan",
     "tokenizers",
@@ -56,12 +59,14 @@ WITHOUT_JAX = {
 }
 # Small pure functions: these modules import jax and their own kind only.
 ALGORITHMS = {
+    "gotr1_jax.grpo.advantage_config",
     "gotr1_jax.grpo.advantages",
     "gotr1_jax.grpo.kl",
+    "gotr1_jax.grpo.loss_config",
     "gotr1_jax.grpo.losses",
     *(
         f"gotr1_jax.grpo.losses.{name}"
-        for name in ("batch", "config", "importance", "policy", "surrogates", "uncertain")
+        for name in ("batch", "importance", "policy", "surrogates", "uncertain")
     ),
     "gotr1_jax.grpo.per_modality",
     "gotr1_jax.judge_sft.losses",

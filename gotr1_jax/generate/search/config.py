@@ -42,14 +42,16 @@ class SearchConfig(CheckedConfig):
     margin: Fraction = 0.0
     # repaint: the most images of a plan.
     images: Draws = 4
-    # repaint: the judge's term that compares an image with its plan, and the score that passes.
+    # repaint: the judge's term that compares an image with its plan.
     image_term: FilledText = "ri"
+    # repaint: the score of image_term that passes.
     image_score: Score = 0.7
     # best_of: attempts of each sample.
     samples: Draws = 4
     # verify, of captions whose relations the rules do not understand: the judge's terms about a
-    # plan, and the score that all of them must reach.
+    # plan.
     plan_terms: tuple[FilledText, ...] = ("sem", "spa")
+    # verify: the score that all of plan_terms must reach.
     plan_score: Score = 0.7
 
     def check(self) -> None:

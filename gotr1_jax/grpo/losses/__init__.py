@@ -8,6 +8,12 @@ may want is here: `log_ratios`, `token_advantages`, `token_mean`, `sample_mean`,
 from __future__ import annotations
 
 from gotr1_jax.grpo.kl import kl_estimate
+from gotr1_jax.grpo.loss_config import (
+    EntropyBonusConfig,
+    ImportanceConfig,
+    PolicyLossConfig,
+    TokenChoiceConfig,
+)
 from gotr1_jax.grpo.losses.batch import (
     ImportanceStats,
     LossBatch,
@@ -20,12 +26,6 @@ from gotr1_jax.grpo.losses.batch import (
     is_maximum,
     modality_max,
     modality_means,
-)
-from gotr1_jax.grpo.losses.config import (
-    EntropyBonusConfig,
-    ImportanceConfig,
-    PolicyLossConfig,
-    TokenChoiceConfig,
 )
 from gotr1_jax.grpo.losses.importance import importance_weights
 from gotr1_jax.grpo.losses.policy import (

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gotr1_jax.grpo.kl import MAX_LOG_RATIO
+from gotr1_jax.grpo.loss_config import ImportanceConfig
 from gotr1_jax.grpo.losses.batch import (
     ImportanceStats,
     LossBatch,
@@ -21,7 +22,6 @@ from gotr1_jax.grpo.losses.batch import (
     modality_max,
     modality_means,
 )
-from gotr1_jax.grpo.losses.config import ImportanceConfig
 from gotr1_jax.grpo.per_modality import PerModality
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gotr1_jax.grpo.kl import MAX_LOG_RATIO, kl_estimate
+from gotr1_jax.grpo.loss_config import PolicyLossConfig
 from gotr1_jax.grpo.losses.batch import (
     LossBatch,
     LossStats,
@@ -17,7 +18,6 @@ from gotr1_jax.grpo.losses.batch import (
     modality_max,
     modality_means,
 )
-from gotr1_jax.grpo.losses.config import PolicyLossConfig
 from gotr1_jax.grpo.losses.importance import importance_stats, importance_weights
 from gotr1_jax.grpo.losses.surrogates import (
     cispo_loss,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gotr1_jax.grpo.losses.config import PolicyLossConfig
+from gotr1_jax.grpo.loss_config import PolicyLossConfig
 
 
 def clipped_surrogate(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gotr1_jax.grpo.loss_config import EntropyBonusConfig, TokenChoiceConfig
 from gotr1_jax.grpo.losses.batch import by_modality
-from gotr1_jax.grpo.losses.config import EntropyBonusConfig, TokenChoiceConfig
 from gotr1_jax.grpo.per_modality import PerModality
 
 

@@ -25,7 +25,8 @@ _ONE_TO_TEN = Scale(1, 10, instructions.SCORE_PREFIX)
 class QuestionsConfig(CheckedConfig):
     """The questions of a multimodal judge, wherever its model runs.
 
-    A judge's identity, and so the keys of kept results, holds this class's `repr`.
+    A judge's identity, and so the keys of kept results, holds this class's `repr`; `layout` is left
+    out of it, so that results kept by earlier versions stay known.
     """
 
     # text: the score is read from the model's words; expected: the mean of its distribution, one
@@ -36,12 +37,13 @@ class QuestionsConfig(CheckedConfig):
     max_objects: Annotated[int, Range("[1, 10000]")] = 8
     # Longer side in pixels of the sketch of the boxes that spa shows.
     canvas: Annotated[int, Range("[112, 2048]")] = 448
-    # What spa shows of the plan's layout: the sketch, or the boxes as text. Left out of `repr`, so
-    # that results kept by earlier versions stay known.
+    # What spa shows of the plan's layout: the sketch of the boxes (canvas), or the boxes as text.
     layout: Literal["canvas", "text"] = field(default="canvas", repr=False)
-    # Longest answers, in tokens.
+    # Tokens of the longest answer with a score: sem, spa, pi.
     score_tokens: TokenCount = 96
+    # Tokens of the longest answer with boxes: ri.
     boxes_tokens: TokenCount = 256
+    # Tokens of the longest answer with a verdict.
     verdict_tokens: TokenCount = 512
 
     def answer_tokens(self, term: str) -> int:

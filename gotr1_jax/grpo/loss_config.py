@@ -1,4 +1,4 @@
-"""The configuration of a policy loss."""
+"""The configuration of a policy loss; no device is needed to read it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
-from gotr1_jax.grpo.kl import KlKind
 from gotr1_jax.limits import FilledText, Range, Weight
 
+KlKind = Literal["none", "k1", "k2", "k3"]
 LOSS_KINDS = ("grpo", "dapo", "dr_grpo", "gspo", "cispo", "gmpo")
 
 
@@ -22,7 +22,9 @@ class ImportanceConfig(CheckedConfig):
     kind: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
         "token_truncate"
     )
+    # The least weight that is left as it is.
     low: Annotated[float, Range("[0, 1]")] = 0.0
+    # The largest weight that is left as it is.
     high: Annotated[float, Range("[1, 1e6]")] = 2.0
 
 
@@ -30,7 +32,9 @@ class ImportanceConfig(CheckedConfig):
 class TokenChoiceConfig(CheckedConfig):
     """Tokens whose surrogate is in the loss: the share of highest entropy in a mini-batch."""
 
+    # Share of the plan's tokens; 1: all.
     text_share: Annotated[float, Range("(0, 1]")] = 1.0
+    # Share of the image's tokens; 1: all.
     image_share: Annotated[float, Range("(0, 1]")] = 1.0
 
 
@@ -38,9 +42,11 @@ class TokenChoiceConfig(CheckedConfig):
 class EntropyBonusConfig(CheckedConfig):
     """Added to a token's advantage A: min(weight · entropy, limit · |A|); entropy in nats."""
 
+    # Weight of a plan token's entropy.
     text_weight: Weight = 0.4
+    # Weight of an image token's entropy.
     image_weight: Weight = 0.0
-    # Below 1 no advantage changes its sign.
+    # The most that is added, as a share of |A|; below 1 no advantage changes its sign.
     limit: Annotated[float, Range("(0, 1)")] = 0.5
 
 
@@ -63,12 +69,16 @@ class PolicyLossConfig(CheckedConfig):
     # The ratio is clipped to [1 - clip_low, 1 + clip_high]; clip_low 1: not from below. In gmpo it
     # is the log-ratio, clipped to [-clip_low, clip_high]; its paper has 0.4 for both.
     clip_low: Annotated[float, Range("(0, 1]")] = 0.2
+    # The upper bound of the ratio, see clip_low.
     clip_high: Annotated[float, Range("(0, 1000]")] = 0.2
-    # Weight of a plan token and of an image token.
+    # Weight of a plan token.
     text_weight: Weight = 1.0
+    # Weight of an image token.
     image_weight: Weight = 1.0
-    # Estimator of the KL to the reference, added to each token's loss, and its weight.
+    # Estimator of the KL to the reference, the policy before training, which is added to each
+    # token's loss; none: no KL.
     kl: KlKind = "none"
+    # Weight of the KL in the loss.
     kl_weight: Weight = 0.0
     # The constant length of dr_grpo; in a run's configuration 0 stands for all tokens that a sample
     # can have: rollout.max_plan_tokens and those of an image.
