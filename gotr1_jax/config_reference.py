@@ -90,10 +90,8 @@ def all_fields(
             yield entry._replace(path=path, repeats=inside[entry.section])
             continue
         yield entry._replace(path=path)
-        below = (
-            f"{path}.NAME." if _is_named(kind) else f"{path}[]." if _is_list(kind) else f"{path}."
-        )
-        yield from all_fields(entry.section, below, inside)
+        many = ".NAME" if _is_named(kind) else "[]" if _is_list(kind) else ""
+        yield from all_fields(entry.section, f"{path}{many}.", inside)
 
 
 def without_meaning(schema: type) -> list[str]:
@@ -207,9 +205,8 @@ def _value_word(value: Any) -> str:
         return "[" + ", ".join(map(_value_word, value)) + "]"
     if isinstance(value, float):
         return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:g}"
-    return (
-        repr(value).replace("'", '"') if value == "" or value != str(value).strip() else str(value)
-    )
+    # Blanks at an end are seen in quotes only.
+    return f'"{value}"' if value == "" or str(value) != str(value).strip() else str(value)
 
 
 def _meaning(schema: type, name: str) -> str:
@@ -236,7 +233,7 @@ def _meanings(schema: type) -> dict[str, str]:
             line -= 1
         text = " ".join(above) or at_end.get(node.end_lineno or 0, "")
         if text:
-            found.setdefault(node.target.id, _sentence(text))
+            found.setdefault(node.target.id, _with_full_stop(text))
     return found
 
 
@@ -260,23 +257,19 @@ def _attributes(docstring: str) -> dict[str, str]:
     for entry in re.split(rf"(?m)^{indent}(?=\w)", entries):
         names, colon, text = entry.partition(":")
         if colon:
-            found.update({name.strip(): _sentence(text) for name in names.split(",")})
+            text = _with_full_stop(text)
+            text = text if text.startswith("dtype") else text[:1].upper() + text[1:]
+            found.update({name.strip(): text for name in names.split(",")})
     return found
 
 
 def first_paragraph(schema: type) -> str:
     """The first paragraph of a class's docstring, in one line."""
     paragraph = (inspect.getdoc(schema) or "").split("\n\n")[0]
-    return _sentence(paragraph)
+    return _with_full_stop(paragraph)
 
 
-def _sentence(text: str) -> str:
-    """One line with a full stop, the first letter large."""
+def _with_full_stop(text: str) -> str:
+    """In one line."""
     text = " ".join(text.split())
-    if not text:
-        return ""
-    first = text.split()[0]
-    # "grpo: weighted mean" names a value, which stays as it is written.
-    if first.rstrip(".,;").isalpha() and first != "dtype":
-        text = text[:1].upper() + text[1:]
-    return text if text.endswith((".", "?", "!")) else text + "."
+    return text if not text or text.endswith((".", "?", "!")) else text + "."

@@ -103,8 +103,8 @@ def reference_page() -> str:
     """The page of the manual: a table of each configuration class, with the places it stands."""
     parts = [
         "# All fields of the configurations",
-        "Made from the code by `python -m gotr1_jax.jobs`; `gotr1 train JOB --help` prints the same "
-        "on a terminal. How values are written is in [configuration](configuration.md). A section "
+        "Made from the code by `python -m gotr1_jax.jobs`; `gotr1 train JOB --help` prints the "
+        "same on a terminal. How values are written is in [configuration](configuration.md). A section "
         "that several commands share is described once, with all its places: `NAME` is a name of "
         "your own, `[]` an item of a list.",
     ]

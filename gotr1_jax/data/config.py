@@ -60,8 +60,8 @@ class RecordsConfig(RecordFilesConfig):
     caption: FilledText = "caption"
     # Column of plans, texts with boxes.
     plan: FilledText = "plan"
-    # Column of images: bytes of a file, an object with bytes or path (as the `datasets` library writes it), a data
-    # URL, or a path.
+    # Column of images: bytes of a file, an object with bytes or path (as the `datasets` library
+    # writes it), a data URL, or a path.
     image: FilledText = "image"
     # Prompts, sampled in every epoch: first a kind, then one of it; empty: the caption. The
     # caption also replaces a prompt that a record lacks or that is too long.
@@ -94,8 +94,8 @@ class QuestionRecordsConfig(RecordFilesConfig):
     question: FilledText = "question"
     # Column of answers.
     answer: FilledText = "answer"
-    # Column of images, in the forms that `gotr1 train sft` takes, one or a list that is shown in its
-    # order; a record may have none, and is then about text alone. Null: no record has one.
+    # Column of images, in the forms that `gotr1 train sft` takes, one or a list that is shown in
+    # its order; a record may have none, and is then about text alone. Null: no record has one.
     image: FilledText | None = "image"
     # Column of a text in front of the images, which a record may have.
     instruction: FilledText = "instruction"

@@ -60,11 +60,12 @@ class PolicyConfig(CheckedConfig):
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     # What the backward pass recomputes: nothing, all but matrix products, or everything.
     remat: Literal["none", "dots", "full"] = "none"
-    # Low-rank adapters; null trains every parameter of the policy.
+    # Null: every parameter of the policy is trained.
     lora: LoraConfig | None = None
     # The prompt around {caption}. Null: as init's generation_config.json says, else GoT-R1's.
     template: PromptTemplate | None = None
-    # Tokens of the longest prompt; longer ones are an error. Prompts are padded to a multiple of 16.
+    # Tokens of the longest prompt; longer ones are an error. Prompts are padded to a multiple of
+    # 16.
     max_prompt_tokens: TokenCount = 256
 
     @property

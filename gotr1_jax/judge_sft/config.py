@@ -195,7 +195,7 @@ class JudgeSftConfig(JobConfig):
     # A Qwen2.5-VL to start from (a folder or a hub id); null: a new one of the sizes `model`.
     init: FilledText | None = None
     model: NewJudgeConfig | None = None
-    # Adapters on the text model; null: all parameters are trained, those of the tower too.
+    # On the text model. Null: all parameters are trained, those of the tower too.
     lora: LoraConfig | None = None
     # Examples per step; a sample of the shapes world is one example with all of its questions.
     batch_size: RowCount = 16

@@ -89,7 +89,7 @@ class CacheConfig(CheckedConfig):
 
 @dataclass(frozen=True)
 class JudgeConfig(CheckedConfig):
-    """The judge; a section is used only by the kinds that its comment names."""
+    """The judge; a section is used only by the kinds that are named with it."""
 
     may_change: ClassVar[Collection[str]] = ("cache",)
 

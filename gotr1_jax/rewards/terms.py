@@ -53,7 +53,6 @@ class TermConfig(CheckedConfig):
     pickscore: ClipScorerConfig | None = None
     # CLIPScore in this process: how well caption and image fit.
     clipscore: ClipScorerConfig | None = None
-    # The shapes world's exact judge, beside the judge that a run trains on.
     shapes: ExactScorerConfig | None = None
     # How often the sample is better than the others of its caption.
     pairwise: PairwiseConfig | None = None

@@ -26,7 +26,8 @@ class OptimizerConfig(CheckedConfig):
     muon_momentum: Annotated[float, Range("[0, 1)")] = 0.95
     # Step size after warm-up.
     learning_rate: Annotated[float, Range("(0, 1]")] = 1e-5
-    # cosine: the learning rate falls along half a cosine to the run's last step; constant: it stays.
+    # cosine: the learning rate falls along half a cosine until the run's last step; constant: it
+    # stays.
     schedule: Literal["cosine", "constant"] = "cosine"
     # Steps of linear warm-up from zero, part of the schedule's steps.
     warmup_steps: StepsOrNever = 0

@@ -109,11 +109,11 @@ class HttpConfig(HttpServerConfig):
     # Images are sent with sides that are multiples of this, so that a server that rounds them
     # so (Qwen2.5-VL: 28) leaves them, and coordinates, as they are. 1: as they come.
     multiple: Annotated[int, Range("[1, 10000)")] = 28
-    # Penalty of repeated tokens in every request; null: not sent. 1 is none: vLLM and SGLang otherwise use the
-    # one of the checkpoint's generation_config.json (1.05 for Qwen2.5-VL).
+    # Penalty of repeated tokens in every request; null: not sent. 1 is none: vLLM and SGLang
+    # otherwise use the one of the checkpoint's generation_config.json (1.05 for Qwen2.5-VL).
     repetition_penalty: Annotated[float, Range("[0.1, 2]")] | None = 1.0
-    # Temperature of the answers; above 0 they depend on chance. Null: not sent, for models that take
-    # none.
+    # Temperature of the answers; above 0 they depend on chance. Null: not sent, for models that
+    # take none.
     temperature: Annotated[float, Range("[0, 2]")] | None = 0.0
     # The field that bounds an answer. A server that refuses this one, the temperature or the
     # repetition penalty by name is asked again without it, or with the other name, and so from then
