@@ -20,7 +20,7 @@ from typing import Any
 from gotr1_jax import __version__
 from gotr1_jax.errors import GotR1Error, InputError, Stopped
 from gotr1_jax.io.write_errors import find_write_failure, write_failure
-from gotr1_jax.jobs import JOBS, FieldsHelp, job_schema
+from gotr1_jax.jobs import JOBS, add_command_help, add_job_help, job_schema
 
 # Command -> module with `add_arguments(parser)` and `run(options)`, line of help. The modules
 # import jax only inside `run`.
@@ -62,9 +62,9 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         "a multimodal judge (judge)",
         description="Every key of the configuration can be given as --section.key VALUE; of grpo, "
         "--reward [NAME=]my_rewards.py:score multiplies the total by a term of your own.",
-        allow_abbrev=False, add_help=False,
-    )  # fmt: skip
-    train.add_argument("-h", "--help", action=FieldsHelp)
+        allow_abbrev=False,
+    )
+    add_job_help(train)
     train.add_argument("job", choices=tuple(JOBS))
     train.add_argument(
         "--config", type=Path, required=True, metavar="FILE",
@@ -76,6 +76,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         inner = commands.add_parser(name, help=summary, allow_abbrev=False)
         if command in (None, name):
             importlib.import_module(module).add_arguments(inner)
+            add_command_help(inner, name)
     report = commands.add_parser("report", help="write report.html of a run")
     report.add_argument("run", type=Path, metavar="RUN", help="run directory")
     report.add_argument(

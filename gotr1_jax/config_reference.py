@@ -201,8 +201,9 @@ def _value_word(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, (list, Mapping)):  # of named sections their names
-        return "[" + ", ".join(map(_value_word, value)) + "]"
+    if isinstance(value, (list, Mapping)):  # of sections with names those
+        names = [item.get("name", "…") if isinstance(item, Mapping) else item for item in value]
+        return f"[{', '.join(map(_value_word, names))}]"
     if isinstance(value, float):
         return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:g}"
     # Blanks at an end are seen in quotes only.

@@ -9,8 +9,8 @@ import argparse
 import importlib
 import shutil
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 from gotr1_jax.config_reference import (
     FieldEntry,
@@ -29,12 +29,35 @@ JOBS = {
     "grpo": ("gotr1_jax.grpo.train", "GrpoConfig", "train_grpo"),
     "judge": ("gotr1_jax.judge_sft.train", "JudgeSftConfig", "train_judge"),
 }
-# What other commands read: command -> module, configuration class.
+
+
+class CommandSchema(NamedTuple):
+    """The configuration of a command that trains nothing.
+
+    Attributes:
+      module, name: of its class.
+      as_options: whether its fields are options of the command's parser, each with its help.
+    """
+
+    module: str
+    name: str
+    as_options: bool = False
+
+    def load(self) -> type:
+        """The class."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+
 OTHERS = {
-    "gotr1 judge": ("gotr1_jax.rewards.command", "JudgeJob"),
-    "gotr1 generate --search": ("gotr1_jax.generate.search.config", "SearchJob"),
-    "gotr1 ablate": ("gotr1_jax.ablate.config", "AblationConfig"),
+    "judge": CommandSchema("gotr1_jax.rewards.command", "JudgeJob", as_options=True),
+    "generate --search": CommandSchema(
+        "gotr1_jax.generate.search.config", "SearchJob", as_options=True
+    ),
+    "ablate": CommandSchema("gotr1_jax.ablate.config", "AblationConfig"),
+    "eval search": CommandSchema("gotr1_jax.evaluation.search", "SearchEvaluationConfig"),
 }
+# Commands that read configurations of jobs.
+JOBS_OF = {"compile": ("grpo", "sft"), "tokenize-images": ("sft",)}
 PAGE = "docs/config_reference.md"
 _WIDEST = 100  # columns; longer lines are hard to read
 
@@ -48,30 +71,50 @@ def job_schema(job: str) -> Any:
 def schemas() -> dict[str, type]:
     """The configuration class of every command that takes one."""
     trained = {f"gotr1 train {job}": job_schema(job) for job in JOBS}
-    others = {
-        command: getattr(importlib.import_module(module), schema)
-        for command, (module, schema) in OTHERS.items()
-    }
-    return {**trained, **others}
+    return trained | {f"gotr1 {command}": schema.load() for command, schema in OTHERS.items()}
 
 
-class FieldsHelp(argparse.Action):
-    """`--help` of `gotr1 train`: the usage, and every field of the job, or of all jobs."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="this, with all fields of JOB")
+class _FieldsHelp(argparse.Action):
+    def __init__(
+        self, option_strings: Sequence[str], dest: str, fields: Callable[[Any], str], **_: Any
+    ) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="this, with the configuration")
+        self._fields = fields
 
     def __call__(self, parser: argparse.ArgumentParser, options: Any, *_: Any) -> None:
-        """Prints it and exits with 0."""
-        job = getattr(options, "job", None)
         print(parser.format_help())
-        print(fields_of_jobs(tuple(JOBS) if job is None else (job,)))
+        print(self._fields(options))
         parser.exit()
 
 
-def fields_of_jobs(jobs: Sequence[str]) -> str:
+def add_fields_help(parser: argparse.ArgumentParser, fields: Callable[[Any], str]) -> None:
+    """Its `--help` prints `fields` of the options that stand before it too, and exits with 0."""
+    parser._optionals.conflict_handler = "resolve"  # with the --help there is
+    parser.add_argument("-h", "--help", action=_FieldsHelp, fields=fields)
+
+
+def add_job_help(parser: argparse.ArgumentParser) -> None:
+    """`--help` of `gotr1 train` prints all fields of its `job`, or of every one."""
+    add_fields_help(parser, lambda options: fields_of_jobs([options.job] if options.job else JOBS))
+
+
+def add_command_help(parser: argparse.ArgumentParser, command: str) -> None:
+    """`--help` of a command that reads a configuration prints what it may hold."""
+    if command in JOBS_OF:
+        add_fields_help(parser, lambda _: sections_of_jobs(JOBS_OF[command]))
+    elif command in OTHERS and not OTHERS[command].as_options:
+        add_fields_help(parser, lambda _: fields_of_command(command))
+
+
+def fields_of_command(command: str) -> str:
+    """All fields of a command's own configuration, for a terminal."""
+    entries = list(all_fields(OTHERS[command].load()))
+    return f"fields of the configuration:\n\n{fields_text(entries, _width())}"
+
+
+def fields_of_jobs(jobs: Collection[str]) -> str:
     """All fields of some jobs, for a terminal; of several, those that all have come once."""
-    width = min(_WIDEST, shutil.get_terminal_size().columns)
+    jobs, width = list(jobs), _width()
     fields = {job: list(all_fields(job_schema(job))) for job in jobs}
     parts = []
     shared = [e for e in fields[jobs[0]] if all(e in others for others in fields.values())]
@@ -87,16 +130,19 @@ def fields_of_jobs(jobs: Sequence[str]) -> str:
 
 def sections_of_jobs(jobs: Sequence[str]) -> str:
     """The first fields and sections of some jobs, for the end of another command's help."""
-    width = min(_WIDEST, shutil.get_terminal_size().columns)
     entries: dict[str, FieldEntry] = {}
     for job in jobs:
         for entry in own_fields(job_schema(job)):
             entries.setdefault(entry.path, entry)
-    where = " and ".join(f"gotr1 train {job} --help" for job in jobs)
+    where = ", ".join(f"gotr1 train {job} --help" for job in jobs)
     return (
-        f"sections and fields of the configuration; {where} list what the sections hold, as does "
-        f"{PAGE}:\n\n{fields_text(list(entries.values()), width)}"
+        f"fields of the configuration (those of its sections: {where}, {PAGE}):\n\n"
+        f"{fields_text(list(entries.values()), _width())}"
     )
+
+
+def _width() -> int:
+    return min(_WIDEST, shutil.get_terminal_size().columns)
 
 
 def reference_page() -> str:
@@ -104,9 +150,9 @@ def reference_page() -> str:
     parts = [
         "# All fields of the configurations",
         "Made from the code by `python -m gotr1_jax.jobs`; `gotr1 train JOB --help` prints the "
-        "same on a terminal. How values are written is in [configuration](configuration.md). A section "
-        "that several commands share is described once, with all its places: `NAME` is a name of "
-        "your own, `[]` an item of a list.",
+        "same on a terminal. How values are written is in [configuration](configuration.md). A "
+        "section that several commands share is described once, with all its places: `NAME` is a "
+        "name of your own, `[]` an item of a list.",
     ]
     places = _places()
     for command, schema in schemas().items():
@@ -114,8 +160,12 @@ def reference_page() -> str:
         parts.append(f"{first_paragraph(schema)} Its sections are described below.")
         parts.append(fields_table(own_fields(schema)))
     parts.append("## Sections")
+    titles = [next(iter(found)) for found in places.values()]
     for schema, found in sorted(places.items(), key=lambda item: next(iter(item[1]))):
-        parts.append(f"### {next(iter(found))}")
+        title = next(iter(found))
+        if titles.count(title) > 1:
+            title += f" of {', '.join(found[title])}"
+        parts.append(f"### {title}")
         where = "; ".join(f"`{path}` of {', '.join(commands)}" for path, commands in found.items())
         parts.append(f"{first_paragraph(schema)} Stands at: {where}.")
         parts.append(fields_table(own_fields(schema)))

@@ -39,6 +39,7 @@ from gotr1_jax.grpo.config import RewardConfig
 from gotr1_jax.io.files import atomic_write, write_json_atomic
 from gotr1_jax.io.reading import parse_json_object, read_lines
 from gotr1_jax.io.strict_yaml import read_yaml
+from gotr1_jax.jobs import add_command_help
 from gotr1_jax.limits import FilledText, Guidance, ItemCount, RowCount, Seed, TokenCount
 from gotr1_jax.rewards.combine import combine
 from gotr1_jax.rewards.judge_config import JudgeConfig
@@ -76,6 +77,7 @@ _Drawn = TypeVar("_Drawn")
 class NamedSearchConfig(CheckedConfig):
     """A search of the comparison under its name."""
 
+    # Its name in the results.
     name: FilledText
     search: SearchConfig
 
@@ -103,11 +105,16 @@ class SearchEvaluationConfig(CheckedConfig):
 
     # Each against the first.
     searches: tuple[NamedSearchConfig, ...] = field(default_factory=_default_searches)
+    # Number of held-out captions.
     captions: ItemCount = 128
+    # Seed of sampling.
     seed: Seed = 0
-    # Null: as the checkpoint's generation_config.json says, else 3 and 80.
+    # Weight of classifier-free guidance of the image. Null: as the checkpoint's
+    # generation_config.json says, else 3.
     guidance: Guidance | None = None
+    # Longest plan in tokens. Null: as the checkpoint's generation_config.json says, else 80.
     max_plan_tokens: TokenCount | None = None
+    # Rows sampled at once.
     batch_size: RowCount = 64
 
     def check(self) -> None:
@@ -131,6 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", metavar="N", help="held-out captions (128)")
     parser.add_argument("--seed", metavar="N", help="of sampling (0)")
     parser.add_argument("--batch-size", metavar="B", help="rows sampled at once (64)")
+    add_command_help(parser, "eval search")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from gotr1_jax.generate.config import check_settings_file, checkpoint_settings, 
 from gotr1_jax.grpo.config import SAMPLED, GrpoConfig, RewardConfig
 from gotr1_jax.grpo.sampled import BUILT_IN
 from gotr1_jax.io.strict_yaml import read_yaml_file
+from gotr1_jax.jobs import add_fields_help, sections_of_jobs
 from gotr1_jax.limits import FilledText, ItemCount, RowCount, Seed
 from gotr1_jax.rewards.base import Judge
 from gotr1_jax.rewards.combine import combine
@@ -110,6 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, help="of sampling (that of the evaluations in gotr1 train grpo)"
     )
+    add_fields_help(parser, lambda _: sections_of_jobs(("grpo",)))
     names = ("cfg", "max-plan-tokens")
     add_sampling_options(parser, names, "--config or the checkpoint", _RECIPE)
     add_batch_size(parser)

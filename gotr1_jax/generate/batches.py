@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gotr1_jax.data.pipeline import pad_rows
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate.tasks import CaptionTask, plan_ids
 from gotr1_jax.io.reading import read_text
@@ -155,6 +154,8 @@ def make_batches(
 
 def fill_batch(rows: Sequence[SampleTask], size: int, C: int, T: int) -> SampleBatch:
     """Rows as one batch of `size`, prompts in C columns, given plans in T; 0: plans are sampled."""
+    from gotr1_jax.data.pipeline import pad_rows  # which imports jax
+
     filled = [*rows, *[rows[-1]] * (size - len(rows))]
     prompts, prompt_len = pad_rows([row.prompt_ids for row in filled], C, 0)
     plans, plan_len = pad_rows([row.plan_ids for row in filled], T, 0) if T else (None, None)

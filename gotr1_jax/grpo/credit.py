@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
+from gotr1_jax.grpo.advantage_config import AdvantageConfig
 from gotr1_jax.grpo.advantages import (
-    AdvantageConfig,
     SampleAdvantages,
     gdpo_advantages,
     mean_over_chosen,

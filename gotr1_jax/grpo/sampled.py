@@ -9,7 +9,6 @@ from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.generation_config import GenerationConfig, read_generation_config
 from gotr1_jax.grpo.config import SAMPLED, GrpoConfig
 from gotr1_jax.sampler.config import sampling_defaults
-from gotr1_jax.trainer.generation import resolve_run_sampling
 
 BUILT_IN = sampling_defaults(*SAMPLED, "template")
 """Where neither the configuration nor the checkpoint states it."""
@@ -20,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 def resolve_job(config: GrpoConfig) -> GrpoConfig:
     """The job with a value for every setting of sampling, see `trainer.generation`."""
+    from gotr1_jax.trainer.generation import resolve_run_sampling  # which imports jax
+
     source = find_checkpoint(config.policy.init)
     wanted = read_generation_config(source).stated
     resolved = resolve_run_sampling(config, source, BUILT_IN)

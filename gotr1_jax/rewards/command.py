@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gotr1_jax.config import CheckedConfig, field_kinds, from_dict, load_config, read_value
+from gotr1_jax.config_reference import field_help
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.io.lock import target_lock
 from gotr1_jax.limits import RowCount
@@ -79,8 +80,9 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
         help="YAML file with sections judge, terms and mesh; the options below override it",
     )  # fmt: skip
     group = parser.add_argument_group("the judge and its devices, lists as [a, b]")
+    meanings = field_help(JudgeJob)
     for name in option_names():
-        group.add_argument(f"--{name}", metavar="VALUE")
+        group.add_argument(f"--{name}", metavar="VALUE", help=meanings[name])
 
 
 def read_judge_options(options: argparse.Namespace) -> JudgeJob:
