@@ -18,7 +18,6 @@ import dataclasses
 import difflib
 import functools
 import logging
-import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,13 +27,12 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 
 from gotr1_jax.errors import ConfigError, InputError
-from gotr1_jax.io.strict_yaml import PlainScalar, parse_word, read_yaml, read_yaml_file
+from gotr1_jax.io.scalars import read_scalar, show_value
+from gotr1_jax.io.strict_yaml import CommandWord, PlainScalar, read_yaml, read_yaml_file
 
 _log = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
-# Also what YAML 1.1 takes for booleans: files of before hold them.
-_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 class CheckedConfig:
@@ -62,7 +60,7 @@ def load_config(schema: type[Config], path: Path | None, overrides: Sequence[str
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise InputError(f"{path} must hold keys and values, found {_show(values)}")
+        raise InputError(f"{path} must hold keys and values, found {show_value(values)}")
     return from_dict(schema, values, overrides=parse_overrides(overrides))
 
 
@@ -127,14 +125,14 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
         value = read_value(args[0], value, where)
         complaints = [limit.complaint(value) for limit in args[1:]]
         for complaint in filter(None, complaints):
-            raise ConfigError(f"{where} is {_show(value)}; {complaint}")
+            raise ConfigError(f"{where} is {show_value(value)}; {complaint}")
         return value
     if origin in (typing.Union, types.UnionType):
         return _read_union(args, value, where)
     if origin is Literal:
         if value not in args or isinstance(value, bool):
             raise ConfigError(
-                f"{where} is {_show(value)}; choose one of {', '.join(map(str, args))}"
+                f"{where} is {show_value(value)}; choose one of {', '.join(map(str, args))}"
             )
         return next(arg for arg in args if arg == value)
     if origin is tuple:
@@ -146,9 +144,9 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
             return value
         value = _parse_flow(value, "{}", where)
         if not isinstance(value, dict):
-            raise ConfigError(f"{where} is {_show(value)}; expected a section with keys")
+            raise ConfigError(f"{where} is {show_value(value)}; expected a section with keys")
         return from_dict(typing.cast(Any, kind), value, where + ".")
-    return _read_scalar(kind, value, where)
+    return read_scalar(kind, value, where)
 
 
 def _read_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -164,26 +162,30 @@ def _read_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _read_list(kind: Any, value: Any, where: str) -> tuple[Any, ...]:
-    value = _parse_flow(value, "[]", where)
+    value = _parse_list(value, where)
     if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where} is {_show(value)}; expected a list, such as [a, b]")
+        raise ConfigError(f"{where} is {show_value(value)}; expected a list, such as [a, b]")
     return tuple(read_value(kind, item, f"{where}[{i}]") for i, item in enumerate(value))
 
 
 def _read_named(kind: Any, value: Any, where: str) -> dict[str, Any]:
     """Sections under names of the user's own; a list of names has sections of defaults."""
-    if isinstance(value, PlainScalar):
-        value = _parse_flow(value, "[]" if value.startswith("[") else "{}", where)
-    value = _names_as_sections(value, where)
+    value = _names_as_sections(_parse_named(value, where), where)
     if not isinstance(value, Mapping):
         raise ConfigError(
-            f"{where} is {_show(value)}; expected names, as in [a, b], or named sections"
+            f"{where} is {show_value(value)}; expected names, as in [a, b], or named sections"
         )
     return {
         # "name:" with nothing below it is a section of defaults too.
         str(name): read_value(kind, {} if v is None else v, f"{where}.{name}")
         for name, v in value.items()
     }
+
+
+def _parse_named(word: Any, where: str) -> Any:
+    """The list of names or the sections {...} of a word; anything else as it is."""
+    is_section = isinstance(word, PlainScalar) and word[:1] == "{"
+    return _parse_flow(word, "{}", where) if is_section else _parse_list(word, where)
 
 
 def _names_as_sections(value: Any, where: str) -> Any:
@@ -196,29 +198,6 @@ def _names_as_sections(value: Any, where: str) -> Any:
     return {name: {} for name in value}
 
 
-def _read_scalar(kind: Any, value: Any, where: str) -> Any:
-    found = value
-    if kind is str and isinstance(value, str):
-        if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise ConfigError(f"{where} is {_show(value)}; it must be UTF-8 without NUL")
-        return str(value)
-    if kind in (bool, int, float) and isinstance(value, PlainScalar):
-        try:
-            found = _BOOLEANS.get(value.lower(), value) if kind is bool else parse_word(value)
-        except ValueError:  # thousands of digits
-            found = value
-    if kind is float and isinstance(found, (int, float)) and not isinstance(found, bool):
-        try:
-            return float(found)
-        except OverflowError:
-            return math.inf
-    if type(found) is kind if kind in (str, bool, int, float) else isinstance(found, kind):
-        return found
-    quoted = type(value) is str and value and kind in (bool, int, float)
-    hint = " without quotes" if quoted else ""
-    raise ConfigError(f"{where} is {_show(value)}; expected {kind.__name__}{hint}")
-
-
 def _parse_flow(word: Any, brackets: str, where: str) -> Any:
     """The list [...] or section {...} of the command line; anything else as it is."""
     if not isinstance(word, PlainScalar) or word[:1] + word[-1:] != brackets:
@@ -226,14 +205,15 @@ def _parse_flow(word: Any, brackets: str, where: str) -> Any:
     return read_yaml(word, where)
 
 
-def _show(value: Any) -> str:
-    try:
-        known = parse_word(value) if isinstance(value, PlainScalar) else value
-        text = str(value) if known is not value and not isinstance(known, str) else repr(value)
-    except ValueError:  # an integer of thousands of digits
-        text = f"an integer of {value.bit_length()} bits" if type(value) is int else str(value)
-    text = "null" if value is None else text
-    return text if len(text) <= 200 else text[:200] + "…"
+def _parse_list(word: Any, where: str) -> Any:
+    """The list of [a, b], on the command line of a,b or a as well; anything else as it is, as are
+    words that may be meant in another way: null, with an empty item, with quotes or brackets."""
+    if not isinstance(word, CommandWord) or word[:1] == "[":
+        return _parse_flow(word, "[]", where)
+    items = [item.strip() for item in word.split(",")]
+    if "" in items or items == ["null"] or set(word) & set("[]{}\"'"):
+        return word
+    return [PlainScalar(item) for item in items]
 
 
 def field_kinds(schema: Any) -> dict[str, Any]:
@@ -335,7 +315,10 @@ def _begin_from_default(schema: type, values: dict[str, Any], path: Sequence[str
     for i, part in enumerate(path[:-1]):
         kind = field_kinds(schema).get(part)
         section = next(_sections(kind), None)
-        if _named_section(kind) is not None and part not in values:
+        if _named_section(kind) is not None and part in values:
+            values[part] = _names_as_sections(_parse_named(values[part], part), part)
+            return
+        if _named_section(kind) is not None:
             spec = next(s for s in dataclasses.fields(schema) if s.name == part)
             if spec.default_factory is not dataclasses.MISSING:
                 values[part] = to_plain(spec.default_factory())
@@ -359,11 +342,11 @@ def _set_word(values: dict[str, Any], path: Sequence[str], text: str) -> None:
             child = {}
         if not isinstance(child, dict):
             raise InputError(
-                f"--{'.'.join(path)}: {part} is a single value ({_show(child)}), not a section"
+                f"--{'.'.join(path)}: {part} is a single value ({show_value(child)}), not a section"
             )
         values[part] = child
         values = child
-    values[last] = PlainScalar(text) if text else text
+    values[last] = CommandWord(text) if text else text
 
 
 def _hint(schema: type, key: str, where: str) -> str:

@@ -40,6 +40,12 @@ class PlainScalar(str):
     __slots__ = ()
 
 
+class CommandWord(PlainScalar):
+    """A value of the command line, where a list may stand without brackets."""
+
+    __slots__ = ()
+
+
 def parse_word(word: str) -> Any:
     """None, bool, int, float or the text itself, by the core schema of YAML 1.2 (and 10_000).
 

@@ -79,7 +79,7 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, metavar="FILE",
         help="YAML file with sections judge, terms and mesh; the options below override it",
     )  # fmt: skip
-    group = parser.add_argument_group("the judge and its devices, lists as [a, b]")
+    group = parser.add_argument_group("the judge and its devices, lists as a,b")
     meanings = field_help(JudgeJob)
     for name in option_names():
         group.add_argument(f"--{name}", metavar="VALUE", help=meanings[name])

@@ -241,7 +241,7 @@ def test_a_text_takes_the_literal_word(values, tmp_path, path, word):
         ("seed", "", "seed is ''; expected int"),
         ("seed", "9" * 5000, "seed is 999"),
         ("checkpoint.keep_best", "1", "checkpoint.keep_best is 1; expected bool"),
-        ("policy.lora.targets", "q", "policy.lora.targets is 'q'; expected a list, such as"),
+        ("policy.lora.targets", "q,", "policy.lora.targets is 'q,'; expected a list, such as"),
         ("policy.lora", "{rank: 4", "policy.lora is '{rank: 4'; expected a section"),
         ("policy.lora", "{rank: 4, rank: 5}", "the key 'rank' stands in line 1 already"),
         ("reward.x", "null", "unknown configuration key 'reward.x'"),

@@ -159,7 +159,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         help="for --search: YAML file with sections search, judge, reward and mesh; the options "
         "below override it",
     )  # fmt: skip
-    group = parser.add_argument_group("the search, its judge and their devices, lists as [a, b]")
+    group = parser.add_argument_group("the search, its judge and their devices, lists as a,b")
     meanings = field_help(SearchJob)
     for name in _option_names():
         group.add_argument(f"--{name}", metavar="VALUE", help=meanings[name])
