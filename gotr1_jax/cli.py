@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax import __version__
+from gotr1_jax.completion import CompletionAction
 from gotr1_jax.errors import GotR1Error, InputError, Stopped
 from gotr1_jax.io.write_errors import find_write_failure, write_failure
 from gotr1_jax.jobs import JOBS, add_command_help, add_job_help, job_schema
@@ -54,6 +55,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         prog="gotr1", description="Train and run image generators that plan before they paint."
     )
     parser.add_argument("--version", action="version", version=f"gotr1_jax {__version__}")
+    parser.add_argument("--completion", action=CompletionAction, make_parser=build_parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser(

@@ -52,6 +52,14 @@ class FieldEntry(NamedTuple):
     repeats: str = ""
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """The values of a field that has few."""
+        if self.kind == "yes/no":
+            return "yes", "no"
+        first, _, words = self.kind.partition("one of ")
+        return () if first or not words else tuple(words.split(",")[0].split("|"))
+
+    @property
     def terms(self) -> str:
         """Type, range and default in one phrase."""
         if self.required:

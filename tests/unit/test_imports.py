@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("grpo", "sft", "vq", "judge_sft", "bench"),
     ("generate",),
     ("jobs",),
-    ("evaluation", "ablate", "aot", "play"),
+    ("evaluation", "ablate", "aot", "play", "completion"),
     ("cli",),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
