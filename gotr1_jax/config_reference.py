@@ -71,7 +71,7 @@ class FieldEntry(NamedTuple):
 def own_fields(schema: type) -> tuple[FieldEntry, ...]:
     """The fields of a class, without those of its sections; `path` is the field's name."""
     found = []
-    for spec in dataclasses.fields(schema):  # type: ignore[arg-type]
+    for spec in dataclasses.fields(schema):
         kind = field_kinds(schema)[spec.name]
         section = _section_of(kind)
         meaning = _meaning(schema, spec.name)
@@ -165,9 +165,9 @@ def kind_words(kind: Any) -> str:
         limits = [words for limit in args[1:] if (words := _limit_words(limit))]
         return " ".join([kind_words(args[0]), *limits])
     if origin in (typing.Union, types.UnionType):
-        words = [kind_words(arg) for arg in args if arg is not types.NoneType]
-        words += ["null"] if types.NoneType in args else []
-        return ", or ".join(words) if any(" " in word for word in words) else " or ".join(words)
+        kinds = [kind_words(arg) for arg in args if arg is not types.NoneType]
+        kinds += ["null"] if types.NoneType in args else []
+        return (", or " if any(" " in words for words in kinds) else " or ").join(kinds)
     if origin is Literal:
         return "one of " + "|".join(map(str, args)) if len(args) > 1 else str(args[0])
     if origin is tuple:
@@ -228,15 +228,19 @@ def _meaning(schema: type, name: str) -> str:
 
 @functools.cache
 def _meanings(schema: type) -> dict[str, str]:
-    """Of the fields that the class itself writes down."""
-    source = textwrap.dedent(inspect.getsource(schema))
+    """Of the fields that the class itself writes down; none where its source is not installed."""
+    try:
+        source = textwrap.dedent(inspect.getsource(schema))
+    except OSError:
+        return {}
     tree = typing.cast(ast.ClassDef, ast.parse(source).body[0])
     alone, at_end = _comments(source)
     found = _attributes(ast.get_docstring(tree) or "")
     for node in tree.body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
-        above, line = [], node.lineno - 1
+        above: list[str] = []
+        line = node.lineno - 1
         while line in alone:
             above.insert(0, alone[line])
             line -= 1
