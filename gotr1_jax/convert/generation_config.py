@@ -45,11 +45,14 @@ class GenerationConfig(CheckedConfig):
     """How plans and images are sampled; null: not stated.
 
     Attributes:
-      guidance: weight of the image's guidance; 1: none.
-      text_temperature, image_temperature: divisors of the logits.
-      top_k, top_p, greedy: of plan and image.
-      max_plan_tokens: longest plan, without BOI.
-      template: the prompt around a caption.
+      guidance: weight of classifier-free guidance of the image; 1: none.
+      text_temperature: divisor of the plan's logits.
+      image_temperature: divisor of the image's logits.
+      top_k: plan and image are sampled from so many most likely tokens; 0: from all.
+      top_p: plan and image are sampled from the most likely tokens of this probability; 1: all.
+      greedy: whether plan and image take the most likely token.
+      max_plan_tokens: longest plan in tokens, without BOI.
+      template: the prompt around {caption}.
     """
 
     guidance: Guidance | None = None

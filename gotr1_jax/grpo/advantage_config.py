@@ -29,7 +29,7 @@ class AdvantageConfig(CheckedConfig):
     # What the plan learns from with scope segment or tree: an expression of term names as
     # reward.total. Empty: segment chooses by the terms' own `stage`, tree takes reward.total.
     text: str = ""
-    # What the image learns from with scope segment or tree, as text.
+    # What the image learns from with scope segment or tree, as advantage.text.
     image: str = ""
 
     @property

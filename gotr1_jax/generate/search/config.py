@@ -85,9 +85,9 @@ class SearchJob(CheckedConfig):
     """A search with the judge that it asks, and the devices of a model that judges here."""
 
     search: SearchConfig = field(default_factory=SearchConfig)
-    # None: plans are verified by rules alone; repaint and best_of need one, or terms of `reward`.
+    # Null: plans are verified by rules alone; repaint and best_of need one, or terms of `reward`.
     judge: JudgeConfig | None = None
-    # Of best_of: terms of one's own, and the total that is compared, as in training. None: the
+    # Of best_of: terms of one's own, and the total that is compared, as in training. Null: the
     # mean of the judge's terms.
     reward: RewardConfig | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
