@@ -15,8 +15,8 @@ from gotr1_jax.limits import FilledText, Fraction, Range, Seed
 class PromptsConfig(CheckedConfig):
     """One kind of prompts, under one column of the records."""
 
-    # Column of the prompts; a dot descends into an object: augmented_prompts.tags. The value is text, a list of
-    # texts, or either one as JSON in a text.
+    # Column of the prompts; a dot descends into an object: augmented_prompts.tags. The value is
+    # text, a list of texts, or either one as JSON in a text.
     key: FilledText
     # Use of a list: one of its texts; all, joined; or a random number of the first ones, joined.
     take: Literal["one", "all", "some"] = "one"
