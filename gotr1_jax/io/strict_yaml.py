@@ -84,7 +84,7 @@ def read_yaml(text: str, where: str) -> Any:
 
 def read_yaml_file(path: Path) -> Any:
     """`read_yaml` of a file, or of a configuration that ships, by its name without ending."""
-    found = find_configuration(path)
+    found = find_configuration(Path(path))
     return read_yaml(read_text(found, "configuration"), str(found))
 
 

@@ -8,13 +8,14 @@ import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.reading import parse_json
+from gotr1_jax.io.reading import parse_json, read_bytes
 from gotr1_jax.play.studio import StudioAction
 
+_FOLDER = Path(__file__).with_name("page")
 _MAX_BYTES = 1_000_000  # of a request
 _PAGE = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -68,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(HTTPStatus.NOT_FOUND, {"error": "there is no such page"})
             return
         name, kind = _PAGE[self.path]
-        self._send(HTTPStatus.OK, kind, (files("gotr1_jax.play") / "page" / name).read_bytes())
+        self._send(HTTPStatus.OK, kind, read_bytes(_FOLDER / name))
 
     def do_POST(self) -> None:
         """One action."""

@@ -14,10 +14,11 @@ from PIL import Image
 from gotr1_jax import __version__
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.hub import is_hub_id
+from gotr1_jax.io.strict_yaml import read_yaml
 from gotr1_jax.report.load import RunData, load_run
 
 CARD, SAMPLES, RECIPE = "README.md", "samples.png", "training_config.yaml"
-_SHOWN = 12  # samples of the picture
+_SHOWN = 12  # samples of the image
 _COLUMNS = 6
 
 
@@ -39,7 +40,7 @@ class CardFacts:
 
 
 def write_model_card(folder: Path, run_dir: Path | None, facts: CardFacts) -> None:
-    """Writes README.md into `folder`, and of a run its configuration and a picture of samples.
+    """Writes README.md into `folder`, and of a run its configuration and an image of samples.
 
     run_dir: None where the model is no run's. Raises InputError for a run that cannot be read.
     """
@@ -102,7 +103,7 @@ def _results(summary: Mapping[str, Any]) -> str:
 
 
 def _training(run: RunData) -> str:
-    config = yaml.safe_load(run.config_text) or {}
+    config = read_yaml(run.config_text, f"the configuration of {run.name}") or {}
     if not isinstance(config, dict):
         raise InputError(f"the configuration of {run.name} is no YAML of keys and values")
 
@@ -132,7 +133,7 @@ def _training(run: RunData) -> str:
 
 
 def _draw_samples(path: Path, run: RunData) -> bool:
-    """A picture of the first samples, one a caption; False where there are none."""
+    """One image of the first samples, one a caption; False where there are none."""
     first = {}
     for sample in run.after:
         first.setdefault(sample.record.caption_index, sample.record.image)
