@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from PIL import Image
 
@@ -134,7 +135,7 @@ def _training(run: RunData) -> str:
 
 def _draw_samples(path: Path, run: RunData) -> bool:
     """One image of the first samples, one a caption; False where there are none."""
-    first = {}
+    first: dict[int, np.ndarray] = {}
     for sample in run.after:
         first.setdefault(sample.record.caption_index, sample.record.image)
     images = [image for _, image in sorted(first.items())][:_SHOWN]
