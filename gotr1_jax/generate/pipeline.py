@@ -12,7 +12,7 @@ answer = pipe.describe(out.images[0], "What is left of the square?")
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
@@ -302,8 +302,7 @@ class Pipeline:
             JudgeRequest(prompt, plan, np.asarray(image), group=i // n)
             for i, (prompt, plan, image) in enumerate(zip(out.prompts, out.plans, out.images))
         ]
-        out.results.extend(scorer.judge(requests))
-        return out
+        return replace(out, results=scorer.judge(requests))
 
 
 @dataclass(frozen=True)
