@@ -99,7 +99,8 @@ def test_log_probs_and_scores(drawn) -> None:
     tokens = zip(drawn.plan_ids, drawn.plan_logps, drawn.image_ids, drawn.image_logps)
     for plan_ids, plan_logps, image_ids, image_logps in tokens:
         assert len(plan_ids) == len(plan_logps) and len(image_ids) == len(image_logps) == 64
-        assert (plan_logps <= 0).all() and (image_logps <= 0).all() and image_logps.min() < 0
+        for logps in (plan_logps, image_logps):  # rounding may give a little more than 0
+            assert (logps <= 1e-5).all() and logps.min() < 0
     requests = [
         JudgeRequest(caption, plan, np.asarray(image), group=i // 2)
         for i, (caption, plan, image) in enumerate(zip(drawn.prompts, drawn.plans, drawn.images))
