@@ -38,7 +38,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configuration of a run of the embedded policy."""
     folder = tmp_path_factory.mktemp("job")
     values = grpo_values(Path("embedded"), folder / "run")
-    values["rollout"] |= {"max_plan_tokens": 60, "guidance": 3.0}
+    sampling = {"guidance": 3.0, "text_temperature": 1.0, "image_temperature": 1.0}
+    values["rollout"] |= {"max_plan_tokens": 60, **sampling}
     values["reward"] = {"rule": "v2"}
     values["evaluation"] |= {"captions": CAPTIONS, "samples": SAMPLES}
     return write_config(folder / "config.yaml", values)

@@ -142,7 +142,7 @@ def test_a_stopped_command_draws_only_the_missing_batch(
     assert len(true_drawing.drawn) == 2  # the batch of scenes 2 and 3
     assert {f: f.read_bytes() for f in out.rglob("*") if f.is_file()} == before
     assert run([*WORDS, "--out", str(out), "--cfg", "2.5"]) == 2
-    assert "guidance 2.0, not 2.5" in capsys.readouterr().err
+    assert "guidance 1.5, not 2.5" in capsys.readouterr().err
     (out / "edited" / "00001" / "samples.jsonl").write_text("")
     assert run([*WORDS, "--out", str(out)]) == 2
     assert "edited/00001 holds no result" in capsys.readouterr().err
