@@ -66,7 +66,7 @@ setup(
         "convert": ["torch>=2.13"],
         # Scoring benchmarks by models of transformers; spaCy's en_core_web_sm is downloaded apart.
         "eval": ["torch>=2.13", "spacy>=3.8"],
-        # The pages of docs/ as a site: mkdocs serve.
+        # The pages of docs/ as a site: mkdocs serve -f docs/site/mkdocs.yml.
         "docs": DOCS,
         # torch is the oracle of the parity tests; one exact version, so that they are comparable.
         "test": [

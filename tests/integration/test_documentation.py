@@ -49,7 +49,8 @@ def test_the_readme_is_short() -> None:
 
 def test_the_site_builds(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    config = ROOT / "docs" / "site" / "mkdocs.yml"
+    built = subprocess.run([*command, "-f", str(config)], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
     assert pages <= {folder.name for folder in tmp_path.iterdir()}
