@@ -21,7 +21,7 @@ from gotr1_jax import __version__
 from gotr1_jax.completion import CompletionAction
 from gotr1_jax.errors import GotR1Error, InputError, Stopped
 from gotr1_jax.io.write_errors import find_write_failure, write_failure
-from gotr1_jax.jobs import JOBS, add_command_help, add_job_help, job_schema
+from gotr1_jax.jobs import JOBS, add_command_help, add_job_help, jobs_of_file
 
 # Command -> module with `add_arguments(parser)` and `run(options)`, line of help. The modules
 # import jax only inside `run`.
@@ -234,17 +234,11 @@ def _train(job: str, path: Path, overrides: Sequence[str]) -> None:
 
 def _of_another_job(job: str, path: Path) -> InputError | None:
     """An error if the file is the configuration of another job; None: it is not."""
-    from gotr1_jax.config import field_kinds
-    from gotr1_jax.io.strict_yaml import read_yaml_file
-
-    values = read_yaml_file(path)
-    keys = set(values) if isinstance(values, dict) else set()
-    schemas = {name: set(field_kinds(job_schema(name))) for name in JOBS}
-    fitting = [name for name, known in schemas.items() if keys and keys <= known]
-    if not fitting or job in fitting:
+    found = jobs_of_file(path)
+    if job in found:
         return None
     return InputError(
-        f"{path} is a configuration of gotr1 train {' or '.join(fitting)}, not of {job}"
+        f"{path} is a configuration of gotr1 train {' or '.join(found)}, not of {job}"
     )
 
 

@@ -10,8 +10,10 @@ import importlib
 import shutil
 import sys
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from gotr1_jax.config import field_kinds
 from gotr1_jax.config_reference import (
     FieldEntry,
     all_fields,
@@ -20,6 +22,7 @@ from gotr1_jax.config_reference import (
     first_paragraph,
     own_fields,
 )
+from gotr1_jax.io.strict_yaml import read_yaml_file
 
 # Job -> module, configuration class, function. The configuration classes stand in a module
 # `config` beside it, which does not import jax: `--help` and bad input return at once.
@@ -66,6 +69,14 @@ def job_schema(job: str) -> Any:
     """The configuration class of a job, without importing jax."""
     module, schema, _ = JOBS[job]
     return getattr(importlib.import_module(module.rpartition(".")[0] + ".config"), schema)
+
+
+def jobs_of_file(path: Path) -> list[str]:
+    """The jobs that know the most of a configuration's keys: one, unless it is hardly begun."""
+    values = read_yaml_file(path)
+    keys = set(values) if isinstance(values, dict) else set()
+    known = {job: len(keys & set(field_kinds(job_schema(job)))) for job in JOBS}
+    return [job for job, count in known.items() if count == max(known.values())]
 
 
 def schemas() -> dict[str, type]:

@@ -72,28 +72,19 @@ def run(options: argparse.Namespace) -> None:
 
 def read_job(path: Path, overrides: list[str]) -> Any:
     """The configuration of a grpo or sft job, recognised by its keys."""
-    import dataclasses
-
     from gotr1_jax.aot.sizes import local_checkpoint
     from gotr1_jax.convert.generation_config import resolve_sampling
-    from gotr1_jax.grpo.config import GrpoConfig
     from gotr1_jax.grpo.sampled import BUILT_IN
-    from gotr1_jax.io.strict_yaml import read_yaml_file
-    from gotr1_jax.judge_sft.config import JudgeSftConfig
-    from gotr1_jax.sft.config import SftConfig
-    from gotr1_jax.vq.config import VqTrainConfig
+    from gotr1_jax.jobs import job_schema, jobs_of_file
 
-    values = read_yaml_file(path)
-    keys = set(values) if isinstance(values, dict) else set()
-
-    def known_keys(schema: type) -> int:
-        return len(keys & {field.name for field in dataclasses.fields(schema)})
-
-    others = {VqTrainConfig: "an image tokenizer", JudgeSftConfig: "a judge"}
-    schema: Any = max((GrpoConfig, SftConfig, *others), key=known_keys)
-    if schema in others:
-        raise InputError(f"{path} trains {others[schema]}; only grpo and sft can be compiled")
-    config = schema.from_file(path, overrides)
-    if schema is GrpoConfig:
+    found = jobs_of_file(path)
+    job = next((one for one in ("grpo", "sft") if one in found), None)
+    if job is None:
+        raise InputError(
+            f"{path} is a configuration of gotr1 train {' or '.join(found)}; only grpo and sft can "
+            "be compiled"
+        )
+    config = job_schema(job).from_file(path, overrides)
+    if job == "grpo":
         return resolve_sampling(config, local_checkpoint(config.policy.init), BUILT_IN)
     return config

@@ -29,6 +29,7 @@ from gotr1_jax.evaluation.understanding_questions import (
     write_shapes_questions,
 )
 from gotr1_jax.evaluation.understanding_scores import ScoredAnswer, compare, table, verdict
+from gotr1_jax.generate.options import add_dtype_option
 from gotr1_jax.io.files import atomic_write, write_json_atomic
 from gotr1_jax.limits import FilledText, Fraction, ItemCount, RowCount, Seed, TokenCount
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
@@ -107,10 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the lines of --data that may be left out (0.02)",
     )  # fmt: skip
     parser.add_argument("--system", default="", metavar="TEXT", help="line before each question")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"),
-        help="of weights and activations; default: bfloat16, on a CPU float32",
-    )  # fmt: skip
+    add_dtype_option(parser)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ from gotr1_jax.generate.config import (
     sampling_settings,
 )
 from gotr1_jax.generate.layouts import Layout, make_layout
+from gotr1_jax.generate.options import add_dtype_option
 from gotr1_jax.generate.search.config import add_search_options, read_search_options
 from gotr1_jax.generate.tasks import CaptionTask, read_tasks
 from gotr1_jax.io.lock import folder_lock
@@ -105,10 +106,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"prompt around the caption: {', '.join(TEMPLATES)}, a file, or a text with "
         "{caption} (gotr1)",
     )
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"),
-        help="of weights and activations; default: bfloat16, on a CPU float32",
-    )  # fmt: skip
+    add_dtype_option(parser)
     parser.add_argument("--seed", type=int, default=0, help="of all randomness (0)")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import InputError
+from gotr1_jax.generate.options import add_dtype_option
 from gotr1_jax.images import open_image
 from gotr1_jax.limits import FilledText, Seed, TemperatureOrGreedy, TokenCount
 from gotr1_jax.sampler.config import AnswerConfig
@@ -93,10 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of sampling at a temperature above 0 (0)"
     )
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"),
-        help="of weights and activations; default: bfloat16, on a CPU float32",
-    )  # fmt: skip
+    add_dtype_option(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object, with token ids")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.generate.options import add_dtype_option
 
 _HOST, _PORT = "127.0.0.1", 7860
 
@@ -25,10 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="scores the images: shapes, a function as my_rewards.py:score, or none (shapes with "
         "the embedded checkpoint alone, else none)",
     )  # fmt: skip
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"),
-        help="of weights and activations; default: bfloat16, on a CPU float32",
-    )  # fmt: skip
+    add_dtype_option(parser)
     parser.add_argument(
         "--host", default=_HOST, metavar="ADDRESS",
         help=f"where to serve ({_HOST}: this machine alone; anybody who reaches another address "
