@@ -16,9 +16,9 @@ from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.rewards.python import PythonJudge
 
 # Two samples of the embedded model for each of four captions of the shapes world, as drawn by
-# gotr1 train grpo --config configs/shapes_grpo.yaml --steps 1 --samples_every 1 \
-#   --rollout.captions_per_step 4 --rollout.samples_per_caption 2 --rollout.guidance 2 \
-#   --update.micro_batch 4 --evaluation.captions 1 \
+# gotr1 train grpo --config configs/shapes_grpo.yaml --seed 1 --steps 1 --samples_every 1 \
+#   --rollout.captions_per_step 4 --rollout.samples_per_caption 2 --update.micro_batch 4 \
+#   --evaluation.captions 1 --evaluation.judges '{}' \
 #   --judge.terms '[sem, spa, ri, pi, verdict]' --reward.terms '[sem, spa, ri, pi]'
 # into samples/step_000001 of its run.
 SAMPLES = Path(__file__).resolve().parents[1] / "assets" / "samples"
