@@ -9,16 +9,6 @@ from pathlib import Path
 from gotr1_jax.generate.batches import SampleTask, batch_sizes
 from gotr1_jax.generate.config import GenerateConfig
 from gotr1_jax.generate.search.run import GeneratorDrawing
-from gotr1_jax.generate.tasks import CaptionTask, GivenPlan
-
-
-def caption_tasks(captions: Sequence[str], plans: Sequence[str] | None = None) -> list[CaptionTask]:
-    """One sample of each caption, of its given plan where there are plans."""
-    given = [None] * len(captions) if plans is None else [(GivenPlan(text),) for text in plans]
-    return [
-        CaptionTask(i, caption, "", 1, i, plan)
-        for i, (caption, plan) in enumerate(zip(captions, given, strict=True))
-    ]
 
 
 def load_drawing(

@@ -27,7 +27,7 @@ from gotr1_jax.config import CheckedConfig
 from gotr1_jax.convert.generation_config import resolve_sampling
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.box_edits import move_box
-from gotr1_jax.evaluation.drawing import caption_tasks, load_drawing
+from gotr1_jax.evaluation.drawing import load_drawing
 from gotr1_jax.evaluation.given_plans_report import (
     EDITED,
     GENERATED,
@@ -48,6 +48,7 @@ from gotr1_jax.generate.config import (
     checkpoint_settings,
     optional_template,
 )
+from gotr1_jax.generate.tasks import caption_tasks
 from gotr1_jax.limits import (
     FilledText,
     Guidance,

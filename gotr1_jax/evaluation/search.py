@@ -196,10 +196,11 @@ def _make_search(
 ) -> Callable[[NamedSearchConfig], list[dict[str, Any]]]:
     """A function that runs a search over all captions and gives a line for each."""
     from gotr1_jax.convert.checkpoint import load_checkpoint
-    from gotr1_jax.evaluation.drawing import caption_tasks, load_drawing
+    from gotr1_jax.evaluation.drawing import load_drawing
     from gotr1_jax.generate.batches import encode_samples
     from gotr1_jax.generate.search.rounds import Search
     from gotr1_jax.generate.search.run import make_judges
+    from gotr1_jax.generate.tasks import caption_tasks
     from gotr1_jax.parallel.progress import Progress
 
     tokenizer = load_checkpoint(source, parts=()).tokenizer

@@ -17,11 +17,11 @@ from typing import Annotated
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.convert.generation_config import resolve_sampling
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.drawing import caption_tasks, load_drawing
+from gotr1_jax.evaluation.drawing import load_drawing
 from gotr1_jax.evaluation.options import CHECKPOINT, add_sampling_options
 from gotr1_jax.evaluation.strip_image import StripPair, StripSample, draw_strip
 from gotr1_jax.generate.config import BUILT_IN, GenerateConfig, optional_template
-from gotr1_jax.generate.tasks import read_plan
+from gotr1_jax.generate.tasks import caption_tasks, read_plan
 from gotr1_jax.limits import (
     FilledText,
     Guidance,

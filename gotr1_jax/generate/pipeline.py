@@ -24,7 +24,7 @@ from gotr1_jax.convert.generation_config import GenerationConfig, read_generatio
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate.batches import SampleTask, batch_sizes, encode_samples, make_batches
 from gotr1_jax.generate.config import BUILT_IN, read_template
-from gotr1_jax.generate.tasks import CaptionTask, GivenPlan, read_plan
+from gotr1_jax.generate.tasks import CaptionTask, caption_tasks, read_plan
 from gotr1_jax.images import open_image
 from gotr1_jax.plan import Plan
 from gotr1_jax.sampler.config import AnswerConfig, SamplerConfig
@@ -332,11 +332,7 @@ def _as_tasks(
         raise InputError(f"n is {n}; draw 1 sample or more of each prompt")
     if plans is not None and len(plans) != len(prompts):
         raise InputError(f"{len(plans)} plans for {len(prompts)} prompts: give one for each")
-    given = [None] * len(prompts) if plans is None else [(GivenPlan(str(p)),) for p in plans]
-    return [
-        CaptionTask(i, caption, "", n, n * i, plan)
-        for i, (caption, plan) in enumerate(zip(prompts, given, strict=True))
-    ]
+    return caption_tasks(prompts, None if plans is None else [str(plan) for plan in plans], n)
 
 
 def _as_image(image: ImageLike) -> Image.Image:

@@ -71,6 +71,17 @@ class _CaptionPlans:
     plans: tuple[GivenPlan, ...]
 
 
+def caption_tasks(
+    captions: Sequence[str], plans: Sequence[str] | None = None, count: int = 1
+) -> list[CaptionTask]:
+    """`count` samples of each caption, of its given plan where there are plans."""
+    given = [None] * len(captions) if plans is None else [(GivenPlan(text),) for text in plans]
+    return [
+        CaptionTask(i, caption, "", count, i * count, plan)
+        for i, (caption, plan) in enumerate(zip(captions, given, strict=True))
+    ]
+
+
 def read_tasks(config: GenerateConfig) -> Iterator[CaptionTask]:
     """The captions of a run in order; files are read at each call, and not kept in memory.
 
