@@ -67,6 +67,7 @@ class Progress:
             self._bar.update(step - self._done)
             self._done = step
             return
+        ended = step >= self._total and step != self._done
         self._done = step
         now = time.monotonic()
         line = f"{self._label} {step}/{self._total}"
@@ -75,7 +76,7 @@ class Progress:
         elif now > self._first[0] and step > self._first[1]:
             rate = (step - self._first[1]) / (now - self._first[0])
             line += f"  {_rate(rate, self._unit)}  {_clock((self._total - step) / rate)} left"
-        if now - self._last_line >= self._every or step >= self._total:
+        if now - self._last_line >= self._every or ended:
             self._last_line = now
             self.note(f"{line}  {shown}".rstrip())
 

@@ -121,6 +121,17 @@ def test_progress_in_plain_lines(monkeypatch):
     ]
 
 
+def test_the_last_step_is_one_line_however_often_it_is_told() -> None:
+    stream = io.StringIO()
+    with Progress("out", 8, unit="megabyte", stream=stream) as progress:
+        for done in (0, 8, 8, 8):  # tensors of less than a megabyte
+            progress.update(done)
+    assert [line.split("  ")[0] for line in stream.getvalue().splitlines()] == [
+        "out 0/8",
+        "out 8/8",
+    ]
+
+
 def test_progress_bar_on_a_terminal():
     reader, writer = pty.openpty()
     termios.tcsetwinsize(writer, (24, 100))
