@@ -83,7 +83,8 @@ class AblationConfig(CheckedConfig):
 
     # Directory of the ablation, with a folder for each run; created if missing.
     run_dir: FilledText
-    # A configuration of `gotr1 train grpo` that variants change.
+    # A configuration of `gotr1 train grpo` that variants change: a file, or the name of one that
+    # ships.
     base: FilledText
     variants: tuple[VariantConfig, ...]
     # Seeds that every variant is trained with, each in a run of its own.

@@ -86,7 +86,8 @@ class SftConfig(JobConfig):
         "sampling",
     )  # fmt: skip
 
-    # Checkpoint of the VQ tokenizer: a folder (such as `gotr1 train vq` writes) or a hub id.
+    # Checkpoint of the VQ tokenizer: a folder (such as `gotr1 train vq` writes), a hub id, or
+    # "embedded".
     vq: FilledText
     # Examples per step.
     batch_size: RowCount = 64
@@ -98,7 +99,7 @@ class SftConfig(JobConfig):
     plan_buckets: Annotated[int, Range("[1, 32]")] = 1
     # Probability that a row's prompt and plan are replaced by the null context.
     caption_dropout: Annotated[float, Range("[0, 1)")] = 0.1
-    # A checkpoint to start from; null: a new model of size `model`.
+    # A checkpoint to start from, as vq; null: a new model of size `model`.
     init: FilledText | None = None
     model: NewModelConfig | None = None
     # Add the control tokens of plans with boxes to init's tokenizer if it lacks them, as

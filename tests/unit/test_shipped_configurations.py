@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from gotr1_jax import cli
+from gotr1_jax.ablate.config import AblationConfig
+from gotr1_jax.ablate.runs import plan_runs
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.io.strict_yaml import SHIPPED, find_configuration
@@ -31,6 +33,14 @@ def test_names_lead_to_files_from_anywhere(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(InputError, match="gotr1_7b_gprs is no file.*gotr1_7b_grpo, ") as error:
         find_configuration(Path("gotr1_7b_gprs"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["ablation", "methods", "orderings", "reasongen_ablation"])
+def test_ablations_find_their_recipe_from_anywhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert plan_runs(AblationConfig.from_file(Path(f"shapes_{name}")), tmp_path / "out")
 
 
 def test_an_installed_package_holds_them_and_the_mark_of_types(tmp_path: Path) -> None:
