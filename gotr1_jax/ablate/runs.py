@@ -187,7 +187,9 @@ def list_runs(runs: Sequence[PlannedRun], at_once: int) -> str:
             unknown += minutes is None
         lines.append(f"{planned.name}: {planned.config.steps} steps, {state}")
     total = f"{len(runs)} runs, {len(finished)} finished"
-    if len(finished) < len(runs):
+    if 0 < unknown == len(runs) - len(finished):
+        total += "; how long the others take is known once one is finished"
+    elif len(finished) < len(runs):
         hours = f"about {left / at_once / 60:.1f} hours left with {at_once} at once"
         total += f"; {unknown} of unknown length, the others {hours}" if unknown else f"; {hours}"
     return "\n".join([*lines, total])

@@ -11,7 +11,7 @@ import pytest
 
 from gotr1_jax import cli
 from gotr1_jax.ablate.config import AblationConfig
-from gotr1_jax.ablate.runs import plan_runs
+from gotr1_jax.ablate.runs import list_runs, plan_runs
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.io.strict_yaml import SHIPPED, find_configuration
@@ -40,7 +40,9 @@ def test_ablations_find_their_recipe_from_anywhere(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert plan_runs(AblationConfig.from_file(Path(f"shapes_{name}")), tmp_path / "out")
+    runs = plan_runs(AblationConfig.from_file(Path(f"shapes_{name}")), tmp_path / "out")
+    last = f"{len(runs)} runs, 0 finished; how long the others take is known once one is finished"
+    assert list_runs(runs, 2).splitlines()[-1] == last
 
 
 def test_an_installed_package_holds_them_and_the_mark_of_types(tmp_path: Path) -> None:
