@@ -22,10 +22,19 @@ from PIL import Image
 from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.generation_config import GenerationConfig, read_generation_config
 from gotr1_jax.errors import InputError
+from gotr1_jax.generate.arguments import (
+    ImageLike,
+    as_image,
+    as_judge,
+    as_list,
+    as_tasks,
+    plain,
+    read_argument,
+)
 from gotr1_jax.generate.batches import SampleTask, batch_sizes, encode_samples, make_batches
 from gotr1_jax.generate.config import BUILT_IN, read_template
-from gotr1_jax.generate.tasks import CaptionTask, caption_tasks, read_plan
-from gotr1_jax.images import open_image
+from gotr1_jax.generate.tasks import CaptionTask, read_plan
+from gotr1_jax.limits import RowCount, Seed, Temperature
 from gotr1_jax.plan import Plan
 from gotr1_jax.sampler.config import AnswerConfig, SamplerConfig
 
@@ -35,8 +44,6 @@ if TYPE_CHECKING:
     from gotr1_jax.generate.runner import ModelRunner
     from gotr1_jax.rewards.base import Judge, JudgeResult
     from gotr1_jax.sampler.sampler import Rollout
-
-ImageLike = Image.Image | np.ndarray | str | Path
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -108,9 +115,8 @@ class Pipeline:
 
     def __init__(self, runner: ModelRunner, batch_size: int | None = None) -> None:
         """InputError where the checkpoint's `generation_config.json` cannot be meant."""
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; give 1 or more")
-        self.runner, self.batch_size = runner, batch_size
+        self.runner = runner
+        self.batch_size = read_argument(RowCount | None, batch_size, "batch_size")
         self.generation_config = read_generation_config(runner.source).or_else(BUILT_IN)
 
     @classmethod
@@ -126,7 +132,7 @@ class Pipeline:
             Hugging Face hub.
           revision: branch, tag or commit of a hub id.
           dtype: of weights and activations; None: bfloat16, on a CPU float32.
-          devices: to work on; None: all.
+          devices: one or more to work on; None: all.
           batch_size: most rows drawn at once; None: by the free memory.
 
         Raises InputError for a name without a checkpoint.
@@ -155,14 +161,15 @@ class Pipeline:
 
         Raises InputError for an empty or too long caption and for settings that cannot be meant.
         """
-        return self._judged(self._draw(_as_tasks(prompt, n, None), seed, sampling), n, judge)
+        scorer = as_judge(judge)
+        return _judged(self._draw(as_tasks(prompt, n, None), seed, sampling), n, scorer)
 
     def plan(
         self, prompt: str | Sequence[str], n: int = 1, seed: int = 0,
         **sampling: Unpack[SamplingOptions],
     ) -> PipelineOutput:  # fmt: skip
         """Draws plans without images: those that a call with the same seed paints."""
-        return self._draw(_as_tasks(prompt, n, None), seed, sampling, with_images=False)
+        return self._draw(as_tasks(prompt, n, None), seed, sampling, with_images=False)
 
     def paint(
         self, prompt: str | Sequence[str], plan: Plan | str | Sequence[Plan | str], n: int = 1,
@@ -180,17 +187,17 @@ class Pipeline:
 
         Raises InputError for a plan that is too long, and if captions and plans differ in number.
         """
-        plans = [plan] if isinstance(plan, Plan | str) else list(plan)
-        return self._judged(self._draw(_as_tasks(prompt, n, plans), seed, sampling), n, judge)
+        plans, scorer = as_list(plan, (str, Plan), "plan"), as_judge(judge)
+        return _judged(self._draw(as_tasks(prompt, n, plans), seed, sampling), n, scorer)
 
     def describe(
-        self, image: ImageLike | list[ImageLike], question: str, *, system: str = "",
+        self, image: ImageLike | Sequence[ImageLike], question: str, *, system: str = "",
         max_tokens: int = 512, temperature: float = 0.0, seed: int = 0,
     ) -> str:  # fmt: skip
         """The answer to a question about one image or more, in their order.
 
         Args:
-          image: PIL image, uint8 (H, W, 3), or file.
+          image: PIL image of any mode, uint8 (H, W, 3), or file.
           question: what to ask.
           system: text before the conversation; Janus's demo has one.
           max_tokens: a longer answer is cut.
@@ -199,12 +206,11 @@ class Pipeline:
         """
         from gotr1_jax.generate.answer_questions import QuestionAnswerer
 
-        several = image if isinstance(image, list | tuple) else [image]
-        images = [_as_image(part) for part in several]
-        if not images:
-            raise InputError("there is no image to ask about; give one or more")
-        config = AnswerConfig(max_tokens, temperature)
-        answerer = QuestionAnswerer(self.runner, config, system)
+        several = as_list(image, (Image.Image, np.ndarray, str, Path), "image")
+        images = [as_image(part) for part in several]
+        seed, question = read_argument(Seed, seed, "seed"), read_argument(str, question, "question")
+        config = AnswerConfig(plain(max_tokens), plain(temperature))
+        answerer = QuestionAnswerer(self.runner, config, read_argument(str, system, "system"))
         ids = answerer.prompt_ids(question, len(images))
         (answer,) = answerer([ids], images, seed=seed)
         return answer.text
@@ -230,7 +236,7 @@ class Pipeline:
         self, tasks: list[CaptionTask], seed: int, options: SamplingOptions,
         with_images: bool = True,
     ) -> PipelineOutput:  # fmt: skip
-        settings = self._settings(options)
+        seed, settings = read_argument(Seed, seed, "seed"), self._settings(options)
         sampling, tokenizer = settings.sampling, self.runner.tokenizer
         rows = list(encode_samples(tasks, tokenizer, settings))
         drawn = dict[tuple[int, int], _Drawn]()
@@ -281,28 +287,15 @@ class Pipeline:
                 f"{sorted(unknown)[0]!r} is no setting of sampling; choose from "
                 f"{', '.join(SamplingOptions.__annotations__)}"
             )
-        given: dict[str, object] = {k: v for k, v in options.items() if v is not None}
+        given = {k: plain(v) for k, v in options.items() if v is not None}
         if "temperature" in given:
-            given["text_temperature"] = given.pop("temperature")
-            given.setdefault("image_temperature", given["text_temperature"])
+            both = read_argument(Temperature, given.pop("temperature"), "temperature")
+            given = {"image_temperature": both, **given, "text_temperature": both}
         if isinstance(template := given.get("template"), str):
             given["template"] = read_template(template)
-        stated = GenerationConfig(**given).or_else(self.generation_config)  # type: ignore[arg-type]
+        stated = GenerationConfig(**given).or_else(self.generation_config)
         assert stated.template is not None
         return _Settings(SamplerConfig.of(stated), stated.template)
-
-    def _judged(self, out: PipelineOutput, n: int, judge: Judge | str | None) -> PipelineOutput:
-        if judge is None:
-            return out
-        # Imported late: sampling needs none of it.
-        from gotr1_jax.rewards.base import JudgeRequest
-
-        scorer = find_judge(judge) if isinstance(judge, str) else judge
-        requests = [
-            JudgeRequest(prompt, plan, np.asarray(image), group=i // n)
-            for i, (prompt, plan, image) in enumerate(zip(out.prompts, out.plans, out.images))
-        ]
-        return replace(out, results=scorer.judge(requests))
 
 
 @dataclass(frozen=True)
@@ -322,38 +315,20 @@ class _Drawn:
     image_logp_U: np.ndarray
 
 
-def _as_tasks(
-    prompt: str | Sequence[str], n: int, plans: Sequence[Plan | str] | None
-) -> list[CaptionTask]:
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise InputError("there is no prompt; give one or more")
-    if n < 1:
-        raise InputError(f"n is {n}; draw 1 sample or more of each prompt")
-    if plans is not None and len(plans) != len(prompts):
-        raise InputError(f"{len(plans)} plans for {len(prompts)} prompts: give one for each")
-    return caption_tasks(prompts, None if plans is None else [str(plan) for plan in plans], n)
+def _judged(out: PipelineOutput, n: int, judge: Judge | None) -> PipelineOutput:
+    if judge is None:
+        return out
+    # Imported late: sampling needs none of it.
+    from gotr1_jax.rewards.base import JudgeRequest
 
-
-def _as_image(image: ImageLike) -> Image.Image:
-    if isinstance(image, str | Path):
-        return open_image(Path(image))
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-            raise InputError(
-                f"an image is {image.dtype} {image.shape}; give uint8 (height, width, 3)"
-            )
-        return Image.fromarray(image)
-    return image.convert("RGB")
-
-
-def find_judge(name: str) -> Judge:
-    """The exact judge, or a function of one's own whose term has its name."""
-    from gotr1_jax.rewards.python import PythonJudge
-    from gotr1_jax.rewards.shapes import ShapesJudge
-
-    if name == "shapes":
-        return ShapesJudge()
-    if ":" not in name:
-        raise InputError(f"judge is {name!r}; give shapes, file.py:function, or a judge")
-    return PythonJudge(name, [name.rpartition(":")[2]])
+    requests = [
+        JudgeRequest(prompt, plan, np.asarray(image), group=i // n)
+        for i, (prompt, plan, image) in enumerate(zip(out.prompts, out.plans, out.images))
+    ]
+    results = list(judge.judge(requests))
+    if len(results) != len(requests):
+        raise InputError(
+            f"the judge gave {len(results)} results for {len(requests)} samples; it must give one "
+            "for each"
+        )
+    return replace(out, results=results)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from gotr1_jax.images.janus import ImageSettings, preprocess, read_settings
-from gotr1_jax.images.reader import decode_image, open_image
+from gotr1_jax.images.reader import decode_image, open_image, to_rgb
 
-__all__ = ["ImageSettings", "decode_image", "open_image", "preprocess", "read_settings"]
+__all__ = ["ImageSettings", "decode_image", "open_image", "preprocess", "read_settings", "to_rgb"]

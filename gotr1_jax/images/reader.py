@@ -41,15 +41,27 @@ def decode_image(source: BinaryIO, name: str) -> Image.Image:
     try:
         # Pillow warns of odd palettes and of very large images: both are read all the same.
         with warnings.catch_warnings(action="ignore"), Image.open(source) as image:
-            image.load()
-            return _eight_bits(_upright(image), image.format or "").convert("RGB")
+            return to_rgb(image, name)
+    except InputError:
+        raise
     except Image.UnidentifiedImageError as error:
         raise InputError(f"{name} is not an image in a known format") from error
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        raise InputError(f"the image {name} cannot be read: {reason}") from error
     except Exception as error:  # the readers of the formats raise whatever they meet
-        raise InputError(f"the image {name} cannot be read: {error}") from error
+        raise _unreadable(name, error) from error
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """As `open_image`, of an image of Pillow."""
+    try:
+        image.load()
+        return _eight_bits(_upright(image), image.format or "").convert("RGB")
+    except Exception as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return InputError(f"the image {name} cannot be read: {reason}")
 
 
 def _upright(image: Image.Image) -> Image.Image:

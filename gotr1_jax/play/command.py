@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> None:
     """Serves until it is interrupted."""
     # Imported late: --help does not wait for jax.
     from gotr1_jax.convert.find import EMBEDDED_NAME
-    from gotr1_jax.generate.pipeline import Pipeline, find_judge
+    from gotr1_jax.generate.arguments import find_judge
+    from gotr1_jax.generate.pipeline import Pipeline
     from gotr1_jax.play.server import PlayServer
     from gotr1_jax.play.studio import Studio
 

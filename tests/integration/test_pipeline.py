@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from PIL import Image
 import gotr1_jax
 from gotr1_jax import Box, InputError, Pipeline
 from gotr1_jax.generate import command, describe
+from gotr1_jax.generate.arguments import as_image
 from gotr1_jax.rewards.base import JudgeRequest
 from gotr1_jax.rewards.shapes import ShapesJudge
 
@@ -160,6 +162,18 @@ def test_save_and_load(pipe, drawn, tmp_path: Path) -> None:
         copy.save_pretrained(tmp_path / "saved")
 
 
+class Answers:
+    """A judge that gives what it was made with."""
+
+    terms, identity = ("own",), "own"
+
+    def __init__(self, results: list[gotr1_jax.JudgeResult]) -> None:
+        self.results = results
+
+    def judge(self, _: Any) -> list[gotr1_jax.JudgeResult]:
+        return self.results
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -175,6 +189,28 @@ def test_save_and_load(pipe, drawn, tmp_path: Path) -> None:
         (lambda p: p.describe(np.zeros((4, 4)), "What?"), r"float64 \(4, 4\)"),
         (lambda p: p.describe("/nowhere.png", "What?"), "nowhere.png"),
         (lambda p: p.describe([], "What?"), "no image"),
+        (lambda p: p.describe(None, "What?"), "image is null"),
+        (lambda p: p.describe(np.zeros((0, 4, 3), np.uint8), "What?"), r"uint8 \(0, 4, 3\)"),
+        (lambda p: p.describe(Image.new("RGB", (0, 4)), "What?"), "0 x 4 pixels"),
+        (lambda p: p.describe(Image.new("RGB", (4, 4)), None), "question is null"),
+        (lambda p: p.describe(Image.new("RGB", (4, 4)), "What?", seed=-1), "seed is -1"),
+        (lambda p: p(None), "prompt is null"),
+        (lambda p: p(["a cat", None]), "prompt is null"),
+        (lambda p: p(b"a cat"), "prompt is 97"),
+        (lambda p: p("a cat", n=2.5), "n is 2.5"),
+        (lambda p: p("a cat", n=10**12), "n is 1000000000000"),
+        (lambda p: p("a cat", seed=-1), "seed is -1"),
+        (lambda p: p("a cat", seed=2**32), "seed is 4294967296"),
+        (lambda p: p("a cat", seed=1.5), "seed is 1.5"),
+        (lambda p: p("a cat", temperature=0), "^temperature is 0"),
+        (lambda p: p("a cat", top_p=0), "top_p is 0"),
+        (lambda p: p("a cat", guidance=math.nan), "guidance is nan"),
+        (lambda p: p("a cat", judge=5), "judge is 5"),
+        (lambda p: p.paint("a cat", None), "plan is null"),
+        (lambda p: p.paint(["a cat"], [None]), "plan is null"),
+        (lambda p: p.paint("a cat", ["x"], judge=Answers([])), "0 results for 1 samples"),
+        (lambda p: Pipeline.from_pretrained("embedded", batch_size=2.5), "batch_size is 2.5"),
+        (lambda p: Pipeline.from_pretrained("embedded", devices=[]), "no device"),
         (lambda p: Pipeline.from_pretrained("embedded", dtype="float16"), "dtype is 'float16'"),
         (lambda p: Pipeline.from_pretrained("embedded", revision="v1"), "a revision belongs"),
         (lambda p: Pipeline.from_pretrained("embedded", batch_size=0), "batch_size is 0"),
@@ -184,6 +220,60 @@ def test_bad_input(pipe, call, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         call(pipe)
     assert "\n" not in str(error.value)
+
+
+def test_a_judge_that_there_is_not_is_known_before_anything_is_drawn(pipe, monkeypatch) -> None:
+    def sample(*_: Any) -> None:
+        raise AssertionError("sampled before the judge was looked for")
+
+    monkeypatch.setattr(pipe.runner, "sample", sample)
+    for call in (pipe, lambda caption, **words: pipe.paint(caption, "a plan", **words)):
+        with pytest.raises(InputError, match="judge is 'shape'"):
+            call("a cat", judge="shape")
+
+
+def test_prompts_and_numbers_of_other_kinds(pipe, drawn) -> None:
+    given = (caption for caption in CAPTIONS)
+    plans = pipe.plan(given, n=np.int64(2), seed=np.int32(3), max_plan_tokens=np.int64(60))
+    assert plans.plan_ids == drawn.plan_ids
+    assert pipe.plan(CAPTIONS, 2, 3, temperature=np.float32(1), **SHORT).plan_ids == plans.plan_ids
+    unscored = [gotr1_jax.JudgeResult({"own": math.nan})]
+    (scores,) = pipe.paint(CAPTIONS[0], "", judge=Answers(unscored), **SHORT).scores
+    assert math.isnan(scores["own"])
+
+
+def test_an_image_of_pillow_is_read_like_its_file(tmp_path: Path) -> None:
+    """16-bit gray is scaled, not clipped to white, and the orientation counts."""
+    gray = np.linspace(0, 65535, 12).astype(np.uint16).reshape(3, 4)
+    Image.fromarray(gray).save(tmp_path / "16.png")
+    turned = Image.new("RGB", (8, 4), "red")
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    for name, size in (("16.png", (4, 3)), ("turned.jpg", (4, 8))):
+        with Image.open(tmp_path / name) as image:
+            found = as_image(image)
+        assert found.mode == "RGB" and found.size == size
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(as_image(tmp_path / name)))
+    assert len(np.unique(np.asarray(as_image(Image.fromarray(gray))))) == 12
+
+
+def test_one_device_that_is_not_the_first() -> None:
+    program = (
+        "import jax\n"
+        "from gotr1_jax import Pipeline\n"
+        "load = Pipeline.from_pretrained\n"
+        "first, second = (load('embedded', devices=[d]) for d in jax.devices())\n"
+        "one, two = (p('a red circle', max_plan_tokens=20) for p in (first, second))\n"
+        "assert one.image_ids == two.image_ids\n"
+        "for leaf in jax.tree.leaves(second.runner.policy):\n"
+        "    assert leaf.devices() == {jax.devices()[1]}, leaf.devices()\n"
+        "a, b = (p.describe(one.images[0], 'What?', max_tokens=4) for p in (first, second))\n"
+        "assert a == b\n"
+        "assert second.paint('a cat', 'a plan', max_plan_tokens=20).image_ids\n"
+    )
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, **flags})
 
 
 def test_the_package_is_imported_without_libraries() -> None:
