@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from gotr1_jax.convert.checkpoint import load_checkpoint
+from gotr1_jax.errors import InputError
 from gotr1_jax.generate.load_policy import load_policy_to_sample
 from gotr1_jax.parallel.mesh import make_mesh, row_multiple, row_sharding
 from gotr1_jax.sampler.answer import AnswerSampler
@@ -46,13 +47,17 @@ class ModelRunner:
     ) -> None:
         """Reads sizes and tokenizer. InputError for a directory that holds no checkpoint.
 
-        devices: to work on; None: all.
+        devices: one or more to work on; None: all.
         """
         self.source, self.dtype = source, dtype
         self.devices = list(jax.devices() if devices is None else devices)
+        if not self.devices:
+            raise InputError("there is no device to work on; give one or more, or None for all")
         checkpoint = load_checkpoint(source, parts=())
         self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
         self._mesh = make_mesh(devices=self.devices)
+        # Where it is None, arrays lie on the default device without being put there.
+        self._spread = None if self.devices == jax.devices()[:1] else self._mesh
         self._samplers: dict[SamplerConfig, Sampler] = {}
         self._answerers: dict[AnswerConfig, AnswerSampler] = {}
         self._keys = jax.jit(draw_keys)
@@ -121,8 +126,8 @@ class ModelRunner:
             rollout = sampler.sample_plans(self.policy, prompts, keys_B, 1)
         elif batch.plan_ids_BT is not None:
             plans, lengths = jnp.asarray(batch.plan_ids_BT), jnp.asarray(batch.plan_len_B)
-            if len(self.devices) > 1:
-                plans, lengths = jax.device_put((plans, lengths), row_sharding(self._mesh))
+            if self._spread is not None:
+                plans, lengths = jax.device_put((plans, lengths), row_sharding(self._spread))
             rollout = sampler.sample_images(self.policy, prompts, plans, lengths, keys_B)
         else:
             rollout = sampler(self.policy, prompts, keys_B, 1)
@@ -136,5 +141,5 @@ class ModelRunner:
         return graphdef, jax.block_until_ready(weights)
 
     def _make_sampler(self, graphdef: nnx.GraphDef, sampling: SamplerConfig) -> Sampler:
-        mesh = self._mesh if len(self.devices) > 1 else None
-        return Sampler(graphdef, self.config, self.tokenizer.specials, sampling, mesh)
+        specials = self.tokenizer.specials
+        return Sampler(graphdef, self.config, specials, sampling, self._spread)
