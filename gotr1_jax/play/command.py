@@ -49,13 +49,10 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"{len(names)} checkpoints; give one, or two to compare")
     if len(set(names)) < len(names):
         raise InputError(f"{names[0]} is given twice; give two checkpoints to compare")
-    judge = options.judge
-    if judge is None and names == [EMBEDDED_NAME]:
-        judge = "shapes"
-    if judge in (None, "none"):
-        judge = None
-    else:
-        find_judge(judge)  # a mistake is known before the page is open
+    wanted = options.judge
+    if wanted is None:
+        wanted = "shapes" if names == [EMBEDDED_NAME] else "none"
+    judge = None if wanted == "none" else find_judge(wanted)
     pipelines = {name: Pipeline.from_pretrained(name, dtype=options.dtype) for name in names}
     with PlayServer(options.host, options.port, Studio(pipelines, judge).actions) as server:
         print(f"open {server.url} in a browser; Ctrl-C ends it", flush=True)

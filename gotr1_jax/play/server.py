@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from gotr1_jax.errors import InputError
+from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.io.reading import parse_json, read_bytes
 from gotr1_jax.play.studio import StudioAction
 
 _FOLDER = Path(__file__).with_name("page")
 _MAX_BYTES = 1_000_000  # of a request
+_LOCAL = ("127.0.0.1", "localhost")
 _PAGE = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
@@ -35,8 +38,8 @@ _log = logging.getLogger(__name__)
 class PlayServer(ThreadingHTTPServer):
     """Serves the page; `POST /api/ACTION` with a JSON object is answered by `actions[ACTION]`.
 
-    On the loopback interface a request must name it as its host: other sites, whose names somebody
-    lets point to this machine, are refused.
+    On the loopback interface a request must name it as its host, at any port (that of a tunnel, or
+    none): other sites, whose names somebody lets point to this machine, are refused.
 
     Attributes:
       url: of the page.
@@ -52,9 +55,12 @@ class PlayServer(ThreadingHTTPServer):
             raise InputError(f"cannot serve at {host}:{port}: {error}") from error
         self.actions = actions
         self.url = f"http://{host}:{self.server_port}/"
-        local = host in ("127.0.0.1", "localhost")
-        names = ("127.0.0.1", "localhost")
-        self.hosts = {f"{n}:{self.server_port}" for n in names} if local else None
+        self.is_local = host in _LOCAL
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that has gone away is no error."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -102,13 +108,18 @@ class _Handler(BaseHTTPRequestHandler):
             return HTTPStatus.OK, action(values)
         except (InputError, UnicodeDecodeError) as error:
             return HTTPStatus.BAD_REQUEST, {"error": str(error)}
+        except RunError as error:
+            return HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)}
         except Exception as error:
             _log.error("%s", traceback.format_exc())
             return HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"{type(error).__name__}: {error}"}
 
     def _is_expected_host(self) -> bool:
-        hosts = self.server.hosts
-        if hosts is None or self.headers.get("Host", "") in hosts:
+        try:
+            name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        except ValueError:
+            name = None
+        if not self.server.is_local or name in _LOCAL:
             return True
         self._send_json(HTTPStatus.FORBIDDEN, {"error": f"open {self.server.url}"})
         return False

@@ -7,18 +7,20 @@ import io
 import math
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from gotr1_jax.config import read_value
-from gotr1_jax.errors import ConfigError, InputError
+from gotr1_jax.errors import InputError
 from gotr1_jax.generate.pipeline import Pipeline, PipelineOutput, SamplingOptions
 from gotr1_jax.plan import Box, Plan, parse_plan
+from gotr1_jax.plan.boxes import LAST
+
+if TYPE_CHECKING:
+    from gotr1_jax.rewards.base import Judge
 
 MAX_IMAGES = 16
-_MAX_BOX = 1000
-
 
 StudioAction = Callable[[Mapping[str, Any]], dict[str, Any]]
 """The values of a request -> those of its answer."""
@@ -29,10 +31,10 @@ class Studio:
 
     Args:
       pipelines: by the name that the page shows; two are shown side by side.
-      judge: as of `Pipeline`; None: images are not scored.
+      judge: of the images; None: they are not scored.
     """
 
-    def __init__(self, pipelines: Mapping[str, Pipeline], judge: str | None) -> None:
+    def __init__(self, pipelines: Mapping[str, Pipeline], judge: Judge | None) -> None:
         self._pipelines, self._judge = dict(pipelines), judge
         self._lock = threading.Lock()
         self.actions: dict[str, StudioAction] = {
@@ -47,11 +49,9 @@ class Studio:
                     "name": name,
                     "guidance": pipe.generation_config.guidance,
                     "temperature": pipe.generation_config.text_temperature,
-                    "size": pipe.runner.config.image_size,
                 }
                 for name, pipe in self._pipelines.items()
-            ],
-            "judge": self._judge,
+            ]
         }
 
     def plan(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +122,9 @@ def images_json(out: PipelineOutput) -> list[dict[str, Any]]:
         scores = {} if result is None else result.scores
         found.append({
             "image": _data_url(image),
-            "scores": {t: None if math.isnan(s) else round(float(s), 4) for t, s in scores.items()},
+            "scores": {
+                t: round(float(s), 4) if math.isfinite(s) else None for t, s in scores.items()
+            },
             "rationale": "" if result is None else result.rationale,
         })  # fmt: skip
     return found
@@ -143,18 +145,15 @@ def _read(values: Mapping[str, Any], key: str, kind: Any) -> Any:
 
 def _read_box(values: Mapping[str, Any]) -> Box:
     corners = _read(values, "box", tuple[int, ...])
-    if len(corners) != 4 or not all(0 <= c <= _MAX_BOX for c in corners):
-        raise InputError(f"box is {list(corners)}; give x1, y1, x2, y2 from 0 to {_MAX_BOX}")
+    if len(corners) != 4 or not all(0 <= c <= LAST for c in corners):
+        raise InputError(f"box is {list(corners)}; give x1, y1, x2, y2 from 0 to {LAST}")
     return Box(*corners)
 
 
 def _options(values: Mapping[str, Any]) -> SamplingOptions:
     """The settings of sampling in a request; None or missing: as the checkpoint says."""
     options = SamplingOptions()
-    try:
-        for key in ("guidance", "temperature"):
-            if values.get(key) is not None:
-                options[key] = read_value(float, values[key], key)
-    except ConfigError as error:
-        raise InputError(str(error)) from error
+    for key in ("guidance", "temperature"):
+        if values.get(key) is not None:
+            options[key] = values[key]
     return options

@@ -6,21 +6,24 @@ import base64
 import http.client
 import io
 import json
+import socket
+import struct
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from chromium import CHROMIUM, open_page
+from chromium import CHROMIUM, Page, open_page
 from PIL import Image
 
 from gotr1_jax import cli
 from gotr1_jax.generate.pipeline import Pipeline
 from gotr1_jax.play.server import PlayServer
-from gotr1_jax.play.studio import Studio
-from gotr1_jax.rewards.base import JudgeRequest
+from gotr1_jax.play.studio import Studio, images_json
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
 from gotr1_jax.rewards.shapes import ShapesJudge
 
 pytestmark = pytest.mark.usefixtures("compiled_programs", "devices_as_they_are")
@@ -40,7 +43,7 @@ def pipe() -> Pipeline:
 
 @pytest.fixture(scope="module")
 def server(pipe: Pipeline) -> Iterator[PlayServer]:
-    studio = Studio({"embedded": pipe, "other": pipe}, "shapes")
+    studio = Studio({"embedded": pipe, "other": pipe}, ShapesJudge())
     with PlayServer("127.0.0.1", 0, studio.actions) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -111,6 +114,8 @@ def test_edits(server) -> None:
         ("plan", {**BASE, "prompt": ""}, "caption|prompt"),
         ("plan", {"checkpoint": "embedded"}, "prompt is missing"),
         ("plan", {**BASE, "seed": "1"}, "seed is '1'"),
+        ("plan", {**BASE, "seed": 2**63}, "seed is 9223372036854775808"),
+        ("edit", {"plan": PLAN, "change": "box", "index": 0, "box": [0, 0, 9, 1000]}, "to 999"),
         ("edit", {"plan": PLAN, "change": "burn"}, "change is 'burn'"),
         ("edit", {"plan": PLAN, "change": "box", "index": 0, "box": [0, 0, 9]}, "box is"),
         ("edit", {"plan": PLAN, "change": "box", "index": 9, "box": [0, 0, 9, 9]}, "no object 9"),
@@ -137,8 +142,46 @@ def test_what_is_no_request_of_the_page(server) -> None:
     for method in ("GET", "POST"):
         status, answer = send(server, method, "/api/state", b"{}", Host="evil.example")
         assert status == 403 and server.url in json.loads(answer)["error"]
+    for host in ("evil.example:7860", "127.0.0.1.evil.example", "[::1", "localhost@evil", ""):
+        assert send(server, "POST", "/api/state", b"{}", Host=host)[0] == 403
+    # Through a tunnel from another port; at port 80 a browser names none.
+    for host in ("localhost:8000", "127.0.0.1"):
+        assert send(server, "POST", "/api/state", b"{}", Host=host)[0] == 200
     for path in ("/", "/page.js", "/style.css"):
         assert send(server, "GET", path)[0] == 200
+
+
+@pytest.mark.parametrize("score", [float("inf"), float("nan")])
+def test_a_score_that_is_not_finite_is_none(pipe, score: float) -> None:
+    out = pipe.paint(PROMPT, PLAN)
+    (shown,) = images_json(replace(out, results=[JudgeResult({"own": score})]))
+    assert shown["scores"] == {"own": None}
+
+
+def test_a_browser_that_goes_away_is_no_error(server, monkeypatch, capfd) -> None:
+    arrived, go_on, done = threading.Event(), threading.Event(), threading.Event()
+
+    def wait(_: Any) -> dict[str, Any]:
+        arrived.set()
+        go_on.wait(60)
+        return {"long": "x" * 2**24}
+
+    def end(self: PlayServer, request: Any) -> None:
+        shutdown(self, request)
+        done.set()
+
+    shutdown = PlayServer.shutdown_request
+    monkeypatch.setitem(server.actions, "wait", wait)
+    monkeypatch.setattr(PlayServer, "shutdown_request", end)
+    kinds = "Host: localhost\r\nContent-Type: application/json\r\nContent-Length: 2"
+    with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
+        connection.sendall(f"POST /api/wait HTTP/1.1\r\n{kinds}\r\n\r\n{{}}".encode())
+        assert arrived.wait(60)
+        # Closed so that the server is told at once.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    go_on.set()
+    assert done.wait(60)
+    assert capfd.readouterr().err == ""
 
 
 def test_bad_options(capsys, server) -> None:
@@ -197,3 +240,56 @@ def test_a_box_is_dragged_and_painted_again(server, tmp_path: Path) -> None:
         page.wait_for("!document.querySelector('#error').hidden")
         assert "guidance" in page.value("document.querySelector('#error').textContent")
         assert page.value(shown) == before
+
+
+def arrow_right(page: Page) -> None:
+    for kind in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, key="ArrowRight", windowsVirtualKeyCode=39)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)")
+def test_changes_made_quickly_and_by_keyboard(server, tmp_path: Path) -> None:
+    panel = "document.querySelector('.panel')"
+    boxes = f"[...{panel}.querySelectorAll('.objects td:nth-child(2)')].map((e) => e.textContent)"
+    names = f"[...{panel}.querySelectorAll('.objects input')].map((e) => e.value)"
+    at_rest = "[...document.querySelectorAll('.busy')].every((busy) => busy.hidden)"
+    focus = "document.activeElement.dataset.place ?? document.activeElement.id"
+
+    def use(page: Page, plan: str) -> None:
+        page.value(f"{panel}.querySelector('.text').value = {json.dumps(plan)}")
+        page.value(f"{panel}.querySelector('.apply').click()")
+
+    with open_page(server.url, tmp_path) as page:
+        shown = f"document.querySelectorAll('.panel').length === 2 && {at_rest}"
+        page.wait_for(f"{shown} && {panel}.querySelector('.stage img').src")
+        use(page, PLAN)
+        page.wait_for(f"{boxes}[0] === '20, 100, 460, 540' && {at_rest}")
+        # Every step counts, and the focus stays although the box is drawn anew.
+        page.value(f"{panel}.querySelector('.box').focus()")
+        for _ in range(4):
+            arrow_right(page)
+        page.wait_for(f"{boxes}[0] === '60, 100, 500, 540'")
+        assert page.value(focus) == "box 0"
+        # An image that is ready takes the focus from nothing.
+        page.value("document.querySelector('#prompt').focus()")
+        page.wait_for(at_rest)
+        assert page.value(focus) == "prompt"
+        # A change that begins before the one before it has ended: none is lost.
+        page.value(
+            f"(() => {{ const name = {panel}.querySelector('.objects input'); name.value = 'moon'; "
+            f"name.dispatchEvent(new Event('change')); {panel}.querySelector('.new').click(); }})()"
+        )
+        page.wait_for(f"{names}.length === 3")
+        assert page.value(names) == ["moon", "large blue square", "green star"]
+        # No farther than the image, whose last place is 999.
+        page.value(f"{panel}.querySelector('.box').focus()")
+        for _ in range(60):
+            arrow_right(page)
+        page.wait_for(f"{boxes}[0] === '559, 100, 999, 540'")
+        # A plan may hold any numbers: its boxes cover nothing but the image.
+        use(page, PLAN.replace("(20,100),(460,540)", "(-90,0),(999999999,999999999)"))
+        page.wait_for(f"{boxes}[0] === '-90, 0, 999999999, 999999999'")
+        at = f"{panel}.querySelector('.repaint').getBoundingClientRect()"
+        there = f"document.elementFromPoint({at}.x + 5, {at}.y + 5)"
+        assert page.value(f"{there}.className") == "repaint"
+        page.wait_for(at_rest)

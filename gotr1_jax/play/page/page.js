@@ -4,7 +4,8 @@
 const COLORS = ["#c62828", "#1565c0", "#2e7d32", "#6a1b9a", "#ad5200", "#00695c", "#5d4037", "#37474f"];
 const SVG = "http://www.w3.org/2000/svg";
 const CORNERS = [[0, 1], [2, 1], [0, 3], [2, 3]]; // which of x1 y1 x2 y2 a corner moves
-const LEAST = 10; // thousandths of a side
+const LAST = 999, LEAST = 10; // thousandths of a side: the largest of a box, the shortest box
+const LONGEST_LABEL = 40; // characters
 const $ = (id) => document.getElementById(id);
 
 function show(error) {
@@ -42,12 +43,17 @@ class Panel {
     this.chosen = 0;
     this.history = [];
     this.turn = 0; // answers of earlier requests are dropped
+    this.requests = Promise.resolve(); // ends with the last one
+    this.changes = Promise.resolve();
     this.find("h2").textContent = checkpoint.name;
     $("panels").append(copy);
     this.on(".repaint", "click", () => this.paint());
     this.on(".undo", "click", () => this.undo());
     this.on(".new", "click", () => this.add());
-    this.on(".apply", "click", () => this.edit({ change: "text", plan: this.find(".text").value }));
+    this.on(".apply", "click", () => {
+      const plan = this.find(".text").value;
+      return this.edit(() => ({ change: "text", plan }));
+    });
     this.on(".boxes", "change", (event) => {
       this.find(".stage").classList.toggle("hidden-boxes", !event.target.checked);
     });
@@ -67,14 +73,20 @@ class Panel {
     };
   }
 
+  // One request at a time; of those that wait for it only the last is sent.
   async working(text, request) {
     const turn = ++this.turn, busy = this.find(".busy");
     show(null);
     busy.textContent = text;
     busy.hidden = false;
+    const sent = this.requests.then(() => (turn === this.turn ? request() : null));
+    this.requests = sent.catch(() => {});
     try {
-      const answer = await request();
+      const answer = await sent;
       return turn === this.turn ? answer : null;
+    } catch (error) {
+      if (turn === this.turn) throw error;
+      return null;
     } finally {
       if (turn === this.turn) busy.hidden = true;
     }
@@ -83,41 +95,53 @@ class Panel {
   async draw() {
     const planned = await this.working("writing a plan …", () => ask("plan", this.settings()));
     if (!planned) return;
-    this.history = [];
-    this.setPlan(planned);
+    this.changes = this.changes.then(() => {
+      this.history = [];
+      this.setPlan(planned);
+    });
+    await this.changes;
     await this.paint();
   }
 
   async paint() {
-    const values = { ...this.settings(), plan: this.plan, n: Number($("count").value) };
-    const painted = await this.working("painting …", () => ask("paint", values));
+    const painted = await this.working("painting …", () => ask("paint", {
+      ...this.settings(), plan: this.plan, n: Number($("count").value),
+    }));
     if (!painted) return;
     this.images = painted.images;
     this.chosen = Math.min(this.chosen, this.images.length - 1);
     this.showImages();
   }
 
-  async edit(change) {
-    const before = this.plan;
-    const edited = await ask("edit", { plan: this.plan, ...change });
-    if (before !== null) this.history.push(before);
-    this.setPlan(edited);
-    if (this.find(".auto").checked) await this.paint();
+  // `make` gives the change, or nothing, of the plan that the changes before have made.
+  async edit(make, undo = false) {
+    const changed = this.changes.then(async () => {
+      const before = this.plan, change = make();
+      if (!change) return false;
+      const edited = await ask("edit", { plan: before, ...change });
+      if (undo) this.history.pop();
+      else if (before !== null) this.history.push(before);
+      this.setPlan(edited);
+      return true;
+    });
+    this.changes = changed.catch(() => {});
+    // Not waited for: the next change can be made meanwhile.
+    if (await changed && this.find(".auto").checked) this.paint().catch(show);
   }
 
-  async undo() {
-    const plan = this.history.pop();
-    this.setPlan(await ask("edit", { plan, change: "text" }));
-    if (this.find(".auto").checked) await this.paint();
+  undo() {
+    return this.edit(() => this.history.length && { change: "text", plan: this.history.at(-1) }, true);
   }
 
   async add() {
-    await this.edit({ change: "add", name: "green star", box: [350, 350, 650, 650] });
+    await this.edit(() => ({ change: "add", name: "green star", box: [350, 350, 650, 650] }));
     const names = this.root.querySelectorAll(".objects input");
     if (names.length) names[names.length - 1].select();
   }
 
   setPlan({ plan, objects }) {
+    const active = document.activeElement;
+    const place = this.root.contains(active) ? active.dataset.place : undefined;
     this.plan = plan;
     this.objects = objects;
     this.find(".text").value = plan;
@@ -126,9 +150,11 @@ class Panel {
     this.showBoxes();
     this.showObjects();
     const save = this.find(".save-plan");
-    save.href = URL.createObjectURL(new Blob([plan], { type: "text/plain" }));
+    save.href = `data:text/plain;charset=utf-8,${encodeURIComponent(plan)}`;
     save.download = "plan.txt";
     save.hidden = false;
+    // The element that had the focus is gone, the one in its place takes it.
+    if (place) (this.find(`[data-place="${place}"]`) ?? this.find(".new")).focus();
   }
 
   color(i) { return COLORS[i % COLORS.length]; }
@@ -139,17 +165,17 @@ class Panel {
     this.objects.forEach((object, i) => {
       if (!object.box) return;
       const group = element(svg, "g", {
-        class: "box", tabindex: 0, role: "group", "data-index": i,
+        class: "box", tabindex: 0, role: "group", "data-index": i, "data-place": `box ${i}`,
         "aria-label": `${object.name}: arrow keys move, with Shift they resize, Delete removes`,
       });
       group.style.setProperty("--c", this.color(i));
       for (const kind of ["halo", "body"]) element(group, "rect", { class: kind });
       element(group, "rect", { class: "label" });
-      element(group, "text", {}, object.name);
+      element(group, "text", {}, shortened(object.name));
       CORNERS.forEach((corner, c) => element(group, "rect", { class: "corner", "data-corner": c }));
       group.addEventListener("pointerdown", (event) => this.drag(event, i, group));
       group.addEventListener("keydown", (event) => this.key(event, i));
-      this.place(group, object.box);
+      this.place(group, cleaned(object.box));
     });
   }
 
@@ -161,10 +187,10 @@ class Panel {
       set(group.querySelector(kind), x1, y1, Math.max(0, x2 - x1), Math.max(0, y2 - y1));
     }
     const text = group.querySelector("text"), above = y1 > 44;
-    text.setAttribute("x", x1 + 8);
+    const width = text.getComputedTextLength() + 16, left = Math.max(0, Math.min(x1, 1000 - width));
+    text.setAttribute("x", left + 8);
     text.setAttribute("y", above ? y1 - 12 : y1 + 32);
-    const width = text.getComputedTextLength ? text.getComputedTextLength() : 100;
-    set(group.querySelector(".label"), x1, above ? y1 - 42 : y1, width + 16, 42);
+    set(group.querySelector(".label"), left, above ? y1 - 42 : y1, width, 42);
     const corners = [[x1, y1], [x2, y1], [x1, y2], [x2, y2]];
     group.querySelectorAll(".corner").forEach((corner, c) => {
       set(corner, corners[c][0] - 13, corners[c][1] - 13, 26, 26);
@@ -175,7 +201,7 @@ class Panel {
     event.preventDefault();
     group.focus();
     const stage = this.find(".stage").getBoundingClientRect();
-    const corner = event.target.dataset.corner, from = [...this.objects[index].box];
+    const corner = event.target.dataset.corner, from = cleaned(this.objects[index].box);
     let box = from;
     const move = (e) => {
       const dx = Math.round(((e.clientX - event.clientX) * 1000) / stage.width);
@@ -186,8 +212,9 @@ class Panel {
     const end = async (e) => {
       group.removeEventListener("pointermove", move);
       try {
-        if (e.type === "pointerup" && String(box) !== String(from)) await this.moveTo(index, box);
-        else this.place(group, from);
+        if (e.type === "pointerup" && String(box) !== String(from)) {
+          await this.edit(() => ({ change: "box", index, box }));
+        } else this.place(group, from);
       } catch (error) { show(error); this.place(group, from); }
     };
     group.setPointerCapture(event.pointerId);
@@ -196,21 +223,20 @@ class Panel {
     group.addEventListener("pointercancel", end, { once: true });
   }
 
-  async moveTo(index, box) {
-    await this.edit({ change: "box", index, box });
-    this.root.querySelector(`.box[data-index="${index}"]`)?.focus();
-  }
-
   async key(event, index) {
     const steps = { ArrowLeft: [-10, 0], ArrowRight: [10, 0], ArrowUp: [0, -10], ArrowDown: [0, 10] };
-    const box = this.objects[index].box;
     try {
       if (event.key in steps) {
         event.preventDefault();
         const [dx, dy] = steps[event.key];
-        await this.moveTo(index, event.shiftKey ? resized(box, [2, 3], dx, dy) : shifted(box, dx, dy));
-      } else if (event.key === "Delete") {
-        await this.edit({ change: "remove", index });
+        await this.edit(() => {
+          if (!this.objects[index]?.box) return null;
+          const box = cleaned(this.objects[index].box);
+          const moved = event.shiftKey ? resized(box, [2, 3], dx, dy) : shifted(box, dx, dy);
+          return { change: "box", index, box: moved };
+        });
+      } else if (event.key === "Delete" && !event.repeat) {
+        await this.edit(() => ({ change: "remove", index }));
       }
     } catch (error) { show(error); }
   }
@@ -221,9 +247,12 @@ class Panel {
     table.hidden = !this.objects.length;
     this.objects.forEach((object, i) => {
       const row = element(body, "tr"), name = element(row, "td"), box = element(row, "td");
-      const input = element(name, "input", { value: object.name, "aria-label": `name of object ${i + 1}` });
+      const input = element(name, "input", {
+        value: object.name, "aria-label": `name of object ${i + 1}`, "data-place": `name ${i}`,
+      });
       input.addEventListener("change", () => {
-        this.edit({ change: "rename", index: i, name: input.value }).catch((error) => {
+        const name = input.value;
+        this.edit(() => ({ change: "rename", index: i, name })).catch((error) => {
           show(error);
           input.value = object.name;
         });
@@ -232,9 +261,11 @@ class Panel {
       swatch.style.setProperty("--c", this.color(i));
       box.append(object.box ? object.box.join(", ") : "none");
       const remove = element(element(row, "td"), "button", {
-        type: "button", "aria-label": `delete ${object.name || "object"}`,
+        type: "button", "aria-label": `delete ${object.name || "object"}`, "data-place": `delete ${i}`,
       }, "✕");
-      remove.addEventListener("click", () => this.edit({ change: "remove", index: i }).catch(show));
+      remove.addEventListener("click", () => {
+        this.edit(() => ({ change: "remove", index: i })).catch(show);
+      });
     });
   }
 
@@ -272,16 +303,27 @@ class Panel {
   }
 }
 
+// As `Box.clean` does: a plan may hold any numbers.
+function cleaned(box) {
+  const [x1, y1, x2, y2] = box.map((value) => clamp(value, 0, LAST));
+  return [x1, y1, Math.max(x1, x2), Math.max(y1, y2)];
+}
+
+function shortened(name) {
+  const letters = [...name];
+  return letters.length > LONGEST_LABEL ? `${letters.slice(0, LONGEST_LABEL).join("")}…` : name;
+}
+
 function shifted([x1, y1, x2, y2], dx, dy) {
-  dx = Math.max(-x1, Math.min(1000 - x2, dx));
-  dy = Math.max(-y1, Math.min(1000 - y2, dy));
+  dx = Math.max(-x1, Math.min(LAST - x2, dx));
+  dy = Math.max(-y1, Math.min(LAST - y2, dy));
   return [x1 + dx, y1 + dy, x2 + dx, y2 + dy];
 }
 
 function resized(box, [x, y], dx, dy) {
   const found = [...box];
-  found[x] = x === 0 ? clamp(box[0] + dx, 0, box[2] - LEAST) : clamp(box[2] + dx, box[0] + LEAST, 1000);
-  found[y] = y === 1 ? clamp(box[1] + dy, 0, box[3] - LEAST) : clamp(box[3] + dy, box[1] + LEAST, 1000);
+  found[x] = x === 0 ? clamp(box[0] + dx, 0, box[2] - LEAST) : clamp(box[2] + dx, box[0] + LEAST, LAST);
+  found[y] = y === 1 ? clamp(box[1] + dy, 0, box[3] - LEAST) : clamp(box[3] + dy, box[1] + LEAST, LAST);
   return found;
 }
 
