@@ -70,11 +70,11 @@ def as_image(image: ImageLike) -> Image.Image:
 
 def as_judge(judge: Judge | str | None) -> Judge | None:
     """The judge itself or the one that is named."""
+    if isinstance(judge, str):
+        return find_judge(judge)
     if judge is None or hasattr(judge, "judge"):
         return judge
-    if not isinstance(judge, str):
-        raise InputError(f"judge is {show_value(judge)}; give shapes, file.py:function, or a judge")
-    return find_judge(judge)
+    raise InputError(f"judge is {show_value(judge)}; give shapes, file.py:function, or a judge")
 
 
 def find_judge(name: str) -> Judge:
