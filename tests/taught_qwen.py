@@ -13,7 +13,7 @@ from tiny_clip import write_tiny_clip
 from tiny_qwen import TINY_QWEN, tiny_qwen_state, write_qwen_files
 from tokenizers import AddedToken, Tokenizer
 
-from gotr1_jax.convert.qwen2_5_vl import save_qwen
+from gotr1_jax.convert.qwen_vl import save_qwen
 
 FOUND = "[20, 20, 50, 55]"
 """Where everything is, in pixels of a processed image."""

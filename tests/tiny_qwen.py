@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from gotr1_jax.convert.qwen2_5_vl import abstract_state, save_qwen
+from gotr1_jax.convert.qwen_vl import abstract_state, save_qwen
 from gotr1_jax.images.qwen import Geometry
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig

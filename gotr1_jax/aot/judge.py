@@ -19,8 +19,8 @@ from gotr1_jax.aot.sampling import array_shape, shard_rows
 from gotr1_jax.decoding.kv_cache import empty_cache
 from gotr1_jax.decoding.weights import DecodeWeights, decode_weights_shardings
 from gotr1_jax.images.qwen_pack import pack_images
-from gotr1_jax.models.qwen2_5_vl import abstract_qwen
 from gotr1_jax.models.qwen_config import QwenConfig
+from gotr1_jax.models.qwen_vl import abstract_qwen
 from gotr1_jax.parallel.mesh import replicated
 from gotr1_jax.parallel.sharding import placed_shapes, state_shardings
 from gotr1_jax.rewards.judge_config import JudgeConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 from gotr1_jax.convert.config_json import parse_config
 from gotr1_jax.convert.find import CONFIG_FILE, EMBEDDED, RUN_MODEL
 from gotr1_jax.convert.folders import read_config
-from gotr1_jax.convert.qwen2_5_vl import read_qwen_config
+from gotr1_jax.convert.qwen_vl import read_qwen_config
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JANUS_PRO_1B, JANUS_PRO_7B, JanusConfig
 from gotr1_jax.models.qwen_config import QWEN2_5_VL_3B, QWEN2_5_VL_7B, QwenConfig

@@ -22,11 +22,11 @@ from flax import nnx
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from gotr1_jax.bench.timing import REFERENCE, check_reference, import_reference, speedup, timed
-from gotr1_jax.convert.qwen2_5_vl import QwenCheckpoint, load_qwen, save_qwen
+from gotr1_jax.convert.qwen_vl import QwenCheckpoint, load_qwen, save_qwen
 from gotr1_jax.images.qwen import Geometry, read_image
 from gotr1_jax.models.config import DecoderConfig
-from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL
 from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig
+from gotr1_jax.models.qwen_vl import QwenVL
 from gotr1_jax.rewards.multimodal.instructions import LOCATE, SCORE_PREFIX, ask_score, show_caption
 from gotr1_jax.tokenizers.qwen import ImageTokens
 from gotr1_jax.vlm_engine.base import Question, Scale, make_image_input
@@ -179,7 +179,7 @@ def _checkpoint(folder: Path) -> QwenCheckpoint:
         '"temporal_patch_size": 2, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.3, 0.3, 0.3]}',
         encoding="utf-8",
     )
-    state = nnx.split(Qwen2_5_VL(MODEL, rngs=nnx.Rngs(0)))[1]
+    state = nnx.split(QwenVL(MODEL, rngs=nnx.Rngs(0)))[1]
     save_qwen(folder / "model", MODEL, state, files, "float32")
     return load_qwen(folder / "model", jnp.float32)
 

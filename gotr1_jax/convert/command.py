@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     from gotr1_jax.convert.clip import convert_clip, is_clip
     from gotr1_jax.convert.find import find_checkpoint
     from gotr1_jax.convert.open_checkpoint import open_checkpoint
-    from gotr1_jax.convert.qwen2_5_vl import convert_qwen, is_qwen
+    from gotr1_jax.convert.qwen_vl import convert_qwen, is_qwen
 
     source = find_checkpoint(options.source, options.revision)
     check_target(options.to, source)

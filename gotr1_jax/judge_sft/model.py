@@ -14,15 +14,15 @@ from jax.sharding import Mesh
 
 from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.open_checkpoint import check_vocabulary
-from gotr1_jax.convert.qwen2_5_vl import load_qwen, read_preprocessing, read_qwen_config
+from gotr1_jax.convert.qwen_vl import load_qwen, read_preprocessing, read_qwen_config
 from gotr1_jax.images.qwen import Preprocessing
 from gotr1_jax.judge_sft.answers import ANSWER_PIECES
 from gotr1_jax.judge_sft.config import JudgeSftConfig
 from gotr1_jax.judge_sft.dataset import JudgeSource, bound_pixels, open_source
 from gotr1_jax.judge_sft.new_model import TOKENIZER_TURNS, new_preprocessing, write_new_files
 from gotr1_jax.models.lora import merge_lora, split_lora
-from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
 from gotr1_jax.models.qwen_config import QwenConfig
+from gotr1_jax.models.qwen_vl import QwenVL, abstract_qwen
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of, state_shardings
 from gotr1_jax.tokenizers.qwen import QwenTokenizer
 from gotr1_jax.trainer.optimizer import float32_params
@@ -115,7 +115,7 @@ def initial_state(
             return state, shapes.frozen
 
     def init(key: jax.Array) -> Any:
-        model = Qwen2_5_VL(initial.config, rngs=nnx.Rngs(params=key), **_settings(config))
+        model = QwenVL(initial.config, rngs=nnx.Rngs(params=key), **_settings(config))
         # Only what is trained is returned, so the compiler drops the rest of the model.
         return nnx.split(model)[1] if config.lora is None else split_lora(model)[1]
 
@@ -126,7 +126,7 @@ def initial_state(
 def finished_params(
     config: JudgeSftConfig, shapes: SplitJudge, state: TrainState, frozen: Any
 ) -> Any:
-    """The parameters of a plain `Qwen2_5_VL`: trained ones as they were before any rounding,
+    """The parameters of a plain `QwenVL`: trained ones as they were before any rounding,
     adapters merged."""
     if config.lora is None:
         return float32_params(state.params, state.opt_state)

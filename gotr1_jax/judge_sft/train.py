@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from gotr1_jax.convert.find import find_checkpoint
-from gotr1_jax.convert.qwen2_5_vl import save_qwen
+from gotr1_jax.convert.qwen_vl import save_qwen
 from gotr1_jax.io.digests import model_digest
 from gotr1_jax.io.reading import read_text
 from gotr1_jax.judge_sft.config import JudgeSftConfig

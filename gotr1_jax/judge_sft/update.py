@@ -14,7 +14,7 @@ from flax import nnx
 
 from gotr1_jax.judge_sft.batch import JudgeBatch
 from gotr1_jax.judge_sft.losses import AnswerSums, answer_loss, target_mask, target_weights
-from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL
+from gotr1_jax.models.qwen_vl import QwenVL
 from gotr1_jax.trainer.state import (
     TrainState,
     accumulate_gradients,
@@ -44,7 +44,7 @@ class JudgeMetrics:
 
 
 def answer_logits(
-    model: Qwen2_5_VL, batch: JudgeBatch, width: int
+    model: QwenVL, batch: JudgeBatch, width: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Logits (B, A, V) that predict the first `width` tokens of each answer, these tokens (B, A),
     and the answers' lengths (B,); B = E·Q turns."""
@@ -80,7 +80,7 @@ def make_judge_step(
     """step(state, frozen, batch): one supervised update.
 
     Args:
-      graphdef: of a `Qwen2_5_VL`; merged with the state's parameters and `frozen`.
+      graphdef: of a `QwenVL`; merged with the state's parameters and `frozen`.
       optimizer: of the trained parameters.
       width: tokens of the longest answer.
       mean_over: "tokens" or "answers".

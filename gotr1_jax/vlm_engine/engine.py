@@ -22,13 +22,13 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from gotr1_jax.convert.find import find_checkpoint
-from gotr1_jax.convert.qwen2_5_vl import QwenCheckpoint, abstract_state, load_qwen, read_qwen_config
+from gotr1_jax.convert.qwen_vl import QwenCheckpoint, abstract_state, load_qwen, read_qwen_config
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import QwenImage as Pixels
 from gotr1_jax.images.qwen import read_image, resized_size
 from gotr1_jax.images.qwen_pack import Grid, mrope_positions
 from gotr1_jax.io.digests import model_digest
-from gotr1_jax.models.qwen2_5_vl import abstract_qwen
+from gotr1_jax.models.qwen_vl import abstract_qwen
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.tokenizers.qwen import ImageTokens
 from gotr1_jax.vlm_engine.base import Answer, ImageInput, Question, Scale

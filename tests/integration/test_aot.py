@@ -25,8 +25,8 @@ from gotr1_jax.aot.suggest import suggest
 from gotr1_jax.aot.target import Target, find_target
 from gotr1_jax.config import load_config
 from gotr1_jax.convert.find import EMBEDDED
-from gotr1_jax.convert.qwen2_5_vl import abstract_state
 from gotr1_jax.convert.qwen_json import qwen_config_to_json
+from gotr1_jax.convert.qwen_vl import abstract_state
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import GrpoConfig, UpdateConfig
 from gotr1_jax.grpo.policy import load_policy

@@ -12,7 +12,7 @@ from tiny_qwen import write_tiny_qwen
 
 from gotr1_jax import cli
 from gotr1_jax.convert.clip import load_clip
-from gotr1_jax.convert.qwen2_5_vl import load_qwen
+from gotr1_jax.convert.qwen_vl import load_qwen
 
 pytestmark = pytest.mark.usefixtures("devices_as_they_are")
 

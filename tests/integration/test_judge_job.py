@@ -28,7 +28,7 @@ from tiny_judge import judge_values
 
 from gotr1_jax import cli
 from gotr1_jax.config import from_dict
-from gotr1_jax.convert.qwen2_5_vl import QwenCheckpoint, load_qwen
+from gotr1_jax.convert.qwen_vl import QwenCheckpoint, load_qwen
 from gotr1_jax.judge_sft.config import JudgeSftConfig
 from gotr1_jax.judge_sft.dataset import fit_source, make_judge_batches
 from gotr1_jax.judge_sft.model import initial_state, judge_shapes, prepare_judge

@@ -19,7 +19,7 @@ from flax import nnx
 from PIL import Image
 from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
-from gotr1_jax.convert.qwen2_5_vl import QwenCheckpoint, load_qwen
+from gotr1_jax.convert.qwen_vl import QwenCheckpoint, load_qwen
 from gotr1_jax.images.qwen import QwenImage, read_image
 from gotr1_jax.images.qwen_pack import (
     PackedImages,
@@ -29,8 +29,8 @@ from gotr1_jax.images.qwen_pack import (
     unit_places,
 )
 from gotr1_jax.models.decoder import causal_attention
-from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL
 from gotr1_jax.models.qwen_vision import image_attention, window_attention
+from gotr1_jax.models.qwen_vl import QwenVL
 from gotr1_jax.tokenizers.qwen import ImageTokens
 
 # (height, width). A window is 112 px: the first and third divide into whole ones, the others not.
@@ -45,7 +45,7 @@ class Pair:
     theirs: Any
 
     @cached_property
-    def ours(self) -> Qwen2_5_VL:
+    def ours(self) -> QwenVL:
         return self.checkpoint.module()
 
 
@@ -235,7 +235,7 @@ def test_every_decoder_layer_and_the_logits_equal_transformers(pair: Pair, name:
         np.testing.assert_allclose(logits[b, :n], out.logits[0], atol=2e-4)
 
 
-def greedy(model: Qwen2_5_VL, rows: Rows, count: int) -> np.ndarray:
+def greedy(model: QwenVL, rows: Rows, count: int) -> np.ndarray:
     """`count` tokens a row with cached keys and values: an attention with a cache is injected."""
     B, S = rows.ids_BS.shape
     cfg = model.text.cfg

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tiny_qwen import write_qwen_files
 
-from gotr1_jax.convert.qwen2_5_vl import read_preprocessing
+from gotr1_jax.convert.qwen_vl import read_preprocessing
 from gotr1_jax.images.qwen import Geometry, read_image
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tiny_qwen import write_tiny_qwen
 
-from gotr1_jax.convert.qwen2_5_vl import load_qwen
+from gotr1_jax.convert.qwen_vl import load_qwen
 from gotr1_jax.images.qwen import read_image
 from gotr1_jax.tokenizers.qwen import ImageTokens
 from gotr1_jax.vlm_engine.base import Question, Scale, make_image_input

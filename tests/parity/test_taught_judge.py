@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_judge import TINY_JUDGE
 from tiny_qwen import tiny_qwen_state
 
-from gotr1_jax.convert.qwen2_5_vl import load_qwen, save_qwen
+from gotr1_jax.convert.qwen_vl import load_qwen, save_qwen
 from gotr1_jax.judge_sft.answers import ANSWER_PIECES
 from gotr1_jax.judge_sft.config import JudgeShapesConfig
 from gotr1_jax.judge_sft.new_model import new_preprocessing, write_new_files

@@ -38,7 +38,7 @@ from gotr1_jax.judge_sft.dataset import TaughtRecords, fit_source, needed_rows
 from gotr1_jax.judge_sft.losses import answer_loss, target_weights
 from gotr1_jax.judge_sft.new_model import new_preprocessing, write_new_files
 from gotr1_jax.judge_sft.update import answer_logits, make_judge_step
-from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL
+from gotr1_jax.models.qwen_vl import QwenVL
 from gotr1_jax.tokenizers.qwen import ImageTokens, QwenTokenizer
 from gotr1_jax.tokenizers.train_qwen import shared_phrases, train_qwen_tokenizer
 from gotr1_jax.trainer.state import new_state
@@ -177,12 +177,12 @@ def test_loss_by_hand() -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer: QwenTokenizer) -> Qwen2_5_VL:
-    return Qwen2_5_VL(TINY_JUDGE.sizes(tokenizer.vocab_size), rngs=nnx.Rngs(0))
+def model(tokenizer: QwenTokenizer) -> QwenVL:
+    return QwenVL(TINY_JUDGE.sizes(tokenizer.vocab_size), rngs=nnx.Rngs(0))
 
 
 def test_packed_rows_are_as_alone_and_micro_batches_add_up(
-    tokenizer: QwenTokenizer, model: Qwen2_5_VL
+    tokenizer: QwenTokenizer, model: QwenVL
 ) -> None:
     packed = BatchShape(3, rows=2, tokens=72, answer_tokens=24, patches=RowShape(20, 2))
     apart = replace(packed, rows=3, tokens=64)

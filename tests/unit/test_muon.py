@@ -20,7 +20,7 @@ from gotr1_jax.judge_sft.config import JudgeSftConfig
 from gotr1_jax.models.config import LoraConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.lora import split_lora
-from gotr1_jax.models.qwen2_5_vl import abstract_qwen
+from gotr1_jax.models.qwen_vl import abstract_qwen
 from gotr1_jax.models.vq import abstract_vq
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.parallel.placement import train_state_shardings

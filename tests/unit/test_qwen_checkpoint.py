@@ -20,7 +20,8 @@ from safetensors.numpy import load_file, save_file
 from tiny_qwen import SPECIALS, TINY_QWEN, tiny_qwen_state, write_qwen_files, write_tiny_qwen
 from tokenizers import Tokenizer
 
-from gotr1_jax.convert.qwen2_5_vl import (
+from gotr1_jax.convert.qwen_json import parse_qwen_config, qwen_config_to_json
+from gotr1_jax.convert.qwen_vl import (
     abstract_state,
     convert_qwen,
     is_qwen,
@@ -28,7 +29,6 @@ from gotr1_jax.convert.qwen2_5_vl import (
     read_preprocessing,
     save_qwen,
 )
-from gotr1_jax.convert.qwen_json import parse_qwen_config, qwen_config_to_json
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import Geometry
 from gotr1_jax.models.config import DecoderConfig

@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import Mesh
 from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
-from gotr1_jax.convert.qwen2_5_vl import load_qwen
+from gotr1_jax.convert.qwen_vl import load_qwen
 from gotr1_jax.errors import InputError
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.plan import parse_plan

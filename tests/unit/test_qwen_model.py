@@ -16,7 +16,7 @@ from gotr1_jax.images.qwen import QwenImage
 from gotr1_jax.images.qwen_pack import RowShape, mrope_positions, pack_images, unit_places
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import mrope_tables, rope_tables
-from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
+from gotr1_jax.models.qwen_vl import QwenVL, abstract_qwen
 from gotr1_jax.parallel.mesh import make_mesh, row_sharding
 from gotr1_jax.parallel.sharding import state_shardings
 
@@ -39,7 +39,7 @@ def inputs() -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
     return packed.batch, ids, places, mrope_positions(ids == IMAGE, [[g] for g in GRIDS])
 
 
-def logits_of(model: Qwen2_5_VL, batch: Any, ids: Any, places: Any, positions: Any) -> jax.Array:
+def logits_of(model: QwenVL, batch: Any, ids: Any, places: Any, positions: Any) -> jax.Array:
     x = model.embed(ids, places, model.embed_images(batch))
     return model.logits(model.hidden(x, positions))
 

@@ -21,7 +21,7 @@ from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.models.qwen_vision import QwenVisionTower
 
 
-class Qwen2_5_VL(nnx.Module):
+class QwenVL(nnx.Module):
     """Images and text -> logits of text.
 
     `dtype` is the dtype of activations; logits are always float32. Adapters are on the text model.
@@ -73,6 +73,6 @@ class Qwen2_5_VL(nnx.Module):
         return self.text.logits(hidden)
 
 
-def abstract_qwen(cfg: QwenConfig, **settings) -> Qwen2_5_VL:
-    """A Qwen2_5_VL with shapes in place of parameters; nothing is allocated."""
-    return nnx.eval_shape(lambda: Qwen2_5_VL(cfg, rngs=nnx.Rngs(0), **settings))
+def abstract_qwen(cfg: QwenConfig, **settings) -> QwenVL:
+    """A QwenVL with shapes in place of parameters; nothing is allocated."""
+    return nnx.eval_shape(lambda: QwenVL(cfg, rngs=nnx.Rngs(0), **settings))

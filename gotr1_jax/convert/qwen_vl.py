@@ -40,8 +40,8 @@ from gotr1_jax.convert.writer import OutTensor, copy_files, write_checkpoint
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import Geometry, Preprocessing
 from gotr1_jax.io.reading import read_json
-from gotr1_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_qwen
 from gotr1_jax.models.qwen_config import QwenConfig
+from gotr1_jax.models.qwen_vl import QwenVL, abstract_qwen
 from gotr1_jax.tokenizers.qwen import QwenTokenizer
 
 # The image settings are in a separate file or in a part of the processor's.
@@ -103,7 +103,7 @@ class QwenCheckpoint:
 
     Attributes:
       config: sizes.
-      state: parameters of a `Qwen2_5_VL`, a pure `nnx.State`.
+      state: parameters of a `QwenVL`, a pure `nnx.State`.
       dtype: of those parameters.
       tokenizer: text and chats.
       preprocessing: of images.
@@ -117,7 +117,7 @@ class QwenCheckpoint:
     preprocessing: Preprocessing
     source: Path
 
-    def module(self, dtype: Any = jnp.float32) -> Qwen2_5_VL:
+    def module(self, dtype: Any = jnp.float32) -> QwenVL:
         """The model as a module that computes in `dtype`."""
         abstract = abstract_qwen(self.config, dtype=dtype, param_dtype=self.dtype)
         return nnx.merge(nnx.split(abstract)[0], self.state)
@@ -125,7 +125,7 @@ class QwenCheckpoint:
 
 @cache
 def abstract_state(config: QwenConfig, dtype: Any = jnp.float32) -> Any:
-    """The state of a `Qwen2_5_VL` as shapes only."""
+    """The state of a `QwenVL` as shapes only."""
     return nnx.split(abstract_qwen(config, param_dtype=dtype))[1]
 
 
