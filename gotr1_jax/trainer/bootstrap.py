@@ -27,7 +27,7 @@ def mean_interval(values: np.ndarray, counts: np.ndarray | None = None) -> tuple
     """95 % interval of a mean by the bootstrap; (NaN, NaN) where there is no value.
 
     Args:
-      values: float (N,), one a unit that is drawn whole; NaN (could not be scored) is left out.
+      values: float (N,), one for each unit that is resampled; NaN (could not be scored) is out.
       counts: None: each unit is one value. Else `values` are sums over so many values each, and
         the mean is over all of those: units are then clusters, like the questions on one image.
     """

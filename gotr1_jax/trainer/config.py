@@ -104,8 +104,8 @@ class JobConfig(CheckedConfig):
     # Total steps of the run.
     steps: Steps = 1000
     # auto: resume from run_dir's checkpoints if it has any; never: refuse a run_dir that holds a
-    # run; PATH: resume from that run, or from one of its checkpoints. A path is followed once: the
-    # same command, started again, goes on from what was saved since.
+    # run; PATH: start from that run, or from one of its checkpoints. Only the first start reads
+    # PATH: the same command, started again, goes on from run_dir's own checkpoints.
     resume: FilledText = "auto"
     # Resume under settings, or on files, that differ from those that the run was trained under.
     allow_changes: bool = False

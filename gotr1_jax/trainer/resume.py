@@ -175,9 +175,9 @@ def resolve_resume(mode: str, run_dir: Path | str, *, tell: bool = True) -> Path
 
     Args:
         mode: `never`; `auto`: this run's own checkpoints, if there are any; or the path of a run
-            directory, its `checkpoints`, or one step's folder. A path is followed once: the same
-            command, started again, goes on with the checkpoints that were saved since. With a path
-            of another run, this run's own checkpoints are used once there are any.
+            directory, its `checkpoints`, or one step's folder. Only the first start reads it: the
+            same command, started again, goes on with the checkpoints that were saved since. With a
+            path of another run, this run's own checkpoints are used once there are any.
         run_dir: the run's directory.
         tell: log what is found where that is not what one may expect.
 
