@@ -11,8 +11,8 @@ from gotr1_jax.ablate.results import AblationResult, TermResult, VariantResult, 
 from gotr1_jax.ablate.tables import change_cell, further_tables, interval_cell
 from gotr1_jax.io.files import atomic_write, write_json_atomic
 from gotr1_jax.io.markdown import markdown_table
-from gotr1_jax.report.charts import nice_ticks
-from gotr1_jax.report.page import make_environment
+from gotr1_jax.report.axes import nice_ticks
+from gotr1_jax.report.shell import make_environment
 
 # Of the plot, in SVG units.
 _PANEL, _GAP, _ROW, _TOP = 128, 34, 24, 46

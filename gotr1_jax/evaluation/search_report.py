@@ -15,7 +15,7 @@ import numpy as np
 from gotr1_jax.evaluation.results import TABLE
 from gotr1_jax.io.files import atomic_write, plain_json
 from gotr1_jax.io.markdown import markdown_table
-from gotr1_jax.report.charts import nice_ticks
+from gotr1_jax.report.axes import nice_ticks
 from gotr1_jax.trainer.bootstrap import gain_interval
 
 LINES = "searches.jsonl"

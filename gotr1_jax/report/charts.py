@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gotr1_jax.report.load import Metrics
+from gotr1_jax.report.axes import nice_ticks, step_ticks, tick_labels
+from gotr1_jax.report.metrics import Metrics
 
 WIDTH, HEIGHT = 260, 120  # of the plotting area, in SVG units
-LINE_COLOURS = 6  # of the page
+LINE_COLOURS, LINE_DASHES = 6, 3  # of the page
 MAX_POINTS = 400  # of one line; more are averaged in bins
 _LARGEST = 1e100  # drawn; larger values are gaps like those that are not finite
 
@@ -39,7 +40,10 @@ class ChartSpec:
 
 @dataclass(frozen=True)
 class Line:
-    """One line: SVG paths of its raw and smoothed values, and its numbers for the tooltip."""
+    """One line: SVG paths of its raw and smoothed values, and its numbers for the tooltip.
+
+    `colour` and `dash` are the numbers of its CSS classes.
+    """
 
     label: str
     raw_path: str
@@ -48,11 +52,16 @@ class Line:
     xs: tuple[float, ...]
     steps: tuple[int, ...]
     values: tuple[float | None, ...]
+    colour: int = 0
+    dash: int = 0
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its lines; ticks, the level and marks are (position in SVG units, label)."""
+    """A chart with its lines; ticks, the level and marks are (position in SVG units, label).
+
+    `y_note` stands beside the vertical axis, see `tick_labels`.
+    """
 
     title: str
     subtitle: str
@@ -61,6 +70,7 @@ class Chart:
     y_ticks: tuple[tuple[float, str], ...]
     level: tuple[float, str] | None = None
     marks: tuple[tuple[float, str], ...] = ()
+    y_note: str = ""
 
 
 def format_value(value: float) -> str:
@@ -112,18 +122,6 @@ def bin_means(values: np.ndarray, bins: int) -> np.ndarray:
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers, about `count`, that cover [low, high]."""
-    if not high - low > 1e-9 * max(abs(low), abs(high), 1e-200):
-        low, high = (low, low) if abs(low) > 1e-200 else (0.0, 0.0)
-        low, high = (low - abs(low) * 0.5, high + abs(high) * 0.5) if low else (0.0, 1.0)
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [i * step for i in range(first, last + 1)]
-
-
 def _path(xs: np.ndarray, ys: np.ndarray) -> str:
     """`M` after every gap, `L` between neighbours; a point alone becomes a short dash."""
     parts: list[str] = []
@@ -136,32 +134,36 @@ def _path(xs: np.ndarray, ys: np.ndarray) -> str:
     return "".join(parts)
 
 
-def build_chart(spec: ChartSpec, metrics: Metrics) -> Chart | None:
-    """The chart of the spec's metrics that have a value; None if none has."""
-    drawn = {
-        name: np.where(np.abs(values) < _LARGEST, values, np.nan)
-        for _, name in spec.series
-        if (values := metrics.values.get(name)) is not None
-    }
-    present = [
-        (label, drawn[name])
-        for label, name in spec.series
-        if name in drawn and np.isfinite(drawn[name]).any()
-    ]
-    if not present:
+def build_chart(spec: ChartSpec, metrics: Metrics | Mapping[str, Metrics]) -> Chart | None:
+    """The chart of the spec's metrics that have a value; None if none has.
+
+    metrics: of a run, or of several by their names, each of which gets a colour; then the series
+    of a run differ in their dashes.
+    """
+    runs = {"": metrics} if isinstance(metrics, Metrics) else metrics
+    found = [
+        _Series(f"{run} {label}".strip(), r if len(runs) > 1 else i, i if len(runs) > 1 else 0,
+                bin_means(own.steps.astype(np.float64), MAX_POINTS),
+                bin_means(np.where(np.abs(values) < _LARGEST, values, np.nan), MAX_POINTS))
+        for i, (label, name) in enumerate(spec.series)
+        for r, (run, own) in enumerate(runs.items())
+        if (values := own.values.get(name)) is not None
+    ]  # fmt: skip
+    found = [series for series in found if np.isfinite(series.values).any()]
+    if not found:
         return None
-    steps = bin_means(metrics.steps.astype(np.float64), MAX_POINTS)
-    x_low, x_high = float(steps[0]), float(steps[-1])
-    xs = (steps - x_low) / ((x_high - x_low) or 1.0) * WIDTH
-    raws = [bin_means(values, MAX_POINTS) for _, values in present]
-    low = min(float(np.nanmin(v)) for v in raws)
-    high = max(float(np.nanmax(v)) for v in raws)
+    x_low, x_high = min(float(s.steps[0]) for s in found), max(float(s.steps[-1]) for s in found)
+    low = min(float(np.nanmin(s.values)) for s in found)
+    high = max(float(np.nanmax(s.values)) for s in found)
     if spec.covers is not None:
         low, high = min(spec.covers[0], low), max(spec.covers[1], high)
     if spec.level is not None:
         low, high = min(low, spec.level[1]), max(high, spec.level[1])
     ticks = nice_ticks(low, high)
     bottom, top = ticks[0], ticks[-1]
+
+    def to_x(steps: np.ndarray) -> np.ndarray:
+        return (steps - x_low) / ((x_high - x_low) or 1.0) * WIDTH
 
     def to_y(values: np.ndarray) -> np.ndarray:
         return HEIGHT * (1.0 - (values - bottom) / (top - bottom))
@@ -170,32 +172,46 @@ def build_chart(spec: ChartSpec, metrics: Metrics) -> Chart | None:
     if spec.level is not None:
         label, value = spec.level
         level = float(to_y(np.array(value))), f"{label} {format_value(value)}"
-
-    lines = []
-    for (label, _), raw in zip(present, raws):
-        smoothed = smooth(raw, len(raw) // 20)
-        known = smoothed[np.isfinite(smoothed)]
-        lines.append(
-            Line(
-                label=label,
-                raw_path=_path(xs, to_y(raw)),
-                smooth_path=_path(xs, to_y(smoothed)),
-                last=format_value(float(known[-1])),
-                xs=tuple(round(float(x), 1) for x in xs),
-                steps=tuple(round(float(s)) for s in steps),
-                values=tuple(float(f"{v:.4g}") if math.isfinite(v) else None for v in raw),
-            )
-        )
-    heights = to_y(np.array(ticks))
-    y_ticks = tuple((float(y), _tick_label(t, ticks)) for y, t in zip(heights, ticks))
-    x_ticks: tuple[tuple[float, str], ...] = (
-        (0.0, str(round(x_low))),
-        (float(WIDTH), str(round(x_high))),
+    labels, note = tick_labels(ticks)
+    marked = step_ticks(round(x_low), round(x_high))
+    places = to_x(np.array(marked, np.float64))
+    return Chart(
+        spec.title,
+        spec.subtitle,
+        tuple(_draw(series, to_x(series.steps), to_y) for series in found),
+        tuple((round(float(x), 1), label) for x, label in zip(places, tick_labels(marked)[0])),
+        tuple((float(y), label) for y, label in zip(to_y(np.array(ticks)), labels)),
+        level,
+        _mark_places(spec.marks, x_low, x_high),
+        note,
     )
-    if x_high == x_low:
-        x_ticks = x_ticks[:1]
-    marks = _mark_places(spec.marks, x_low, x_high)
-    return Chart(spec.title, spec.subtitle, tuple(lines), x_ticks, y_ticks, level, marks)
+
+
+@dataclass(frozen=True)
+class _Series:
+    """The values of a line, before they have a place."""
+
+    label: str
+    colour: int
+    dash: int
+    steps: np.ndarray
+    values: np.ndarray
+
+
+def _draw(series: _Series, xs: np.ndarray, to_y: Callable[[np.ndarray], np.ndarray]) -> Line:
+    smoothed = smooth(series.values, len(series.values) // 20)
+    known = smoothed[np.isfinite(smoothed)]
+    return Line(
+        label=series.label,
+        raw_path=_path(xs, to_y(series.values)),
+        smooth_path=_path(xs, to_y(smoothed)),
+        last=format_value(float(known[-1])),
+        xs=tuple(round(float(x), 1) for x in xs),
+        steps=tuple(round(float(s)) for s in series.steps),
+        values=tuple(float(f"{v:.4g}") if math.isfinite(v) else None for v in series.values),
+        colour=series.colour % LINE_COLOURS,
+        dash=series.dash % LINE_DASHES,
+    )
 
 
 def _mark_places(
@@ -205,14 +221,3 @@ def _mark_places(
     scale = WIDTH / ((high - low) or 1.0)
     shown = [(label, step) for label, step in marks if low <= step <= high]
     return tuple(((step - low) * scale, f"{label}: step {step}") for label, step in shown)
-
-
-def _tick_label(value: float, ticks: Sequence[float]) -> str:
-    """As many digits as tell a tick from its neighbours."""
-    step = ticks[1] - ticks[0]
-    size = max(abs(t) for t in ticks)
-    if not 1e-3 <= size < 1e5 or step < 1e-5:
-        digits = math.floor(math.log10(size / step)) + 3
-        return f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
-    decimals = next(d for d in range(8) if abs(round(step, d) - step) < 1e-3 * step)
-    return f"{value:.{decimals}f}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gotr1_jax.report.charts import LINE_COLOURS, Chart, ChartSpec, build_chart
-from gotr1_jax.report.load import Metrics
+from gotr1_jax.report.metrics import Metrics
 
 TRAINED, WATCHED, DIVERSITY = "evaluation/", "watched/", "evaluation/diversity/"
 TITLE = "Held-out evaluations"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.reading import parse_json, read_bytes
+from gotr1_jax.report.metrics import Metrics, read_metrics
 from gotr1_jax.report.scores import (
     ReportSample,
     ScoreLine,
@@ -22,23 +20,11 @@ from gotr1_jax.report.scores import (
     read_scores,
 )
 from gotr1_jax.report.terms import read_meanings
-from gotr1_jax.trainer.metrics import metric_lines
 from gotr1_jax.trainer.run_dir import RunDir
 from gotr1_jax.trainer.samples import SampleRecord, read_samples, sample_steps
 
 EVALUATIONS = ("eval_before", "eval_after")  # folders of samples
 SCORES = "scores*.jsonl"  # of `gotr1 judge`, in the run directory
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Scalars of a run: `values[name]` is float64 (N,), one for each of `steps` int64 (N,).
-
-    Steps ascend and are unique; NaN where a step has no value.
-    """
-
-    steps: np.ndarray
-    values: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -145,42 +131,10 @@ def _read_score_files(
     return files
 
 
-def read_metrics(path: Path, problems: list[str]) -> Metrics:
-    """Reads metrics.jsonl; of a step that was run twice the later line counts.
-
-    Unreadable lines (of a killed run, the last one) are left out and counted in `problems`.
-    """
-    rows: dict[int, dict[str, float]] = {}
-    broken = 0
-    try:
-        for _, record in metric_lines(path) if os.path.lexists(path) else ():
-            if record is None:
-                broken += 1
-                continue
-            numbers = {k: float(v) for k, v in record.items() if _is_number(v) and k != "step"}
-            rows[record["step"]] = numbers
-    except InputError as error:
-        problems.append(str(error))
-    if broken:
-        problems.append(f"{path.name}: {broken} line{'s' * (broken > 1)} could not be read")
-    steps = sorted(rows)
-    names = dict.fromkeys(name for step in steps for name in rows[step])
-    columns = {
-        name: np.array([rows[step].get(name, math.nan) for step in steps], np.float64)
-        for name in names
-    }
-    return Metrics(np.array(steps, np.int64), columns)
-
-
 def choose_evenly(count: int, keep: int) -> list[int]:
     """At most max(2, keep) of 0..count-1, evenly spaced, with the first and the last."""
     keep = min(count, max(2, keep))
     return [round(i * (count - 1) / max(1, keep - 1)) for i in range(keep)]
-
-
-def _is_number(value: object) -> bool:
-    # Beyond, ranges and squares of a chart would be infinite.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e150
 
 
 def _read_text(path: Path, problems: list[str]) -> str:

@@ -8,23 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from gotr1_jax.io.files import atomic_write
 from gotr1_jax.report.cards import Pair, build_groups, build_pairs
-from gotr1_jax.report.charts import (
-    HEIGHT,
-    LINE_COLOURS,
-    WIDTH,
-    Chart,
-    format_decimals,
-    format_signed,
-)
+from gotr1_jax.report.charts import Chart, format_decimals, format_signed
 from gotr1_jax.report.evaluations import TITLE as EVALUATIONS_TITLE
 from gotr1_jax.report.evaluations import early_end, evaluation_charts
 from gotr1_jax.report.load import RunData, load_run
 from gotr1_jax.report.scores import JudgeTable, ReportSample, judge_tables, letter
 from gotr1_jax.report.sections import build_charts, entropy_targets
+from gotr1_jax.report.shell import render_shell
 from gotr1_jax.report.terms import NEVER_TRAINED_ON, TOTAL, is_usual
 from gotr1_jax.trainer.run_dir import RunDir
 
@@ -170,35 +162,17 @@ def sections_of(run: RunData) -> dict[str, list[Chart]]:
     return {**first, **sections}
 
 
-def make_environment(package: str) -> jinja2.Environment:
-    """The templates of a package; text is escaped."""
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader(package),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def render_page(run: RunData) -> str:
-    """The page's HTML. Text of the run is escaped by the template, never trusted."""
-    environment = make_environment("gotr1_jax.report")
-
-    def own(name: str) -> str:
-        """A style sheet or script of this package: not escaped."""
-        assert environment.loader is not None
-        return environment.loader.get_source(environment, name)[0]
-
+def render_page(run: RunData) -> bytes:
+    """The page's HTML, UTF-8."""
     pairs_title, pairs = choose_pairs(run)
     groups = {step: build_groups(samples) for step, samples in run.steps.items()}
     cards = [card for pair in pairs for card in (pair.before, pair.after)]
     cards += [card for members in groups.values() for group in members for card in group.cards]
-    return environment.get_template("page.html.j2").render(
+    return render_shell(
+        "page.html.j2",
+        run.name,
+        scripts=["page.js"],
         run=run,
-        line_colours=LINE_COLOURS,
-        style=own("style.css"),
-        script=own("page.js"),
         headline=headline(run.summary),
         facts=facts(run),
         table=build_table(run.summary, run.meanings),
@@ -212,10 +186,6 @@ def render_page(run: RunData) -> str:
         has_detections=any(card.own.detections for card in cards),
         detectors=sorted({j.judge for card in cards for j in card.judges if j.detections}),
         letter=letter,
-        decimals=format_decimals,
-        signed=format_signed,
-        chart_width=WIDTH,
-        chart_height=HEIGHT,
         groups=groups,
     )
 
@@ -237,10 +207,8 @@ def write_report(run_dir: Path | str, scores: Sequence[Path] | None = None) -> P
         RunError: the page cannot be written.
     """
     root = Path(run_dir)
-    page = render_page(load_run(root, MAX_RECORDS, scores))
     path = RunDir(root).report
-    # Half of a surrogate pair can come out of broken JSON; it has no UTF-8 form.
-    atomic_write(path, page.encode("utf-8", errors="replace"))
+    atomic_write(path, render_page(load_run(root, MAX_RECORDS, scores)))
     return path
 
 

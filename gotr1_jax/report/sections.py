@@ -12,7 +12,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.io.strict_yaml import parse_word, read_yaml
 from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
 from gotr1_jax.report.evaluations import is_of_evaluation
-from gotr1_jax.report.load import Metrics
+from gotr1_jax.report.metrics import Metrics
 from gotr1_jax.report.terms import is_usual, reward_names
 
 UNIT, A_TENTH = (0.0, 1.0), (0.0, 0.1)

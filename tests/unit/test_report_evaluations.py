@@ -13,7 +13,7 @@ from report_pages import PageReader
 
 from gotr1_jax.report.charts import WIDTH
 from gotr1_jax.report.evaluations import evaluation_charts, evaluations
-from gotr1_jax.report.load import Metrics
+from gotr1_jax.report.metrics import Metrics
 from gotr1_jax.report.page import build_table, write_report
 from gotr1_jax.report.sections import build_charts
 from gotr1_jax.trainer.run_dir import create_run_dir

@@ -13,7 +13,7 @@ import pytest
 from report_pages import PageReader, record
 
 from gotr1_jax.report.charts import ChartSpec, build_chart, format_decimals, format_signed
-from gotr1_jax.report.load import Metrics
+from gotr1_jax.report.metrics import Metrics
 from gotr1_jax.report.page import write_report
 from gotr1_jax.trainer.run_dir import create_run_dir
 from gotr1_jax.trainer.samples import write_samples

@@ -16,7 +16,8 @@ from gotr1_jax import cli
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box
 from gotr1_jax.report.cards import MAX_RAW_ANSWER, build_card
-from gotr1_jax.report.load import Metrics, load_run
+from gotr1_jax.report.load import load_run
+from gotr1_jax.report.metrics import Metrics
 from gotr1_jax.report.page import tables_of_judges, write_report
 from gotr1_jax.report.scores import ReportSample, letter, read_scores, short_name
 from gotr1_jax.report.sections import build_charts, entropy_targets

@@ -17,7 +17,7 @@ from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import Evaluation, format_table
 from gotr1_jax.grpo.terms_file import check_run_functions, describe_terms, write_terms
 from gotr1_jax.grpo.watched import WatchedJudge
-from gotr1_jax.report.load import Metrics
+from gotr1_jax.report.metrics import Metrics
 from gotr1_jax.report.page import build_table
 from gotr1_jax.report.sections import build_charts
 from gotr1_jax.report.terms import read_meanings

@@ -42,26 +42,3 @@ for (const box of boxKinds) {
     for (const mark of marks) mark.style.display = box.checked ? "" : "none";
   });
 }
-
-// Charts: the values of the step under the pointer.
-for (const figure of document.querySelectorAll(".chart")) {
-  const { xs, steps, lines, labels } = JSON.parse(figure.dataset.lines);
-  const svg = figure.querySelector("svg");
-  const cursor = figure.querySelector(".cursor");
-  const at = figure.querySelector(".at");
-  svg.addEventListener("pointermove", (event) => {
-    const point = new DOMPoint(event.clientX, event.clientY);
-    const x = point.matrixTransform(svg.getScreenCTM().inverse()).x;
-    let nearest = 0;
-    xs.forEach((v, i) => { if (Math.abs(v - x) < Math.abs(xs[nearest] - x)) nearest = i; });
-    cursor.setAttribute("x1", xs[nearest]);
-    cursor.setAttribute("x2", xs[nearest]);
-    cursor.style.visibility = "visible";
-    const values = lines.map((l, i) => `${labels[i]} ${l[nearest] ?? "–"}`.trim());
-    at.textContent = `step ${steps[nearest]}: ${values.join(", ")}`;
-  });
-  svg.addEventListener("pointerleave", () => {
-    cursor.style.visibility = "hidden";
-    at.textContent = "";
-  });
-}
