@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from gotr1_jax.convert.find import EMBEDDED_NAME
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo import export
 from gotr1_jax.io.hub import is_hub_id, upload_folder
+from gotr1_jax.io.write_errors import raise_write_errors
 
 _LICENSES = "mit, apache-2.0, other, ... (https://huggingface.co/docs/hub/repositories-licenses)"
 
@@ -55,12 +55,16 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--to {options.to} is there already; choose another directory")
     run_dir = export.run_behind(Path(options.ckpt))
     base = _find_base(run_dir, options)
-    with tempfile.TemporaryDirectory(prefix="gotr1_push_") as temporary:
+    beside = None if options.to is None else options.to.resolve().parent
+    if beside is not None:
+        with raise_write_errors(options.to):
+            beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".gotr1_push_", dir=beside) as temporary:
         folder = Path(temporary) / "model"
         export.run(_export_options(options, folder))
         _describe(folder, run_dir, base, options)
         if options.to is not None:
-            shutil.copytree(folder, options.to)
+            folder.rename(options.to)
             print(f"{options.to}: what would be uploaded to {options.repo}")
             return
         url = upload_folder(folder, options.repo, options.private, options.message)
