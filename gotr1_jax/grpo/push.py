@@ -55,11 +55,11 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--to {options.to} is there already; choose another directory")
     run_dir = export.run_behind(Path(options.ckpt))
     base = _find_base(run_dir, options)
-    beside = None if options.to is None else options.to.resolve().parent
-    if beside is not None:
+    parent = None if options.to is None else options.to.resolve().parent
+    if parent is not None:
         with raise_write_errors(options.to):
-            beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".gotr1_push_", dir=beside) as temporary:
+            parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".gotr1_push_", dir=parent) as temporary:
         folder = Path(temporary) / "model"
         export.run(_export_options(options, folder))
         _describe(folder, run_dir, base, options)
