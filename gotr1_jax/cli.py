@@ -220,6 +220,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
 
 def _train(job: str, path: Path, overrides: Sequence[str]) -> None:
     from gotr1_jax.parallel.startup import start_devices, start_processes
+    from gotr1_jax.trainer.tracking.trackers import check_packages
 
     module_name, schema, function = JOBS[job]
     module = importlib.import_module(module_name)
@@ -227,6 +228,7 @@ def _train(job: str, path: Path, overrides: Sequence[str]) -> None:
         config: Any = getattr(module, schema).from_file(path, overrides)
     except InputError as error:
         raise _of_another_job(job, path) or error from None
+    check_packages(config.report_to)  # before processes wait for each other
     start_processes(config.distributed)
     start_devices(config.mesh.cpu_devices)
     getattr(module, function)(config)

@@ -157,6 +157,8 @@ def _read_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
         many = isinstance(value, (list, tuple))
         if isinstance(value, PlainScalar):
             many = value.startswith("[") and value.endswith("]")
+            if isinstance(value, CommandWord) and "," in value:  # no choice has one in it
+                many |= any(typing.get_origin(kind) is Literal for kind in kinds)
         kinds = [kind for kind in kinds if (typing.get_origin(kind) is tuple) == many]
     return read_value(kinds[0], value, where)
 

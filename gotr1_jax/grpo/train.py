@@ -38,7 +38,6 @@ from gotr1_jax.rewards.base import pop_metrics
 from gotr1_jax.trainer.bootstrap import gain_interval
 from gotr1_jax.trainer.optimizer import float32_params
 from gotr1_jax.trainer.run import Run
-from gotr1_jax.trainer.run_dir import write_summary
 from gotr1_jax.trainer.samples import write_samples
 from gotr1_jax.trainer.state import TrainState
 
@@ -123,6 +122,7 @@ def _write_samples(config: GrpoConfig, run: Run, groups: SampledGroups) -> None:
         if due and is_main_process():
             records = groups.scored.records(config.evaluation.shown, groups.advantages)
             write_samples(run.dir.samples, run.step, records)
+            run.show_samples(records)
 
 
 def _export(run: Run, job: GrpoJob, state: TrainState, step: int) -> None:
@@ -153,7 +153,7 @@ def _finish(
             **compare_watched(before, after),
             **outcome,
         }
-        summary = write_summary(run.dir, run.step, run.seconds, values)
+        summary = run.write_summary(values)
         print(format_table(before, after, interval))
         if lines := format_watched(before, after):
             print(lines)

@@ -30,7 +30,6 @@ from gotr1_jax.parallel.processes import (
 )
 from gotr1_jax.trainer.optimizer import make_optimizer, make_schedule
 from gotr1_jax.trainer.run import Run
-from gotr1_jax.trainer.run_dir import write_summary
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -88,7 +87,7 @@ def train_judge(config: JudgeSftConfig) -> Path:
         with raise_on_all_processes():
             out = _export(config, run.dir.root, initial, params)
             if is_main_process():
-                write_summary(run.dir, run.step, run.seconds)
+                run.write_summary()
             return out
 
 

@@ -42,7 +42,6 @@ from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer, add_plan_t
 from gotr1_jax.trainer.generation import resolve_run_sampling
 from gotr1_jax.trainer.optimizer import make_optimizer, make_schedule
 from gotr1_jax.trainer.run import Run
-from gotr1_jax.trainer.run_dir import write_summary
 from gotr1_jax.trainer.state import TrainState, create_state
 
 
@@ -116,7 +115,7 @@ def train_sft(config: SftConfig) -> Path:
         _export(config, out, initial, state.params)
         with raise_on_all_processes():
             if is_main_process():
-                write_summary(run.dir, run.step, run.seconds)
+                run.write_summary()
         return out
 
 

@@ -10,6 +10,7 @@ from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.limits import FilledText, Fraction, Range, Seed, Steps, StepsOrNever
 from gotr1_jax.parallel.config import DistributedConfig, MeshConfig
+from gotr1_jax.trainer.tracking.config import TrackerConfig, TrackerName, check_report_to
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class JobConfig(CheckedConfig):
     """
 
     may_change: ClassVar[Collection[str]] = (
-        "run_dir", "steps", "resume", "allow_changes", "checkpoint", "mesh", "distributed",
+        "run_dir", "steps", "resume", "allow_changes", "report_to", "tracker", "checkpoint", "mesh",
+        "distributed",
     )  # fmt: skip
 
     # Directory of the run; created if missing.
@@ -109,10 +111,19 @@ class JobConfig(CheckedConfig):
     resume: FilledText = "auto"
     # Resume under settings, or on files, that differ from those that the run was trained under.
     allow_changes: bool = False
+    # Trackers of experiments that get the metrics and sample images, one or a list: tensorboard
+    # (event files in run_dir/tensorboard), wandb, trackio, mlflow (each an extra of that name), or
+    # none. metrics.jsonl is always written.
+    report_to: TrackerName | tuple[TrackerName, ...] = "tensorboard"
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
+
+    def check(self) -> None:
+        """Trackers that are named once."""
+        check_report_to(self.report_to, self.tracker)
 
     @property
     def array_choices(self) -> Mapping[str, Any]:

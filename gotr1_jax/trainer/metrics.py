@@ -1,4 +1,4 @@
-"""Metrics of a run: `metrics.jsonl` and TensorBoard events."""
+"""Metrics of a run: `metrics.jsonl`, and TensorBoard events where they are wanted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from gotr1_jax.io.files import atomic_write, plain_json, write_all
 from gotr1_jax.io.reading import MAX_LINE, open_file, parse_json_object
 from gotr1_jax.io.write_errors import write_failure
 from gotr1_jax.trainer.run_dir import RunDir
+from gotr1_jax.trainer.samples import png_bytes
+from gotr1_jax.trainer.tracking.trackers import TrackedImage
 
 _MOST_STEPS = 10**12
 _log = logging.getLogger(__name__)
@@ -47,13 +49,15 @@ def metric_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
 
 
 class MetricsWriter:
-    """Writes one line per step to `metrics.jsonl`, and the same values as TensorBoard events.
+    """Writes one line per step to `metrics.jsonl`, the same values as TensorBoard events.
 
     Only process 0 writes; in the others all methods do nothing.
     """
 
-    def __init__(self, run: RunDir, start_step: int = 0) -> None:
+    def __init__(self, run: RunDir, start_step: int = 0, *, tensorboard: bool = True) -> None:
         """Opens both for a run that resumes after `start_step` (0: a new run).
+
+        tensorboard: False: no events.
 
         Lines of later steps are removed; the run writes them again. So are lines that cannot be
         read, with a warning. InputError if the file cannot be read at all.
@@ -61,25 +65,29 @@ class MetricsWriter:
         from gotr1_jax.parallel.processes import is_main_process  # which imports jax
 
         self._path, self._writes = run.metrics, is_main_process()
+        self._events: Any = None
         if not self._writes:
             return
-        # Imported here: it imports torch if that is installed, which takes seconds.
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
-
         try:
-            run.tensorboard.mkdir(parents=True, exist_ok=True)
+            run.root.mkdir(parents=True, exist_ok=True)
             kept = self._kept_lines(start_step)
             atomic_write(self._path, "".join(line + "\n" for line in kept))
             # Unbuffered and in append mode: each line is one write, so readers see full lines only.
             self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
-            # The synchronous writer: the queued one deadlocks when the disk is full.
-            self._events = EventsWriter(
-                str(run.tensorboard / "events"), f".{os.getpid()}.{start_step}"
-            )
-            self._add_event(start_step + 1, session_log=SessionLog(status=SessionLog.START))
+            if tensorboard:
+                self._open_events(run, start_step)
         except OSError as error:
             raise write_failure(self._path, error) from error
+
+    def _open_events(self, run: RunDir, start_step: int) -> None:
+        # Imported here: it imports torch if that is installed, which takes seconds.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        run.tensorboard.mkdir(parents=True, exist_ok=True)
+        # The synchronous writer: the queued one deadlocks when the disk is full.
+        self._events = EventsWriter(str(run.tensorboard / "events"), f".{os.getpid()}.{start_step}")
+        self._add_event(start_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _kept_lines(self, start_step: int) -> list[str]:
         """The lines up to `start_step`; a warning says what is missing."""
@@ -108,21 +116,26 @@ class MetricsWriter:
         """
         if not self._writes:
             return
-        from tensorboardX.proto.summary_pb2 import Summary
-
         numbers = plain_json({"step": step, **values})
         line = (json.dumps(numbers, allow_nan=False) + "\n").encode()
-        summary = Summary(
-            value=[
-                Summary.Value(tag=name, simple_value=value)
-                for name, value in numbers.items()
-                if name != "step" and value is not None
-            ]
-        )
+        known = {k: v for k, v in numbers.items() if k != "step" and v is not None}
         try:
             write_all(self._file, line)
             os.fsync(self._file.fileno())
-            self._add_event(step, summary=summary)
+            self._add_values(step, [{"tag": k, "simple_value": v} for k, v in known.items()])
+        except OSError as error:
+            raise write_failure(self._path, error) from error
+
+    def show(self, step: int, images: Sequence[TrackedImage]) -> None:
+        """Adds images of a step to the events; RunError when the disk is full."""
+        values = []
+        for image in images if self._writes and self._events is not None else ():
+            height, width, colours = image.pixels.shape
+            size = {"height": height, "width": width, "colorspace": colours}
+            png = png_bytes(image.pixels)
+            values.append({"tag": image.title, "image": {**size, "encoded_image_string": png}})
+        try:
+            self._add_values(step, values)
         except OSError as error:
             raise write_failure(self._path, error) from error
 
@@ -131,10 +144,20 @@ class MetricsWriter:
         if not self._writes:
             return
         self._file.close()
+        if self._events is None:
+            return
         try:
             self._events.close()
         except OSError as error:
             raise write_failure(self._path, error) from error
+
+    def _add_values(self, step: int, values: Sequence[Mapping[str, Any]]) -> None:
+        """Events of a step; each value as the fields of a `Summary.Value`."""
+        if self._events is None or not values:
+            return
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._add_event(step, summary=Summary(value=[Summary.Value(**value) for value in values]))
 
     def _add_event(self, step: int, **what: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.config import to_yaml
-from gotr1_jax.errors import InputError
+from gotr1_jax.errors import InputError, Stopped
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.io.write_errors import raise_write_errors
@@ -37,10 +37,13 @@ from gotr1_jax.trainer.resume import (
     restore_path,
     run_of,
 )
-from gotr1_jax.trainer.run_dir import RunDir, create_run_dir, store_config
-from gotr1_jax.trainer.samples import drop_samples_after
+from gotr1_jax.trainer.run_dir import RunDir, create_run_dir, store_config, write_summary
+from gotr1_jax.trainer.samples import SampleRecord, drop_samples_after, sample_images
 from gotr1_jax.trainer.state import stop_if_skipped
 from gotr1_jax.trainer.stopping import StopSignals
+from gotr1_jax.trainer.tracking.config import TENSORBOARD, tracker_names
+from gotr1_jax.trainer.tracking.send import Tracking, check_trackers, make_tracking
+from gotr1_jax.trainer.tracking.trackers import Outcome, TrackedImage, check_packages
 
 
 class Run:
@@ -74,7 +77,7 @@ class Run:
         row_counts: Mapping[str, int] | None = None,
         max_bad_updates: int = 10,
     ) -> None:
-        """Touches no device yet.
+        """Touches no device yet; InputError where a tracker's package is not installed.
 
         Args:
           name: of the job, for the progress line.
@@ -89,7 +92,7 @@ class Run:
         self._config_text = to_yaml(replace(config, allow_changes=False))
         self.inputs: Mapping[str, str] = {}
         self._data_key = ""
-        self._is_changed = self._is_locked = False
+        self._is_changed = self._is_locked = self._begins_anew = False
         self.dir = RunDir(Path(config.run_dir))
         self.first_step = self.step = 0
         self.seconds = 0.0
@@ -97,7 +100,12 @@ class Run:
         self._shown: dict[str, float] = {}
         self._started: float | None = None
         self._data: Any = None
+        self._tracking: Tracking | None = None
         self._stack = ExitStack()
+        # What the current step tells the trackers; `end_step` sends it.
+        self._values: Mapping[str, Any] = {}
+        self._images: list[TrackedImage] = []
+        check_packages(config.report_to)
 
     def __enter__(self) -> Run:
         """Installs signal handlers, makes the mesh, checks that all processes agree.
@@ -115,6 +123,8 @@ class Run:
             same = replace(config, distributed=DistributedConfig())  # differs between processes
             check_same_on_all_processes(to_yaml(same), "configuration")
             with raise_on_all_processes():
+                if is_main_process():
+                    check_trackers(config)
                 if self.dir.root.is_dir():
                     self._lock(stack)
                 self._resume = resolve_resume(config.resume, config.run_dir)
@@ -126,8 +136,13 @@ class Run:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *error: Any) -> bool | None:
-        return self._stack.__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> bool | None:
+        if self._tracking is not None:
+            self._send()  # of a step that did not end
+            stopped = kind is not None and issubclass(kind, Stopped | KeyboardInterrupt)
+            outcome: Outcome = "stopped" if stopped else "failed"
+            self._tracking.close("done" if kind is None else outcome)
+        return self._stack.__exit__(kind, *error)
 
     def _lock(self, stack: ExitStack) -> None:
         """Holds the run directory, for the processes of this run, until the stack ends."""
@@ -144,7 +159,9 @@ class Run:
         elif self._config.resume != "never" and self.dir.config.is_file():
             # Nothing was saved under the former settings: the run begins again.
             allowed = replace(self._config, allow_changes=True)
-            _print_changes(check_settings(self.dir, allowed, has_checkpoint=False))
+            changes = check_settings(self.dir, allowed, has_checkpoint=False)
+            _print_changes(changes)
+            self._begins_anew = any(not change.is_free for change in changes)
 
     @property
     def resumed(self) -> RunDir | None:
@@ -219,7 +236,9 @@ class Run:
         with raise_on_all_processes():
             if is_main_process():
                 self._write_start()
-            self._metrics = MetricsWriter(self.dir, self.first_step)
+            events = TENSORBOARD in tracker_names(self._config.report_to)
+            self._metrics = MetricsWriter(self.dir, self.first_step, tensorboard=events)
+            self._tracking = make_tracking(self._config, self.dir, not self._begins_anew)
         if is_main_process() and self._resume is not None:
             print(f"resumed at step {self.first_step} from {self._resume}")
         return state
@@ -304,9 +323,30 @@ class Run:
         """
         self.stop_timer()
         with raise_on_all_processes():
-            self._metrics.write(self.step, {**values, **self._loop.metrics()})
+            self._values = {**values, **self._loop.metrics()}
+            self._metrics.write(self.step, self._values)
             self._shown = shown
             stop_if_skipped(skipped_in_a_row, self._max_bad_updates, self.step)
+
+    def show_samples(self, records: Sequence[SampleRecord]) -> None:
+        """Sample images of the current step, for the trackers; in the main process."""
+        images = sample_images(records, self._config.tracker.images)
+        with raise_write_errors(self.dir.root):
+            self._metrics.show(self.step, images)
+        self._images += images
+
+    def _send(self) -> None:
+        """What the current step has told so far, to the trackers."""
+        if self._tracking is not None and (self._values or self._images):
+            self._tracking.log(self.step, self._values, self._images)
+        self._values, self._images = {}, []
+
+    def write_summary(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Writes summary.json with `values`, in the main process; returns all of it."""
+        summary = write_summary(self.dir, self.step, self.seconds, values)
+        if self._tracking is not None:
+            self._tracking.summarise(self.step, summary)
+        return summary
 
     def note(self, line: str) -> None:
         """Prints a line without breaking the progress bar, in the main process."""
@@ -324,6 +364,7 @@ class Run:
         """Ends the step: see `Loop.end_step`; `meta` is what the job adds to a checkpoint's."""
         self.stop_timer()
         self._progress.update(self.step, **self._shown)
+        self._send()
         record = {**(meta or {}), "seed": self._config.seed, "seconds": self.seconds}
         if self._data is not None:
             record |= {"data": self._data.get_state(), "data_key": self._data_key}

@@ -3,6 +3,7 @@
 config.yaml  metrics.jsonl  checkpoints/  samples/step_000010/  tensorboard/  report.html
 summary.json  inputs.json (what the files of the configuration held)
 terms.json (names and meanings of a reward's terms)
+trackers.json (what trackers were sent)
 resumed.json (the path that --resume named)  .lock (while a process runs)
 """
 
@@ -30,6 +31,7 @@ SUMMARY_NAME = "summary.json"
 INPUTS_NAME = "inputs.json"
 TERMS_NAME = "terms.json"
 FOLLOWED_NAME = "resumed.json"
+TRACKERS_NAME = "trackers.json"
 # A temporary file or folder that a killed process did not rename.
 _LEFTOVER = re.compile(r"\..+\.(tmp|old)\d+")
 
@@ -77,6 +79,10 @@ class RunDir:
         return self.root / FOLLOWED_NAME
 
     @property
+    def trackers(self) -> Path:
+        return self.root / TRACKERS_NAME
+
+    @property
     def summary(self) -> Path:
         return self.root / SUMMARY_NAME
 
@@ -116,7 +122,7 @@ def create_run_dir(root: Path | str, config_text: str, *, may_exist: bool) -> Ru
             " --resume auto"
         )
     with raise_write_errors(run.root):
-        for folder in (run.checkpoints, run.samples, run.tensorboard):
+        for folder in (run.checkpoints, run.samples):
             folder.mkdir(parents=True, exist_ok=True)
         for path in (*run.root.iterdir(), *run.samples.iterdir()):
             if _LEFTOVER.fullmatch(path.name):

@@ -29,6 +29,7 @@ from gotr1_jax.rewards.base import (
     result_from_json,
 )
 from gotr1_jax.trainer.run_dir import remove_folder, step_number
+from gotr1_jax.trainer.tracking.trackers import TrackedImage
 
 _RECORDS_NAME = "samples.jsonl"
 _KINDS = {
@@ -105,7 +106,7 @@ def write_samples(
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             for record in records:
-                (temporary / record.image_name).write_bytes(_png(record.image))
+                (temporary / record.image_name).write_bytes(png_bytes(record.image))
             lines = [json.dumps(_to_json(record)) for record in records]
             text = "".join(line + "\n" for line in lines)
             (temporary / _RECORDS_NAME).write_text(text, encoding="utf-8")
@@ -141,12 +142,26 @@ def drop_samples_after(samples_dir: Path | str, step: int) -> None:
             remove_folder(folder)
 
 
-def _png(image: np.ndarray) -> bytes:
+def png_bytes(image: np.ndarray) -> bytes:
+    """uint8 (H, W, 3) as the bytes of a PNG file; ValueError for any other array."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"a sample's image is uint8 (H, W, 3), not {image.dtype} {image.shape}")
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, format="PNG")
     return stream.getvalue()
+
+
+def sample_images(records: Sequence[SampleRecord], most: int) -> list[TrackedImage]:
+    """At most so many samples for trackers: of every caption the first, then the second."""
+    order = sorted(records, key=lambda record: (record.sample_index, record.caption_index))
+    return [
+        TrackedImage(
+            f"samples/{Path(record.image_name).stem}",
+            f"{record.caption} · total {record.total:.3f}",
+            record.image,
+        )
+        for record in order[:most]
+    ]
 
 
 def _to_json(record: SampleRecord) -> dict[str, Any]:

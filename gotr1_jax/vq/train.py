@@ -24,7 +24,7 @@ from gotr1_jax.parallel.processes import (
 from gotr1_jax.shapes.cells import CELL_CODES_FILE, CellCodes
 from gotr1_jax.shapes.vocabulary import IMAGE_SIZE
 from gotr1_jax.trainer.run import Run
-from gotr1_jax.trainer.run_dir import RunDir, write_summary
+from gotr1_jax.trainer.run_dir import RunDir
 from gotr1_jax.vq.config import VqTrainConfig
 from gotr1_jax.vq.data import (
     SceneImages,
@@ -105,4 +105,4 @@ def _finish(config: VqTrainConfig, run: Run, params: Any, codes: CellCodes | Non
     stream = io.BytesIO()
     contact_sheet(held_out.images[:, 0], decoded).save(stream, format="PNG")
     atomic_write(run.dir.root / "reconstructions.png", stream.getvalue())
-    write_summary(run.dir, run.step, run.seconds, summary)
+    run.write_summary(summary)
