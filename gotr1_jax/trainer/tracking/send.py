@@ -230,7 +230,7 @@ def make_tracking(config: JobConfig, run: RunDir, continues: bool) -> Tracking:
     """The trackers of a job in its run directory; none in other processes than the main one."""
     from gotr1_jax.parallel.processes import is_main_process  # which imports jax
 
-    told = TrackedRun(
+    tracked = TrackedRun(
         name=config.tracker.run_name or run.root.resolve().name,
         folder=run.root,
         settings=_dotted(to_plain(config)),
@@ -239,13 +239,18 @@ def make_tracking(config: JobConfig, run: RunDir, continues: bool) -> Tracking:
         is_new=True,
     )
     trackers = chosen_trackers(config.report_to) if is_main_process() else {}
-    return Tracking(trackers, told, run.trackers, continues=continues)
+    return Tracking(trackers, tracked, run.trackers, continues=continues)
 
 
 def check_trackers(config: JobConfig) -> None:
-    """InputError where it is known that a tracker can be told nothing, such as without a key."""
-    for tracker in chosen_trackers(config.report_to).values():
-        tracker.check(config.tracker)
+    """InputError where a tracker is known to take nothing, such as without a key."""
+    for name, tracker in chosen_trackers(config.report_to).items():
+        try:
+            tracker.check(config.tracker)
+        except InputError:
+            raise
+        except Exception as error:  # of the package: told when the first step is sent
+            _log.debug("%s cannot be checked: %s", name, error)
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

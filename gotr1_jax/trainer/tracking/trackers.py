@@ -110,7 +110,7 @@ class Wandb:
         if wandb.Settings().mode in ("offline", "disabled"):
             return
         server = {} if config.server is None else {"host": config.server}
-        if not wandb.login(prompt=False, **server):
+        if not wandb.login(prompt=False, verify=False, **server):
             raise InputError(
                 "report_to is wandb, and wandb has no API key on this machine: run wandb login, "
                 "set tracker.offline to true, or take wandb out of report_to"
