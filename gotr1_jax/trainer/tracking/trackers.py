@@ -91,7 +91,7 @@ class Wandb:
         entity, _, project = config.project.rpartition("/")
         self._image = wandb.Image
         self.id = run.id
-        server = {} if config.server is None else {"base_url": config.server}
+        server: dict[str, Any] = {} if config.server is None else {"base_url": config.server}
         self._run = wandb.init(
             entity=entity or None, project=project, name=run.name, id=run.id, resume="allow",
             dir=str(run.folder), mode="offline" if config.offline else None,
@@ -109,7 +109,7 @@ class Wandb:
 
         if wandb.Settings().mode in ("offline", "disabled"):
             return
-        server = {} if config.server is None else {"host": config.server}
+        server: dict[str, Any] = {} if config.server is None else {"host": config.server}
         if not wandb.login(prompt=False, verify=False, **server):
             raise InputError(
                 "report_to is wandb, and wandb has no API key on this machine: run wandb login, "
@@ -145,7 +145,9 @@ class Trackio:
 
         self._image = trackio.Image
         self.id = run.id
-        server = {} if run.config.server is None else {"server_url": run.config.server}
+        server: dict[str, Any] = {}
+        if run.config.server is not None:
+            server["server_url"] = run.config.server
         # A run there is found by its name alone, so the name must be this run's own.
         self._run = trackio.init(
             project=run.config.project, name=f"{run.name}-{run.id}", resume="allow",
