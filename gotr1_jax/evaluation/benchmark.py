@@ -80,7 +80,10 @@ ModelOptions = Mapping[QueryKind, ModelOption]
 def add_arguments(
     parser: argparse.ArgumentParser, layout: str, models: ModelOptions, prompts: str
 ) -> None:
-    """The options of all benchmarks; `prompts` is the help of --prompts."""
+    """The options of all benchmarks; `prompts` is the help of --prompts, empty: there is none.
+
+    Without `models` the benchmark is scored by the judge alone.
+    """
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--ckpt", metavar="CKPT", help="checkpoint directory, run or hub id that generates images"
@@ -88,7 +91,8 @@ def add_arguments(
     source.add_argument(
         "--images", type=Path, metavar="DIR", help="existing images, in the benchmark's layout"
     )
-    parser.add_argument("--prompts", type=Path, required=True, metavar="PATH", help=prompts)
+    if prompts:
+        parser.add_argument("--prompts", type=Path, required=True, metavar="PATH", help=prompts)
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
     parser.add_argument("--n", type=int, help=f"images per caption ({LAYOUTS[layout]})")
@@ -96,10 +100,14 @@ def add_arguments(
         "--batch-size", type=int, metavar="B", help="rows sampled at once (by free memory)"
     )
     add_sampling_arguments(parser)
-    parser.add_argument(
-        "--scorer", choices=("models", "judge"), default="models",
-        help="score by the benchmark's kind of models, in torch, or by the judge alone (models)",
-    )  # fmt: skip
+    if models:
+        parser.add_argument(
+            "--scorer", choices=("models", "judge"), default="models",
+            help="score by the benchmark's kind of models, in torch, or by the judge alone "
+            "(models)",
+        )  # fmt: skip
+    else:
+        parser.set_defaults(scorer="judge")
     for model in models.values():
         parser.add_argument(
             f"--{model.flag}", default=model.default, metavar="CKPT",
@@ -151,9 +159,12 @@ def sampling_head(options: argparse.Namespace, layout: str, category: str = "") 
 
 
 def open_models(
-    options: argparse.Namespace, models: ModelOptions
+    options: argparse.Namespace, models: ModelOptions | Sequence[QueryKind]
 ) -> tuple[CachedModels, dict[QueryKind, str]]:
-    """The models behind an answer cache, and their names for the table."""
+    """The models behind an answer cache, and their names for the table.
+
+    models: by kind of query; kinds alone are answered by the judge.
+    """
     opened: dict[QueryKind, QueryModel] = {}
     if options.scorer == "judge":
         from gotr1_jax.evaluation.judge_model import JudgeModel
@@ -166,6 +177,7 @@ def open_models(
     else:
         from gotr1_jax.evaluation import torch_models
 
+        assert isinstance(models, Mapping)
         names = {}
         for kind, model in models.items():
             source = getattr(options, model.flag.replace("-", "_"))

@@ -12,6 +12,7 @@ from gotr1_jax.io.lock import folder_lock
 EVALUATIONS = {
     "t2i_compbench": ("gotr1_jax.evaluation.t2i_compbench", "T2I-CompBench: six categories"),
     "geneval": ("gotr1_jax.evaluation.geneval", "GenEval: objects, counts, colors, positions"),
+    "geneval2": ("gotr1_jax.evaluation.geneval2", "GenEval 2: questions of one right word each"),
     "dpg": ("gotr1_jax.evaluation.dpg", "DPG-Bench: questions that depend on each other"),
     "shapes": ("gotr1_jax.evaluation.shapes", "the shapes world, by its exact judge"),
     "search": ("gotr1_jax.evaluation.search", "gain and cost of test-time search, on shapes"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.geneval_rules import GenevalPrompt, parse_prompt
-from gotr1_jax.io.reading import list_folder, read_text
+from gotr1_jax.io.reading import is_stray_file, list_folder, read_json_object, read_text
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -105,6 +105,69 @@ def find_dpg_images(folder: Path, stems: Sequence[str]) -> list[BenchmarkImage]:
     extra = (path for stem, path in sorted(found.items()) if stem not in set(stems))
     _refuse_extra(extra, len(stems))
     return [BenchmarkImage(found[stem].name, found[stem], i) for i, stem in enumerate(stems)]
+
+
+def find_numbered_images(
+    folder: Path, stems: Sequence[str], captions: Sequence[str], count: int | None
+) -> list[BenchmarkImage]:
+    """The images of captions: {00000}/image_{00}.png as `gotr1 generate` writes them, or files.
+
+    Files may lie in any folder below, named by the caption's stem: {stem}.png, {stem}-0.png,
+    {stem}_0.png. `count` as for `find_compbench_images`. Raises InputError for missing and extra
+    images, and for folders of other captions.
+    """
+    entries = _entries(folder)
+    places = {i: f for f in entries if f.is_dir() and f.name.isdigit() for i in [int(f.name)]}
+    if places and all((f / "result.json").is_file() for f in places.values()):
+        found = _images_by_folder(folder, places, captions)
+    else:
+        found = _images_by_stem(folder, stems)
+    if count is None:
+        count = max(1, len(found[0]))
+    items = []
+    for index, paths in enumerate(found):
+        if len(paths) != count:
+            raise InputError(
+                f"{folder} holds {len(paths)} of {count} images of {captions[index][:80]!r} "
+                f"({stems[index]})"
+            )
+        items += [BenchmarkImage(p.relative_to(folder).as_posix(), p, index) for p in paths]
+    return items
+
+
+def _images_by_folder(
+    folder: Path, places: Mapping[int, Path], captions: Sequence[str]
+) -> list[list[Path]]:
+    for index, caption in enumerate(captions):
+        if index not in places:
+            raise InputError(f"{folder} has no folder {index:05d}, of {caption[:80]!r}")
+        prompt = read_json_object(places[index] / "result.json").get("prompt")
+        if prompt != caption:
+            raise InputError(
+                f"{places[index]} is of {str(prompt)[:80]!r}, but the questions are about "
+                f"{caption[:80]!r}; are these other captions?"
+            )
+    _refuse_extra((f for i, f in sorted(places.items()) if i >= len(captions)), len(captions))
+    names = (sorted(places[i].glob("image_[0-9]*.png")) for i in range(len(captions)))
+    return [list(paths) for paths in names]
+
+
+def _images_by_stem(folder: Path, stems: Sequence[str]) -> list[list[Path]]:
+    index = {stem: i for i, stem in enumerate(stems)}
+    found: list[list[tuple[int, Path]]] = [[] for _ in stems]
+    files = (p for p in folder.rglob("*") if not is_stray_file(p))
+    for path in sorted(p for p in files if p.suffix.lower() in _ENDINGS):
+        stem, _, number = path.stem.replace("-", "_").rpartition("_")
+        original = path.stem[: len(stem)]
+        if path.stem in index:
+            found[index[path.stem]].append((-1, path))
+        elif original in index and number.isdigit():
+            found[index[original]].append((int(number), path))
+        else:
+            raise InputError(
+                f"{path} is of no caption: no {stems[0]}.png, {stems[0]}_0.png or the like"
+            )
+    return [[path for _, path in sorted(paths)] for paths in found]
 
 
 def _entries(folder: Path) -> list[Path]:

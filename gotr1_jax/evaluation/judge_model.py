@@ -37,7 +37,8 @@ class JudgeModel:
 
     "yes": a score of 0 or 1, or its probability with the reading `expected`; "find": the judge's
     boxes, all with score 0.99; "match": the score of the term pi; "color": the expected color if
-    the judge confirms it, else an empty text.
+    the judge confirms it, else an empty text; "word": 1 or 0, or the probability of the right word
+    with the reading `expected`, to the question as it stands.
     """
 
     images_per_call = 16
@@ -56,6 +57,9 @@ class JudgeModel:
 
     def _question(self, query: ModelQuery) -> Question:
         images, limit = (query.image,), self._config.score_tokens
+        if query.kind == "word":
+            asked = query.instruction, query.text
+            return Question("word", images, *asked, limit, words=query.words)
         closing, ask_score = instructions.CLOSINGS["score"], instructions.ask_score()
         if query.kind == "find":
             text = instructions.show_name(query.text) + instructions.CLOSINGS["boxes"]

@@ -17,9 +17,9 @@ from typing import Any, Literal, Protocol
 
 from gotr1_jax.evaluation.detections import Detection
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
-from gotr1_jax.vlm_engine.base import ImageInput
+from gotr1_jax.vlm_engine.base import FirstWords, ImageInput
 
-QueryKind = Literal["yes", "find", "match", "color"]
+QueryKind = Literal["yes", "find", "match", "color", "word"]
 UNBOUNDED = 2**62  # bytes: answers of an evaluation are never dropped
 
 
@@ -30,11 +30,14 @@ class ModelQuery:
     Attributes:
         kind: "yes": the probability of the answer yes (0 to 1); "find": all objects of a name, as
             rows of `Detection`; "match": how well a text fits (a cosine, or 0 to 1); "color": the
-            color of one object, a word.
+            color of one object, a word; "word": the probability of the right word (0 to 1), or 1
+            or 0 where the answer is read as text.
         image: the image.
         text: the question, the object's name, or the text to match.
         color: for "color": the expected color, for models that need it.
         target: for "color": the object.
+        words: for "word": the right answer and wrong ones.
+        instruction: for "word": what is said before the image.
     """
 
     kind: QueryKind
@@ -42,6 +45,8 @@ class ModelQuery:
     text: str
     color: str = ""
     target: Detection | None = None
+    words: FirstWords | None = None
+    instruction: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -53,6 +58,7 @@ class ModelQuery:
             "Found(x1={!r}, y1={!r}, x2={!r}, y2={!r}, score={!r}, runs={!r})".format(*self.target)
         )  # fmt: skip
         text = f"({self.kind!r}, {self.image.key!r}, {self.text!r}, {self.color!r}, {target})"
+        text += "" if self.words is None else f" {self.words!r} {self.instruction!r}"
         return _sha256(text)
 
 

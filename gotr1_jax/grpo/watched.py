@@ -111,6 +111,11 @@ def check_watched(terms: Mapping[str, TermConfig]) -> None:
                 f"judges.{name} is of the judge that the run trains on; give it a source of its "
                 "own (python, ...). Evaluations hold all terms of that judge anyway"
             )
+        if term.soft_tifa is not None:
+            raise ConfigError(
+                f"judges.{name} asks the judge that the run trains on; watch a term with a source "
+                "of its own (python, http, ...)"
+            )
         if term.pairwise is not None:
             raise ConfigError(
                 f"judges.{name} is a win rate between samples of one caption, whose mean is always "

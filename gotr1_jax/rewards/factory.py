@@ -30,6 +30,7 @@ from gotr1_jax.rewards.scorer_configs import (
 )
 from gotr1_jax.rewards.server import RewardServerJudge
 from gotr1_jax.rewards.shapes import ShapesJudge
+from gotr1_jax.rewards.soft_tifa import SoftTifaJudge, check_questions
 from gotr1_jax.rewards.terms import TermConfig
 from gotr1_jax.shapes.judge import SHAPES_TERMS
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
@@ -138,8 +139,14 @@ def make_judge(
     own = {name: term for name, term in (terms or {}).items() if term.source != "judge"}
     parts = [part for p in (config, *config.also) if (part := _without(p, own)) is not None]
     judges = [(maker.judge(part), part.scored_terms) for part in parts]
-    pointwise = {name: term for name, term in own.items() if term.pairwise is None}
+    asked = {name: term.soft_tifa for name, term in own.items() if term.soft_tifa is not None}
+    pointwise = {n: t for n, t in own.items() if t.pairwise is None and t.soft_tifa is None}
     judges += [(judge, judge.terms) for judge in _make_own(pointwise, maker)]
+    for name, settings in asked.items():
+        part = _asking_part(f"{name}.soft_tifa", config)
+        engine = maker.engine(part)
+        judge = SoftTifaJudge(name, settings, engine, part.questions, maker.cache)
+        judges.append((judge, judge.terms))
     pairwise = {name: term.pairwise for name, term in own.items() if term.pairwise is not None}
     return _compare(_join(judges) if judges else None, pairwise, config, maker)
 
@@ -182,14 +189,19 @@ def _compare(
 def _question_comparer(
     name: str, settings: PairwiseConfig, config: JudgeConfig, maker: JudgeMaker
 ) -> QuestionComparer:
+    part = _asking_part(f"{name}.pairwise", config, ", or by to scores")
+    cache, engine = maker.cache, maker.engine(part)
+    return QuestionComparer(engine, part.questions, settings.plans, cache)
+
+
+def _asking_part(term: str, config: JudgeConfig, otherwise: str = "") -> JudgeConfig:
+    """The first of the configured judges that answers questions; InputError where none does."""
     for part in (config, *config.also):
         if part.kind in ASKING_KINDS:
-            cache, engine = maker.cache, maker.engine(part)
-            return QuestionComparer(engine, part.questions, settings.plans, cache)
+            return part
     raise InputError(
-        f"reward.terms.{name}.pairwise asks questions, and the judge is {config.kind}, which "
-        f"answers none; set judge.kind (or one of judge.also) to {' or '.join(ASKING_KINDS)}, or "
-        "by to scores"
+        f"reward.terms.{term} asks questions, and the judge is {config.kind}, which answers none; "
+        f"set judge.kind (or one of judge.also) to {' or '.join(ASKING_KINDS)}{otherwise}"
     )
 
 
@@ -231,10 +243,10 @@ def make_term_judge(terms: Mapping[str, TermConfig], maker: JudgeMaker) -> Judge
     InputError for a term that another judge scores, or compares the samples of a caption by.
     """
     name, term = next(iter(terms.items()))
-    if term.source in ("judge", "pairwise"):
+    if term.source in ("judge", "pairwise", "soft_tifa"):
         raise InputError(
-            f"{name} takes its score from the judge of a reward (or is a win rate by it); give a "
-            "source of another kind"
+            f"{name} takes its score from the judge of a reward (or asks it, or is a win rate by "
+            "it); give a source of another kind"
         )
     kind, settings = _source(term)
     names = {t: _score_name(t, other) for t, other in terms.items()}
@@ -275,7 +287,8 @@ def needs_devices(config: JudgeConfig, terms: Mapping[str, TermConfig] | None = 
 def check_functions(config: JudgeConfig, *terms: Mapping[str, TermConfig]) -> None:
     """InputError for a function of one's own that is not there, before anything large is loaded.
 
-    Of the judge, of `config.also` and of the terms; see `own_function.check_function`.
+    Also for questions of a term that cannot be read. Of the judge, of `config.also` and of the
+    terms; see `own_function.check_function`.
     """
     functions = [
         part.python.function
@@ -285,6 +298,9 @@ def check_functions(config: JudgeConfig, *terms: Mapping[str, TermConfig]) -> No
     functions += [term.python for section in terms for term in section.values() if term.python]
     for function in dict.fromkeys(functions):
         check_function(function)
+    asked = [t.soft_tifa for section in terms for t in section.values() if t.soft_tifa is not None]
+    for settings in asked:
+        check_questions(settings)
 
 
 def check_engine(config: JudgeConfig) -> None:

@@ -21,6 +21,7 @@ from gotr1_jax.rewards.scorer_configs import (
     ExactScorerConfig,
     RewardServerConfig,
 )
+from gotr1_jax.rewards.soft_tifa import SoftTifaConfig
 
 # Names with a meaning of their own, in totals or in files of scores.
 RESERVED = (*RULES, *FUNCTIONS, "total", "measured_under", "watched", "diversity")
@@ -56,6 +57,8 @@ class TermConfig(CheckedConfig):
     shapes: ExactScorerConfig | None = None
     # How often the sample is better than the others of its caption.
     pairwise: PairwiseConfig | None = None
+    # How sure the main judge is of the right answers to questions about the caption.
+    soft_tifa: SoftTifaConfig | None = None
     # A name in `reward.total` stands for weight * clip(scale * score): the factor of the whole.
     weight: Factor = 1.0
     # The factor of the score, before it is clipped.

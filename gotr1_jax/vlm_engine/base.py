@@ -12,7 +12,7 @@ import numpy as np
 
 from gotr1_jax.errors import InputError
 
-Kind = Literal["score", "boxes", "verdict"]
+Kind = Literal["score", "boxes", "verdict", "word"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,23 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class FirstWords:
+    """The right answer to a question that one word answers, and the wrong ones.
+
+    An engine that reads distributions gives the probability that an answer begins with the first
+    token of any form of the right one, out of all tokens (Soft-TIFA, arXiv 2512.16853). The `repr`
+    is part of cache keys.
+
+    Attributes:
+        right: forms of the right answer, blanks in front included: "Yes", "yes", " Yes", " yes".
+        wrong: answers that are read from text as wrong, in lower case; others are unreadable.
+    """
+
+    right: tuple[str, ...]
+    wrong: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Question:
     """One user turn: `instruction`, then the images, then `text`; then the model answers.
 
@@ -66,8 +83,8 @@ class Question:
     that a chat format takes for a mark.
 
     Attributes:
-        kind: "score" (a JSON object with a score), "boxes" (a JSON list of boxes) or "verdict"
-            (reasons, then a boxed 0 or 1).
+        kind: "score" (a JSON object with a score), "boxes" (a JSON list of boxes), "verdict"
+            (reasons, then a boxed 0 or 1) or "word" (one word, 1 where it is the right one).
         images: shown after the instruction, in this order.
         instruction: what is asked and how to answer.
         text: the material, and the rest of the question.
@@ -75,6 +92,7 @@ class Question:
         scale: of a score; None for the other kinds.
         image_text: text that is known to be written in the images (names in a sketch), by which
             an answer is told from a quotation. The images' keys cover it.
+        words: of the kind "word"; None for the other kinds.
     """
 
     kind: Kind
@@ -84,12 +102,14 @@ class Question:
     max_answer_tokens: int
     scale: Scale | None = None
     image_text: str = ""
+    words: FirstWords | None = None
 
     @cached_property
     def key(self) -> str:
         """SHA-256 (hex) of everything in the question that the answer can depend on."""
         rest = (self.instruction, self.text, self.max_answer_tokens, self.scale)
-        parts = (self.kind, tuple(p.key for p in self.images), *rest)
+        words = () if self.words is None else (self.words,)
+        parts = (self.kind, tuple(p.key for p in self.images), *rest, *words)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def with_reminder(self, reminder: str) -> Question:
@@ -144,7 +164,7 @@ class ScoringEngine(Engine, Protocol):
     def expected_scores(self, questions: Sequence[Question]) -> list[float]:
         """The probability-weighted mean over `scale.low`..`scale.high` of each question.
 
-        Each question is of kind "score". One forward pass over the question and its answer
-        prefix; NaN where the logits are not finite.
+        Of the kind "word" the probability of the right answer, see `FirstWords`. One forward pass
+        over the question and its answer prefix; NaN where the logits are not finite.
         """
         ...

@@ -31,7 +31,7 @@ from gotr1_jax.io.digests import model_digest
 from gotr1_jax.models.qwen_vl import abstract_qwen
 from gotr1_jax.parallel.sharding import state_shardings
 from gotr1_jax.tokenizers.qwen import ImageTokens
-from gotr1_jax.vlm_engine.base import Answer, ImageInput, Question, Scale
+from gotr1_jax.vlm_engine.base import Answer, FirstWords, ImageInput, Question, Scale
 from gotr1_jax.vlm_engine.config import QwenEngineConfig
 from gotr1_jax.vlm_engine.packing import (
     PrefixGroup,
@@ -46,7 +46,7 @@ from gotr1_jax.vlm_engine.packing import (
 )
 from gotr1_jax.vlm_engine.programs import SharedPrefix
 from gotr1_jax.vlm_engine.runner import EngineCounts, TextRunner, row_shards
-from gotr1_jax.vlm_engine.scores import ScoreTokens, score_tokens
+from gotr1_jax.vlm_engine.scores import ScoreTokens, WordTokens, score_tokens, word_tokens
 from gotr1_jax.vlm_engine.tower import VisionRunner
 
 _MAX_QUESTIONS = 2048
@@ -153,24 +153,26 @@ class QwenEngine:
         return [answers[q.key] for q in questions]
 
     def expected_scores(self, questions: Sequence[Question]) -> list[float]:
-        """The probability-weighted mean over the scale of each question's score.
+        """The probability-weighted mean of each question's score, or that of the right word.
 
         One forward pass over the question and its answer prefix; see `scores`. NaN where logits
         are not finite, and for a question that is too long. InputError for a scale that cannot be
         read so, and for a question without one.
         """
-        scales = {q.scale: self._score_tokens(q.scale) for q in questions}
+        scales = {_target(q): self._score_tokens(_target(q)) for q in questions}
         means: dict[str, float] = {}
         for num_logits in sorted({s.num_logits for s in scales.values()}):
-            here = {q.key: q for q in questions if scales[q.scale].num_logits == num_logits}
+            here = {q.key: q for q in questions if scales[_target(q)].num_logits == num_logits}
             for batch in self._split_by_images(list(here.values())):
-                found = self._batch_scores(batch, [scales[q.scale] for q in batch], num_logits)
+                wanted = [scales[_target(q)] for q in batch]
+                found = self._batch_scores(batch, wanted, num_logits)
                 means |= dict(zip([q.key for q in batch], found))
         return [means[q.key] for q in questions]
 
     def _batch_scores(
-        self, batch: Sequence[Question], scales: Sequence[ScoreTokens], num_logits: int
-    ) -> list[float]:
+        self, batch: Sequence[Question], scales: Sequence[ScoreTokens | WordTokens],
+        num_logits: int,
+    ) -> list[float]:  # fmt: skip
         vectors, rows = self._encode(batch, [scale.prompt for scale in scales])
         means = [math.nan] * len(batch)
         parts = self._program_batches(batch, rows, decode=False, tail=num_logits)
@@ -292,8 +294,15 @@ class QwenEngine:
     def _pixels(self, image: ImageInput) -> Pixels:
         return read_image(Image.fromarray(image.pixels), self._preprocessing)
 
-    def _score_tokens(self, scale: Scale | None) -> ScoreTokens:
+    def _score_tokens(self, scale: Scale | FirstWords | None) -> ScoreTokens | WordTokens:
         if scale is None:
             raise InputError("a question without a scale has no expected score")
         encode: Any = self._tokenizer.encode
+        if isinstance(scale, FirstWords):
+            return word_tokens(encode, scale)
         return score_tokens(encode, scale.answer_prefix, scale.low, scale.high)
+
+
+def _target(question: Question) -> Scale | FirstWords | None:
+    """What is read of a question's distribution."""
+    return question.scale if question.words is None else question.words

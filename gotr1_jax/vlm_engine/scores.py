@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.vlm_engine.base import FirstWords
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,34 @@ class ScoreTokens:
             return math.nan
         shares = np.exp(np.array(weights) - top)
         return float(shares @ np.array(self.values) / shares.sum())
+
+
+@dataclass(frozen=True)
+class WordTokens:
+    """The first tokens of the right answer's forms; read as `ScoreTokens` are.
+
+    A token with which several forms begin counts once.
+    """
+
+    tokens: tuple[int, ...]
+    prompt: tuple[int, ...] = ()
+    num_logits: int = 1
+
+    def tokens_at(self, position: int) -> list[int]:
+        """The tokens, ascending."""
+        return list(self.tokens)
+
+    def mean(self, logps: Sequence[Sequence[float]]) -> float:
+        """The probability of any of the tokens; logps[0] belongs to them, in nats."""
+        return min(1.0, math.fsum(math.exp(float(logp)) for logp in logps[0]))
+
+
+def word_tokens(encode: Callable[[str], list[int]], words: FirstWords) -> WordTokens:
+    """The first tokens of the right answer; InputError where no form has any."""
+    tokens = {ids[0] for form in words.right if (ids := encode(form))}
+    if not tokens:
+        raise InputError(f"the right answer {words.right!r} has no token")
+    return WordTokens(tuple(sorted(tokens)))
 
 
 def score_tokens(

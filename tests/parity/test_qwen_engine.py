@@ -17,7 +17,7 @@ from tiny_qwen import write_tiny_qwen
 from gotr1_jax.convert.qwen_vl import load_qwen
 from gotr1_jax.images.qwen import read_image
 from gotr1_jax.tokenizers.qwen import ImageTokens
-from gotr1_jax.vlm_engine.base import Question, Scale, make_image_input
+from gotr1_jax.vlm_engine.base import FirstWords, Question, Scale, make_image_input
 from gotr1_jax.vlm_engine.config import QwenEngineConfig
 from gotr1_jax.vlm_engine.engine import QwenEngine
 
@@ -160,3 +160,25 @@ def test_expected_scores_equal_a_computation_by_hand(pair: Pair) -> None:
     np.testing.assert_allclose(engine.expected_scores(asked), by_hand, atol=1e-4)
     assert np.ptp(by_hand) > 0.5
     assert engine.expected_scores(asked[:1]) == pytest.approx(by_hand[:1], abs=1e-4)
+
+
+def test_the_probability_of_the_right_word_equals_a_computation_by_hand(pair: Pair) -> None:
+    import torch
+
+    engine = pair.engine()
+    tokenizer = load_qwen(pair.directory).tokenizer
+    images = [q.images for q in questions() if q.images][:2]
+    words = FirstWords(("Yes", "yes", " Yes", " yes"))
+    first = sorted({tokenizer.encode(form)[0] for form in words.right})
+    asked = [
+        Question("word", shown, "", f"Is it a {name}? Answer in one word.", 8, words=words)
+        for shown in images
+        for name in ("cat", "dog")
+    ]
+    by_hand = []
+    for question in asked:
+        with torch.no_grad():
+            logits = pair.theirs(**their_inputs(pair, engine, question, "")).logits
+        by_hand.append(float(logits[0, -1].double().softmax(-1)[first].sum()))
+    np.testing.assert_allclose(engine.expected_scores(asked), by_hand, atol=1e-5)
+    assert np.ptp(by_hand) > 1e-4 and len(first) > 1

@@ -14,6 +14,7 @@ from gotr1_jax.rewards.multimodal.answers import parse_score, parse_verdict
 from gotr1_jax.rewards.multimodal.box_answers import fit_boxes, parse_boxes
 from gotr1_jax.rewards.multimodal.instructions import REMINDERS, VERSION, judged_text
 from gotr1_jax.rewards.multimodal.thoughts import UnreadableError
+from gotr1_jax.rewards.multimodal.words import parse_word
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import Answer, Engine, Kind, Question, ScoringEngine
 
@@ -201,7 +202,7 @@ class EngineClient:
         return None if parsed.failed else parsed
 
     def _reads_expected(self, question: Question) -> bool:
-        return self._expected and question.kind == "score"
+        return self._expected and question.kind in ("score", "word")
 
     def _cache_key(self, question: Question) -> str:
         how = "expected" if self._reads_expected(question) else "text"
@@ -210,8 +211,8 @@ class EngineClient:
 
 
 def _parse_expected(question: Question, value: float) -> ParsedAnswer:
-    assert question.scale is not None
-    if not question.scale.low <= value <= question.scale.high:  # NaN is not either
+    low, high = (0, 1) if question.scale is None else (question.scale.low, question.scale.high)
+    if not low <= value <= high:  # NaN is not either
         return ParsedAnswer(reason="the logits are not finite")
     return ParsedAnswer(float(value), reason="expected score")
 
@@ -229,6 +230,8 @@ def _parse(engine: Engine, question: Question, answer: Answer) -> ParsedAnswer:
             return ParsedAnswer(boxes=_read_boxes(engine, question, text, judged), text=text)
         if question.kind == "verdict":
             found = parse_verdict(text, judged)
+        elif question.words is not None:
+            found = parse_word(text, question.words)
         else:
             assert question.scale is not None
             found = parse_score(text, question.scale.low, question.scale.high, judged)
@@ -258,5 +261,6 @@ def _problem(question: Question, answer: Answer) -> str:
 
 
 _LIMITS: dict[Kind, str] = {
-    "score": "score_tokens", "boxes": "boxes_tokens", "verdict": "verdict_tokens"
+    "score": "score_tokens", "boxes": "boxes_tokens", "verdict": "verdict_tokens",
+    "word": "score_tokens",
 }  # fmt: skip

@@ -145,6 +145,7 @@ REMINDERS: dict[Kind, str] = {
     '[{"bbox_2d": [x1, y1, x2, y2], "label": "..."}], or [] if there is none.',
     "verdict": "Your last answer could not be read. Give your reasons in three sentences at most, "
     "then the decision as \\boxed{1} or \\boxed{0}.",
+    "word": "Your last answer could not be read. Give the answer alone: a word, number or letter.",
 }
 """Added to a question that is asked for the second time."""
 
@@ -191,7 +192,9 @@ def ask_score() -> str:
 
 
 def _version() -> str:
-    words = (SEM, SPA, PI, LOCATE, VERDICT, *CLOSINGS.values(), *REMINDERS.values(), ask_score())
+    # Words of the kind "word" are those of its questions.
+    reminders = (text for kind, text in REMINDERS.items() if kind in CLOSINGS)
+    words = (SEM, SPA, PI, LOCATE, VERDICT, *CLOSINGS.values(), *reminders, ask_score())
     shown = (show_caption("c"), show_plan(f"{OBJ_START}n{OBJ_END}"), show_name("n"), SCORE_PREFIX)
     return hashlib.sha256("\0".join((*words, *shown)).encode()).hexdigest()[:12]
 

@@ -1,0 +1,80 @@
+"""`gotr1 eval geneval2`: Soft-TIFA, how sure a model that sees the image is of the right answers.
+
+The formulas (arXiv 2512.16853) are in `rewards.atoms`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gotr1_jax.evaluation import benchmark
+from gotr1_jax.evaluation.folders import find_numbered_images
+from gotr1_jax.evaluation.results import make_row, write_results
+from gotr1_jax.evaluation.word_rules import WordQuestion, WordRules
+from gotr1_jax.io.files import write_json_atomic
+from gotr1_jax.rewards.atoms import Atom, arithmetic_mean, geometric_mean, read_atoms
+from gotr1_jax.rewards.command import read_judge_options
+
+NAME = "geneval2"
+MANIFEST = "images.json"
+_CAPTIONS = 800
+_TEXT = "answers are read as text, 1 or 0 (TIFA), in the place of probabilities (Soft-TIFA)"
+_JUDGE = "published numbers are by Qwen3-VL-8B-Instruct"
+_NOTE = (
+    "am and gm: the mean over the captions of the arithmetic and the geometric mean over their "
+    "questions. Rows of skills: the mean over questions; their column captions counts questions, "
+    "and their intervals resample questions. Rows of atoms: gm of the captions with so many."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `gotr1 eval geneval2`."""
+    benchmark.add_arguments(parser, "plain", {}, "the benchmark's geneval2_data.jsonl")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Generate the images if needed, ask about them, write the results."""
+    captions = read_atoms(options.prompts, skills=True)
+    benchmark.check_options(options)
+    folder, count = benchmark.image_folder(options, "plain", options.prompts)
+    texts = [item.caption for item in captions]
+    items = find_numbered_images(folder, [str(i) for i in range(len(texts))], texts, count)
+    models, names = benchmark.open_models(options, ["word"])
+    rules = WordRules([[_question(atom) for atom in c.atoms] for c in captions], combine)
+    scores = benchmark.score_images(items, rules, models, NAME)
+    is_text = read_judge_options(options).judge.questions.reading == "text"
+    remarks = [_JUDGE, *([_TEXT] if is_text else [])]
+    if len(captions) != _CAPTIONS:
+        remarks.append(f"{len(captions)} captions in the place of {_CAPTIONS}")
+    scorer, remark = names["word"], " and ".join(remarks)
+    of, gm = [item.caption for item in items], [score.values["gm"] for score in scores]
+    rows = [
+        make_row("gm", gm, of, scorer, remark),
+        make_row("am", [score.values["am"] for score in scores], of, scorer, remark),
+        *(replace(row, scorer=scorer, remark=remark) for row in rules.tag_rows()),
+    ]
+    for number in sorted({item.atom_count for item in captions} - {0}):
+        places = [i for i, caption in enumerate(of) if captions[caption].atom_count == number]
+        values = [gm[i] for i in places]
+        rows.append(make_row(f"{number} atoms", values, [of[i] for i in places], scorer, remark))
+    records = [
+        benchmark.image_record(item, texts[item.caption], score)
+        for item, score in zip(items, scores)
+    ]
+    head = {"benchmark": NAME, "scorer": "judge", "reading": "text" if is_text else "expected"}
+    head |= benchmark.sampling_head(options, "plain")
+    # As the benchmark's own evaluator wants it.
+    places = {texts[item.caption]: str(item.path.absolute()) for item in reversed(items)}
+    write_json_atomic(options.out / MANIFEST, places)
+    write_results(options.out, "GenEval 2", head, rows, records, [_NOTE])
+
+
+def _question(atom: Atom) -> WordQuestion:
+    return WordQuestion(atom.text, ((atom.words, 1.0),), tags=(atom.skill,), name=atom.question)
+
+
+def combine(questions: Sequence[WordQuestion], values: Sequence[float]) -> dict[str, float]:
+    """am and gm of an image's answers."""
+    return {"gm": geometric_mean(values), "am": arithmetic_mean(values)}

@@ -1,0 +1,146 @@
+"""`gotr1 eval geneval2` as a command: a scripted judge, a calculation apart, restarts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+from fake_generator import FakeImageGenerator
+from test_evaluation import evaluate, one_line
+from tiny_checkpoints import write_tiny
+from word_engine import WordEngine, chance
+
+from gotr1_jax.evaluation.benchmark import read_image
+from gotr1_jax.evaluation.queries import CachedModels
+
+LINES = [
+    {"prompt": "two red cats", "atom_count": 3, "skills": ["count", "attribute", "object"],
+     "vqa_list": [["How many cats are in the image?", "two"], ["Are the cats red?", "Yes"],
+                  ["Are there any cats in the image?", "Yes"]]},
+    {"prompt": "a dog behind a car", "atom_count": 3, "skills": ["position", "object"],
+     "vqa_list": [["Is the dog behind the car?", "Yes"], ["Are there any dogs?", "Yes"]]},
+    {"prompt": "a pig", "atom_count": 1, "skills": ["object"],
+     "vqa_list": [["Are there any pigs in the image?", "Yes"]]},
+]  # fmt: skip
+JUDGE = ["--judge.kind", "http", "--judge.http.url", "http://127.0.0.1:9/v1", "--judge.http.model",
+         "m", "--judge.questions.reading", "expected"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "ckpt")
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> WordEngine:
+    monkeypatch.setattr("gotr1_jax.generate.generator.ImageGenerator", FakeImageGenerator)
+    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+    made = WordEngine(chance)
+    monkeypatch.setattr("gotr1_jax.evaluation.benchmark.make_engine", lambda *_: made)
+    return made
+
+
+def write_lines(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def rows(out: Path) -> dict[str, float]:
+    found = json.loads((out / "scores.json").read_text())["scores"]
+    return {name: row["value"] for name, row in found.items()}
+
+
+def test_geneval2(tiny: Path, tmp_path: Path, engine: WordEngine) -> None:
+    file, out = write_lines(tmp_path / "g.jsonl", LINES), tmp_path / "out"
+    words = ["--prompts", file, "--out", out, "--n", 2, *JUDGE]
+    assert evaluate("geneval2", "--ckpt", tiny, *words) == 0
+    said = {(q.images[0].key, q.text): chance(q) for q in engine.asked}
+    atoms: list[list[list[float]]] = []
+    for i, line in enumerate(LINES):
+        folder = out / "pictures" / f"{i:05d}"
+        keys = [read_image(folder / f"image_0{n}.png").key for n in range(2)]
+        texts = [f"{question} Answer in one word." for question, _ in line["vqa_list"]]
+        atoms.append([[said[key, text] for text in texts] for key in keys])
+    gm = [np.mean([scipy.stats.gmean(image) for image in caption]) for caption in atoms]
+    by_skill: dict[str, list[float]] = {}
+    for line, caption in zip(LINES, atoms):
+        for skill, value in zip(line["skills"], np.mean(caption, axis=0)):
+            by_skill.setdefault(skill, []).append(value)
+    assert rows(out) == pytest.approx({
+        "gm": np.mean(gm), "am": np.mean([np.mean(caption) for caption in atoms]),
+        **{skill: np.mean(values) for skill, values in by_skill.items()},
+        "3 atoms": np.mean(gm[:2]), "1 atoms": gm[2],
+    })  # fmt: skip
+    text = (out / "scores.md").read_text()
+    assert "3 captions in the place of 800" in text and "Qwen3-VL-8B" in text
+    assert "TIFA)" not in text and len(engine.asked) == 12
+    paths = json.loads((out / "images.json").read_text())
+    assert Path(paths["a pig"]).name == "image_00.png" and list(paths) == [
+        line["prompt"] for line in reversed(LINES)
+    ]
+    # The same images by their stems, and other captions for the same images.
+    for i in range(3):
+        for n in range(2):
+            source = out / "pictures" / f"{i:05d}" / f"image_0{n}.png"
+            (tmp_path / f"{i}_{n}.png").write_bytes(source.read_bytes())
+    again = tmp_path / "again"
+    words = ["--images", tmp_path, "--prompts", file, "--out", again, *JUDGE]
+    (tmp_path / "out").rename(tmp_path.parent / f"{tmp_path.name}_out")
+    assert evaluate("geneval2", *words) == 0
+    assert rows(again)["gm"] == pytest.approx(np.mean(gm)) and len(engine.asked) == 24
+
+
+@pytest.mark.parametrize("alive", [0, 1, 2])
+def test_a_stopped_evaluation_gives_the_same_table(
+    tiny: Path, tmp_path: Path, engine: WordEngine, monkeypatch: pytest.MonkeyPatch, alive: int
+) -> None:
+    monkeypatch.setattr("gotr1_jax.evaluation.judge_model.JudgeModel.images_per_call", 1)
+    file = write_lines(tmp_path / "g.jsonl", LINES)
+    words = ["--ckpt", tiny, "--prompts", file, "--n", 1, *JUDGE]
+    assert evaluate("geneval2", *words, "--out", tmp_path / "whole") == 0
+    asked, calls, answer = len(engine.asked), 0, CachedModels.answer
+
+    def dying(self: CachedModels, queries: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > alive:
+            raise KeyboardInterrupt
+        return answer(self, queries)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CachedModels, "answer", dying)
+        assert evaluate("geneval2", *words, "--out", tmp_path / "parts") == 130
+    assert evaluate("geneval2", *words, "--out", tmp_path / "parts") == 0
+    for name in ("scores.json", "scores.md", "pictures.jsonl"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert len(engine.asked) == 2 * asked
+
+
+def test_bad_input_is_one_line(
+    tmp_path: Path, engine: WordEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    (images / "00000").mkdir(parents=True)
+    file = write_lines(tmp_path / "g.jsonl", LINES)
+    other = write_lines(tmp_path / "o.jsonl", [{"tag": "x", "include": [], "prompt": "a"}])
+    bare = write_lines(tmp_path / "b.jsonl", [{**LINES[0], "skills": None}])
+    base = ["--images", images, "--out", tmp_path / "out"]
+    for words, message in (
+        (["--prompts", other, *JUDGE], "line 1 has no 'vqa_list'"),
+        (["--prompts", bare, *JUDGE], "line 1 has no 'skills'"),
+        (["--prompts", file], "judge.kind is shapes, which answers no questions"),
+        (["--prompts", file, *JUDGE], "holds 0 of 1 images of 'two red cats'"),
+    ):
+        assert evaluate("geneval2", *base, *words) == 2, words
+        one_line(capsys, message)
+    (images / "00000" / "result.json").write_text('{"prompt": "a cow"}')
+    assert evaluate("geneval2", *base, "--prompts", file, *JUDGE) == 2
+    one_line(capsys, "00000 is of 'a cow', but the questions are about 'two red cats'")
+    (images / "00000" / "result.json").unlink()
+    (images / "7.png").write_bytes(b"")
+    assert evaluate("geneval2", *base, "--prompts", file, *JUDGE) == 2
+    one_line(capsys, r"7\.png is of no caption: no 0\.png")
