@@ -66,8 +66,8 @@ def run(options: argparse.Namespace) -> None:
     head = {"benchmark": NAME, "scorer": "judge", "reading": "text" if is_text else "expected"}
     head |= benchmark.sampling_head(options, "plain")
     # As the benchmark's own evaluator wants it.
-    places = {texts[item.caption]: str(item.path.absolute()) for item in reversed(items)}
-    write_json_atomic(options.out / MANIFEST, places)
+    paths = {texts[item.caption]: str(item.path.absolute()) for item in reversed(items)}
+    write_json_atomic(options.out / MANIFEST, paths)
     write_results(options.out, "GenEval 2", head, rows, records, [_NOTE])
 
 
