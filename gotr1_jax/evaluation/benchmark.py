@@ -9,17 +9,20 @@ and the score computed from their answers. Its module's `run` reads the prompts,
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.evaluation import facts
 from gotr1_jax.evaluation.folders import BenchmarkImage
 from gotr1_jax.evaluation.queries import CachedModels, ModelQuery, QueryKind, QueryModel
-from gotr1_jax.evaluation.results import check_out
+from gotr1_jax.evaluation.results import ResultRow, check_out, write_results
 from gotr1_jax.generate.command import add_sampling_arguments, generate
 from gotr1_jax.generate.config import LAYOUTS, SAMPLING_NAMES, GenerateConfig, optional_template
 from gotr1_jax.generate.layouts import make_layout
@@ -38,10 +41,14 @@ Answers = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ImageScore:
-    """The score of an image: values in [0, 1] by name (NaN: could not be scored), and why."""
+    """The score of an image: values in [0, 1] by name (NaN: could not be scored), and why.
+
+    `size` is its height and width in pixels, as `score_images` read it.
+    """
 
     values: Mapping[str, float]
     reason: str = ""
+    size: tuple[int, int] = (0, 0)
 
 
 class BenchmarkRules(Protocol):
@@ -113,6 +120,14 @@ def add_arguments(
             f"--{model.flag}", default=model.default, metavar="CKPT",
             help=f"{model.name}: hub id or directory ({model.default})",
         )  # fmt: skip
+    parser.add_argument(
+        "--expanded-by", metavar="TEXT",
+        help="what made the captions of --prompts longer, for the table (they are as published)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--card", type=Path, metavar="FILE",
+        help="write a card too, .json: scores, sampling, versions, seed, hardware, seconds",
+    )  # fmt: skip
     add_judge_options(parser)
 
 
@@ -121,6 +136,9 @@ def check_options(options: argparse.Namespace) -> None:
     if options.n is not None and options.n < 1:
         raise InputError(f"--n is {options.n}; use 1 or more")
     check_out(options.out)
+    if options.card is not None and options.card.is_dir():
+        raise InputError(f"--card {options.card} is a folder; name a file")
+    options.started = time.monotonic()
     if options.scorer == "judge":
         judge = read_judge_options(options)
         check_engine(judge.judge)
@@ -148,14 +166,53 @@ def image_folder(
     return folder, options.n or LAYOUTS[layout]
 
 
-def sampling_head(options: argparse.Namespace, layout: str, category: str = "") -> dict[str, Any]:
-    """For scores.json, how the images of `image_folder` were sampled; empty with --images."""
-    if options.images is not None:
-        return {}
-    folder = options.out / IMAGES / category
-    config = GenerateConfig(out=folder, prompts=options.prompts, layout=layout)
-    found = read_json_object(make_layout(config).settings_file, missing_ok=True)
-    return {"sampling": {name: found[name] for name in SAMPLING_NAMES if name in found}}
+def facts_head(
+    options: argparse.Namespace, layout: str, prompts: Path, captions: Sequence[str],
+    scores: Sequence[ImageScore], scorers: Iterable[str], category: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """For scores.json and the table's foot, what must travel with the numbers; see `facts`.
+
+    Args:
+        prompts: file or folder of the captions; of their category where there are several.
+        captions, scores: all that were scored.
+        scorers: the models' names for the table.
+        category: of the images, as of `image_folder`.
+    """
+    settings = _generation_settings(options, layout, prompts, category)
+    source = str(options.ckpt or settings.get("checkpoint") or f"{options.images} (given)")
+    found = {name: settings[name] for name in SAMPLING_NAMES if name in settings}
+    return {
+        "sampling": found,
+        "captions": facts.caption_facts(captions, prompts, options.expanded_by),
+        "images": facts.image_facts([score.size for score in scores], len(captions), source),
+        "training_judge": facts.training_judge(options.ckpt or settings.get("checkpoint"), scorers),
+    }
+
+
+def _generation_settings(
+    options: argparse.Namespace, layout: str, prompts: Path, category: str
+) -> dict[str, Any]:
+    """What `gotr1 generate` wrote of the images' sampling; empty where it did not make them."""
+    root = options.out / IMAGES if options.images is None else options.images
+    for folder in dict.fromkeys((root / category, root)):
+        with suppress(InputError):  # a folder that cannot be written is none to generate into
+            layout_of = make_layout(GenerateConfig(out=folder, prompts=prompts, layout=layout))
+            if found := read_json_object(layout_of.settings_file, missing_ok=True):
+                return found
+    return {}
+
+
+def finish(
+    options: argparse.Namespace, title: str, head: Mapping[str, Any], rows: Sequence[ResultRow],
+    records: Sequence[Mapping[str, Any]], notes: Sequence[str],
+) -> None:  # fmt: skip
+    """Writes the results, with the facts of `head` at the table's foot, and the card if wanted."""
+    write_results(options.out, title, head, rows, records, [*notes, *facts.facts_lines(head)])
+    if options.card is not None:
+        from gotr1_jax.evaluation.card import write_card
+
+        seconds = time.monotonic() - options.started
+        write_card(options.card, title, head, rows, seconds)
 
 
 def open_models(
@@ -203,7 +260,9 @@ def score_images(
             answers: dict[str, Any] = {}
             while new := _new_queries(batch, rules, answers):
                 answers |= models.answer(new)
-            scores += [rules.score(item.caption, image, answers) for item, image in batch]
+            for item, image in batch:
+                scored = rules.score(item.caption, image, answers)
+                scores.append(replace(scored, size=image.size))
             progress.update(len(scores))
     return scores
 

@@ -13,6 +13,10 @@ EVALUATIONS = {
     "t2i_compbench": ("gotr1_jax.evaluation.t2i_compbench", "T2I-CompBench: six categories"),
     "geneval": ("gotr1_jax.evaluation.geneval", "GenEval: objects, counts, colors, positions"),
     "geneval2": ("gotr1_jax.evaluation.geneval2", "GenEval 2: questions of one right word each"),
+    "checklist": (
+        "gotr1_jax.evaluation.checklist",
+        "questions of a file: UniGenBench, R2I-Bench, T2I-CoReBench, SpatialGenEval, your own",
+    ),
     "dpg": ("gotr1_jax.evaluation.dpg", "DPG-Bench: questions that depend on each other"),
     "shapes": ("gotr1_jax.evaluation.shapes", "the shapes world, by its exact judge"),
     "search": ("gotr1_jax.evaluation.search", "gain and cost of test-time search, on shapes"),

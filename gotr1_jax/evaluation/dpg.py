@@ -15,7 +15,7 @@ from gotr1_jax.evaluation.benchmark import Answers, ImageScore, ModelOption, Mod
 from gotr1_jax.evaluation.dpg_rules import Proposition, dependent_scores, read_questions
 from gotr1_jax.evaluation.folders import find_dpg_images
 from gotr1_jax.evaluation.queries import ModelQuery, is_failed
-from gotr1_jax.evaluation.results import ResultRow, make_row, write_results
+from gotr1_jax.evaluation.results import ResultRow, make_row
 from gotr1_jax.generate.config import LAYOUTS, GenerateConfig
 from gotr1_jax.generate.tasks import CaptionTask, read_tasks
 from gotr1_jax.vlm_engine.base import ImageInput, make_image_input
@@ -67,8 +67,9 @@ def run(options: argparse.Namespace) -> None:
     unused = len(questions) - len(tasks)
     if unused:
         notes.insert(0, f"{unused} items of the table have no prompt file and are left out.")
-    head |= benchmark.sampling_head(options, NAME)
-    write_results(options.out, "DPG-Bench", head, rows, records, notes)
+    texts = [task.caption for task in tasks]
+    head |= benchmark.facts_head(options, NAME, options.prompts, texts, scores, names.values())
+    benchmark.finish(options, "DPG-Bench", head, rows, records, notes)
 
 
 class DpgRules:

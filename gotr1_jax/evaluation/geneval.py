@@ -19,7 +19,7 @@ from gotr1_jax.evaluation.geneval_rules import (
     read_prompts,
 )
 from gotr1_jax.evaluation.queries import ModelQuery, is_failed
-from gotr1_jax.evaluation.results import ResultRow, make_row, write_results
+from gotr1_jax.evaluation.results import ResultRow, make_row
 from gotr1_jax.vlm_engine.base import ImageInput
 
 NAME = "geneval"
@@ -63,8 +63,9 @@ def run(options: argparse.Namespace) -> None:
         for prompt in (prompts[item.caption],)
     ]
     head = {"benchmark": NAME, "scorer": options.scorer}
-    head |= benchmark.sampling_head(options, NAME)
-    write_results(options.out, "GenEval", head, rows, records, [published.REASONGEN])
+    texts = [prompt.prompt for prompt in prompts]
+    head |= benchmark.facts_head(options, NAME, options.prompts, texts, scores, names.values())
+    benchmark.finish(options, "GenEval", head, rows, records, [published.REASONGEN])
 
 
 class GenevalRules:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from gotr1_jax.evaluation import benchmark
 from gotr1_jax.evaluation.folders import find_numbered_images
-from gotr1_jax.evaluation.results import make_row, write_results
+from gotr1_jax.evaluation.results import make_row
 from gotr1_jax.evaluation.word_rules import WordQuestion, WordRules
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.rewards.atoms import Atom, arithmetic_mean, geometric_mean, read_atoms
@@ -64,11 +64,11 @@ def run(options: argparse.Namespace) -> None:
         for item, score in zip(items, scores)
     ]
     head = {"benchmark": NAME, "scorer": "judge", "reading": "text" if is_text else "expected"}
-    head |= benchmark.sampling_head(options, "plain")
+    head |= benchmark.facts_head(options, "plain", options.prompts, texts, scores, [scorer])
     # As the benchmark's own evaluator wants it.
     paths = {texts[item.caption]: str(item.path.absolute()) for item in reversed(items)}
     write_json_atomic(options.out / MANIFEST, paths)
-    write_results(options.out, "GenEval 2", head, rows, records, [_NOTE])
+    benchmark.finish(options, "GenEval 2", head, rows, records, [_NOTE])
 
 
 def _question(atom: Atom) -> WordQuestion:

@@ -32,7 +32,7 @@ from gotr1_jax.evaluation.detections import read_detections
 from gotr1_jax.evaluation.folders import BenchmarkImage, find_compbench_images
 from gotr1_jax.evaluation.phrases import CaptionParser, ParsedCaption, make_parser
 from gotr1_jax.evaluation.queries import ModelQuery, QueryKind, is_failed
-from gotr1_jax.evaluation.results import ResultRow, make_row, write_results
+from gotr1_jax.evaluation.results import ResultRow, make_row
 from gotr1_jax.vlm_engine.base import ImageInput
 
 NAME = "t2i_compbench"
@@ -83,9 +83,11 @@ def run(options: argparse.Namespace) -> None:
     models, names = benchmark.open_models(options, MODELS)
     rows: list[ResultRow] = []
     records: list[dict[str, Any]] = []
+    everything: list[ImageScore] = []
     for name in files:
         rules = CompbenchRules(name, captions[name], parser, lists)
         scores = benchmark.score_images(items[name], rules, models, name)
+        everything += scores
         substitutes = [_DETECTOR_REMARK] if "find" in rules.kinds else []
         if phrases == "rules" and rules.kinds != ["match"]:
             substitutes.append(_RULES_REMARK)
@@ -110,8 +112,11 @@ def run(options: argparse.Namespace) -> None:
         notes.append(_BLIP_NOTE)
     head = {"benchmark": NAME, "scorer": options.scorer, "phrases": parser and parser.name}
     notes.append(published.REASONGEN)
-    head |= benchmark.sampling_head(options, NAME, next(iter(files)))
-    write_results(options.out, "T2I-CompBench", head, rows, records, notes)
+    texts = [text for name in files for text in captions[name]]
+    first = next(iter(files))
+    source = files[first] if len(files) == 1 else options.prompts
+    head |= benchmark.facts_head(options, NAME, source, texts, everything, names.values(), first)
+    benchmark.finish(options, "T2I-CompBench", head, rows, records, notes)
 
 
 class CompbenchRules:

@@ -133,7 +133,9 @@ def test_t2i_compbench(tiny: Path, prompts: Path, tmp_path: Path, server: Server
     images = ["--images", out / "pictures", "--prompts", prompts, "--out", again]
     assert evaluate("t2i_compbench", *map(str, images), *categories, *judged(server)) == 0
     drawn, given = (json.loads((folder / "scores.json").read_text()) for folder in (out, again))
-    assert drawn.pop("sampling") and "sampling" not in given and drawn == given
+    of = [found.pop("images") for found in (drawn, given)]
+    assert [facts["resolution"] for facts in of] == [["4x4"]] * 2
+    assert drawn["sampling"]["cfg"] == 5 and drawn == given
 
 
 def test_geneval(tiny: Path, prompts: Path, tmp_path: Path, server: Server) -> None:

@@ -1,4 +1,4 @@
-"""`gotr1 eval geneval2` as a command: a scripted judge, a calculation apart, restarts."""
+"""`gotr1 eval geneval2` and `checklist` as commands: a scripted judge, facts, cards, restarts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+from checklist_files import OWN, write_all
 from fake_generator import FakeImageGenerator
 from test_evaluation import evaluate, one_line
 from tiny_checkpoints import write_tiny
@@ -144,3 +145,93 @@ def test_bad_input_is_one_line(
     (images / "7.png").write_bytes(b"")
     assert evaluate("geneval2", *base, "--prompts", file, *JUDGE) == 2
     one_line(capsys, r"7\.png is of no caption: no 0\.png")
+
+
+def test_every_checklist_is_scored(tiny: Path, tmp_path: Path, engine: WordEngine) -> None:
+    for name, path in write_all(tmp_path).items():
+        out = tmp_path / f"out_{name}"
+        words = ["--ckpt", tiny, "--questions", path, "--out", out, "--n", 1, *JUDGE]
+        assert evaluate("checklist", *words) == 0, name
+        found = json.loads((out / "scores.json").read_text())
+        assert found["benchmark"] == name and 0 < found["scores"]["all"]["value"] < 1
+        text = (out / "scores.md").read_text()
+        assert "asked alone and in this project's words" in text and f"of {tiny}" in text
+    own = tmp_path / "out_checklist"
+    keys = [read_image(own / "pictures" / f"0000{i}" / "image_00.png").key for i in range(2)]
+    texts = [[q["question"] for q in line["questions"]] for line in OWN]
+    said = [
+        [next(chance(q) for q in engine.asked if q.images[0].key == key and text in q.text)
+         for text in of]
+        for key, of in zip(keys, texts)
+    ]  # fmt: skip
+    expected = {
+        "all": (np.average(said[0], weights=[3, 1]) + said[1][0]) / 2,
+        "indoors": np.average(said[0], weights=[3, 1]), "outdoors": said[1][0],
+        "color": said[0][0], "absence": said[0][1], "place": said[1][0],
+    }  # fmt: skip
+    assert rows(own) == pytest.approx(expected)
+
+
+def write_run(folder: Path, model: Path, judge: str, init: str = "embedded") -> None:
+    """A finished run that was trained on a judge."""
+    folder.mkdir()
+    (folder / "model").symlink_to(model)
+    http = f"{{url: 'http://h/v1', model: {judge}}}"
+    (folder / "config.yaml").write_text(
+        f"policy: {{init: {init}}}\njudge: {{kind: http, http: {http}}}\n"
+    )
+
+
+def test_a_judge_that_was_trained_on_is_told(
+    tiny: Path, tmp_path: Path, engine: WordEngine
+) -> None:
+    file = write_lines(tmp_path / "g.jsonl", LINES)
+    engine.identity = "http http://127.0.0.1:9/v1 org/Judge-7B multiple=28"
+    first, then = tmp_path / "first", tmp_path / "then"
+    write_run(first, tiny, "Judge-7B")
+    write_run(then, tiny, "Other-3B", str(first))
+    for run in (first, then):  # what it began from counts too
+        out = tmp_path / f"out_{run.name}"
+        words = ["--ckpt", run, "--prompts", file, "--out", out, "--n", 1, *JUDGE]
+        assert evaluate("geneval2", *words) == 0
+        line = "the model was trained on judge http http://127.0.0.1:9/v1 org/Judge-7B, which sco"
+        assert line in (out / "scores.md").read_text()
+        facts = json.loads((out / "scores.json").read_text())["training_judge"]
+        assert facts["known"] and len(facts["same"]) == 1 and "Judge-7B" in facts["trained_on"]
+    # Given images say which checkpoint they are of.
+    engine.identity = "http http://127.0.0.1:9/v1 org/Judge-72B multiple=28"
+    words = ["--images", tmp_path / "out_first" / "pictures", "--prompts", file, *JUDGE]
+    assert evaluate("geneval2", *words, "--out", tmp_path / "given") == 0
+    text = (tmp_path / "given" / "scores.md").read_text()
+    assert "The model was trained on Judge-7B; that does not score here." in text
+
+
+def test_facts_travel_with_the_numbers_and_make_a_card(
+    tiny: Path, tmp_path: Path, engine: WordEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, card = write_lines(tmp_path / "g.jsonl", LINES), tmp_path / "cards" / "mine.json"
+    words = ["--ckpt", tiny, "--prompts", file, "--out", tmp_path / "out", "--n", 2, "--cfg", 3,
+             "--temperature", 0.5, "--seed", 7, "--expanded-by", "a longer model"]  # fmt: skip
+    assert evaluate("geneval2", *words, *JUDGE, "--card", card) == 0
+    text = (tmp_path / "out" / "scores.md").read_text()
+    assert f"2 a caption, 4x4 pixels, of {tiny}; template gotr1, guidance 3, temper" in text
+    assert "temperature 0.5 of the plan, 0.5 of the image" in text and "seed 7." in text
+    assert "Captions: 3 of g.jsonl, expanded by a longer model, 3.3 words in the mean" in text
+    assert "no run says so" in text
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["sampling"]["cfg"] == 3 and scores["images"]["per_caption"] == 2
+    made = json.loads(card.read_text())
+    assert made["seed"] == 7 and made["seconds"] >= 0 and made["hardware"]["devices"] >= 1
+    assert made["versions"].keys() >= {"python", "gotr1_jax", "jax"}
+    assert {n: r["value"] for n, r in made["scores"].items()} == rows(tmp_path / "out")
+    assert made["captions"] == scores["captions"] and "gotr1" in made["command"]
+    # Images of which nothing is known.
+    (tmp_path / "out" / "pictures" / "generation.json").unlink()
+    words = ["--images", tmp_path / "out" / "pictures", "--prompts", file, *JUDGE]
+    assert evaluate("geneval2", *words, "--out", tmp_path / "given") == 0
+    text = (tmp_path / "given" / "scores.md").read_text()
+    assert "how they were sampled is not known (template, guidance, temperature)" in text
+    assert "3 of g.jsonl, as they are" in text
+    capsys.readouterr()
+    assert evaluate("geneval2", *words, "--out", tmp_path / "x", "--card", tmp_path) == 2
+    one_line(capsys, "--card .* is a folder; name a file")
