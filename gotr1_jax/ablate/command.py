@@ -36,6 +36,7 @@ from gotr1_jax.config import load_config
 from gotr1_jax.errors import RunError, Stopped
 from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.io.reading import read_text
+from gotr1_jax.io.storage import fetch, local_path
 from gotr1_jax.io.write_errors import write_failure
 
 # Variants share the compiled programs.
@@ -68,7 +69,8 @@ def run(options: argparse.Namespace) -> None:
         Stopped: on a stop signal; the current run has saved a checkpoint.
     """
     config = load_config(AblationConfig, options.config)
-    root = Path(config.run_dir) if options.out is None else options.out
+    root = local_path(config.run_dir) if options.out is None else options.out
+    fetch(root)  # of a bucket, with the checkpoints of its runs
     runs = plan_runs(config, root)
     check_terms(config, runs)
     for planned in runs:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.hub import fetch_snapshot, is_hub_id
+from gotr1_jax.io.storage import local_path
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "shapes"
 """The checkpoint that comes with the package."""
@@ -27,8 +28,9 @@ def find_checkpoint(path: str | Path | None, revision: str | None = None) -> Pat
 
     Args:
       path: None or "embedded" for the embedded one, a directory, the directory of a training
-        run (its finished model is meant), or where no such directory exists an id "org/name" of
-        the hub, which is fetched into the hub's cache (see `io.hub.fetch_snapshot`).
+        run (its finished model is meant), the URL of either in a bucket, or where no such
+        directory exists an id "org/name" of the hub, which is fetched into the hub's cache (see
+        `io.hub.fetch_snapshot`).
       revision: branch, tag or commit of a hub id.
 
     Raises InputError for a run without a finished model, for an id that cannot be fetched, and
@@ -38,7 +40,7 @@ def find_checkpoint(path: str | Path | None, revision: str | None = None) -> Pat
         if revision is not None:
             raise InputError(f"a revision belongs to an id of the hub, not to {EMBEDDED_NAME}")
         return EMBEDDED
-    folder = Path(path)
+    folder = local_path(path)
     if not folder.exists() and is_hub_id(str(path)):
         return _fetched(str(path), revision)
     if revision is not None:

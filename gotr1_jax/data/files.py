@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.reading import is_stray_file, open_file
+from gotr1_jax.io.storage import is_url, local_path
+
+_MAGIC = re.compile(r"[*?[]")
 
 Names = str | os.PathLike[str] | Sequence[str]
 """One name, or several."""
@@ -32,7 +36,11 @@ def expand_names(source: Names, what: str) -> tuple[Path, ...]:
     """
     found: list[Path] = []
     for name in list_names(source):
-        path = Path(name)
+        if is_url(name) and (wildcard := _MAGIC.search(name)):
+            # Of a bucket the folder is fetched in which the wildcards begin.
+            folder = name[: wildcard.start()].rpartition("/")[0]
+            name = str(local_path(folder)) + name[len(folder) :]
+        path = local_path(name)
         if path.is_dir():
             raise InputError(f"{what}: {name} is a folder; name files")
         if path.exists() or not glob.has_magic(name):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import binascii
+import glob
 import hashlib
 import io
 import os
@@ -27,6 +28,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.images import decode_image, open_image
 from gotr1_jax.io.hub import fetch_snapshot, is_hub_id
 from gotr1_jax.io.reading import is_stray_file, open_file, parse_json
+from gotr1_jax.io.storage import local_path
 
 _DATA_URL = "data:"
 # How PNG, JPEG, GIF, WebP, TIFF and BMP begin in base64. Paths of this length can begin so too,
@@ -122,7 +124,7 @@ class RecordFiles(ABC, Generic[Found]):
         for table in self._tables:
             _check_columns(table, required)
         keys = (*required.values(), *optional)
-        self._image_root = Path(image_root) if image_root else None
+        self._image_root = local_path(image_root) if image_root else None
         self._columns = [name for key in keys for name in (key, _head(key))]
         self._ends = np.cumsum([0, *(len(table) for table in self._tables)])
 
@@ -221,7 +223,7 @@ def find_record_files(source: Names, config: RecordFilesConfig) -> tuple[Path, .
     """
     found: list[Path] = []
     for name in list_names(source):
-        folder = Path(name)
+        folder = local_path(name) if not glob.has_magic(name) else Path(name)
         if not folder.exists() and is_hub_id(name):
             folder = fetch_snapshot(name, config.revision, config.files, "dataset")
         if not folder.is_dir():

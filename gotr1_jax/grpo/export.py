@@ -14,6 +14,7 @@ from gotr1_jax.convert.command import (
     write,
 )
 from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.io.storage import local_path
 
 if TYPE_CHECKING:
     from gotr1_jax.grpo.run_weights import RunWeights
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     """Export, and print one line about what was written."""
     check_dtype(options.dtype)
     shard_size = parse_size(options.shard_size)
-    given, target = options.ckpt, options.to
+    given, target = str(local_path(options.ckpt)), options.to
     run_dir = run_behind(Path(given))
     if options.format == "peft":
         if run_dir is None:

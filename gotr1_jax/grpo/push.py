@@ -10,6 +10,7 @@ from gotr1_jax.convert.find import EMBEDDED_NAME
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo import export
 from gotr1_jax.io.hub import is_hub_id, upload_folder
+from gotr1_jax.io.storage import local_path, writing
 from gotr1_jax.io.write_errors import raise_write_errors
 
 _LICENSES = "mit, apache-2.0, other, ... (https://huggingface.co/docs/hub/repositories-licenses)"
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--license is empty; give one of {_LICENSES}")
     if options.to is not None and options.to.exists():
         raise InputError(f"--to {options.to} is there already; choose another directory")
-    run_dir = export.run_behind(Path(options.ckpt))
+    run_dir = export.run_behind(local_path(options.ckpt))
     base = _find_base(run_dir, options)
     parent = None if options.to is None else options.to.resolve().parent
     if parent is not None:
@@ -64,7 +65,8 @@ def run(options: argparse.Namespace) -> None:
         export.run(_export_options(options, folder))
         _describe(folder, run_dir, base, options)
         if options.to is not None:
-            folder.rename(options.to)
+            with writing(options.to):
+                folder.rename(options.to)
             print(f"{options.to}: what would be uploaded to {options.repo}")
             return
         url = upload_folder(folder, options.repo, options.private, options.message)

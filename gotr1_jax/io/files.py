@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.lock import target_lock
+from gotr1_jax.io.storage import writing
 from gotr1_jax.io.write_errors import raise_write_errors
 
 _PROBE_BYTES = 4096
@@ -43,7 +44,7 @@ def atomic_write(path: Path | str, data: bytes | str, *, parents: bool = False) 
     path = Path(path)
     # A random name, not the process id: processes on several hosts may write the same file.
     temporary = path.with_name(f".{path.name}.tmp{secrets.randbelow(10**12)}")
-    with raise_write_errors(path):
+    with writing(path), raise_write_errors(path):
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:

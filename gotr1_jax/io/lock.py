@@ -3,7 +3,8 @@
 The operating system holds the lock for as long as the process lives (flock), so nothing is left to
 clean up after a kill. The file also says who holds it, for the message to the others. On a file
 system without locks (some object stores and network mounts) a warning is logged and nothing is
-locked; where locks do not reach other hosts, only processes of one host are kept apart.
+locked; where locks do not reach other hosts, only processes of one host are kept apart. A bucket
+has no locks. What is written to its local copy is uploaded when the lock ends (`io.storage`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.storage import writing
 from gotr1_jax.io.write_errors import raise_write_errors
 
 LOCK_NAME = ".lock"
@@ -49,7 +51,7 @@ def folder_lock(folder: Path, option: str, part: str = "") -> Iterator[None]:
     with raise_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(folder / (LOCK_NAME + part), folder, option):
+        with writing(folder), _locked(folder / (LOCK_NAME + part), folder, option):
             yield
     finally:
         for path in missing:
@@ -65,7 +67,7 @@ def target_lock(target: Path, option: str) -> Iterator[None]:
     """
     with raise_write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target.with_name(f".{target.name}{LOCK_NAME}"), target, option):
+    with writing(target), _locked(target.with_name(f".{target.name}{LOCK_NAME}"), target, option):
         yield
 
 

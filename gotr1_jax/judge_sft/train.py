@@ -11,6 +11,7 @@ from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.qwen_vl import save_qwen
 from gotr1_jax.io.digests import model_digest
 from gotr1_jax.io.reading import read_text
+from gotr1_jax.io.storage import local_path
 from gotr1_jax.judge_sft.config import JudgeSftConfig
 from gotr1_jax.judge_sft.dataset import describe_data, fit_source, make_judge_batches
 from gotr1_jax.judge_sft.model import (
@@ -104,7 +105,7 @@ def _inputs(config: JudgeSftConfig, tokenizer: str) -> dict[str, str]:
 
 def _export(config: JudgeSftConfig, root: Path, initial: InitialJudge, params: Any) -> Path:
     """Writes the finished model with the files that it was trained with."""
-    out = Path(config.export_dir) if config.export_dir is not None else root / "model"
+    out = local_path(config.export_dir) if config.export_dir is not None else root / "model"
     if is_main_process():
         save_qwen(out, initial.config, params, initial.files, config.export_dtype)
         print(f"{out}: a Qwen2.5-VL in {config.export_dtype}")

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
+from gotr1_jax.io.object_store import is_url
 from gotr1_jax.limits import FilledText, Range
 from gotr1_jax.rewards.multimodal.questions import MULTIMODAL_TERMS, QuestionsConfig
 from gotr1_jax.rewards.own_function import HOW_TO_NAME, is_function_name
@@ -85,6 +86,14 @@ class CacheConfig(CheckedConfig):
     folder: str = ""
     # Bytes at which a new file is begun; the disk holds two files.
     max_bytes: Annotated[int, Range("[1, 1e15]")] = 64 * 2**20
+
+    def check(self) -> None:
+        """Answers are appended one by one, which no bucket does."""
+        if is_url(self.folder):
+            raise ConfigError(
+                f"folder is {self.folder}; it must be a folder, not a URL. Of a run in a bucket "
+                "leave it empty: the answers are kept there with the run"
+            )
 
 
 @dataclass(frozen=True)

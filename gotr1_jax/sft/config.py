@@ -10,6 +10,7 @@ from gotr1_jax.config import CheckedConfig
 from gotr1_jax.convert.generation_config import GenerationConfig
 from gotr1_jax.data.config import RecordsConfig
 from gotr1_jax.errors import ConfigError
+from gotr1_jax.io.object_store import is_url
 from gotr1_jax.limits import (
     FilledText,
     Fraction,
@@ -75,6 +76,8 @@ class SftDataConfig(CheckedConfig):
         """A source that names something."""
         if not self.source:
             raise ConfigError("source is empty; name records, or shapes")
+        if is_url(self.cache_dir):
+            raise ConfigError(f"cache_dir is {self.cache_dir}; it must be a folder, not a URL")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,6 +40,7 @@ from gotr1_jax.data.shards import (
     write_shard,
 )
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.storage import local_path
 from gotr1_jax.parallel.progress import Progress
 from gotr1_jax.sft.config import SftDataConfig
 from gotr1_jax.sft.image_encoder import ImageEncoder, state_digest
@@ -84,7 +86,10 @@ def show_progress() -> Iterator[OnProgress]:
 def given_shards(data: SftDataConfig) -> Path | None:
     """The folder of shards that a configuration names as its source; None if it names records."""
     names = list_names(data.source)
-    return Path(names[0]) if len(names) == 1 and has_shards(Path(names[0])) else None
+    if len(names) != 1 or glob.has_magic(names[0]):
+        return None
+    folder = local_path(names[0])
+    return folder if has_shards(folder) else None
 
 
 def tokenize_records(

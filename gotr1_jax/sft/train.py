@@ -20,6 +20,7 @@ from gotr1_jax.convert.writer import copy_files
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.digests import model_digest
 from gotr1_jax.io.reading import read_text
+from gotr1_jax.io.storage import local_path
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.siglip import JanusUnderstanding
@@ -111,7 +112,7 @@ def train_sft(config: SftConfig) -> Path:
             if config.export_every and step % config.export_every == 0 and step < config.steps:
                 _export(config, run.dir.root / f"model_{step:06d}", initial, state.params)
             run.end_step(state)
-        out = run.dir.root / "model" if config.export_dir is None else Path(config.export_dir)
+        out = run.dir.root / "model" if config.export_dir is None else local_path(config.export_dir)
         _export(config, out, initial, state.params)
         with raise_on_all_processes():
             if is_main_process():

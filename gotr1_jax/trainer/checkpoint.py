@@ -13,7 +13,6 @@ import contextlib
 import logging
 import shutil
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,8 @@ from jax.experimental import multihost_utils
 
 from gotr1_jax.errors import GotR1Error, InputError, RunError
 from gotr1_jax.io.files import check_writable
-from gotr1_jax.io.write_errors import find_disk_error, raise_write_errors, write_failure
+from gotr1_jax.io.storage import is_copy, release, upload
+from gotr1_jax.io.write_errors import raise_write_errors, write_failure
 from gotr1_jax.parallel.processes import (
     post_text,
     posted_text,
@@ -40,11 +40,11 @@ from gotr1_jax.trainer.manifest import (
     read_manifest,
     write_manifest,
 )
-from gotr1_jax.trainer.orbax_errors import raise_only, wait_for_writes
+from gotr1_jax.trainer.orbax_errors import remove_written, save_failure, wait_for_writes
+from gotr1_jax.trainer.pieces import join_pieces, new_writer, save_args
 from gotr1_jax.trainer.run_dir import remove_folder, step_number
 
 _PREFIX = "step_"
-_REMOVALS = 20  # attempts, each after 0.1 s
 _WRITE_SECONDS = 10.0  # for what is still written of a failed save
 _ASK_SECONDS = 1.0  # between questions whether another process failed in a save
 _log = logging.getLogger(__name__)
@@ -136,17 +136,12 @@ class Checkpoints:
         self._saves += 1
         try:
             if self._writer is None:
-                self._writer = _new_writer()
-            self._writer.save(
-                folder,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(record)
-                ),
-                force=True,
-            )
+                self._writer = new_writer(self._in_pieces)
+            args = save_args(arrays, record, self._in_pieces)
+            self._writer.save(folder, args=args, force=True)
         except Exception as error:
             self._abandon(step)
-            raise _save_failure(folder, error) from error
+            raise save_failure(folder, error) from error
         self._bad.discard(step)
         # Not waited for at exit if another process failed in this save: see `settle`.
         self._thread = threading.Thread(
@@ -230,12 +225,10 @@ class Checkpoints:
             if step is None:
                 raise RunError(f"there is no checkpoint in {self.directory}")
         else:
-            with raise_on_all_processes():
-                main = jax.process_index() == 0
-                problem = manifest_problem(self.folder(step), step) if main else None
-                if problem:
-                    raise RunError(f"checkpoint {self.folder(step)} cannot be used: {problem}")
+            self._check_good(step, jax.process_index() == 0)
         folder = self.folder(step)
+        if self._in_pieces:  # each process has fetched its own copy
+            self._check_good(step, jax.process_index() != 0)
         wanted = flatten(target)
         with (
             raise_read_errors(folder),
@@ -254,6 +247,13 @@ class Checkpoints:
         tree = jax.tree.unflatten(treedef, [arrays[path] for path in wanted])
         return Restored(tree, decode(record["meta"]), step)
 
+    def _check_good(self, step: int, here: bool) -> None:
+        """RunError in all processes if the step is not good where it is looked at."""
+        with raise_on_all_processes():
+            problem = manifest_problem(self.folder(step), step) if here else None
+            if problem:
+                raise RunError(f"checkpoint {self.folder(step)} cannot be used: {problem}")
+
     def drop_after(self, step: int) -> None:
         """Removes every step after `step`, from which a run resumes; RunError if that fails."""
         self.wait()
@@ -270,6 +270,16 @@ class Checkpoints:
             _log.warning("checkpoint %s was never finished; it is ignored", self.folder(step))
 
     @property
+    def _in_pieces(self) -> bool:
+        """Whether each process has a folder of its own, whose files are joined in a bucket."""
+        return jax.process_count() > 1 and is_copy(self.directory)
+
+    @property
+    def _has_folder(self) -> bool:
+        """Whether this process makes and removes folders."""
+        return jax.process_index() == 0 or self._in_pieces
+
+    @property
     def _failure_key(self) -> str:
         """Under which a process tells the others that the current save has failed in it."""
         return f"gotr1_jax/failed_save/{self._saves}"
@@ -280,10 +290,14 @@ class Checkpoints:
         try:
             assert self._writer is not None
             self._writer.wait_until_finished()
+            others: Mapping[str, str] = {}
+            if self._in_pieces:
+                key = f"gotr1_jax/pieces/{self._saves}"
+                others = join_pieces(folder, key, self._failure_key)
             if jax.process_index() == 0:
-                write_manifest(folder, step, score, measure)
+                write_manifest(folder, step, score, measure, others)
         except BaseException as error:
-            self._error = _save_failure(folder, error)
+            self._error = save_failure(folder, error)
             text = f"process {jax.process_index()}: {self._error}"
             post_text(self._failure_key, text)
             self._abandon(step)
@@ -293,6 +307,14 @@ class Checkpoints:
                 self._retain(step)
             except OSError as error:
                 _log.warning("old checkpoints in %s were not removed: %s", self.directory, error)
+        try:
+            # Of a run in a bucket the step counts from now on, and the old ones are gone.
+            if jax.process_index() == 0:
+                upload(self.directory)
+            release(folder, others)
+        except (GotR1Error, OSError) as error:
+            self._error = save_failure(folder, error)
+            post_text(self._failure_key, f"process {jax.process_index()}: {self._error}")
 
     def _retain(self, saved: int) -> None:
         """Removes steps older than the good step `saved`, except the newest and the best.
@@ -324,13 +346,13 @@ class Checkpoints:
 
     def _remove(self, step: int) -> None:
         """Removes a step, its manifest first: a half-deleted step is then ignored."""
-        if jax.process_index() == 0:
+        if self._has_folder:
             (self.folder(step) / MANIFEST_NAME).unlink(missing_ok=True)
             remove_folder(self.folder(step))
 
     def _remove_unfinished(self) -> None:
         """Removes Orbax's temporary folders of a killed save."""
-        if jax.process_index() == 0:
+        if self._has_folder:
             self.directory.mkdir(parents=True, exist_ok=True)
             for path in self.directory.glob(f"{_PREFIX}*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -341,8 +363,8 @@ class Checkpoints:
         with contextlib.suppress(OSError):
             self._remove(step)
             for path in self.directory.glob(f"{self.folder(step).name}.*"):
-                if jax.process_index() == 0:
-                    _remove_written(path)
+                if self._has_folder:
+                    remove_written(path)
 
     def _newest_good(self) -> int:
         """The newest good step; -1 if no step has a manifest, -2 if none is good."""
@@ -357,35 +379,8 @@ class Checkpoints:
         return -2 if counted else -1
 
 
-def _new_writer() -> ocp.AsyncCheckpointer:
-    # Folders are made at once: if that fails in the background, Orbax's threads wait for them for
-    # 300 s.
-    raise_only()
-    options = ocp.AsyncOptions(create_directories_asynchronously=False)
-    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
-
-
-def _remove_written(folder: Path) -> None:
-    """Removes a folder of a failed save, into which TensorStore's threads may still write."""
-    for _ in range(_REMOVALS):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
-
-
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _save_failure(folder: Path, error: BaseException) -> GotR1Error:
-    if isinstance(error, GotR1Error):
-        return error
-    found = error if isinstance(error, OSError) else find_disk_error(error)
-    if found is not None:
-        return write_failure(folder, found)
-    text = " ".join(str(error).split())
-    return RunError(f"checkpoint {folder} was not saved: {type(error).__name__}: {text[:300]}")

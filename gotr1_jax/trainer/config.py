@@ -99,7 +99,7 @@ class JobConfig(CheckedConfig):
         "distributed",
     )  # fmt: skip
 
-    # Directory of the run; created if missing.
+    # Directory of the run; created if missing. Also a URL in a bucket: gs://BUCKET/NAME.
     run_dir: FilledText
     # Seed of all random numbers of the run: initial weights, data order, samples.
     seed: Seed = 0

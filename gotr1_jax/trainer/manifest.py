@@ -4,33 +4,50 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.io.files import atomic_write, sync
 from gotr1_jax.io.reading import open_file, read_json_object
+from gotr1_jax.io.storage import fetch
 
 MANIFEST_NAME = "manifest.json"
 PARTS = ("state", "meta")  # of a checkpoint, folders
 
 
-def write_manifest(folder: Path, step: int, score: float | None, measure: str = "") -> None:
+def write_manifest(
+    folder: Path,
+    step: int,
+    score: float | None,
+    measure: str = "",
+    others: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Hashes all files under `folder`, flushes them to disk, then writes the manifest atomically.
 
-    Raises OSError or RunError.
+    others: the SHA-256 of files that other processes have written elsewhere, by name. Raises
+    OSError or RunError.
     """
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    hashes = _hash_all(folder, names)
-    if not names or None in hashes.values():
-        raise RunError(f"checkpoint {folder} was not saved: its files cannot be read back")
+    hashes = hash_files(folder, names)
+    if not names:
+        raise RunError(f"checkpoint {folder} was not saved: it has no files")
     for path in (*folder.rglob("*"), folder, folder.parent):
         sync(path)
-    manifest = {"step": step, "score": score, "measure": measure, "files": hashes}
+    manifest = {"step": step, "score": score, "measure": measure, "files": {**hashes, **others}}
     atomic_write(folder / MANIFEST_NAME, json.dumps(manifest, indent=1) + "\n")
+
+
+def hash_files(folder: Path, names: list[str]) -> dict[str, str]:
+    """The SHA-256 of files below `folder`, by name; RunError where one cannot be read."""
+    hashes = {name: found for name, found in _hash_all(folder, names).items() if found is not None}
+    if len(hashes) < len(names):
+        raise RunError(f"checkpoint {folder} was not saved: its files cannot be read back")
+    return hashes
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -62,6 +79,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def manifest_problem(folder: Path, step: int) -> str | None:
     """Why a step cannot be restored, naming the file; None if all its files match."""
+    fetch(folder)  # of a run in a bucket
     path = folder / MANIFEST_NAME
     if not path.is_file():
         return f"{path} is missing, so it was never finished"

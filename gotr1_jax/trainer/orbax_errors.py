@@ -10,15 +10,21 @@ caller gets.
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import threading
 import time
 import traceback
 import warnings
+from pathlib import Path
 from typing import Any
+
+from gotr1_jax.errors import GotR1Error, RunError
+from gotr1_jax.io.write_errors import find_disk_error, write_failure
 
 _LIBRARY = "orbax"
 _UNFINISHED = ".orbax-checkpoint-tmp"
+_REMOVALS = 20  # attempts, each after 0.1 s
 
 
 def raise_only() -> None:
@@ -69,3 +75,23 @@ class _UnraisableHook:
         closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
         if not (closed and owner is None):
             self._before(unraisable)
+
+
+def remove_written(folder: Path) -> None:
+    """Removes a folder of a failed save, into which TensorStore's threads may still write."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+
+
+def save_failure(folder: Path, error: BaseException) -> GotR1Error:
+    """The one-line error of a checkpoint that was not saved."""
+    if isinstance(error, GotR1Error):
+        return error
+    found = error if isinstance(error, OSError) else find_disk_error(error)
+    if found is not None:
+        return write_failure(folder, found)
+    text = " ".join(str(error).split())
+    return RunError(f"checkpoint {folder} was not saved: {type(error).__name__}: {text[:300]}")

@@ -19,6 +19,7 @@ from gotr1_jax.config import load_config, to_plain
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.io.reading import read_json_object
+from gotr1_jax.io.storage import identity, local_path
 from gotr1_jax.trainer.checkpoint import Checkpoints, Restored
 from gotr1_jax.trainer.manifest import MANIFEST_NAME
 from gotr1_jax.trainer.run_dir import CHECKPOINTS_NAME, RunDir, step_number
@@ -186,15 +187,16 @@ def resolve_resume(mode: str, run_dir: Path | str, *, tell: bool = True) -> Path
     """
     if mode == "never":
         return None
-    own = Checkpoints(Path(run_dir) / CHECKPOINTS_NAME)
+    run = RunDir(local_path(run_dir))
+    own = Checkpoints(run.checkpoints)
     if mode == "auto":
         if own.steps():
             return own.directory
         if tell:
             own.warn_unfinished()
         return None
-    path, followed = Path(mode), RunDir(Path(run_dir)).followed
-    if own.steps() and _followed(followed) == str(path.resolve()):
+    path, followed = local_path(mode), run.followed
+    if own.steps() and _followed(followed) == identity(mode):
         _log.log(
             logging.INFO if tell else logging.DEBUG,
             "--resume %s was followed before: the run goes on from its newest checkpoint (remove "
@@ -239,7 +241,7 @@ def mark_followed(run: RunDir, mode: str, step: int) -> None:
     if mode in ("auto", "never"):
         run.followed.unlink(missing_ok=True)
     else:
-        write_json_atomic(run.followed, {"resume": str(Path(mode).resolve()), "step": step})
+        write_json_atomic(run.followed, {"resume": identity(mode), "step": step})
 
 
 def _followed(path: Path) -> str | None:

@@ -6,13 +6,13 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from gotr1_jax.config import to_yaml
 from gotr1_jax.errors import InputError, Stopped
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.io.lock import folder_lock
+from gotr1_jax.io.storage import local_path, name_urls, upload, writing
 from gotr1_jax.io.write_errors import raise_write_errors
 from gotr1_jax.parallel.config import DistributedConfig
 from gotr1_jax.parallel.mesh import make_mesh, warm_up_collectives
@@ -93,7 +93,7 @@ class Run:
         self.inputs: Mapping[str, str] = {}
         self._data_key = ""
         self._is_changed = self._is_locked = self._begins_anew = False
-        self.dir = RunDir(Path(config.run_dir))
+        self.dir = RunDir(local_path(config.run_dir))
         self.first_step = self.step = 0
         self.seconds = 0.0
         self.restored_meta: Mapping[str, Any] = {}
@@ -125,12 +125,13 @@ class Run:
             with raise_on_all_processes():
                 if is_main_process():
                     check_trackers(config)
+                stack.enter_context(writing(self.dir.root, is_main_process()))
                 if self.dir.root.is_dir():
                     self._lock(stack)
                 self._resume = resolve_resume(config.resume, config.run_dir)
                 self._check_settings()
             check_same_on_all_processes(
-                str(self._resume),
+                name_urls(str(self._resume)),
                 "checkpoint to resume from (do all share the run directory's storage?)",
             )
             self._stack = stack.pop_all()
@@ -232,6 +233,7 @@ class Run:
             state, self.first_step = restored.tree, restored.step
             self._take_over(restored)
             self._checkpoints.drop_after(self.first_step)
+            upload(self.dir.root)  # before it is noted that the run goes on from here
         self.step = self.first_step
         with raise_on_all_processes():
             if is_main_process():

@@ -13,6 +13,7 @@ import numpy as np
 
 from gotr1_jax.convert.image_tokenizer import save_vq
 from gotr1_jax.io.files import atomic_write
+from gotr1_jax.io.storage import local_path
 from gotr1_jax.parallel.mesh import addressable_rows, replicated
 from gotr1_jax.parallel.placement import put_addressable_rows
 from gotr1_jax.parallel.processes import (
@@ -85,7 +86,7 @@ def _load_data(config: VqTrainConfig) -> tuple[SceneImages, CellCodes | None]:
 
 
 def _export_dir(config: VqTrainConfig, run: RunDir) -> Path:
-    return Path(config.export_dir) if config.export_dir is not None else run.root / "model"
+    return local_path(config.export_dir) if config.export_dir is not None else run.root / "model"
 
 
 def _finish(config: VqTrainConfig, run: Run, params: Any, codes: CellCodes | None) -> None:

@@ -3,8 +3,8 @@
 However often it is ended, the run that comes out is that of one never touched, to the bit.
 
 Run as a program this file is a nursery: it imports everything once, then forks a process for each
-line of JSON that it reads, `[config, moment]`, lets it run the command, and answers with
-`[exit code, counts of events]`.
+line of JSON that it reads, `[config, moment, variables of the environment]`, lets it run the
+command, and answers with `[exit code, counts of events]`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from object_store import served_bucket
 from tiny import SHAPES, Brightness, grpo_values, steady_metrics, write_config, write_shapes
 
 from gotr1_jax import cli
 from gotr1_jax.convert.open_checkpoint import PARTS, split_part
 from gotr1_jax.grpo import setup
+from gotr1_jax.io.object_store import ObjectStore
 from gotr1_jax.sampler.sampler import Sampler
 from gotr1_jax.trainer import checkpoint
 from gotr1_jax.trainer.checkpoint import Checkpoints
@@ -49,7 +51,8 @@ class Moment:
 
     Events: `rollout`, `judge`, `update` (given to the device), `save` (all files of it lie but the
     manifest), each when it begins; `phase` is any of these, `file` any file that Python opens,
-    renames, makes or removes in the run directory.
+    renames, makes or removes in the run directory, `object` any that is written to a bucket or
+    removed from it.
     """
 
     event: str
@@ -93,6 +96,13 @@ class Life:
         if self.begun and name in watched and str(arguments[0]).startswith(self.root):
             self.event("file")
 
+    def counted(self, event: str, function: Any) -> Any:
+        def counting(*rest: Any) -> Any:
+            self.event(event)
+            return function(*rest)
+
+        return counting
+
     def watch(self) -> None:
         """Puts itself into the job; nothing else of it is changed but the judge."""
         steps, sample, make_step = Loop.steps, Sampler.__call__, setup.make_policy_step
@@ -131,6 +141,8 @@ class Life:
         setup.make_judge = lambda *_: Watched()
         setup.make_policy_step = making
         checkpoint.write_manifest = writing
+        for name in ("put", "remove"):
+            setattr(ObjectStore, name, self.counted("object", getattr(ObjectStore, name)))
         sys.addaudithook(self.audit)
 
 
@@ -153,11 +165,12 @@ def nursery() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
-        config, moment = json.loads(line)
+        config, moment, variables = json.loads(line)
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
             os.close(reader)
+            os.environ.update(variables)
             live(config, None if moment is None else Moment(**moment), writer)
         os.close(writer)
         with os.fdopen(reader) as pipe:
@@ -184,10 +197,12 @@ class Nursery:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"),
         )  # fmt: skip
 
-    def run(self, config: Path, moment: Moment | None = None) -> tuple[int, dict[str, int]]:
+    def run(
+        self, config: Path, moment: Moment | None = None, **variables: str
+    ) -> tuple[int, dict[str, int]]:
         """The command once; its exit code, and the events of its steps."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        line = json.dumps([str(config), None if moment is None else asdict(moment)])
+        line = json.dumps([str(config), None if moment is None else asdict(moment), variables])
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -212,10 +227,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nursery, P
         nursery.process.stdin.close()
 
 
-def new_run(folder: Path, begin: Path) -> Path:
+def new_run(folder: Path, begin: Path, run_dir: str = "") -> Path:
     """A configuration in a new folder, beside which its run directory will lie."""
     folder.mkdir()
     values = grpo_values(begin, folder / "run")
+    values["run_dir"] = run_dir or values["run_dir"]
     values |= {"steps": STEPS, "checkpoint": {"every": 2, "keep": 2}}
     values["evaluation"] |= {"every": 3}
     # The sampler is of step 4 in the last two steps: its weights have to be saved too.
@@ -303,6 +319,23 @@ def test_killed_at_random_moments(world: Any) -> None:
                 moments.pop(0)
         assert code == 0, nursery.said()
         assert_same_runs(config.parent / "run", whole.parent / "run")
+
+
+def test_killed_in_a_bucket(world: Any, tmp_path: Path) -> None:
+    """Each life is on another machine, which knows nothing but the bucket."""
+    nursery, begin, whole = world
+    rng = random.Random(0)
+    with served_bucket() as bucket:
+        config = new_run(tmp_path / "killed", begin, f"{bucket.url}/runs/run")
+        for life in range(KILLS + 1):
+            # Of some forty objects of an undisturbed life.
+            moment = Moment("object", rng.randint(1, 30), rng.uniform(0, 0.02))
+            machine = {**bucket.settings, "GOTR1_STORAGE": str(tmp_path / f"machine{life}")}
+            code, seen = nursery.run(config, moment if life < KILLS else None, **machine)
+            print(life, code, seen, moment)
+            assert code == (-signal.SIGKILL if life < KILLS else 0), nursery.said()
+        assert not list((tmp_path / f"machine{KILLS}" / "work").iterdir())
+        assert_same_runs(bucket.download("runs/run", tmp_path / "run"), whole.parent / "run")
 
 
 if __name__ == "__main__":

@@ -287,6 +287,14 @@ def test_tpu_pod_makes_the_slice_copies_starts_and_follows(checkout: Path) -> No
     assert (home / "gotr1_job" / "exit_code").read_text() == "3\n"
 
 
+def test_tpu_pod_keeps_the_run_in_a_bucket(checkout: Path) -> None:
+    done = launch(checkout, "tpu_pod.sh", *POD, "--dry-run", "--bucket", "gs://b/runs/", *COMMAND)
+    assert done.returncode == 0 and done.stderr == ""
+    assert "--run_dir gs://b/runs/mine" in done.stdout
+    bare = launch(checkout, "tpu_pod.sh", *POD, "--dry-run", *COMMAND)
+    assert bare.stderr.startswith("warning: nothing names a bucket (--bucket gs://BUCKET/FOLDER)")
+
+
 def test_tpu_pod_asks_anew_for_a_slice_that_was_taken_away(checkout: Path) -> None:
     environment(checkout)
     make_worker(checkout)
@@ -354,6 +362,8 @@ def test_a_worker_that_is_told_to_stop_says_how_its_run_ended(checkout: Path) ->
         ([*POD[:-1], "tpu9", "train"], "no runtime is known for --type tpu9"),
         (["--zone"], "--zone has no value"),
         (["--chips", "4"], "unknown option --chips"),
+        ([*POD, "--bucket", "s3://mine", "train"], "--bucket is s3://mine; give gs://BUCKET"),
+        ([*POD, "--bucket", "gs://mine", "train", "--run_dir", "x"], "--bucket or --run_dir"),
     ],
 )
 def test_tpu_pod_names_what_is_wrong(checkout: Path, arguments: list[str], message: str) -> None:
@@ -383,7 +393,4 @@ def test_jobset_restarts_all_but_bad_input() -> None:
     topology = job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
     columns, rows = map(int, topology.split("x"))
     assert columns * rows == container["resources"]["limits"]["google.com/tpu"] * job["completions"]
-    (mount,), (volume,) = container["volumeMounts"], job["template"]["spec"]["volumes"]
-    assert mount["name"] == volume["name"]
-    run_dir = container["args"][container["args"].index("--run_dir") + 1]
-    assert run_dir.startswith(mount["mountPath"] + "/")
+    assert container["args"][container["args"].index("--run_dir") + 1].startswith("gs://")
