@@ -72,6 +72,24 @@ def write_mask2former(folder: Path, names: Sequence[str]) -> Path:
     return folder
 
 
+def write_depth_anything(folder: Path, **settings: Any) -> Path:
+    """Depth-Anything on a DINOv2 of four layers."""
+    folder.mkdir(exist_ok=True)
+    dino = hf.Dinov2Config(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, image_size=28,
+        patch_size=14, out_features=["stage1", "stage2", "stage3", "stage4"],
+        reshape_hidden_states=False, apply_layernorm=True,
+    )  # fmt: skip
+    config = hf.DepthAnythingConfig(
+        backbone_config=dino, reassemble_hidden_size=16, neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8, head_hidden_size=8, head_in_index=-1, patch_size=14, **settings,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    hf.DepthAnythingForDepthEstimation(config).save_pretrained(folder)
+    hf.DPTImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(folder)
+    return folder
+
+
 def write_owl(folder: Path) -> Path:
     """OWLv2 with the tokens of single letters."""
     folder.mkdir(exist_ok=True)

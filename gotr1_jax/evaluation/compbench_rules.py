@@ -50,7 +50,7 @@ def spatial_relation(caption: str) -> str | None:
 def simple_objects(caption: ParsedCaption) -> tuple[str, str] | None:
     """A spatial caption's objects: its first and its last noun."""
     nouns = [word.text for word in caption.words if word.pos == "NOUN"]
-    return (_person(nouns[0]), _person(nouns[-1])) if nouns else None
+    return (person_name(nouns[0]), person_name(nouns[-1])) if nouns else None
 
 
 def complex_objects(caption: ParsedCaption) -> tuple[str, str] | None:
@@ -68,7 +68,7 @@ def complex_objects(caption: ParsedCaption) -> tuple[str, str] | None:
         # Of a proper name of several words, the last one.
         names = [a.text for a, b in zip(following, following[1:]) if a.pos == "PROPN" != b.pos]
         objects += (nouns or names)[:1]
-    return (_person(objects[0]), _person(objects[1])) if len(objects) == 2 else None
+    return (person_name(objects[0]), person_name(objects[1])) if len(objects) == 2 else None
 
 
 def without_adjectives(caption: ParsedCaption) -> str:
@@ -119,7 +119,7 @@ def position_score(
     }.get(relation or "")  # fmt: skip
     if ahead is None or ahead[0] <= 0 or ahead[0] <= abs(ahead[1]):
         return 0.0
-    overlap = _iou(a, b)
+    overlap = box_iou(a, b)
     return 1.0 if overlap < _OVERLAP else _OVERLAP / overlap
 
 
@@ -170,7 +170,8 @@ def _plain(caption: str) -> str:
     return caption.split(".")[0].lower()
 
 
-def _person(name: str) -> str:
+def person_name(name: str) -> str:
+    """What a detector calls a person."""
     return "person" if name in _PERSONS else name
 
 
@@ -178,7 +179,8 @@ def _text(words: Sequence[Word]) -> str:
     return " ".join(word.text for word in words)
 
 
-def _iou(a: Detection, b: Detection) -> float:
+def box_iou(a: Detection, b: Detection) -> float:
+    """Intersection over union of two boxes."""
     across = max(0.0, min(a.x2, b.x2) - max(a.x1, b.x1))
     down = max(0.0, min(a.y2, b.y2) - max(a.y1, b.y1))
     areas = [(f.x2 - f.x1) * (f.y2 - f.y1) for f in (a, b)]

@@ -38,7 +38,8 @@ class JudgeModel:
     "yes": a score of 0 or 1, or its probability with the reading `expected`; "find": the judge's
     boxes, all with score 0.99; "match": the score of the term pi; "color": the expected color if
     the judge confirms it, else an empty text; "word": 1 or 0, or the probability of the right word
-    with the reading `expected`, to the question as it stands.
+    with the reading `expected`, to the question as it stands; "nearer": 1 or -1 as it says yes or
+    no to the question, or what lies between them.
     """
 
     images_per_call = 16
@@ -92,4 +93,6 @@ class JudgeModel:
             ]
         if query.kind == "color":
             return query.color if reading.score >= 0.5 else ""
+        if query.kind == "nearer":
+            return 2 * reading.score - 1
         return reading.score / (10 if query.kind == "match" else 1)

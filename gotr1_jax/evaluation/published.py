@@ -27,5 +27,5 @@ REASONGEN = (
 
 
 def t2i_compbench(category: str) -> dict[str, float]:
-    """The papers' numbers of a category, by model."""
-    return dict(zip(T2I_COMPBENCH_MODELS, T2I_COMPBENCH[category]))
+    """The papers' numbers of a category, by model; empty where there are none."""
+    return dict(zip(T2I_COMPBENCH_MODELS, T2I_COMPBENCH.get(category, ())))

@@ -19,7 +19,7 @@ from gotr1_jax.evaluation.detections import Detection
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.base import FirstWords, ImageInput
 
-QueryKind = Literal["yes", "find", "match", "color", "word"]
+QueryKind = Literal["yes", "find", "match", "color", "word", "nearer"]
 UNBOUNDED = 2**62  # bytes: answers of an evaluation are never dropped
 
 
@@ -31,11 +31,12 @@ class ModelQuery:
         kind: "yes": the probability of the answer yes (0 to 1); "find": all objects of a name, as
             rows of `Detection`; "match": how well a text fits (a cosine, or 0 to 1); "color": the
             color of one object, a word; "word": the probability of the right word (0 to 1), or 1
-            or 0 where the answer is read as text.
+            or 0 where the answer is read as text; "nearer": how much nearer to the viewer the
+            one box is than the other, -1 to 1.
         image: the image.
         text: the question, the object's name, or the text to match.
         color: for "color": the expected color, for models that need it.
-        target: for "color": the object.
+        target, other: for "color" the object, and none; for "nearer" both boxes.
         words: for "word": the right answer and wrong ones.
         instruction: for "word": what is said before the image.
     """
@@ -47,6 +48,7 @@ class ModelQuery:
     target: Detection | None = None
     words: FirstWords | None = None
     instruction: str = ""
+    other: Detection | None = None
 
     @cached_property
     def key(self) -> str:
@@ -54,10 +56,9 @@ class ModelQuery:
 
         Stored answers are found by it, so the text must not change.
         """
-        target = None if self.target is None else (
-            "Found(x1={!r}, y1={!r}, x2={!r}, y2={!r}, score={!r}, runs={!r})".format(*self.target)
-        )  # fmt: skip
+        target, other = map(_describe, (self.target, self.other))
         text = f"({self.kind!r}, {self.image.key!r}, {self.text!r}, {self.color!r}, {target})"
+        text += "" if self.other is None else f" {other}"
         text += "" if self.words is None else f" {self.words!r} {self.instruction!r}"
         return _sha256(text)
 
@@ -155,6 +156,12 @@ def batch_by_image(queries: Iterable[ModelQuery], images: int) -> Iterator[list[
     keys = list(by_image)
     for start in range(0, len(keys), images):
         yield [query for key in keys[start : start + images] for query in by_image[key]]
+
+
+def _describe(box: Detection | None) -> str | None:
+    if box is None:
+        return None
+    return "Found(x1={!r}, y1={!r}, x2={!r}, y2={!r}, score={!r}, runs={!r})".format(*box)
 
 
 def _sha256(text: str) -> str:

@@ -1,5 +1,7 @@
 """`gotr1 eval t2i_compbench`: attributes, relations and their mixture, in six categories.
 
+And two of T2I-CompBench++, 3d_spatial and numeracy (`compbench_plus`).
+
 A VQA model scores attributes (color, shape, texture) by noun phrase; a detector scores spatial
 relations by the objects' positions; CLIP scores other relations; all three score complex captions.
 """
@@ -16,6 +18,12 @@ from gotr1_jax.data.captions import iter_captions
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation import benchmark, published
 from gotr1_jax.evaluation.benchmark import Answers, ImageScore, ModelOption, ModelOptions
+from gotr1_jax.evaluation.compbench_plus import (
+    OBJECTS_FILE,
+    DepthRules,
+    NumeracyRules,
+    read_object_names,
+)
 from gotr1_jax.evaluation.compbench_rules import (
     ComplexKind,
     attribute_score,
@@ -37,9 +45,16 @@ from gotr1_jax.vlm_engine.base import ImageInput
 
 NAME = "t2i_compbench"
 CATEGORIES = tuple(published.T2I_COMPBENCH)
+PLUS = ("3d_spatial", "numeracy")
 MODELS: ModelOptions = {
     "yes": ModelOption("vqa-model", "BLIP-VQA", "Salesforce/blip-vqa-capfilt-large", "BlipVqa"),
     "find": ModelOption("detector", "OWLv2", "google/owlv2-base-patch16-ensemble", "Owl"),
+    "nearer": ModelOption(
+        "depth-model",
+        "Depth-Anything",
+        "depth-anything/Depth-Anything-V2-Small-hf",
+        "DepthAnything",
+    ),
     "match": ModelOption("clip-model", "CLIP", "openai/clip-vit-base-patch32", "ClipMatch"),
 }
 _KINDS: Mapping[str, QueryKind] = {"spatial": "find", "non_spatial": "match"}
@@ -51,6 +66,13 @@ _COMPLEX_KINDS: Mapping[ComplexKind, tuple[QueryKind, ...]] = {
 _BLIP_NOTE = "BLIP-VQA's port in transformers reads images at 384 pixels, the original at 480."
 _RULES_REMARK = "noun phrases by rules in the place of spaCy's"
 _DETECTOR_REMARK = "OWLv2 in the place of UniDet"
+_DEPTH_REMARK = "Depth-Anything in the place of DPT"
+_OBJECTS_REMARK = f"objects by their noun phrases, for want of {OBJECTS_FILE} beside the captions"
+_UPRIGHT = "3d_spatial, upright"
+_UPRIGHT_NOTE = (
+    f"{_UPRIGHT}: with the depths under the boxes. The published script, whose formula 3d_spatial "
+    "has, takes rows of the depth map for columns."
+)
 _PARTS_NOTE = (
     "Rules on the words decide which parts a complex caption has: the published lists "
     "(complex_val_spatial.txt, complex_val_action.txt) are not next to the captions."
@@ -62,8 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompts = "the benchmark's folder with {category}_val.txt, or one category's file"
     benchmark.add_arguments(parser, NAME, MODELS, prompts)
     parser.add_argument(
-        "--category", nargs="+", choices=CATEGORIES, default=list(CATEGORIES),
-        help="which ones (all six)",
+        "--category", nargs="+", choices=(*CATEGORIES, *PLUS), default=list(CATEGORIES),
+        help=f"which ones (all six of T2I-CompBench; of T2I-CompBench++ also {', '.join(PLUS)})",
     )  # fmt: skip
     parser.add_argument(
         "--phrases", choices=("spacy", "rules"),
@@ -78,38 +100,38 @@ def run(options: argparse.Namespace) -> None:
     lists = read_complex_lists(files["complex"]) if "complex" in files else {}
     benchmark.check_options(options)
     phrases = options.phrases or ("rules" if options.scorer == "judge" else "spacy")
-    parser = make_parser(phrases) if set(files) != {"non_spatial"} else None
+    objects = read_object_names(files["numeracy"]) if "numeracy" in files else {}
+    unparsed = {"non_spatial", "numeracy"} if objects else {"non_spatial"}
+    parser = make_parser(phrases) if set(files) - unparsed else None
     items = {name: _find_images(options, name, captions[name], files[name]) for name in files}
     models, names = benchmark.open_models(options, MODELS)
     rows: list[ResultRow] = []
     records: list[dict[str, Any]] = []
     everything: list[ImageScore] = []
     for name in files:
-        rules = CompbenchRules(name, captions[name], parser, lists)
+        rules = _make_rules(name, captions[name], parser, lists, objects)
         scores = benchmark.score_images(items[name], rules, models, name)
         everything += scores
-        substitutes = [_DETECTOR_REMARK] if "find" in rules.kinds else []
-        if phrases == "rules" and rules.kinds != ["match"]:
-            substitutes.append(_RULES_REMARK)
-        rows.append(
-            make_row(
-                name,
-                [score.values["score"] for score in scores],
-                [item.caption for item in items[name]],
-                " + ".join(dict.fromkeys(names[kind] for kind in rules.kinds)),
-                benchmark.comparison_remark(
-                    options, substitutes, len(captions[name]), published.T2I_COMPBENCH_CAPTIONS
-                ),
-                published.t2i_compbench(name),
-            )
-        )
+        remark = benchmark.comparison_remark(
+            options, _substitutes(name, rules.kinds, phrases, objects), len(captions[name]),
+            published.T2I_COMPBENCH_CAPTIONS,
+        )  # fmt: skip
+        scorer = " + ".join(dict.fromkeys(names[kind] for kind in rules.kinds))
+        of = [item.caption for item in items[name]]
+        values = [score.values["score"] for score in scores]
+        rows.append(make_row(name, values, of, scorer, remark, published.t2i_compbench(name)))
+        if "nearer" in rules.kinds and options.scorer == "models":
+            upright = [score.values["upright"] for score in scores]
+            rows.append(make_row(_UPRIGHT, upright, of, scorer, remark))
         records += [
             benchmark.image_record(item, captions[name][item.caption], score, category=name)
             for item, score in zip(items[name], scores)
         ]
     notes = [_PARTS_NOTE] if "complex" in files and not lists else []
-    if options.scorer == "models" and set(files) - {"spatial", "non_spatial"}:
+    if options.scorer == "models" and set(files) - {"spatial", "non_spatial", *PLUS}:
         notes.append(_BLIP_NOTE)
+    if any(row.name == _UPRIGHT for row in rows):
+        notes.append(_UPRIGHT_NOTE)
     head = {"benchmark": NAME, "scorer": options.scorer, "phrases": parser and parser.name}
     notes.append(published.REASONGEN)
     texts = [text for name in files for text in captions[name]]
@@ -117,6 +139,30 @@ def run(options: argparse.Namespace) -> None:
     source = files[first] if len(files) == 1 else options.prompts
     head |= benchmark.facts_head(options, NAME, source, texts, everything, names.values(), first)
     benchmark.finish(options, "T2I-CompBench", head, rows, records, notes)
+
+
+def _make_rules(
+    name: str, captions: Sequence[str], parser: CaptionParser | None,
+    lists: Mapping[ComplexKind, Sequence[str]], objects: Mapping[str, str],
+) -> CompbenchRules | DepthRules | NumeracyRules:  # fmt: skip
+    if name == "numeracy":
+        return NumeracyRules(captions, objects, parser)
+    if name == "3d_spatial":
+        assert parser is not None
+        return DepthRules(captions, parser)
+    return CompbenchRules(name, captions, parser, lists)
+
+
+def _substitutes(
+    name: str, kinds: Sequence[QueryKind], phrases: str, objects: Mapping[str, str]
+) -> list[str]:
+    """Why a category's number is not comparable, besides the scorer and the captions."""
+    remarks = [_DETECTOR_REMARK] if "find" in kinds else []
+    remarks += [_DEPTH_REMARK] if "nearer" in kinds else []
+    if name == "numeracy":
+        return remarks if objects else [*remarks, _OBJECTS_REMARK]
+    by_rules = phrases == "rules" and list(kinds) != ["match"]
+    return [*remarks, _RULES_REMARK] if by_rules else remarks
 
 
 class CompbenchRules:

@@ -296,3 +296,40 @@ class Owl(_TorchModel):
             kept = [i for i in best if column[i] > _MIN_OWL_SCORE]
             answers.append([list(Detection.from_box(boxes[i], column[i])) for i in kept])
         return answers
+
+
+class DepthAnything(_TorchModel):
+    """Relative depth, 0 to 1 over an image, larger is nearer (Depth-Anything V1 and V2)."""
+
+    name = "Depth-Anything"
+    classes = ("DepthAnythingForDepthEstimation", "DPTImageProcessorPil")
+
+    def _answer(self, image: ImageInput, queries: Sequence[ModelQuery]) -> list[float]:
+        import torch
+
+        model = self._parts[0]
+        if getattr(model.config, "depth_estimation_type", "relative") != "relative":
+            raise InputError(
+                f"{self.source} gives depth in metres, in which near is small; use a relative "
+                "model, such as depth-anything/Depth-Anything-V2-Small-hf"
+            )
+        depth = model(pixel_values=self._pixels(image)).predicted_depth[None].float()
+        depth = torch.nn.functional.interpolate(
+            depth, size=image.size, mode="bilinear", align_corners=True
+        )[0, 0]
+        low, high = depth.min(), depth.max()
+        map_HW = ((depth - low) / (high - low).clamp(min=1e-9)).cpu().numpy()
+        return [nearer(map_HW, query.target, query.other) for query in queries]
+
+
+def nearer(map_HW: np.ndarray, a: Detection | None, b: Detection | None) -> float:
+    """Mean depth in box `a` less that in `b`; 0 where a box holds no pixel of the map."""
+    means = []
+    for box in (a, b):
+        assert box is not None
+        x1, y1, x2, y2 = (max(0, int(side)) for side in box[:4])
+        part = map_HW[y1:y2, x1:x2]
+        if not part.size:
+            return 0.0
+        means.append(float(part.mean()))
+    return means[0] - means[1]

@@ -138,6 +138,25 @@ def test_t2i_compbench(tiny: Path, prompts: Path, tmp_path: Path, server: Server
     assert drawn["sampling"]["cfg"] == 5 and drawn == given
 
 
+def test_depths_and_counts_by_the_judge(tiny: Path, tmp_path: Path, server: Server) -> None:
+    captions = {"3d_spatial": ["a hat in front of a cat", "a hat behind a blue"],
+                "numeracy": ["two dogs", "three dogs and a bird"]}  # fmt: skip
+    for name, lines in captions.items():
+        (tmp_path / f"{name}_val.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "new_objects.txt").write_text("dog - dogs\nbird - birds\n")
+    words = ["--ckpt", tiny, "--prompts", tmp_path, "--n", 1, "--category", *captions]
+    assert evaluate("t2i_compbench", *words, "--out", tmp_path / "out", *judged(server)) == 0
+    # Both are found, and nearer as it says; their boxes do not touch. Of a blue nothing is found.
+    assert scores(tmp_path / "out") == pytest.approx({
+        "3d_spatial": (0.99 / 2 + 0.99 / 4) / 2, "numeracy": (1 + 0.25) / 2
+    })  # fmt: skip
+    asked = [json.dumps(body) for body in server.bodies]
+    assert sum("is the hat nearer to the viewer than the cat?" in text for text in asked) == 1
+    assert "the judge in the place of" in (tmp_path / "out" / "scores.md").read_text()
+    (tmp_path / "new_objects.txt").write_text("dog, dogs\n")
+    assert evaluate("t2i_compbench", *words, "--out", tmp_path / "bad", *judged(server)) == 2
+
+
 def test_geneval(tiny: Path, prompts: Path, tmp_path: Path, server: Server) -> None:
     out = tmp_path / "out"
     words = ["--ckpt", tiny, "--prompts", prompts / "geneval.jsonl", "--out", out]

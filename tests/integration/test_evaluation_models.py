@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_evaluators import write_blip, write_clip, write_mask2former, write_owl
+from tiny_evaluators import (
+    write_blip,
+    write_clip,
+    write_depth_anything,
+    write_mask2former,
+    write_owl,
+)
 from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
 from gotr1_jax import cli
@@ -95,6 +101,36 @@ def test_the_three_benchmarks_by_models_without_torchvision(
     scores = result(tmp_path / "dpg_out")
     assert list(scores) == ["dpg", "attribute", "entity"]
     assert scores["dpg"]["remark"] == "BLIP-VQA in the place of mPLUG"
+
+
+def test_depths_and_counts_by_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
+    monkeypatch.setattr("gotr1_jax.evaluation.torch_models._MIN_OWL_SCORE", 0.0)
+    captions = {"3d_spatial": "a dog behind a bench", "numeracy": "two dogs and a bench"}
+    for place, (name, caption) in enumerate(captions.items()):
+        (tmp_path / f"{name}_val.txt").write_text(caption)
+        draw(tmp_path / "images" / name / "samples" / f"{caption}_000000.png", place)
+    depth, words = write_depth_anything(tmp_path / "depth"), [
+        "t2i_compbench", "--images", tmp_path / "images", "--prompts", tmp_path, "--phrases",
+        "rules", "--category", *captions, "--detector", write_owl(tmp_path / "owl"),
+    ]  # fmt: skip
+    evaluate(*words, "--out", tmp_path / "out", "--depth-model", depth)
+    rows = result(tmp_path / "out")
+    assert list(rows) == ["3d_spatial", "3d_spatial, upright", "numeracy"]
+    assert "Depth-Anything in the place of DPT" in str(rows["3d_spatial"]["remark"])
+    assert "for want of new_objects.txt" in str(rows["numeracy"]["remark"])
+    lines = (tmp_path / "out" / "answers" / "answers.jsonl").read_text().splitlines()
+    depths = [
+        v for v in map(lambda line: json.loads(line)["value"], lines) if v["kind"] == "nearer"
+    ]
+    assert len(depths) == 2 and all(-1 <= v["answer"] <= 1 for v in depths)
+    assert "takes rows of the depth map for columns" in (tmp_path / "out" / "scores.md").read_text()
+    metric = write_depth_anything(tmp_path / "metric", depth_estimation_type="metric", max_depth=9)
+    words += ["--out", tmp_path / "bad", "--depth-model", metric]
+    assert cli.run(["eval", *map(str, words)]) == 2
+    assert "gives depth in metres" in capsys.readouterr().err
 
 
 def test_the_judge_in_this_process_needs_no_torch(
