@@ -11,6 +11,7 @@ answer = pipe.describe(out.images[0], "What is left of the square?")
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -231,6 +232,37 @@ class Pipeline:
         translate_checkpoint(
             Path(folder), open_checkpoint(self.runner.source), "original", dtype=dtype
         )
+
+    def push_to_hub(
+        self, repo: str, *, license: str, base: str | None = None, private: bool = False,
+        message: str = "Upload by gotr1_jax", dtype: Literal["float32", "bfloat16"] | None = None,
+    ) -> str:  # fmt: skip
+        """Uploads what `save_pretrained` writes, with a model card, as `gotr1 push` does.
+
+        Args:
+          repo: ORG/NAME; it is made if it is not there.
+          license: of the model, as the hub calls it: mit, apache-2.0, other, ...
+          base: hub id of the model that training began from; None: as the run says, if it does.
+          private: make a new repository private.
+          message: of the commit.
+          dtype: as of `save_pretrained`.
+
+        Returns the address of the commit. Raises InputError for ids that cannot be, and without a
+        token that may write there; RunError where the hub cannot be reached.
+        """
+        from gotr1_jax.convert.find import run_of_model
+        from gotr1_jax.grpo.push import base_on_hub, check_names
+        from gotr1_jax.io.hub import upload_folder
+        from gotr1_jax.report.model_card import CardFacts, write_model_card
+
+        check_names(repo, base, license)
+        run_dir = run_of_model(self.runner.source)
+        facts = CardFacts(repo.partition("/")[2], "original", base or base_on_hub(run_dir), license)
+        with tempfile.TemporaryDirectory(prefix="gotr1_push_") as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder, dtype)
+            write_model_card(folder, run_dir, facts)
+            return upload_folder(folder, repo, private, message)
 
     def _draw(
         self, tasks: list[CaptionTask], seed: int, options: SamplingOptions,

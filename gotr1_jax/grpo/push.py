@@ -46,12 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Export, describe, upload; prints where it is."""
-    if not is_hub_id(options.repo):
-        raise InputError(f"--repo is {options.repo!r}; give an id of the hub as ORG/NAME")
-    if options.base is not None and not is_hub_id(options.base):
-        raise InputError(f"--base is {options.base!r}; give an id of the hub as ORG/NAME")
-    if not options.license.strip():
-        raise InputError(f"--license is empty; give one of {_LICENSES}")
+    check_names(options.repo, options.base, options.license, prefix="--")
     if options.to is not None and options.to.exists():
         raise InputError(f"--to {options.to} is there already; choose another directory")
     run_dir = export.run_behind(local_path(options.ckpt))
@@ -73,14 +68,32 @@ def run(options: argparse.Namespace) -> None:
     print(url)
 
 
-def _find_base(run_dir: Path | None, options: argparse.Namespace) -> str | None:
-    """The hub id of the model that training began from; InputError where adapters lack theirs."""
+def check_names(repo: str, base: str | None, license: str, prefix: str = "") -> None:
+    """InputError for ids that the hub cannot have; `prefix`: of the arguments' names."""
+    for name, value in (("repo", repo), ("base", base)):
+        if value is not None and not is_hub_id(value):
+            raise InputError(f"{prefix}{name} is {value!r}; give an id of the hub as ORG/NAME")
+    if not license.strip():
+        raise InputError(f"{prefix}license is empty; give one of {_LICENSES}")
+
+
+def base_on_hub(run_dir: Path | None) -> str | None:
+    """The hub id of the model that a run of GRPO began from; None where it has none."""
+    init = _init_of(run_dir)
+    return init if init is not None and is_hub_id(init) and not Path(init).exists() else None
+
+
+def _init_of(run_dir: Path | None) -> str | None:
     from gotr1_jax.grpo.run_weights import grpo_config
 
     config = None if run_dir is None else grpo_config(run_dir)
-    init = None if config is None else config.policy.init
-    known = init is not None and is_hub_id(init) and not Path(init).exists()
-    base: str | None = options.base or (init if known else None)
+    return None if config is None else config.policy.init
+
+
+def _find_base(run_dir: Path | None, options: argparse.Namespace) -> str | None:
+    """The hub id of the model that training began from; InputError where adapters lack theirs."""
+    init = _init_of(run_dir)
+    base: str | None = options.base or base_on_hub(run_dir)
     if options.format == "peft" and base is None:
         raise InputError(
             f"the adapters' base is {init}, which others cannot load; name its id on the hub "

@@ -20,6 +20,8 @@ from tiny import Brightness, grpo_values, run_grpo, write_shapes
 from gotr1_jax import cli
 from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.convert.find import EMBEDDED
+from gotr1_jax.errors import InputError
+from gotr1_jax.generate.pipeline import Pipeline
 from gotr1_jax.grpo import setup
 from gotr1_jax.io.strict_yaml import read_yaml_file
 
@@ -150,6 +152,23 @@ def test_a_run_with_its_card(hub: Hub, run: Path, tmp_path: Path, capsys) -> Non
     assert read_yaml_file(tmp_path / "training_config.yaml") == read_yaml_file(run / "config.yaml")
     with Image.open(tmp_path / "samples.png") as image:
         assert image.width > image.height > 0
+
+
+def test_from_python(hub: Hub, run: Path) -> None:
+    pipe = Pipeline.from_pretrained(run)
+    with pytest.raises(InputError, match="repo is 'mine'"):
+        pipe.push_to_hub("mine", license="mit")
+    with pytest.raises(InputError, match="license is empty"):
+        pipe.push_to_hub(ID, license="")
+    address = pipe.push_to_hub(ID, license="mit", base="org/base", message="Again")
+    assert address.startswith(f"https://huggingface.co/{ID}/commit/") and hub.messages == ["Again"]
+    of_python = dict(hub.files[ID])
+    hub.files[ID].clear()
+    assert push(run, "--base", "org/base") == 0
+    of_command = hub.files[ID]
+    assert of_python.keys() == of_command.keys()
+    for name in ("README.md", "training_config.yaml", "config.json", "tokenizer.json"):
+        assert of_python[name] == of_command[name]
 
 
 def test_adapters_name_a_base_that_others_can_load(hub: Hub, run: Path, capsys) -> None:
