@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from gotr1_jax.evaluation.benchmark import Answers, ImageScore, ModelOption, Mod
 from gotr1_jax.evaluation.dpg_rules import Proposition, dependent_scores, read_questions
 from gotr1_jax.evaluation.folders import find_dpg_images
 from gotr1_jax.evaluation.queries import ModelQuery, is_failed
-from gotr1_jax.evaluation.results import ResultRow, make_row
+from gotr1_jax.evaluation.results import make_row
 from gotr1_jax.generate.config import LAYOUTS, GenerateConfig
 from gotr1_jax.generate.tasks import CaptionTask, read_tasks
 from gotr1_jax.vlm_engine.base import ImageInput, make_image_input
@@ -52,11 +53,12 @@ def run(options: argparse.Namespace) -> None:
     scores = benchmark.score_images(items, rules, models, NAME)
     remark = benchmark.comparison_remark(options, [_SUBSTITUTE])
     total = make_row(
-        NAME, [s.values["score"] for s in scores], range(len(items)), names["yes"], remark
-    )
+        NAME, [s.values["score"] for s in scores], range(len(items)), names["yes"], remark,
+        published.dpg(NAME),
+    )  # fmt: skip
     rows = [total] + [
-        ResultRow(category, (np.array(shares),), total.images, total.failed, names["yes"], remark)
-        for category, shares in sorted(rules.categories.items())
+        replace(total, name=name, groups=(np.array(shares),), published=published.dpg(name))
+        for name, shares in sorted(rules.categories.items())
     ]
     records = [
         benchmark.image_record(item, task.caption, score)

@@ -54,9 +54,11 @@ def run(options: argparse.Namespace) -> None:
         group = [i for i, item in enumerate(items) if prompts[item.caption].tag == tag]
         if group:
             values = [scores[i].values["correct"] for i in group]
-            rows.append(make_row(tag, values, [items[i].caption for i in group], scorer, remark))
+            of = [items[i].caption for i in group]
+            rows.append(make_row(tag, values, of, scorer, remark, published.geneval(tag)))
     groups, failed = tuple(row.groups[0] for row in rows), sum(row.failed for row in rows)
-    rows.append(ResultRow("mean", groups, len(items), failed, scorer, remark, published.GENEVAL))
+    mean = published.geneval("mean")
+    rows.append(ResultRow("mean", groups, len(items), failed, scorer, remark, mean))
     records = [
         benchmark.image_record(item, prompt.prompt, score, task=prompt.tag)
         for item, score in zip(items, scores)

@@ -167,7 +167,7 @@ def test_geneval(tiny: Path, prompts: Path, tmp_path: Path, server: Server) -> N
     }  # fmt: skip
     first = json.loads((out / "scores.json").read_text())["scores"]["mean"]
     assert (first["captions"], first["pictures"], first["failed"]) == (6, 24, 0)
-    assert first["published"] == {"GoT-R1-7B": 0.75}
+    assert first["published"] == {"Janus-Pro-1B": 0.73, "Janus-Pro-7B": 0.8, "GoT-R1-7B": 0.75}
 
 
 def test_dpg(tiny: Path, prompts: Path, tmp_path: Path, server: Server) -> None:

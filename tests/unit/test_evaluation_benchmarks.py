@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from gotr1_jax.data.captions import iter_captions
+from gotr1_jax.evaluation import published
 from gotr1_jax.evaluation.compbench_rules import spatial_relation
 from gotr1_jax.evaluation.detections import Detection
 from gotr1_jax.evaluation.dpg import DpgRules
@@ -124,3 +126,20 @@ def test_dpg_cells_are_scored_one_by_one() -> None:
     assert rules.categories == {"entity": [2 / 3], "attribute": [2 / 3, 1.0]}
     none = rules.score(0, grid, dict.fromkeys(answers, math.nan))
     assert math.isnan(none.values["score"]) and rules.categories["entity"] == [2 / 3]
+
+
+def test_the_page_of_the_papers_has_their_numbers() -> None:
+    """All of those that the tables of `gotr1 eval` show."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "recipes" / "papers.md").read_text()
+    tables = (published.T2I_COMPBENCH, published.JANUS_PRO_GENEVAL)
+    known = {f"{value:.{digits}f}" for table, digits in zip(tables, (4, 2))
+             for row in table.values() for value in row}  # fmt: skip
+    known |= {f"{value:.2f}" for value in published.GENEVAL_MEANS.values()}
+    known |= {f"{100 * value:.2f}" for row in published.JANUS_PRO_DPG.values() for value in row}
+    cells = [
+        cell.strip()
+        for line in page.splitlines()
+        if line.startswith("|")
+        for cell in line.split("|")
+    ]
+    assert known <= {cell for cell in cells if re.fullmatch(r"[\d.]+", cell)}
