@@ -44,8 +44,28 @@ CHIPS = {
     "h100": Chip("cuda", 85_017_755_648, 989.4e12, 3350e9),
     "h200": Chip("cuda", 150_110_011_392, 989.4e12, 4800e9),
 }
+# What JAX calls the same devices. Others of these families (PCIe, NVL, a part of a GPU) have other
+# numbers and are unknown.
+_DEVICE_KINDS = {
+    "tpu v4": "v4",
+    "tpu v5 lite": "v5e",
+    "tpu v5e": "v5e",
+    "tpu v5": "v5p",
+    "tpu v5p": "v5p",
+    "tpu v6 lite": "v6e",
+    "tpu v6e": "v6e",
+    "tpu7x": "tpu7x",
+    "tpu v7x": "tpu7x",
+    "nvidia h100 80gb hbm3": "h100",
+    "nvidia h200": "h200",
+}
 _SHAPES = {"tpu": r"\d+x\d+(x\d+)?", "cuda": r"[1-8]", "cpu": r"[1-8]"}
 _EXAMPLES = "v5e:4x4, v5p:4x4x4, v6e:8x8, h200:1 to h200:8, h100:8, cpu:1 to cpu:8"
+
+
+def chip_name(device_kind: str) -> str | None:
+    """The name in `CHIPS` of a JAX device's `device_kind`; None: its peak numbers are unknown."""
+    return _DEVICE_KINDS.get(device_kind.strip().lower())
 
 
 def parse_topology(name: str) -> tuple[Chip, str]:

@@ -1,10 +1,12 @@
-"""`gotr1 bench sample|update|judge|adapters`: speed of this machine, also against `transformers`.
+"""`gotr1 bench sample|update|judge|adapters|accelerator`: speed of this machine.
 
-Both run the same random weights in float32 in one process, in alternating repetitions, after one
-untimed call of each that compiles. The model: 8 layers, 512 wide, mlp 1408, 8 heads of 64, text
-vocabulary 1024, 16384 image tokens, 576 for an image (about 35 M parameters in decoder and image
-head); 4 captions of 32 tokens, guidance 5. The judge's model is in `bench.judge`.
-`adapters` times sampling with adapters beside the weights against merged ones.
+`sample`, `update` and `judge` can be compared with `transformers`. Both run the same random weights
+in float32 in one process, in alternating repetitions, after one untimed call of each that compiles.
+The model: 8 layers, 512 wide, mlp 1408, 8 heads of 64, text vocabulary 1024, 16384 image tokens,
+576 for an image (about 35 M parameters in decoder and image head); 4 captions of 32 tokens,
+guidance 5. The judge's model is in `bench.judge`. `adapters` times sampling with adapters beside
+the weights against merged ones. `accelerator` measures a step at the released sizes, see
+`bench.accelerator`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from gotr1_jax.bench import accelerator
 from gotr1_jax.bench.timing import REFERENCE
 from gotr1_jax.config import read_value
 from gotr1_jax.limits import RowCount
@@ -23,10 +26,14 @@ from gotr1_jax.limits import RowCount
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gotr1 bench`."""
     parser.add_argument(
-        "what", choices=("sample", "update", "judge", "adapters"), help="which speed to measure"
+        "what",
+        choices=("sample", "update", "judge", "adapters", "accelerator"),
+        help="which speed to measure",
     )
     parser.add_argument("--against", choices=(REFERENCE,), help="also time this")
-    parser.add_argument("--repeats", type=int, default=3, help="timed repetitions (default 3)")
+    parser.add_argument(
+        "--repeats", type=int, help="timed repetitions (default 3, of accelerator 1)"
+    )
     parser.add_argument("--captions", type=int, default=4, help="rows at once (default 4)")
     parser.add_argument(
         "--images", "--pictures", type=int, default=32, help="judge: images (default 32)"
@@ -42,12 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="adapters: of weights and activations (default float32)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    accelerator.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure and print; InputError for numbers out of range."""
+    if options.repeats is None:
+        options.repeats = 1 if options.what == "accelerator" else 3
     for name in ("repeats", "captions", "images", "rank"):
         read_value(RowCount, getattr(options, name), f"--{name}")
+    if options.what == "accelerator":
+        accelerator.run(options)
+        return
     # Imported late: `--help` and bad input answer at once.
     from gotr1_jax.bench.sample import bench_sample
     from gotr1_jax.bench.update import bench_update

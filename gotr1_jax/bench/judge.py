@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig
 from gotr1_jax.models.qwen_vl import QwenVL
 from gotr1_jax.rewards.multimodal.instructions import LOCATE, SCORE_PREFIX, ask_score, show_caption
-from gotr1_jax.tokenizers.qwen import ImageTokens
+from gotr1_jax.tokenizers.qwen import SYSTEM, ImageTokens
 from gotr1_jax.vlm_engine.base import Question, Scale, make_image_input
 from gotr1_jax.vlm_engine.config import QwenEngineConfig
 from gotr1_jax.vlm_engine.engine import QwenEngine
@@ -173,7 +173,8 @@ def _checkpoint(folder: Path) -> QwenCheckpoint:
     """The random model, saved and loaded."""
     files = folder / "files"
     files.mkdir()
-    _tokenizer().save(str(files / "tokenizer.json"))
+    texts = [text for q in make_questions(4) for text in (q.instruction, q.text)]
+    word_tokenizer(texts, MODEL.text.vocab_size).save(str(files / "tokenizer.json"))
     (files / "preprocessor_config.json").write_text(
         '{"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "merge_size": 2, '
         '"temporal_patch_size": 2, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.3, 0.3, 0.3]}',
@@ -184,16 +185,18 @@ def _checkpoint(folder: Path) -> QwenCheckpoint:
     return load_qwen(folder / "model", jnp.float32)
 
 
-def _tokenizer() -> Tokenizer:
-    """About as many tokens as a trained tokenizer gives: words, punctuation, single digits."""
+def word_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A tokenizer that knows the words of `texts`, with Qwen2.5-VL's control tokens.
+
+    It gives about as many tokens as a trained one: words, punctuation, single digits.
+    """
     split = pre_tokenizers.Split(Regex(r"\s?[^\W\d]+|\d|\s?[^\w\s]+|\s"), "isolated")
-    texts = [text for q in make_questions(4) for text in (q.instruction, q.text)]
-    texts += [SCORE_PREFIX, "system\nYou are a helpful assistant.", "user\n", "assistant\n"]
+    texts = [*texts, SCORE_PREFIX, f"system\n{SYSTEM}", "user\n", "assistant\n"]
     words = {word for text in texts for word, _ in split.pre_tokenize_str(text)}
     words |= set("0123456789")
     vocab = {word: i for i, word in enumerate(["<unk>", *sorted(words)])}
     # All other rows of the embedding get names, so that different answers have different texts.
-    vocab |= {f"w{i}": i for i in range(len(vocab), MODEL.text.vocab_size - len(_SPECIALS))}
+    vocab |= {f"w{i}": i for i in range(len(vocab), vocab_size - len(_SPECIALS))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split
     tokenizer.add_special_tokens(list(_SPECIALS))

@@ -27,10 +27,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rewards",),
     ("trainer",),
     ("report",),
-    ("grpo", "sft", "vq", "judge_sft", "bench"),
+    ("grpo", "sft", "vq", "judge_sft"),
     ("generate",),
     ("jobs",),
     ("evaluation", "ablate", "aot", "play", "completion"),
+    ("bench",),
     ("cli",),
 )
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
