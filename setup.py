@@ -81,6 +81,8 @@ setup(
         "test": [
             *DOCS,
             "pytest>=9.2",
+            # axe-core, which looks for what keeps people from using a page.
+            "axe-core-python>=0.1",
             "pytest-xdist>=3.8",
             "ruff>=0.17.5",
             "mypy>=2.4",

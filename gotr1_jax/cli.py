@@ -81,8 +81,14 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         if command in (None, name):
             importlib.import_module(module).add_arguments(inner)
             add_command_help(inner, name)
-    report = commands.add_parser("report", help="write report.html of a run")
-    report.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    report = commands.add_parser("report", help="write the page of a run, or of several")
+    report.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run directory; several are compared"
+    )
+    report.add_argument(
+        "--out", type=Path, metavar="FILE",
+        help="the page (RUN/report.html; of several runs comparison.html in the first)",
+    )  # fmt: skip
     report.add_argument(
         "--scores", type=Path, nargs="+", metavar="FILE",
         help="what gotr1 judge wrote about the run (RUN/scores*.jsonl)",
@@ -214,16 +220,28 @@ def _dispatch(arguments: Sequence[str]) -> None:
     if options.command == "train":
         _train(options.job, options.config, rest)
     elif options.command == "report":
-        from gotr1_jax.report.page import write_report
-
-        if not options.run.is_dir():
-            raise InputError(f"no run at {options.run}: there is no such directory")
-        print(write_report(options.run, options.scores))
+        _report(options.runs, options.scores, options.out)
     else:
         from gotr1_jax.parallel.startup import start_devices
 
         start_devices()
         importlib.import_module(COMMANDS[options.command][0]).run(options)
+
+
+def _report(runs: Sequence[Path], scores: Sequence[Path] | None, out: Path | None) -> None:
+    for run in runs:
+        if not run.is_dir():
+            raise InputError(f"no run at {run}: there is no such directory")
+    if len(runs) == 1:
+        from gotr1_jax.report.page import write_report
+
+        print(write_report(runs[0], scores, out))
+        return
+    from gotr1_jax.report.compare import write_comparison
+
+    if scores is not None:
+        raise InputError("--scores is of one run; each run's own scores*.jsonl are read anyway")
+    print(write_comparison(runs, out))
 
 
 def _train(job: str, path: Path, overrides: Sequence[str]) -> None:

@@ -43,7 +43,7 @@ class Page:
         self._calls += 1
         request = {"id": self._calls, "method": method, "params": parameters}
         payload, mask = json.dumps(request).encode(), os.urandom(4)
-        head = struct.pack("!BBH", 0x81, 0x80 | 126, len(payload))
+        head = struct.pack("!BBQ", 0x81, 0x80 | 127, len(payload))
         masked = bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
         self._socket.sendall(head + mask + masked)
         while True:
@@ -73,6 +73,29 @@ class Page:
         pressed = {"button": "left", "buttons": 1, "clickCount": 1}
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **pressed)
 
+    def resize(self, width: int, height: int, scheme: str = "light") -> None:
+        """The window's size in pixels, and the colours that its user prefers: light or dark."""
+        sizes = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **sizes)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.call("Emulation.setEmulatedMedia", features=features)
+
+    def screenshot(self, path: Path) -> None:
+        """A PNG file of what the window shows."""
+        image = self.call("Page.captureScreenshot", format="png")["data"]
+        path.write_bytes(base64.b64decode(image))
+
+    def check_accessibility(self) -> list[str]:
+        """What axe-core finds serious or critical: the rule, and the elements."""
+        self.value(f"{axe_source()}; true")
+        found = self.value(
+            "axe.run(document, {resultTypes: ['violations']}).then((result) => result.violations"
+            ".filter(({impact}) => impact === 'serious' || impact === 'critical')"
+            ".map(({id, nodes}) => id + ': ' + nodes.slice(0, 5).map((node) => node.html "
+            "+ ' ' + node.failureSummary).join(' | ')))"
+        )
+        return list(found)
+
     def _message(self) -> bytes:
         parts = []
         while True:
@@ -85,6 +108,13 @@ class Page:
             parts.append(self._stream.read(size))
             if first & 0x80:
                 return b"".join(parts)
+
+
+def axe_source() -> str:
+    """The script of axe-core, as a package of Python carries it."""
+    import axe_core_python
+
+    return (Path(axe_core_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from html.parser import HTMLParser
 from typing import Any
@@ -19,15 +20,25 @@ PLAN = f"{format_object('red circle', Box(0, 0, 500, 500))} left of " + format_o
 
 
 class PageReader(HTMLParser):
-    """Tags with their attributes and all visible text; complains about tags that do not nest."""
+    """Tags with their attributes, all visible text, and the data of the galleries.
+
+    Complains about tags that do not nest. The text has that of the galleries too.
+    """
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
         self._open: list[str] = []
+        self._data = ""
         self.feed(page)
         assert self._open == []
+        self.data: dict[str, Any] = json.loads(self._data or '{"samples": [], "galleries": []}')
+        self.text += "\n".join(_texts(self.data))
+
+    def items(self, name: str) -> list[dict[str, Any]]:
+        """Those of a gallery."""
+        return [i for g in self.data["galleries"] if g["name"] == name for i in g["items"]]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -43,9 +54,19 @@ class PageReader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._open and self._open[-1] not in ("script", "style"):
             self.text += data
+        elif self._open[-1:] == ["script"] and ("id", "gallery-data") in self.tags[-1][1].items():
+            self._data += data
 
     def count(self, tag: str, css_class: str) -> int:
         return sum(t == tag and css_class in (a.get("class") or "").split() for t, a in self.tags)
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts in a value of JSON, without those of images."""
+    if isinstance(value, str):
+        return [] if value.startswith("data:image/") else [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for part in parts for text in _texts(part)]
 
 
 def record(caption: str = "a red circle", **changes: Any) -> SampleRecord:

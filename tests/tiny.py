@@ -84,7 +84,7 @@ def grpo_values(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
         "update": {"micro_batch": 4, "max_bad_updates": 2},
         "optimizer": {"learning_rate": 1e-2},
         "checkpoint": {"every": 2},
-        "evaluation": {"captions": 2, "samples": 2, "shown": 2},
+        "evaluation": {"captions": 2, "samples": 2, "shown": 2, "follow": False},
         "mesh": {"data": 1},
     }
 

@@ -21,6 +21,7 @@ import numpy as np
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation import facts
 from gotr1_jax.evaluation.folders import BenchmarkImage
+from gotr1_jax.evaluation.gallery import GalleryImage, known_plans
 from gotr1_jax.evaluation.queries import CachedModels, ModelQuery, QueryKind, QueryModel
 from gotr1_jax.evaluation.results import ResultRow, check_out, write_results
 from gotr1_jax.generate.command import add_sampling_arguments, generate
@@ -204,10 +205,11 @@ def _generation_settings(
 
 def finish(
     options: argparse.Namespace, title: str, head: Mapping[str, Any], rows: Sequence[ResultRow],
-    records: Sequence[Mapping[str, Any]], notes: Sequence[str],
+    records: Sequence[Mapping[str, Any]], notes: Sequence[str], shown: Sequence[GalleryImage],
 ) -> None:  # fmt: skip
     """Writes the results, with the facts of `head` at the table's foot, and the card if wanted."""
-    write_results(options.out, title, head, rows, records, [*notes, *facts.facts_lines(head)])
+    notes = [*notes, *facts.facts_lines(head)]
+    write_results(options.out, title, head, rows, records, notes, shown)
     if options.card is not None:
         from gotr1_jax.evaluation.card import write_card
 
@@ -291,6 +293,29 @@ def image_record(
     """The line of an image in pictures.jsonl."""
     values = {"values": score.values, "words": score.reason}
     return {**first, "picture": item.name, "caption": caption, **values}
+
+
+def shown_images(
+    items: Sequence[BenchmarkImage], captions: Sequence[str], scores: Sequence[ImageScore],
+    folder: Path, prefix: str = "",
+) -> list[GalleryImage]:  # fmt: skip
+    """The images of the gallery, with the plans of those that were generated.
+
+    captions: by the items' index. prefix: of the images' names, which a category needs.
+    """
+    plans = known_plans(folder)
+    return [
+        GalleryImage(
+            name=f"{prefix}{item.name}",
+            path=item.path,
+            caption=captions[item.caption],
+            group=f"{prefix}{item.caption}",
+            scores=score.values,
+            plan=plans.get(item.path.resolve()),
+            words=score.reason,
+        )
+        for item, score in zip(items, scores)
+    ]
 
 
 def comparison_remark(

@@ -68,7 +68,8 @@ def run(options: argparse.Namespace) -> None:
     head |= benchmark.facts_head(options, "plain", prompts, texts, scores, names.values())
     notes = [*checklist.notes, _NOTE]
     title = "Checklist" if checklist.benchmark == OWN else checklist.benchmark
-    benchmark.finish(options, title, head, rows, records, notes)
+    shown = benchmark.shown_images(items, texts, scores, folder)
+    benchmark.finish(options, title, head, rows, records, notes, shown)
 
 
 def combine(questions: Sequence[WordQuestion], values: Sequence[float]) -> dict[str, float]:

@@ -71,7 +71,8 @@ def run(options: argparse.Namespace) -> None:
         notes.insert(0, f"{unused} items of the table have no prompt file and are left out.")
     texts = [task.caption for task in tasks]
     head |= benchmark.facts_head(options, NAME, options.prompts, texts, scores, names.values())
-    benchmark.finish(options, "DPG-Bench", head, rows, records, notes)
+    shown = benchmark.shown_images(items, texts, scores, folder)
+    benchmark.finish(options, "DPG-Bench", head, rows, records, notes, shown)
 
 
 class DpgRules:

@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> None:
     head = {"benchmark": NAME, "scorer": options.scorer}
     texts = [prompt.prompt for prompt in prompts]
     head |= benchmark.facts_head(options, NAME, options.prompts, texts, scores, names.values())
-    benchmark.finish(options, "GenEval", head, rows, records, [published.REASONGEN])
+    shown = benchmark.shown_images(items, texts, scores, folder)
+    benchmark.finish(options, "GenEval", head, rows, records, [published.REASONGEN], shown)
 
 
 class GenevalRules:

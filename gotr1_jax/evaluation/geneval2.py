@@ -68,7 +68,8 @@ def run(options: argparse.Namespace) -> None:
     # As the benchmark's own evaluator wants it.
     paths = {texts[item.caption]: str(item.path.absolute()) for item in reversed(items)}
     write_json_atomic(options.out / MANIFEST, paths)
-    benchmark.finish(options, "GenEval 2", head, rows, records, [_NOTE])
+    shown = benchmark.shown_images(items, texts, scores, folder)
+    benchmark.finish(options, "GenEval 2", head, rows, records, [_NOTE], shown)
 
 
 def _question(atom: Atom) -> WordQuestion:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.evaluation.gallery import GALLERY, GalleryImage, write_gallery
 from gotr1_jax.io.files import atomic_write, plain_json, write_json_atomic
 from gotr1_jax.io.markdown import markdown_table
 from gotr1_jax.trainer.bootstrap import mean_of_means_interval
@@ -127,8 +128,9 @@ def write_results(
     rows: Sequence[ResultRow],
     images: Sequence[Mapping[str, Any]],
     notes: Sequence[str] = (),
+    shown: Sequence[GalleryImage] = (),
 ) -> None:
-    """Write pictures.jsonl, scores.md and, last, scores.json; print the table.
+    """Write pictures.jsonl, gallery.html, scores.md and, last, scores.json; print the table.
 
     Args:
         out: folder.
@@ -137,14 +139,17 @@ def write_results(
         rows: the numbers, each under its name.
         images: one record an image.
         notes: lines below the table.
+        shown: the images of the gallery.
 
     Raises RunError where a file cannot be written, or no image could be scored.
     """
     scores = {row.name: row.to_json() for row in rows}
     text = table(title, scores, notes)
+    if shown:
+        write_gallery(out, title, shown, scores)
     store_results(out, text, {**head, "scores": scores, "notes": list(notes)}, images)
     print(text)
-    print(out)
+    print(out / GALLERY if shown else out)
     if all(row.failed == row.images for row in rows):
         raise RunError(f"no image could be scored; see {out}")
 

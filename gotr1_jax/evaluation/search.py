@@ -7,7 +7,8 @@ draw, with 95 % intervals by a paired bootstrap over captions. A stopped command
 next search.
 
 OUT holds searches.jsonl (a line a search), scores.md (the table), gain.svg (gain over cost) and
-for each search NAME.jsonl (a line a caption: scores, and what the search did).
+for each search NAME.jsonl (a line a caption: scores, and what the search did) and its images in
+pictures/NAME, which gallery.html shows side by side.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from gotr1_jax.config import CheckedConfig, from_dict, load_config, to_plain
 from gotr1_jax.convert.generation_config import resolve_sampling
 from gotr1_jax.errors import InputError
+from gotr1_jax.evaluation.gallery import GalleryImage, write_columns
 from gotr1_jax.evaluation.options import CHECKPOINT
 from gotr1_jax.evaluation.results import check_out
 from gotr1_jax.evaluation.search_report import SearchResult, write_report
@@ -39,6 +42,7 @@ from gotr1_jax.grpo.config import RewardConfig
 from gotr1_jax.io.files import atomic_write, write_json_atomic
 from gotr1_jax.io.reading import parse_json_object, read_lines
 from gotr1_jax.io.strict_yaml import read_yaml
+from gotr1_jax.io.write_errors import raise_write_errors
 from gotr1_jax.jobs import add_command_help
 from gotr1_jax.limits import FilledText, Guidance, ItemCount, RowCount, Seed, TokenCount
 from gotr1_jax.rewards.combine import combine
@@ -71,6 +75,8 @@ _RECIPE = replace(BUILT_IN, guidance=3.0, max_plan_tokens=80)
 # What only a checkpoint says.
 _MORE = ("template", "text_temperature", "image_temperature", "top_k", "top_p", "greedy")
 _Drawn = TypeVar("_Drawn")
+PICTURES = "pictures"
+_Found = tuple[list[dict[str, Any]], list[np.ndarray]]  # a line and an image for each caption
 
 
 @dataclass(frozen=True)
@@ -158,16 +164,20 @@ def run(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(options.out / NOTE, note)
     captions = shapes_captions("heldout", config.captions)
-    search: Callable[[NamedSearchConfig], list[dict[str, Any]]] | None = None
+    search: Callable[[NamedSearchConfig], _Found] | None = None
     results = []
     for named in config.searches:
         file = options.out / f"{named.name}.jsonl"
         if not file.exists():
             search = search or _make_search(config, base, source, captions)
-            lines = search(named)
+            lines, images = search(named)
+            _write_images(options.out / PICTURES / named.name, images)
             atomic_write(file, "".join(json.dumps(line) + "\n" for line in lines))
         results.append(_read_result(named, file))
     write_report(options.out, results, SHAPES_TERMS)
+    columns = {s.name: _shown_images(s, options.out) for s in config.searches}
+    if columns := {name: images for name, images in columns.items() if images}:
+        print(write_columns(options.out, "Searches over the same captions", columns))
 
 
 def _base(config: SearchEvaluationConfig) -> GenerateConfig:
@@ -193,8 +203,8 @@ def _note(config: SearchEvaluationConfig, base: GenerateConfig, source: Path) ->
 
 def _make_search(
     config: SearchEvaluationConfig, base: GenerateConfig, source: Path, captions: Sequence[str]
-) -> Callable[[NamedSearchConfig], list[dict[str, Any]]]:
-    """A function that runs a search over all captions and gives a line for each."""
+) -> Callable[[NamedSearchConfig], _Found]:
+    """A function that runs a search over all captions and gives a line and an image for each."""
     from gotr1_jax.convert.checkpoint import load_checkpoint
     from gotr1_jax.evaluation.drawing import load_drawing
     from gotr1_jax.generate.batches import encode_samples
@@ -207,16 +217,18 @@ def _make_search(
     rows = list(encode_samples(caption_tasks(captions), tokenizer, base))
     drawing = KnownDraws(load_drawing(base, source, rows))
 
-    def search(named: NamedSearchConfig) -> list[dict[str, Any]]:
+    def search(named: NamedSearchConfig) -> _Found:
         whole = Search(
             named.search, drawing, tokenizer, make_judges(named.job), base.sampling.max_plan_tokens
         )
-        found: dict[int, dict[str, Any]] = {}
+        found: dict[int, tuple[dict[str, Any], np.ndarray]] = {}
         with Progress(named.name, len(rows), unit="caption") as progress:
             for row, sample in whole(rows):
-                found[row.task.index] = _score(row, sample, whole)
+                assert sample.pixels is not None
+                found[row.task.index] = _score(row, sample, whole), sample.pixels
                 progress.update(len(found))
-        return [found[i] for i in range(len(rows))]
+        lines, images = zip(*(found[i] for i in range(len(rows))))
+        return list(lines), list(images)
 
     return search
 
@@ -232,6 +244,39 @@ def _score(row: SampleTask, sample: GeneratedSample, search: Search) -> dict[str
         "scores": scores,
         "search": sample.search,
     }
+
+
+def _write_images(folder: Path, images: Sequence[np.ndarray]) -> None:
+    """The kept images, uint8 (H, W, 3), as 00000.png, ..."""
+    with raise_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(folder / f"{index:05d}.png")
+
+
+def _shown_images(named: NamedSearchConfig, out: Path) -> list[GalleryImage]:
+    """The images of a search; none of a search of earlier versions, which stored no image."""
+    file, reward = out / f"{named.name}.jsonl", named.job.reward
+    assert reward is not None
+    shown = []
+    for index, (_, text) in enumerate(read_lines(file, "scores")):
+        line = parse_json_object(text, str(file))
+        path = out / PICTURES / named.name / f"{index:05d}.png"
+        if not path.is_file():
+            return []
+        scores = {term: np.array([value], np.float32) for term, value in line["scores"].items()}
+        total = float(combine(scores, reward.total, reward.terms)[0])
+        shown.append(
+            GalleryImage(
+                name=f"{named.name}/{path.stem}",
+                path=path,
+                caption=line["caption"],
+                group=f"{index} {line['caption']}",
+                scores={"total": total, **line["scores"]},
+                plan=line["plan_text"],
+            )
+        )
+    return shown
 
 
 def _read_result(named: NamedSearchConfig, file: Path) -> SearchResult:

@@ -21,6 +21,7 @@ from gotr1_jax.config import CheckedConfig, load_config
 from gotr1_jax.convert.find import RUN_CONFIG
 from gotr1_jax.convert.generation_config import GenerationConfig, resolve_sampling
 from gotr1_jax.errors import InputError
+from gotr1_jax.evaluation.gallery import GalleryImage
 from gotr1_jax.evaluation.options import CHECKPOINT, add_batch_size, add_sampling_options
 from gotr1_jax.evaluation.results import IMAGES, ResultRow, check_out, write_results
 from gotr1_jax.generate.config import check_settings_file, checkpoint_settings, optional_template
@@ -29,12 +30,12 @@ from gotr1_jax.grpo.sampled import BUILT_IN
 from gotr1_jax.io.strict_yaml import read_yaml_file
 from gotr1_jax.jobs import add_fields_help, sections_of_jobs
 from gotr1_jax.limits import FilledText, ItemCount, RowCount, Seed
-from gotr1_jax.rewards.base import Judge
+from gotr1_jax.rewards.base import Judge, result_from_json, stack_scores
 from gotr1_jax.rewards.combine import combine
 from gotr1_jax.rewards.factory import check_functions, make_judge
 from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.judging import judge_samples
-from gotr1_jax.rewards.stored_samples import find_samples
+from gotr1_jax.rewards.stored_samples import StoredSample, find_samples
 from gotr1_jax.rewards.terms import TermConfig
 from gotr1_jax.sampler.config import sampling_defaults
 from gotr1_jax.shapes.dataset import shapes_captions
@@ -140,7 +141,31 @@ def run(options: argparse.Namespace) -> None:
     if config.images is None:
         head["sampling"] = {**config.job.sampled.stated, "seed": config.seed}
     note = f"total: {reward.total} of {', '.join(reward.terms)}."
-    write_results(config.out, "The shapes world: held-out captions", head, rows, lines, [note])
+    shown = _shown_images(lines, find_samples(config.images or config.out), reward)
+    title = "The shapes world: held-out captions"
+    write_results(config.out, title, head, rows, lines, [note], shown)
+
+
+def _shown_images(
+    lines: Sequence[Mapping[str, Any]], samples: Sequence[StoredSample], reward: RewardConfig
+) -> list[GalleryImage]:
+    """The images of the gallery: the total first, then every score of the judge."""
+    results = [result_from_json(line) for line in lines]
+    columns = stack_scores(results, tuple(lines[0]["scores"]))
+    totals = combine(columns, reward.total, reward.terms)
+    return [
+        GalleryImage(
+            name=sample.name,
+            path=sample.image,
+            caption=sample.caption,
+            group=sample.group,
+            scores={"total": float(total), **result.scores},
+            plan=sample.plan_text,
+            words=result.rationale,
+            detections=result.detections,
+        )
+        for sample, result, total in zip(samples, results, totals, strict=True)
+    ]
 
 
 def _judge_name(reward: RewardConfig, name: str) -> str:

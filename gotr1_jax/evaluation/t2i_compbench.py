@@ -38,6 +38,7 @@ from gotr1_jax.evaluation.compbench_rules import (
 )
 from gotr1_jax.evaluation.detections import read_detections
 from gotr1_jax.evaluation.folders import BenchmarkImage, find_compbench_images
+from gotr1_jax.evaluation.gallery import GalleryImage
 from gotr1_jax.evaluation.phrases import CaptionParser, ParsedCaption, make_parser
 from gotr1_jax.evaluation.queries import ModelQuery, QueryKind, is_failed
 from gotr1_jax.evaluation.results import ResultRow, make_row
@@ -108,6 +109,7 @@ def run(options: argparse.Namespace) -> None:
     rows: list[ResultRow] = []
     records: list[dict[str, Any]] = []
     everything: list[ImageScore] = []
+    shown: list[GalleryImage] = []
     for name in files:
         rules = _make_rules(name, captions[name], parser, lists, objects)
         scores = benchmark.score_images(items[name], rules, models, name)
@@ -127,6 +129,8 @@ def run(options: argparse.Namespace) -> None:
             benchmark.image_record(item, captions[name][item.caption], score, category=name)
             for item, score in zip(items[name], scores)
         ]
+        folder = items[name][0].path.parents[1]  # of samples/
+        shown += benchmark.shown_images(items[name], captions[name], scores, folder, f"{name}/")
     notes = [_PARTS_NOTE] if "complex" in files and not lists else []
     if options.scorer == "models" and set(files) - {"spatial", "non_spatial", *PLUS}:
         notes.append(_BLIP_NOTE)
@@ -138,7 +142,7 @@ def run(options: argparse.Namespace) -> None:
     first = next(iter(files))
     source = files[first] if len(files) == 1 else options.prompts
     head |= benchmark.facts_head(options, NAME, source, texts, everything, names.values(), first)
-    benchmark.finish(options, "T2I-CompBench", head, rows, records, notes)
+    benchmark.finish(options, "T2I-CompBench", head, rows, records, notes, shown)
 
 
 def _make_rules(

@@ -152,7 +152,7 @@ class EvaluationConfig(CheckedConfig):
     """Held-out captions, before, during and after training."""
 
     # Nothing of judges and patience reaches an update.
-    may_change: ClassVar[Collection[str]] = ("every", "shown", "judges", "patience")
+    may_change: ClassVar[Collection[str]] = ("every", "shown", "follow", "judges", "patience")
 
     # As captions.source: "shapes" (its held-out split), or files, one or a list, of which evenly
     # spaced captions are used.
@@ -167,6 +167,9 @@ class EvaluationConfig(CheckedConfig):
     every: StepsOrNever = 0
     # Number of captions with images in the report.
     shown: Annotated[int, Range("[0, 1048576]")] = 12
+    # Whether these captions are also sampled at the steps of samples_every, so that the report
+    # shows each of them over the steps. Updates are the same without.
+    follow: bool = True
     # Watched terms: scored in evaluations alone, never trained on. Each as in reward.terms, with a
     # source of its own.
     judges: Mapping[str, TermConfig] = field(default_factory=dict)
@@ -220,6 +223,10 @@ class GrpoConfig(JobConfig):
     def from_file(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
         """As `load_config`; `--reward FUNCTION` adds a term, see `grpo.reward_flag`."""
         return load_config(cls, path, expand_rewards(cls, path, overrides))
+
+    def stores_samples(self, step: int) -> bool:
+        """Whether samples of a step are stored for the report."""
+        return step % self.samples_every == 0 or step in (1, self.steps)
 
     @property
     def sampled(self) -> GenerationConfig:

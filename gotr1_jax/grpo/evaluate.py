@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
@@ -21,13 +21,13 @@ from gotr1_jax.grpo.diversity import caption_diversity, diversity_means, overall
 from gotr1_jax.grpo.diversity_measures import OF_ALL, OF_CAPTIONS
 from gotr1_jax.grpo.measure import MEASURED_UNDER
 from gotr1_jax.grpo.patience import DIVERSITY
-from gotr1_jax.grpo.rollout import Prompts, RolloutWorker
+from gotr1_jax.grpo.rollout import Prompts, RolloutWorker, ScoredRollout
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.parallel.processes import (
     is_main_process,
     raise_on_all_processes,
 )
-from gotr1_jax.trainer.samples import write_samples
+from gotr1_jax.trainer.samples import SampleRecord, write_samples
 
 # Evaluations have random streams of their own, the same before and after training.
 EVALUATION_SEED = 20_250_522
@@ -157,20 +157,13 @@ def evaluate(
     processes: those that process 0 scored). The scores are written to root/`name`.json, from which
     a resumed run reads those before training, with what they were measured under.
     """
-    G, P = config.samples, len(prompts)
-    size = captions_at_once(P, G, rows, multiple)
+    G = config.samples
     parts, shown, counts = [], [], []
-    for start in range(0, P, size):
-        part = prompts.take(range(start, min(start + size, P)))
-        scored = worker(params, part, G, EVALUATION_SEED, 0)
+    for start, scored in _score_parts(worker, params, prompts, G, rows, multiple, len(prompts)):
         table = scored.table
         parts.append((table.scores_BK, table.total_B, table.keys, dict(table.watched)))
         counts.append(JudgedCounts.of(scored.table))
-        shown += [
-            replace(record, caption_index=start + record.caption_index)
-            for record in scored.records(config.shown - start)
-            if record.sample_index == 0
-        ]
+        shown += _first_samples(scored, start, config.shown)
     scores_BK, total_B, keys, watched = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     result = score_captions(dict(zip(worker.judge.terms, scores_BK.T)), total_B, G)
     result = replace(result, counts=reduce(add, counts), watched=_by_caption(watched, G))
@@ -183,6 +176,40 @@ def evaluate(
             record = {MEASURED_UNDER: under} if under is not None else {}
             write_json_atomic(root / f"{name}.json", {**record, **result.to_json()})
     return result
+
+
+def sample_shown(
+    worker: RolloutWorker, params: Any, prompts: Prompts, config: EvaluationConfig, *, rows: int,
+    multiple: int = 1,
+) -> list[SampleRecord]:  # fmt: skip
+    """The samples that `evaluate` would store, without those of the other captions.
+
+    Sampled in the same parts, so by programs that are compiled already, and scored with all
+    samples of their captions, so that terms that compare them are the same too.
+    """
+    captions = min(config.shown, len(prompts))
+    parts = _score_parts(worker, params, prompts, config.samples, rows, multiple, captions)
+    return [r for start, scored in parts for r in _first_samples(scored, start, captions)]
+
+
+def _score_parts(
+    worker: RolloutWorker, params: Any, prompts: Prompts, samples: int, rows: int, multiple: int,
+    captions: int,
+) -> Iterator[tuple[int, ScoredRollout]]:  # fmt: skip
+    """The parts that hold the first `captions` captions, each with the index of its first one."""
+    size = captions_at_once(len(prompts), samples, rows, multiple)
+    for start in range(0, captions, size):
+        part = prompts.take(range(start, min(start + size, len(prompts))))
+        yield start, worker(params, part, samples, EVALUATION_SEED, 0)
+
+
+def _first_samples(scored: ScoredRollout, start: int, captions: int) -> list[SampleRecord]:
+    """The first sample of each caption of a part that is one of the first `captions`."""
+    return [
+        replace(record, caption_index=start + record.caption_index)
+        for record in scored.records(captions - start)
+        if record.sample_index == 0
+    ]
 
 
 def captions_at_once(captions: int, samples: int, rows: int, multiple: int = 1) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gotr1_jax.errors import InputError, RunError
-from gotr1_jax.grpo.evaluate import Evaluation, evaluate
+from gotr1_jax.grpo.evaluate import Evaluation, evaluate, sample_shown
 from gotr1_jax.grpo.measure import (
     MEASURED_UNDER,
     check_measured_under,
@@ -28,6 +28,8 @@ from gotr1_jax.parallel.processes import (
     raise_on_all_processes,
 )
 from gotr1_jax.trainer.run import Run
+from gotr1_jax.trainer.run_dir import remove_folder
+from gotr1_jax.trainer.samples import followed_name, followed_steps, write_samples
 from gotr1_jax.trainer.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class HeldOut:
         self._config, self._prompts = job.config, job.heldout
         self._worker, self._watched = job.evaluation_worker, job.watched
         self._root, self._multiple = run.dir.root, row_multiple(run.mesh)
+        self._samples = run.dir.samples
         self._under = measured_under(
             job.config, job.heldout.captions, job.worker.judge.identity,
             run.inputs.get("policy.init", ""),
@@ -93,6 +96,9 @@ class HeldOut:
                 number = path.stem.removeprefix("eval_step_")
                 if number.isdecimal() and int(number) > step:
                     path.unlink()
+            for later, folder in followed_steps(self._samples).items() if is_main_process() else ():
+                if later > step:
+                    remove_folder(folder)
 
     def _before(self, job: GrpoJob, state: TrainState, first_step: int) -> Evaluation | None:
         stored = self._stored() if first_step else None
@@ -141,7 +147,7 @@ class HeldOut:
         self.score = self.failure = None
         if not every or step % every or step >= self._config.steps:
             return {}
-        found = self.evaluate(f"eval_step_{step:06d}", job.sampling_params(state))
+        found = self.evaluate(followed_name(step), job.sampling_params(state))
         total = found.means["total"]
         run.note(f"held-out total at step {step}: {total:.3f}")
         self.failure = self.patience.add(step, found.values, run.note)
@@ -150,6 +156,27 @@ class HeldOut:
         if self.failure is None:
             self.score = total if self.patience.score is None else self.patience.score
         return found.metrics
+
+    def follow(self, job: GrpoJob, state: TrainState, run: Run) -> None:
+        """Samples the captions of the report at a step whose samples are stored.
+
+        They have the random streams of an evaluation, and are those that it stores; none are drawn
+        where one is made anyway, of this step or of the run's end.
+        """
+        config, step = self._config.evaluation, run.step
+        is_evaluated = config.every and step % config.every == 0
+        is_last = step >= self._config.steps or self.patience.state.acted is not None
+        if not config.follow or not config.shown or is_evaluated or is_last:
+            return
+        if not self._config.stores_samples(step):
+            return
+        shown = sample_shown(
+            self._worker, job.sampling_params(state), self._prompts, config,
+            rows=self._config.rollout.rows_at_once, multiple=self._multiple,
+        )  # fmt: skip
+        with raise_on_all_processes():
+            if is_main_process():
+                write_samples(self._samples, step, shown, name=followed_name(step))
 
     def meta(self) -> dict[str, Any]:
         """What a checkpoint must hold for a resumed run to decide the same."""

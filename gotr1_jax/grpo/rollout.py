@@ -188,6 +188,7 @@ class ScoredRollout:
                 sample_index=row % G,
                 advantage=float(advantages.text[row]),
                 image_advantage=None if is_one else float(advantages.image[row]),
+                watched={name: float(v[row]) for name, v in self.table.watched.items()},
             )
             for row, record in enumerate(self.table.record_B[: max(captions, 0) * G])
             if record is not None

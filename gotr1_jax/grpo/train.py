@@ -91,6 +91,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
             shown = {"reward": metrics["reward/total/mean"], **own_metrics(results)}
             run.log(metrics, state.skipped_in_a_row, **shown)
             _write_samples(config, run, groups)
+            held_out.follow(job, state, run)
             failure = alarms.check(groups.drawn, run.note) or held_out.failure
             meta = {"alarms": alarms.state, **held_out.meta()}
             run.end_step(
@@ -118,8 +119,7 @@ def _sample_and_score(job: GrpoJob, params: Any, step: int, resample_round: int)
 def _write_samples(config: GrpoConfig, run: Run, groups: SampledGroups) -> None:
     """Samples for the report: of several processes, those that process 0 scored."""
     with raise_on_all_processes():
-        due = run.step % config.samples_every == 0 or run.step in (1, config.steps)
-        if due and is_main_process():
+        if config.stores_samples(run.step) and is_main_process():
             records = groups.scored.records(config.evaluation.shown, groups.advantages)
             write_samples(run.dir.samples, run.step, records)
             run.show_samples(records)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from gotr1_jax.plan import Box, box_to_pixels, match_objects, parse_plan
-from gotr1_jax.report.charts import format_decimals, format_signed, format_value
+from gotr1_jax.report.charts import format_decimals, format_signed
 from gotr1_jax.report.scores import ReportSample, letter
 from gotr1_jax.rewards.base import JudgeResult
 from gotr1_jax.trainer.samples import SampleRecord
 
 NUM_COLORS = 8  # classes c0..c7 of style.css
-MAX_SIDE = 256  # larger images are stored smaller, as JPEG
+MAX_SIDE = 256  # larger images are stored smaller
+LARGEST_PNG = 128  # larger images are stored as JPEG
 MAX_PLAN = 4000  # characters of a plan that are shown
 MAX_RAW_ANSWER = 3000  # characters of a judge's raw answer that are shown
 JUDGE_STYLES = 3  # classes j0..j2 of style.css
@@ -100,37 +100,23 @@ class Card:
     advantages: tuple[AdvantageValue, ...]  # one, or the plan's and the image's
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The same caption before and after; `gain` is the change of the total, NaN if unknown."""
-
-    caption: str
-    before: Card
-    after: Card
-    gain: float
-
-
-@dataclass(frozen=True)
-class CaptionGroup:
-    """The samples of one caption, best first, and their totals."""
-
-    caption: str
-    cards: tuple[Card, ...]
-    mean: str
-    low: str
-    high: str
+def shrink(image: np.ndarray, side: int) -> np.ndarray:
+    """A uint8 (H, W, 3) image with sides of at most `side` pixels."""
+    if max(image.shape[:2]) <= side:
+        return image
+    smaller = Image.fromarray(image)
+    smaller.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(smaller)
 
 
-def image_uri(image: np.ndarray) -> str:
-    """A data URI of a uint8 (H, W, 3) image: PNG, or a smaller JPEG for a large one."""
-    raw_image = Image.fromarray(image)
-    stream = io.BytesIO()
-    if max(raw_image.size) > MAX_SIDE:
-        raw_image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-        raw_image.save(stream, format="JPEG", quality=85)
+def image_uri(image: np.ndarray, side: int = MAX_SIDE) -> str:
+    """A data URI of a uint8 (H, W, 3) image of at most `side` pixels: PNG, of a large one JPEG."""
+    stream, shown = io.BytesIO(), Image.fromarray(shrink(image, side))
+    if max(image.shape[:2]) > LARGEST_PNG:
+        shown.save(stream, format="JPEG", quality=85)
         kind = "jpeg"
     else:
-        raw_image.save(stream, format="PNG", optimize=True)
+        shown.save(stream, format="PNG", optimize=True)
         kind = "png"
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 
@@ -203,17 +189,18 @@ def _card_judge(record: SampleRecord, judge: int, result: JudgeResult) -> CardJu
     )
 
 
-def build_card(sample: ReportSample) -> Card:
-    """The card of a sample with the results of later judges."""
+def build_card(sample: ReportSample, side: int = MAX_SIDE) -> Card:
+    """The card of a sample with the results of later judges; `side` as in `image_uri`."""
     record, results = sample.record, sample.results
     # The run's own order of terms first.
-    columns = [{"total": record.total, **record.scores}, *(r.scores for r in results.values())]
+    own_scores = {"total": record.total, **record.scores, **record.watched}
+    columns = [own_scores, *(r.scores for r in results.values())]
     terms = dict.fromkeys(term for column in columns for term in column)
     own = JudgeResult({}, record.detections, record.rationale, record.raw_answers)
     plan = plan_spans(record.plan_text[:MAX_PLAN])
     return Card(
         record=record,
-        image=image_uri(record.image),
+        image=image_uri(record.image, side),
         planned=_planned(record),
         plan=plan,
         is_cut=len(record.plan_text) > MAX_PLAN,
@@ -235,46 +222,3 @@ def _advantages(record: SampleRecord) -> tuple[AdvantageValue, ...]:
         return (shown("advantage", record.advantage),)
     plan, image = record.advantage, record.image_advantage
     return shown("advantage: plan", plan), shown("advantage: image", image)
-
-
-def build_groups(samples: Iterable[ReportSample]) -> tuple[CaptionGroup, ...]:
-    """The samples of a step by caption, each group ordered from the highest total down."""
-    by_caption: dict[tuple[int, str], list[ReportSample]] = defaultdict(list)
-    for sample in samples:
-        by_caption[sample.record.caption_index, sample.record.caption].append(sample)
-    groups = []
-    for (_, caption), members in by_caption.items():
-        members.sort(key=lambda s: _worst_last(s.record))
-        totals = [t for s in members if math.isfinite(t := s.record.total)] or [math.nan]
-        groups.append(
-            CaptionGroup(
-                caption=caption,
-                cards=tuple(map(build_card, members)),
-                mean=format_value(sum(totals) / len(totals)),
-                low=format_value(min(totals)),
-                high=format_value(max(totals)),
-            )
-        )
-    return tuple(groups)
-
-
-def _worst_last(record: SampleRecord) -> tuple[bool, float, int]:
-    return math.isnan(record.total), -record.total, record.sample_index
-
-
-def build_pairs(
-    before: Sequence[ReportSample], after: Sequence[ReportSample], limit: int
-) -> tuple[Pair, ...]:
-    """Samples of the same caption and number in both lists, in the order of `before`."""
-    waiting: dict[tuple[str, int], list[ReportSample]] = defaultdict(list)
-    for sample in after:
-        waiting[sample.record.caption, sample.record.sample_index].append(sample)
-    pairs: list[Pair] = []
-    for old in before:
-        found = waiting[old.record.caption, old.record.sample_index]
-        if found and len(pairs) < limit:
-            new = found.pop(0)
-            gain = new.record.total - old.record.total
-            gain = gain if math.isfinite(gain) else math.nan
-            pairs.append(Pair(old.record.caption, build_card(old), build_card(new), gain))
-    return tuple(pairs)

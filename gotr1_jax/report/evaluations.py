@@ -69,7 +69,28 @@ def evaluation_charts(metrics: Metrics, summary: Mapping[str, Any]) -> list[Char
     found = evaluations(metrics, summary)
     if len(found.steps) < 2:
         return []
-    marks = _marks(summary)
+    specs = _specs(found, _marks(summary), len(found.steps))
+    return [chart for spec in specs if (chart := build_chart(spec, found)) is not None]
+
+
+def draw_evaluations(runs: Mapping[str, tuple[Metrics, Mapping[str, Any]]]) -> list[Chart]:
+    """As `evaluation_charts`, of several runs: their metrics and summaries by name."""
+    found = {label: evaluations(*run) for label, run in runs.items()}
+    found = {label: own for label, own in found.items() if len(own.steps) > 1}
+    names = dict.fromkeys(name for own in found.values() for name in own.values)
+    values = {
+        name: np.concatenate([m.values[name] for m in found.values() if name in m.values])
+        for name in names
+    }
+    steps = np.concatenate([np.zeros(0, np.int64), *(own.steps for own in found.values())])
+    specs = _specs(
+        Metrics(steps, values), (), max((len(m.steps) for m in found.values()), default=0)
+    )
+    return [chart for spec in specs if (chart := build_chart(spec, found)) is not None]
+
+
+def _specs(found: Metrics, marks: tuple[tuple[str, int], ...], evaluated: int) -> list[ChartSpec]:
+    """What the charts of these values show; `evaluated`: the number of evaluations of a run."""
     total = f"{TRAINED}total"
     specs = [
         ChartSpec(
@@ -85,14 +106,13 @@ def evaluation_charts(metrics: Metrics, summary: Mapping[str, Any]) -> list[Char
     ]
     terms = [n for n in found.values if n.startswith(TRAINED) and not n.startswith(DIVERSITY)]
     measures = [n for n in found.values if n.startswith(DIVERSITY)]
-    if len(found.steps) > 2:  # else the table shows them
+    if evaluated > 2:  # else the table shows them
         alike = [n for n in terms if _on_one_scale(found, n, total)]
         specs += _series_charts("trained terms", alike, TRAINED, marks)
         for name in terms:
             if name not in alike:
                 specs += _series_charts(name.removeprefix(TRAINED), [name], TRAINED, marks)
-    specs += _series_charts("diversity of the samples", measures, DIVERSITY, marks)
-    return [chart for spec in specs if (chart := build_chart(spec, found)) is not None]
+    return specs + _series_charts("diversity of the samples", measures, DIVERSITY, marks)
 
 
 def _series_charts(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.reading import parse_json, read_bytes
+from gotr1_jax.report.cards import MAX_SIDE, shrink
 from gotr1_jax.report.metrics import Metrics, read_metrics
+from gotr1_jax.report.provenance import read_starts
 from gotr1_jax.report.scores import (
     ReportSample,
     ScoreLine,
@@ -21,7 +23,13 @@ from gotr1_jax.report.scores import (
 )
 from gotr1_jax.report.terms import read_meanings
 from gotr1_jax.trainer.run_dir import RunDir
-from gotr1_jax.trainer.samples import SampleRecord, read_samples, sample_steps
+from gotr1_jax.trainer.samples import (
+    SampleRecord,
+    followed_name,
+    followed_steps,
+    read_samples,
+    sample_steps,
+)
 
 EVALUATIONS = ("eval_before", "eval_after")  # folders of samples
 SCORES = "scores*.jsonl"  # of `gotr1 judge`, in the run directory
@@ -36,7 +44,9 @@ class RunData:
         summary: summary.json.
         config_text: config.yaml, unparsed.
         before, after: samples of the evaluation before and after training.
+        followed: samples of the held-out captions by step, ascending.
         steps: samples of the chosen training steps, ascending.
+        starts: the entries of provenance.json.
         num_sampled_steps: steps that have samples, chosen or not.
         meanings: meaning of the total and of each reward term, in the page's order.
         judges: the identities of judges that scored samples after training.
@@ -56,6 +66,8 @@ class RunData:
     problems: tuple[str, ...]
     meanings: Mapping[str, str] = field(default_factory=dict)
     is_finished: bool = False
+    followed: Mapping[int, tuple[ReportSample, ...]] = field(default_factory=dict)
+    starts: tuple[Mapping[str, Any], ...] = ()
 
 
 def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None) -> RunData:
@@ -86,6 +98,9 @@ def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None)
     steps = _read_steps(folders, max_records, judged, problems)
     records = {name: _read_folder(run.samples / name, problems) for name in EVALUATIONS}
     records |= {folders[step].name: found for step, found in steps.items()}
+    # Beside the evaluations, whose captions are the same.
+    followed = _read_steps(followed_steps(run.samples), max_records // 2, judged, problems)
+    records |= {followed_name(step): found for step, found in followed.items()}
     by_image = {(f, r.image_name): r for f, found in records.items() for r in found}
     names = [f.name for f in run.samples.iterdir()] if run.samples.is_dir() else []
     lines: list[ScoreLine] = []
@@ -107,11 +122,13 @@ def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None)
         metrics=read_metrics(run.metrics, problems),
         before=samples[EVALUATIONS[0]],
         after=samples[EVALUATIONS[1]],
+        followed={step: samples[followed_name(step)] for step in followed},
         steps={step: samples[folders[step].name] for step in steps},
         num_sampled_steps=len(folders),
         judges=judges,
         problems=tuple(problems),
         meanings=meanings,
+        starts=read_starts(run.provenance, problems),
         is_finished=run.summary.is_file()
         or (not run.inputs.is_file() and (root / "model" / "config.json").is_file()),
     )
@@ -166,7 +183,8 @@ def _read_folder(folder: Path, problems: list[str]) -> tuple[SampleRecord, ...]:
     if not folder.is_dir():
         return ()
     try:
-        return tuple(read_samples(folder))
+        # Thousands of large images would not fit into memory.
+        return tuple(replace(r, image=shrink(r.image, MAX_SIDE)) for r in read_samples(folder))
     except InputError as error:
         problems.append(str(error))
         return ()

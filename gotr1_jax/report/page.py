@@ -8,22 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write
-from gotr1_jax.report.cards import Pair, build_groups, build_pairs
 from gotr1_jax.report.charts import Chart, format_decimals, format_signed
 from gotr1_jax.report.evaluations import TITLE as EVALUATIONS_TITLE
 from gotr1_jax.report.evaluations import early_end, evaluation_charts
+from gotr1_jax.report.galleries import held_out_gallery, training_gallery
+from gotr1_jax.report.gallery import GalleryData
 from gotr1_jax.report.load import RunData, load_run
-from gotr1_jax.report.scores import JudgeTable, ReportSample, judge_tables, letter
+from gotr1_jax.report.provenance import describe_provenance
+from gotr1_jax.report.scores import JudgeTable, judge_tables
 from gotr1_jax.report.sections import build_charts, entropy_targets
 from gotr1_jax.report.shell import render_shell
 from gotr1_jax.report.terms import NEVER_TRAINED_ON, TOTAL, is_usual
 from gotr1_jax.trainer.run_dir import RunDir
 
-MAX_RECORDS = 512  # training samples on the page; a sample takes 10 to 20 KB at 128 px
-MAX_PAIRS = 160
+MAX_RECORDS = 2560  # training samples on the page; a sample takes about 10 KB
 _MOST = 10**12  # steps and captions, beyond which a number is not meant
-FIRST_PAIRS = 6  # shown until the reader asks for all
 
 
 @dataclass(frozen=True)
@@ -134,23 +135,9 @@ def facts(run: RunData) -> list[tuple[str, str]]:
 def tables_of_judges(run: RunData) -> tuple[JudgeTable, ...]:
     """The means of each later judge before, after and during training, next to the run's own."""
     training = [sample for samples in run.steps.values() for sample in samples]
-    parts = {"before": run.before, "after": run.after, "while training": training}
+    followed = {f"held-out, step {step}": samples for step, samples in run.followed.items()}
+    parts = {"before": run.before, "after": run.after, **followed, "while training": training}
     return judge_tables(run.judges, parts)
-
-
-def choose_pairs(run: RunData) -> tuple[str, tuple[Pair, ...]]:
-    """What to show side by side, with its heading: the evaluations, else first and last step."""
-    pairs = build_pairs(run.before, run.after, MAX_PAIRS)
-    if pairs or len(run.steps) < 2:
-        return "Held-out captions, before and after", pairs
-    first, last = min(run.steps), max(run.steps)
-    pairs = build_pairs(_one_each(run.steps[first]), _one_each(run.steps[last]), MAX_PAIRS)
-    return f"The same captions at step {first} and step {last}", pairs
-
-
-def _one_each(samples: Sequence[ReportSample]) -> list[ReportSample]:
-    """The first sample of every caption: chosen by its number, not by its score."""
-    return list({s.record.caption: s for s in reversed(samples)}.values())[::-1]
 
 
 def sections_of(run: RunData) -> dict[str, list[Chart]]:
@@ -164,34 +151,25 @@ def sections_of(run: RunData) -> dict[str, list[Chart]]:
 
 def render_page(run: RunData) -> bytes:
     """The page's HTML, UTF-8."""
-    pairs_title, pairs = choose_pairs(run)
-    groups = {step: build_groups(samples) for step, samples in run.steps.items()}
-    cards = [card for pair in pairs for card in (pair.before, pair.after)]
-    cards += [card for members in groups.values() for group in members for card in group.cards]
+    galleries = GalleryData({"held_out": held_out_gallery(run), "training": training_gallery(run)})
     return render_shell(
         "page.html.j2",
         run.name,
-        scripts=["page.js"],
+        galleries=galleries,
         run=run,
+        provenance=describe_provenance(run.starts, run.config_text),
         headline=headline(run.summary),
         facts=facts(run),
         table=build_table(run.summary, run.meanings),
-        pairs_title=pairs_title,
-        pairs=pairs,
-        first_pairs=FIRST_PAIRS,
         sections=sections_of(run),
         judges=tables_of_judges(run),
-        is_wide=any(card.is_text or card.judges for card in cards),
-        has_planned=any(card.planned for card in cards),
-        has_detections=any(card.own.detections for card in cards),
-        detectors=sorted({j.judge for card in cards for j in card.judges if j.detections}),
-        letter=letter,
-        groups=groups,
     )
 
 
-def write_report(run_dir: Path | str, scores: Sequence[Path] | None = None) -> Path:
-    """Writes report.html into a run directory and returns its path.
+def write_report(
+    run_dir: Path | str, scores: Sequence[Path] | None = None, out: Path | None = None
+) -> Path:
+    """Writes the page of a run and returns its path.
 
     The page needs no other file and makes no request. An unfinished or damaged run is shown as far
     as it can be read.
@@ -200,6 +178,7 @@ def write_report(run_dir: Path | str, scores: Sequence[Path] | None = None) -> P
         run_dir: the run directory.
         scores: files that `gotr1 judge` wrote about the run; None takes its scores*.jsonl and
             lists on the page those that cannot be used.
+        out: the page; None: report.html in the run directory.
 
     Raises:
         InputError: `run_dir` is no run directory, or a file of `scores` is broken or of another
@@ -207,7 +186,9 @@ def write_report(run_dir: Path | str, scores: Sequence[Path] | None = None) -> P
         RunError: the page cannot be written.
     """
     root = Path(run_dir)
-    path = RunDir(root).report
+    path = RunDir(root).report if out is None else out
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; name a file")
     atomic_write(path, render_page(load_run(root, MAX_RECORDS, scores)))
     return path
 

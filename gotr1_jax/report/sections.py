@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -138,12 +138,14 @@ def entropy_targets(config_text: str) -> dict[str, float]:
     }
 
 
-def _rewards(metrics: Metrics, meanings: Mapping[str, str]) -> tuple[ChartSpec, ...]:
+def _rewards(
+    values: Mapping[str, np.ndarray], meanings: Mapping[str, str]
+) -> tuple[ChartSpec, ...]:
     """A chart for the total and each term; of usual scores all have the same axis."""
     specs = []
-    for name in reward_names(metrics.values, meanings):
+    for name in reward_names(values, meanings):
         metric = f"reward/{name}/mean"
-        covers = UNIT if is_usual(metrics.values[metric]) else None
+        covers = UNIT if is_usual(values[metric]) else None
         specs.append(ChartSpec(name, (("", metric),), covers, meanings.get(name, "")))
     return tuple(specs)
 
@@ -153,27 +155,37 @@ def build_charts(
 ) -> dict[str, list[Chart]]:
     """Charts by section; a metric that no section names gets its own chart at the end.
 
-    `targets`: of `entropy_targets`; `meanings` of `RunData`. Without any box in any
-    plan, charts of boxes are left out.
+    `targets`: of `entropy_targets`; `meanings` of `RunData`.
     """
-    if not np.any(metrics.values.get("plan/boxes", 1.0)):
-        boxless = {n: v for n, v in metrics.values.items() if n not in _OF_BOXES}
-        metrics = replace(metrics, values=boxless)
-    specs = {"Rewards": _rewards(metrics, meanings or {}), "Entropy": _entropy(targets), **FIXED}
-    sections: dict[str, list[Chart]] = {}
-    known: set[str] = set()
-    for section, members in specs.items():
-        known.update(name for spec in members for _, name in spec.series)
-        charts = (build_chart(spec, metrics) for spec in members)
-        sections[section] = [chart for chart in charts if chart is not None]
-    rest = [
-        n
-        for n in metrics.values
-        if n not in known and not _is_spread(n) and not is_of_evaluation(n)
-    ]
-    charts = (build_chart(ChartSpec(name, (("", name),)), metrics) for name in rest)
-    sections["Other metrics"] = [chart for chart in charts if chart is not None]
-    return {section: found for section, found in sections.items() if found}
+    return draw_sections(section_specs(metrics.values, targets, meanings or {}), metrics)
+
+
+def section_specs(
+    values: Mapping[str, np.ndarray], targets: Mapping[str, float], meanings: Mapping[str, str]
+) -> dict[str, list[ChartSpec]]:
+    """What the charts of these metrics show; those of boxes are left out where no plan has any."""
+    if not np.any(values.get("plan/boxes", 1.0)):
+        values = {n: v for n, v in values.items() if n not in _OF_BOXES}
+    specs = {"Rewards": _rewards(values, meanings), "Entropy": _entropy(targets), **FIXED}
+    known = {name for members in specs.values() for spec in members for _, name in spec.series}
+    rest = [n for n in values if n not in known and not _is_spread(n) and not is_of_evaluation(n)]
+    specs["Other metrics"] = tuple(ChartSpec(name, (("", name),)) for name in rest)
+
+    def of_values(spec: ChartSpec) -> ChartSpec:
+        return replace(spec, series=tuple(line for line in spec.series if line[1] in values))
+
+    return {section: [of_values(spec) for spec in members] for section, members in specs.items()}
+
+
+def draw_sections(
+    specs: Mapping[str, Sequence[ChartSpec]], metrics: Metrics | Mapping[str, Metrics]
+) -> dict[str, list[Chart]]:
+    """The charts that have a value, see `build_chart`, by section."""
+    drawn = {
+        section: [chart for spec in members if (chart := build_chart(spec, metrics)) is not None]
+        for section, members in specs.items()
+    }
+    return {section: charts for section, charts in drawn.items() if charts}
 
 
 def _is_spread(name: str) -> bool:

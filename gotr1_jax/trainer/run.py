@@ -28,6 +28,7 @@ from gotr1_jax.trainer.checkpoint import Checkpoints, Restored
 from gotr1_jax.trainer.config import JobConfig
 from gotr1_jax.trainer.loop import Loop
 from gotr1_jax.trainer.metrics import MetricsWriter
+from gotr1_jax.trainer.provenance import add_start, describe_start
 from gotr1_jax.trainer.resume import (
     SettingChange,
     check_inputs,
@@ -270,6 +271,7 @@ class Run:
             mark_followed(self.dir, self._config.resume, self.first_step)
         store_config(self.dir, self._config_text, kept_until)
         write_json_atomic(self.dir.inputs, self.inputs)
+        add_start(self.dir.provenance, describe_start(self._config.seed, self.first_step))
 
     def steps(self) -> Iterator[int]:
         """The remaining steps. Stop signals take effect at the end of a step."""

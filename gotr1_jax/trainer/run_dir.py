@@ -4,6 +4,7 @@ config.yaml  metrics.jsonl  checkpoints/  samples/step_000010/  tensorboard/  re
 summary.json  inputs.json (what the files of the configuration held)
 terms.json (names and meanings of a reward's terms)
 trackers.json (what trackers were sent)
+provenance.json (date, command, commit, versions and machine of each start)
 resumed.json (the path that --resume named)  .lock (while a process runs)
 """
 
@@ -30,6 +31,7 @@ REPORT_NAME = "report.html"
 SUMMARY_NAME = "summary.json"
 INPUTS_NAME = "inputs.json"
 TERMS_NAME = "terms.json"
+PROVENANCE_NAME = "provenance.json"
 FOLLOWED_NAME = "resumed.json"
 TRACKERS_NAME = "trackers.json"
 # A temporary file or folder that a killed process did not rename.
@@ -73,6 +75,10 @@ class RunDir:
     @property
     def terms(self) -> Path:
         return self.root / TERMS_NAME
+
+    @property
+    def provenance(self) -> Path:
+        return self.root / PROVENANCE_NAME
 
     @property
     def followed(self) -> Path:

@@ -32,6 +32,7 @@ from gotr1_jax.trainer.run_dir import remove_folder, step_number
 from gotr1_jax.trainer.tracking.trackers import TrackedImage
 
 _RECORDS_NAME = "samples.jsonl"
+_FOLLOWED = "eval_"
 _KINDS = {
     "caption": str, "plan_text": str, "image": str,
     "caption_index": int, "sample_index": int,
@@ -52,6 +53,7 @@ class SampleRecord:
       advantage: of every token, or of the plan's where `image_advantage` is that of the image's.
       rationale: the judge's reasons, one line.
       raw_answers: a model's answers by term.
+      watched: scores of terms that are never trained on.
       image: uint8 (H, W, 3).
     """
 
@@ -67,6 +69,7 @@ class SampleRecord:
     image_advantage: float | None = None
     rationale: str = ""
     raw_answers: Mapping[str, str] = field(default_factory=dict)
+    watched: Mapping[str, float] = field(default_factory=dict)
     image: np.ndarray = field(repr=False)
 
     @classmethod
@@ -135,6 +138,18 @@ def sample_steps(samples_dir: Path | str) -> dict[int, Path]:
     return dict(sorted((number, folder) for number, folder in numbered if number is not None))
 
 
+def followed_name(step: int) -> str:
+    """The name of the held-out samples of a step, `eval_step_000010`."""
+    return f"{_FOLLOWED}{step_folder(Path(), step).name}"
+
+
+def followed_steps(samples_dir: Path | str) -> dict[int, Path]:
+    """As `sample_steps`, of the held-out captions."""
+    folders = Path(samples_dir).glob(f"{_FOLLOWED}step_*")
+    numbered = [(step_number(f.name.removeprefix(_FOLLOWED)), f) for f in folders]
+    return dict(sorted((number, folder) for number, folder in numbered if number is not None))
+
+
 def drop_samples_after(samples_dir: Path | str, step: int) -> None:
     """Removes the samples of steps after `step`, from which a run is resumed."""
     for later, folder in sample_steps(samples_dir).items():
@@ -186,6 +201,7 @@ def _from_json(line: Mapping[str, Any], folder: Path) -> SampleRecord:
         total=_number(line["total"]),
         advantage=_number(line["advantage"]),
         image_advantage=None if second is None else _number(second),
+        watched={str(name): _number(v) for name, v in line.get("watched", {}).items()},
         image=image,
         **vars(result_from_json(line)),
     )

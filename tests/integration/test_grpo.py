@@ -78,7 +78,9 @@ def quiet_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def credit_values(checkpoint: Path, root: Path) -> dict[str, Any]:
     """Of the job that others are resumed to equal: the longest way from scores to advantages."""
-    return grpo_values(checkpoint, root) | {"advantage": {"kind": "gdpo", "scope": "segment"}}
+    values = grpo_values(checkpoint, root)
+    values["evaluation"]["follow"] = True
+    return values | {"advantage": {"kind": "gdpo", "scope": "segment"}}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,10 @@ def test_run_directory(finished):
     assert sampled.sampling == SamplerConfig(8, 2.0)
     folders = {path.name for path in (root / "samples").iterdir()}
     steps = {"step_000001", "step_000002", "step_000004"}
-    assert folders == steps | {"eval_before", "eval_after"}
+    followed = {"eval_step_000001", "eval_step_000002"}  # those of the last step are eval_after
+    assert folders == steps | followed | {"eval_before", "eval_after"}
+    (start,) = json.loads((root / "provenance.json").read_text())["starts"]
+    assert start["from_step"] == 0 and start["seed"] == 0 and "jax " in start["versions"]
     assert sorted(saved) == [2, 4]
     assert {path.name for path in (root / "checkpoints").iterdir()} == {
         "step_000002",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny import (
     compiled_once,
@@ -22,6 +24,7 @@ from tiny import (
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.run_weights import read_run_weights
+from gotr1_jax.trainer.samples import read_samples
 
 # Rises in the first evaluation, then falls: 0.5 before training, then 0.9, 0.6, 0.55, ...
 HUMANS = '''
@@ -123,7 +126,9 @@ def test_nothing_of_watched_terms_reaches_training(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/score"
     down = {"http": {"url": url, "model": "ocr", "retries": 0}}
-    values["evaluation"] |= {"every": 0, "judges": {"ocr": down}, "patience": None}
+    values["evaluation"] |= {"every": 0, "judges": {"ocr": down}, "patience": None, "follow": True}
+    for stale in ("eval_step_000002", "eval_step_000003"):
+        (run / "samples" / stale / "samples.jsonl").write_text("of a step that is lost")
     assert run_grpo(values) == 0 and "evaluated again" not in caplog.text
     assert "judges.ocr has no scores until its server answers" in caplog.text
     assert "eval_after: the watched term ocr could not be scored for 4 samples" in caplog.text
@@ -132,6 +137,15 @@ def test_nothing_of_watched_terms_reaches_training(
     for mine, plain in zip(steady_metrics(ended)[1:], lines[1:3], strict=True):
         kept = {k: v for k, v in mine.items() if not k.startswith(("watched/", "evaluation/"))}
         assert kept == plain
+    # Captions are followed by the very samples that an evaluation of that step stored.
+    followed = [read_samples(root / "samples/eval_step_000002") for root in (ended, run)]
+    assert not (run / "samples/eval_step_000003").exists()
+    for one, other in zip(*followed, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+        assert (one.caption_index, one.scores, one.total) == (
+            other.caption_index, other.scores, other.total,
+        )  # fmt: skip
+    assert 0 < followed[0][0].watched["humans"] < 1 and math.isnan(followed[1][0].watched["ocr"])
     summary = read(run / "summary.json")
     assert "patience" not in summary
     assert summary["watched"] == {"before": {}, "after": {"ocr": None}}

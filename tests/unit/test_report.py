@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,6 @@ from gotr1_jax.report.axes import nice_ticks, step_ticks
 from gotr1_jax.report.cards import (
     AdvantageValue,
     build_card,
-    build_groups,
-    build_pairs,
     plan_spans,
 )
 from gotr1_jax.report.charts import (
@@ -29,9 +28,11 @@ from gotr1_jax.report.charts import (
     format_value,
     smooth,
 )
-from gotr1_jax.report.load import choose_evenly, load_run
+from gotr1_jax.report.galleries import held_out_gallery, training_gallery
+from gotr1_jax.report.gallery import Item
+from gotr1_jax.report.load import RunData, choose_evenly, load_run
 from gotr1_jax.report.metrics import Metrics, read_metrics
-from gotr1_jax.report.page import build_table, choose_pairs, headline, write_report
+from gotr1_jax.report.page import build_table, headline, write_report
 from gotr1_jax.report.sections import build_charts
 from gotr1_jax.report.terms import read_meanings
 from gotr1_jax.rewards import published
@@ -45,6 +46,8 @@ SUMMARY = {
     "steps": 20,
     "seconds": 125.0,
 }
+
+NO_METRICS = Metrics(np.arange(0), {})
 
 
 def metrics_text(steps: range) -> str:
@@ -75,21 +78,41 @@ def test_whole_run_shows_table_pairs_curves_and_samples(run: Path) -> None:
     assert "my_run" in page.text
     assert "from 0.200 to 0.300 (+50 %); 95 % interval of the gain [+0.050, +0.150]" in page.text
     assert "time 2 min 5 s" in page.text
-    assert page.count("article", "pair") == 1 and "+0.40" in page.text
-    assert page.count("article", "group") == 3
-    assert [a["data-step"] for t, a in page.tags if t == "section"] == ["0", "10", "20"]
+    assert [g["stages"] for g in page.data["galleries"]] == [
+        ["after"],
+        ["step 0", "step 10", "step 20"],
+    ]
+    (pair,) = page.items("held_out")
+    columns = [(c["label"], c["fixed"], c["at"]) for c in pair["columns"]]
+    assert columns == [("before", True, [0]), ("", False, [1])]
+    assert [s["values"]["total"] for s in page.data["samples"][:2]] == [0.2, 0.6]
+    groups = page.items("training")
+    assert [(i["stage"], i["note"]) for i in groups] == [
+        (k, f"step {10 * k} · total 0.700 on average, 0.500 to 0.900") for k in range(3)
+    ]
     assert page.count("figure", "chart") == 1  # a metric that is always null has no chart
-    # 2 samples in each of 3 steps and a pair: 8 cards of 2 planned and 2 located boxes.
-    assert page.count("div", "card") == 8
-    assert page.count("rect", "planned") == 16 + 2  # and two legends
-    assert page.count("rect", "detection") == 16 + 2
+    # 2 samples in each of 3 steps and a pair, of 2 planned and 2 located boxes; alike images once.
+    samples = page.data["samples"]
+    assert len(samples) == 8 and len(page.data["images"]) == 1
+    assert (
+        {len(s["planned"]) for s in samples}
+        == {len(s["judges"][0]["boxes"]) for s in samples}
+        == {2}
+    )
+    assert [s["key"] for s in samples[:3]] == [
+        "eval_before/00_00", "eval_after/00_00", "step_000000/00_01",
+    ]  # fmt: skip
+    assert "advantages" not in samples[0] and samples[2]["advantages"] == [
+        ["advantage", "+1.00", 0.5]
+    ]
     assert "red circle" in page.text and "left of" in page.text
     assert "<|obj_start|>" not in page.text
     assert "seed: 3" in page.text
 
 
 def test_page_asks_for_nothing_outside_itself(run: Path) -> None:
-    page = write_report(run).read_text("utf-8")
+    # The name of SVG's elements is no address.
+    page = write_report(run).read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
     for tag, attributes in PageReader(page).tags:
         assert tag not in ("link", "iframe", "object", "img", "base")
         for name in {"src", "href"} & attributes.keys():
@@ -111,9 +134,10 @@ def test_text_of_a_run_never_becomes_markup(tmp_path: Path) -> None:
     write_samples(created.samples, 0, [hostile])
     created.metrics.write_text(json.dumps({"step": 1, bad: 1.0}) + "\n")
     page = read_page(created.root)
-    assert [t for t, _ in page.tags].count("script") == 1
+    assert [t for t, _ in page.tags].count("script") == 2  # the data and the program
     assert "img" not in {t for t, _ in page.tags}
-    assert page.text.count(bad) >= 7  # caption, name, term, words, metric, box titles, config
+    assert page.text.count(bad) >= 7  # caption, name, term, words, metric, box names, config
+    assert page.data["samples"][0]["plan"][0][0] == bad
 
 
 @pytest.mark.parametrize("missing", ["metrics.jsonl", "samples", "summary.json", "config.yaml"])
@@ -121,7 +145,7 @@ def test_run_without_one_of_its_parts_is_shown(run: Path, missing: str) -> None:
     (run / missing).rename(run.parent / "away")
     page = read_page(run)
     assert (page.count("figure", "chart") == 0) == (missing == "metrics.jsonl")
-    assert (page.count("div", "card") == 0) == (missing == "samples")
+    assert (not page.data["samples"]) == (missing == "samples")
     assert (page.count("table", "terms") == 0) == (missing == "summary.json")
     assert ("not finished" in page.text) == (missing == "summary.json")
 
@@ -135,7 +159,7 @@ def test_what_cannot_be_read_is_left_out_and_named(run: Path) -> None:
     assert "metrics.jsonl: 2 lines could not be read" in page.text
     assert "summary.json is not JSON" in page.text
     assert "step_000010 cannot be read" in page.text
-    assert page.count("article", "group") == 2
+    assert len(page.items("training")) == 2
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -150,12 +174,12 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_without_evaluations_first_and_last_step_stand_side_by_side(run: Path) -> None:
     (run / "samples" / "eval_after").rename(run.parent / "away")
     write_samples(run / "samples", 20, [record("new"), record(sample_index=1), record(total=0.75)])
-    title, pairs = choose_pairs(load_run(run, 100))
-    assert title == "The same captions at step 0 and step 20"
-    assert [(p.caption, round(p.gain, 6)) for p in pairs] == []  # first of a caption: sample 1
+    assert held_out_gallery(load_run(run, 100)).items == ()  # first of a caption: sample 1
     write_samples(run / "samples", 20, [record("new"), record(total=0.75), record(sample_index=1)])
-    _, pairs = choose_pairs(load_run(run, 100))
-    assert [(p.caption, round(p.gain, 6)) for p in pairs] == [("a red circle", 0.25)]
+    gallery = held_out_gallery(load_run(run, 100))
+    assert gallery.title == "The same captions at step 0 and step 20"
+    totals = [(i.caption, [s.sample.record.total for s in i.shown]) for i in gallery.items]
+    assert totals == [("a red circle", [0.5, 0.75])]
 
 
 def test_metrics_keep_the_later_line_of_a_step(tmp_path: Path) -> None:
@@ -371,15 +395,32 @@ def test_large_images_are_stored_small(tmp_path: Path) -> None:
 def test_groups_are_ordered_best_first_with_unknown_totals_last() -> None:
     samples = [sample(sample_index=i, total=t) for i, t in enumerate((0.2, NAN, 0.6))]
     samples.append(sample("another", caption_index=1))
-    groups = build_groups(samples)
-    assert [g.caption for g in groups] == ["a red circle", "another"]
-    assert [c.scores["total"][0].text for c in groups[0].cards] == ["0.60", "0.20", "–"]
-    assert (groups[0].mean, groups[0].low, groups[0].high) == ("0.400", "0.200", "0.600")
+    run = RunData("r", {}, "", NO_METRICS, (), (), {3: tuple(samples)}, 1, (), ())
+    first, second = training_gallery(run).items
+    assert (first.caption, second.caption) == ("a red circle", "another")
+    assert [str(s.sample.record.total) for s in first.cards] == ["0.6", "0.2", "nan"]
+    assert first.note == "step 3 · total 0.400 on average, 0.200 to 0.600"
 
 
-def test_pairs_join_the_same_caption_and_number() -> None:
+def test_captions_are_followed_over_the_steps() -> None:
     before = [sample("a", total=0.1), sample("b", total=0.5), sample("a", total=0.2)]
     after = [sample("a", total=0.4), sample("a", total=0.9), sample("b", sample_index=1)]
-    pairs = build_pairs(before, after, limit=9)
-    assert [(p.caption, round(p.gain, 6)) for p in pairs] == [("a", 0.3), ("a", 0.7)]
-    assert len(build_pairs(before, after, limit=1)) == 1
+    run = RunData("r", {}, "", NO_METRICS, tuple(before), tuple(after), {}, 0, (), ())
+    run = replace(run, followed={2: (sample("a", total=0.3),), 10: (sample("b", total=0.6),)})
+    gallery = held_out_gallery(run)
+    assert gallery.stages == ("step 2", "step 10", "after")
+
+    def totals(item: Item) -> list[list[float | None]]:
+        return [[s and s.sample.record.total for s in column.samples] for column in item.columns]
+
+    assert {i.caption: totals(i) for i in gallery.items[1:2]} == {
+        "b": [[0.5, 0.5, 0.5], [None, 0.6, None]],
+    }
+    # Equal captions and numbers are told apart by their order.
+    assert [totals(i) for i in gallery.items if i.caption == "a"] == [
+        [[0.1, 0.1, 0.1], [0.3, None, 0.4]], [[0.2, 0.2, 0.2], [None, None, 0.9]],
+    ]  # fmt: skip
+    # One that was not there before has nothing to be compared with.
+    assert totals(gallery.items[3]) == [[None, None, 0.5]]
+    keys = [s.key for s in gallery.items[0].shown]
+    assert keys[-2:] == ["eval_step_000002/00_00", "eval_after/00_00"]

@@ -108,7 +108,7 @@ def test_samples_of_other_types_are_named(tmp_path: Path, key: str, value: objec
     line = json.loads((bad / "samples.jsonl").read_text())
     (bad / "samples.jsonl").write_text(json.dumps(line | {key: value}))
     page = page_of(run.root)
-    assert f"{bad.name} cannot be read" in page and f"step {good.name[-1]} · total" in page
+    assert f"{bad.name} cannot be read" in page and f"step {good.name[-1]} \\u00b7 total" in page
 
 
 @pytest.mark.parametrize(

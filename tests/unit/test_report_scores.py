@@ -82,18 +82,22 @@ def test_judged_samples_show_the_judge_beside_the_run(run: Path) -> None:
     page = read_page(run)
     assert page.count("article", "judge") == 1
     assert "A http some/Model-7B" in page.text
-    # A pair and four samples while training: six cards, each with A's column, rationale and box.
-    assert page.count("div", "judged") == 6 and page.count("g", "by") == 6
-    assert page.count("details", "raw-answers") == 6 and page.count("details", "settings") == 1
-    assert page.text.count('I say {"score": 3}') == 6
-    assert page.text.count("sem nearly\npi fine") == 6
-    assert page.text.count("found by A: red circle") == 6
+    # A pair and four samples while training: each with A's column, rationale, answers and box.
+    samples = page.data["samples"]
+    assert len(samples) == 6 and page.count("details", "settings") == 1
+    for found in samples:
+        assert {len(row) for row in found["scores"]} == {3}  # term, run, A
+        (_, judge) = found["judges"]
+        assert (judge["letter"], judge["rationale"]) == ("A", "sem nearly | pi fine")
+        assert judge["answers"] == [["sem", 'I say {"score": 3}']]
+        assert [box[-1] for box in judge["boxes"]] == ["red circle"]
     assert "found by A" in page.text and "found by the run’s judge" in page.text
 
 
 def test_without_scores_there_is_no_trace_of_other_judges(run: Path) -> None:
     page = read_page(run)
-    assert page.count("article", "judge") == page.count("g", "by") == 0
+    assert page.count("article", "judge") == 0
+    assert {len(found["judges"]) for found in page.data["samples"]} == {1}
     assert "Judged afterwards" not in page.text and "found in the image" in page.text
 
 
@@ -171,7 +175,7 @@ def test_text_of_a_judge_never_becomes_markup(run: Path) -> None:
         detections=[{"name": HOSTILE, "box": [1, 2, 3, 4]}],
     )
     page = read_page(run)
-    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert [tag for tag, _ in page.tags].count("script") == 2
     assert "img" not in {tag for tag, _ in page.tags}
     # identity and name, rationale, raw answer and its term, term in card and table, box
     assert page.text.count(HOSTILE) >= 7
@@ -196,7 +200,7 @@ def test_scores_of_another_run_are_refused(run: Path, tmp_path: Path) -> None:
     (run / "scores_old.jsonl").write_bytes(path.read_bytes())
     page = read_page(run)
     assert "scores_old.jsonl holds scores of another run" in page.text
-    assert page.count("div", "judged") == 0 and page.count("div", "card") == 6
+    assert [len(found["judges"]) for found in page.data["samples"]] == [1] * 6
 
 
 @pytest.mark.parametrize(
@@ -273,8 +277,9 @@ def test_plans_of_text_alone_are_shown_as_text(tmp_path: Path) -> None:
     write_samples(created.samples, 1, [record(plan_text=text, planned=(), detections=())])
     page = read_page(created.root)
     assert text in page.text
-    assert page.count("p", "text") == 1 and page.count("div", "wide") == 1
-    assert page.count("rect", "planned") == 0 and "planned" not in page.text
+    (found,) = page.data["samples"]
+    assert found["isText"] and page.data["isWide"]
+    assert "planned" not in found and page.data["boxes"] == []
     assert not build_card(sample(plan_text="")).is_text and not build_card(sample()).is_text
 
 

@@ -1,5 +1,3 @@
-"use strict";
-
 // Charts: the values of the step under the pointer. Lines of several runs have steps of their own.
 for (const figure of document.querySelectorAll(".chart")) {
   const { xs, steps, lines, labels } = JSON.parse(figure.dataset.lines);
