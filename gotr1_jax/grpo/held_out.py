@@ -174,6 +174,7 @@ class HeldOut:
             self._worker, job.sampling_params(state), self._prompts, config,
             rows=self._config.rollout.rows_at_once, multiple=self._multiple,
         )  # fmt: skip
+        warn_unscored(followed_name(step), self._watched)
         with raise_on_all_processes():
             if is_main_process():
                 write_samples(self._samples, step, shown, name=followed_name(step))

@@ -123,7 +123,7 @@ def compare_curves(runs: Mapping[str, RunData]) -> dict[str, list[Chart]]:
 
 def compare_settings(runs: Mapping[str, RunData]) -> dict[str, list[str]]:
     """The values of the settings that differ, by their dotted names; "" where a run has none."""
-    settings = {label: dict(_flat(_read(run.config_text), "")) for label, run in runs.items()}
+    settings = {label: _settings(run.config_text) for label, run in runs.items()}
     return {
         name: values
         for name, values in _side_by_side(settings).items()
@@ -136,11 +136,13 @@ def _side_by_side(columns: Mapping[str, Mapping[str, str]]) -> dict[str, list[st
     return {name: [column.get(name, "") for column in columns.values()] for name in names}
 
 
-def _read(config_text: str) -> Any:
+def _settings(config_text: str) -> dict[str, str]:
+    """The values of a configuration by their dotted names; empty where it cannot be read."""
     try:
-        return read_yaml(config_text, "config.yaml")
+        values = read_yaml(config_text, "config.yaml")
     except InputError:
         return {}
+    return dict(_flat(values, "")) if isinstance(values, dict) and values else {}
 
 
 def _flat(value: Any, path: str) -> list[tuple[str, str]]:

@@ -103,11 +103,11 @@ def _items(
     for slot in list(slots)[:MAX_CAPTIONS]:
         columns = []
         for label in runs:
-            at = {stage: found.get((label, stage), {}).get(slot) for stage in [*stages, compared]}
-            if compared is not None and at[compared] is not None:
-                columns.append(Column(compared, [at[compared]] * len(stages), is_fixed=True))
-            name = label if len(runs) > 1 else ""
-            columns.append(Column(name, [at[stage] for stage in stages]))
+            at = [found.get((label, stage), {}).get(slot) for stage in stages]
+            first = None if compared is None else found.get((label, compared), {}).get(slot)
+            if compared is not None and first is not None:
+                columns.append(Column(compared, [first] * len(stages), is_fixed=True))
+            columns.append(Column(label if len(runs) > 1 else "", at))
         items.append(Item(slot[0], columns=tuple(columns)))
     return tuple(items)
 

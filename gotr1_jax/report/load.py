@@ -114,6 +114,7 @@ def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None)
             problems.append(str(error))
     judges = judge_names(lines)
     meanings = read_meanings(run.terms, problems)
+    starts = read_starts(run.provenance, problems)
     samples = join_results(records, lines, judges)
     return RunData(
         name=root.resolve().name,
@@ -128,7 +129,7 @@ def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None)
         judges=judges,
         problems=tuple(problems),
         meanings=meanings,
-        starts=read_starts(run.provenance, problems),
+        starts=starts,
         is_finished=run.summary.is_file()
         or (not run.inputs.is_file() and (root / "model" / "config.json").is_file()),
     )

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from report_pages import PageReader
 from tiny import grpo_values, write_config, write_shapes
 
 from gotr1_jax.cli import run
@@ -96,6 +97,11 @@ def test_the_figures_of_a_run(own: Evaluation, whole: Path) -> None:
     assert row["low"] <= row["value"] <= row["high"]
     assert len((whole / "pictures.jsonl").read_text().splitlines()) == CAPTIONS * SAMPLES
     assert "| total |" in (whole / "scores.md").read_text()
+    page = PageReader((whole / "gallery.html").read_text("utf-8"))
+    assert [len(item["cards"]) for item in page.items("images")] == [SAMPLES] * CAPTIONS
+    totals = [sample["values"]["total"] for sample in page.data["samples"]]
+    assert np.mean(totals) == pytest.approx(row["value"], abs=1e-6)
+    assert "verdict" in page.data["binary"]
 
 
 def test_a_command_that_was_stopped_goes_on(

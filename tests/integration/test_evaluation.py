@@ -13,6 +13,7 @@ import pytest
 from fake_generator import FakeImageGenerator
 from judge_server import Server, say, send
 from PIL import Image
+from report_pages import PageReader
 from tiny_checkpoints import write_tiny
 
 from gotr1_jax import cli
@@ -128,6 +129,13 @@ def test_t2i_compbench(tiny: Path, prompts: Path, tmp_path: Path, server: Server
     assert records[2]["picture"] == "samples/a blue bowl and a red dog_000002.png"
     assert records[2]["values"] == {"score": 0, "yes": 0}
     assert records[2]["words"] == "a blue bowl? 0.000; a red dog? 1.000"
+    page = PageReader((out / "gallery.html").read_text("utf-8"))
+    shown = page.items("images")
+    assert [len(item["cards"]) for item in shown] == [2] * (2 + 3 + 1 + 3)
+    third = page.data["samples"][2]
+    assert third["key"] == "color/samples/a blue bowl and a red dog_000002.png"
+    assert third["values"] == {"score": 0, "yes": 0} and "plan" in third
+    assert third["judges"][0]["rationale"] == "a blue bowl? 0.000; a red dog? 1.000"
     # The images that are there, by another command: the answers are the same.
     again = tmp_path / "again"
     images = ["--images", out / "pictures", "--prompts", prompts, "--out", again]
@@ -168,6 +176,9 @@ def test_geneval(tiny: Path, prompts: Path, tmp_path: Path, server: Server) -> N
     first = json.loads((out / "scores.json").read_text())["scores"]["mean"]
     assert (first["captions"], first["pictures"], first["failed"]) == (6, 24, 0)
     assert first["published"] == {"Janus-Pro-1B": 0.73, "Janus-Pro-7B": 0.8, "GoT-R1-7B": 0.75}
+    page = PageReader((out / "gallery.html").read_text("utf-8"))
+    assert len(page.items("images")) == 6 and len(page.data["samples"]) == 24
+    assert page.data["binary"] == ["correct"] and page.data["total"] == "correct"
 
 
 def test_dpg(tiny: Path, prompts: Path, tmp_path: Path, server: Server) -> None:
@@ -178,6 +189,8 @@ def test_dpg(tiny: Path, prompts: Path, tmp_path: Path, server: Server) -> None:
     expected = {"dpg": (1 / 3 + 1) / 2, "entity": 1, "attribute": 1 / 2}
     assert scores(out) == pytest.approx(expected)
     assert sorted(p.name for p in (out / "pictures").iterdir()) == ["7.png", "8.png"]
+    page = PageReader((out / "gallery.html").read_text("utf-8"))
+    assert ["plan" in sample for sample in page.data["samples"]] == [False] * 2  # of grids
 
 
 @pytest.mark.parametrize("alive", [1, 3])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fake_generator import gotr1
+from report_pages import PageReader
 from tiny import write_config
 
 from gotr1_jax.cli import run
@@ -112,6 +113,11 @@ def test_the_comparison_of_searches(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert repair["image_tokens"] == repair["plan_tokens"] == 1
     assert "| best of 2 |" in (out / "scores.md").read_text()
     assert (out / "gain.svg").read_text().count("<circle") == 3
+    page = PageReader((out / "gallery.html").read_text("utf-8"))
+    shown = page.items("images")
+    assert [column["label"] for column in shown[0]["columns"]] == ["none", "best of 2", "repair"]
+    keys = [sample["key"] for sample in page.data["samples"]]
+    assert len(set(keys)) == 12 and keys[:2] == ["none/00000", "best of 2/00000"]
     # Finished searches are not run again; other settings are refused.
     table = (out / "scores.md").read_bytes()
     (out / "repair.jsonl").rename(tmp_path / "repair.jsonl")

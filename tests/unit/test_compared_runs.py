@@ -36,10 +36,13 @@ def columns(page: PageReader) -> list[list[list[float | None]]]:
 def test_runs_that_share_little(tmp_path: Path) -> None:
     one = make_run(tmp_path / "one", "seed: 3\nlr: 0.1\n", {"total": 0.1}, {"total": 0.4})
     two = make_run(tmp_path / "a" / "one", "seed: 4\nlr: 0.1\nkl: {text: 1}\n", {}, {})
-    three = create_run_dir(tmp_path / "three", "- broken", may_exist=False)
+    three = create_run_dir(tmp_path / "three", "seed: 3\nlr: 0.1\n", may_exist=False)
     for run, name, total in ((one, "eval_before", 0.1), (one, "eval_step_000010", 0.2),
                              (two, "eval_step_000002", 0.3), (two, "eval_after", 0.5)):  # fmt: skip
-        records = [record("a", total=total), record(f"only of {run.root.parent.name}")]
+        records = [
+            record("a", total=total),
+            record(f"only of {run.root.parent.name}", caption_index=1),
+        ]
         write_samples(run.samples, 0, records, name=name)
     one.metrics.write_text('{"step": 1, "reward/total/mean": 0.5, "mine": 1}\n')
     two.metrics.write_text('{"step": 7, "reward/total/mean": 0.25, "reward/sem/mean": 1}\n')
@@ -51,6 +54,8 @@ def test_runs_that_share_little(tmp_path: Path) -> None:
     assert columns(page)[0] == [
         [0.1, None, 0.2, None], [None, 0.3, None, 0.5], [None] * 4,
     ]  # fmt: skip
+    three.config.write_text("- broken")
+    write_comparison([one.root, three.root])
     # Equal names become letters; the settings that differ, and no others, stand side by side.
     assert [c["label"] for c in gallery["items"][0]["columns"]] == ["A", "B", "C"]
     assert "kl.text" in page.text and "lr" not in page.text.split("Settings that differ")[1]
