@@ -75,7 +75,7 @@ _RECIPE = replace(BUILT_IN, guidance=3.0, max_plan_tokens=80)
 # What only a checkpoint says.
 _MORE = ("template", "text_temperature", "image_temperature", "top_k", "top_p", "greedy")
 _Drawn = TypeVar("_Drawn")
-PICTURES = "pictures"
+IMAGE_FOLDER = "pictures"
 _Found = tuple[list[dict[str, Any]], list[np.ndarray]]  # a line and an image for each caption
 
 
@@ -171,7 +171,7 @@ def run(options: argparse.Namespace) -> None:
         if not file.exists():
             search = search or _make_search(config, base, source, captions)
             lines, images = search(named)
-            _write_images(options.out / PICTURES / named.name, images)
+            _write_images(options.out / IMAGE_FOLDER / named.name, images)
             atomic_write(file, "".join(json.dumps(line) + "\n" for line in lines))
         results.append(_read_result(named, file))
     write_report(options.out, results, SHAPES_TERMS)
@@ -261,7 +261,7 @@ def _shown_images(named: NamedSearchConfig, out: Path) -> list[GalleryImage]:
     shown = []
     for index, (_, text) in enumerate(read_lines(file, "scores")):
         line = parse_json_object(text, str(file))
-        path = out / PICTURES / named.name / f"{index:05d}.png"
+        path = out / IMAGE_FOLDER / named.name / f"{index:05d}.png"
         if not path.is_file():
             return []
         scores = {term: np.array([value], np.float32) for term, value in line["scores"].items()}

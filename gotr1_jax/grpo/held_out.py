@@ -139,13 +139,14 @@ class HeldOut:
         return replace(found, watched={n: v for n, v in found.watched.items() if n in names})
 
     def after_step(self, job: GrpoJob, state: TrainState, run: Run) -> dict[str, float]:
-        """Metrics of the evaluation in steps that have one; else empty.
+        """Metrics of the evaluation in steps that have one; else empty, see `_follow`.
 
         Sets `score` and `failure`; the run ends with this step where patience says so.
         """
         every, step = self._config.evaluation.every, run.step
         self.score = self.failure = None
         if not every or step % every or step >= self._config.steps:
+            self._follow(job, state, step)
             return {}
         found = self.evaluate(followed_name(step), job.sampling_params(state))
         total = found.means["total"]
@@ -157,18 +158,15 @@ class HeldOut:
             self.score = total if self.patience.score is None else self.patience.score
         return found.metrics
 
-    def follow(self, job: GrpoJob, state: TrainState, run: Run) -> None:
+    def _follow(self, job: GrpoJob, state: TrainState, step: int) -> None:
         """Samples the captions of the report at a step whose samples are stored.
 
-        They have the random streams of an evaluation, and are those that it stores; none are drawn
-        where one is made anyway, of this step or of the run's end.
+        They have the random streams of an evaluation, and are those that it would store. The last
+        step has an evaluation anyway.
         """
-        config, step = self._config.evaluation, run.step
-        is_evaluated = config.every and step % config.every == 0
-        is_last = step >= self._config.steps or self.patience.state.acted is not None
-        if not config.follow or not config.shown or is_evaluated or is_last:
-            return
-        if not self._config.stores_samples(step):
+        config, last = self._config.evaluation, self._config.steps
+        is_due = self._config.stores_samples(step) and step < last
+        if not is_due or not config.follow or not config.shown:
             return
         shown = sample_shown(
             self._worker, job.sampling_params(state), self._prompts, config,

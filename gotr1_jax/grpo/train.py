@@ -91,7 +91,6 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
             shown = {"reward": metrics["reward/total/mean"], **own_metrics(results)}
             run.log(metrics, state.skipped_in_a_row, **shown)
             _write_samples(config, run, groups)
-            held_out.follow(job, state, run)
             failure = alarms.check(groups.drawn, run.note) or held_out.failure
             meta = {"alarms": alarms.state, **held_out.meta()}
             run.end_step(

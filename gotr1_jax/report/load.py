@@ -84,13 +84,7 @@ def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None)
         InputError: there is no such directory, or nothing of a run in it, or a file of `scores`
             is broken or of another run.
     """
-    run = RunDir(root)
-    if not root.is_dir():
-        raise InputError(f"no run directory at {root}")
-    if not (run.config.exists() or run.metrics.exists() or run.samples.is_dir()):
-        raise InputError(
-            f"{root} is no run directory: it has no config.yaml, metrics.jsonl or samples/"
-        )
+    run = _find_run(root)
     problems: list[str] = []
     folders = sample_steps(run.samples)
     files = _read_score_files(root, scores, problems)
@@ -133,6 +127,18 @@ def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None)
         is_finished=run.summary.is_file()
         or (not run.inputs.is_file() and (root / "model" / "config.json").is_file()),
     )
+
+
+def _find_run(root: Path) -> RunDir:
+    """The paths of a run; InputError where there is none."""
+    run = RunDir(root)
+    if not root.is_dir():
+        raise InputError(f"no run directory at {root}")
+    if not (run.config.exists() or run.metrics.exists() or run.samples.is_dir()):
+        raise InputError(
+            f"{root} is no run directory: it has no config.yaml, metrics.jsonl or samples/"
+        )
+    return run
 
 
 def _read_score_files(
