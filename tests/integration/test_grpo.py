@@ -110,7 +110,6 @@ def test_run_directory(finished):
     sampled = resolve_sampling(GenerateConfig(root, prompt="a"), root / "model", BUILT_IN)
     assert sampled.sampling == SamplerConfig(8, 2.0)
     folders = {path.name for path in (root / "samples").iterdir()}
-    # The held-out samples of the last step are eval_after.
     followed = {"eval_before", "eval_step_000001", "eval_step_000002", "eval_after"}
     assert folders == {"step_000001", "step_000002", "step_000004"} | followed
     assert sorted(saved) == [2, 4]
