@@ -104,7 +104,10 @@ def from_dict(
             raise InputError(
                 f"unknown configuration key {where + str(key)!r}; {_hint(schema, key, where)}"
             )
-    given = {key: read_value(kinds[key], value, where + key) for key, value in values.items()}
+    given = {
+        key: read_value(kinds[key], _rename_value(schema, key, value, where), where + key)
+        for key, value in values.items()
+    }
     for spec in dataclasses.fields(schema):  # type: ignore[arg-type]
         missing = dataclasses.MISSING
         if spec.name not in given and spec.default is spec.default_factory is missing:
@@ -290,6 +293,15 @@ def _move_keys(
         values[section] = {k: v for k, v in source.items() if k != key}
         values[target] = {**(held or {}), name: source[key]}
     return values
+
+
+def _rename_value(schema: type, key: str, value: Any, where: str) -> Any:
+    """The name of today of a choice, where `renamed_values` of the schema has another."""
+    renamed: Mapping[str, str] = getattr(schema, "renamed_values", {}).get(key, {})
+    if not isinstance(value, str) or value not in renamed:
+        return value
+    _tell_renamed(f"{where}{key}: {value}", f"{where}{key}: {renamed[value]}")
+    return renamed[value]
 
 
 @functools.cache  # a command may read one file many times

@@ -51,8 +51,8 @@ def judge_values(root: Path) -> dict[str, Any]:
     }  # fmt: skip
     clip = write_tiny_clip(root / "clip", seed=2)  # whose cosines are positive
     return {
-        "kind": "qwen2_5_vl",
+        "kind": "qwen_vl",
         "questions": {"reading": "expected", "boxes_tokens": 8, "canvas": 112},
-        "qwen2_5_vl": sizes,
+        "qwen_vl": sizes,
         "also": [{"kind": "hps", "hps": {"checkpoint": str(clip), "batch_rows": 4}}],
     }

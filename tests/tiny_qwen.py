@@ -1,4 +1,4 @@
-"""A small random Qwen2.5-VL for tests, written in the released format; needs no torch."""
+"""Small random Qwen-VLs for tests, written in the released format; needs no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from gotr1_jax.convert.qwen_vl import abstract_state, save_qwen
 from gotr1_jax.images.qwen import Geometry
 from gotr1_jax.models.config import DecoderConfig
-from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig
+from gotr1_jax.models.qwen_config import Qwen3VisionConfig, QwenConfig, QwenVisionConfig
 
 SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
@@ -47,6 +47,32 @@ TINY_QWEN = QwenConfig(
         geometry=Geometry(),
     ),
 )
+TINY_QWEN3 = QwenConfig(
+    text=DecoderConfig(
+        vocab_size=272,
+        hidden_size=32,
+        mlp_size=48,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        rope_theta=1e4,
+        norm_eps=1e-5,
+        mrope_section=(4, 2, 2),
+        mrope_interleaved=True,
+        qk_norm=True,
+    ),
+    vision=Qwen3VisionConfig(
+        width=32,
+        mlp_size=40,
+        num_layers=4,
+        num_heads=2,
+        out_size=32,
+        position_side=5,
+        deepstack=(0, 2),
+        geometry=Geometry(patch_size=16, window_size=0),
+    ),
+)
 
 
 def tiny_qwen_state(config: QwenConfig = TINY_QWEN, seed: int = 0) -> nnx.State:
@@ -67,7 +93,9 @@ def tiny_qwen_state(config: QwenConfig = TINY_QWEN, seed: int = 0) -> nnx.State:
     return jax.tree.map_with_path(draw, abstract_state(config))
 
 
-def write_qwen_files(directory: Path, max_pixels: int = 392 * 392) -> Path:
+def write_qwen_files(
+    directory: Path, max_pixels: int = 392 * 392, geometry: Geometry = TINY_QWEN.vision.geometry
+) -> Path:
     """A byte-level tokenizer.json and a preprocessor_config.json; returns `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -82,14 +110,19 @@ def write_qwen_files(directory: Path, max_pixels: int = 392 * 392) -> Path:
     tokenizer.save(str(directory / "tokenizer.json"))
     settings = {
         "image_processor_type": "Qwen2VLImageProcessor",
-        "min_pixels": 28 * 28,
+        "min_pixels": geometry.unit_size**2,
         "max_pixels": max_pixels,
-        "patch_size": 14,
+        "patch_size": geometry.patch_size,
         "merge_size": 2,
         "temporal_patch_size": 2,
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     }
+    if not geometry.window_size:  # Qwen3-VL
+        settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        settings["size"] = {
+            "shortest_edge": settings.pop("min_pixels"), "longest_edge": settings.pop("max_pixels"),
+        }  # fmt: skip
     (directory / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return directory
 
@@ -98,5 +131,7 @@ def write_tiny_qwen(
     directory: Path, config: QwenConfig = TINY_QWEN, seed: int = 0, dtype: str = "float32"
 ) -> Path:
     """A tiny random checkpoint; returns `directory`."""
-    files = write_qwen_files(directory.with_name(directory.name + "_files"))
+    files = write_qwen_files(
+        directory.with_name(directory.name + "_files"), geometry=config.vision.geometry
+    )
     return save_qwen(directory, config, tiny_qwen_state(config, seed), files, dtype)

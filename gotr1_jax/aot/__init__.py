@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="find a mesh, remat and micro-batch with which the job fits",
     )  # fmt: skip
     parser.add_argument("--policy-size", choices=("1b", "7b"), help="needed without the checkpoint")
-    parser.add_argument("--judge-size", choices=("3b", "7b"), help="needed without the checkpoint")
+    parser.add_argument(
+        "--judge-size", choices=("3b", "7b", "2b", "4b", "8b", "32b"),
+        help="needed without the checkpoint: 3b and 7b of Qwen2.5-VL, the others of Qwen3-VL",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> None:

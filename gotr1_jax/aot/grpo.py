@@ -64,9 +64,9 @@ def compile_grpo(config: GrpoConfig, models: ModelSizes, job: JobCompiler) -> No
     decoding = data_parallel_mesh(local)
     decode, vq = _decoder_shapes(sizes, decoding)
     judges = [
-        judge_shapes(part, judge_sizes(part.qwen2_5_vl.checkpoint, models.judge), local)
+        judge_shapes(part, judge_sizes(part.qwen_vl.checkpoint, models.judge), local)
         for part in (config.judge, *config.judge.also)
-        if part.kind == "qwen2_5_vl" and part.qwen2_5_vl is not None
+        if part.kind == "qwen_vl" and part.qwen_vl is not None
     ]
     persistent = {
         "policy": bytes_per_device(policy.frozen),

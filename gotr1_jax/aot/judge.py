@@ -1,4 +1,4 @@
-"""Programs of an in-process Qwen2.5-VL judge: vision tower, prefill of questions, decoding."""
+"""Programs of a judge in this process: vision tower, prefill of questions, decoding."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class JudgeShapes:
 
 
 def judge_shapes(config: JudgeConfig, sizes: QwenConfig, mesh: Mesh) -> JudgeShapes:
-    """The engine of a judge of kind qwen2_5_vl, built like `QwenEngine`, without arrays."""
-    engine = config.qwen2_5_vl
+    """The engine of a judge of kind qwen_vl, built like `QwenEngine`, without arrays."""
+    engine = config.qwen_vl
     assert engine is not None
     dtype = jnp.dtype(engine.dtype)
     module = abstract_qwen(sizes, dtype=dtype, param_dtype=dtype)
@@ -75,11 +75,11 @@ def judge_shapes(config: JudgeConfig, sizes: QwenConfig, mesh: Mesh) -> JudgeSha
     text = jax.eval_shape(programs.prepare_weights, state["text"])
     vision = sizes.vision
     tower = VisionRunner(
-        nnx.split(module.vision)[0], vision.geometry, vision.out_size, dtype, engine.patches,
+        nnx.split(module.vision)[0], vision.geometry, vision.vector_size, dtype, engine.patches,
         engine.image_tokens, mesh,
     )  # fmt: skip
     image_cache = jax.ShapeDtypeStruct(
-        (engine.image_tokens, vision.out_size), dtype, sharding=replicated(mesh)
+        (engine.image_tokens, vision.vector_size), dtype, sharding=replicated(mesh)
     )
     text = placed_shapes(text, decode_weights_shardings(text, mesh))
     return JudgeShapes(config, sizes, mesh, programs, tower, state, text, image_cache)
@@ -109,7 +109,7 @@ def compile_judge(
 
 def _compile_questions(measure: Any, judge: JudgeShapes) -> None:
     """The largest batch of questions: as many rows and tokens as the limits allow."""
-    engine, cfg, mesh = judge.config.qwen2_5_vl, judge.sizes.text, judge.mesh
+    engine, cfg, mesh = judge.config.qwen_vl, judge.sizes.text, judge.mesh
     assert engine is not None
     limits = program_limits(engine, mesh)
     answer = power_of_two(_longest_answer(judge.config))

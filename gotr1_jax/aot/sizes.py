@@ -14,11 +14,21 @@ from gotr1_jax.convert.folders import read_config
 from gotr1_jax.convert.qwen_vl import read_qwen_config
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JANUS_PRO_1B, JANUS_PRO_7B, JanusConfig
-from gotr1_jax.models.qwen_config import QWEN2_5_VL_3B, QWEN2_5_VL_7B, QwenConfig
+from gotr1_jax.models.qwen_config import (
+    QWEN2_5_VL_3B,
+    QWEN2_5_VL_7B,
+    QWEN3_VL_2B,
+    QWEN3_VL_4B,
+    QWEN3_VL_8B,
+    QWEN3_VL_32B,
+    QwenConfig,
+)
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, SpecialIds, TextTokenizer
 
 POLICY_SIZES = {"1b": JANUS_PRO_1B, "7b": JANUS_PRO_7B}
-JUDGE_SIZES = {"3b": QWEN2_5_VL_3B, "7b": QWEN2_5_VL_7B}
+_QWEN2_5 = {"3b": QWEN2_5_VL_3B, "7b": QWEN2_5_VL_7B}
+_QWEN3 = {"2b": QWEN3_VL_2B, "4b": QWEN3_VL_4B, "8b": QWEN3_VL_8B, "32b": QWEN3_VL_32B}
+JUDGE_SIZES = _QWEN2_5 | _QWEN3
 # The ids do not matter: the shapes of a program do not depend on them.
 _ANY_IDS = SpecialIds(bos=0, eos=1, pad=2, boi=3, eoi=4, image=5)
 
@@ -47,12 +57,14 @@ def local_checkpoint(init: str) -> Path | None:
 
 
 def judge_sizes(checkpoint: str, size: str | None) -> QwenConfig:
-    """Sizes of a judge, as `policy_sizes`; `size` is 3b or 7b."""
+    """Sizes of a judge, as `policy_sizes`; `size` is one of JUDGE_SIZES."""
     if size is not None:
         return JUDGE_SIZES[size]
     if (Path(checkpoint) / CONFIG_FILE).is_file():
         return read_qwen_config(checkpoint)
-    return JUDGE_SIZES[_size_in_name(checkpoint, tuple(JUDGE_SIZES), "judge")]
+    # Both families have a 32B, but only one of them is known here.
+    family = _QWEN3 if "qwen3" in checkpoint.lower() else _QWEN2_5
+    return family[_size_in_name(checkpoint, tuple(family), "judge")]
 
 
 def _size_in_name(name: str, known: tuple[str, ...], what: str) -> str:
@@ -61,6 +73,6 @@ def _size_in_name(name: str, known: tuple[str, ...], what: str) -> str:
     if len(found) != 1:
         raise InputError(
             f"the size of the {what} {name} is unknown: it is not on this machine, and its name "
-            f"has no size; give --{what}-size {' or '.join(known)}"
+            f"has none of the known sizes; give --{what}-size {' or '.join(known)}"
         )
     return found.pop()

@@ -1,11 +1,12 @@
-"""The chat template that `transformers` applies to messages, for the Hugging Face port.
+"""Chat templates, which `transformers` applies to messages: a checkpoint's own, and Janus's.
 
-Released Janus checkpoints hold none: their format is in DeepSeek's code. The text is the one that
-`tokenizers.janus.chat_parts` makes.
+Released Janus checkpoints hold none, and the Hugging Face port needs one: their format is in
+DeepSeek's code. The text is the one that `tokenizers.janus.chat_parts` makes.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -60,12 +61,8 @@ def chat_template(source: Path) -> str:
 
     BOS is part of Janus's where the tokenizer does not put it in front of a text by itself.
     """
-    if (source / TEMPLATE_FILE).is_file():
-        return read_text(source / TEMPLATE_FILE)
-    for name in _JSON_FILES:
-        found = read_json_object(source / name, missing_ok=True).get("chat_template")
-        if isinstance(found, str) and found.strip():
-            return found
+    if stored := _stored_template(source):
+        return stored
     bos = SPECIAL_STRINGS["bos"]
     tokenizer = Tokenizer.from_str(read_text(source / TOKENIZER_FILE))
     adds_bos = tokenizer.token_to_id(bos) in tokenizer.encode("a").ids[:1]
@@ -78,3 +75,19 @@ def chat_template(source: Path) -> str:
     for name, text in words.items():
         template = template.replace(name, f"'{text}'")
     return template
+
+
+def opens_thought(source: Path) -> bool:
+    """Whether the chat template of the checkpoint in `source` begins every answer with <think>."""
+    _, _, prompt = _stored_template(source).rpartition("add_generation_prompt")
+    return re.search(r"assistant(\\n|\n)<think>(?!(\\n|\n)*</think>)", prompt) is not None
+
+
+def _stored_template(source: Path) -> str:
+    if (source / TEMPLATE_FILE).is_file():
+        return read_text(source / TEMPLATE_FILE)
+    for name in _JSON_FILES:
+        found = read_json_object(source / name, missing_ok=True).get("chat_template")
+        if isinstance(found, str) and found.strip():
+            return found
+    return ""

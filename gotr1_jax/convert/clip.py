@@ -30,7 +30,7 @@ from gotr1_jax.convert.json_fields import (
     refuse_unknown,
     whole_number,
 )
-from gotr1_jax.convert.reader import Tensor, has_model_type, open_pickle, open_tensors
+from gotr1_jax.convert.reader import Tensor, model_type_of, open_pickle, open_tensors
 from gotr1_jax.convert.rules import CONV, LINEAR, Naming, Rule, Source, linear, norm, sources
 from gotr1_jax.convert.tree import check_tensors, load_tree, model_view, tree_shapes
 from gotr1_jax.convert.writer import OutTensor, dtype_code, write_checkpoint
@@ -205,7 +205,7 @@ def read_vocabulary(
 def is_clip(path: str | Path) -> bool:
     """Whether `path` is HPS's pickle, or a directory whose config.json names a CLIP."""
     path = Path(path)
-    return path.suffix == ".pt" or has_model_type(path, "clip")
+    return path.suffix == ".pt" or model_type_of(path) == "clip"
 
 
 def convert_clip(

@@ -1,8 +1,8 @@
 """`gotr1 convert`: writes any checkpoint that this project reads in the released layout.
 
 For a policy that is config.json ("multi_modality"), safetensors, tokenizer and processor files.
-Judges are converted too: Qwen2.5-VL to its first released names, HPS v2.1's pickle and other CLIPs
-(PickScore) to a directory in the format of `transformers.CLIPModel`.
+Judges are converted too: Qwen2.5-VL and Qwen3-VL to their released names, HPS v2.1's pickle and
+other CLIPs (PickScore) to a directory in the format of `transformers.CLIPModel`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def run(options: argparse.Namespace) -> None:
     from gotr1_jax.convert.clip import convert_clip, is_clip
     from gotr1_jax.convert.find import find_checkpoint
     from gotr1_jax.convert.open_checkpoint import open_checkpoint
+    from gotr1_jax.convert.qwen_json import MODEL_TYPES
     from gotr1_jax.convert.qwen_vl import convert_qwen, is_qwen
+    from gotr1_jax.convert.reader import model_type_of
 
     source = find_checkpoint(options.source, options.revision)
     check_target(options.to, source)
@@ -67,7 +69,8 @@ def run(options: argparse.Namespace) -> None:
             files = convert_qwen(
                 source, options.to, dtype=options.dtype, shard_size=shard_size, progress=count
             )
-        print(f"{options.to}: Qwen2.5-VL in {files} file{'s' if files > 1 else ''}")
+        name = MODEL_TYPES[model_type_of(source)]
+        print(f"{options.to}: {name} in {files} file{'s' if files > 1 else ''}")
     else:
         opened = open_checkpoint(source)
         write(options.to, opened, "original", dtype=options.dtype, shard_size=shard_size)

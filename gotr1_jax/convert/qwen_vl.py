@@ -1,4 +1,4 @@
-"""Loading, writing and converting checkpoints of Qwen2.5-VL.
+"""Loading, writing and converting checkpoints of Qwen2.5-VL and Qwen3-VL.
 
     checkpoint = load_qwen(directory, jnp.bfloat16)
     model = checkpoint.module(jnp.bfloat16)
@@ -22,12 +22,13 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from gotr1_jax.convert.chat_template import opens_thought
 from gotr1_jax.convert.find import CONFIG_FILE
 from gotr1_jax.convert.folders import read_config
 from gotr1_jax.convert.open_checkpoint import check_vocabulary
 from gotr1_jax.convert.qwen_json import parse_preprocessing, parse_qwen_config, qwen_config_to_json
-from gotr1_jax.convert.reader import Tensor, has_model_type, open_tensors
-from gotr1_jax.convert.rules import Naming, Rule, linear, sources
+from gotr1_jax.convert.reader import Tensor, model_type_of, open_tensors
+from gotr1_jax.convert.rules import Naming, Rule, linear, norm, sources
 from gotr1_jax.convert.tree import (
     check_state,
     check_tensors,
@@ -42,7 +43,7 @@ from gotr1_jax.images.qwen import Geometry, Preprocessing
 from gotr1_jax.io.reading import read_json
 from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.models.qwen_vl import QwenVL, abstract_qwen
-from gotr1_jax.tokenizers.qwen import QwenTokenizer
+from gotr1_jax.tokenizers.qwen import SYSTEM, QwenTokenizer
 
 # The image settings are in a separate file or in a part of the processor's.
 PIXELS_FILE, PROCESSOR_FILE, PIXELS_PART = (
@@ -57,44 +58,84 @@ _TREE, _HEAD = "qwen", "lm_head.weight"
 _CONV3D = (1, 2, 3, 4, 0)  # (out, channels, T, H, W) -> (channels, T, H, W, out)
 
 
-def _rules() -> Iterator[Rule]:
-    def scale(path: str, name: str) -> Rule:
-        return Rule(f"{path}.scale", f"{name}.weight")
+def _scale(path: str, name: str) -> Rule:
+    return Rule(f"{path}.scale", f"{name}.weight")
 
+
+def _tower_rules() -> Iterator[Rule]:
+    """Qwen2.5-VL's vision tower."""
     vision = f"{_TREE}.vision."
     yield Rule(f"{vision}patch.kernel", "visual.patch_embed.proj.weight", _CONV3D)
     path, block = f"{vision}blocks.", "visual.blocks.{l}."
     for name in ("norm1", "norm2"):
-        yield scale(f"{path}{name}", f"{block}{name}")
+        yield _scale(f"{path}{name}", f"{block}{name}")
     for third, name in enumerate("qkv"):
         yield from linear(f"{path}{name}", f"{block}attn.qkv.", third)
     yield from linear(f"{path}out", f"{block}attn.proj.")
     for name in ("gate", "up", "down"):
         yield from linear(f"{path}{name}", f"{block}mlp.{name}_proj.")
-    yield scale(f"{vision}merger.norm", "visual.merger.ln_q")
+    yield _scale(f"{vision}merger.norm", "visual.merger.ln_q")
     yield from linear(f"{vision}merger.mlp.first", "visual.merger.mlp.0.")
     yield from linear(f"{vision}merger.mlp.second", "visual.merger.mlp.2.")
 
+
+def _tower3_rules() -> Iterator[Rule]:
+    """Qwen3-VL's vision tower."""
+    vision = f"{_TREE}.vision."
+    yield Rule(f"{vision}patch.kernel", "visual.patch_embed.proj.weight", _CONV3D)
+    yield Rule(f"{vision}patch.bias", "visual.patch_embed.proj.bias")
+    yield Rule(f"{vision}positions.table", "visual.pos_embed.weight")
+    path, block = f"{vision}blocks.", "visual.blocks.{l}."
+    for name in ("norm1", "norm2"):
+        yield from norm(f"{path}{name}", f"{block}{name}")
+    for third, name in enumerate("qkv"):
+        yield from linear(f"{path}{name}", f"{block}attn.qkv.", third)
+    yield from linear(f"{path}out", f"{block}attn.proj.")
+    yield from linear(f"{path}up", f"{block}mlp.linear_fc1.")
+    yield from linear(f"{path}down", f"{block}mlp.linear_fc2.")
+    for name, stored in (("merger", "merger"), ("deepstack", "deepstack_merger_list.{l}")):
+        path, block = f"{vision}{name}.", f"visual.{stored}."
+        yield from norm(f"{path}norm", f"{block}norm")
+        yield from linear(f"{path}mlp.first", f"{block}linear_fc1.")
+        yield from linear(f"{path}mlp.second", f"{block}linear_fc2.")
+
+
+def _text_rules() -> Iterator[Rule]:
     text = f"{_TREE}.text."
     yield Rule(f"{text}embed.table", "model.embed_tokens.weight")
     path, block = f"{text}layers.", "model.layers.{l}."
-    yield scale(f"{path}attention_norm", f"{block}input_layernorm")
-    yield scale(f"{path}mlp_norm", f"{block}post_attention_layernorm")
+    yield _scale(f"{path}attention_norm", f"{block}input_layernorm")
+    yield _scale(f"{path}mlp_norm", f"{block}post_attention_layernorm")
+    for name in ("q_norm", "k_norm"):
+        yield _scale(f"{path}{name}", f"{block}self_attn.{name}")
     for name in ("q", "k", "v", "o"):
         yield from linear(f"{path}{name}", f"{block}self_attn.{name}_proj.", bias=name != "o")
     for name in ("gate", "up", "down"):
         yield from linear(f"{path}{name}", f"{block}mlp.{name}_proj.", bias=False)
-    yield scale(f"{text}norm", "model.norm")
+    yield _scale(f"{text}norm", "model.norm")
     yield from linear(f"{text}lm_head", "lm_head.", bias=False)
 
 
 # Rotary tables that follow from the configuration.
-RELEASED = Naming(tuple(_rules()), unused=re.compile(r".*rotary_\w*\.inv_freq$"))
-NESTED = replace(
-    RELEASED,
-    rewrites=((r"^visual\.", "model.visual."), (r"^model\.(?!visual\.)", "model.language_model.")),
-)
-"""The naming of newer `transformers`, with a prefix for each of the model's two parts."""
+_UNUSED = re.compile(r".*rotary_\w*\.inv_freq$")
+_NAMINGS = {
+    False: Naming((*_tower_rules(), *_text_rules()), _UNUSED),
+    True: Naming((*_tower3_rules(), *_text_rules()), _UNUSED),
+}
+"""With flat names, by whether it is a Qwen3-VL."""
+# A prefix for each of the model's two parts.
+_NESTING = ((r"^visual\.", "model.visual."), (r"^model\.(?!visual\.)", "model.language_model."))
+
+
+def naming_of(config: QwenConfig, nested: bool | None = None) -> Naming:
+    """How the tensors of a checkpoint are called.
+
+    nested: as in newer `transformers`, with a prefix for each of the model's two parts; None: as
+    released, which is nested for Qwen3-VL and flat for Qwen2.5-VL.
+    """
+    naming = _NAMINGS[config.is_qwen3]
+    nested = config.is_qwen3 if nested is None else nested
+    return replace(naming, rewrites=_NESTING) if nested else naming
 
 
 @dataclass(frozen=True)
@@ -130,8 +171,9 @@ def abstract_state(config: QwenConfig, dtype: Any = jnp.float32) -> Any:
 
 
 def is_qwen(path: str | Path) -> bool:
-    """Whether a directory's config.json says that it holds a Qwen2.5-VL."""
-    return has_model_type(Path(path), "qwen2_5_vl")
+    """Whether a directory's config.json says that it holds a Qwen of some kind; `read_qwen_config`
+    refuses those that are not supported."""
+    return model_type_of(Path(path)).startswith("qwen")
 
 
 def read_qwen_config(path: str | Path) -> QwenConfig:
@@ -171,7 +213,12 @@ def load_qwen(path: str | Path, dtype: Any = jnp.bfloat16, shardings: Any = None
     """
     path = Path(path)
     config = read_qwen_config(path)
-    tokenizer = _read_tokenizer(path, config)
+    tokenizer = read_tokenizer(path, config)
+    if config.is_qwen3 and opens_thought(path):
+        raise InputError(
+            f"{path} holds a model that thinks first: its chat template begins answers with "
+            "<think>; use the Instruct checkpoint, or serve this one (judge.kind: http)"
+        )
     preprocessing = read_preprocessing(path, config.vision.geometry)
     tensors, naming = _checked_tensors(path, config)
     state = load_tree(_TREE, abstract_state(config, dtype), naming, tensors, dtype, shardings)
@@ -203,12 +250,13 @@ def convert_qwen(
     """
     source = Path(source)
     config = read_qwen_config(source)
-    _read_tokenizer(source, config)
+    read_tokenizer(source, config)
     read_preprocessing(source, config.vision.geometry)
     tensors, naming = _checked_tensors(source, config)
     released: dict[str, OutTensor] = {}  # by name: q, k and v share one tensor
     for path, shape in tree_shapes(_TREE, abstract_state(config)).items():
-        for new, old in zip(sources(path, shape, RELEASED), sources(path, shape, naming)):
+        released_names = sources(path, shape, naming_of(config))
+        for new, old in zip(released_names, sources(path, shape, naming)):
             stored = tensors[old.name]
             released[new.name] = OutTensor(new.name, new.shape, stored.read, stored.dtype)
     data = read_json(source / CONFIG_FILE)
@@ -247,7 +295,7 @@ def save_qwen(
     """
     check_state(_TREE, state, abstract_state(config))
     read_preprocessing(files_dir, config.vision.geometry)
-    ids = _read_tokenizer(Path(files_dir), config).ids
+    ids = read_tokenizer(Path(files_dir), config).ids
     named = {
         "image_token_id": ids.image,
         "vision_start_token_id": ids.vision_start,
@@ -258,7 +306,7 @@ def save_qwen(
     write_checkpoint(
         Path(directory),
         qwen_config_to_json(config, named, dtype),
-        checkpoint_tensors({_TREE: state}, RELEASED),
+        checkpoint_tensors({_TREE: state}, naming_of(config)),
         write_files=partial(copy_files, Path(files_dir), COPIED_FILES),
         dtype=dtype,
     )
@@ -269,7 +317,7 @@ def _checked_tensors(path: Path, config: QwenConfig) -> tuple[Mapping[str, Tenso
     """The tensors of a checkpoint, as its sizes ask for, and how they are named."""
     tensors = open_tensors(path)
     nested = any(name.startswith(("model.visual.", "model.language_model.")) for name in tensors)
-    naming = NESTED if nested else RELEASED
+    naming = naming_of(config, nested)
     tied = config.text.tie_embeddings
     if tied:
         # Some files store the tied head a second time.
@@ -282,8 +330,8 @@ def _checked_tensors(path: Path, config: QwenConfig) -> tuple[Mapping[str, Tenso
     return tensors, naming
 
 
-def _read_tokenizer(path: Path, config: QwenConfig) -> QwenTokenizer:
+def read_tokenizer(path: Path, config: QwenConfig) -> QwenTokenizer:
     """The directory's tokenizer; InputError if the model has too few rows for it."""
-    tokenizer = QwenTokenizer.from_dir(path)
+    tokenizer = QwenTokenizer.from_dir(path, None if config.is_qwen3 else SYSTEM)
     check_vocabulary(tokenizer.vocab_size, config.text.vocab_size, path)
     return tokenizer

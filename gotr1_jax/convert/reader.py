@@ -74,13 +74,14 @@ class Tensor:
         return self.load()
 
 
-def has_model_type(directory: Path, model_type: str) -> bool:
-    """Whether the directory's config.json names this kind of model; False if there is none."""
+def model_type_of(directory: Path) -> str:
+    """The kind of model that the directory's config.json names; empty if there is none."""
     try:
         data = read_json(directory / "config.json")
     except InputError:
-        return False
-    return isinstance(data, dict) and data.get("model_type") == model_type
+        return ""
+    kind = data.get("model_type") if isinstance(data, dict) else None
+    return kind if isinstance(kind, str) else ""
 
 
 def open_tensors(directory: Path) -> dict[str, Tensor]:

@@ -109,7 +109,10 @@ def _block(
     qkv = adapted(normed, layer.qkv_KfhD, layer.qkv_lora)
     if layer.qkv_bias_Kfh is not None:
         qkv = qkv + layer.qkv_bias_Kfh
-    rotated = apply_rope(qkv[..., : g + 1, :], (cos[..., None, :], sin[..., None, :]))
+    qk = qkv[..., : g + 1, :]
+    if layer.qk_norm_fh is not None:
+        qk = rms_norm(qk, layer.qk_norm_fh, cfg.norm_eps)
+    rotated = apply_rope(qk, (cos[..., None, :], sin[..., None, :]))
     mixed = attend(rotated[..., :g, :], rotated[..., g, :], qkv[..., g + 1, :])
     x = x + adapted(mixed, layer.out_DKgh, layer.out_lora, contracted=3)
     normed = rms_norm(x, layer.mlp_norm_D, cfg.norm_eps)
@@ -120,15 +123,20 @@ def _block(
 
 def run_layers(
     params: DecodeWeights, cfg: DecoderConfig, x: jax.Array,
-    rope: tuple[jax.Array, jax.Array], attend: LayerAttend,
+    rope: tuple[jax.Array, jax.Array], attend: LayerAttend, added: Sequence[jax.Array] = (),
 ) -> jax.Array:  # fmt: skip
-    """All blocks and the final norm; layers are unrolled, so that no weight is sliced."""
+    """All blocks and the final norm; layers are unrolled, so that no weight is sliced.
+
+    added: arrays like x, added to the outputs of the first layers (DeepStack).
+    """
     for i, layer in enumerate(params.layers):
 
         def attend_here(q: jax.Array, k: jax.Array, v: jax.Array, i: int = i) -> jax.Array:
             return attend(i, q, k, v)
 
         x = _block(layer, cfg, x, rope, attend_here)
+        if i < len(added):
+            x = x + added[i]
     return rms_norm(x, params.norm_D, cfg.norm_eps)
 
 
@@ -156,7 +164,7 @@ def prefill(
 
 def prefill_after(
     params: DecodeWeights, cfg: DecoderConfig, x_BSD: jax.Array, rope: tuple[jax.Array, jax.Array],
-    before: Sequence[tuple[KVCache, jax.Array]],
+    before: Sequence[tuple[KVCache, jax.Array]], added: Sequence[jax.Array] = (),
 ) -> tuple[jax.Array, KVCache]:  # fmt: skip
     """Causal forward of embedded tokens that follow cached ones: hidden (B,S,D), and their cache.
 
@@ -164,6 +172,7 @@ def prefill_after(
       rope: rotary tables (B, S, h // 2) of the tokens' positions.
       before: caches of N rows, each shared by B / N rows, with the number of filled slots, int32
         (B,) or (1,).
+      added: as of `run_layers`.
     """
     S, keys, values = x_BSD.shape[1], [], []
     filled = [jnp.arange(c.size) < length[:, None, None, None, None] for c, length in before]
@@ -191,5 +200,5 @@ def prefill_after(
             mixed = mixed + cache.values(i, weights)
         return mixed.astype(q.dtype).reshape(B, K, g, S, h).transpose(0, 3, 1, 2, 4)
 
-    hidden = run_layers(params, cfg, x_BSD, rope, attend)
+    hidden = run_layers(params, cfg, x_BSD, rope, attend, added)
     return hidden, KVCache(tuple(keys), tuple(values))

@@ -55,6 +55,7 @@ class LayerWeights:
       qkv_KfhD: f = g + 2 heads per kv head: its g query heads, then its key and its value. Grouped
         by kv head so that K can be sharded.
       qkv_bias_Kfh: its bias, or None.
+      qk_norm_fh: scales of the heads' norms, f = g + 1: of the g query heads and the key; or None.
       out_DKgh: output projection.
       gate_up_2FD: gate at [0], up at [1].
       down_DF: output of the mlp.
@@ -64,6 +65,7 @@ class LayerWeights:
     attention_norm_D: jax.Array
     qkv_KfhD: jax.Array
     qkv_bias_Kfh: jax.Array | None
+    qk_norm_fh: jax.Array | None
     out_DKgh: jax.Array
     mlp_norm_D: jax.Array
     gate_up_2FD: jax.Array
@@ -108,10 +110,15 @@ def _layer_weights(decoder: Decoder, i: int, dtype: jnp.dtype) -> LayerWeights:
         ]
         return jnp.concatenate(parts, axis=-2).astype(dtype)
 
+    qk_norm_fh = None
+    if block.q_norm is not None and block.k_norm is not None:
+        scales = [block.q_norm.scale[i]] * g + [block.k_norm.scale[i]]
+        qk_norm_fh = jnp.stack(scales).astype(dtype)
     return LayerWeights(
         attention_norm_D=block.attention_norm.scale[i].astype(dtype),
         qkv_KfhD=jnp.moveaxis(qkv("kernel"), 0, -1),
         qkv_bias_Kfh=None if block.q.bias is None else qkv("bias"),
+        qk_norm_fh=qk_norm_fh,
         out_DKgh=block.o.kernel[i].T.reshape(D, K, g, h).astype(dtype),
         mlp_norm_D=block.mlp_norm.scale[i].astype(dtype),
         gate_up_2FD=jnp.stack([block.gate.kernel[i].T, block.up.kernel[i].T]).astype(dtype),
@@ -191,6 +198,7 @@ def decode_weights_shardings(params: DecodeWeights, mesh: Mesh) -> DecodeWeights
             attention_norm_D=on(w.attention_norm_D, "embed"),
             qkv_KfhD=on(w.qkv_KfhD, "kv_heads", None, None, "embed"),
             qkv_bias_Kfh=on(w.qkv_bias_Kfh, "kv_heads", None, None),
+            qk_norm_fh=on(w.qk_norm_fh, None, None),
             out_DKgh=on(w.out_DKgh, "embed", "kv_heads", None, None),
             mlp_norm_D=on(w.mlp_norm_D, "embed"),
             gate_up_2FD=on(w.gate_up_2FD, None, "mlp", "embed"),

@@ -1,10 +1,10 @@
-"""Images as Qwen2.5-VL reads them: sizes, pixels, patches, and the order of its windows.
+"""Images as Qwen2.5-VL and Qwen3-VL read them: sizes, pixels, patches, and the order of windows.
 
-An image's side is a multiple of 28 pixels: `merge_size` patches of `patch_size`. Four patches
-(2 by 2) are one unit, which the text model sees as one token. Patches are listed unit by unit,
-units row by row: the shape (rows of units, columns of units, 2, 2) of the released preprocessing
-(arXiv 2502.13923). Its two temporal frames are equal for a still image; they are stored once
-here and `models.qwen_vision` adds the two halves of the kernel instead.
+An image's side is a multiple of 28 pixels (Qwen3-VL: 32): `merge_size` patches of `patch_size`.
+Four patches (2 by 2) are one unit, which the text model sees as one token. Patches are listed unit
+by unit, units row by row: the shape (rows of units, columns of units, 2, 2) of the released
+preprocessing (arXiv 2502.13923). Its two temporal frames are equal for a still image; they are
+stored once here and `models.qwen_vision` adds the two halves of the kernel instead.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Geometry:
       patch_size: side of a patch.
       merge_size: patches a side of a unit.
       temporal_patch_size: frames of a patch; all equal in a still image.
-      window_size: side of an attention window, a whole number of units.
+      window_size: side of an attention window, a whole number of units; 0: there are no windows.
     """
 
     patch_size: int = 14
@@ -39,7 +39,7 @@ class Geometry:
     def __post_init__(self) -> None:
         if min(self.patch_size, self.merge_size, self.temporal_patch_size) < 1:
             raise ValueError(f"{self}: sizes are 1 or more")
-        if self.window_size < self.unit_size or self.window_size % self.unit_size:
+        if self.window_size < 0 or self.window_size % self.unit_size:
             raise ValueError(
                 f"window_size {self.window_size} is not a multiple of a unit's "
                 f"{self.unit_size} pixels"
@@ -174,7 +174,7 @@ def patch_positions(grid: tuple[int, int], geometry: Geometry) -> np.ndarray:
 
 
 def window_order(grid: tuple[int, int], geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """How the units of an image fall into its windows.
+    """How the units of an image fall into its windows; those of `geometry` have a size.
 
     Windows are laid from the top left, row by row; those at the right and bottom edge hold
     fewer units. Returns (order_U, window_U), int32: the units window by window, each window row
@@ -188,9 +188,9 @@ def window_order(grid: tuple[int, int], geometry: Geometry) -> tuple[np.ndarray,
 
 
 def count_windows(grid: tuple[int, int], geometry: Geometry) -> int:
-    """Windows of an image."""
+    """Windows of an image, 0 where it is not divided into any."""
     w = geometry.window_units
-    return -(-grid[0] // w) * -(-grid[1] // w)
+    return -(-grid[0] // w) * -(-grid[1] // w) if w else 0
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -28,11 +28,14 @@ class RowShape:
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """The vision tower's input; one or more images a row, in window order, padded on the right.
+    """The vision tower's input; one or more images a row, padded on the right.
+
+    The patches of an image are in the order of its windows, row-major where it has none.
 
     Attributes:
       patches_RNE: float32 normalised pixels; zeros in padding.
       positions_RN2: int32 (row, column) of each patch in its image.
+      sizes_RN2: int32 rows and columns of patches of each patch's image; 1 in padding.
       images_RN: int32 number of the patch's image in its row, from 1; 0 is padding.
       windows_RWJ: int32 index into N of the patch in each slot of each window; -1 is no patch.
       slots_RN: int32 slot of each patch, counted through the row's windows (window · J + slot).
@@ -41,6 +44,7 @@ class PatchBatch:
 
     patches_RNE: np.ndarray
     positions_RN2: np.ndarray
+    sizes_RN2: np.ndarray
     images_RN: np.ndarray
     windows_RWJ: np.ndarray
     slots_RN: np.ndarray
@@ -109,6 +113,7 @@ def pack_images(
     batch = PatchBatch(
         patches_RNE=np.zeros((rows, N, values), np.float32),
         positions_RN2=np.zeros((rows, N, 2), np.int32),
+        sizes_RN2=np.ones((rows, N, 2), np.int32),
         images_RN=np.zeros((rows, N), np.int32),
         windows_RWJ=np.full((rows, shape.windows, geometry.window_patches), -1, np.int32),
         slots_RN=np.zeros((rows, N), np.int32),
@@ -129,21 +134,26 @@ def _write(
 ) -> None:  # fmt: skip
     """Puts one image behind the `number` ones that the row holds already."""
     per_unit, J = geometry.unit_patches, geometry.window_patches
-    order_U, window_U = window_order(image.grid, geometry)
-    U = len(order_U)
+    U = image.units
+    order_U, window_U = np.arange(U), np.zeros(U, np.int32)
+    if J:
+        order_U, window_U = window_order(image.grid, geometry)
     patches_N = (order_U[:, None] * per_unit + np.arange(per_unit)).reshape(-1)
     here = slice(first_patch, first_patch + U * per_unit)
     batch.patches_RNE[row, here] = image.patches_NE[patches_N]
     batch.positions_RN2[row, here] = patch_positions(image.grid, geometry)[patches_N]
+    batch.sizes_RN2[row, here] = np.array(image.grid) * geometry.merge_size
     batch.images_RN[row, here] = number + 1
+    first_unit = first_patch // per_unit
+    batch.units_RU[row, first_unit + order_U] = first_unit + np.arange(U)
+    if not J:
+        return
     # A unit's place in its window: its index minus that of the window's first unit.
     place_U = np.arange(U) - np.searchsorted(window_U, window_U)
     slots_UM = ((first_window + window_U) * J + place_U * per_unit)[:, None] + np.arange(per_unit)
     slots_N = slots_UM.reshape(-1)
     batch.slots_RN[row, here] = slots_N
     batch.windows_RWJ[row].reshape(-1)[slots_N] = np.arange(here.start, here.stop)
-    first_unit = first_patch // per_unit
-    batch.units_RU[row, first_unit + order_U] = first_unit + np.arange(U)
 
 
 def unit_places(

@@ -1,8 +1,8 @@
 """The right answers to a multimodal judge's questions, from the exact judge of the shapes world.
 
 In the format that the questions ask for and `rewards.multimodal` reads. Scores are rounded to whole
-numbers of their scale, halves up; boxes to whole pixels of the image as the model gets it. Reasons
-are what the exact judge saw, in a few words.
+numbers of their scale, halves up; boxes to whole pixels of the image as the model gets it, or to
+thousandths of its sides. Reasons are what the exact judge saw, in a few words.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def score_answer(score: float, scale: Scale, reason: str) -> str:
 
 
 def boxes_answer(name: str, boxes: Sequence[Box], size: tuple[int, int]) -> str:
-    """The JSON list of an object's boxes in pixels of an image of `size` (height, width)."""
+    """The JSON list of an object's boxes in whole units of an image of `size` (height, width)."""
     height, width = size
     sides = np.array([width, height, width, height]) / SCALE
     items = [

@@ -17,7 +17,7 @@ import numpy as np
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import Geometry, QwenImage, count_windows
 from gotr1_jax.images.qwen_pack import Grid, PatchBatch, RowShape, mrope_positions, pack_images
-from gotr1_jax.tokenizers.qwen import SYSTEM, ImageTokens, QwenTokenizer
+from gotr1_jax.tokenizers.qwen import ImageTokens, QwenTokenizer
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class TaughtTurn:
       instruction, text: in front of the images and behind them.
       images: shown in this order, as numbers of the example's images.
       answer: what the model is to write.
-      system: the system message.
+      system: the system message; None: the model's usual one.
     """
 
     instruction: str
     images: tuple[int, ...]
     text: str
     answer: str
-    system: str = SYSTEM
+    system: str | None = None
 
 
 @dataclass(frozen=True)

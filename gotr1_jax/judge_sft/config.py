@@ -105,7 +105,7 @@ class NewJudgeConfig(CheckedConfig):
         )  # fmt: skip
         tower = QwenVisionConfig(
             vision.width, vision.mlp_size, vision.num_layers, vision.num_heads,
-            text.hidden_size, vision.full_attention, Geometry(),
+            text.hidden_size, vision.full_attention, geometry=Geometry(),
         )  # fmt: skip
         return QwenConfig(decoder, tower)
 
@@ -192,7 +192,8 @@ class JudgeSftConfig(JobConfig):
         "micro_batch", "remat", "export_dir", "export_dtype", "log_every",
     )  # fmt: skip
 
-    # A Qwen2.5-VL to start from (a folder or a hub id); null: a new one of the sizes `model`.
+    # A Qwen2.5-VL or Qwen3-VL to start from (a folder or a hub id); null: a new Qwen2.5-VL of the
+    # sizes `model`.
     init: FilledText | None = None
     model: NewJudgeConfig | None = None
     # On the text model. Null: all parameters are trained, those of the tower too.

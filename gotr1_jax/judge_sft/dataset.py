@@ -39,7 +39,7 @@ from gotr1_jax.judge_sft.reconstruct import make_reconstruct
 from gotr1_jax.judge_sft.shapes_source import JudgedShapes
 from gotr1_jax.rewards.stored_samples import StoredSample, find_samples
 from gotr1_jax.shapes.vocabulary import IMAGE_SIZE
-from gotr1_jax.tokenizers.qwen import SYSTEM, QwenTokenizer
+from gotr1_jax.tokenizers.qwen import QwenTokenizer
 
 _log = logging.getLogger(__name__)
 _LEFT_OUT = 0.01  # share of the turns for which an example's rows may have no room
@@ -113,8 +113,7 @@ class TaughtRecords:
 
 def _turn(record: QuestionRecord) -> TaughtTurn:
     shown = tuple(range(len(record.images)))
-    system = SYSTEM if record.system is None else record.system
-    return TaughtTurn(record.instruction, shown, record.question, record.answer, system)
+    return TaughtTurn(record.instruction, shown, record.question, record.answer, record.system)
 
 
 class KeptExamples:
@@ -140,8 +139,13 @@ def bound_pixels(preprocessing: Preprocessing, max_pixels: int) -> Preprocessing
     return replace(preprocessing, max_pixels=max(preprocessing.min_pixels, most))
 
 
-def open_source(config: JudgeSftConfig, preprocessing: Preprocessing) -> JudgeSource:
-    """The examples, before their lengths are known. InputError for what cannot be read."""
+def open_source(
+    config: JudgeSftConfig, preprocessing: Preprocessing, thousandths: bool = False
+) -> JudgeSource:
+    """The examples, before their lengths are known. InputError for what cannot be read.
+
+    thousandths: right answers give boxes so, not in pixels; records are taken as they are.
+    """
     data = config.data
     if data.source != "shapes":
         return TaughtRecords(data, preprocessing)
@@ -149,7 +153,7 @@ def open_source(config: JudgeSftConfig, preprocessing: Preprocessing) -> JudgeSo
     if data.shapes.vq is not None:
         reconstruct = make_reconstruct(load_vq(find_checkpoint(data.shapes.vq)), IMAGE_SIZE)
     samples = _stored_samples(data)
-    return JudgedShapes(data.shapes, preprocessing, config.seed, reconstruct, samples)
+    return JudgedShapes(data.shapes, preprocessing, config.seed, reconstruct, samples, thousandths)
 
 
 def _stored_samples(data: JudgeDataConfig) -> list[StoredSample]:

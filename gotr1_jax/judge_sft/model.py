@@ -13,8 +13,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gotr1_jax.convert.find import find_checkpoint
-from gotr1_jax.convert.open_checkpoint import check_vocabulary
-from gotr1_jax.convert.qwen_vl import load_qwen, read_preprocessing, read_qwen_config
+from gotr1_jax.convert.qwen_vl import (
+    load_qwen,
+    read_preprocessing,
+    read_qwen_config,
+    read_tokenizer,
+)
 from gotr1_jax.images.qwen import Preprocessing
 from gotr1_jax.judge_sft.answers import ANSWER_PIECES
 from gotr1_jax.judge_sft.config import JudgeSftConfig
@@ -68,10 +72,10 @@ def prepare_judge(config: JudgeSftConfig, scratch: Path) -> tuple[InitialJudge, 
     if config.init is not None:
         path = find_checkpoint(config.init)
         sizes = read_qwen_config(path)
-        tokenizer = QwenTokenizer.from_dir(path)
-        check_vocabulary(tokenizer.vocab_size, sizes.text.vocab_size, path)
+        tokenizer = read_tokenizer(path, sizes)
         settings = bound_pixels(read_preprocessing(path, sizes.vision.geometry), most)
-        return InitialJudge(sizes, path, tokenizer, settings), open_source(config, settings)
+        source = open_source(config, settings, thousandths=sizes.is_qwen3)
+        return InitialJudge(sizes, path, tokenizer, settings), source
     assert config.model is not None
     settings = bound_pixels(new_preprocessing(config.model), most)
     source = open_source(config, settings)

@@ -57,7 +57,8 @@ def write_new_files(
     for example in examples:
         for turn in example.turns:
             questions += [turn.instruction, turn.text]
-            texts += [turn.system, turn.instruction, turn.text, turn.answer]
+            system = SYSTEM if turn.system is None else turn.system
+            texts += [system, turn.instruction, turn.text, turn.answer]
     least = max(2, round(_SHARED * len(questions) / 2))
     phrases = [*shared_phrases(questions, least), *pieces]
     tokenizer = train_qwen_tokenizer(texts, phrases, config.vocab_limit)

@@ -65,6 +65,7 @@ class JudgedShapes:
         seed: int,
         reconstruct: Reconstruct | None = None,
         samples: Sequence[StoredSample] = (),
+        thousandths: bool = False,
     ) -> None:
         """
         Args:
@@ -73,9 +74,11 @@ class JudgedShapes:
           seed: of the random choices.
           reconstruct: uint8 (H, W, 3) -> the same, through an image tokenizer.
           samples: of a policy.
+          thousandths: boxes are answered so, not in pixels of the model's image.
         """
         self._config, self._preprocessing, self._seed = config, preprocessing, seed
         self._reconstruct, self._samples = reconstruct, samples
+        self._thousandths = thousandths
 
     def __len__(self) -> int:
         return self._config.examples
@@ -155,7 +158,9 @@ class JudgedShapes:
         if len(names) < config.searches or rng.random() < _ABSENT_NAMES:
             names = [*names[: config.searches - 1], _random_object(rng).name]
         image = make_image_input(sample.request.image)
-        size = resized_size(*image.size, self._preprocessing)
+        size = (SCALE, SCALE)
+        if not self._thousandths:
+            size = resized_size(*image.size, self._preprocessing)
         return [
             (search_question(n, image, config.questions), search_answer(n, sample, size))
             for n in names

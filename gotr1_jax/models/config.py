@@ -19,7 +19,7 @@ _Pairs = Annotated[int, Range("[0, 1048576]")]
 
 @dataclass(frozen=True)
 class DecoderConfig(CheckedConfig):
-    """A pre-norm decoder of the Llama / Qwen2 family.
+    """A pre-norm decoder of the Llama / Qwen family.
 
     Attributes:
       vocab_size: tokens of the vocabulary.
@@ -35,6 +35,10 @@ class DecoderConfig(CheckedConfig):
       tie_embeddings: whether the output head has the weights of the token embedding.
       mrope_section: numbers of rotary pairs for the time, height and width positions of multimodal
         rotary embedding; empty: ordinary positions.
+      mrope_interleaved: whether these pairs take turns, as in Qwen3-VL: time, height, width, time,
+        ...; otherwise those of time come first, then those of height, then those of width.
+      qk_norm: whether each head of queries and keys is normalised (RMSNorm, with one scale for all
+        heads) before rotary embedding, as in Qwen3.
     """
 
     vocab_size: ModelSize
@@ -49,6 +53,8 @@ class DecoderConfig(CheckedConfig):
     qkv_bias: bool = False
     tie_embeddings: bool = False
     mrope_section: tuple[_Pairs, ...] = ()
+    mrope_interleaved: bool = False
+    qk_norm: bool = False
 
     def check(self) -> None:
         """Sizes that divide each other."""
@@ -64,6 +70,19 @@ class DecoderConfig(CheckedConfig):
             raise ConfigError(
                 f"mrope_section {list(self.mrope_section)} does not share {self.head_dim // 2} "
                 "rotary pairs among time, height and width"
+            )
+        if self.mrope_interleaved:
+            self._check_turns()
+
+    def _check_turns(self) -> None:
+        """Height has the pairs 1, 4, 7, ..., width 2, 5, 8, ...; all of them must be there."""
+        if not self.mrope_section:
+            raise ConfigError("mrope_interleaved is true, which needs an mrope_section")
+        _, height, width = self.mrope_section
+        if max(3 * height - 2, 3 * width - 1) >= self.head_dim // 2:
+            raise ConfigError(
+                f"mrope_section {list(self.mrope_section)} cannot be interleaved: "
+                f"{self.head_dim // 2} rotary pairs have too few turns"
             )
 
 

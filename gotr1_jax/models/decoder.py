@@ -1,4 +1,4 @@
-"""The decoder of the policy (Llama, Janus-Pro) and of the judge (Qwen2).
+"""The decoder of the policy (Llama, Janus-Pro) and of the judge (Qwen2, Qwen3).
 
 Layers are stacked: every array under `Decoder.layers` has a leading axis of length num_layers
 and the forward pass is one `lax.scan`. For token-by-token decoding see `decoding.forward`.
@@ -41,16 +41,25 @@ def rope_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def mrope_tables(
-    positions_3: jax.Array, head_dim: int, theta: float, section: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array]:
-    """`rope_tables` of positions (3,...) in time, height and width: each (..., head_dim // 2).
+def mrope_axes(section: tuple[int, ...], interleaved: bool) -> np.ndarray:
+    """The axis (0 time, 1 height, 2 width) of the positions that each rotary pair rotates with.
 
-    The first section[0] pairs rotate with time, the next with height, the last with width
-    (arXiv 2409.12191, section 2.1).
+    In blocks (arXiv 2409.12191, section 2.1), or by turns, time taking what is left at the end
+    (arXiv 2511.21631).
     """
-    by_pair = jnp.moveaxis(positions_3[np.repeat(np.arange(3), section)], 0, -1)
-    angle = by_pair.astype(jnp.float32) * rope_frequencies(head_dim, theta)
+    if not interleaved:
+        return np.repeat(np.arange(3), section)
+    axes = np.zeros(sum(section), int)
+    for axis in (1, 2):
+        axes[axis : 3 * section[axis] : 3] = axis
+    return axes
+
+
+def mrope_tables(positions_3: jax.Array, cfg: DecoderConfig) -> tuple[jax.Array, jax.Array]:
+    """`rope_tables` of positions (3,...) in time, height and width: each (..., head_dim // 2)."""
+    axes = mrope_axes(cfg.mrope_section, cfg.mrope_interleaved)
+    by_pair = jnp.moveaxis(positions_3[axes], 0, -1)
+    angle = by_pair.astype(jnp.float32) * rope_frequencies(cfg.head_dim, cfg.rope_theta)
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -101,6 +110,10 @@ class DecoderBlock(nnx.Module):
         self.k = linear("k", D, kv_size, ("embed", "kv_heads"), cfg.qkv_bias)
         self.v = linear("v", D, kv_size, ("embed", "kv_heads"), cfg.qkv_bias)
         self.o = linear("o", q_size, D, ("heads", "embed"))
+        self.q_norm, self.k_norm = (
+            RMSNorm(cfg.head_dim, cfg.norm_eps, param_dtype, axis=None) if cfg.qk_norm else None
+            for _ in "qk"
+        )
         self.mlp_norm = RMSNorm(D, cfg.norm_eps, param_dtype)
         self.gate = linear("gate", D, F, ("embed", "mlp"))
         self.up = linear("up", D, F, ("embed", "mlp"))
@@ -113,10 +126,13 @@ class DecoderBlock(nnx.Module):
         cfg, lead = self.cfg, x.shape[:-1]
         x = constrain_rows(x)
         h = self.attention_norm(x)
-        q = apply_rope(self.q(h).reshape(*lead, cfg.num_heads, cfg.head_dim), rope)
-        k = apply_rope(self.k(h).reshape(*lead, cfg.num_kv_heads, cfg.head_dim), rope)
+        q = self.q(h).reshape(*lead, cfg.num_heads, cfg.head_dim)
+        k = self.k(h).reshape(*lead, cfg.num_kv_heads, cfg.head_dim)
         v = self.v(h).reshape(*lead, cfg.num_kv_heads, cfg.head_dim)
-        x = x + self.o(attend(q, k, v).reshape(*lead, -1))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        mixed = attend(apply_rope(q, rope), apply_rope(k, rope), v)
+        x = x + self.o(mixed.reshape(*lead, -1))
         h = self.mlp_norm(x)
         return constrain_rows(x + self.down(jax.nn.silu(self.gate(h)) * self.up(h)))
 
@@ -152,25 +168,33 @@ class Decoder(nnx.Module):
     def rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Rotary tables of positions (B or 1, S), or (3, B or 1, S) in time, height, width."""
         if positions.ndim == 3:
-            return mrope_tables(
-                positions, self.cfg.head_dim, self.cfg.rope_theta, self.cfg.mrope_section
-            )
+            return mrope_tables(positions, self.cfg)
         return rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta)
 
     def __call__(
-        self, x: jax.Array, positions: jax.Array, attend: Attend = causal_attention
-    ) -> jax.Array:
-        """Embedded x (B,S,D), int32 positions as for `rope` -> hidden (B,S,D) after the norm."""
+        self, x: jax.Array, positions: jax.Array, attend: Attend = causal_attention,
+        added_NBSD: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """Embedded x (B,S,D), int32 positions as for `rope` -> hidden (B,S,D) after the norm.
+
+        added_NBSD: is added to the outputs of the first N layers (DeepStack).
+        """
         rope = self.rope(positions)
         graphdef, stacked = nnx.split(self.layers)
+        index_L = None if added_NBSD is None else jnp.arange(self.cfg.num_layers)
 
-        def step(h: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-            return nnx.merge(graphdef, layer)(h, rope, attend), None
+        def step(h: jax.Array, layer: tuple[Any, jax.Array | None]) -> tuple[jax.Array, None]:
+            params, index = layer
+            h = nnx.merge(graphdef, params)(h, rope, attend)
+            if added_NBSD is not None and index is not None:
+                last = added_NBSD.shape[0] - 1
+                h = jnp.where(index > last, h, h + added_NBSD[jnp.minimum(index, last)])
+            return h, None
 
         policy = REMAT_POLICIES[self.remat]
         if policy is not None:
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-        x, _ = jax.lax.scan(step, x, stacked)
+        x, _ = jax.lax.scan(step, x, (stacked, index_L))
         return self.norm(x)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -100,10 +100,13 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 
 class RMSNorm(nnx.Module):
-    """`rms_norm` with its scale."""
+    """`rms_norm` with its scale; `axis` is the logical name of the normalised axis."""
 
-    def __init__(self, size: int, eps: float, param_dtype: jnp.dtype = jnp.float32) -> None:
-        self.scale = nnx.Param(jnp.ones((size,), param_dtype), axes=("embed",))
+    def __init__(
+        self, size: int, eps: float, param_dtype: jnp.dtype = jnp.float32,
+        axis: str | None = "embed",
+    ) -> None:  # fmt: skip
+        self.scale = nnx.Param(jnp.ones((size,), param_dtype), axes=(axis,))
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -16,13 +16,14 @@ from flax import nnx
 
 from gotr1_jax.images.qwen_pack import PatchBatch
 from gotr1_jax.models.decoder import Attend, apply_rope, rope_frequencies
-from gotr1_jax.models.layers import GeluMLP, Linear, RMSNorm, stack_blocks
-from gotr1_jax.models.qwen_config import QwenVisionConfig
+from gotr1_jax.models.layers import GeluMLP, LayerNorm, Linear, RMSNorm, stack_blocks
+from gotr1_jax.models.qwen_config import QwenVisionConfig, VisionConfig
 
 jax.tree_util.register_dataclass(
     PatchBatch,
     data_fields=[
-        "patches_RNE", "positions_RN2", "images_RN", "windows_RWJ", "slots_RN", "units_RU",
+        "patches_RNE", "positions_RN2", "sizes_RN2", "images_RN", "windows_RWJ", "slots_RN",
+        "units_RU",
     ],
     meta_fields=[],
 )  # fmt: skip
@@ -57,24 +58,31 @@ def image_attention(q: jax.Array, k: jax.Array, v: jax.Array, images_RN: jax.Arr
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
-class QwenVisionBlock(nnx.Module):
-    """x + attention(norm1(x)), then x + mlp(norm2(x)); gated SiLU mlp; biases everywhere."""
+class VisionBlock(nnx.Module):
+    """x + attention(norm1(x)), then x + mlp(norm2(x)); biases everywhere.
 
-    def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
-        def linear(n_in: int, n_out: int, axes: tuple[str, str]) -> Linear:
-            return Linear(n_in, n_out, rngs=rngs, axes=axes, bias=True, param_dtype=param_dtype)
+    The norms' kind is an argument; the mlp is a subclass's.
+    """
 
-        D, F = cfg.width, cfg.mlp_size
+    def __init__(
+        self, cfg: VisionConfig, norm: type[RMSNorm | LayerNorm], *, rngs: nnx.Rngs,
+        param_dtype: jnp.dtype,
+    ) -> None:  # fmt: skip
+        def linear(axes: tuple[str, str]) -> Linear:
+            return Linear(D, D, rngs=rngs, axes=axes, bias=True, param_dtype=param_dtype)
+
+        D = cfg.width
         self.cfg = cfg
-        self.norm1 = RMSNorm(D, cfg.norm_eps, param_dtype)
-        self.q = linear(D, D, ("embed", "heads"))
-        self.k = linear(D, D, ("embed", "heads"))
-        self.v = linear(D, D, ("embed", "heads"))
-        self.out = linear(D, D, ("heads", "embed"))
-        self.norm2 = RMSNorm(D, cfg.norm_eps, param_dtype)
-        self.gate = linear(D, F, ("embed", "vision_mlp"))
-        self.up = linear(D, F, ("embed", "vision_mlp"))
-        self.down = linear(F, D, ("vision_mlp", "embed"))
+        self.norm1 = norm(D, cfg.norm_eps, param_dtype)
+        self.q = linear(("embed", "heads"))
+        self.k = linear(("embed", "heads"))
+        self.v = linear(("embed", "heads"))
+        self.out = linear(("heads", "embed"))
+        self.norm2 = norm(D, cfg.norm_eps, param_dtype)
+
+    def mlp(self, x: jax.Array) -> jax.Array:
+        """(R,N,D) -> (R,N,D)."""
+        raise NotImplementedError
 
     def __call__(
         self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend
@@ -88,41 +96,81 @@ class QwenVisionBlock(nnx.Module):
         )
         mixed = attend(apply_rope(q, rope), apply_rope(k, rope), v)
         x = x + self.out(mixed.reshape(*lead, -1))
-        h = self.norm2(x)
-        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+        return x + self.mlp(self.norm2(x))
+
+
+class QwenVisionBlock(VisionBlock):
+    """A `VisionBlock` with RMSNorm and a gated SiLU mlp."""
+
+    def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
+        def linear(n_in: int, n_out: int, axes: tuple[str, str]) -> Linear:
+            return Linear(n_in, n_out, rngs=rngs, axes=axes, bias=True, param_dtype=param_dtype)
+
+        super().__init__(cfg, RMSNorm, rngs=rngs, param_dtype=param_dtype)
+        D, F = cfg.width, cfg.mlp_size
+        self.gate = linear(D, F, ("embed", "vision_mlp"))
+        self.up = linear(D, F, ("embed", "vision_mlp"))
+        self.down = linear(F, D, ("vision_mlp", "embed"))
+
+    def mlp(self, x: jax.Array) -> jax.Array:
+        """(R,N,D) -> (R,N,D)."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
 class QwenPatchEmbed(nnx.Module):
-    """Patches (..., 3 · P²) of still images -> (..., D); `kernel` is (3,T,P,P,D), no bias."""
+    """Patches (..., 3 · P²) of still images -> (..., D); `kernel` is (3,T,P,P,D)."""
 
-    def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
+    def __init__(
+        self, cfg: VisionConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype, bias: bool = False
+    ) -> None:
         P, T = cfg.geometry.patch_size, cfg.geometry.temporal_patch_size
         scale = (3 * T * P * P) ** -0.5
         draw = jax.random.normal(rngs.params(), (3, T, P, P, cfg.width), param_dtype)
         self.kernel = nnx.Param(
             draw * jnp.asarray(scale, param_dtype), axes=("patch",) * 4 + ("embed",)
         )
+        self.bias = (
+            nnx.Param(jnp.zeros((cfg.width,), param_dtype), axes=("embed",)) if bias else None
+        )
 
     def __call__(self, patches: jax.Array) -> jax.Array:
         # The T frames of a still image are equal, so their kernels are summed.
         kernel = self.kernel[...].astype(jnp.float32).sum(1)
-        return patches @ kernel.reshape(-1, kernel.shape[-1]).astype(patches.dtype)
+        x = patches @ kernel.reshape(-1, kernel.shape[-1]).astype(patches.dtype)
+        return x if self.bias is None else x + self.bias[...].astype(x.dtype)
 
 
 class QwenMerger(nnx.Module):
-    """Patches (R,N,D) -> units (R,N/M,out): norm, concatenation of a unit's M patches, GELU mlp."""
+    """Patches (R,N,D) -> units (R,N/M,out): norm, concatenation of a unit's M patches, GELU mlp.
 
-    def __init__(self, cfg: QwenVisionConfig, *, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> None:
+    norm: its kind; norm_joined: it comes behind the concatenation, and is over all of a unit.
+    """
+
+    def __init__(
+        self, cfg: VisionConfig, norm: type[RMSNorm | LayerNorm], *, rngs: nnx.Rngs,
+        param_dtype: jnp.dtype, norm_joined: bool = False,
+    ) -> None:  # fmt: skip
         joined = cfg.width * cfg.geometry.unit_patches
-        self.norm = RMSNorm(cfg.width, cfg.norm_eps, param_dtype)
+        self.norm_joined = norm_joined
+        self.norm = norm(joined if norm_joined else cfg.width, cfg.norm_eps, param_dtype)
         self.mlp = GeluMLP(
             joined, joined, cfg.out_size, rngs=rngs, axes=("embed", "mlp", "embed"),
             param_dtype=param_dtype,
         )  # fmt: skip
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        joined = self.mlp.first.kernel.shape[0]
-        return self.mlp(self.norm(x).reshape(x.shape[0], -1, joined))
+        shape = (x.shape[0], -1, self.mlp.first.kernel.shape[0])
+        if self.norm_joined:
+            return self.mlp(self.norm(x.reshape(shape)))
+        return self.mlp(self.norm(x).reshape(shape))
+
+
+def vision_rope(cfg: VisionConfig, positions_RN2: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rotary tables (R,N,C//2): half of the pairs rotate with the row, half with the column."""
+    frequency = rope_frequencies(cfg.head_dim // 2, cfg.rope_theta)
+    angle = positions_RN2[..., None].astype(jnp.float32) * frequency
+    angle = angle.reshape(*positions_RN2.shape[:2], -1)
+    return jnp.cos(angle), jnp.sin(angle)
 
 
 class QwenVisionTower(nnx.Module):
@@ -142,14 +190,7 @@ class QwenVisionTower(nnx.Module):
             lambda rngs: QwenVisionBlock(cfg, rngs=rngs, param_dtype=param_dtype),
             rngs, cfg.num_layers,
         )  # fmt: skip
-        self.merger = QwenMerger(cfg, rngs=rngs, param_dtype=param_dtype)
-
-    def rope(self, positions_RN2: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Rotary tables (R,N,C//2): half of the pairs rotate with the row, half with the column."""
-        frequency = rope_frequencies(self.cfg.head_dim // 2, self.cfg.rope_theta)
-        angle = positions_RN2[..., None].astype(jnp.float32) * frequency
-        angle = angle.reshape(*positions_RN2.shape[:2], -1)
-        return jnp.cos(angle), jnp.sin(angle)
+        self.merger = QwenMerger(cfg, RMSNorm, rngs=rngs, param_dtype=param_dtype)
 
     def __call__(self, batch: PatchBatch, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         """-> (R,U,out), units of each image row-major; padding is arbitrary but finite.
@@ -159,7 +200,7 @@ class QwenVisionTower(nnx.Module):
         images_RN, windows_RWJ, slots_RN = (
             jnp.asarray(x) for x in (batch.images_RN, batch.windows_RWJ, batch.slots_RN)
         )
-        rope = self.rope(jnp.asarray(batch.positions_RN2))
+        rope = vision_rope(self.cfg, jnp.asarray(batch.positions_RN2))
         graphdef, stacked = nnx.split(self.blocks)
         full = jnp.array([i in self.cfg.full_attention for i in range(self.cfg.num_layers)])
 

@@ -73,7 +73,7 @@ class JudgeMaker:
 
     def engine(self, config: JudgeConfig) -> Engine:
         """The engine of a judge, one for equal models and settings; errors as of `make_engine`."""
-        key = (config.kind, config.http, config.qwen2_5_vl)
+        key = (config.kind, config.http, config.qwen_vl)
         if key not in self._engines:
             self._engines[key] = make_engine(config, self._mesh)
         return self._engines[key]
@@ -322,5 +322,5 @@ def make_engine(config: JudgeConfig, mesh: Mesh | None = None) -> Engine:
         return HttpEngine(config.http)
     from gotr1_jax.vlm_engine.engine import QwenEngine
 
-    assert config.qwen2_5_vl is not None
-    return QwenEngine.from_config(config.qwen2_5_vl, mesh)
+    assert config.qwen_vl is not None
+    return QwenEngine.from_config(config.qwen_vl, mesh)

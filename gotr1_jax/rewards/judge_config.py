@@ -19,7 +19,7 @@ from gotr1_jax.shapes.judge import SHAPES_TERMS
 from gotr1_jax.vlm_engine.config import HttpConfig, QwenEngineConfig
 
 JudgeKind = Literal[
-    "shapes", "qwen2_5_vl", "hps", "pickscore", "clipscore", "http", "reward_server", "python",
+    "shapes", "qwen_vl", "hps", "pickscore", "clipscore", "http", "reward_server", "python",
     "none",
 ]  # fmt: skip
 
@@ -43,8 +43,8 @@ class KindOfJudge:
 
 KINDS: Mapping[str, KindOfJudge] = {
     "shapes": KindOfJudge(SHAPES_TERMS),
-    "qwen2_5_vl": KindOfJudge(
-        MULTIMODAL_TERMS, "judge.qwen2_5_vl.checkpoint", asks=True, in_process=True
+    "qwen_vl": KindOfJudge(
+        MULTIMODAL_TERMS, "judge.qwen_vl.checkpoint", asks=True, in_process=True
     ),
     "http": KindOfJudge(MULTIMODAL_TERMS, "judge.http.url and judge.http.model", asks=True),
     **{
@@ -102,21 +102,24 @@ class JudgeConfig(CheckedConfig):
 
     may_change: ClassVar[Collection[str]] = ("cache",)
 
-    # shapes: the shapes world's exact judge; qwen2_5_vl: Qwen2.5-VL in this process; hps,
+    renamed_keys: ClassVar[Mapping[str, str]] = {"qwen2_5_vl": "qwen_vl"}
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"kind": {"qwen2_5_vl": "qwen_vl"}}
+
+    # shapes: the shapes world's exact judge; qwen_vl: Qwen2.5-VL or Qwen3-VL in this process; hps,
     # pickscore: human preference; clipscore: how well caption and image fit; http: a model behind
     # an OpenAI-compatible server; reward_server: any scorer behind HTTP; python: a function of
     # one's own; none: no judge, where every term of the reward has a source of its own.
     kind: JudgeKind = "shapes"
     # Terms that are taken from this judge. Empty: from hps, pickscore and clipscore the one of
-    # that name; from shapes, http and qwen2_5_vl sem, spa, ri and pi; python and reward_server
+    # that name; from shapes, http and qwen_vl sem, spa, ri and pi; python and reward_server
     # must name their own.
     terms: tuple[str, ...] = ()
-    # For http and qwen2_5_vl.
+    # For http and qwen_vl.
     questions: QuestionsConfig = field(default_factory=QuestionsConfig)
     # For the kind http only.
     http: HttpConfig | None = None
-    # For the kind qwen2_5_vl only.
-    qwen2_5_vl: QwenEngineConfig | None = None
+    # For the kind qwen_vl only.
+    qwen_vl: QwenEngineConfig | None = None
     # For the kind hps only.
     hps: ClipScorerConfig | None = None
     # For the kind pickscore only.

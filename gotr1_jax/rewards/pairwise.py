@@ -38,7 +38,7 @@ from gotr1_jax.rewards.preferences import (
 class PairwiseConfig(CheckedConfig):
     """The win rate of a sample against other samples of its caption."""
 
-    # questions: the configured judge, http or qwen2_5_vl, is shown two images at once, every
+    # questions: the configured judge, http or qwen_vl, is shown two images at once, every
     # pair in both orders; scores: the sample with the higher value of `of` wins, a tie is 0.5.
     by: Literal["questions", "scores"] = "questions"
     # For scores: an expression of other terms' scores as their judges give them, as "pi * ri".

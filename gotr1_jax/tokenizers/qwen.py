@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's tokenizer and chat format.
+"""The tokenizer and chat format of Qwen2.5-VL and Qwen3-VL.
 
 Every special id is looked up by its string. `tokenizer.json` is loaded as it is.
 """
@@ -14,7 +14,7 @@ from gotr1_jax.io.reading import read_text
 from gotr1_jax.tokenizers.plain_text import PlainTextTokenizer
 
 SYSTEM = "You are a helpful assistant."
-"""The system message that the model was tuned with."""
+"""The system message that Qwen2.5-VL was tuned with; Qwen3-VL's chats begin with the user."""
 
 _STRINGS = {
     "message_start": "<|im_start|>",
@@ -54,32 +54,36 @@ class QwenTokenizer:
 
     Attributes:
       ids: special ids.
+      system: the system message of a chat that gives none; None: it then has none.
       vocab_size: rows that an embedding needs for it, the largest id + 1.
     """
 
-    def __init__(self, data: str, source: str = "tokenizer.json") -> None:
+    def __init__(
+        self, data: str, source: str = "tokenizer.json", system: str | None = SYSTEM
+    ) -> None:
         """Reads the text of a tokenizer.json; `source` is its name in error messages.
 
         Raises InputError when the text is not a tokenizer or a special token is missing.
         """
+        self.system = system
         self._text = PlainTextTokenizer(data, source, _STRINGS.values())
         known = self._text.known
         if missing := [text for text in _STRINGS.values() if text not in known]:
             raise InputError(
                 f"{source} lacks the special token {', '.join(missing)}; "
-                "a Qwen2.5-VL tokenizer is needed"
+                "a Qwen-VL tokenizer is needed"
             )
         self.ids = QwenIds(**{name: known[text] for name, text in _STRINGS.items()})
         self.vocab_size = max(known.values()) + 1
 
     @classmethod
-    def from_dir(cls, path: str | Path) -> QwenTokenizer:
-        """The tokenizer of a checkpoint directory.
+    def from_dir(cls, path: str | Path, system: str | None = SYSTEM) -> QwenTokenizer:
+        """The tokenizer of a checkpoint directory, for chats that usually have this system message.
 
         Raises InputError if it has none that fits, and for one that loses text.
         """
         file = Path(path) / "tokenizer.json"
-        tokenizer = cls(read_text(file), str(file))
+        tokenizer = cls(read_text(file), str(file), system)
         tokenizer._text.check_round_trip()
         return tokenizer
 
@@ -87,10 +91,12 @@ class QwenTokenizer:
         """Ids of text; control tokens spelled out in it are encoded as ordinary characters."""
         return self._text.encode(text)
 
-    def encode_chat(self, message: Sequence[str | ImageTokens], system: str = SYSTEM) -> list[int]:
+    def encode_chat(
+        self, message: Sequence[str | ImageTokens], system: str | None = None
+    ) -> list[int]:
         """Ids of a user's message, ready for the assistant's answer.
 
-        message: text and images in their order.
+        message: text and images in their order; system: None is the usual one.
         """
         ids, parts = self.ids, self._opening(system)
         for part in message:
@@ -101,12 +107,15 @@ class QwenTokenizer:
         parts += [ids.message_end, "\n", ids.message_start, "assistant\n"]
         return self._join(parts)
 
-    def encode_opening(self, text: str, system: str = SYSTEM) -> list[int]:
+    def encode_opening(self, text: str, system: str | None = None) -> list[int]:
         """Ids of the beginning of a chat: the system message and the user's first text."""
         return self._join([*self._opening(system), text])
 
-    def _opening(self, system: str) -> list[str | int]:
+    def _opening(self, system: str | None) -> list[str | int]:
         start, end = self.ids.message_start, self.ids.message_end
+        system = self.system if system is None else system
+        if system is None:
+            return [start, "user\n"]
         return [start, f"system\n{system}", end, "\n", start, "user\n"]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -1,4 +1,4 @@
-"""Settings of the engines: Qwen2.5-VL in this process, or a model behind a server. No jax."""
+"""Settings of the engines: a Qwen-VL in this process, or a model behind a server. No jax."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.io.reading import parse_json
 from gotr1_jax.limits import FilledText, Range, RowCount
 
-UNIT_PIXELS = 28 * 28  # of the image behind one token
+UNIT_PIXELS = 28 * 28  # of the image behind one token of Qwen2.5-VL; Qwen3-VL's are larger
 _LEAST_TOKENS = 512
 _LONGEST_URL = 2000  # characters
 
@@ -25,7 +25,8 @@ class QwenEngineConfig(CheckedConfig):
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"picture_tokens": "image_tokens"}
 
-    # A Qwen2.5-VL checkpoint: a directory (config.json, tokenizer.json, safetensors) or a hub id.
+    # A checkpoint of Qwen2.5-VL or a dense Qwen3-VL (2B, 4B, 8B, 32B), as its config.json says: a
+    # directory (config.json, tokenizer.json, safetensors) or a hub id.
     checkpoint: FilledText
     # dtype of weights, activations and cache.
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -33,7 +34,7 @@ class QwenEngineConfig(CheckedConfig):
     rows: RowCount = 32
     # Tokens of one such program: rows times the padded length of question and longest answer.
     tokens: Annotated[int, Range(f"[{_LEAST_TOKENS}, 1e8]")] = 32768
-    # Patches (14 by 14 pixels) of one program of the vision tower.
+    # Patches (14 by 14 pixels; of Qwen3-VL 16 by 16) of one program of the vision tower.
     patches: Annotated[int, Range("[4, 1e8]")] = 4096
     # Image tokens whose vectors are kept at once. With room for all images of a step (and for
     # the sketches of spa) each goes through the vision tower once, in whatever way it is judged.
@@ -104,10 +105,10 @@ class HttpConfig(HttpServerConfig):
     """An OpenAI-compatible server, and what its requests say."""
 
     # What the model's boxes are in: pixels of the image it was sent, as Qwen2.5-VL's, or
-    # thousandths of its sides.
+    # thousandths of its sides, as Qwen3-VL's.
     coordinates: Literal["pixels", "thousandths"] = "pixels"
     # Images are sent with sides that are multiples of this, so that a server that rounds them
-    # so (Qwen2.5-VL: 28) leaves them, and coordinates, as they are. 1: as they come.
+    # so (Qwen2.5-VL: 28, Qwen3-VL: 32) leaves them, and coordinates, as they are. 1: as they come.
     multiple: Annotated[int, Range("[1, 10000)")] = 28
     # Penalty of repeated tokens in every request; null: not sent. 1 is none: vLLM and SGLang
     # otherwise use the one of the checkpoint's generation_config.json (1.05 for Qwen2.5-VL).

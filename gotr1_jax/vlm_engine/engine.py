@@ -1,4 +1,4 @@
-"""Qwen2.5-VL as an engine: questions of any number and mixture, a few programs of fixed shapes.
+"""A Qwen-VL as an engine: questions of any number and mixture, a few programs of fixed shapes.
 
 Questions are split into batches whose images' vectors fit into one array. Each image of a batch
 goes through the vision tower once. Each instruction is read once for all of its questions, then
@@ -25,11 +25,12 @@ from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.qwen_vl import QwenCheckpoint, abstract_state, load_qwen, read_qwen_config
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import QwenImage as Pixels
-from gotr1_jax.images.qwen import read_image, resized_size
+from gotr1_jax.images.qwen import image_grid, read_image, resized_size
 from gotr1_jax.images.qwen_pack import Grid, mrope_positions
 from gotr1_jax.io.digests import model_digest
 from gotr1_jax.models.qwen_vl import abstract_qwen
 from gotr1_jax.parallel.sharding import state_shardings
+from gotr1_jax.plan.boxes import SCALE
 from gotr1_jax.tokenizers.qwen import ImageTokens
 from gotr1_jax.vlm_engine.base import Answer, FirstWords, ImageInput, Question, Scale
 from gotr1_jax.vlm_engine.config import QwenEngineConfig
@@ -84,7 +85,8 @@ class QwenEngine:
           mesh: devices of this process on which the parameters lie. None: the default device.
           weights: the digest of the checkpoint's files, part of `identity`.
         """
-        self.identity = f"qwen2_5_vl {config.checkpoint} {config.dtype} {config.max_pixels}"
+        kind = "qwen3_vl" if checkpoint.config.is_qwen3 else "qwen2_5_vl"
+        self.identity = f"{kind} {config.checkpoint} {config.dtype} {config.max_pixels}"
         self.identity += f" weights={weights}" if weights else ""
         dtype = jnp.dtype(config.dtype)
         self._limits = program_limits(config, mesh)
@@ -96,11 +98,12 @@ class QwenEngine:
         self._preprocessing = replace(checkpoint.preprocessing, max_pixels=most)
         module = abstract_qwen(checkpoint.config, dtype=dtype, param_dtype=checkpoint.dtype)
         sizes, ids = checkpoint.config, checkpoint.tokenizer.ids
+        self._answers_thousandths = sizes.is_qwen3
         self._vision_state = checkpoint.state["vision"]
         self._image_vectors: tuple[jax.Array, dict[str, int]] | None = None
         self._instructions: dict[bytes, SharedPrefix] = {}
         self._vision = VisionRunner(
-            nnx.split(module.vision)[0], sizes.vision.geometry, sizes.vision.out_size, dtype,
+            nnx.split(module.vision)[0], sizes.vision.geometry, sizes.vision.vector_size, dtype,
             config.patches, config.image_tokens, mesh,
         )  # fmt: skip
         self._text = TextRunner(
@@ -127,7 +130,9 @@ class QwenEngine:
         return self._text.counts
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) in pixels that the model's coordinates refer to."""
+        """(height, width) that the model's coordinates refer to."""
+        if self._answers_thousandths:
+            return SCALE, SCALE
         return resized_size(height, width, self._preprocessing)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
@@ -283,13 +288,11 @@ class QwenEngine:
     def _too_long(self, row: QuestionTokens) -> str:
         return (
             f"the question has {row.size} tokens and its answer up to {row.max_answer}, too many "
-            f"for judge.qwen2_5_vl.tokens {self._limits.tokens}"
+            f"for judge.qwen_vl.tokens {self._limits.tokens}"
         )
 
     def _grid(self, image: ImageInput) -> Grid:
-        tall, wide = self.image_size(*image.size)
-        unit = self._preprocessing.geometry.unit_size
-        return tall // unit, wide // unit
+        return image_grid(*image.size, self._preprocessing)
 
     def _pixels(self, image: ImageInput) -> Pixels:
         return read_image(Image.fromarray(image.pixels), self._preprocessing)

@@ -2,7 +2,8 @@
 
 The context of a row is the shared prefix (stored once for all rows), the prefix of its group (read
 once for all its questions), the rest of its question, and its answer. Letters of array names are
-those of `decoding.kv_cache`; U image vectors, M positions whose logits are needed.
+those of `decoding.kv_cache`; U image vectors of W numbers (`models.qwen_vl`), M positions whose
+logits are needed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from gotr1_jax.decoding.kv_cache import KVCache, empty_cache, write_slot
 from gotr1_jax.decoding.weights import DecodeWeights
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import mrope_tables, rope_tables
+from gotr1_jax.models.qwen_vl import place_vectors
 
 
 @jax.tree_util.register_dataclass
@@ -107,16 +109,16 @@ def prefill_shared(params: DecodeWeights, ids_1S: jax.Array, cfg: DecoderConfig)
 
 
 def prefill_prefixes(
-    params: DecodeWeights, vectors_UD: jax.Array, tokens: PackedTokens, shared: SharedPrefix,
+    params: DecodeWeights, vectors_UW: jax.Array, tokens: PackedTokens, shared: SharedPrefix,
     cfg: DecoderConfig,
 ) -> KVCache:  # fmt: skip
     """Keys and values of the groups' prefixes behind the shared prefix."""
-    x, rope = _embed(params, vectors_UD, tokens, cfg)
-    return prefill_after(params, cfg, x, rope, [_filled(shared)])[1]
+    x, added, rope = _embed(params, vectors_UW, tokens, cfg)
+    return prefill_after(params, cfg, x, rope, [_filled(shared)], added)[1]
 
 
 def prefill_questions(
-    params: DecodeWeights, vectors_UD: jax.Array, tokens: PackedTokens, shared: SharedPrefix,
+    params: DecodeWeights, vectors_UW: jax.Array, tokens: PackedTokens, shared: SharedPrefix,
     prefixes: tuple[KVCache, jax.Array] | None, cfg: DecoderConfig, num_logits: int,
 ) -> tuple[jax.Array, QuestionCache]:  # fmt: skip
     """Questions behind their prefixes: hidden (B,M,D) of their last M tokens, and the context.
@@ -124,9 +126,9 @@ def prefill_questions(
     prefixes: B rows, one for each question, and how many of their slots are filled, int32 (B,);
     None: the questions follow the shared prefix at once. `num_logits` is M.
     """
-    x, rope = _embed(params, vectors_UD, tokens, cfg)
+    x, added, rope = _embed(params, vectors_UW, tokens, cfg)
     before = [] if prefixes is None else [prefixes]
-    hidden, own = prefill_after(params, cfg, x, rope, [_filled(shared), *before])
+    hidden, own = prefill_after(params, cfg, x, rope, [_filled(shared), *before], added)
     at_BM = jnp.asarray(tokens.len_B)[:, None] - num_logits + jnp.arange(num_logits)
     hidden_BMD = jnp.take_along_axis(hidden, at_BM[..., None], axis=1)
     parts = [*before, (own, jnp.asarray(tokens.len_B))]
@@ -144,14 +146,13 @@ def _filled(shared: SharedPrefix) -> tuple[KVCache, jax.Array]:
 
 
 def _embed(
-    params: DecodeWeights, vectors_UD: jax.Array, tokens: PackedTokens, cfg: DecoderConfig
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    index_BS = jnp.asarray(tokens.vector_index_BS)
+    params: DecodeWeights, vectors_UW: jax.Array, tokens: PackedTokens, cfg: DecoderConfig
+) -> tuple[jax.Array, list[jax.Array], tuple[jax.Array, jax.Array]]:
+    """Embedded tokens, what image tokens add to the first layers' outputs, and rotary tables."""
     x = params.text_embed_VD[tokens.ids_BS]
-    seen = vectors_UD[jnp.maximum(index_BS, 0)].astype(x.dtype)
-    x = jnp.where((index_BS >= 0)[..., None], seen, x)
+    x, added = place_vectors(x, jnp.asarray(tokens.vector_index_BS), vectors_UW)
     positions_3BS = jnp.moveaxis(jnp.asarray(tokens.positions_B3S), 1, 0)
-    return x, mrope_tables(positions_3BS, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
+    return x, added, mrope_tables(positions_3BS, cfg)
 
 
 def score_logps(

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from gotr1_jax.images.qwen import Geometry, QwenImage, count_windows
 from gotr1_jax.images.qwen_pack import Grid, PatchBatch, RowShape, assign_rows, pack_images
+from gotr1_jax.models.qwen3_vision import Qwen3VisionTower
 from gotr1_jax.models.qwen_vision import QwenVisionTower
 from gotr1_jax.parallel.mesh import replicated, row_multiple, row_sharding
 from gotr1_jax.vlm_engine.packing import ProgramLimits, next_bucket
@@ -51,7 +52,7 @@ class VisionRunner:
 
         def encode(state: nnx.State, batch: PatchBatch) -> jax.Array:
             module = nnx.merge(tower, state)
-            assert isinstance(module, QwenVisionTower)
+            assert isinstance(module, QwenVisionTower | Qwen3VisionTower)
             return module(batch, dtype).reshape(-1, width)
 
         whole = None if mesh is None else replicated(mesh)
@@ -106,7 +107,8 @@ class VisionRunner:
 
     def _row_shape(self, grid: Grid) -> RowShape:
         patches = _row_patches(grid[0] * grid[1], self._geometry)
-        return RowShape(patches, next_bucket(count_windows(grid, self._geometry), 4))
+        windows = count_windows(grid, self._geometry)
+        return RowShape(patches, next_bucket(windows, 4) if windows else 0)
 
     def _spread(self, batch: PatchBatch) -> PatchBatch:
         assert self._mesh is not None

@@ -283,7 +283,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = qwen_config_to_json(TINY_QWEN, ids, "bfloat16")
     (folder / "judge" / "config.json").write_text(json.dumps(sizes), encoding="utf-8")
     engine = {"checkpoint": str(folder / "judge"), "rows": 8, "tokens": 8192}
-    values["judge"] = {"kind": "qwen2_5_vl", "terms": ["sem", "ri"], "qwen2_5_vl": engine}
+    values["judge"] = {"kind": "qwen_vl", "terms": ["sem", "ri"], "qwen_vl": engine}
     values["reward"] = {"rule": "sum", "terms": ["sem", "ri"]}
     values["loss"] = {"kl": "k3", "kl_weight": 0.01}
     values["mesh"] = {"data": 2, "fsdp": 1, "tensor": 2}
@@ -315,5 +315,10 @@ def test_sizes_that_names_tell(tmp_path: Path) -> None:
     assert policy_sizes("embedded", None)[1].pad == TextTokenizer.from_dir(EMBEDDED).specials.pad
     assert judge_sizes("nowhere/Qwen2.5-VL-3B-Instruct", None) == QWEN2_5_VL_3B
     assert judge_sizes("nowhere", "7b").text.num_kv_heads == 4
+    assert judge_sizes("Qwen/Qwen3-VL-32B-Instruct", None) == judge_sizes("nowhere", "32b")
+    assert judge_sizes("nowhere", "32b").text.num_layers == 64
+    for name in ("Qwen/Qwen2.5-VL-32B-Instruct", "Qwen/Qwen3-VL-30B-A3B-Instruct"):
+        with pytest.raises(InputError, match=f"judge {name} is unknown"):
+            judge_sizes(name, None)
     with pytest.raises(InputError, match="judge nowhere/a13b is unknown.*--judge-size 3b or 7b"):
         judge_sizes("nowhere/a13b", None)

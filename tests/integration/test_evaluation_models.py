@@ -143,8 +143,8 @@ def test_the_judge_in_this_process_needs_no_torch(
     sizes = dataclasses.replace(TINY_QWEN, text=text, vision=vision)
     qwen = write_tiny_qwen(tmp_path / "qwen", sizes)
     evaluate(*dpg, "--n", "1", "--out", tmp_path / "out", "--scorer", "judge",
-             "--judge.kind", "qwen2_5_vl", "--judge.qwen2_5_vl.checkpoint", qwen,
-             "--judge.qwen2_5_vl.dtype", "float32", "--judge.qwen2_5_vl.rows", "4",
+             "--judge.kind", "qwen_vl", "--judge.qwen_vl.checkpoint", qwen,
+             "--judge.qwen_vl.dtype", "float32", "--judge.qwen_vl.rows", "4",
              "--judge.questions.reading", "expected", "--mesh.data", "1")  # fmt: skip
     assert result(tmp_path / "out")["dpg"]["failed"] == 0
     lines = (tmp_path / "out" / "answers" / "answers.jsonl").read_text().splitlines()

@@ -99,9 +99,9 @@ def test_unreadable_answers_change_nothing_and_are_reported(values, tmp_path, ca
     text = dataclasses.replace(TINY_QWEN.text, num_layers=1)
     qwen = write_tiny_qwen(tmp_path / "qwen", dataclasses.replace(TINY_QWEN, text=text))
     values["judge"] = {
-        "kind": "qwen2_5_vl",
+        "kind": "qwen_vl",
         "questions": {"score_tokens": 4, "boxes_tokens": 4, "canvas": 112},
-        "qwen2_5_vl": {"checkpoint": str(qwen), "dtype": "float32", "rows": 8},
+        "qwen_vl": {"checkpoint": str(qwen), "dtype": "float32", "rows": 8},
     }
     values["reward"] = {"rule": "v1", "failure_limit": 1.0}
     values["update"] |= {"resample_rounds": 1}

@@ -238,8 +238,8 @@ def test_a_model_judges_on_all_devices(run, tmp_path, capsys) -> None:
     vision = dataclasses.replace(TINY_QWEN.vision, num_layers=1, full_attention=(0,))
     tiny = dataclasses.replace(TINY_QWEN, text=text, vision=vision)
     checkpoint = write_tiny_qwen(tmp_path / "qwen", tiny)
-    words = ("--judge.kind", "qwen2_5_vl", "--judge.qwen2_5_vl.checkpoint", str(checkpoint),
-             "--judge.qwen2_5_vl.dtype", "float32", "--judge.qwen2_5_vl.rows", "4",
+    words = ("--judge.kind", "qwen_vl", "--judge.qwen_vl.checkpoint", str(checkpoint),
+             "--judge.qwen_vl.dtype", "float32", "--judge.qwen_vl.rows", "4",
              "--judge.questions.reading", "expected", "--judge.terms", "[pi]")  # fmt: skip
     for out, devices in (("one.jsonl", "1"), ("two.jsonl", "2")):
         assert judge(run, *words, "--mesh.data", devices, out=out) == 0
@@ -303,7 +303,7 @@ def test_options_that_cannot_work(run, tmp_path, capsys) -> None:
             ("--judge.kind", "http", "--judge.http.url", "http://host"),
             "'judge.http.model' is missing",
         ),
-        (("--judge.kind", "qwen2_5_vl"), "qwen2_5_vl"),
+        (("--judge.kind", "qwen_vl"), "qwen_vl"),
         (("--judge.http.timeout", "soon"), "judge.http"),
         (("--config", "nowhere.yaml"), "cannot read configuration"),
     ):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_qwen import write_tiny_qwen
+from tiny_qwen import TINY_QWEN, TINY_QWEN3, write_tiny_qwen
 
 from gotr1_jax.convert.qwen_vl import load_qwen
 from gotr1_jax.images.qwen import read_image
@@ -42,15 +42,14 @@ class Pair:
         return QwenEngine.from_config(config)
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+@pytest.fixture(scope="module", params=[TINY_QWEN, TINY_QWEN3], ids=["2.5", "3"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     torch = pytest.importorskip("torch")
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
     torch.set_num_threads(1)
-    directory = tmp_path_factory.mktemp("judge") / "model"
-    write_tiny_qwen(directory)
-    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype="float32")
+    directory = write_tiny_qwen(tmp_path_factory.mktemp("judge") / "model", request.param)
+    theirs = AutoModelForImageTextToText.from_pretrained(directory, dtype="float32")
     return Pair(directory, theirs.eval())
 
 
@@ -89,7 +88,7 @@ def their_inputs(pair: Pair, engine: QwenEngine, question: Question, ending: str
     inputs = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
     if images:
         joined = np.concatenate([p.patches_NE for p in images])
-        doubled = np.repeat(joined.reshape(len(joined), 3, 1, 196), 2, axis=2)
+        doubled = np.repeat(joined.reshape(len(joined), 3, 1, -1), 2, axis=2)
         inputs["pixel_values"] = torch.from_numpy(doubled.reshape(len(joined), -1))
         grids = [[1, 2 * p.grid[0], 2 * p.grid[1]] for p in images]
         inputs["image_grid_thw"] = torch.tensor(grids)

@@ -220,13 +220,11 @@ def test_the_plan(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
                     {
                         "name": "qwen",
                         "conditions": ["exact"],
-                        "overrides": [
-                            "judge={kind: qwen2_5_vl, qwen2_5_vl: {checkpoint: runs/a/m}}"
-                        ],
+                        "overrides": ["judge={kind: qwen_vl, qwen_vl: {checkpoint: runs/a/m}}"],
                     },
                 ],
             },
-            "variant 'qwen': judge.qwen2_5_vl.checkpoint is runs/a/m, which is not there",
+            "variant 'qwen': judge.qwen_vl.checkpoint is runs/a/m, which is not there",
         ),
     ],
 )

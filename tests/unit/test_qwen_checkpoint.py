@@ -138,7 +138,7 @@ def test_the_configuration_written_is_read() -> None:
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"model_type": "qwen2_vl"}, "of type 'qwen2_vl'; a Qwen2.5-VL checkpoint"),
+        ({"model_type": "qwen2_vl"}, "of type 'qwen2_vl'; a checkpoint of Qwen2.5-VL"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling {'type': 'yarn'"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24], "factor": 2}}, "factor"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24]}}, "64 rotary pairs"),

@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import Mesh
 from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
+from gotr1_jax.config import from_dict
 from gotr1_jax.convert.qwen_vl import load_qwen
 from gotr1_jax.errors import InputError
 from gotr1_jax.parallel.mesh import make_mesh
@@ -216,7 +217,7 @@ def test_too_long_a_question_has_no_answer(directory: Path) -> None:
     engine = make_engine(directory)
     fine, long = about(0, "a?"), about(0, "word " * 500)
     answers = engine.answer([long, fine])
-    assert "too many for judge.qwen2_5_vl.tokens 2048" in answers[0].error
+    assert "too many for judge.qwen_vl.tokens 2048" in answers[0].error
     assert not answers[1].error
     scores = engine.expected_scores([long, fine])
     assert math.isnan(scores[0]) and 0 < scores[1] < 10
@@ -288,16 +289,25 @@ def test_a_hub_id_is_a_checkpoint(directory: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_configuration_makes_the_judge(directory: Path) -> None:
-    with pytest.raises(InputError, match="give judge.qwen2_5_vl.checkpoint"):
-        JudgeConfig("qwen2_5_vl")
+    with pytest.raises(InputError, match="give judge.qwen_vl.checkpoint"):
+        JudgeConfig("qwen_vl")
     nowhere = QwenEngineConfig(str(directory / "nowhere"))
     with pytest.raises(InputError, match="no checkpoint at"):
-        make_judge(JudgeConfig("qwen2_5_vl", qwen2_5_vl=nowhere))
+        make_judge(JudgeConfig("qwen_vl", qwen_vl=nowhere))
     sizes = QwenEngineConfig(str(directory), "float32", rows=1, tokens=4096)
     expected = QuestionsConfig(reading="expected")
-    judge = make_judge(
-        JudgeConfig("qwen2_5_vl", terms=("pi",), questions=expected, qwen2_5_vl=sizes)
-    )
+    judge = make_judge(JudgeConfig("qwen_vl", terms=("pi",), questions=expected, qwen_vl=sizes))
     request = JudgeRequest("a cat", parse_plan(""), image(0).pixels)
     (result,) = judge.judge([request])
     assert 0 < result.scores["pi"] < 1
+
+
+def test_old_names_of_the_judge_are_read() -> None:
+    old = {"kind": "qwen2_5_vl", "qwen2_5_vl": {"checkpoint": "a"}}
+    new = JudgeConfig("qwen_vl", qwen_vl=QwenEngineConfig("a", rows=8))
+    assert from_dict(JudgeConfig, old, overrides=[("qwen2_5_vl.rows", "8")]) == new
+    words = [("kind", "qwen2_5_vl"), ("qwen2_5_vl", "{checkpoint: a, rows: 8}")]
+    assert from_dict(JudgeConfig, {}, overrides=words) == new
+    part = {"kind": "qwen2_5_vl", "qwen2_5_vl": {"checkpoint": "a", "rows": 8}}
+    both = {"kind": "hps", "hps": {"checkpoint": "b"}, "also": [part]}
+    assert from_dict(JudgeConfig, both).also == (new,)

@@ -1,5 +1,5 @@
-"""Qwen2.5-VL against `transformers` with the same weights, in float32: block by block, whole,
-and token by token. `transformers` uses positions in time, height and width only when it is
+"""Qwen2.5-VL and Qwen3-VL against `transformers` with the same weights, in float32: block by block,
+whole, and token by token. `transformers` uses positions in time, height and width only when it is
 given `mm_token_type_ids`, so they always are."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
-from tiny_qwen import TINY_QWEN, write_tiny_qwen
+from tiny_qwen import TINY_QWEN, TINY_QWEN3, write_tiny_qwen
 
 from gotr1_jax.convert.qwen_vl import QwenCheckpoint, load_qwen
 from gotr1_jax.images.qwen import QwenImage, read_image
@@ -29,12 +29,17 @@ from gotr1_jax.images.qwen_pack import (
     unit_places,
 )
 from gotr1_jax.models.decoder import causal_attention
-from gotr1_jax.models.qwen_vision import image_attention, window_attention
-from gotr1_jax.models.qwen_vl import QwenVL
+from gotr1_jax.models.qwen3_vision import Qwen3VisionTower
+from gotr1_jax.models.qwen_vision import image_attention, vision_rope, window_attention
+from gotr1_jax.models.qwen_vl import EmbeddedRows, QwenVL
 from gotr1_jax.tokenizers.qwen import ImageTokens
 
-# (height, width). A window is 112 px: the first and third divide into whole ones, the others not.
-SIZES = ((112, 112), (168, 140), (224, 112), (28, 28), (140, 84))
+# (height, width) in units. A window is 4 by 4: the first and third divide into whole ones, the
+# others not.
+GRIDS = ((4, 4), (6, 5), (8, 4), (1, 1), (5, 3))
+UNTIED, TIED, THREE = (
+    TINY_QWEN, replace(TINY_QWEN, text=replace(TINY_QWEN.text, tie_embeddings=True)), TINY_QWEN3,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,32 +54,31 @@ class Pair:
         return self.checkpoint.module()
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+@pytest.fixture(scope="module", params=[UNTIED, TIED, THREE], ids=["untied", "tied", "qwen3"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     torch = pytest.importorskip("torch")
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
     torch.set_num_threads(1)
-    text = replace(TINY_QWEN.text, tie_embeddings=request.param)
-    directory = tmp_path_factory.mktemp("qwen") / "model"
-    write_tiny_qwen(directory, replace(TINY_QWEN, text=text))
-    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype="float32")
+    directory = write_tiny_qwen(tmp_path_factory.mktemp("qwen") / "model", request.param)
+    theirs = AutoModelForImageTextToText.from_pretrained(directory, dtype="float32")
     return Pair(load_qwen(directory, jnp.float32), theirs.eval())
 
 
-def images_of(pair: Pair, sizes: tuple[tuple[int, int], ...]) -> list[QwenImage]:
-    rng = np.random.default_rng(1)
+def images_of(pair: Pair) -> list[QwenImage]:
+    rng, settings = np.random.default_rng(1), pair.checkpoint.preprocessing
+    unit = settings.geometry.unit_size
+    sizes = [(unit * h, unit * w) for h, w in GRIDS]
     images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for h, w in sizes]
-    return [read_image(image, pair.checkpoint.preprocessing) for image in images]
+    return [read_image(image, settings) for image in images]
 
 
-GEOMETRY = TINY_QWEN.vision.geometry
-SHAPE = row_shape([(h // 28, w // 28) for h, w in SIZES], GEOMETRY)
 ROWS = 4  # one more than the images need
 
 
-def pack(images: list[QwenImage]) -> PackedImages:
-    return pack_images(images, GEOMETRY, SHAPE, ROWS)
+def pack(pair: Pair, images: list[QwenImage]) -> PackedImages:
+    geometry = pair.checkpoint.config.vision.geometry
+    return pack_images(images, geometry, row_shape(GRIDS, geometry), ROWS)
 
 
 def for_transformers(images: list[QwenImage]) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def for_transformers(images: list[QwenImage]) -> dict[str, Any]:
     import torch
 
     joined = np.concatenate([p.patches_NE for p in images])
-    doubled = np.repeat(joined.reshape(len(joined), 3, 1, 14 * 14), 2, axis=2)
+    doubled = np.repeat(joined.reshape(len(joined), 3, 1, -1), 2, axis=2)
     grids = [[1, 2 * p.grid[0], 2 * p.grid[1]] for p in images]
     return {
         "pixel_values": torch.from_numpy(doubled.reshape(len(joined), -1)),
@@ -102,8 +106,8 @@ def joined_like_theirs(x_RND: jax.Array, packed: PackedImages, per_unit: int) ->
 def test_every_vision_block_and_the_merger_equal_transformers(pair: Pair) -> None:
     import torch
 
-    images = images_of(pair, SIZES)
-    packed = pack(images)
+    images = images_of(pair)
+    packed = pack(pair, images)
     assert packed.batch.images_RN.max(1).tolist() == [3, 1, 1, 0]
     visual = pair.theirs.model.visual
     seen: list[np.ndarray] = []
@@ -120,12 +124,15 @@ def test_every_vision_block_and_the_merger_equal_transformers(pair: Pair) -> Non
     tower, batch = pair.ours.vision, jax.tree.map(jnp.asarray, packed.batch)
     in_order = jnp.asarray(np.concatenate([p.patches_NE for p in images]))
     np.testing.assert_allclose(tower.patch(in_order), seen[0], atol=2e-5)
-    x, rope = tower.patch(batch.patches_RNE), tower.rope(batch.positions_RN2)
+    vision = pair.checkpoint.config.vision
+    x, rope = tower.patch(batch.patches_RNE), vision_rope(vision, batch.positions_RN2)
+    if isinstance(tower, Qwen3VisionTower):
+        x = x + tower.embed_positions(batch.positions_RN2, batch.sizes_RN2)
     graphdef, stacked = nnx.split(tower.blocks)
-    for i in range(TINY_QWEN.vision.num_layers):
+    for i in range(vision.num_layers):
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, i: int = i) -> jax.Array:
-            if i in TINY_QWEN.vision.full_attention:
+            if i in getattr(vision, "full_attention", (i,)):
                 return image_attention(q, k, v, batch.images_RN)
             return window_attention(q, k, v, batch.windows_RWJ, batch.slots_RN)
 
@@ -136,9 +143,10 @@ def test_every_vision_block_and_the_merger_equal_transformers(pair: Pair) -> Non
         )
     units = jax.jit(lambda b: pair.ours.embed_images(b))(batch)
     assert np.isfinite(units).all()
-    np.testing.assert_allclose(
-        joined_like_theirs(units, packed, 1), out.pooler_output.numpy(), atol=3e-5
-    )
+    deep = [feature.numpy() for feature in getattr(out, "deepstack_features", [])]
+    assert units.shape[-1] == vision.vector_size == 32 * (1 + len(deep))
+    expected = np.concatenate([out.pooler_output.numpy(), *deep], axis=-1)
+    np.testing.assert_allclose(joined_like_theirs(units, packed, 1), expected, atol=3e-5)
 
 
 @dataclass(frozen=True)
@@ -168,8 +176,8 @@ MESSAGES: dict[str, list[list[str | int]]] = {
 
 def make_rows(pair: Pair, messages: list[list[str | int]], room: int = 0) -> Rows:
     """Rows padded on the right to one length and `room`."""
-    images = images_of(pair, SIZES)
-    packed, tokenizer = pack(images), pair.checkpoint.tokenizer
+    images = images_of(pair)
+    packed, tokenizer = pack(pair, images), pair.checkpoint.tokenizer
     ids = [
         tokenizer.encode_chat(
             [ImageTokens(images[p].units) if isinstance(p, int) else p for p in message]
@@ -197,7 +205,7 @@ def their_inputs(pair: Pair, rows: Rows, messages: list[list[str | int]], b: int
     ids = torch.from_numpy(rows.ids_BS[b : b + 1, : rows.lengths_B[b]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if numbers := [p for p in messages[b] if isinstance(p, int)]:
-        images = images_of(pair, SIZES)
+        images = images_of(pair)
         inputs |= for_transformers([images[i] for i in numbers])
         inputs["mm_token_type_ids"] = (ids == pair.checkpoint.tokenizer.ids.image).int()
     return inputs
@@ -212,17 +220,19 @@ def test_every_decoder_layer_and_the_logits_equal_transformers(pair: Pair, name:
 
     @jax.jit
     def layers(batch: Any) -> tuple[list[jax.Array], jax.Array]:
-        x = model.embed(
+        embedded = model.embed(
             jnp.asarray(rows.ids_BS), jnp.asarray(rows.places_BS), model.embed_images(batch)
         )
         positions = jnp.asarray(rows.positions_3BS)
-        states, h = [x], x
+        states, h = [embedded.x_BSD], embedded.x_BSD
         graphdef, stacked = nnx.split(model.text.layers)
         for i in range(TINY_QWEN.text.num_layers - 1):
             block = nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], stacked))
             h = block(h, model.text.rope(positions), causal_attention)
             states.append(h)
-        hidden = model.hidden(x, positions)
+            if embedded.added_NBSD is not None:
+                h = h + embedded.added_NBSD[i]
+        hidden = model.hidden(embedded, positions)
         return [*states, hidden], model.logits(hidden)
 
     states, logits = layers(rows.packed.batch)
@@ -232,7 +242,7 @@ def test_every_decoder_layer_and_the_logits_equal_transformers(pair: Pair, name:
         n = rows.lengths_B[b]
         for i, (ours, theirs) in enumerate(zip(states, out.hidden_states, strict=True)):
             np.testing.assert_allclose(ours[b, :n], theirs[0], atol=5e-5, err_msg=f"{b}: {i}")
-        np.testing.assert_allclose(logits[b, :n], out.logits[0], atol=2e-4)
+        np.testing.assert_allclose(logits[b, :n], out.logits[0], atol=1e-4)
 
 
 def greedy(model: QwenVL, rows: Rows, count: int) -> np.ndarray:
@@ -241,11 +251,13 @@ def greedy(model: QwenVL, rows: Rows, count: int) -> np.ndarray:
     cfg = model.text.cfg
     graphdef, stacked = nnx.split(model.text.layers)
 
-    def run(x: jax.Array, positions: jax.Array, attend: Callable) -> jax.Array:
-        rope = model.text.rope(positions)
+    def run(rows: EmbeddedRows, positions: jax.Array, attend: Callable) -> jax.Array:
+        rope, x = model.text.rope(positions), rows.x_BSD
         for i in range(cfg.num_layers):
             block = nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], stacked))
             x = block(x, rope, lambda q, k, v, i=i: attend(i, q, k, v))
+            if rows.added_NBSD is not None and i < len(rows.added_NBSD):
+                x = x + rows.added_NBSD[i]
         return model.text.norm(x)
 
     @jax.jit
@@ -299,7 +311,7 @@ def test_greedy_decoding_equals_transformers_token_for_token(pair: Pair) -> None
         )  # fmt: skip
         np.testing.assert_array_equal(ours[b], out[0, rows.lengths_B[b] :].numpy())
     assert len({tuple(row) for row in ours.tolist()}) == len(messages)
-    assert min(len(set(row)) for row in ours.tolist()) > 10, "rows that repeat a token test little"
+    assert min(len(set(row)) for row in ours.tolist()) > 5, "rows that repeat a token test little"
 
 
 def test_positions_equal_transformers(pair: Pair) -> None:
@@ -316,11 +328,11 @@ def test_positions_equal_transformers(pair: Pair) -> None:
 
 def test_a_image_costs_nothing_to_its_neighbors(pair: Pair) -> None:
     """Alone in a row or packed with others, an image gives the same vectors."""
-    images = images_of(pair, SIZES)
-    together = pack(images)
+    images = images_of(pair)
+    together = pack(pair, images)
     embed = jax.jit(pair.ours.embed_images)
     joined = joined_like_theirs(embed(together.batch), together, 1)
-    alone = [pack([image]) for image in images]
+    alone = [pack(pair, [image]) for image in images]
     separate = [joined_like_theirs(embed(one.batch), one, 1) for one in alone]
     np.testing.assert_allclose(joined, np.concatenate(separate), atol=2e-5)
 
@@ -334,7 +346,8 @@ def test_loads_what_transformers_saves(pair: Pair, tmp_path: Path) -> None:
             directory, save_original_format=original, max_shard_size="100KB"
         )
         index = json.loads((directory / "model.safetensors.index.json").read_text())
-        assert ("visual.merger.ln_q.weight" in index["weight_map"]) == original
+        flat = any(name.startswith("visual.") for name in index["weight_map"])
+        assert flat == (original and not pair.checkpoint.config.is_qwen3)
         assert "text_config" in json.loads((directory / "config.json").read_text())
         for name in ("tokenizer.json", "preprocessor_config.json"):
             (directory / name).write_bytes((source / name).read_bytes())
