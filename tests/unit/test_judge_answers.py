@@ -23,6 +23,7 @@ from gotr1_jax.judge_sft.new_model import new_preprocessing
 from gotr1_jax.judge_sft.shapes_source import JudgedShapes
 from gotr1_jax.plan import Box, parse_plan
 from gotr1_jax.rewards.base import JudgeRequest
+from gotr1_jax.rewards.multimodal.box_answers import parse_boxes
 from gotr1_jax.rewards.multimodal.questions import QuestionsConfig, make_questions
 from gotr1_jax.rewards.multimodal.terms import MultimodalJudge
 from gotr1_jax.shapes.judge import judge_sample
@@ -112,6 +113,22 @@ def test_examples_hold_every_question_once_and_depend_on_seed_and_index() -> Non
     canvas, text = [t for t in one.turns if "Two rectangles of the same" in t.instruction]
     assert canvas.answer == text.answer and canvas.images and not text.images
     np.testing.assert_array_equal(one.images[0].patches_NE, same.images[0].patches_NE)
+
+
+def test_a_model_of_thousandths_is_taught_them() -> None:
+    config = JudgeShapesConfig(questions=SHOWN)
+    taught = JudgedShapes(config, PREPROCESSING, seed=1, thousandths=True)
+    seen = 0
+    for index in range(6):
+        for pixels, thousandths in zip(SOURCE[index].turns, taught[index].turns):
+            if "bbox_2d" not in pixels.answer:
+                assert pixels == thousandths
+                continue
+            one, other = (np.array(parse_boxes(t.answer)) for t in (pixels, thousandths))
+            # The model gets images of 140 by 140 pixels; both answers are rounded.
+            np.testing.assert_allclose(other * 0.14, one, atol=0.5 + 0.07 + 1e-6)
+            seen += one.size
+    assert seen > 16
 
 
 def test_another_image_passes_through_and_a_foreign_caption_gives_searches_alone() -> None:
