@@ -1,2 +1,2 @@
 """Networks as Flax NNX modules: `decoder` (Llama, Qwen2), `janus` (the policy), `vq` (image
-tokenizer), `siglip`, `clip`, `qwen2_5_vl`; their sizes are in `config`."""
+tokenizer), `siglip`, `clip`, `qwen_vl`; their sizes are in `config`."""
