@@ -53,13 +53,13 @@ class Pair:
         return self.checkpoint.module()
 
 
-@pytest.fixture(scope="module", params=[TINY_QWEN, TIED3], ids=["2.5", "3"])
+@pytest.fixture(scope="module", params=[(TINY_QWEN, 0), (TIED3, 5)], ids=["2.5", "3"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForImageTextToText
 
     torch.set_num_threads(1)
-    directory = write_tiny_qwen(tmp_path_factory.mktemp("qwen") / "model", request.param)
+    directory = write_tiny_qwen(tmp_path_factory.mktemp("qwen") / "model", *request.param)
     theirs = AutoModelForImageTextToText.from_pretrained(directory, dtype="float32")
     return Pair(load_qwen(directory, jnp.float32), theirs.eval())
 
@@ -310,7 +310,7 @@ def test_greedy_decoding_equals_transformers_token_for_token(pair: Pair) -> None
         )  # fmt: skip
         np.testing.assert_array_equal(ours[b], out[0, rows.lengths_B[b] :].numpy())
     assert len({tuple(row) for row in ours.tolist()}) == len(messages)
-    assert min(len(set(row)) for row in ours.tolist()) > 5, "rows that repeat a token test little"
+    assert min(len(set(row)) for row in ours.tolist()) > 10, "rows that repeat a token test little"
 
 
 def test_positions_equal_transformers(pair: Pair) -> None:
