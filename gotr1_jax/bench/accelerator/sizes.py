@@ -146,7 +146,7 @@ def tiny_judge() -> JudgeToMeasure:
         vocab_size=2048, hidden_size=32, mlp_size=48, num_layers=2, num_heads=4, num_kv_heads=2,
         head_dim=8, rope_theta=1e6, qkv_bias=True, mrope_section=(1, 1, 2),
     )  # fmt: skip
-    vision = QwenVisionConfig(32, 40, 2, 2, 32, (1,), Geometry())
+    vision = QwenVisionConfig(32, 40, 2, 2, 32, (1,), geometry=Geometry())
     engine = QwenEngineConfig("random", rows=4, max_pixels=112 * 112)
     questions = replace(QUESTIONS, score_tokens=4, boxes_tokens=4, canvas=112)
     return JudgeToMeasure(QwenConfig(text, vision), engine, questions, 2, 64)
