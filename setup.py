@@ -14,6 +14,8 @@ VERSION = re.search(
 if VERSION is None:
     raise RuntimeError("gotr1_jax/__init__.py has no __version__")
 
+# Run by Jupyter; the tests run them without its page.
+NOTEBOOKS = ["ipykernel>=7.4", "nbclient>=0.11"]
 DOCS = ["mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1.0"]
 
 setup(
@@ -22,9 +24,40 @@ setup(
     description="GoT-R1 in JAX: an image generator that plans, paints, and learns from rewards",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The gotr1_jax authors",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
+    keywords=[
+        "jax",
+        "flax",
+        "text-to-image",
+        "reinforcement learning",
+        "GRPO",
+        "GoT-R1",
+        "ReasonGen-R1",
+        "Janus-Pro",
+        "Qwen2.5-VL",
+        "multimodal",
+        "TPU",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA :: 12",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2505.17022",
+        "ReasonGen-R1": "https://arxiv.org/abs/2505.24875",
+    },
     packages=[*find_packages(include=["gotr1_jax", "gotr1_jax.*"]), "gotr1_jax.configs"],
     # The configurations are installed beside the code: --config gotr1_7b_grpo works anywhere.
     package_dir={"gotr1_jax.configs": "configs"},
@@ -77,9 +110,12 @@ setup(
         "mlflow": ["mlflow-skinny>=3.17"],
         # The pages of docs/ as a site: mkdocs serve -f docs/site/mkdocs.yml.
         "docs": DOCS,
+        # docs/notebooks, in a browser.
+        "notebooks": [*NOTEBOOKS, "jupyterlab>=4"],
         # torch is the oracle of the parity tests; one exact version, so that they are comparable.
         "test": [
             *DOCS,
+            *NOTEBOOKS,
             "pytest>=9.2",
             # axe-core, which looks for what keeps people from using a page.
             "axe-core-python>=0.1",

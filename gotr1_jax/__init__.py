@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gotr1_jax.plan import Box, Plan, draw_overlay, parse_plan
     from gotr1_jax.rewards.base import Judge, JudgeRequest, JudgeResult
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported when they are asked for: `import gotr1_jax` loads no library.
 _PLACES = {

@@ -53,7 +53,7 @@ def complete(script: Path, *words: str) -> list[str]:
         ("gotr1 train grpo --checkpoint.keep_best = y", ["yes"]),
         ("gotr1 train sft --seed 3 --data.pl", ["--data.plans"]),
         ("gotr1 train sft --seed ", []),  # any value: no words
-        ("gotr1 train grpo --config gotr1_7b_g", ["gotr1_7b_grpo"]),
+        ("gotr1 train grpo --config gotr1_7b_s", ["gotr1_7b_sft"]),
         ("gotr1 train grpo --config gotr1.b", ["gotr1.bash"]),  # a file
         ("gotr1 compile --json --policy-size ", ["1b", "7b"]),
         ("gotr1 compile --mesh.t", ["--mesh.tensor"]),

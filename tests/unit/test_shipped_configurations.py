@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def test_ablations_find_their_recipe_from_anywhere(
     assert list_runs(runs, 2).splitlines()[-1] == last
 
 
-def test_an_installed_package_holds_them_and_the_mark_of_types(tmp_path: Path) -> None:
+def test_an_installed_package_works_outside_the_checkout(tmp_path: Path) -> None:
     # In a copy: setuptools writes its notes beside setup.py.
     source, built = tmp_path / "source", tmp_path / "built"
     source.mkdir()
@@ -60,6 +61,23 @@ def test_an_installed_package_holds_them_and_the_mark_of_types(tmp_path: Path) -
     assert {file.name for file in (package / "configs").iterdir()} == configs
     assert (package / "py.typed").exists() and (package / "assets/shapes/config.json").exists()
     assert SHIPPED[0] == ROOT / "gotr1_jax" / "configs"
+    # It works alone, from a folder of the user's: samples, checkpoint, configurations by name.
+    (tmp_path / "mine.py").write_text("def ones(requests):\n    return [1.0 for _ in requests]\n")
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from gotr1_jax import cli\nfrom gotr1_jax.convert.find import find_checkpoint\n"
+        "from gotr1_jax.grpo.config import GrpoConfig\n"
+        "print(cli.__file__, GrpoConfig.from_file(Path('gotr1_7b_grpo')).steps)\n"
+        "assert (find_checkpoint('embedded') / 'model.safetensors').exists()\n"
+        "sys.exit(cli.run(['judge', '--check', 'mine.py:ones']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(built)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, *_, last = done.stdout.splitlines()
+    assert first == f"{package / 'cli.py'} 1000" and last == "no mistake found on 8 samples"
 
 
 @pytest.mark.parametrize(
