@@ -158,5 +158,8 @@ def write_benchmarks(git: Path) -> None:
 def write_own_files(folder: Path) -> None:
     """What the pages say that a user brings: captions, records."""
     (folder / "captions.txt").write_text("\n".join(captions(80)) + "\n", encoding="utf-8")
+    metadata = {"tag": "single_object", "include": [{"class": "star", "count": 1}]}
+    text = json.dumps({**metadata, "prompt": captions(1, "heldout")[0]})
+    (folder / "evaluation_metadata.jsonl").write_text(text + "\n", encoding="utf-8")
     (folder / "heldout.txt").write_text("\n".join(captions(8, "heldout")) + "\n", encoding="utf-8")
     write_tar(folder / "records", made(6))

@@ -3,19 +3,23 @@
 The test puts a program named `gotr1` on PATH that runs this file. It changes what a command was
 given in these ways only, and then hands it to `gotr1_jax.cli`:
 
-- training, `compile` and `tokenize-images` get the few steps, rows and tokens of `SMALL` and, in
-  place of a mesh of accelerators, two CPU devices;
-- `compile` compiles for those two devices, and takes sizes from the small checkpoints in place of
-  `--policy-size` and `--judge-size`;
+- training, `compile` and `tokenize-images` get the few steps, rows and tokens of `SMALL`, and one
+  CPU device in place of a mesh of accelerators, which `compile` compiles for; it takes sizes from
+  the small checkpoints in place of `--policy-size` and `--judge-size`;
 - HPS's file is read with the sizes of the small one, which it does not say itself;
+- a benchmark is scored by the small judge where its detectors would be downloaded;
 - commands that draw images draw two short ones of the first two captions;
-- a command that one of the pages has run before is not run again: what it wrote is copied.
+- the first training, and the first `compile`, of a job of GoT-R1's models and of the shapes world
+  is run. Of another one of the same job and models the configuration is read with all that was
+  typed, the files and checkpoints that it names must be there, and the run of before is copied. So
+  is what any command wrote that is typed once more. (Other tests train in all of these ways.)
 
 Every command as it was typed, with its folder, is a line of $RECIPE_LOG.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -34,18 +38,23 @@ GRPO = {
     "evaluation.samples": "2",
     "evaluation.shown": "1",
 }
-LARGE = {"mesh.fsdp": "1", "mesh.tensor": "2", "mesh.cpu_devices": "2", "policy.remat": "full"}
-SFT = {"steps": "1", "batch_size": "2", "micro_batch": "2", "mesh.cpu_devices": "1"}
+# The small judge says nothing that can be read: its scores are read off, and no box is.
+LARGE = {"mesh.fsdp": "1", "mesh.tensor": "1", "judge.questions.reading": "expected",
+         "judge.questions.boxes_tokens": "4", "reward.failure_limit": "1"}  # fmt: skip
+SFT = {"steps": "1", "batch_size": "2", "micro_batch": "2"}
 # By the beginning of a configuration's name and the job.
 SMALL = {
     ("gotr1", "grpo"): {**GRPO, **LARGE},
-    ("reasongen", "grpo"): {**GRPO, **LARGE, "update.resample_rounds": "1",
-                            "judge.questions.verdict_tokens": "4"},
-    ("shapes", "grpo"): {**GRPO, "mesh.cpu_devices": "1", "checkpoint.every": "1"},
+    ("reasongen", "grpo"): {**GRPO, **LARGE},
+    ("shapes", "grpo"): {**GRPO, "checkpoint.every": "1"},
     ("gotr1", "sft"): SFT,
     ("reasongen", "sft"): SFT,
-    ("shapes", "sft"): {**SFT, "data.examples": "8"},
-}  # fmt: skip
+}
+# Whose run stands for one of these.
+SAME = {"reasongen": "gotr1"}
+# Settings that name files and checkpoints, which have to be there.
+PATHS = ("policy.init", "init", "vq", "captions.source", "evaluation.source", "data.source",
+         "judge.qwen2_5_vl.checkpoint")  # fmt: skip
 # Of commands that draw images.
 DRAWN = {
     "generate": {"n": "1", "max-plan-tokens": "8"},
@@ -55,7 +64,10 @@ DRAWN = {
     "dpg": {"n": "1", "max-plan-tokens": "8"},
     "shapes": {"captions": "1", "samples": "1"},
 }
-OUTPUTS = ("run_dir", "out", "to")
+# In place of the detectors that a benchmark would download.
+JUDGED = {"scorer": "judge", "judge.kind": "qwen2_5_vl",
+          "judge.qwen2_5_vl.checkpoint": "checkpoints/Qwen2.5-VL-7B-Instruct"}  # fmt: skip
+OUTPUTS = ("out", "to")
 
 
 def main(words: list[str]) -> int:
@@ -65,12 +77,15 @@ def main(words: list[str]) -> int:
         file.write(json.dumps(log) + "\n")
     os.environ["JAX_PLATFORMS"] = "cpu"
     small = shrink(words)
-    stored = STORE / f"{len(list(STORE.iterdir())):03d}"
     index = STORE.parent / "index.json"
     known = json.loads(index.read_text()) if index.exists() else {}
     key, target = split_output(small)
-    if target is not None and key in known and not Path(target).exists():
-        copy(Path(known[key]), Path(target))
+    if words[0] in ("train", "compile"):
+        job, family, run_dir = read_configuration(words)
+        key, target = f"{words[0]} {job} {family}", run_dir if words[0] == "train" else None
+    if key in known:
+        if target and not Path(target).exists():
+            copy(Path(known[key]), Path(target))
         print(f"as before: {key}")
         return 0
     if any(word.endswith(".pt") for word in small):
@@ -78,10 +93,37 @@ def main(words: list[str]) -> int:
     from gotr1_jax.cli import run
 
     code = run(small)
-    if code == 0 and target is not None and Path(target).exists():
-        copy(Path(target), stored)
+    if code == 0 and key:
+        stored = STORE / f"{len(known):03d}"
+        if target and Path(target).exists():
+            copy(Path(target), stored)
         index.write_text(json.dumps({**known, key: str(stored)}))
     return code
+
+
+def read_configuration(words: list[str]) -> tuple[str, str, str]:
+    """(job, models, run directory) of a command, whose configuration is read as it was typed."""
+    import importlib
+
+    from gotr1_jax.jobs import JOBS
+
+    path = Path(value_of(words, "config"))
+    job = job_of(words)
+    module, schema, _ = JOBS[job]
+    typed = words[2:] if words[0] == "train" else words[1:]
+    values = override(typed, dict.fromkeys(("config", "topology", "policy-size", "judge-size")))
+    config = getattr(importlib.import_module(module), schema).from_file(path, values)
+    for option in PATHS:
+        value = value_of(words, option)
+        if value not in ("", "shapes", "embedded") and not glob.glob(value):
+            sys.exit(f"--{option} {value} is not there")
+    family = path.stem.split("_")[0]
+    return job, SAME.get(family, family), config.run_dir
+
+
+def job_of(words: list[str]) -> str:
+    name = Path(value_of(words, "config")).stem
+    return next(word for word in (*words[:2], *name.split("_")) if word in ("grpo", "sft"))
 
 
 def read_small_hps() -> None:
@@ -99,18 +141,21 @@ def shrink(words: list[str]) -> list[str]:
     command = words[0]
     if command in ("train", "compile", "tokenize-images"):
         name = Path(value_of(words, "config")).stem
-        job = next(word for word in (*words[:2], *name.split("_")) if word in ("grpo", "sft"))
-        words = override(words, SMALL[name.split("_")[0], job])
+        words = override(
+            words, {**SMALL[name.split("_")[0], job_of(words)], "mesh.cpu_devices": "1"}
+        )
         if command == "compile":
-            words = override(words, {"topology": "cpu:2"})
+            words = override(words, {"topology": "cpu:1"})
             for model, key in (("policy", "policy.init"),
                                ("judge", "judge.qwen2_5_vl.checkpoint")):  # fmt: skip
                 if value_of(words, f"{model}-size"):
                     small = str(STORE.parent / "sizes" / model)
                     words = override(words, {f"{model}-size": None, key: small})
         if command == "tokenize-images":
-            words = override(words, {"steps": None, "micro_batch": None})
+            words = override(words, {"steps": None, "micro_batch": None, "batch_size": None})
     kind = words[1] if command == "eval" else command
+    if command == "eval" and kind != "shapes" and not value_of(words, "scorer"):
+        words = override(words, JUDGED)
     words = override(words, DRAWN.get(kind, {}))
     prompts = value_of(words, "prompts")
     if command == "generate" and prompts:
@@ -138,7 +183,7 @@ def override(words: list[str], values: dict[str, str] | dict[str, str | None]) -
 
 def split_output(words: list[str]) -> tuple[str, str | None]:
     """The command without the path that it writes, and that path (None: it names none)."""
-    if words[0] == "judge" or (words[0] == "train" and not value_of(words, "run_dir")):
+    if words[0] == "judge":
         return "", None
     for option in OUTPUTS:
         if value := value_of(words, option):

@@ -45,13 +45,13 @@ RESULTS = {
     "sft.md": ["tokens/mine/manifest.json", "runs/sft/summary.json", "out/sft/result.json"],
     "own_reward.md": ["runs/colourful/report.html", "colourful.png"],
     "judge_server.md": ["out/scores.jsonl", "runs/vllm/summary.json", "runs/red/summary.json"],
-    "reasongen.md": ["runs/reasongen_r1_grpo/summary.json", "runs/shapes_reasongen_grpo/model"],
+    "reasongen.md": ["runs/reasongen_r1_grpo/summary.json", "out/reasongen/generation.json"],
     "evaluation.md": ["out/geneval/scores.md", "out/t2i/scores.md", "out/dpg/scores.md",
                       "out/shapes/scores.json"],
-    "README.md": ["runs/shapes_grpo/report.html", "out/geneval/scores.md"],
+    "README.md": ["runs/shapes_grpo/report.html", "runs/reward/report.html", "out/bench/scores.md"],
 }  # fmt: skip
 NEEDS = {"slurm.md": ["own_captions.md"], "evaluation.md": ["own_captions.md"],
-         "README.md": ["own_captions.md"]}  # fmt: skip
+         "README.md": ["own_captions.md", "own_reward.md", "sft.md", "evaluation.md"]}  # fmt: skip
 
 
 # Programs that stand for a platform, and what some call of them has to hold.
@@ -119,9 +119,9 @@ class Reader:
 
     def environment(self) -> dict[str, str]:
         root = self.root
-        kept = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "LANG")
+        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(root / "compiled"))
         return {
-            **{name: os.environ[name] for name in kept if name in os.environ},
+            "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PATH": f"{root / 'programs'}:/usr/bin:/bin", "HOME": str(root / "home"),
             "PROGRAMS": str(root / "programs"), "HUB": str(root / "hub"), "LOG": str(root / "log"),
             "RECIPE_LOG": str(root / "commands.jsonl"), "RECIPE_STORE": str(root / "store"),
