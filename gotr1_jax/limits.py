@@ -108,6 +108,8 @@ TemperatureOrGreedy = Annotated[float, Range("[0.0001, 10000]", also=(0,))]
 TopK = Annotated[int, Range("[0, 10000000]")]
 # Probability of the most likely tokens that are sampled from; 1: all.
 TopP = Annotated[float, Range("(0, 1]")]
+# Positions of the window of speculative decoding, all computed in each pass; 0: one by one.
+DraftWindow = Annotated[int, Range("[2, 4096]", also=(0,), why="it counts the positions of a pass")]
 # Weight of classifier-free guidance; 1: none.
 Guidance = Annotated[float, Range("[0, 1000]")]
 # Layers of a network, each built and traced on its own or in a scan.

@@ -1,4 +1,4 @@
-"""The KV cache: creation, writing of one slot, growth, reading by attention, sharding.
+"""The KV cache: creation, writing of slots, growth, reading by attention, sharding.
 
 Letters: K kv heads, g query heads per kv head, h head width, N rows of a cache, S slots of a cache.
 """
@@ -20,8 +20,8 @@ from gotr1_jax.models.config import DecoderConfig
 class KVCache:
     """Keys and values of a span of tokens, one array per layer.
 
-    A step writes the same slot of all rows. Attention reads all slots, so callers mask unfilled
-    ones.
+    A step writes the same slot of all rows, or with `write_slots` of each row its own. Attention
+    reads all slots, so callers mask unfilled ones.
 
     Attributes:
       k_NKhS: keys after rotary embedding; slots last, so that scores are a plain product.
@@ -112,6 +112,21 @@ def write_slot(cache: KVCache, layer: int, slot: jax.Array, k: jax.Array, v: jax
     values[layer] = jax.lax.dynamic_update_slice(
         values[layer], v[:, :, None, :], (zero, zero, slot, zero)
     )
+    return KVCache(tuple(keys), tuple(values))
+
+
+def write_slots(
+    cache: KVCache, layer: int, first_N: jax.Array, k: jax.Array, v: jax.Array
+) -> KVCache:
+    """The cache with k and v (N,W,K,h) of W tokens per row written to `layer`, of each row from its
+    own slot `first_N` on."""
+
+    def put(axis: int, x: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, new, at, axis)
+
+    keys, values = list(cache.k_NKhS), list(cache.v_NKSh)
+    keys[layer] = jax.vmap(partial(put, 2))(keys[layer], k.transpose(0, 2, 3, 1), first_N)
+    values[layer] = jax.vmap(partial(put, 1))(values[layer], v.swapaxes(1, 2), first_N)
     return KVCache(tuple(keys), tuple(values))
 
 

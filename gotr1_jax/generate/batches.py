@@ -172,19 +172,22 @@ def fill_batch(rows: Sequence[SampleTask], size: int, C: int, T: int) -> SampleB
 
 
 def bytes_per_row(
-    config: JanusConfig, sizes: BatchSizes, branches: int, itemsize: int, given_plans: bool
-) -> int:
+    config: JanusConfig, sizes: BatchSizes, branches: int, itemsize: int, given_plans: bool,
+    window: int = 0,
+) -> int:  # fmt: skip
     """Memory of one row while it is sampled: KV cache, logits, and the prefill's activations.
 
-    branches: 2 under guidance. itemsize: bytes of one number of the cache.
+    branches: 2 under guidance. itemsize: bytes of one number of the cache. window:
+    `SamplerConfig.speculative`.
     """
     decoder = config.decoder
     C, T = sizes.prompt_width, sizes.plan_width
-    slots = C + T + branches * config.num_image_tokens
+    slots = C + T + branches * (config.num_image_tokens + window)
     heads = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim
     cache = heads * slots * itemsize
     # Logits, their softmax, the noise and the sum of both, float32.
-    logits = 4 * 4 * max(decoder.vocab_size, branches * config.vq.codebook_size)
+    image_logits = branches * max(1, window) * config.vq.codebook_size
+    logits = 4 * 4 * max(decoder.vocab_size, image_logits)
     # Attention scores and their softmax, float32, and the widest activations of a prefill.
     read = T if given_plans else C
     scores = 3 * 4 * decoder.num_heads * read * (C + T if given_plans else C)

@@ -75,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, metavar="B",
         help="rows sampled at once, rounded up to a multiple of the devices (by free memory)",
     )  # fmt: skip
+    parser.add_argument(
+        "--speculative", type=int, default=0, metavar="WINDOW",
+        help="positions of the image in one forward pass: the same images in fewer passes, for a "
+        "few rows on an accelerator (0: one)",
+    )  # fmt: skip
     add_sampling_arguments(parser)
     add_search_options(parser)
     parser.add_argument(

@@ -16,6 +16,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.generate.search.config import SearchJob
 from gotr1_jax.io.reading import open_file, read_json_object, read_text
 from gotr1_jax.limits import (
+    DraftWindow,
     FilledText,
     Guidance,
     PromptTemplate,
@@ -65,6 +66,8 @@ class GenerateConfig(CheckedConfig):
       n: samples of each caption, with `plans` images of each plan; None: 1 a plan, else what
         the layout's benchmark needs.
       batch_size: rows sampled at once; None: by the free memory.
+      speculative: positions of the image in one forward pass, see `SamplerConfig`; as the batch
+        size it changes the time, not the samples.
       ckpt: checkpoint directory, finished run or hub id; None is the embedded checkpoint.
       revision: branch, tag or commit of a hub id.
       greedy: the most likely token everywhere.
@@ -90,6 +93,7 @@ class GenerateConfig(CheckedConfig):
     plans_only: bool = False
     n: RowCount | None = None
     batch_size: RowCount | None = None
+    speculative: DraftWindow = 0
     ckpt: FilledText | None = None
     revision: FilledText | None = None
     greedy: bool | None = None
@@ -135,7 +139,7 @@ class GenerateConfig(CheckedConfig):
     @property
     def sampling(self) -> SamplerConfig:
         """How plans and images are sampled."""
-        return SamplerConfig.of(self.sampled)
+        return replace(SamplerConfig.of(self.sampled), speculative=self.speculative)
 
     @property
     def prompt_template(self) -> str:
@@ -161,6 +165,10 @@ class GenerateConfig(CheckedConfig):
             raise InputError("nothing to generate: give --prompt, --prompts or --plans")
         if self.prompt is not None and (self.prompts is not None or self.plans is not None):
             raise InputError("--prompt excludes --prompts and --plans; give one of them")
+        if self.plans_only and self.speculative:
+            raise InputError(
+                "--speculative is of images and --plans-only makes none; give one of them"
+            )
         if self.plans_only and self.plans is not None:
             raise InputError("--plans-only samples plans and --plans gives them; give one of them")
         if self.layout == "plain":

@@ -35,7 +35,7 @@ from gotr1_jax.generate.arguments import (
 from gotr1_jax.generate.batches import SampleTask, batch_sizes, encode_samples, make_batches
 from gotr1_jax.generate.config import BUILT_IN, read_template
 from gotr1_jax.generate.tasks import CaptionTask, read_plan
-from gotr1_jax.limits import RowCount, Seed, Temperature
+from gotr1_jax.limits import DraftWindow, RowCount, Seed, Temperature
 from gotr1_jax.plan import Plan
 from gotr1_jax.sampler.config import AnswerConfig, SamplerConfig
 
@@ -57,6 +57,8 @@ class SamplingOptions(TypedDict, total=False):
       top_k, top_p, greedy: of plan and image.
       max_plan_tokens: longest plan, without BOI.
       template: a name, a file, or a text with {caption}.
+      speculative: positions of the image in one forward pass, see `SamplerConfig`: the same images
+        in fewer passes.
     """
 
     guidance: float
@@ -67,6 +69,7 @@ class SamplingOptions(TypedDict, total=False):
     greedy: bool
     max_plan_tokens: int
     template: str
+    speculative: int
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class PipelineOutput:
       plan_logps, image_logps: float32 log-probabilities of those tokens under the temperatures, in
         the image under guidance too; before top-k and top-p. 0 for tokens that were given.
       results: of the judge, for each sample; empty without one.
+      image_passes: forward passes of each image, with `speculative`; else empty.
     """
 
     prompts: list[str]
@@ -92,6 +96,7 @@ class PipelineOutput:
     plan_logps: list[np.ndarray]
     image_logps: list[np.ndarray]
     results: list[JudgeResult] = field(default_factory=list)
+    image_passes: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.plans)
@@ -274,6 +279,7 @@ class Pipeline:
         drawn = dict[tuple[int, int], _Drawn]()
         for batch_rows, rollout in self._rollouts(rows, sampling, seed, with_images):
             ids_BU = np.asarray(rollout.rows.image_ids_BU)[: len(batch_rows)]
+            passes_B = rollout.passes_B
             pixels = self.runner.decode(ids_BU) if with_images else []
             for i, row in enumerate(batch_rows):
                 length = int(rollout.rows.plan_len_B[i])
@@ -282,6 +288,7 @@ class Pipeline:
                     Image.fromarray(pixels[i]) if with_images else None,
                     np.asarray(rollout.plan_logp_BT[i, :length]),
                     np.asarray(rollout.image_logp_BU[i]),
+                    None if passes_B is None else int(passes_B[i]),
                 )  # fmt: skip
         ordered = [drawn[row.task.index, row.index] for row in rows]
         painted = [one for one in ordered if one.image is not None]
@@ -293,6 +300,7 @@ class Pipeline:
             image_ids=[one.image_ids for one in painted],
             plan_logps=[one.plan_logp_T for one in ordered],
             image_logps=[one.image_logp_U for one in painted],
+            image_passes=[one.passes for one in painted if one.passes is not None],
         )
 
     def _rollouts(
@@ -306,7 +314,8 @@ class Pipeline:
         branches = self.runner.sampler(sampling).branches
         given = any(row.plan_ids for row in rows)
         wanted = None if self.batch_size is None else min(self.batch_size, sizes.rows)
-        size = find_batch_size(self.runner, sizes, branches, given, wanted)
+        window = sampling.speculative
+        size = find_batch_size(self.runner, sizes, branches, given, wanted, window)
         return [
             (batch.samples, self.runner.sample(batch, sampling, seed, with_images))
             for batch in make_batches(rows, size, limit, bucket)
@@ -325,9 +334,11 @@ class Pipeline:
             given = {"image_temperature": both, **given, "text_temperature": both}
         if isinstance(template := given.get("template"), str):
             given["template"] = read_template(template)
+        window = read_argument(DraftWindow, given.pop("speculative", 0), "speculative")
         stated = GenerationConfig(**given).or_else(self.generation_config)
         assert stated.template is not None
-        return _Settings(SamplerConfig.of(stated), stated.template)
+        sampling = replace(SamplerConfig.of(stated), speculative=window)
+        return _Settings(sampling, stated.template)
 
 
 @dataclass(frozen=True)
@@ -345,6 +356,7 @@ class _Drawn:
     image: Image.Image | None
     plan_logp_T: np.ndarray
     image_logp_U: np.ndarray
+    passes: int | None
 
 
 def _judged(out: PipelineOutput, n: int, judge: Judge | None) -> PipelineOutput:

@@ -96,7 +96,8 @@ class ModelRunner:
         return nnx.split(loaded.understanding_module())
 
     def sampler(self, sampling: SamplerConfig) -> Sampler:
-        """The compiled sampling with these settings."""
+        """The compiled sampling with these settings; InputError where they do not fit the model."""
+        sampling.check_window(self.config.num_image_tokens)  # before weights are read
         if sampling not in self._samplers:
             self._samplers[sampling] = self._make_sampler(self.policy_graphdef, sampling)
         return self._samplers[sampling]

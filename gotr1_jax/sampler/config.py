@@ -8,7 +8,16 @@ from typing import Any, Self
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.convert.generation_config import GenerationConfig
 from gotr1_jax.decoding.config import LogpConfig, LogpMode, TokenSamplingConfig
-from gotr1_jax.limits import Guidance, Temperature, TemperatureOrGreedy, TokenCount, TopK, TopP
+from gotr1_jax.errors import InputError
+from gotr1_jax.limits import (
+    DraftWindow,
+    Guidance,
+    Temperature,
+    TemperatureOrGreedy,
+    TokenCount,
+    TopK,
+    TopP,
+)
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
 
 
@@ -25,6 +34,9 @@ class SamplerConfig(CheckedConfig):
         log-probabilities are recorded too.
       plan_bucket, image_bucket: tokens per compiled loop, by which the cache grows. Small buckets
         read less memory, large ones compile fewer programs.
+      speculative: positions of the image that one forward pass computes, W, at most the image's
+        tokens (`speculative_loop`): the same samples in fewer passes, each of W tokens a row; for
+        a few rows on an accelerator. 0: one. The image's cache then has its full size at once.
     """
 
     max_plan_tokens: TokenCount = 600
@@ -37,11 +49,20 @@ class SamplerConfig(CheckedConfig):
     logp_mode: LogpMode = "guided"
     plan_bucket: TokenCount = 128
     image_bucket: TokenCount = 96
+    speculative: DraftWindow = 0
 
     @classmethod
     def of(cls, settings: GenerationConfig) -> Self:
         """The stated `settings`, defaults for the others; a template is no part of it."""
         return cls(**{name: v for name, v in settings.stated.items() if name != "template"})
+
+    def check_window(self, image_tokens: int) -> None:
+        """InputError for a window longer than an image."""
+        if self.speculative > image_tokens:
+            raise InputError(
+                f"speculative is {self.speculative}, and an image has {image_tokens} tokens; use a "
+                "shorter window"
+            )
 
     @property
     def token_sampling(self) -> TokenSamplingConfig:

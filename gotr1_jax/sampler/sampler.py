@@ -44,13 +44,20 @@ from gotr1_jax.sampler.policy_weights import (
     policy_weights_shardings,
     prepare_policy_weights,
 )
-from gotr1_jax.sampler.token_batch import PromptBatch, TokenBatch, unconditional_prefix
+from gotr1_jax.sampler.programs import SamplerPrograms, repeat_rows
+from gotr1_jax.sampler.speculative_loop import SpeculativeImages, speculative_images
+from gotr1_jax.sampler.token_batch import (
+    PromptBatch,
+    TokenBatch,
+    rows_without_image,
+    unconditional_prefix,
+)
 from gotr1_jax.tokenizers.janus import SpecialIds
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("rows", "plan_logp_BT", "image_logp_BU", "image_cond_logp_BU"),
+    data_fields=("rows", "plan_logp_BT", "image_logp_BU", "image_cond_logp_BU", "passes_B"),
     meta_fields=("settings",),
 )
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Rollout:
       settings: mode, temperatures and guidance of `logp_BN` (before top-k and top-p).
       image_cond_logp_BU: those of the image without guidance; None unless the mode is
         `conditional` and there was guidance.
+      passes_B: int32 forward passes that each image took; None: one a token.
     """
 
     rows: TokenBatch
@@ -74,6 +82,7 @@ class Rollout:
     image_logp_BU: jax.Array
     settings: LogpConfig
     image_cond_logp_BU: jax.Array | None = None
+    passes_B: jax.Array | None = None
 
     @property
     def logp_BN(self) -> jax.Array:
@@ -116,30 +125,6 @@ def draw_keys(
     return jax.vmap(jax.random.fold_in)(jax.vmap(jax.random.fold_in)(base_B, caption_B), sample_B)
 
 
-@dataclass(frozen=True)
-class SamplerPrograms:
-    """The jitted functions of a `Sampler`, in the order of their use.
-
-    Attributes:
-      prefill_prompts: prompts -> their cache and the hidden states of their last tokens.
-      start_plans, plan_bucket, finish_plans: the loop over plan tokens.
-      repeat_plans: what is known of plans -> of the rows of their images.
-      prefill_plans: given plans -> their cache.
-      prefill_uncond: the cache of the unconditional prefix.
-      start_images, image_bucket: the loop over image tokens.
-    """
-
-    prefill_prompts: Any
-    start_plans: Any
-    plan_bucket: Any
-    finish_plans: Any
-    repeat_plans: Any
-    prefill_plans: Any
-    prefill_uncond: Any
-    start_images: Any
-    image_bucket: Any
-
-
 class Sampler:
     """Compiled sampling of one policy; build it once.
 
@@ -159,6 +144,7 @@ class Sampler:
     ) -> None:  # fmt: skip
         self.config, self.model_config, self.specials = config, model_config, special_ids
         self._mesh = mesh
+        config.check_window(model_config.num_image_tokens)
         decoder, sampling = model_config.decoder, config.token_sampling
         plan = PlanLoopConfig(decoder, sampling, config.text_temperature, special_ids.boi)
         image = ImageLoopConfig(
@@ -177,6 +163,7 @@ class Sampler:
             prefill_uncond=jax.jit(self._prefill_uncond, static_argnames="size"),
             start_images=jax.jit(self._start_images, static_argnames=("rows", "size")),
             image_bucket=jax.jit(partial(run_image_bucket, config=image), donate_argnums=3),
+            speculative_images=jax.jit(partial(self._speculative_images, config=image)),
         )
 
     @property
@@ -251,7 +238,7 @@ class Sampler:
         plans = self.programs.prefill_plans(params, cached, plan_ids_BT[:, :-1])
         context = self._context(params, cached, plans, plan_len_B)
         unsampled = jnp.zeros(plan_ids_BT.shape, bool)
-        rows = _rows_without_image(prompts, plan_ids_BT, plan_len_B, unsampled)
+        rows = rows_without_image(prompts, plan_ids_BT, plan_len_B, unsampled)
         return self._run_images(params, context, keys_B, rows, jnp.zeros(plan_ids_BT.shape))
 
     def _place(
@@ -328,6 +315,15 @@ class Sampler:
         record = self.config.records_conditional
         return start_images(params, rows, tokens, cache, self.specials.boi, record)
 
+    def _speculative_images(
+        self, params: PolicyWeights, context: ImageContext, keys_B: jax.Array,
+        config: ImageLoopConfig,
+    ) -> SpeculativeImages:  # fmt: skip
+        rows, window = self.branches * keys_B.shape[0], self.config.speculative
+        size = self.model_config.num_image_tokens + window
+        cache = self._empty_cache(rows, size, params.norm_D.dtype)
+        return speculative_images(params, context, keys_B, cache, self.specials.boi, config, window)
+
     def _run_plans(
         self, params: PolicyWeights, prompts: PromptBatch, keys_B: jax.Array
     ) -> tuple[PromptCache, PlanState, TokenBatch]:
@@ -343,7 +339,7 @@ class Sampler:
             size = min(size + bucket, limit)
             state = replace(state, cache=grow_cache(state.cache, size))
         state, mask_BT = self.programs.finish_plans(state)
-        return cached, state, _rows_without_image(prompts, state.ids_BT, state.len_B, mask_BT)
+        return cached, state, rows_without_image(prompts, state.ids_BT, state.len_B, mask_BT)
 
     def _context(
         self, params: PolicyWeights, prompts: PromptCache, plans: KVCache, plan_len_B: jax.Array
@@ -358,39 +354,29 @@ class Sampler:
         self, params: PolicyWeights, context: ImageContext, keys_B: jax.Array, rows: TokenBatch,
         plan_logp_BT: jax.Array,
     ) -> Rollout:  # fmt: skip
-        """Run all buckets of the image loop; the result is sharded by rows."""
+        """Run all buckets of the image loop, or the speculative one; the result is sharded by
+        rows."""
+        images = self._sample_images(params, context, keys_B)
+        rollout = Rollout(
+            replace(rows, image_ids_BU=images.ids_BU), plan_logp_BT, images.logp_BU,
+            self.config.logp_settings, images.cond_logp_BU,
+            images.passes_B if isinstance(images, SpeculativeImages) else None,
+        )  # fmt: skip
+        if self._mesh is None:
+            return rollout
+        return jax.device_put(rollout, row_sharding(self._mesh))
+
+    def _sample_images(
+        self, params: PolicyWeights, context: ImageContext, keys_B: jax.Array
+    ) -> ImageState | SpeculativeImages:
+        if self.config.speculative:
+            return self.programs.speculative_images(params, context, keys_B)
         tokens, bucket = self.model_config.num_image_tokens, self.config.image_bucket
         size = min(bucket, tokens)
         state = self.programs.start_images(params, rows=keys_B.shape[0], size=size)
         while True:
             state = self.programs.image_bucket(params, context, keys_B, state)
             if size == tokens:
-                break
+                return state
             size = min(size + bucket, tokens)
             state = replace(state, cache=grow_cache(state.cache, size))
-        rows = replace(rows, image_ids_BU=state.ids_BU)
-        rollout = Rollout(
-            rows, plan_logp_BT, state.logp_BU, self.config.logp_settings, state.cond_logp_BU
-        )
-        if self._mesh is None:
-            return rollout
-        return jax.device_put(rollout, row_sharding(self._mesh))
-
-
-def repeat_rows(tree: Any, times: int) -> Any:
-    """Each row of arrays (N, ...) `times` times, together: (N * times, ...)."""
-    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), tree)
-
-
-def _rows_without_image(
-    prompts: PromptBatch, ids_BT: jax.Array, len_B: jax.Array, mask_BT: jax.Array
-) -> TokenBatch:
-    samples = ids_BT.shape[0] // prompts.ids_PC.shape[0]
-    return TokenBatch(
-        prompt_ids_BC=jnp.repeat(prompts.ids_PC, samples, axis=0),
-        prompt_len_B=jnp.repeat(prompts.len_P, samples),
-        plan_ids_BT=ids_BT,
-        plan_len_B=len_B,
-        plan_mask_BT=mask_BT,
-        image_ids_BU=jnp.zeros((ids_BT.shape[0], 0), jnp.int32),
-    )

@@ -71,6 +71,21 @@ class TokenBatch:
         return jnp.broadcast_to(jnp.arange(T + U) >= T, (B, T + U))
 
 
+def rows_without_image(
+    prompts: PromptBatch, ids_BT: jax.Array, len_B: jax.Array, mask_BT: jax.Array
+) -> TokenBatch:
+    """Rows of plans, caption-major, as many of each prompt; U = 0."""
+    samples = ids_BT.shape[0] // prompts.ids_PC.shape[0]
+    return TokenBatch(
+        prompt_ids_BC=jnp.repeat(prompts.ids_PC, samples, axis=0),
+        prompt_len_B=jnp.repeat(prompts.len_P, samples),
+        plan_ids_BT=ids_BT,
+        plan_len_B=len_B,
+        plan_mask_BT=mask_BT,
+        image_ids_BU=jnp.zeros((ids_BT.shape[0], 0), jnp.int32),
+    )
+
+
 def null_context(length_B: jax.Array, size: int, specials: SpecialIds) -> jax.Array:
     """The unconditional context: BOS, pads, BOI; unmasked, as long as prompt and plan.
 

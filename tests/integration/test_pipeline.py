@@ -76,12 +76,22 @@ def test_tokens_are_those_of_the_command(pipe, drawn, tmp_path: Path) -> None:
     ]
     (tmp_path / "plans.jsonl").write_text("\n".join(lines))
     words = ("--plans", tmp_path / "plans.jsonl", "--n", "2", "--batch-size", "4")
-    gotr1(command, *words, "--out", painted, *common)
+    gotr1(command, *words, "--out", painted, *common, "--speculative", "8")
+    gotr1(command, *words, "--out", painted, *common)  # finished, by whatever window
     again = pipe.paint(CAPTIONS, plans, n=2, seed=3, **SHORT)
     assert [sample["image_ids"] for sample in results(painted)] == again.image_ids
     assert all((logps == 0).all() for logps in again.plan_logps)
     # The plan as sampled and the same plan given have the same image.
     assert again.image_ids[0] == drawn.image_ids[0]
+
+
+def test_the_same_images_in_fewer_passes(pipe, drawn) -> None:
+    fast = pipe(CAPTIONS, n=2, seed=3, speculative=8, **SHORT)
+    assert fast.image_ids == drawn.image_ids and fast.plan_ids == drawn.plan_ids
+    for ours, one_by_one in zip(fast.image_logps, drawn.image_logps, strict=True):
+        np.testing.assert_allclose(ours, one_by_one, atol=1e-4)
+    assert len(fast.image_passes) == 4 and max(fast.image_passes) < 64 // 2
+    assert drawn.image_passes == []
 
 
 def test_answers_are_those_of_the_command(pipe, drawn, tmp_path: Path, capsys) -> None:
@@ -182,6 +192,8 @@ class Answers:
         (lambda p: p("a cat", n=0), "n is 0"),
         (lambda p: p("a cat", guidence=3.0), "'guidence' is no setting of sampling.*guidance"),
         (lambda p: p("a cat", temperature=-1.0), "temperature"),
+        (lambda p: p("a cat", speculative=1), r"speculative is 1; .*\[2, 4096\], or 0"),
+        (lambda p: p("a cat", speculative=65), "speculative is 65, and an image has 64 tokens"),
         (lambda p: p("a cat", template="no caption"), "caption"),
         (lambda p: p("a cat", judge="shape"), "judge is 'shape'"),
         (lambda p: p.paint(["a cat"], ["x", "y"]), "2 plans for 1 prompts"),

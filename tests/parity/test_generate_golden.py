@@ -33,9 +33,13 @@ def golden_model(shared: Path):
     return golden_policy(shared)
 
 
-def greedy(policy, specials, config, prompt: list[int], max_plan_tokens: int) -> Rollout:
+def greedy(
+    policy, specials, config, prompt: list[int], max_plan_tokens: int, speculative: int = 0
+) -> Rollout:
     graphdef, state = nnx.split(policy)
-    settings = SamplerConfig(max_plan_tokens, guidance=5.0, greedy=True, image_bucket=192)
+    settings = SamplerConfig(
+        max_plan_tokens, guidance=5.0, greedy=True, image_bucket=192, speculative=speculative
+    )
     sampler = Sampler(graphdef, config, specials, settings)
     # Padding behind the prompt must not matter.
     ids = jnp.asarray([prompt + [9] * (-len(prompt) % 16)], jnp.int32)
@@ -90,6 +94,7 @@ def chain(shared: Path, folder: Path) -> Iterator[Path]:
 
 
 def test_a_whole_caption_from_every_form(golden_model, shared: Path, tmp_path: Path) -> None:
+    """The last one with several image tokens in a pass."""
     golden = json.loads((shared / "goldens" / "janus_a_generate.json").read_text())
     wanted = nnx.split(golden_model[0])[1]
     for path in chain(shared, tmp_path):
@@ -100,8 +105,9 @@ def test_a_whole_caption_from_every_form(golden_model, shared: Path, tmp_path: P
         policy, specials = loaded.policy_module(), loaded.tokenizer.specials
         prompt = loaded.tokenizer.encode_prompt(golden["caption"])
         assert prompt == golden["prompt_ids"]
-        rollout = greedy(policy, specials, loaded.config, prompt, 32)
+        rollout = greedy(policy, specials, loaded.config, prompt, 32, speculative=24)
         rows = jax.device_get(rollout.rows)
+        assert rollout.passes_B is not None and int(rollout.passes_B[0]) < 576
         assert rows.plan_ids_BT[0, : rows.plan_len_B[0]].tolist() == golden["text_ids"]
         assert rows.image_ids_BU[0].tolist() == golden["image_ids"]
         ids = jnp.asarray(golden["image_ids"], jnp.int32)[None]
