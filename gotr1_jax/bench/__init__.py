@@ -5,7 +5,8 @@ in float32 in one process, in alternating repetitions, after one untimed call of
 The model: 8 layers, 512 wide, mlp 1408, 8 heads of 64, text vocabulary 1024, 16384 image tokens,
 576 for an image (about 35 M parameters in decoder and image head); 4 captions of 32 tokens,
 guidance 5. The judge's model is in `bench.judge`. `adapters` times sampling with adapters beside
-the weights against merged ones. `accelerator` measures a step at the released sizes, see
+the weights against merged ones, `sample --speculative` several image tokens in a pass against one
+(`sampler.speculative_loop`). `accelerator` measures a step at the released sizes, see
 `bench.accelerator`.
 """
 
@@ -20,7 +21,8 @@ from typing import Any
 from gotr1_jax.bench import accelerator
 from gotr1_jax.bench.timing import REFERENCE
 from gotr1_jax.config import read_value
-from gotr1_jax.limits import RowCount
+from gotr1_jax.errors import InputError
+from gotr1_jax.limits import DraftWindow, RowCount
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="sample: also report ids and VQ decoding together",
     )
+    parser.add_argument(
+        "--speculative", type=int, default=0, metavar="WINDOW",
+        help="sample: images with so many positions in a forward pass, against one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ckpt", help="sample --speculative: a checkpoint such as embedded (random weights)"
+    )
     parser.add_argument("--rank", type=int, default=32, help="adapters: rank (default 32)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32",
@@ -58,6 +67,7 @@ def run(options: argparse.Namespace) -> None:
         options.repeats = 1 if options.what == "accelerator" else 3
     for name in ("repeats", "captions", "images", "rank"):
         read_value(RowCount, getattr(options, name), f"--{name}")
+    check_speculative(options)
     if options.what == "accelerator":
         accelerator.run(options)
         return
@@ -76,6 +86,11 @@ def run(options: argparse.Namespace) -> None:
         from gotr1_jax.bench.adapters import bench_adapters
 
         results = bench_adapters(rank=options.rank, dtype=options.dtype, **sizes)
+    elif options.speculative:
+        from gotr1_jax.bench.speculative import bench_speculative
+
+        window, checkpoint = options.speculative, options.ckpt
+        results = [bench_speculative(window, checkpoint=checkpoint, **sizes)]
     elif options.what == "sample":
         results = bench_sample(options.against, decode=options.decode, **sizes)
     else:
@@ -84,3 +99,15 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps([asdict(result) for result in results], indent=1))
     else:
         print("\n".join(line for result in results for line in result.lines()))
+
+
+def check_speculative(options: argparse.Namespace) -> None:
+    """InputError where `--speculative` or `--ckpt` has no meaning."""
+    read_value(DraftWindow, options.speculative, "--speculative")
+    if options.ckpt is not None and not options.speculative:
+        raise InputError("--ckpt is of --speculative; other speeds are of random weights")
+    if options.speculative and (options.what != "sample" or options.against or options.decode):
+        raise InputError(
+            "--speculative measures `sample` against one token a pass; leave out --against and "
+            "--decode"
+        )

@@ -29,6 +29,7 @@ class BenchResult:
       ratio, ratio_min, ratio_max: median and range over repetitions of their time / our time.
       same_ids: fraction of equal image tokens (greedy, same weights), or None.
       names: of ours and theirs.
+      passes: forward passes of an image, ours and theirs, where they differ.
     """
 
     what: str
@@ -42,6 +43,7 @@ class BenchResult:
     ratio_max: float | None = None
     same_ids: float | None = None
     names: tuple[str, str] = NAMES
+    passes: tuple[float, float] | None = None
 
     @classmethod
     def of_times(
@@ -62,6 +64,12 @@ class BenchResult:
             lines.append(
                 f"{self.what}: {self.ratio:.2f} times as fast "
                 f"({self.ratio_min:.2f} to {self.ratio_max:.2f} over {len(self.seconds)} turns)"
+            )
+        if self.passes is not None:
+            ours, theirs = self.passes
+            lines.append(
+                f"{self.what}: {ours:.1f} passes an image, not {theirs:.0f}: "
+                f"{theirs / ours:.2f} times fewer"
             )
         if self.same_ids is not None:
             lines.append(f"{self.what}: {100 * self.same_ids:.1f} % of the tokens are the same")
