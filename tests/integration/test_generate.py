@@ -189,6 +189,7 @@ def test_decoding_one_image_at_a_time(tiny: Path, tmp_path: Path, devices: int) 
         (("--plans", "p.jsonl", "--plans-only"), "give one of them"),
         (("--prompt", "a", "--plans-only", "--speculative", "4"), "--plans-only makes none"),
         (("--prompt", "a", "--speculative", "17"), "an image has 16 tokens"),
+        (("--prompt", "a", "--speculative", "1"), "speculative is 1"),
         (("--plans", "none.jsonl"), "cannot read plans from none.jsonl: No such file"),
         ((), "nothing to generate"),
     ],

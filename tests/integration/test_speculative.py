@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,10 @@ from test_sampler import (
     teacher_forced,
 )
 from test_sampler import rollout as one_by_one
+from tiny_checkpoints import TINY, write_tiny
 
+from gotr1_jax import bench
+from gotr1_jax.bench.speculative import bench_speculative
 from gotr1_jax.errors import InputError
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.sampler.config import SamplerConfig
@@ -126,3 +131,27 @@ def test_impossible_windows_are_refused(window: int) -> None:
 def test_a_window_longer_than_the_image_is_refused(policy) -> None:
     with pytest.raises(InputError, match=f"speculative is {U + 1}, and an image has {U} tokens"):
         sampler_of(policy, replace(SETTINGS, speculative=U + 1))
+
+
+def test_bench_counts_passes_and_compares_tokens(tmp_path: Path) -> None:
+    tiny = str(write_tiny(tmp_path / "tiny"))
+    found = bench_speculative(4, checkpoint=tiny, repeats=1, captions=2)
+    assert found.same_ids == 1 and found.passes is not None
+    assert 4 <= found.passes[0] <= found.passes[1] == TINY.num_image_tokens
+    assert any("passes an image, not 16" in line for line in found.lines())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("sample --speculative 1", r"--speculative is 1; .*\[2, 4096\], or 0"),
+        ("update --speculative 4", "--speculative measures `sample`"),
+        ("sample --speculative 4 --against transformers", "leave out --against"),
+        ("sample --ckpt embedded", "--ckpt is of --speculative"),
+    ],
+)
+def test_options_of_bench(words: str, message: str) -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    with pytest.raises(InputError, match=message):
+        bench.run(parser.parse_args(words.split()))
