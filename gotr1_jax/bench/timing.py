@@ -106,7 +106,7 @@ def timed(name: str, run: Callable[[], Any]) -> float:
     start, busy = time.perf_counter(), time.process_time()
     run()
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
-    print(f"{name}: {seconds:.1f} s, {busy:.1f} s of processors", file=sys.stderr, flush=True)
+    print(f"{name}: {seconds:.2f} s, {busy:.2f} s of processors", file=sys.stderr, flush=True)
     return seconds
 
 
