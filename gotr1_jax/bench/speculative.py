@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -78,7 +79,7 @@ def _random_model(captions: int) -> _Draw:
 
 
 def _trained(checkpoint: str, captions: int) -> _Draw:
-    """After its own plans of `CAPTIONS`, in turn."""
+    """After its own plans of `CAPTIONS`, in turn; on one device."""
     from gotr1_jax.convert.find import find_checkpoint
     from gotr1_jax.convert.generation_config import resolve_sampling
     from gotr1_jax.generate.batches import batch_sizes, encode_samples, fill_batch
@@ -87,7 +88,7 @@ def _trained(checkpoint: str, captions: int) -> _Draw:
     from gotr1_jax.generate.tasks import caption_tasks
     from gotr1_jax.parallel.startup import default_dtype
 
-    runner = ModelRunner(find_checkpoint(checkpoint), default_dtype())
+    runner = ModelRunner(find_checkpoint(checkpoint), default_dtype(), jax.devices()[:1])
     config = GenerateConfig(Path(), prompts=Path())
     sampling = resolve_sampling(config, runner.source, BUILT_IN).sampling
     texts = [CAPTIONS[i % len(CAPTIONS)] for i in range(captions)]
