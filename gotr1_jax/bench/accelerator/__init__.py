@@ -24,6 +24,7 @@ from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.io.files import atomic_write
 from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.io.reading import read_text
+from gotr1_jax.io.storage import is_copy
 from gotr1_jax.limits import Range
 
 FOLDER = Path("bench_accelerator")
@@ -122,8 +123,7 @@ def _command(options: argparse.Namespace, until: float) -> list[str]:
 def _environment(folder: Path) -> dict[str, str]:
     """Almost all of the GPU's memory, of which JAX takes three quarters by default, and compiled
     programs that a later call finds again."""
-    defaults = {
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95",
-        "JAX_COMPILATION_CACHE_DIR": str(folder.resolve() / "programs"),
-    }
+    defaults = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+    if not is_copy(folder):  # hundreds of megabytes, which a bucket need not have
+        defaults["JAX_COMPILATION_CACHE_DIR"] = str(folder.resolve() / "programs")
     return defaults | os.environ
