@@ -251,7 +251,9 @@ def _train(job: str, path: Path, overrides: Sequence[str]) -> None:
     module_name, schema, function = JOBS[job]
     module = importlib.import_module(module_name)
     try:
-        config: Any = getattr(module, schema).from_file(path, overrides)
+        # The one key that is a flag, too, as it is named in the text of a refused resume.
+        words = ["--allow_changes=true" if w == "--allow-changes" else w for w in overrides]
+        config: Any = getattr(module, schema).from_file(path, words)
     except InputError as error:
         raise _of_another_job(job, path) or error from None
     check_packages(config.report_to)  # before processes wait for each other

@@ -109,6 +109,7 @@ def _train_all(root: Path, config: AblationConfig, runs: Sequence[PlannedRun]) -
             raise
     write_comparison(root, config, runs)
     print(read_text(root / "ablation.md"))
+    print(root / "ablation.md")
     if failed:
         raise RunError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +100,13 @@ class _Megabytes:
             self._progress.close()
 
 
-def write(target: Path, opened: OpenCheckpoint, form: Any, **settings: Any) -> WrittenCheckpoint:
+def write(
+    target: Path, opened: OpenCheckpoint, form: Any,
+    describe: Callable[[], str] | None = None, **settings: Any,
+) -> WrittenCheckpoint:  # fmt: skip
     """`translate_checkpoint` with a progress line, the list of unused tensors and a last line.
+
+    describe: what the weights are, once they are written; a line before the last.
 
     Rounded weights of a run's model that are written in float32 are named for what they are.
     """
@@ -120,6 +126,8 @@ def write(target: Path, opened: OpenCheckpoint, form: Any, **settings: Any) -> W
     with _Megabytes(target.name) as count:
         written = translate_checkpoint(target, opened, form, progress=count, **settings)
     seconds = time.monotonic() - start
+    if describe is not None:
+        print(describe())
     notes = ""
     if written.dropped:
         notes += f", {len(written.dropped)} unused ones left out"

@@ -115,7 +115,8 @@ def run(options: argparse.Namespace) -> None:
     """Collect and compare the answers, print the table."""
     names = UnderstandingConfig.__dataclass_fields__
     config = UnderstandingConfig(**{name: getattr(options, name) for name in names})
-    print(evaluate_understanding(config), end="")
+    print(evaluate_understanding(config))
+    print(config.out)
 
 
 def evaluate_understanding(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -130,6 +131,8 @@ def run(args: argparse.Namespace) -> None:
             print(json.dumps(result, ensure_ascii=False, indent=indent), flush=True)
 
     generate(config, print_result)
+    # Last, what was written; the standard output is the results' alone with --json.
+    print(config.out, file=sys.stderr if args.json else sys.stdout)
 
 
 def generate(config: GenerateConfig, print_result: PrintResult | None = None) -> None:

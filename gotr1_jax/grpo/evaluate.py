@@ -23,6 +23,7 @@ from gotr1_jax.grpo.measure import MEASURED_UNDER
 from gotr1_jax.grpo.patience import DIVERSITY
 from gotr1_jax.grpo.rollout import Prompts, RolloutWorker, ScoredRollout
 from gotr1_jax.io.files import write_json_atomic
+from gotr1_jax.parallel.phases import phase
 from gotr1_jax.parallel.processes import (
     is_main_process,
     raise_on_all_processes,
@@ -159,11 +160,13 @@ def evaluate(
     """
     G = config.samples
     parts, shown, counts = [], [], []
-    for start, scored in _score_parts(worker, params, prompts, G, rows, multiple, len(prompts)):
-        table = scored.table
-        parts.append((table.scores_BK, table.total_B, table.keys, dict(table.watched)))
-        counts.append(JudgedCounts.of(scored.table))
-        shown += _first_samples(scored, start, config.shown)
+    with phase("evaluating", len(prompts), "caption") as evaluating:
+        for start, scored in _score_parts(worker, params, prompts, G, rows, multiple, len(prompts)):
+            table = scored.table
+            parts.append((table.scores_BK, table.total_B, table.keys, dict(table.watched)))
+            counts.append(JudgedCounts.of(scored.table))
+            shown += _first_samples(scored, start, config.shown)
+            evaluating.update(start + len(scored) // G)
     scores_BK, total_B, keys, watched = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     result = score_captions(dict(zip(worker.judge.terms, scores_BK.T)), total_B, G)
     result = replace(result, counts=reduce(add, counts), watched=_by_caption(watched, G))
@@ -258,11 +261,13 @@ def format_table(before: Evaluation, after: Evaluation, interval: tuple[float, f
     low, high = interval
     gain = new["total"] - old["total"]
     change = f"{gain / old['total']:+.0%}" if old["total"] > 0 else f"{gain:+.3f}"
-    lines.append(
-        f"total {change} on {len(before.total)} held-out captions; "
-        f"gain 95% interval [{low:+.3f}, {high:+.3f}] (paired bootstrap)"
-    )
-    return "\n".join(lines)
+    unscored = [n for n, v in (("before", old), ("after", new)) if math.isnan(v["total"])]
+    if unscored:
+        change = f"has no score {' and '.join(unscored)}"
+    line = f"total {change} on {len(before.total)} held-out captions"
+    if not math.isnan(low):
+        line += f"; gain 95% interval [{low:+.3f}, {high:+.3f}] (paired bootstrap)"
+    return "\n".join([*lines, line])
 
 
 def _cells(old: float, new: float) -> str:
@@ -270,7 +275,10 @@ def _cells(old: float, new: float) -> str:
     numbers = old, new, new - old
     # Numbers too long for a column would join their neighbours.
     spec = ".3f" if all(abs(n) < 1e3 or n != n for n in numbers) else ".1e"
-    return "".join(f"{n:{sign}9{spec}}" for n, sign in zip(numbers, ("", "", "+")))
+    return "".join(
+        f"{'no score' if math.isnan(n) else format(n, sign + spec):>9}"
+        for n, sign in zip(numbers, ("", "", "+"))
+    )
 
 
 def compare_watched(before: Evaluation, after: Evaluation) -> dict[str, Any]:

@@ -70,9 +70,9 @@ def run(options: argparse.Namespace) -> None:
     write(
         target, open_checkpoint(weights.base), options.format,
         part_dtypes={"policy": weights.dtype}, changes=rounding.changes,
+        describe=lambda: f"step {weights.step} of {run_dir}: {rounding.line()}",
         generation=weights.sampled, **settings,
     )  # fmt: skip
-    print(f"step {weights.step} of {run_dir}: {rounding.line()}")
 
 
 def run_behind(given: Path) -> Path | None:

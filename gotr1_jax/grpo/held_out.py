@@ -150,7 +150,8 @@ class HeldOut:
             return {}
         found = self.evaluate(followed_name(step), job.sampling_params(state))
         total = found.means["total"]
-        run.note(f"held-out total at step {step}: {total:.3f}")
+        shown = "no score" if np.isnan(total) else f"{total:.3f}"
+        run.note(f"held-out total at step {step}: {shown}")
         self.failure = self.patience.add(step, found.values, run.note)
         if self.patience.state.acted is not None:
             run.finish_at(step)

@@ -24,6 +24,7 @@ from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.grpo.reward_config import RewardConfig
 from gotr1_jax.grpo.watched import WatchedJudge
 from gotr1_jax.parallel.mesh import assigned_groups, assigned_rows, fetch_any_rows, fetch_rows
+from gotr1_jax.parallel.phases import phase
 from gotr1_jax.parallel.placement import concatenate_on_mesh, take_on_mesh
 from gotr1_jax.parallel.processes import gather, raise_on_all_processes
 from gotr1_jax.plan import Plan, parse_plan
@@ -233,13 +234,15 @@ class RolloutWorker:
           images_per_plan: rows in a row that share one plan; it divides `group_size`.
         """
         parts, captions_at_once = [], max(1, self.rows_at_once // group_size)
-        for start in range(0, len(prompts), captions_at_once):
-            part = prompts.take(range(start, min(start + captions_at_once, len(prompts))))
-            index_P = jnp.asarray([prompt.index for prompt in part.prompts], jnp.int32)
-            keys_B = row_keys(seed, step, index_P, group_size, first)
-            sampled = self.sampler(params, part.batch(), keys_B, group_size, images_per_plan)
-            # Else the loops of the next part would get their memory before this one ends.
-            parts.append(jax.block_until_ready(sampled))
+        with phase("rollout", len(prompts) * group_size) as rollout:
+            for start in range(0, len(prompts), captions_at_once):
+                part = prompts.take(range(start, min(start + captions_at_once, len(prompts))))
+                index_P = jnp.asarray([prompt.index for prompt in part.prompts], jnp.int32)
+                keys_B = row_keys(seed, step, index_P, group_size, first)
+                sampled = self.sampler(params, part.batch(), keys_B, group_size, images_per_plan)
+                # Else the loops of the next part would get their memory before this one ends.
+                parts.append(jax.block_until_ready(sampled))
+                rollout.update((start + len(part)) * group_size)
         return parts[0] if len(parts) == 1 else concatenate_on_mesh(parts)
 
     def score(self, rollout: Rollout, prompts: Prompts) -> ScoredRollout:
@@ -301,7 +304,8 @@ class RolloutWorker:
         captions, groups = [prompt.caption for prompt in prompt_N], group_N.tolist()
         requests = [JudgeRequest(*sample) for sample in zip(captions, plans, images, groups)]
         start = time.perf_counter()
-        results = self.judge.judge(requests) if requests else []
+        with phase("judge", len(requests)):
+            results = self.judge.judge(requests) if requests else []
         seconds = time.perf_counter() - start
 
         scores = stack_scores(results, self.judge.terms)

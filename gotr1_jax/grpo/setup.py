@@ -27,6 +27,7 @@ from gotr1_jax.grpo.watched import WatchedJudge, make_watched
 from gotr1_jax.io.digests import model_digest
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.parallel.mesh import local_mesh
+from gotr1_jax.parallel.phases import phase
 from gotr1_jax.parallel.placement import train_state_shardings
 from gotr1_jax.parallel.processes import (
     check_same_on_all_processes,
@@ -34,7 +35,7 @@ from gotr1_jax.parallel.processes import (
     raise_on_all_processes,
 )
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of
-from gotr1_jax.rewards.base import Judge
+from gotr1_jax.rewards.base import Judge, introduce
 from gotr1_jax.rewards.factory import make_judge
 from gotr1_jax.sampler.image_decoder import ImageDecoder
 from gotr1_jax.sampler.sampler import Sampler
@@ -122,7 +123,8 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
     with raise_on_all_processes():
         check_run_functions(config, run.resumed)  # before anything large is loaded
         own_loss = try_loss(config.loss)
-        policy, checkpoint = load_policy(config.policy, config.seed, run.mesh)
+        with phase("loading the policy"):
+            policy, checkpoint = load_policy(config.policy, config.seed, run.mesh)
         encode = partial(
             encode_captions, tokenizer=checkpoint.tokenizer, template=config.policy.prompt_template,
             limit=config.policy.max_prompt_tokens,
@@ -149,10 +151,7 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
     )
     run.open()
     with raise_on_all_processes():
-        # Answers stay with the run: a resumed step does not ask twice.
-        judge = make_judge(
-            config.judge, run.dir.root / "judge_cache", local_mesh(run.mesh), config.reward.terms
-        )
+        judge = _make_judge(config, run)
         watched = _watched_judges(config.evaluation, run)
     if not any(part.kind == "http" for part in (config.judge, *config.judge.also)):
         # What a server is may be unknown for a while; a judge of this process is what it is.
@@ -174,6 +173,16 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
         mesh=run.mesh,
         watched=watched,
     )
+
+
+def _make_judge(config: GrpoConfig, run: Run) -> Judge:
+    """The judge of the rewards; one on a server is asked a question, which must have an answer."""
+    # Answers stay with the run: a resumed step does not ask twice.
+    folder = run.dir.root / "judge_cache"
+    with phase("making the judge"):
+        judge = make_judge(config.judge, folder, local_mesh(run.mesh), config.reward.terms)
+        introduce(judge)
+    return judge
 
 
 def _watched_judges(config: EvaluationConfig, run: Run) -> tuple[WatchedJudge, ...]:

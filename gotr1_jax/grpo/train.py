@@ -31,6 +31,7 @@ from gotr1_jax.grpo.sampled import resolve_job
 from gotr1_jax.grpo.setup import GrpoJob, make_job
 from gotr1_jax.grpo.terms_file import write_terms
 from gotr1_jax.grpo.update import policy_batches
+from gotr1_jax.parallel.phases import phase
 from gotr1_jax.parallel.placement import gather_to_main
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
 from gotr1_jax.report.page import write_report
@@ -78,10 +79,11 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
             del sample
             sampled = run.elapsed()
             results = []
-            for batch in policy_batches(groups, state, frozen, learner, updates, job.mesh):
-                state, result = learner.update(state, frozen, batch)
-                results.append(result)
-            results = jax.device_get(results)
+            with phase("update"):
+                for batch in policy_batches(groups, state, frozen, learner, updates, job.mesh):
+                    state, result = learner.update(state, frozen, batch)
+                    results.append(result)
+                results = jax.device_get(results)
             state = job.refresh_sampler(state, step)
 
             metrics = step_metrics(config, groups, results, state, sampled, run.elapsed())
@@ -98,8 +100,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
             )
 
         state = held_out.final_state(job, state, run)
-        # First of all, whatever becomes of the comparison.
-        _export(run, job, state, held_out.final_step)
+        _export(run, job, state, held_out.final_step)  # whatever becomes of the comparison
         after = held_out.evaluate("eval_after", job.sampling_params(state))
         return _finish(run, before, after, held_out.outcome())
 
@@ -127,7 +128,7 @@ def _write_samples(config: GrpoConfig, run: Run, groups: SampledGroups) -> None:
 def _export(run: Run, job: GrpoJob, state: TrainState, step: int) -> None:
     """Writes the model of `step` in the released format, and says what was rounded."""
     trained = gather_to_main(float32_params(state.params, state.opt_state))
-    with raise_on_all_processes():
+    with phase("exporting the model"), raise_on_all_processes():
         if is_main_process():
             arrays = dict(tree_leaves("policy", trained))
             weights = RunWeights(step, job.checkpoint.source, job.config, arrays)

@@ -29,6 +29,7 @@ from gotr1_jax.parallel.processes import (
     is_main_process,
     raise_on_all_processes,
 )
+from gotr1_jax.report.page import write_report
 from gotr1_jax.trainer.optimizer import make_optimizer, make_schedule
 from gotr1_jax.trainer.run import Run
 
@@ -89,6 +90,7 @@ def train_judge(config: JudgeSftConfig) -> Path:
             out = _export(config, run.dir.root, initial, params)
             if is_main_process():
                 run.write_summary()
+                print(f"report: {write_report(run.dir.root)}")
             return out
 
 

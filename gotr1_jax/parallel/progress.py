@@ -75,7 +75,8 @@ class Progress:
             self._first = (now, step)
         elif now > self._first[0] and step > self._first[1]:
             rate = (step - self._first[1]) / (now - self._first[0])
-            line += f"  {_rate(rate, self._unit)}  {_clock((self._total - step) / rate)} left"
+            left = format_clock((self._total - step) / rate)
+            line += f"  {format_rate(rate, self._unit)}  {left} left"
         if now - self._last_line >= self._every or ended:
             self._last_line = now
             self.note(f"{line}  {shown}".rstrip())
@@ -92,13 +93,15 @@ class Progress:
             self._bar.close()
 
 
-def _rate(per_second: float, unit: str) -> str:
+def format_rate(per_second: float, unit: str) -> str:
+    """Units a second, or seconds a unit where those are more."""
     if per_second >= 1:
         return f"{per_second:.1f} {unit}s/s"
     return f"{1 / per_second:.1f} s/{unit}"
 
 
-def _clock(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
+    """0:07, 12:34 or 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -21,6 +21,7 @@ from gotr1_jax.report.scores import JudgeTable, judge_tables
 from gotr1_jax.report.sections import build_charts, entropy_targets
 from gotr1_jax.report.shell import render_shell
 from gotr1_jax.report.terms import NEVER_TRAINED_ON, TOTAL, is_usual
+from gotr1_jax.report.training import is_supervised, render_training
 from gotr1_jax.trainer.run_dir import RunDir
 
 MAX_RECORDS = 2560  # training samples on the page; a sample takes about 10 KB
@@ -189,7 +190,9 @@ def write_report(
     path = RunDir(root).report if out is None else out
     if path.is_dir():
         raise InputError(f"{path} is a directory; name a file")
-    atomic_write(path, render_page(load_run(root, MAX_RECORDS, scores)))
+    run = load_run(root, MAX_RECORDS, scores)
+    supervised = is_supervised(run)
+    atomic_write(path, render_training(root, run, facts(run)) if supervised else render_page(run))
     return path
 
 

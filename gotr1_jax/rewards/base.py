@@ -109,6 +109,17 @@ def pop_metrics(judge: object) -> dict[str, float]:
     return judge.pop_metrics() if isinstance(judge, HasMetrics) else {}
 
 
+def introduce(judge: object) -> None:
+    """Puts one question to whatever a judge asks elsewhere, before a run depends on the answers.
+
+    By the method `introduce` of a judge or engine, which need not have one. UnreachableError where
+    there is no answer, RunError where it refuses.
+    """
+    own = getattr(judge, "introduce", None)
+    if own is not None:
+        own()
+
+
 def term_meanings(judge: Judge) -> dict[str, str]:
     """What each of a judge's terms says, one short line; empty where that is not known.
 

@@ -16,6 +16,7 @@ from gotr1_jax.rewards.base import (
     JudgeRequest,
     JudgeResult,
     group_places,
+    introduce,
     is_group_wise,
     pop_metrics,
     result_from_json,
@@ -66,6 +67,11 @@ class CompositeJudge:
             return []
         by_judge = [judge.judge(requests) for judge, _ in self._judges]
         return [self._merge(results) for results in zip(*by_judge)]
+
+    def introduce(self) -> None:
+        """See `base.introduce`."""
+        for judge, _ in self._judges:
+            introduce(judge)
 
     def pop_metrics(self) -> dict[str, float]:
         """The metrics of all judges since the last call."""
@@ -118,6 +124,10 @@ class SharedJudge:
         self._last = (list(requests), results) if self._left else ([], [])
         return results
 
+    def introduce(self) -> None:
+        """See `base.introduce`."""
+        introduce(self._judge)
+
     def pop_metrics(self) -> dict[str, float]:
         """The judge's own metrics."""
         return pop_metrics(self._judge)
@@ -164,6 +174,10 @@ class CachedJudge:
     def _keep(self, judged: Mapping[str, JudgeResult]) -> None:
         whole = {k: r for k, r in judged.items() if not any(map(math.isnan, r.scores.values()))}
         self._cache.add({k: result_to_json(r) for k, r in whole.items()})
+
+    def introduce(self) -> None:
+        """See `base.introduce`."""
+        introduce(self._judge)
 
     def pop_metrics(self) -> dict[str, float]:
         """The judge's own metrics."""

@@ -20,6 +20,7 @@ from gotr1_jax.rewards.base import (
     JudgeRequest,
     JudgeResult,
     group_places,
+    introduce,
     pop_metrics,
     stack_scores,
 )
@@ -99,6 +100,10 @@ class ScoreComparer:
             )
         self.identity = f"scores {of!r} of {judge.identity}"
 
+    def introduce(self) -> None:
+        """See `base.introduce`."""
+        introduce(self._judge)
+
     def compare(
         self, requests: Sequence[JudgeRequest], pairs: Sequence[Pair]
     ) -> list[PairComparison]:
@@ -146,6 +151,10 @@ class PairwiseJudge:
             met[j].append((i, 1 - value, comparison.texts[1]))
         number = {place: n for places in groups for n, place in enumerate(places)}
         return [self._result(float(rates[i]), met[i], number) for i in range(len(requests))]
+
+    def introduce(self) -> None:
+        """See `base.introduce`."""
+        introduce(self._comparer)
 
     def pop_metrics(self) -> dict[str, float]:
         """Metrics since the last call, `judge/pairwise/TERM/NAME`.

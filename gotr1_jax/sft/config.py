@@ -80,13 +80,26 @@ class SftDataConfig(CheckedConfig):
             raise ConfigError(f"cache_dir is {self.cache_dir}; it must be a folder, not a URL")
 
 
+@dataclass(frozen=True)
+class SftSamplesConfig(CheckedConfig):
+    """Samples during the training, to look at in the report and in trackers."""
+
+    # Steps between them; the first and the last step have some too. 0: never.
+    every: StepsOrNever = 0
+    # How many captions, each sampled once, the same at every step.
+    captions: Annotated[int, Range("[1, 1024]")] = 8
+    # "shapes" (held-out captions of the shapes world), or a file of captions, as captions.source
+    # of gotr1 train grpo.
+    source: FilledText = "shapes"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SftConfig(JobConfig):
     """Supervised training of plan and image: `gotr1 train sft`."""
 
     may_change: ClassVar[Collection[str]] = (
         "micro_batch", "plan_buckets", "remat", "export_dir", "export_every", "log_every",
-        "sampling",
+        "sampling", "samples",
     )  # fmt: skip
 
     # Checkpoint of the VQ tokenizer: a folder (such as `gotr1 train vq` writes), a hub id, or
@@ -129,6 +142,7 @@ class SftConfig(JobConfig):
     boi_weight: Weight = 1.0
     # Steps between lines of metrics.jsonl.
     log_every: Steps = 20
+    samples: SftSamplesConfig = field(default_factory=SftSamplesConfig)
     data: SftDataConfig = field(default_factory=SftDataConfig)
 
     @property

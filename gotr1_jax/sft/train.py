@@ -32,11 +32,13 @@ from gotr1_jax.parallel.processes import (
     raise_on_all_processes,
 )
 from gotr1_jax.parallel.sharding import state_shardings
+from gotr1_jax.report.page import write_report
 from gotr1_jax.sampler.config import sampling_defaults
 from gotr1_jax.sft.config import SftConfig
 from gotr1_jax.sft.dataset import describe_data, make_batches, to_token_batch
 from gotr1_jax.sft.losses import SftWeights
 from gotr1_jax.sft.number_features import with_number_features
+from gotr1_jax.sft.samples import SampledCaptions
 from gotr1_jax.sft.update import make_sft_step
 from gotr1_jax.shapes.tokenizer import train_tokenizer
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer, add_plan_tokens
@@ -73,6 +75,7 @@ def train_sft(config: SftConfig) -> Path:
             images = load_vq(find_checkpoint(config.vq))
             loaded = None if config.init is None else _load(config, mesh)
             initial = _initial_model(config, Path(scratch), images, loaded)
+            sampled = SampledCaptions(config, initial.config, initial.tokenizer, mesh)
         check_same_on_all_processes(read_text(initial.tokenizer_dir / TOKENIZER_FILE), "tokenizer")
         inputs = _inputs(config)
         run.check_inputs(inputs, f"{inputs['data.source']} {config.batch_size}")
@@ -86,6 +89,7 @@ def train_sft(config: SftConfig) -> Path:
         optimizer = make_optimizer(config.optimizer, config.steps)
         state = run.restore(_initial_state(config, initial, shapes, optimizer, mesh), batches)
         weights = SftWeights(config.text_weight, config.image_weight, config.boi_weight)
+        sampled.use(graphdef, vq)
         update = make_sft_step(
             graphdef, optimizer, initial.tokenizer.specials, weights, config.caption_dropout,
             config.micro_batch, config.plan_buckets,
@@ -98,17 +102,10 @@ def train_sft(config: SftConfig) -> Path:
             rows = to_token_batch(batch, config.batch_size, mesh)
             state, result = update(state, rows, jax.random.fold_in(key, step))
             if step % config.log_every == 0 or step == config.steps:
-                text, image = float(result.nats.text), float(result.nats.image)
-                values = {
-                    "loss": float(result.loss),
-                    "nats/text": text,
-                    "nats/image": image,
-                    "nats/boi": float(result.nats.boi),
-                    "grad_norm": float(result.grad_norm),
-                    "lr": float(schedule(state.updates - 1)),
-                    "updates/skipped": int(state.skipped),
-                }
-                run.log(values, state.skipped_in_a_row, text=text, image=image)
+                values = _metrics(result, state, schedule)
+                shown = {name: values[f"nats/{name}"] for name in ("text", "image")}
+                run.log(values, state.skipped_in_a_row, **shown)
+            sampled.write_if_due(run, state.params, config.steps)
             if config.export_every and step % config.export_every == 0 and step < config.steps:
                 _export(config, run.dir.root / f"model_{step:06d}", initial, state.params)
             run.end_step(state)
@@ -117,7 +114,21 @@ def train_sft(config: SftConfig) -> Path:
         with raise_on_all_processes():
             if is_main_process():
                 run.write_summary()
+                print(f"report: {write_report(run.dir.root)}")
         return out
+
+
+def _metrics(result: Any, state: TrainState, schedule: Any) -> dict[str, float]:
+    """The metrics of a step, from what its update returns."""
+    return {
+        "loss": float(result.loss),
+        "nats/text": float(result.nats.text),
+        "nats/image": float(result.nats.image),
+        "nats/boi": float(result.nats.boi),
+        "grad_norm": float(result.grad_norm),
+        "lr": float(schedule(state.updates - 1)),
+        "updates/skipped": int(state.skipped),
+    }
 
 
 def _inputs(config: SftConfig) -> dict[str, str]:

@@ -91,7 +91,7 @@ def check_settings(source: RunDir, config: Any, has_checkpoint: bool = True) -> 
             return []
         raise InputError(
             f"the settings of the run in {source.root} cannot be compared with those given now: "
-            f"{error}; begin in another run_dir, or go on with --allow_changes true"
+            f"{error}; begin in another run_dir, or go on with --allow-changes"
         ) from error
     changes = setting_changes(stored, config)
     if has_checkpoint:
@@ -158,7 +158,7 @@ def _refuse(source: RunDir, changes: Iterable[SettingChange], allow: bool) -> No
         raise InputError(
             f"the run in {source.root} was trained under other settings: "
             f"{'; '.join(map(str, changes))}; give the former ones, begin in another run_dir, or "
-            "accept the changes with --allow_changes true"
+            "accept the changes with --allow-changes"
         )
 
 

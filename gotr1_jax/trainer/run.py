@@ -10,12 +10,13 @@ from typing import Any
 
 from gotr1_jax.config import to_yaml
 from gotr1_jax.errors import InputError, Stopped
-from gotr1_jax.io.files import write_json_atomic
+from gotr1_jax.io.files import atomic_write, write_json_atomic
 from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.io.storage import local_path, name_urls, upload, writing
 from gotr1_jax.io.write_errors import raise_write_errors
 from gotr1_jax.parallel.config import DistributedConfig
 from gotr1_jax.parallel.mesh import make_mesh, warm_up_collectives
+from gotr1_jax.parallel.phases import phase
 from gotr1_jax.parallel.placement import check_rows
 from gotr1_jax.parallel.processes import (
     broadcast_from_main,
@@ -26,6 +27,7 @@ from gotr1_jax.parallel.processes import (
 from gotr1_jax.parallel.progress import Progress
 from gotr1_jax.trainer.checkpoint import Checkpoints, Restored
 from gotr1_jax.trainer.config import JobConfig
+from gotr1_jax.trainer.differences import differing_yaml
 from gotr1_jax.trainer.loop import Loop
 from gotr1_jax.trainer.metrics import MetricsWriter
 from gotr1_jax.trainer.provenance import add_start, describe_start
@@ -211,7 +213,9 @@ class Run:
                 # A run without a checkpoint yet starts again in the same directory.
                 may_exist = self._config.resume != "never"
                 create_run_dir(self.dir.root, self._config_text, may_exist=may_exist)
-                print(self._config_text)
+                differing = differing_yaml(replace(self._config, allow_changes=False))
+                atomic_write(self.dir.differing, differing)
+                print(f"# differs from the defaults; all settings: {self.dir.config}\n{differing}")
 
     def restore(self, state: Any, data: Any = None, frozen: Any = None) -> Any:
         """`state`, or the saved state if the run resumes.
@@ -288,7 +292,8 @@ class Run:
         ):
             for step in self._loop.steps(self.first_step):
                 self.step, self._started = step, time.perf_counter()
-                yield step
+                with phase("step"):
+                    yield step
 
     def elapsed(self) -> float:
         """Seconds since the current step began; 0 after `log`."""
@@ -345,11 +350,16 @@ class Run:
             self._tracking.log(self.step, self._values, self._images)
         self._values, self._images = {}, []
 
-    def write_summary(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Writes summary.json with `values`, in the main process; returns all of it."""
+    def write_summary(
+        self, values: Mapping[str, Any] | None = None, images: Sequence[TrackedImage] = ()
+    ) -> dict[str, Any]:
+        """Writes summary.json with `values`, in the main process; returns all of it.
+
+        images: for the trackers alone.
+        """
         summary = write_summary(self.dir, self.step, self.seconds, values)
         if self._tracking is not None:
-            self._tracking.summarise(self.step, summary)
+            self._tracking.summarise(self.step, summary, images)
         return summary
 
     def note(self, line: str) -> None:

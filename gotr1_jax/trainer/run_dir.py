@@ -3,8 +3,9 @@
 config.yaml  metrics.jsonl  checkpoints/  samples/step_000010/  tensorboard/  report.html
 summary.json  inputs.json (what the files of the configuration held)
 terms.json (names and meanings of a reward's terms)
-trackers.json (what trackers were sent)
+trackers.json (what trackers were sent)  config_differing.yaml (what is not the default)
 provenance.json (date, command, commit, versions and machine of each start)
+reconstructions.png (of a run of VQ)
 resumed.json (the path that --resume named)  .lock (while a process runs)
 """
 
@@ -34,6 +35,8 @@ TERMS_NAME = "terms.json"
 PROVENANCE_NAME = "provenance.json"
 FOLLOWED_NAME = "resumed.json"
 TRACKERS_NAME = "trackers.json"
+DIFFERING_NAME = "config_differing.yaml"
+RECONSTRUCTIONS_NAME = "reconstructions.png"
 # A temporary file or folder that a killed process did not rename.
 _LEFTOVER = re.compile(r"\..+\.(tmp|old)\d+")
 
@@ -83,6 +86,14 @@ class RunDir:
     @property
     def followed(self) -> Path:
         return self.root / FOLLOWED_NAME
+
+    @property
+    def differing(self) -> Path:
+        return self.root / DIFFERING_NAME
+
+    @property
+    def reconstructions(self) -> Path:
+        return self.root / RECONSTRUCTIONS_NAME
 
     @property
     def trackers(self) -> Path:

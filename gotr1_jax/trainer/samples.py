@@ -172,7 +172,7 @@ def sample_images(records: Sequence[SampleRecord], most: int) -> list[TrackedIma
     return [
         TrackedImage(
             f"samples/{Path(record.image_name).stem}",
-            f"{record.caption} · total {record.total:.3f}",
+            record.caption + ("" if math.isnan(record.total) else f" · total {record.total:.3f}"),
             record.image,
         )
         for record in order[:most]

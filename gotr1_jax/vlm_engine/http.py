@@ -19,8 +19,8 @@ import httpx2
 import numpy as np
 from PIL import Image
 
-from gotr1_jax.errors import RunError
-from gotr1_jax.vlm_engine.base import Answer, ImageInput, Question
+from gotr1_jax.errors import RunError, UnreachableError
+from gotr1_jax.vlm_engine.base import Answer, ImageInput, Question, Scale, make_image_input
 from gotr1_jax.vlm_engine.chat import (
     read_completion,
     refused_fields,
@@ -100,6 +100,23 @@ class HttpEngine:
                 reasons.total(), len(answers), number, reason,
             )  # fmt: skip
         return answers
+
+    def introduce(self) -> None:
+        """Asks one question of our own, before anything depends on the answers.
+
+        UnreachableError where there is no answer after all tries, RunError where it is refused.
+        """
+        pixels = np.full((64, 64, 3), 200, np.uint8)
+        pixels[16:48, 8:40] = (200, 40, 30)
+        text = 'Which color has the square? Answer with {"score": 0} and one word.'
+        scale = Scale(0, 10, "")
+        image = make_image_input(pixels)
+        answer = self.answer([Question("score", (image,), text, "", 32, scale)])[0]
+        if answer.error:
+            raise UnreachableError(
+                f"the judge at {self._config.url} does not answer: {answer.error}; start it first, "
+                "check judge.http.url and judge.http.model, or see its log"
+            )
 
     async def _answer_all(self, questions: Sequence[Question]) -> list[Answer]:
         images = {p.key: p for q in questions for p in q.images}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,10 +21,13 @@ from gotr1_jax.parallel.processes import (
     is_main_process,
     raise_on_all_processes,
 )
+from gotr1_jax.report.page import write_report
 from gotr1_jax.shapes.cells import CELL_CODES_FILE, CellCodes
 from gotr1_jax.shapes.vocabulary import IMAGE_SIZE
 from gotr1_jax.trainer.run import Run
 from gotr1_jax.trainer.run_dir import RunDir
+from gotr1_jax.trainer.samples import png_bytes
+from gotr1_jax.trainer.tracking.trackers import TrackedImage
 from gotr1_jax.vq.config import VqTrainConfig
 from gotr1_jax.vq.data import (
     SceneImages,
@@ -103,7 +105,8 @@ def _finish(config: VqTrainConfig, run: Run, params: Any, codes: CellCodes | Non
     held_out = draw_scenes("heldout", config.seed, config.eval_images, variants=True)
     margin = config.weights.consistency_margin
     summary, decoded = evaluate(config.model, rounded, held_out, margin)
-    stream = io.BytesIO()
-    contact_sheet(held_out.images[:, 0], decoded).save(stream, format="PNG")
-    atomic_write(run.dir.root / "reconstructions.png", stream.getvalue())
-    run.write_summary(summary)
+    sheet = np.asarray(contact_sheet(held_out.images[:, 0], decoded))
+    atomic_write(run.dir.reconstructions, png_bytes(sheet))
+    shown = TrackedImage("reconstructions", "held-out images, below each row decoded", sheet)
+    run.write_summary(summary, [shown])
+    print(f"report: {write_report(run.dir.root)}")

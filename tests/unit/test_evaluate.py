@@ -239,6 +239,18 @@ def test_table():
     assert "total +0.500 on 2 held-out captions" in format_table(before, after, (0.5, 0.5))
 
 
+def test_a_baseline_without_a_score_says_so():
+    before = Evaluation({"sem": scores(NAN, NAN)}, scores(NAN, NAN))
+    after = Evaluation({"sem": scores(0.5, 0.25)}, scores(0.5, 0.5))
+    lines = format_table(before, after, mean_interval(after.total - before.total)).splitlines()
+    assert [line.split() for line in lines[1:3]] == [
+        ["total", "no", "score", "0.500", "no", "score"],
+        ["sem", "no", "score", "0.375", "no", "score"],
+    ]
+    assert lines[3] == "total has no score before on 2 held-out captions"
+    assert "nan" not in format_table(after, before, (NAN, NAN))
+
+
 @pytest.mark.parametrize(
     "captions, samples, rows, multiple, wanted",
     [

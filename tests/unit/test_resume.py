@@ -59,7 +59,7 @@ def test_a_setting_that_changes_what_is_trained_is_refused(tmp_path, changed, sa
     with pytest.raises(InputError) as error:
         check_settings(run, replace(BASE, **changed, steps=7))
     assert f"other settings: {said}" in str(error.value)
-    assert "--allow_changes true" in str(error.value) and "steps" not in str(error.value)
+    assert "--allow-changes" in str(error.value) and "steps" not in str(error.value)
     changes = check_settings(run, replace(BASE, **changed, allow_changes=True))
     assert sorted(change.is_free for change in changes) == [False, True]
 

@@ -107,7 +107,7 @@ class Recorder:
     def log(self, step: int, values: Mapping[str, float], images: Sequence[Any]) -> None:
         self._call(step)
 
-    def summarise(self, step: int, values: Mapping[str, float]) -> None:
+    def summarise(self, step: int, values: Mapping[str, float], images: Sequence[Any]) -> None:
         self._call(("summary", step))
 
     def finish(self, outcome: Outcome) -> None:

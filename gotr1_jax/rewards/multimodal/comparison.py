@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gotr1_jax.rewards.base import JudgeRequest
+from gotr1_jax.rewards.base import JudgeRequest, introduce
 from gotr1_jax.rewards.multimodal import instructions
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer, QuestionCounts
 from gotr1_jax.rewards.multimodal.questions import QuestionsConfig
@@ -60,7 +60,7 @@ class QuestionComparer:
         cache: AnswerCache | None = None,
     ) -> None:
         """plans: show both plans too. InputError for a reading that the engine does not support."""
-        self._expected = config.reading == "expected"
+        self._engine, self._expected = engine, config.reading == "expected"
         self._client = EngineClient(engine, self._expected, cache)
         self._plans, self._limit = plans, config.score_tokens
         self._scale = _ONE_OR_TWO if self._expected else _OR_NEITHER
@@ -97,6 +97,10 @@ class QuestionComparer:
             self._count(comparison)
             found.append(comparison)
         return found
+
+    def introduce(self) -> None:
+        """See `base.introduce`."""
+        introduce(self._engine)
 
     def pop_metrics(self) -> dict[str, float]:
         """Metrics since the last call, by the last part of their names.

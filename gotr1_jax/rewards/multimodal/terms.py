@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box, box_from_pixels, match_objects
-from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, introduce
 from gotr1_jax.rewards.multimodal import instructions
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer, QuestionCounts
 from gotr1_jax.rewards.multimodal.questions import (
@@ -94,6 +94,10 @@ class MultimodalJudge:
             answers = {term: [next(parsed) for _ in group] for term, group in by_term.items()}
             results.append(self._result(request, by_term, answers))
         return results
+
+    def introduce(self) -> None:
+        """See `base.introduce`."""
+        introduce(self._engine)
 
     def pop_metrics(self) -> dict[str, float]:
         """Rates of failure since the last call; see `QuestionCounts.metrics`."""

@@ -101,9 +101,11 @@ class Tracking:
         """A step's metrics, as `MetricsWriter.write` takes them; returns at once."""
         self._put(_Step(step, _finite(values), tuple(images)))
 
-    def summarise(self, step: int, values: Mapping[str, Any]) -> None:
-        """What summary.json holds; returns at once."""
-        self._put(_Step(step, _finite(values), is_summary=True))
+    def summarise(
+        self, step: int, values: Mapping[str, Any], images: Sequence[TrackedImage] = ()
+    ) -> None:
+        """What summary.json holds, and images of the end; returns at once."""
+        self._put(_Step(step, _finite(values), tuple(images), is_summary=True))
 
     def _put(self, item: _Step) -> None:
         if self._thread is not None:
@@ -178,10 +180,8 @@ class _Sender:
                 sent.step = max(sent.step, item.step)
                 sent.summary = item.step if item.is_summary else sent.summary
                 self._write()
-                if item.is_summary:
-                    tracker.summarise(item.step, item.values)
-                else:
-                    tracker.log(item.step, item.values, item.images)
+                call = tracker.summarise if item.is_summary else tracker.log
+                call(item.step, item.values, item.images)
                 self._pause = _FIRST_PAUSE
         except (Exception, SystemExit) as error:
             self._failed(error)

@@ -72,8 +72,10 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float], images: Sequence[TrackedImage]) -> None:
         """A step's numbers, all finite, and images; steps ascend, and none comes twice."""
 
-    def summarise(self, step: int, values: Mapping[str, float]) -> None:
-        """What the run ended with, all finite."""
+    def summarise(
+        self, step: int, values: Mapping[str, float], images: Sequence[TrackedImage]
+    ) -> None:
+        """What the run ended with: numbers, all finite, and images."""
 
     def finish(self, outcome: Outcome) -> None:
         """Ends the run there; sends what is left."""
@@ -124,9 +126,12 @@ class Wandb:
             gallery.append(self._image(image.pixels, caption=image.caption))
         self._run.log(row, step=step, commit=True)
 
-    def summarise(self, step: int, values: Mapping[str, float]) -> None:
+    def summarise(
+        self, step: int, values: Mapping[str, float], images: Sequence[TrackedImage]
+    ) -> None:
         """The run's summary there."""
-        self._run.summary.update(dict(values))
+        shown = {i.title: self._image(i.pixels, caption=i.caption) for i in images}
+        self._run.summary.update({**values, **shown})
 
     def finish(self, outcome: Outcome) -> None:
         """A stopped run counts as preempted there until it goes on."""
@@ -164,9 +169,11 @@ class Trackio:
         shown = {i.title: self._image(i.pixels, caption=i.caption) for i in images}
         self._run.log({**values, **shown}, step=step)
 
-    def summarise(self, step: int, values: Mapping[str, float]) -> None:
+    def summarise(
+        self, step: int, values: Mapping[str, float], images: Sequence[TrackedImage]
+    ) -> None:
         """Numbers of the last step, under names of their own."""
-        self._run.log({f"summary/{name}": value for name, value in values.items()}, step=step)
+        self.log(step, {f"summary/{name}": value for name, value in values.items()}, images)
 
     def finish(self, outcome: Outcome) -> None:
         """It knows no outcome."""
@@ -239,9 +246,11 @@ class Mlflow:
             key = self._name(image.title)
             self._client.log_image(self.id, image.pixels, key=key, step=step)
 
-    def summarise(self, step: int, values: Mapping[str, float]) -> None:
+    def summarise(
+        self, step: int, values: Mapping[str, float], images: Sequence[TrackedImage]
+    ) -> None:
         """Numbers of the last step, under names of their own."""
-        self.log(step, {f"summary/{name}": value for name, value in values.items()}, ())
+        self.log(step, {f"summary/{name}": value for name, value in values.items()}, images)
 
     def finish(self, outcome: Outcome) -> None:
         """Its states of a run."""
