@@ -31,6 +31,7 @@ from gotr1_jax.report.page import write_report
 from gotr1_jax.sft.number_features import number_features
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
 from gotr1_jax.trainer.metrics import read_metrics
+from gotr1_jax.trainer.samples import read_samples, sample_steps
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,7 @@ def new_model_values(vq: Path, run_dir: Path) -> dict[str, Any]:
     values["model"]["number_features"] = True
     values["optimizer"]["kind"] = "muon"
     values["export_every"] = 2
+    values["samples"] = {"every": 2, "captions": 8}
     return values
 
 
@@ -68,7 +70,14 @@ def finished(vq: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 def test_metrics_and_model(finished, vq):
     root, saved = finished
-    assert "not finished" not in write_report(root).read_text()
+    page = (root / "report.html").read_text()
+    assert page == write_report(root).read_text() and "not finished" not in page
+    assert "<h2>Samples over the steps</h2>" in page and "<b>nats a token</b>" in page
+    assert "steps: 4" in (root / "config_differing.yaml").read_text()
+    samples = [(step, read_samples(path)) for step, path in sample_steps(root / "samples").items()]
+    assert [(step, len(records)) for step, records in samples] == [(1, 8), (2, 8), (4, 8)]
+    captions = {tuple(record.caption for record in records) for _, records in samples}
+    assert len(captions) == 1 and len(set(*captions)) == 8
     assert sorted(saved) == [2, 4]
     lines = read_metrics(root / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]

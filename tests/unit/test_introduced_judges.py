@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +53,14 @@ def test_a_server_that_is_not_there_or_refuses_is_named_with_the_cause():
         pass  # nobody listens any more
     with pytest.raises(UnreachableError, match=r"does not answer: .*ConnectionRefused.*start it"):
         introduce(MultimodalJudge(engine(server), ("sem",)))
-    with Server(lambda handler, number, body: send(handler, 404, b"no model m")) as server:
-        with pytest.raises(RunError, match="refuses: status 404.*judge.http.model"):
+    for status, kind, said in (
+        (404, RunError, "refuses: status 404.*judge.http.model"),
+        (500, UnreachableError, "does not answer: .*500.*see its log"),
+    ):
+        behave = partial(_send, status=status)
+        with Server(behave) as server, pytest.raises(kind, match=said):
             introduce(MultimodalJudge(engine(server), ("sem",)))
-    with Server(lambda handler, number, body: send(handler, 500, b"oops")) as server:
-        with pytest.raises(UnreachableError, match="does not answer: .*500.*see its log"):
-            introduce(MultimodalJudge(engine(server), ("sem",)))
+
+
+def _send(handler: BaseHTTPRequestHandler, _number: int, _body: Any, status: int) -> None:
+    send(handler, status, b"oops")
