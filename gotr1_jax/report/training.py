@@ -117,7 +117,9 @@ def summary_rows(summary: Mapping[str, Any], prefix: str = "") -> list[tuple[str
             rows += summary_rows(value, f"{path}/")
         elif path not in ("steps", "seconds"):
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            shown = f"{value:.6g}" if is_number and abs(value) < 1e150 else str(value)
+            shown = "–" if value is None else str(value)
+            if is_number and abs(value) < 1e150:
+                shown = f"{value:.6g}"
             rows.append((path, shown[:_LONGEST], _MEANINGS.get(path, "")))
     return rows[:_MOST_ROWS]
 

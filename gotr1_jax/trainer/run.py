@@ -92,7 +92,8 @@ class Run:
         self._row_counts = row_counts or {}
         self._max_bad_updates = max_bad_updates
         # Another start on the stored configuration must ask for changes again.
-        self._config_text = to_yaml(replace(config, allow_changes=False))
+        stored = replace(config, allow_changes=False)
+        self._config_text, self._differing_text = to_yaml(stored), differing_yaml(stored)
         self.inputs: Mapping[str, str] = {}
         self._data_key = ""
         self._is_changed = self._is_locked = self._begins_anew = False
@@ -213,9 +214,8 @@ class Run:
                 # A run without a checkpoint yet starts again in the same directory.
                 may_exist = self._config.resume != "never"
                 create_run_dir(self.dir.root, self._config_text, may_exist=may_exist)
-                differing = differing_yaml(replace(self._config, allow_changes=False))
-                atomic_write(self.dir.differing, differing)
-                print(f"# differs from the defaults; all settings: {self.dir.config}\n{differing}")
+                print(f"# differs from the defaults; all settings: {self.dir.config}")
+                print(self._differing_text)
 
     def restore(self, state: Any, data: Any = None, frozen: Any = None) -> Any:
         """`state`, or the saved state if the run resumes.
@@ -274,6 +274,7 @@ class Run:
             drop_samples_after(self.dir.samples, self.first_step)
             mark_followed(self.dir, self._config.resume, self.first_step)
         store_config(self.dir, self._config_text, kept_until)
+        atomic_write(self.dir.differing, self._differing_text)
         write_json_atomic(self.dir.inputs, self.inputs)
         add_start(self.dir.provenance, describe_start(self._config.seed, self.first_step))
 
