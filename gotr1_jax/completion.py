@@ -126,7 +126,8 @@ def _places(
     """What may follow a place and all those below it: commands, options."""
     follows: list[str] = []
     below: list[tuple[str, tuple[list[str], list[_Option]]]] = []
-    options = [_option(action) for action in parser._actions if action.option_strings]
+    shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+    options = [_option(action) for action in shown if action.option_strings]
     options += _field_options(JOBS_OF.get(place.strip(), ()))
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -175,7 +175,7 @@ def _read_list(kind: Any, value: Any, where: str) -> tuple[Any, ...]:
 
 def _read_named(kind: Any, value: Any, where: str) -> dict[str, Any]:
     """Sections under names of the user's own; a list of names has sections of defaults."""
-    value = _names_as_sections(_parse_named(value, where), where)
+    value = _names_assections_of(_parse_named(value, where), where)
     if not isinstance(value, Mapping):
         raise ConfigError(
             f"{where} is {show_value(value)}; expected names, as in [a, b], or named sections"
@@ -193,7 +193,7 @@ def _parse_named(word: Any, where: str) -> Any:
     return _parse_flow(word, "{}", where) if is_section else _parse_list(word, where)
 
 
-def _names_as_sections(value: Any, where: str) -> Any:
+def _names_assections_of(value: Any, where: str) -> Any:
     """{name: {}} of a list of names; anything else as it is."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
         return value
@@ -232,12 +232,12 @@ def _find_kinds(schema: Any) -> dict[str, Any]:
     return {spec.name: hints[spec.name] for spec in dataclasses.fields(schema)}
 
 
-def _sections(kind: Any) -> Iterator[type]:
+def sections_of(kind: Any) -> Iterator[type]:
     """The configuration class that a field holds, or holds a list of."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         yield kind
     for part in typing.get_args(kind):
-        yield from _sections(part)
+        yield from sections_of(part)
 
 
 def _named_section(kind: Any) -> type | None:
@@ -259,9 +259,9 @@ def _rename_keys(schema: type, values: Mapping[str, Any], where: str) -> dict[st
             _tell_renamed(where + key, where + new)
             key = new
         kind = field_kinds(schema).get(key)
-        section, named = next(_sections(kind), None), _named_section(kind)
+        section, named = next(sections_of(kind), None), _named_section(kind)
         if named is not None:
-            value = _names_as_sections(value, where + key)
+            value = _names_assections_of(value, where + key)
             if isinstance(value, Mapping):
                 value = {
                     name: _rename_keys(named, inner, f"{where}{key}.{name}.")
@@ -318,7 +318,7 @@ def _current_path(schema: type | None, dotted: str) -> list[str]:
         part = getattr(schema, "renamed_keys", {}).get(part, part)
         path.append(part)
         kind = field_kinds(schema).get(part) if schema is not None else None
-        schema = next(_sections(kind), None)
+        schema = next(sections_of(kind), None)
         if _named_section(kind) is not None and parts:
             path.append(parts.pop(0))  # a name of the user's own
     return path
@@ -328,9 +328,9 @@ def _begin_from_default(schema: type, values: dict[str, Any], path: Sequence[str
     """An override of one named section adds to the default ones, where none are given."""
     for i, part in enumerate(path[:-1]):
         kind = field_kinds(schema).get(part)
-        section = next(_sections(kind), None)
+        section = next(sections_of(kind), None)
         if _named_section(kind) is not None and part in values:
-            values[part] = _names_as_sections(_parse_named(values[part], part), part)
+            values[part] = _names_assections_of(_parse_named(values[part], part), part)
             return
         if _named_section(kind) is not None:
             spec = next(s for s in dataclasses.fields(schema) if s.name == part)
@@ -351,7 +351,7 @@ def _set_word(values: dict[str, Any], path: Sequence[str], text: str) -> None:
         child = values.get(part)
         if isinstance(child, PlainScalar):
             child = _parse_flow(child, "[]" if child.startswith("[") else "{}", part)
-            child = _names_as_sections(child, part)
+            child = _names_assections_of(child, part)
         if child is None or isinstance(child, PlainScalar) and child == "null":
             child = {}
         if not isinstance(child, dict):
@@ -374,7 +374,7 @@ def _hint(schema: type, key: str, where: str) -> str:
 def _paths(schema: type, below: tuple[type, ...] = ()) -> Iterator[str]:
     """The dotted paths of all fields of sections."""
     for name, kind in field_kinds(schema).items():
-        section = None if _named_section(kind) else next(_sections(kind), None)
+        section = None if _named_section(kind) else next(sections_of(kind), None)
         if section is None or section in (schema, *below):
             yield name
         else:

@@ -15,12 +15,19 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gotr1_jax.config import CheckedConfig, field_kinds, from_dict, load_config, read_value
+from gotr1_jax.config import (
+    CheckedConfig,
+    field_kinds,
+    from_dict,
+    load_config,
+    read_value,
+    sections_of,
+)
 from gotr1_jax.config_reference import field_help
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.io.lock import target_lock
@@ -80,9 +87,16 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
         help="YAML file with sections judge, terms and mesh; the options below override it",
     )  # fmt: skip
     group = parser.add_argument_group("the judge and its devices, lists as a,b")
-    meanings = field_help(JudgeJob)
-    for name in option_names():
+    add_field_options(group, JudgeJob, option_names())
+
+
+def add_field_options(group: argparse._ArgumentGroup, schema: type, names: Iterable[str]) -> None:
+    """An option for each of these dotted fields; by an old name it is read, and not shown."""
+    meanings = field_help(schema)
+    for name in names:
         group.add_argument(f"--{name}", metavar="VALUE", help=meanings[name])
+        for old in old_names(schema, name):
+            group.add_argument(f"--{old}", dest=name, help=argparse.SUPPRESS)
 
 
 def read_judge_options(options: argparse.Namespace) -> JudgeJob:
@@ -197,3 +211,15 @@ def option_names(schema: type = JudgeJob, prefix: str = "") -> Iterator[str]:
             yield from option_names(part, f"{prefix}{name}.")
         elif not any(dataclasses.is_dataclass(k) for k in inner):
             yield f"{prefix}{name}"
+
+
+def old_names(schema: type, dotted: str) -> list[str]:
+    """The dotted names that a field had before, by `renamed_keys` of the schemas on its path."""
+    key, dot, rest = dotted.partition(".")
+    renamed = getattr(schema, "renamed_keys", {})
+    keys = [key, *(old for old, new in renamed.items() if new == key)]
+    rests = [rest]
+    if dot:
+        section = next(sections_of(field_kinds(schema)[key]))
+        rests += old_names(section, rest)
+    return [f"{k}{dot}{r}" for k in keys for r in rests][1:]

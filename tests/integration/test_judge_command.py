@@ -304,6 +304,7 @@ def test_options_that_cannot_work(run, tmp_path, capsys) -> None:
             "'judge.http.model' is missing",
         ),
         (("--judge.kind", "qwen_vl"), "qwen_vl"),
+        (("--judge.qwen2_5_vl.rows", "many"), "judge.qwen_vl.rows is 'many'"),
         (("--judge.http.timeout", "soon"), "judge.http"),
         (("--config", "nowhere.yaml"), "cannot read configuration"),
     ):

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from gotr1_jax.config import CheckedConfig, load_config
-from gotr1_jax.config_reference import field_help
 from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.grpo.config import RewardConfig
 from gotr1_jax.limits import FilledText, Fraction, Range
 from gotr1_jax.parallel.config import MeshConfig
-from gotr1_jax.rewards.command import option_names
+from gotr1_jax.rewards.command import add_field_options, option_names
 from gotr1_jax.rewards.judge_config import CacheConfig, JudgeConfig
 from gotr1_jax.rewards.terms import TermConfig, as_terms
 
@@ -160,9 +159,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         "below override it",
     )  # fmt: skip
     group = parser.add_argument_group("the search, its judge and their devices, lists as a,b")
-    meanings = field_help(SearchJob)
-    for name in _option_names():
-        group.add_argument(f"--{name}", metavar="VALUE", help=meanings[name])
+    add_field_options(group, SearchJob, _option_names())
 
 
 def _option_names() -> list[str]:
