@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -132,6 +132,30 @@ def _path(xs: np.ndarray, ys: np.ndarray) -> str:
         if not joined and not (i + 1 < len(ys) and known[i + 1]):
             parts.append("h.01")
     return "".join(parts)
+
+
+def build_charts_of(
+    specs: Iterable[ChartSpec], metrics: Metrics | Mapping[str, Metrics]
+) -> list[Chart]:
+    """The charts that have a value, see `build_chart`.
+
+    Of several runs no chart has more series than there are dashes to tell them apart.
+    """
+    several = not isinstance(metrics, Metrics) and len(metrics) > 1
+    parts = [part for spec in specs for part in (_split(spec) if several else [spec])]
+    return [chart for part in parts if (chart := build_chart(part, metrics)) is not None]
+
+
+def _split(spec: ChartSpec) -> list[ChartSpec]:
+    starts = range(0, len(spec.series), LINE_DASHES)
+    if len(starts) < 2:
+        return [spec]
+    return [
+        replace(
+            spec, title=f"{spec.title} ({number})", series=spec.series[start : start + LINE_DASHES]
+        )
+        for number, start in enumerate(starts, start=1)
+    ]
 
 
 def build_chart(spec: ChartSpec, metrics: Metrics | Mapping[str, Metrics]) -> Chart | None:

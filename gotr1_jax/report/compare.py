@@ -58,7 +58,9 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     path = run_dirs[0] / NAME if out is None else out
     if path.is_dir():
         raise InputError(f"--out {path} is a directory; name a file")
-    loaded = [load_run(root, MAX_RECORDS // len(run_dirs)) for root in run_dirs]
+    # Samples of training are not on the page.
+    most = MAX_RECORDS // len(run_dirs)
+    loaded = [load_run(root, 0, max_followed=most) for root in run_dirs]
     atomic_write(path, render_comparison(loaded))
     return path
 

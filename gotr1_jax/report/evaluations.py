@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gotr1_jax.report.charts import LINE_COLOURS, Chart, ChartSpec, build_chart
+from gotr1_jax.report.charts import LINE_COLOURS, Chart, ChartSpec, build_charts_of
 from gotr1_jax.report.metrics import Metrics
 
 TRAINED, WATCHED, DIVERSITY = "evaluation/", "watched/", "evaluation/diversity/"
@@ -70,7 +70,7 @@ def evaluation_charts(metrics: Metrics, summary: Mapping[str, Any]) -> list[Char
     if len(found.steps) < 2:
         return []
     specs = _specs(found, _marks(summary), len(found.steps))
-    return [chart for spec in specs if (chart := build_chart(spec, found)) is not None]
+    return build_charts_of(specs, found)
 
 
 def draw_evaluations(runs: Mapping[str, tuple[Metrics, Mapping[str, Any]]]) -> list[Chart]:
@@ -86,7 +86,7 @@ def draw_evaluations(runs: Mapping[str, tuple[Metrics, Mapping[str, Any]]]) -> l
     specs = _specs(
         Metrics(steps, values), (), max((len(m.steps) for m in found.values()), default=0)
     )
-    return [chart for spec in specs if (chart := build_chart(spec, found)) is not None]
+    return build_charts_of(specs, found)
 
 
 def _specs(found: Metrics, marks: tuple[tuple[str, int], ...], evaluated: int) -> list[ChartSpec]:

@@ -70,7 +70,9 @@ class RunData:
     starts: tuple[Mapping[str, Any], ...] = ()
 
 
-def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None) -> RunData:
+def load_run(
+    root: Path, max_records: int, scores: Sequence[Path] | None = None, max_followed: int = 1280
+) -> RunData:
     """Reads the run at `root`.
 
     Args:
@@ -79,6 +81,7 @@ def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None)
             evenly, except the first and the last. Steps with scores may add as many again.
         scores: files that `gotr1 judge` wrote; None takes those in the run directory, where an
             unusable one becomes a line of `problems`.
+        max_followed: as `max_records`, of the held-out captions between the evaluations.
 
     Raises:
         InputError: there is no such directory, or nothing of a run in it, or a file of `scores`
@@ -93,7 +96,7 @@ def load_run(root: Path, max_records: int, scores: Sequence[Path] | None = None)
     records = {name: _read_folder(run.samples / name, problems) for name in EVALUATIONS}
     records |= {folders[step].name: found for step, found in steps.items()}
     # Beside the evaluations, whose captions are the same.
-    followed = _read_steps(followed_steps(run.samples), max_records // 2, judged, problems)
+    followed = _read_steps(followed_steps(run.samples), max_followed, judged, problems)
     records |= {followed_name(step): found for step, found in followed.items()}
     by_image = {(f, r.image_name): r for f, found in records.items() for r in found}
     names = [f.name for f in run.samples.iterdir()] if run.samples.is_dir() else []

@@ -10,7 +10,7 @@ import numpy as np
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.strict_yaml import parse_word, read_yaml
-from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
+from gotr1_jax.report.charts import Chart, ChartSpec, build_charts_of
 from gotr1_jax.report.evaluations import is_of_evaluation
 from gotr1_jax.report.metrics import Metrics
 from gotr1_jax.report.terms import is_usual, reward_names
@@ -180,11 +180,8 @@ def section_specs(
 def draw_sections(
     specs: Mapping[str, Sequence[ChartSpec]], metrics: Metrics | Mapping[str, Metrics]
 ) -> dict[str, list[Chart]]:
-    """The charts that have a value, see `build_chart`, by section."""
-    drawn = {
-        section: [chart for spec in members if (chart := build_chart(spec, metrics)) is not None]
-        for section, members in specs.items()
-    }
+    """The charts that have a value by section, see `build_charts_of`."""
+    drawn = {section: build_charts_of(members, metrics) for section, members in specs.items()}
     return {section: charts for section, charts in drawn.items() if charts}
 
 

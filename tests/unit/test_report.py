@@ -328,7 +328,7 @@ def test_large_images_are_stored_small(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (384, 384, 3), dtype=np.uint8)
     card = build_card(sample(image=noise))
     assert card.image.startswith("data:image/jpeg;base64,") and len(card.image) < 120_000
-    assert build_card(sample()).image.startswith("data:image/png;base64,")
+    assert build_card(sample()).image.startswith("data:image/webp;base64,")
 
 
 def test_groups_are_ordered_best_first_with_unknown_totals_last() -> None:

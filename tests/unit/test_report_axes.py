@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gotr1_jax.report.axes import nice_ticks, step_ticks
-from gotr1_jax.report.charts import WIDTH, ChartSpec, build_chart
+from gotr1_jax.report.charts import WIDTH, ChartSpec, build_chart, build_charts_of
 from gotr1_jax.report.metrics import Metrics
 
 
@@ -68,3 +68,11 @@ def test_runs_of_one_chart_keep_their_own_steps_and_colours() -> None:
     ]  # fmt: skip
     assert chart.lines[1].xs == (0.0, WIDTH / 4, WIDTH)  # the axis reaches as far as either
     assert chart.lines[1].raw_path.count("M") == 1  # steps of the other run are no gaps
+    # No two lines of a chart look alike: what has more series than dashes becomes several charts.
+    many = ChartSpec("m", tuple((name, "p") for name in "abcd"))
+    assert [c.title for c in build_charts_of([many, spec], {"A": a, "B": b})] == [
+        "m (1)",
+        "m (2)",
+        "t",
+    ]
+    assert [c.title for c in build_charts_of([many], a)] == ["m"]

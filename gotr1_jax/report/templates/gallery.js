@@ -20,7 +20,7 @@ function svg(tag, properties, ...children) {
   node.append(...children);
   return node;
 }
-const signed = (value) => (value === null ? "–" : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2));
+const signed = (value) => (value === null ? "–" : (value <= -0.005 ? "−" : "+") + Math.abs(value).toFixed(2));
 
 // One sample.
 function rectangles(box, kind, by) {
@@ -188,7 +188,8 @@ for (const root of document.querySelectorAll(".gallery")) {
     return found;
   }
   function article({ item, cells, gain }) {
-    const tone = gain > 0 ? "gain" : gain < 0 ? "loss" : "soft";
+    const shown = gain === null ? 0 : Number(gain.toFixed(2));
+    const tone = shown > 0 ? "gain" : shown < 0 ? "loss" : "soft";
     const said = hasColumns ? el("span", { class: tone }, signed(gain)) : el("span", { class: "soft" }, item.note);
     const cards = cells.map(({ label, sample }) => sample
       ? card(sample, item.caption, label)
