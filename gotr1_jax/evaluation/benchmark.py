@@ -9,6 +9,7 @@ and the score computed from their answers. Its module's `run` reads the prompts,
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +29,7 @@ from gotr1_jax.generate.command import add_sampling_arguments, generate
 from gotr1_jax.generate.config import LAYOUTS, SAMPLING_NAMES, GenerateConfig, optional_template
 from gotr1_jax.generate.layouts import make_layout
 from gotr1_jax.images import open_image
+from gotr1_jax.io.files import atomic_write
 from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.rewards.command import add_judge_options, device_mesh, read_judge_options
 from gotr1_jax.rewards.factory import check_engine, make_engine
@@ -35,6 +37,7 @@ from gotr1_jax.vlm_engine.base import ImageInput, make_image_input
 
 IMAGES = "pictures"
 ANSWERS = "answers"
+CAPTIONS = "captions.jsonl"
 
 Answers = Mapping[str, Any]
 """Answers by the queries' keys."""
@@ -165,6 +168,14 @@ def image_folder(
     template = optional_template(options.template)
     generate(GenerateConfig(**{**given, **changed, "template": template}))
     return folder, options.n or LAYOUTS[layout]
+
+
+def write_captions(out: Path, captions: Sequence[str]) -> Path:
+    """A file of captions to generate from, whatever the benchmark's own file is called."""
+    path = out / CAPTIONS
+    lines = (json.dumps({"prompt": text}, ensure_ascii=False) + "\n" for text in captions)
+    atomic_write(path, "".join(lines))
+    return path
 
 
 def facts_head(

@@ -7,7 +7,6 @@ are in `checklist_formats`.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,10 +18,8 @@ from gotr1_jax.evaluation.checklist_formats import OWN, Checklist, read_checklis
 from gotr1_jax.evaluation.folders import BenchmarkImage, find_numbered_images
 from gotr1_jax.evaluation.results import ResultRow, make_row
 from gotr1_jax.evaluation.word_rules import WordQuestion, WordRules
-from gotr1_jax.io.files import atomic_write
 from gotr1_jax.rewards.command import read_judge_options
 
-CAPTIONS = "captions.jsonl"
 _OWN_WORDS = "each question is asked alone and in this project's words"
 _NOTE = (
     "all: the mean over the captions of the weighted mean of their questions. Rows of questions: "
@@ -46,10 +43,7 @@ def run(options: argparse.Namespace) -> None:
     checklist = read_checklist(options.questions)
     benchmark.check_options(options)
     texts = [item.caption for item in checklist.captions]
-    prompts = options.out / CAPTIONS
-    if options.images is None:
-        lines = (json.dumps({"prompt": text}, ensure_ascii=False) + "\n" for text in texts)
-        atomic_write(prompts, "".join(lines))
+    prompts = benchmark.write_captions(options.out, texts)
     folder, count = benchmark.image_folder(options, "plain", prompts)
     items = find_numbered_images(folder, [c.stem for c in checklist.captions], texts, count)
     models, names = benchmark.open_models(options, ["word"])
@@ -65,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
         for item, score in zip(items, scores)
     ]
     head = {"benchmark": checklist.benchmark, "scorer": "judge", "reading": reading}
-    head |= benchmark.facts_head(options, "plain", prompts, texts, scores, names.values())
+    head |= benchmark.facts_head(options, "plain", options.questions, texts, scores, names.values())
     notes = [*checklist.notes, _NOTE]
     title = "Checklist" if checklist.benchmark == OWN else checklist.benchmark
     shown = benchmark.shown_images(items, texts, scores, folder)

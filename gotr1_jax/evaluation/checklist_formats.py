@@ -12,23 +12,27 @@ The format is told from the content. What is asked in which words is in `checkli
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.checklist_questions import choice, fulfilled, graded, yes_or_no
+from gotr1_jax.evaluation.checklist_reading import (
+    Faults,
+    stem_of,
+    table_cell,
+    table_rows,
+    tags_of,
+    text_of,
+    texts_of,
+)
 from gotr1_jax.evaluation.word_rules import WordQuestion
 from gotr1_jax.io.reading import list_folder, parse_json_object, read_json_object, read_lines
-from gotr1_jax.io.reading import read_text as read_file
 
 OWN = "checklist"
-_MOST_FAULTS = 0.01
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _UNIGENBENCH_KEYS = {
     "en": ("Testpoints", "Testpoint Description"), "zh": ("考点", "考点对应描述")
@@ -53,31 +57,6 @@ class Checklist:
     benchmark: str
     captions: tuple[ChecklistCaption, ...]
     notes: tuple[str, ...] = ()
-
-
-class _Faults:
-    """Faults of a published file: few are left out and named, many are an error."""
-
-    def __init__(self) -> None:
-        self.found: list[InputError] = []
-        self._number = 0
-
-    @contextmanager
-    def one(self, where: str) -> Iterator[str]:
-        """A question or caption, whose InputError is kept."""
-        self._number += 1
-        try:
-            yield where
-        except InputError as error:
-            self.found.append(error)
-
-    def notes(self) -> tuple[str, ...]:
-        """What was left out. InputError, the first one, where that is more than 1 % of all."""
-        if len(self.found) > _MOST_FAULTS * self._number:
-            raise self.found[0]
-        if not self.found:
-            return ()
-        return (f"Left out as faulty: {'; '.join(map(str, self.found))}.",)
 
 
 def read_checklist(path: Path) -> Checklist:
@@ -128,7 +107,7 @@ def _check_tags(found: Checklist, path: Path) -> None:
 def _read_lines(path: Path) -> Checklist:
     name = ""
     captions: list[ChecklistCaption] = []
-    faults = _Faults()
+    faults = Faults()
     for number, line in read_lines(path, "questions"):
         where = f"{path}, line {number}"
         record = parse_json_object(line, where)
@@ -156,8 +135,7 @@ def _refuse_others(record: Mapping[str, Any], where: str) -> None:
 
 
 def _own_caption(record: dict[str, Any], where: str, index: int) -> ChecklistCaption:
-    caption = _text(record, "prompt", where)
-    stem = str(record.get("id", index))
+    caption = text_of(record, "prompt", where)
     questions = record.get("questions")
     if not isinstance(questions, list) or not questions:
         raise InputError(f"{where} has no list of questions under 'questions'")
@@ -165,7 +143,9 @@ def _own_caption(record: dict[str, Any], where: str, index: int) -> ChecklistCap
         _own_question(q, caption, f"{where}, question {i}")
         for i, q in enumerate(questions, start=1)
     ]
-    return ChecklistCaption(stem, caption, _tags(record, where), tuple(made))
+    return ChecklistCaption(
+        stem_of(record, index, where), caption, tags_of(record, where), tuple(made)
+    )
 
 
 def _own_question(value: Any, caption: str, where: str) -> WordQuestion:
@@ -174,7 +154,7 @@ def _own_question(value: Any, caption: str, where: str) -> WordQuestion:
     unknown = value.keys() - {"question", "answer", "choices", "tags", "weight"}
     if unknown:
         raise InputError(f"{where} has the unknown key {min(unknown)!r}")
-    text, weight = _text(value, "question", where), value.get("weight", 1)
+    text, weight = text_of(value, "question", where), value.get("weight", 1)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e6:
         raise InputError(f"{where}: 'weight' is {weight!r}; use a number above 0")
     if "choices" in value:
@@ -186,7 +166,7 @@ def _own_question(value: Any, caption: str, where: str) -> WordQuestion:
                 f"{where}: 'answer' is {answer!r}, not yes or no; give 'choices' for any other"
             )
         question = yes_or_no(text, caption, answer)
-    return replace(question, weight=float(weight), tags=_tags(value, where))
+    return replace(question, weight=float(weight), tags=tags_of(value, where))
 
 
 def _choices(value: Any, where: str) -> dict[str, str]:
@@ -196,8 +176,10 @@ def _choices(value: Any, where: str) -> dict[str, str]:
     good = isinstance(value, dict) and all(
         re.fullmatch("[A-Z]", str(k)) and isinstance(v, str) and v.strip() for k, v in value.items()
     )
-    if not good or len(value) < 2:
-        raise InputError(f"{where}: 'choices' must be two or more texts, as a list or by A, B, ...")
+    if not good or len(value) < 2 or len({*map(str.strip, value.values())}) < len(value):
+        raise InputError(
+            f"{where}: 'choices' must be two or more different texts, as a list or by A, B, ..."
+        )
     return dict(value)
 
 
@@ -212,9 +194,9 @@ def _right(value: Mapping[str, Any], where: str) -> str:
 
 
 def _spatial_caption(
-    record: dict[str, Any], where: str, index: int, faults: _Faults
+    record: dict[str, Any], where: str, index: int, faults: Faults
 ) -> ChecklistCaption:
-    caption, columns = _text(record, "prompt", where), []
+    caption, columns = text_of(record, "prompt", where), []
     for name in ("question_type", "questions", "answers"):
         column = record.get(name)
         if not isinstance(column, list) or not all(isinstance(v, str) for v in column):
@@ -235,7 +217,7 @@ def _spatial_caption(
         raise faults.found[-len(columns[0])]
     scene = record.get("scene")
     tags = (scene,) if isinstance(scene, str) and scene else ()
-    return ChecklistCaption(str(record.get("id", index)), caption, tags, tuple(questions))
+    return ChecklistCaption(stem_of(record, index, where), caption, tags, tuple(questions))
 
 
 def _split_options(text: str, where: str) -> tuple[str, dict[str, str]]:
@@ -255,8 +237,8 @@ def _split_options(text: str, where: str) -> tuple[str, dict[str, str]]:
 
 def _read_unigenbench(path: Path) -> Checklist:
     captions: list[ChecklistCaption] = []
-    faults = _Faults()
-    for line, row in _rows(path):
+    faults = Faults()
+    for line, row in table_rows(path):
         language = next((n for n in ("en", "zh") if f"prompt_{n}" in row), "")
         if not language or f"sub_dims_{language}" not in row or "index" not in row:
             raise InputError(
@@ -271,9 +253,9 @@ def _read_unigenbench(path: Path) -> Checklist:
 def _unigenbench_caption(
     row: Mapping[str, str | None], language: str, where: str
 ) -> ChecklistCaption:
-    caption = _text(row, f"prompt_{language}", where)
+    caption = text_of(row, f"prompt_{language}", where)
     dims = parse_json_object(row[f"sub_dims_{language}"] or "", f"{where}, sub_dims")
-    points, texts = (_texts(dims.get(name)) for name in _UNIGENBENCH_KEYS[language])
+    points, texts = (texts_of(dims.get(name)) for name in _UNIGENBENCH_KEYS[language])
     if not points or not all(points) or len(points) != len(texts):
         raise InputError(f"{where} has no tags: Testpoints with a Testpoint Description each")
     questions = tuple(
@@ -301,15 +283,15 @@ def _read_corebench(path: Path) -> Iterator[ChecklistCaption]:
         where = f"{path}, {stem}"
         if not isinstance(entry, dict) or not isinstance(entry.get("Checklist"), list):
             raise InputError(f"{where} has no 'Checklist'; give a file of T2I-CoReBench")
-        caption = _text(entry, "Prompt", where)
-        tags = tuple(_text(entry, name, where) for name in ("Main Class", "Sub Class"))
+        caption = text_of(entry, "Prompt", where)
+        tags = tuple(text_of(entry, name, where) for name in ("Main Class", "Sub Class"))
         questions = []
         for number, item in enumerate(entry["Checklist"], start=1):
             place = f"{where}, question {number}"
             if not isinstance(item, dict) or "tags" not in item:
                 raise InputError(f"{place} has no 'tags'")
-            question = yes_or_no(_text(item, "question", place), caption, "yes")
-            questions.append(replace(question, tags=_tags(item, place)))
+            question = yes_or_no(text_of(item, "question", place), caption, "yes")
+            questions.append(replace(question, tags=tags_of(item, place)))
         if not questions:
             raise InputError(f"{where} has no questions")
         yield ChecklistCaption(stem, caption, tags, tuple(questions))
@@ -325,11 +307,11 @@ def _read_r2i(folder: Path) -> Checklist:
         if not prompts.is_file():
             left_out.append(f"{category}/{subcategory}")
             continue
-        texts = {_cell(row, "id", prompts, n): _cell(row, "Prompt", prompts, n)
-                 for n, row in _rows(prompts)}  # fmt: skip
+        texts = {table_cell(row, "id", prompts, n): table_cell(row, "Prompt", prompts, n)
+                 for n, row in table_rows(prompts)}  # fmt: skip
         by_source: dict[str, list[WordQuestion]] = {}
-        for line, row in _rows(file):
-            source = _cell(row, "source_id", file, line)
+        for line, row in table_rows(file):
+            source = table_cell(row, "source_id", file, line)
             if source not in texts:
                 left_out.append(f"{name}_{source}")
                 continue
@@ -349,7 +331,7 @@ def _r2i_question(
     row: Mapping[str, str | None], caption: str, file: Path, line: int
 ) -> WordQuestion:
     text, criteria, weight = (
-        _cell(row, name, file, line) for name in ("question", "evaluation_criteria", "weight")
+        table_cell(row, name, file, line) for name in ("question", "evaluation_criteria", "weight")
     )
     try:
         value = float(weight)
@@ -358,42 +340,3 @@ def _r2i_question(
     if not 0 <= value < 1e6:
         raise InputError(f"{file}, line {line}: the weight is {weight!r}; a number is expected")
     return replace(graded(text, criteria, caption), weight=value)
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
-    """(line, cells by column) of a table; InputError where it is none."""
-    try:
-        table = csv.DictReader(io.StringIO(read_file(path, "questions"), newline=""))
-        for row in table:
-            yield table.line_num, row
-    except csv.Error as error:
-        raise InputError(f"{path} cannot be read as a table: {error}") from error
-
-
-def _cell(row: Mapping[str, str | None], name: str, path: Path, line: int) -> str:
-    if name not in row:
-        raise InputError(f"{path} has no column {name}; give R2I-Bench's data as it is published")
-    value = (row[name] or "").strip()
-    if not value:
-        raise InputError(f"{path}, line {line} has nothing under {name}")
-    return value
-
-
-def _text(record: Mapping[str, Any], name: str, where: str) -> str:
-    value = record.get(name)
-    if not (isinstance(value, str) and value.strip()):
-        raise InputError(f"{where} has no text under {name!r}")
-    return value.strip()
-
-
-def _tags(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    tags = record.get("tags", [])
-    if not isinstance(tags, list) or not all(isinstance(t, str) and t.strip() for t in tags):
-        raise InputError(f"{where}: 'tags' must be a list of texts")
-    return tuple(dict.fromkeys(tags))
-
-
-def _texts(value: Any) -> list[str]:
-    """A list of texts without blanks around them; empty for anything else."""
-    good = isinstance(value, list) and all(isinstance(text, str) for text in value)
-    return [text.strip() for text in value] if good else []

@@ -14,14 +14,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gotr1_jax.convert.find import RUN_CONFIG
+from gotr1_jax.convert.find import RUN_CONFIG, RUN_MODEL
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.io.strict_yaml import read_yaml_file
 from gotr1_jax.tokenizers.janus import TEMPLATES
+from gotr1_jax.trainer.run_dir import CHECKPOINTS_NAME
 
 _SHOWN = 120  # characters of a template in the table
 _MOST_RUNS = 8  # that are followed from a model back to what it began from
+_COMMON = (RUN_MODEL, "checkpoint", "weights")  # last parts of many paths
 _NAMES = ("checkpoint", "model")  # keys of settings that name a judge's weights
 
 
@@ -137,9 +139,7 @@ def _runs(model: str | Path | None) -> Iterator[Path]:
     """The run that made a model, then the run that made what this began from, and so on."""
     seen: set[Path] = set()
     while model is not None and len(seen) < _MOST_RUNS:
-        place = Path(model)
-        folders = (place, *place.absolute().parents[:2]) if place.exists() else ()
-        run = next((folder for folder in folders if (folder / RUN_CONFIG).is_file()), None)
+        run = _run_of(Path(model))
         if run is None or run.resolve() in seen:
             return
         seen.add(run.resolve())
@@ -147,6 +147,15 @@ def _runs(model: str | Path | None) -> Iterator[Path]:
         policy = _settings(run).get("policy")
         model = policy.get("init") if isinstance(policy, Mapping) else None
         model = model if isinstance(model, str) else None
+
+
+def _run_of(place: Path) -> Path | None:
+    """The run that a directory is, or whose model or checkpoint it is."""
+    path = place.absolute()
+    folders = [path]
+    folders += [path.parent] if path.name.startswith(RUN_MODEL) else []
+    folders += [path.parent.parent] if path.parent.name == CHECKPOINTS_NAME else []
+    return next((folder for folder in folders if (folder / RUN_CONFIG).is_file()), None)
 
 
 def _settings(run: Path) -> Mapping[str, Any]:
@@ -206,7 +215,7 @@ def _identities(run: Path) -> Iterator[str]:
 def _is_among(scorer: str, trained: Iterable[str]) -> bool:
     """By the digest of the weights, or the last part of the model's name."""
     digests = set(re.findall(r"weights=(\w+)", scorer))
-    names = {_last(word.strip("()")) for word in (scorer, *scorer.split())}
+    names = {_last(word.strip("()")) for word in (scorer, *scorer.split())} - {""}
     return any(
         _last(known) in names or digests & set(re.findall(r"weights=(\w+)", known))
         for known in trained
@@ -214,4 +223,6 @@ def _is_among(scorer: str, trained: Iterable[str]) -> bool:
 
 
 def _last(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2].lower()
+    """The last part of a name or path; of one that many have, the part before it too."""
+    parts = name.rstrip("/").lower().split("/")
+    return "/".join(parts[-2:] if parts[-1] in _COMMON else parts[-1:])

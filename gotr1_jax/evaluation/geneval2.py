@@ -38,8 +38,9 @@ def run(options: argparse.Namespace) -> None:
     """Generate the images if needed, ask about them, write the results."""
     captions = read_atoms(options.prompts, skills=True)
     benchmark.check_options(options)
-    folder, count = benchmark.image_folder(options, "plain", options.prompts)
     texts = [item.caption for item in captions]
+    prompts = benchmark.write_captions(options.out, texts)
+    folder, count = benchmark.image_folder(options, "plain", prompts)
     items = find_numbered_images(folder, [str(i) for i in range(len(texts))], texts, count)
     models, names = benchmark.open_models(options, ["word"])
     rules = WordRules([[_question(atom) for atom in c.atoms] for c in captions], combine)

@@ -21,6 +21,7 @@ from gotr1_jax.config import CheckedConfig, load_config
 from gotr1_jax.convert.find import RUN_CONFIG
 from gotr1_jax.convert.generation_config import GenerationConfig, resolve_sampling
 from gotr1_jax.errors import InputError
+from gotr1_jax.evaluation.facts import facts_lines, training_judge
 from gotr1_jax.evaluation.gallery import GalleryImage
 from gotr1_jax.evaluation.options import CHECKPOINT, add_batch_size, add_sampling_options
 from gotr1_jax.evaluation.results import IMAGES, ResultRow, check_out, write_results
@@ -140,10 +141,14 @@ def run(options: argparse.Namespace) -> None:
     }
     if config.images is None:
         head["sampling"] = {**config.job.sampled.stated, "seed": config.seed}
-    note = f"total: {reward.total} of {', '.join(reward.terms)}."
+    notes = [f"total: {reward.total} of {', '.join(reward.terms)}."]
+    trained = training_judge(config.ckpt or config.images, ["the exact judge"])
+    head["training_judge"] = trained
+    if trained["known"]:
+        notes += facts_lines({"training_judge": trained})
     shown = _shown_images(lines, find_samples(config.images or config.out), reward)
     title = "The shapes world: held-out captions"
-    write_results(config.out, title, head, rows, lines, [note], shown)
+    write_results(config.out, title, head, rows, lines, notes, shown)
 
 
 def _shown_images(

@@ -56,7 +56,8 @@ def rows(out: Path) -> dict[str, float]:
 
 
 def test_geneval2(tiny: Path, tmp_path: Path, engine: WordEngine) -> None:
-    file, out = write_lines(tmp_path / "g.jsonl", LINES), tmp_path / "out"
+    # Whatever the file is called, what is drawn are its captions.
+    file, out = write_lines(tmp_path / "g.txt", LINES), tmp_path / "out"
     words = ["--prompts", file, "--out", out, "--n", 2, *JUDGE]
     assert evaluate("geneval2", "--ckpt", tiny, *words) == 0
     said = {(q.images[0].key, q.text): chance(q) for q in engine.asked}
