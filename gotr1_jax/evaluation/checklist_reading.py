@@ -51,6 +51,7 @@ def table_rows(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
 
 
 def table_cell(row: Mapping[str, str | None], name: str, path: Path, line: int) -> str:
+    """A cell of a table of R2I-Bench; InputError where it is missing or empty."""
     if name not in row:
         raise InputError(f"{path} has no column {name}; give R2I-Bench's data as it is published")
     value = (row[name] or "").strip()
@@ -60,6 +61,7 @@ def table_cell(row: Mapping[str, str | None], name: str, path: Path, line: int) 
 
 
 def text_of(record: Mapping[str, Any], name: str, where: str) -> str:
+    """The text under a key without blanks around it; InputError where there is none."""
     value = record.get(name)
     if not (isinstance(value, str) and value.strip()):
         raise InputError(f"{where} has no text under {name!r}")
@@ -75,6 +77,7 @@ def stem_of(record: Mapping[str, Any], index: int, where: str) -> str:
 
 
 def tags_of(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The list under "tags", each once; empty where it is missing, InputError for anything else."""
     tags = record.get("tags", [])
     if not isinstance(tags, list) or not all(isinstance(t, str) and t.strip() for t in tags):
         raise InputError(f"{where}: 'tags' must be a list of texts")
