@@ -21,7 +21,8 @@ NAME = "geneval2"
 MANIFEST = "images.json"
 _CAPTIONS = 800
 _TEXT = "answers are read as text, 1 or 0 (TIFA), in the place of probabilities (Soft-TIFA)"
-_JUDGE = "published numbers are by Qwen3-VL-8B-Instruct"
+_JUDGE_NAME = "Qwen3-VL-8B-Instruct"
+_JUDGE = f"published numbers are by {_JUDGE_NAME}"
 _NOTE = (
     "am and gm: the mean over the captions of the arithmetic and the geometric mean over their "
     "questions. Rows of skills: the mean over questions; their column captions counts questions, "
@@ -46,7 +47,8 @@ def run(options: argparse.Namespace) -> None:
     rules = WordRules([[_question(atom) for atom in c.atoms] for c in captions], combine)
     scores = benchmark.score_images(items, rules, models, NAME)
     is_text = read_judge_options(options).judge.questions.reading == "text"
-    remarks = [_JUDGE, *([_TEXT] if is_text else [])]
+    is_published = _JUDGE_NAME.lower() in names["word"].lower()
+    remarks = [*([] if is_published else [_JUDGE]), *([_TEXT] if is_text else [])]
     if len(captions) != _CAPTIONS:
         remarks.append(f"{len(captions)} captions in the place of {_CAPTIONS}")
     scorer, remark = names["word"], " and ".join(remarks)

@@ -84,6 +84,7 @@ def test_geneval2(tiny: Path, tmp_path: Path, engine: WordEngine) -> None:
     assert Path(paths["a pig"]).name == "image_00.png" and list(paths) == [
         line["prompt"] for line in reversed(LINES)
     ]
+    engine.identity = "http http://h/v1 Qwen/Qwen3-VL-8B-Instruct multiple=28"
     # The same images by their stems, and other captions for the same images.
     for i in range(3):
         for n in range(2):
@@ -94,6 +95,7 @@ def test_geneval2(tiny: Path, tmp_path: Path, engine: WordEngine) -> None:
     (tmp_path / "out").rename(tmp_path.parent / f"{tmp_path.name}_out")
     assert evaluate("geneval2", *words) == 0
     assert rows(again)["gm"] == pytest.approx(np.mean(gm)) and len(engine.asked) == 24
+    assert "published numbers are by" not in (again / "scores.md").read_text()
 
 
 @pytest.mark.parametrize("alive", [0, 1, 2])
