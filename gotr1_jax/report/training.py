@@ -19,6 +19,7 @@ from gotr1_jax.report.cards import TextSpan, image_uri, plan_spans
 from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
 from gotr1_jax.report.load import RunData, choose_evenly
 from gotr1_jax.report.metrics import Metrics
+from gotr1_jax.report.provenance import describe_provenance
 from gotr1_jax.report.scores import ReportSample
 from gotr1_jax.report.shell import render_shell
 from gotr1_jax.trainer.run_dir import RunDir
@@ -213,4 +214,5 @@ def render_training(root: Path, run: RunData, facts: Sequence[tuple[str, str]]) 
         changes=setting_changes(root, run.config_text, problems),
         differing=differing,
         problems=problems,
+        provenance=describe_provenance(run.starts, run.config_text),
     )
