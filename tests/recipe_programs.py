@@ -133,6 +133,11 @@ def write_reasongen_records(folder: Path) -> None:
 
     file = write_parquet(folder, made(6))
     table = pq.read_table(file)
+    texts = {
+        "short_caption": "a star", "paraphrases": ["one star"], "varied_captions": ["a red star"],
+        "tags": ["star", "red"], "object_prompts": ["a star", "a moon"],
+    }  # fmt: skip
+    table = table.append_column("augmented_prompts", [[json.dumps(texts)] * len(table)])
     names = {"caption": "brief_caption", "plan": "detailed_caption"}
     pq.write_table(table.rename_columns([names.get(n, n) for n in table.column_names]), file)
 

@@ -7,7 +7,8 @@ given in these ways only, and then hands it to `gotr1_jax.cli`:
   CPU device in place of a mesh of accelerators, which `compile` compiles for; it takes sizes from
   the small checkpoints in place of `--policy-size` and `--judge-size`;
 - HPS's file is read with the sizes of the small one, which it does not say itself;
-- a benchmark is scored by the small judge where its detectors would be downloaded;
+- a benchmark is scored by a server of the test, in place of detectors that would be downloaded and
+  of the small judge, who says nothing that can be read;
 - commands that draw images draw two short ones of the first two captions;
 - the first training, and the first `compile`, of a job of GoT-R1's models and of the shapes world
   is run. Of another one of the same job and models the configuration is read with all that was
@@ -64,9 +65,6 @@ DRAWN = {
     "dpg": {"n": "1", "max-plan-tokens": "8"},
     "shapes": {"captions": "1", "samples": "1"},
 }
-# In place of the detectors that a benchmark would download.
-JUDGED = {"scorer": "judge", "judge.kind": "qwen2_5_vl",
-          "judge.qwen2_5_vl.checkpoint": "checkpoints/Qwen2.5-VL-7B-Instruct"}  # fmt: skip
 OUTPUTS = ("out", "to")
 
 
@@ -154,8 +152,13 @@ def shrink(words: list[str]) -> list[str]:
         if command == "tokenize-images":
             words = override(words, {"steps": None, "micro_batch": None, "batch_size": None})
     kind = words[1] if command == "eval" else command
-    if command == "eval" and kind != "shapes" and not value_of(words, "scorer"):
-        words = override(words, JUDGED)
+    if command == "eval" and kind != "shapes":
+        judge = value_of(words, "judge.qwen2_5_vl.checkpoint")
+        if judge and not Path(judge).is_dir():
+            sys.exit(f"no judge at {judge}")
+        asked = {"judge.http.url": os.environ["RECIPE_JUDGE"], "judge.http.model": "small"}
+        words = override(words, {"judge.qwen2_5_vl.checkpoint": None, "scorer": "judge",
+                                 "judge.kind": "http", **asked})  # fmt: skip
     words = override(words, DRAWN.get(kind, {}))
     prompts = value_of(words, "prompts")
     if command == "generate" and prompts:

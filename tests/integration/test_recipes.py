@@ -9,6 +9,7 @@ would a person who reads on; a page whose commands need the results of another o
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import re
@@ -33,9 +34,8 @@ from gotr1_jax.grpo.config import GrpoConfig
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "docs" / "recipes"
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
-# Pages without a command of their own, or whose commands are only read here.
-NOT_RUN = {"papers.md", "evaluation.md", "judge_server.md", "own_reward.md", "reasongen.md",
-           "README.md"}  # fmt: skip
+# Pages without a command of their own, or whose commands another test runs.
+NOT_RUN = {"papers.md"}
 # What each page leaves behind, below the checkout.
 RESULTS = {
     "index.md": [".venv/bin/gotr1"],
@@ -65,7 +65,9 @@ CALLS = {
 
 def answer(handler: BaseHTTPRequestHandler, number: int, body: Any) -> None:
     """Of the server that stands for vLLM: an answer that every question can read."""
-    say(handler, '{"score": 7}' if number % 2 else '{"score": 5}')
+    text = json.dumps(body["messages"])
+    boxes = '[{"bbox_2d": [2, 8, 10, 20]}]'
+    say(handler, boxes if "Find every instance" in text else '{"score": 1}')
 
 
 @dataclass
@@ -126,7 +128,8 @@ class Reader:
             "PATH": f"{root / 'programs'}:/usr/bin:/bin", "HOME": str(root / "home"),
             "PROGRAMS": str(root / "programs"), "HUB": str(root / "hub"), "LOG": str(root / "log"),
             "RECIPE_LOG": str(root / "commands.jsonl"), "RECIPE_STORE": str(root / "store"),
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "POLL_SECONDS": "0",
+            "RECIPE_JUDGE": self.server.url, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "POLL_SECONDS": "0",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "HF_HUB_OFFLINE": "1",
         }  # fmt: skip
 
