@@ -55,7 +55,7 @@ SMALL = {
 SAME = {"reasongen": "gotr1"}
 # Settings that name files and checkpoints, which have to be there.
 PATHS = ("policy.init", "init", "vq", "captions.source", "evaluation.source", "data.source",
-         "judge.qwen2_5_vl.checkpoint")  # fmt: skip
+         "judge.qwen_vl.checkpoint")  # fmt: skip
 # Of commands that draw images.
 DRAWN = {
     "generate": {"n": "1", "max-plan-tokens": "8"},
@@ -145,7 +145,7 @@ def shrink(words: list[str]) -> list[str]:
         if command == "compile":
             words = override(words, {"topology": "cpu:1"})
             for model, key in (("policy", "policy.init"),
-                               ("judge", "judge.qwen2_5_vl.checkpoint")):  # fmt: skip
+                               ("judge", "judge.qwen_vl.checkpoint")):  # fmt: skip
                 if value_of(words, f"{model}-size"):
                     small = str(STORE.parent / "sizes" / model)
                     words = override(words, {f"{model}-size": None, key: small})
@@ -153,11 +153,11 @@ def shrink(words: list[str]) -> list[str]:
             words = override(words, {"steps": None, "micro_batch": None, "batch_size": None})
     kind = words[1] if command == "eval" else command
     if command == "eval" and kind != "shapes":
-        judge = value_of(words, "judge.qwen2_5_vl.checkpoint")
+        judge = value_of(words, "judge.qwen_vl.checkpoint")
         if judge and not Path(judge).is_dir():
             sys.exit(f"no judge at {judge}")
         asked = {"judge.http.url": os.environ["RECIPE_JUDGE"], "judge.http.model": "small"}
-        words = override(words, {"judge.qwen2_5_vl.checkpoint": None, "scorer": "judge",
+        words = override(words, {"judge.qwen_vl.checkpoint": None, "scorer": "judge",
                                  "judge.kind": "http", **asked})  # fmt: skip
     words = override(words, DRAWN.get(kind, {}))
     prompts = value_of(words, "prompts")
