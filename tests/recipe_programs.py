@@ -118,6 +118,7 @@ def write_hub(hub: Path, sizes: Path) -> None:
               "deepseek-ai/Janus-Pro-1B": 1, "deepseek-ai/Janus-Pro-7B": 2}  # fmt: skip
     for name, count in shards.items():
         write_pickled(janus, hub / name, count)
+        cache_as_downloaded(hub / name, hub / "cache" / f"models--{name.replace('/', '--')}")
     shutil.copytree(write_tiny_qwen(sizes / "judge"), hub / "Qwen/Qwen2.5-VL-7B-Instruct")
     (hub / "xswu/HPSv2").mkdir(parents=True)
     hps_file(hub / "xswu/HPSv2/HPS_v2.1_compressed.pt", shake(TorchClip(TINY_CLIP)))
@@ -125,6 +126,13 @@ def write_hub(hub: Path, sizes: Path) -> None:
     write_vocabulary(hub / "openai/clip-vit-base-patch32")
     write_reasongen_records(hub / "Franklin0/ReasonGen-R1-SFT-230k")
     write_benchmarks(hub / "git")
+
+
+def cache_as_downloaded(folder: Path, cache: Path) -> None:
+    """The same where the hub's own cache has it: configurations name some models by their id."""
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0" * 40, encoding="utf-8")
+    shutil.copytree(folder, cache / "snapshots" / ("0" * 40))
 
 
 def write_reasongen_records(folder: Path) -> None:

@@ -131,6 +131,7 @@ class Reader:
             "RECIPE_JUDGE": self.server.url, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
             "POLL_SECONDS": "0",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "HF_HUB_OFFLINE": "1",
+            "HF_HUB_CACHE": str(root / "hub" / "cache"),
         }  # fmt: skip
 
     def calls(self, program: str) -> list[list[str]]:
