@@ -166,7 +166,7 @@ def evaluate(
             parts.append((table.scores_BK, table.total_B, table.keys, dict(table.watched)))
             counts.append(JudgedCounts.of(scored.table))
             shown += _first_samples(scored, start, config.shown)
-            evaluating.update(start + len(scored) // G)
+            evaluating.update(start + len(table.total_B) // G)
     scores_BK, total_B, keys, watched = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     result = score_captions(dict(zip(worker.judge.terms, scores_BK.T)), total_B, G)
     result = replace(result, counts=reduce(add, counts), watched=_by_caption(watched, G))

@@ -146,7 +146,11 @@ def held_out(root: Path, *totals: float, failure_limit: float = 0.2) -> tuple[An
         sampling_params=lambda state: None, initial_state=lambda: None,
     )  # fmt: skip
     run: Any = SimpleNamespace(
-        dir=SimpleNamespace(root=root), inputs={}, mesh=make_mesh(1), restored_meta={}, step=0
+        dir=SimpleNamespace(root=root, samples=root / "samples"),
+        inputs={},
+        mesh=make_mesh(1),
+        restored_meta={},
+        step=0,
     )
     found = HeldOut(job, run)
     return (lambda first_step: found.before(job, cast(Any, None), first_step)), worker

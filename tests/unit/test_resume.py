@@ -132,7 +132,7 @@ def test_long_values_differ_visibly():
 def test_a_configuration_that_cannot_be_compared_is_refused(tmp_path, caplog):
     run = stored(tmp_path, BASE)
     run.config.write_text(yaml.safe_dump({"run_dir": "run", "of_another_job": 1}))
-    with pytest.raises(InputError, match="cannot be compared.*of_another_job.*--allow_changes"):
+    with pytest.raises(InputError, match="cannot be compared.*of_another_job.*--allow-changes"):
         check_settings(run, BASE)
     assert check_settings(run, replace(BASE, allow_changes=True)) == []
     run.config.unlink()
