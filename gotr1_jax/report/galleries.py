@@ -35,7 +35,7 @@ def held_out_gallery(run: RunData) -> Gallery:
     if len(stages) > 1:
         later = [stage for stage in stages if stage != BEFORE]
         title = "Held-out captions over the steps"
-        if len(later) == 1:
+        if later == [AFTER]:
             title = "Held-out captions, before and after"
         return Gallery(title, _items({run.name: stages}, later, BEFORE), tuple(later))
     if len(run.steps) < 2:
