@@ -131,6 +131,8 @@ setup(
             # An object store on loopback: moto[server] without what only other services need.
             "s3fs>=2026.9",
             "moto[s3]>=5.2.5",
+            "gcsfs>=2026.9",
+            "gcp-storage-emulator>=2026.7",
             "flask>=3.1",
             "flask-cors>=6.0",
         ],

@@ -77,15 +77,17 @@ class TokenCounts:
         atomic_write(self.path(shard), buffer.getvalue(), parents=True)
 
     def fitting(self, records: TokenizedRecords) -> np.ndarray:
-        """Bool over the rows of all shards: within both limits. InputError for a missing file."""
+        """Bool over the rows of all shards: within both limits.
+
+        What other processes have counted in a cache of their own is counted here. RunError if that
+        cannot be written.
+        """
         masks = []
         for shard, rows in enumerate(records.shards):
+            self.count(shard, rows)
             counts = self._read(shard, rows)
             if counts is None:
-                raise InputError(
-                    f"{self.path(shard)} is missing: is data.cache_dir on storage that all "
-                    "processes share?"
-                )
+                raise InputError(f"{self.path(shard)} was written and cannot be read")
             limits = (self.text.max_prompt_tokens, self.text.max_plan_tokens)
             masks.append((counts <= limits).all(axis=1))
         return np.concatenate(masks)

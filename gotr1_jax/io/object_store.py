@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -31,7 +32,7 @@ _PATIENCE = (1.0, 4.0, 15.0)  # seconds before another attempt
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime")
 _REFUSED = re.compile(r"\b(401|403)\b|denied|forbidden|credential|anonymous|unauthori[sz]ed", re.I)
 _GONE = re.compile(
-    r"NoSuchBucket|bucket does not exist|bucket is not valid|InvalidBucketName", re.I
+    r"NoSuchBucket|bucket (does not exist|is not valid)|InvalidBucketName|^b/[^/]+/o$", re.I
 )
 
 Result = TypeVar("Result")
@@ -69,6 +70,8 @@ class ObjectStore:
         scheme = _scheme(url)
         import fsspec
 
+        # Of each call it tells that it cannot ask what kind of bucket it is, where it may not.
+        logging.getLogger("gcsfs").setLevel(logging.ERROR)
         try:
             # A bucket of its own: names change under a listing that is kept.
             kind = fsspec.get_filesystem_class(scheme)
@@ -216,7 +219,7 @@ def _has_md5(path: Path, wanted: str) -> bool:
 
 def _failure(url: str, done: str, error: Exception) -> GotR1Error:
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-    if _GONE.search(text):
+    if _GONE.search(text) or _GONE.search(str(error)):
         return InputError(f"{url} cannot be {done}: there is no such bucket")
     if isinstance(error, PermissionError) or _REFUSED.search(text):
         return InputError(

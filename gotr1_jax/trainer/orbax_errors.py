@@ -24,6 +24,7 @@ from gotr1_jax.io.write_errors import find_disk_error, write_failure
 
 _LIBRARY = "orbax"
 _UNFINISHED = ".orbax-checkpoint-tmp"
+_USUAL = "Global object size logging disabled"
 _REMOVALS = 20  # attempts, each after 0.1 s
 
 
@@ -49,7 +50,10 @@ def wait_for_writes(seconds: float) -> None:
 
 
 def _is_no_error_of_orbax(record: logging.LogRecord) -> bool:
-    """False for a traceback, and for a complaint about a file of an unfinished save."""
+    """False for a traceback, for a complaint about a file of an unfinished save, and for a line
+    that each save in pieces would print."""
+    if record.getMessage().startswith(_USUAL):
+        return False
     is_failure = record.exc_info is not None or _UNFINISHED in record.getMessage()
     return record.levelno < logging.WARNING or _LIBRARY not in record.pathname or not is_failure
 

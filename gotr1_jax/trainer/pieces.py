@@ -52,7 +52,10 @@ def new_writer(in_pieces: bool) -> ocp.AsyncCheckpointer:
             ),
         ),
         meta=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
-        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        # Without its own options it makes folders in the background, and the handlers do not wait.
+        composite_options=ocp.CompositeOptions(
+            multiprocessing_options=alone, async_options=options
+        ),
     )
     return ocp.AsyncCheckpointer(handler, async_options=options, multiprocessing_options=alone)
 
@@ -75,11 +78,13 @@ def join_pieces(folder: Path, key: str, failure_key: str) -> dict[str, str]:
     own = jax.process_index()
     if own == 0:
         return _await_digests(key, failure_key)
-    names = {path: path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    for path, name in names.items():
-        if path.is_file() and not _SHARD.fullmatch(name):
+    shards = []
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        name = path.relative_to(folder).as_posix()
+        if _SHARD.fullmatch(name):
+            shards.append(name)
+        else:
             path.unlink()  # process 0 has it too
-    shards = sorted(name for name in names.values() if _SHARD.fullmatch(name))
     upload(folder, pieces=folder)
     post_text(f"{key}/{own}", json.dumps(hash_files(folder, shards)))
     return {}

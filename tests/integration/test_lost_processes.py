@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from object_store import served_bucket
 from several import Group, saved_arrays
 from tiny import compiled_once, sft_values, steady_metrics, write_config, write_shapes
 
@@ -64,6 +66,34 @@ def test_two_processes_train_as_one(folder: Path, whole: Path) -> None:
     arrays, wanted = saved_arrays(whole, STEPS), saved_arrays(run, STEPS)
     for path in wanted:
         np.testing.assert_allclose(arrays[path], wanted[path], atol=1e-4, err_msg=path)
+
+
+def test_killed_processes_go_on_from_a_bucket(
+    folder: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share no disk: each works in a copy of its own."""
+    given = values(folder, folder / "copies")
+    with served_bucket() as bucket:
+        given["run_dir"] = f"{bucket.url}/runs/a"
+        words = ["train", "sft", "--config", str(write_config(folder / "bucket.yaml", given))]
+        monkeypatch.setenv("GOTR1_STORAGE", str(folder / "before"))
+        with Group(words, folder) as group:
+            while "checkpoints/step_000002/manifest.json" not in bucket.names("runs/a"):
+                assert [child.poll() for child in group.children] == [None, None], group.said(0)
+                time.sleep(0.2)
+        monkeypatch.setenv("GOTR1_STORAGE", str(folder / "after"))
+        with Group(words, folder) as group:
+            assert group.end() == [0, 0], group.said(0) + group.said(1)
+            assert f"from {bucket.url}/runs/a/checkpoints" in group.said(0)
+        run = bucket.download("runs/a", folder / "downloaded")
+    assert steady_metrics(run) == steady_metrics(whole)
+    arrays, wanted = saved_arrays(run, STEPS), saved_arrays(whole, STEPS)
+    assert arrays.keys() == wanted.keys()
+    for path in wanted:
+        np.testing.assert_array_equal(arrays[path], wanted[path], err_msg=path)
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"config.yaml", "metrics.jsonl", "model", "summary.json", "tensorboard"}
+    assert not list((folder / "after" / "work").iterdir())
 
 
 def test_a_run_directory_that_is_held_ends_every_process(folder: Path) -> None:

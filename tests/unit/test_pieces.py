@@ -26,7 +26,7 @@ from gotr1_jax.trainer.checkpoint import Checkpoints
 VALUES = {
     "split": np.arange(32, dtype=np.float32).reshape(8, 4),
     "whole": np.arange(6, dtype=np.float32),
-    "count": np.int32(7),
+    "optimizer/0": np.int32(7),  # a folder by the name of a shard
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -337,6 +338,32 @@ def test_a_file_that_grows_is_uploaded_as_it_was_seen(bucket: Bucket) -> None:
             LocalCopy._look = look  # type: ignore[method-assign]
         assert bucket.read("grow/lines.jsonl") == b"1\n"
     assert bucket.read("grow/lines.jsonl") == b"1\n2\n2\n"
+
+
+def test_buckets_of_google(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gcp_storage_emulator.server import create_server
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="mine")
+    server.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("GOTR1_STORAGE", str(tmp_path))
+    try:
+        with storage.session():
+            save(storage.local_path("gs://mine/runs/a"), 1, 2, 3)
+            with pytest.raises(InputError, match="gs://nowhere/x .*there is no such bucket"):
+                storage.local_path("gs://nowhere/x")
+        assert restored("gs://mine/runs/a") == 3
+        files = fsspec.filesystem("gs")
+        files.invalidate_cache()
+        names = {path.split("/")[4] for path in files.find("mine/runs/a")}
+        assert names == {"step_000002", "step_000003"}
+        damaged = next(p for p in files.find("mine/runs/a/checkpoints/step_000003/state"))
+        files.pipe_file(damaged, b"other")
+        assert restored("gs://mine/runs/a") == 2
+    finally:
+        server.stop()
 
 
 def test_copies_of_killed_processes_are_removed(bucket: Bucket, tmp_path: Path) -> None:
