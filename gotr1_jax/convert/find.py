@@ -13,6 +13,7 @@ EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "shapes"
 EMBEDDED_NAME = "embedded"  # what settings call it
 CONFIG_FILE = "config.json"
 RUN_CONFIG, RUN_MODEL = "config.yaml", "model"  # of a training run's directory
+_NO_MODEL = ("samples", "tensorboard", "judge_cache")  # of such a one
 # Files of a hub repository that are fetched: weights in either form, sizes, text and images.
 NEEDED_FILES = (
     "*.json",
@@ -40,7 +41,7 @@ def find_checkpoint(path: str | Path | None, revision: str | None = None) -> Pat
         if revision is not None:
             raise InputError(f"a revision belongs to an id of the hub, not to {EMBEDDED_NAME}")
         return EMBEDDED
-    folder = local_path(path)
+    folder = local_path(path, _NO_MODEL)
     if not folder.exists() and is_hub_id(str(path)):
         return _fetched(str(path), revision)
     if revision is not None:

@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -47,8 +47,8 @@ class _Stamp(NamedTuple):
 class LocalCopy:
     """The local copy of the object or folder `top` below a URL, and what lies beside it."""
 
-    def __init__(self, url: str, work: Path) -> None:
-        """Fetches what there is, but the arrays of checkpoints."""
+    def __init__(self, url: str, work: Path, without: Sequence[str] = ()) -> None:
+        """Fetches what there is, but the arrays of checkpoints and the folders `without`."""
         parent, _, self.top = url.rpartition("/")
         self.store = ObjectStore(parent)
         self.root = work / secrets.token_hex(4)
@@ -59,6 +59,7 @@ class LocalCopy:
         self.is_written = self.is_owner = False
         self.writers = 0  # blocks that are inside of `storage.writing`
         self._pieces: set[str] = set()
+        self._left_out = tuple(f"{self.top}/{name}/" for name in without)
         self._begin(self.store.listing(self.top, patient=False))
 
     @property
@@ -73,7 +74,14 @@ class LocalCopy:
         self._fetch(self.store.listing(path.relative_to(self.root).as_posix()), lambda _: True)
 
     def _begin(self, found: dict[str, StoredObject]) -> None:
-        self._fetch(found, lambda name: not _is_array(name))
+        left_out = self._left_out
+        self._fetch(found, lambda name: not _is_array(name) and not name.startswith(left_out))
+
+    def complete(self) -> None:
+        """Fetches the folders that were left out."""
+        if self._left_out:
+            self._left_out = ()
+            self._begin(self.store.listing(self.top))
 
     def _fetch(self, found: dict[str, StoredObject], wanted: Callable[[str], bool]) -> None:
         with self._lock:

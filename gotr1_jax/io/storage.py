@@ -27,7 +27,7 @@ import secrets
 import shutil
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -54,15 +54,17 @@ class _Copies:
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
 
-    def open(self, url: str) -> LocalCopy:
+    def open(self, url: str, without: Sequence[str]) -> LocalCopy:
         with self._lock:
             if url not in self.copies:
                 if self.folder is None:
                     self._begin()
                 assert self.folder is not None
-                copy = LocalCopy(url, self.folder)
+                copy = LocalCopy(url, self.folder, without)
                 self.copies[url] = copy
                 self.names.append((str(copy.root), copy.store.url))
+            elif not without:
+                self.copies[url].complete()
             return self.copies[url]
 
     def find(self, path: Path) -> LocalCopy | None:
@@ -129,10 +131,11 @@ class _Copies:
 _work = _Copies()
 
 
-def local_path(name: str | os.PathLike[str]) -> Path:
+def local_path(name: str | os.PathLike[str], without: Sequence[str] = ()) -> Path:
     """A path as it is; of a URL the path of its local copy, which is fetched at the first call.
 
-    Of a run's directory the arrays of checkpoints are left out (`fetch`). What is not there in the
+    Of a run's directory the arrays of checkpoints are left out (`fetch`), and the folders `without`
+    as long as no other call needs them. What is not there in the
     bucket is not there in the copy. Raises InputError for a scheme that is not known, a package
     that is missing, a bucket that is not there or refuses; UnreachableError; RunError for a full
     disk.
@@ -148,7 +151,7 @@ def local_path(name: str | os.PathLike[str]) -> Path:
     above = next((known for known in _work.copies if url.startswith(f"{known}/")), None)
     inside = _INSIDE_RUN.search(url)
     begin = above or url[: inside.start() if inside else None]
-    return _work.open(begin).path / url[len(begin) :].lstrip("/")
+    return _work.open(begin, without).path / url[len(begin) :].lstrip("/")
 
 
 def is_copy(path: Path) -> bool:

@@ -196,6 +196,7 @@ def test_a_model_that_is_replaced_is_none_in_between(
 
 def test_models_and_captions_are_read(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("runs/a/config.yaml", "runs/a/model/config.json", "runs/a/model/large.bin")
+    bucket.write("runs/a/samples/step_000001/0.png", b"png")
     for name in names:
         bucket.write(name, bytes(2**20 if name.endswith(".bin") else 10))
     got: list[str] = []
@@ -216,11 +217,19 @@ def test_models_and_captions_are_read(bucket: Bucket, monkeypatch: pytest.Monkey
             return content
 
     content = find()
+    assert "a/samples/step_000001/0.png" not in got
     bucket.write(names[2], content)
     assert find() == content == bytes(2**20)
     assert got.count("a/model/large.bin") == 1
     bucket.write(names[2], b"1" * 2**20)
     assert find() == b"1" * 2**20 and got.count("a/model/large.bin") == 2
+    with storage.session():
+        run = find_checkpoint(f"{bucket.url}/runs/a").parent
+        assert not (run / "samples").exists()
+        assert storage.local_path(f"{bucket.url}/runs/a") == run
+        with storage.writing(run):
+            assert (run / "samples/step_000001/0.png").read_bytes() == b"png"
+    assert "samples/step_000001/0.png" in bucket.names("runs/a")
     bucket.write("text/one.txt", b"a red circle\n")
     bucket.write("text/two.txt", b"a blue square\n")
     bucket.write("text/other.md", b"no caption\n")
