@@ -39,6 +39,7 @@ from gotr1_jax.io.write_errors import raise_write_errors
 
 _EVERY = 60.0  # seconds between uploads of what has changed
 _INSIDE_RUN = re.compile(r"(/checkpoints(/step_\d+)?)?$")
+_ADDRESSES = ("url", "server")  # names of settings
 _log = logging.getLogger(__name__)
 
 
@@ -180,10 +181,10 @@ def check_urls(values: Any, written: Iterable[str] = ()) -> None:
       values: of a configuration, plain.
       written: those that a job will write: their buckets must take an object.
 
-    Addresses of web servers are left alone.
+    Addresses of servers are left alone: what `url` and `server` name, and all of http.
     """
     if isinstance(values, dict):
-        values = list(values.values())
+        values = [value for key, value in values.items() if key not in _ADDRESSES]
     if isinstance(values, list | tuple):
         for value in values:
             check_urls(value, written)

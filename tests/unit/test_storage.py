@@ -395,5 +395,12 @@ def test_copies_of_killed_processes_are_removed(bucket: Bucket, tmp_path: Path) 
     assert not left.exists() and len(list((tmp_path / "storage" / "work").iterdir())) == 1
 
 
+def test_addresses_of_servers_are_not_asked() -> None:
+    addresses = {"server": "sqlite:///x.db", "url": "grpc://h:1", "list": ["http://h/x", "text"]}
+    storage.check_urls({"tracking": addresses, "run_dir": "runs/a"})
+    with pytest.raises(InputError, match="the scheme sqlite:// is not known"):
+        storage.check_urls({"source": ["a", "sqlite:///x.db"]})
+
+
 def test_the_run_directory_may_be_a_url() -> None:
     assert JobConfig(run_dir="gs://bucket/run").run_dir == "gs://bucket/run"
