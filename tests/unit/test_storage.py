@@ -26,7 +26,6 @@ from gotr1_jax.io.local_copy import LocalCopy
 from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.io.object_store import ObjectStore
 from gotr1_jax.trainer.checkpoint import Checkpoints
-from gotr1_jax.trainer.config import JobConfig
 from gotr1_jax.trainer.resume import mark_followed, resolve_resume, restore_path
 from gotr1_jax.trainer.run_dir import RunDir
 
@@ -255,15 +254,6 @@ def test_urls_that_cannot_be_used(bucket: Bucket, name: str, message: str) -> No
         storage.local_path(name)
 
 
-def test_paths_with_colons_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "s3:").mkdir()
-    for name in ("C:\\runs\\a", "C://runs", "a:b", "12:30/run", "x/s3://y", "s3:/here", "s3:"):
-        assert storage.local_path(name) == Path(name)
-        assert not storage.is_copy(Path(name))
-    assert storage.local_path("file:///tmp/x") == Path("/tmp/x")
-
-
 def test_a_store_that_does_not_answer_and_one_that_refuses(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,17 +280,6 @@ def test_a_store_that_does_not_answer_and_one_that_refuses(
     with pytest.raises(InputError, match="may not be written: .*check the credentials") as caught:
         store.check_writable("x")
     assert len(asked) == 1 and caught.value.exit_code == 2
-
-
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: str) -> Any:
-        raise ImportError("Install gcsfs to access Google Storage")
-
-    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
-    with pytest.raises(
-        InputError, match=r"gs:// needs another package: pip install 'gotr1_jax\[gcs"
-    ):
-        storage.local_path("gs://bucket/run")
 
 
 def test_commands_name_what_is_wrong_before_they_begin(
@@ -393,14 +372,3 @@ def test_copies_of_killed_processes_are_removed(bucket: Bucket, tmp_path: Path) 
     assert left.is_dir(), done.stderr
     storage.local_path(f"{bucket.url}/left")
     assert not left.exists() and len(list((tmp_path / "storage" / "work").iterdir())) == 1
-
-
-def test_addresses_of_servers_are_not_asked() -> None:
-    addresses = {"server": "sqlite:///x.db", "url": "grpc://h:1", "list": ["http://h/x", "text"]}
-    storage.check_urls({"tracking": addresses, "run_dir": "runs/a"})
-    with pytest.raises(InputError, match="the scheme sqlite:// is not known"):
-        storage.check_urls({"source": ["a", "sqlite:///x.db"]})
-
-
-def test_the_run_directory_may_be_a_url() -> None:
-    assert JobConfig(run_dir="gs://bucket/run").run_dir == "gs://bucket/run"
