@@ -16,7 +16,7 @@ from gotr1_jax.evaluation import benchmark
 from gotr1_jax.evaluation.benchmark import ImageScore
 from gotr1_jax.evaluation.checklist_formats import OWN, Checklist, read_checklist
 from gotr1_jax.evaluation.folders import BenchmarkImage, find_numbered_images
-from gotr1_jax.evaluation.results import ResultRow, make_row
+from gotr1_jax.evaluation.results import ResultRow, make_row, rows_apart
 from gotr1_jax.evaluation.word_rules import WordQuestion, WordRules
 from gotr1_jax.rewards.command import read_judge_options
 
@@ -80,13 +80,10 @@ def make_rows(
     """All captions; those of each of the captions' tags; the questions of each of their tags."""
     values = [score.values["score"] for score in scores]
     rows = [make_row("all", values, [item.caption for item in items], "")]
-    captions = checklist.captions
+    captions, tagged = checklist.captions, []
     for tag in sorted({tag for item in captions for tag in item.tags}):
         places = [i for i, item in enumerate(items) if tag in captions[item.caption].tags]
         chosen = [items[i].caption for i in places]
-        rows.append(make_row(tag, [values[i] for i in places], chosen, ""))
-    known = {row.name for row in rows}
-    for row in rules.tag_rows():
-        clash = row.name in known
-        rows.append(replace(row, name=f"{row.name} (questions)") if clash else row)
-    return rows
+        tagged.append(make_row(tag, [values[i] for i in places], chosen, ""))
+    rows = rows_apart(rows, tagged, "captions")
+    return rows_apart(rows, rules.tag_rows(), "questions")

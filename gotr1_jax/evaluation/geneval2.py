@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from gotr1_jax.evaluation import benchmark
 from gotr1_jax.evaluation.folders import find_numbered_images
-from gotr1_jax.evaluation.results import make_row
+from gotr1_jax.evaluation.results import make_row, rows_apart
 from gotr1_jax.evaluation.word_rules import WordQuestion, WordRules
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.rewards.atoms import Atom, arithmetic_mean, geometric_mean, read_atoms
@@ -56,12 +56,16 @@ def run(options: argparse.Namespace) -> None:
     rows = [
         make_row("gm", gm, of, scorer, remark),
         make_row("am", [score.values["am"] for score in scores], of, scorer, remark),
-        *(replace(row, scorer=scorer, remark=remark) for row in rules.tag_rows()),
     ]
+    skills = [replace(row, scorer=scorer, remark=remark) for row in rules.tag_rows()]
+    rows, by_number = rows_apart(rows, skills, "questions"), []
     for number in sorted({item.atom_count for item in captions} - {0}):
         places = [i for i, caption in enumerate(of) if captions[caption].atom_count == number]
         values = [gm[i] for i in places]
-        rows.append(make_row(f"{number} atoms", values, [of[i] for i in places], scorer, remark))
+        by_number.append(
+            make_row(f"{number} atoms", values, [of[i] for i in places], scorer, remark)
+        )
+    rows = rows_apart(rows, by_number, "captions")
     records = [
         benchmark.image_record(item, texts[item.caption], score)
         for item, score in zip(items, scores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,22 @@ def make_row(
     failed = sum(value != value for value in values)
     groups = (caption_means(values, captions),)
     return ResultRow(name, groups, len(values), failed, scorer, remark, published or {})
+
+
+def rows_apart(
+    rows: Sequence[ResultRow], others: Sequence[ResultRow], what: str
+) -> list[ResultRow]:
+    """Both, in this order; where a name is taken, ` (what)` is added to that of the later row.
+
+    Names of rows are keys of scores.json: of two equal ones the first would be lost.
+    """
+    found = {row.name: row for row in rows}
+    for row in others:
+        name = row.name
+        while name in found:
+            name += f" ({what})"
+        found[name] = replace(row, name=name)
+    return list(found.values())
 
 
 def caption_means(values: Sequence[float], captions: Sequence[int]) -> np.ndarray:

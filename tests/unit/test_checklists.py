@@ -131,6 +131,22 @@ def test_the_formulas_on_a_thousand_random_checklists() -> None:
         assert means == pytest.approx(expected, rel=1e-12)
 
 
+def test_tags_named_as_other_rows_take_none_away() -> None:
+    """Names of rows are keys of scores.json."""
+    asked = replace(yes_or_no("x", "a", "yes"), tags=("all", "t", "all (questions)"))
+    named = ChecklistCaption("0", "a", ("all", "t"), (asked,))
+    other = ChecklistCaption("1", "b", (), (asked,))
+    checklist = Checklist("checklist", (named, other))
+    items = [BenchmarkImage("", Path(), i) for i in range(2)]
+    rules = GivenRules(checklist, [[np.array([1.0])], [np.array([0.0])]])
+    rows = make_rows(checklist, items, [ImageScore({"score": v}) for v in (1.0, 0.0)], rules)
+    assert {row.name: float(np.concatenate(row.groups).mean()) for row in rows} == {
+        "all": 0.5, "all (captions)": 1.0, "t": 1.0, "all (questions)": 0.5,
+        "all (questions) (questions)": 0.5, "t (questions)": 0.5,
+    }  # fmt: skip
+    assert len(rows) == 6
+
+
 def test_a_missing_answer_leaves_its_image_out() -> None:
     questions = [yes_or_no(text, "a", "yes") for text in ("x", "y")]
     rules = WordRules([[replace(q, tags=("t",)) for q in questions]], combine)
