@@ -30,10 +30,19 @@ _MARKS = {"manifest.json": 2, "config.json": 1}
 
 
 def storage_folder() -> Path:
-    """Where local copies lie: $GOTR1_STORAGE, or gotr1_jax in the user's cache."""
-    named = os.environ.get(VARIABLE)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(named).absolute() if named else cache / "gotr1_jax"
+    """Where local copies lie: $GOTR1_STORAGE, or gotr1_jax in the user's cache.
+
+    InputError where neither is known.
+    """
+    named, cache = os.environ.get(VARIABLE), os.environ.get("XDG_CACHE_HOME")
+    if named:
+        return Path(named).absolute()
+    try:
+        return (Path(cache) if cache else Path.home() / ".cache") / "gotr1_jax"
+    except RuntimeError as error:  # a user of a container who has no entry and no $HOME
+        raise InputError(
+            f"there is no home folder for copies of what is in buckets; set {VARIABLE} to a folder"
+        ) from error
 
 
 class _Stamp(NamedTuple):

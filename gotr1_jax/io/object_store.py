@@ -66,12 +66,13 @@ class ObjectStore:
 
     def __init__(self, url: str) -> None:
         """Asks nobody yet. InputError for an unknown scheme and for a package that is missing."""
-        self.url = url
         scheme = _scheme(url)
+        self.url = url = scheme + url[len(scheme) :]  # S3:// is s3://
         import fsspec
 
-        # Of each call it tells that it cannot ask what kind of bucket it is, where it may not.
-        logging.getLogger("gcsfs").setLevel(logging.ERROR)
+        # Of each call it tells that it cannot ask what kind of bucket it is, where it may not; of
+        # what fails it logs a traceback beside the error that it raises.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         try:
             # A bucket of its own: names change under a listing that is kept.
             kind = fsspec.get_filesystem_class(scheme)

@@ -39,6 +39,7 @@ from gotr1_jax.io.write_errors import raise_write_errors
 
 _EVERY = 60.0  # seconds between uploads of what has changed
 _INSIDE_RUN = re.compile(r"(/checkpoints(/step_\d+)?)?$")
+_UNSAVED = "unsaved"  # folder of copies that could not be uploaded
 _ADDRESSES = ("url", "server")  # names of settings
 _log = logging.getLogger(__name__)
 
@@ -99,13 +100,19 @@ class _Copies:
         try:
             self.upload()
             self.upload()  # what was replaced during the first one
-        except (GotR1Error, OSError) as error:
-            kept = storage_folder() / "unsaved" / self.folder.name
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            self.folder.rename(kept)
-            raise RunError(f"{error}; what was not uploaded is in {kept}") from error
-        finally:
+        except BaseException as error:  # at the exit of Python nothing can be uploaded any more
+            line = " ".join(str(error).split()) or type(error).__name__
+            if self.folder.is_dir():
+                kept = self.folder.parents[1] / _UNSAVED / self.folder.name
+                self.folder.rename(kept)
+                line += f"; what was not uploaded is in {kept}"
+            if isinstance(error, Exception):
+                raise RunError(line) from error
+            _log.warning("%s", line)
+            raise
+        else:
             shutil.rmtree(self.folder, ignore_errors=True)
+        finally:
             self._held.close()
             self.folder, self.copies, self._thread = None, {}, None
 
@@ -118,7 +125,9 @@ class _Copies:
                 with suppress(OSError), open(other / OWNER_NAME, "ab") as held:
                     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(other, ignore_errors=True)
-            folder = parent.resolve() / secrets.token_hex(4)
+            place = parent.resolve()
+            place.with_name(_UNSAVED).mkdir(exist_ok=True)  # which a full disk would refuse later
+            folder = place / secrets.token_hex(4)
             # It is named once it is held: no other process takes it for one that was left.
             begun = folder.with_name(f".{folder.name}")
             begun.mkdir()
@@ -152,6 +161,8 @@ def local_path(name: str | os.PathLike[str], without: Sequence[str] = ()) -> Pat
     above = next((known for known in _work.copies if url.startswith(f"{known}/")), None)
     inside = _INSIDE_RUN.search(url)
     begin = above or url[: inside.start() if inside else None]
+    if any(part.startswith(".") for part in url[begin.rfind("/") + 1 :].split("/")):
+        raise InputError(f"{name} has a name that begins with a dot, as only temporary files have")
     return _work.open(begin, without).path / url[len(begin) :].lstrip("/")
 
 
@@ -190,6 +201,8 @@ def check_urls(values: Any, written: Iterable[str] = ()) -> None:
             check_urls(value, written)
     elif isinstance(values, str) and is_url(values) and not values.lower().startswith("http"):
         url = values.rstrip("/")
+        if url.lower().startswith("file:"):
+            return  # a path, which is looked at as any other
         store, top = ObjectStore(url.rpartition("/")[0]), url.rpartition("/")[2]
         if values in written:
             store.check_writable(top)

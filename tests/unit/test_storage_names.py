@@ -1,4 +1,4 @@
-"""Which names are URLs of buckets, and which are not."""
+"""Which names are URLs of buckets, which are not, and where copies of them lie."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import fsspec
 import pytest
 
-from gotr1_jax.errors import InputError
+from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.io import storage
+from gotr1_jax.io.local_copy import LocalCopy, storage_folder
+from gotr1_jax.io.object_store import ObjectStore
 from gotr1_jax.trainer.config import JobConfig
 
 
@@ -42,3 +44,57 @@ def test_addresses_of_servers_are_not_asked() -> None:
 
 def test_the_run_directory_may_be_a_url() -> None:
     assert JobConfig(run_dir="gs://bucket/run").run_dir == "gs://bucket/run"
+
+
+def test_other_ways_to_write_a_url(tmp_path: Path) -> None:
+    """A path with file:// is made as any other; S3:// is s3://."""
+    values = {"run_dir": f"file://{tmp_path}/new/run", "source": "FILE:///nowhere/x"}
+    storage.check_urls(values, written=[values["run_dir"]])
+    assert not list(tmp_path.iterdir())
+    ObjectStore("MEMORY://spelled").put("x", b"1")
+    assert ObjectStore("memory://spelled").listing("x")["x"].size == 1
+
+
+def test_a_name_of_a_temporary_file_is_refused(tmp_path: Path, monkeypatch) -> None:
+    """Nothing below it would be uploaded."""
+    monkeypatch.setenv("GOTR1_STORAGE", str(tmp_path))
+    for name in ("memory://a/.runs", "memory://a/.runs/checkpoints", "memory://a/b/.x/"):
+        with pytest.raises(InputError, match="begins with a dot"):
+            storage.local_path(name)
+    with storage.session():
+        assert storage.local_path("memory://a/.b/runs").name == "runs"
+
+
+def test_a_user_without_a_home_folder_names_one(tmp_path: Path, monkeypatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("GOTR1_STORAGE", str(tmp_path))
+    assert storage_folder() == tmp_path
+    monkeypatch.delenv("GOTR1_STORAGE")
+    with pytest.raises(InputError, match="no home folder .*set GOTR1_STORAGE"):
+        storage.local_path("memory://a/b")
+
+
+@pytest.mark.parametrize(
+    "error, raised",
+    [(RuntimeError("at shutdown"), RunError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_whatever_ends_the_last_upload_the_files_stay(
+    error: BaseException, raised: type[BaseException], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("GOTR1_STORAGE", str(tmp_path))
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    with pytest.raises(raised), storage.session():
+        run = storage.local_path("memory://kept/run")
+        with storage.writing(run):
+            (run / "a").mkdir(parents=True)
+            (run / "a/x").write_bytes(b"x")
+        monkeypatch.setattr(LocalCopy, "upload", fail)
+    assert [path.read_bytes() for path in tmp_path.glob("unsaved/*/*/run/a/x")] == [b"x"]
+    assert not list(tmp_path.glob("work/*"))
