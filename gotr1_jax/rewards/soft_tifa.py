@@ -22,7 +22,7 @@ from gotr1_jax.rewards.atoms import (
     make_atoms,
     read_atoms,
 )
-from gotr1_jax.rewards.base import JudgeRequest, JudgeResult
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, introduce
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer, QuestionCounts
 from gotr1_jax.rewards.multimodal.questions import QuestionsConfig
 from gotr1_jax.rewards.own_function import (
@@ -81,12 +81,16 @@ class SoftTifaJudge:
     ) -> None:
         """InputError for questions that cannot be had, and a reading that the engine cannot."""
         self.terms: tuple[str, ...] = (term,)
-        self._config, self._limit = config, asked.score_tokens
+        self._config, self._limit, self._engine = config, asked.score_tokens, engine
         self._client = EngineClient(engine, asked.reading == "expected", cache)
         self._atoms, digest = _find_atoms(config.questions)
         reading = f"reading={asked.reading} score_tokens={asked.score_tokens}"
         self.identity = f"soft_tifa {config.mean} {digest} {reading} by {engine.identity}"
         self.meanings = {term: "the questions about the caption are answered rightly"}
+
+    def introduce(self) -> None:
+        """See `base.introduce`."""
+        introduce(self._engine)
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request; all questions are asked at once."""

@@ -14,9 +14,11 @@ from gotr1_jax.errors import RunError, UnreachableError
 from gotr1_jax.rewards.base import introduce
 from gotr1_jax.rewards.composite import CachedJudge, CompositeJudge, SharedJudge
 from gotr1_jax.rewards.multimodal.comparison import QuestionComparer
+from gotr1_jax.rewards.multimodal.questions import QuestionsConfig
 from gotr1_jax.rewards.multimodal.terms import MultimodalJudge
 from gotr1_jax.rewards.pairwise import PairwiseJudge, ScoreComparer
 from gotr1_jax.rewards.shapes import ShapesJudge
+from gotr1_jax.rewards.soft_tifa import SoftTifaConfig, SoftTifaJudge
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 from gotr1_jax.vlm_engine.config import HttpConfig
 from gotr1_jax.vlm_engine.http import HttpEngine
@@ -31,7 +33,9 @@ def engine(server: Server, **settings: Any) -> HttpEngine:
 
 
 def test_each_judge_on_a_server_is_asked_once_wherever_it_stands(tmp_path: Path):
-    cache = AnswerCache(tmp_path)
+    cache, captions = AnswerCache(tmp_path), tmp_path / "questions.jsonl"
+    captions.write_text('{"prompt": "a cat", "vqa_list": [["Is it a cat?", "yes"]]}')
+    questions = SoftTifaConfig(str(captions))
     with Server(lambda handler, number, body: say(handler, "red")) as server:
         asked = MultimodalJudge(engine(server), ("sem", "pi"))
         compared = PairwiseJudge("better", QuestionComparer(engine(server)))
@@ -41,9 +45,10 @@ def test_each_judge_on_a_server_is_asked_once_wherever_it_stands(tmp_path: Path)
         parts = [
             (SharedJudge(asked, 2), ("sem", "pi")), (CachedJudge(compared, cache), ("better",)),
             (scored, ("more",)), (ShapesJudge(("verdict",)), ("verdict",)),
+            (SoftTifaJudge("sure", questions, engine(server), QuestionsConfig()), ("sure",)),
         ]  # fmt: skip
         introduce(CompositeJudge(parts))
-        assert len(server.bodies) == 3
+        assert len(server.bodies) == 4
         content = server.bodies[0]["messages"][0]["content"]
     assert [part["type"] for part in content] == ["text", "image_url"]
 
