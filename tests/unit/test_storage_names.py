@@ -93,7 +93,7 @@ def test_whatever_ends_the_last_upload_the_files_stay(
     with pytest.raises(raised), storage.session():
         run = storage.local_path("memory://kept/run")
         with storage.writing(run):
-            (run / "a").mkdir(parents=True)
+            (run / "a").mkdir(parents=True, exist_ok=True)
             (run / "a/x").write_bytes(b"x")
         monkeypatch.setattr(LocalCopy, "upload", fail)
     assert [path.read_bytes() for path in tmp_path.glob("unsaved/*/*/run/a/x")] == [b"x"]
