@@ -186,14 +186,19 @@ class Panel {
     for (const kind of [".halo", ".body"]) {
       set(group.querySelector(kind), x1, y1, Math.max(0, x2 - x1), Math.max(0, y2 - y1));
     }
-    const text = group.querySelector("text"), above = y1 > 44;
+    // Thousandths of the side; no smaller than 12 and 7 pixels, however small the image is shown.
+    const pixel = 1000 / Math.max(1, this.find(".stage").clientWidth);
+    const size = Math.max(30, 12 * pixel), half = Math.max(13, 7 * pixel), height = 1.4 * size;
+    const text = group.querySelector("text"), above = y1 > height + half;
+    text.style.fontSize = `${size}px`;
     const width = text.getComputedTextLength() + 16, left = Math.max(0, Math.min(x1, 1000 - width));
     text.setAttribute("x", left + 8);
-    text.setAttribute("y", above ? y1 - 12 : y1 + 32);
-    set(group.querySelector(".label"), left, above ? y1 - 42 : y1, width, 42);
+    const top = above ? y1 - height - half : y1 + half; // clear of the corners
+    text.setAttribute("y", top + 1.03 * size);
+    set(group.querySelector(".label"), left, top, width, height);
     const corners = [[x1, y1], [x2, y1], [x1, y2], [x2, y2]];
     group.querySelectorAll(".corner").forEach((corner, c) => {
-      set(corner, corners[c][0] - 13, corners[c][1] - 13, 26, 26);
+      set(corner, corners[c][0] - half, corners[c][1] - half, 2 * half, 2 * half);
     });
   }
 

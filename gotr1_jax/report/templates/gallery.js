@@ -129,6 +129,8 @@ for (const root of document.querySelectorAll(".gallery")) {
   const gallery = data.galleries.find(({ name }) => name === root.dataset.gallery);
   const state = { stage: gallery.stages.length - 1, words: [], ranges: new Map(), failure: "", gain: null, order: "", limit: FIRST };
   const hasColumns = gallery.items.some((item) => item.columns);
+  const isFew = gallery.items.every((item) => (item.cards ?? []).length < 5);
+  const rowClass = hasColumns ? "side-by-side" : `cards${data.isWide ? " wide" : isFew ? " few" : ""}`;
   const count = el("span", { class: "soft", role: "status" });
   const list = el("div", { class: `${hasColumns ? "pairs" : "groups"}${data.isWide ? " wide" : ""}` });
   const more = el("button", { type: "button", onclick: () => { state.limit += 4 * FIRST; draw(); } });
@@ -197,7 +199,7 @@ for (const root of document.querySelectorAll(".gallery")) {
     return el(
       "article", { class: `panel ${hasColumns ? "pair" : "group"}` },
       el("header", {}, el("h3", { dir: "auto" }, item.caption), said),
-      el("div", { class: hasColumns ? "side-by-side" : `cards${data.isWide ? " wide" : ""}` }, ...cards),
+      el("div", { class: rowClass }, ...cards),
     );
   }
   function draw() {
