@@ -33,6 +33,7 @@ from gotr1_jax.io.files import atomic_write
 from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.rewards.command import add_judge_options, device_mesh, read_judge_options
 from gotr1_jax.rewards.factory import check_engine, make_engine
+from gotr1_jax.rewards.judge_config import KINDS
 from gotr1_jax.vlm_engine.base import ImageInput, make_image_input
 
 IMAGES = "pictures"
@@ -140,17 +141,31 @@ def check_options(options: argparse.Namespace) -> None:
     if options.n is not None and options.n < 1:
         raise InputError(f"--n is {options.n}; use 1 or more")
     check_out(options.out)
-    if options.card is not None and options.card.is_dir():
-        raise InputError(f"--card {options.card} is a folder; name a file")
+    if options.card is not None:
+        check_card(options.card)
     options.started = time.monotonic()
     if options.scorer == "judge":
         judge = read_judge_options(options)
         check_engine(judge.judge)
+        if not KINDS[judge.judge.kind].in_process:
+            from gotr1_jax.evaluation.judge_model import JudgeModel
+
+            # Loads nothing, and refuses a reading that a server cannot give.
+            JudgeModel(make_engine(judge.judge), judge.judge.questions)
         device_mesh(judge)  # before generation initializes the devices
     else:
         from gotr1_jax.evaluation.torch_models import check_torch
 
         check_torch()
+
+
+def check_card(path: Path) -> None:
+    """InputError for a place where no file can be."""
+    if path.is_dir():
+        raise InputError(f"--card {path} is a folder; name a file")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise InputError(f"--card {path}: {above} is a file; choose another place")
 
 
 def image_folder(

@@ -13,7 +13,7 @@ from checklist_files import OWN, write_all
 from fake_generator import FakeImageGenerator
 from test_evaluation import evaluate, one_line
 from tiny_checkpoints import write_tiny
-from word_engine import WordEngine, chance
+from word_engine import TalkingEngine, WordEngine, chance
 
 from gotr1_jax.evaluation.benchmark import read_image
 from gotr1_jax.evaluation.queries import CachedModels
@@ -238,3 +238,17 @@ def test_facts_travel_with_the_numbers_and_make_a_card(
     capsys.readouterr()
     assert evaluate("geneval2", *words, "--out", tmp_path / "x", "--card", tmp_path) == 2
     one_line(capsys, "--card .* is a folder; name a file")
+    assert evaluate("geneval2", *words, "--out", tmp_path / "x", "--card", file / "a" / "b") == 2
+    one_line(capsys, "--card .*g.jsonl is a file; choose another place")
+
+
+def test_a_reading_that_a_server_cannot_give_is_refused_before_images(
+    tiny: Path, tmp_path: Path, engine: WordEngine, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    talking = TalkingEngine({})
+    monkeypatch.setattr("gotr1_jax.evaluation.benchmark.make_engine", lambda *_: talking)
+    words = ["--ckpt", tiny, "--prompts", write_lines(tmp_path / "g.jsonl", LINES), *JUDGE]
+    assert evaluate("geneval2", *words, "--out", tmp_path / "out") == 2
+    one_line(capsys, "questions.reading is 'expected', which talking cannot; use 'text'")
+    assert not (tmp_path / "out" / "pictures").exists()
