@@ -11,9 +11,12 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.reward_config import RewardConfig
 from gotr1_jax.rewards.terms import TermConfig
+from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.trainer.resume import describe_texts
 
 MEASURED_UNDER = "measured_under"
+# Of sampling: settings under which the same samples are drawn, in another time.
+_SAME_SAMPLES = ("speculative",)
 
 
 def measured_under(
@@ -33,17 +36,23 @@ def measured_under(
         "samples": str(config.evaluation.samples),
         "judge": judge,
         "reward": _reward_text(reward),
-        "sampling": json.dumps(to_plain(config.rollout.sampling)),
+        "sampling": _sampling_text(config.rollout.sampling),
         "policy": json.dumps([policy.init, init, policy.dtype, policy.param_dtype]),
         "template": f"{policy.prompt_template}, {policy.max_prompt_tokens} tokens at most",
     }
 
 
+def _sampling_text(sampling: SamplerConfig) -> str:
+    values = to_plain(sampling)
+    return json.dumps({k: v for k, v in values.items() if k not in _SAME_SAMPLES})
+
+
 def _reward_text(reward: RewardConfig) -> str:
     """The total and its terms, with the settings of those that have any."""
-    settings = {name: term for name, term in reward.terms.items() if term != TermConfig()}
+    terms = reward.terms.items()
+    settings = {name: term.described() for name, term in terms if term != TermConfig()}
     text = f"{reward.total} of {', '.join(reward.terms)}"
-    return f"{text} {json.dumps(to_plain(settings))}" if settings else text
+    return f"{text} {json.dumps(settings)}" if settings else text
 
 
 def check_measured_under(stored: object, wanted: Mapping[str, str], where: str) -> None:

@@ -119,7 +119,8 @@ class _Copies:
     def _begin(self) -> None:
         """Makes the folder, and removes those of processes that were killed."""
         parent = storage_folder() / "work"
-        with raise_write_errors(parent, f"free some space, or set {VARIABLE} to another folder"):
+        named = f"{parent} (copies of what is in buckets; {VARIABLE} names another folder)"
+        with raise_write_errors(named):
             parent.mkdir(parents=True, exist_ok=True)
             for other in parent.glob("[0-9a-f]*"):
                 with suppress(OSError), open(other / OWNER_NAME, "ab") as held:

@@ -64,7 +64,7 @@ def _reason(error: OSError) -> str:
 
 
 @contextmanager
-def raise_write_errors(path: Path, *advice: str) -> Iterator[None]:
+def raise_write_errors(path: Path | str, *advice: str) -> Iterator[None]:
     """Raise an OSError of the block as the RunError of `write_failure`."""
     try:
         yield

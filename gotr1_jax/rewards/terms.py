@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from gotr1_jax.config import CheckedConfig
+from gotr1_jax.config import CheckedConfig, to_plain
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.limits import FilledText, Range
 from gotr1_jax.rewards.expression import FUNCTIONS
@@ -41,6 +41,9 @@ class TermConfig(CheckedConfig):
 
     # Every field but these is a source.
     SETTINGS: ClassVar[tuple[str, ...]] = ("weight", "scale", "clip", "meaning", "stage")
+
+    # Sources that earlier versions did not know.
+    _LATER: ClassVar[tuple[str, ...]] = ("soft_tifa",)
 
     # main: the judge of the sections judge and judge.also.
     judge: Literal["main"] | None = None
@@ -96,6 +99,12 @@ class TermConfig(CheckedConfig):
             raise ConfigError(f"python is {self.python!r}, which names no function; {HOW_TO_NAME}")
         if self.clip is not None and (len(self.clip) != 2 or self.clip[0] > self.clip[1]):
             raise ConfigError(f"clip is {list(self.clip)}; expected [low, high]")
+
+    def described(self) -> dict[str, Any]:
+        """All settings as plain values, as earlier versions say them of what they knew: a source
+        that came later stands there only where it is given."""
+        plain: dict[str, Any] = to_plain(self)
+        return {k: v for k, v in plain.items() if v is not None or k not in self._LATER}
 
     def value(self, scores: np.ndarray) -> np.ndarray:
         """weight * clip(scale * scores), float64; NaN stays NaN."""

@@ -76,6 +76,9 @@ def test_a_user_without_a_home_folder_names_one(tmp_path: Path, monkeypatch) -> 
     monkeypatch.delenv("GOTR1_STORAGE")
     with pytest.raises(InputError, match="no home folder .*set GOTR1_STORAGE"):
         storage.local_path("memory://a/b")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # as one that may not be written
+    with pytest.raises(RunError, match="cannot write /dev/null/.*GOTR1_STORAGE names another"):
+        storage.local_path("memory://a/b")
 
 
 @pytest.mark.parametrize(
