@@ -52,7 +52,9 @@ class PlayServer(ThreadingHTTPServer):
         try:
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError, UnicodeError) as error:
-            raise InputError(f"cannot serve at {host}:{port}: {error}") from error
+            raise InputError(
+                f"cannot serve at {host}:{port}: {error}; try another --port, or 0 for any"
+            ) from error
         self.actions = actions
         self.url = f"http://{host}:{self.server_port}/"
         self.is_local = host in _LOCAL

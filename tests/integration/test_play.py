@@ -36,6 +36,17 @@ PLAN = (
 BASE = {"checkpoint": "embedded", "prompt": PROMPT, "seed": 5}
 
 
+# Of which objects the square at a corner covers their own name.
+COVERED_LABELS = """[...document.querySelectorAll('.box')].filter((box) => {
+  const name = box.querySelector('text').getBoundingClientRect();
+  return [...box.querySelectorAll('.corner')].some((corner) => {
+    const square = corner.getBoundingClientRect();
+    return square.left < name.right && name.left < square.right
+      && square.top + 2 < name.bottom && name.top + 2 < square.bottom;
+  });
+}).map((box) => box.querySelector('text').textContent)"""
+
+
 @pytest.fixture(scope="module")
 def pipe() -> Pipeline:
     return Pipeline.from_pretrained("embedded", batch_size=4)
@@ -206,6 +217,12 @@ def test_a_box_is_dragged_and_painted_again(server, tmp_path: Path) -> None:
     other = "document.querySelectorAll('.stage img')[1].src"
     with open_page(server.url, tmp_path) as page:
         page.wait_for(f"document.querySelectorAll('.panel').length === 2 && {shown} && {at_rest}")
+        for width in (1100, 390):
+            page.resize(width, 1300)
+            page.value(f"{panel}.querySelector('.apply').click()")
+            page.wait_for(at_rest)
+            assert page.value(COVERED_LABELS) == []
+        page.resize(1100, 1300)
         # Both panels are drawn with the same settings by the same checkpoint.
         first = page.value(other)
         assert page.value(shown) == first
