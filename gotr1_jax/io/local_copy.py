@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gotr1_jax.errors import InputError, RunError
-from gotr1_jax.io.object_store import ObjectStore, StoredObject
+from gotr1_jax.io.object_store import VARIABLE, ObjectStore, StoredObject
 from gotr1_jax.io.reading import open_file
 from gotr1_jax.io.write_errors import raise_write_errors
 
 OWNER_NAME = ".owner"
-VARIABLE = "GOTR1_STORAGE"
 _KEPT_BYTES = 2**20  # files that large are kept in `objects`
 _SMALL_BYTES = 2**23  # files up to that size are uploaded from memory
 _AT_ONCE = 8

@@ -22,7 +22,9 @@ from typing import Any, TypeVar
 
 from gotr1_jax.errors import GotR1Error, InputError, UnreachableError
 from gotr1_jax.io.reading import open_file
+from gotr1_jax.io.write_errors import FULL, find_disk_error, write_failure
 
+VARIABLE = "GOTR1_STORAGE"  # names the folder of local copies
 # Two letters or more: C:// is a drive of Windows.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]+)://")
 _CUT_URL = re.compile(r"(gs|gcs|s3|s3a|az|abfs|abfss|hf):/?[^/]")
@@ -132,7 +134,10 @@ class ObjectStore:
         self._call("read", top, ask, False)
 
     def get(self, name: str, target: Path, stored: StoredObject) -> bool:
-        """Downloads an object to a file, which appears when it is complete; False: it is gone."""
+        """Downloads an object to a file, which appears when it is complete; False: it is gone.
+
+        RunError for a full disk.
+        """
         temporary = target.with_name(f".{target.name}.tmp{secrets.randbelow(10**12)}")
         target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -141,6 +146,12 @@ class ObjectStore:
                 self._files.get_file(self._path(name), str(temporary))
             except FileNotFoundError:
                 return False
+            except Exception as error:
+                full = find_disk_error(error)
+                if full is None or full.errno not in FULL:
+                    raise
+                advice = f"free some space, or set {VARIABLE} to another folder"
+                raise write_failure(f"a local copy of {self.url}/{name}", full, advice) from error
             if temporary.stat().st_size != stored.size or not _has_md5(temporary, stored.md5):
                 raise OSError("what came is not what was listed; another process writes it, maybe")
             return True

@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import GotR1Error, InputError, RunError
-from gotr1_jax.io.local_copy import OWNER_NAME, VARIABLE, LocalCopy, storage_folder
-from gotr1_jax.io.object_store import ObjectStore, is_url
+from gotr1_jax.io.local_copy import OWNER_NAME, LocalCopy, storage_folder
+from gotr1_jax.io.object_store import VARIABLE, ObjectStore, is_url
 from gotr1_jax.io.write_errors import raise_write_errors
 
 _EVERY = 60.0  # seconds between uploads of what has changed

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from gotr1_jax.errors import RunError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 # What a file system does to a run, and no mistake of a program.
-_DISK = (*_FULL, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG, errno.ENOTCONN)
+_DISK = (*FULL, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG, errno.ENOTCONN)
 # How libraries report a full disk where they raise no OSError.
 _FULL_WORDS = ("no space left", "disk quota", "disk is full")
 
@@ -21,7 +21,7 @@ def write_failure(
     path: Path | str, error: OSError, advice: str = "free some space or choose another directory"
 ) -> RunError:
     """The error of a failed write; `advice` is added if the disk is full."""
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return RunError(f"disk full: {path} was not written; {advice} ({_reason(error)})")
     return RunError(f"cannot write {path}: {_reason(error)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,19 @@ def test_whatever_ends_the_last_upload_the_files_stay(
         monkeypatch.setattr(LocalCopy, "upload", fail)
     assert [path.read_bytes() for path in tmp_path.glob("unsaved/*/*/run/a/x")] == [b"x"]
     assert not list(tmp_path.glob("work/*"))
+
+
+def test_a_disk_that_is_full_of_copies_is_told_at_once(tmp_path: Path, monkeypatch) -> None:
+    """And not as a bucket that does not answer, which is asked again for a while."""
+    store = ObjectStore("memory://full")
+    store.put("x", b"12")
+    asked: list[str] = []
+
+    def get_file(name: str, _: str) -> None:
+        asked.append(name)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store._files, "get_file", get_file)
+    with pytest.raises(RunError, match="disk full: a local copy of memory://full/x .*GOTR1_STOR"):
+        store.get("x", tmp_path / "x", store.listing("x")["x"])
+    assert len(asked) == 1
