@@ -107,7 +107,7 @@ def test_unreadable_answers_change_nothing_and_are_reported(values, tmp_path, ca
     values["update"] |= {"resample_rounds": 1}
     values |= {"steps": 2, "entropy": None}
     assert run_grpo(values) == 0
-    assert "nan" in capsys.readouterr().out
+    assert "no score" in capsys.readouterr().out
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     for line in lines:
         assert line["judge/failed_frac"] == line["judge/unread_frac"] == 1
