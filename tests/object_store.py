@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +64,12 @@ def served_bucket() -> Iterator[Bucket]:
     before = dict(os.environ)
     server.start()
     try:
-        yield Bucket(server.get_host_and_port()[1])
+        port = server.get_host_and_port()[1]
+        # Of an earlier server of this process the content and the connection are still there.
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        again = urllib.request.Request(f"http://127.0.0.1:{port}/moto-api/reset", method="POST")
+        urllib.request.urlopen(again, timeout=60).close()
+        yield Bucket(port)
     finally:
         server.stop()
         os.environ.clear()
