@@ -273,8 +273,11 @@ def test_changes_made_quickly_and_by_keyboard(server, tmp_path: Path) -> None:
     focus = "document.activeElement.dataset.place ?? document.activeElement.id"
 
     def use(page: Page, plan: str) -> None:
-        page.value(f"{panel}.querySelector('.text').value = {json.dumps(plan)}")
-        page.value(f"{panel}.querySelector('.apply').click()")
+        # At once: a change that ends in between would write its own plan into the field.
+        page.value(
+            f"{panel}.querySelector('.text').value = {json.dumps(plan)}; "
+            f"{panel}.querySelector('.apply').click()"
+        )
 
     with open_page(server.url, tmp_path) as page:
         shown = f"document.querySelectorAll('.panel').length === 2 && {at_rest}"
