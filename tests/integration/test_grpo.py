@@ -306,7 +306,7 @@ def test_stopped_in_a_rollout_and_resumed_is_as_never_stopped(
     class Telling(Brightness):
         def judge(self, requests: Any) -> Any:
             asked.append(len(requests))
-            if len(asked) == 4:  # after the evaluation and two steps
+            if len(asked) == 6:  # after the evaluation, and two steps with what is followed
                 signal.raise_signal(signal.SIGTERM)
             return super().judge(requests)
 

@@ -29,8 +29,9 @@ from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.io.write_errors import find_write_failure
 from gotr1_jax.report.page import write_report
 from gotr1_jax.rewards.judging import judge_samples
-from gotr1_jax.trainer.checkpoint import Checkpoints, _save_failure
+from gotr1_jax.trainer.checkpoint import Checkpoints
 from gotr1_jax.trainer.metrics import MetricsWriter, read_metrics
+from gotr1_jax.trainer.orbax_errors import save_failure
 from gotr1_jax.trainer.run_dir import RunDir, create_run_dir, write_summary
 from gotr1_jax.trainer.samples import write_samples
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
@@ -184,7 +185,7 @@ def test_an_error_of_a_library_is_searched_for_the_disk():
 def test_a_save_names_the_error_of_its_disk():
     error = ValueError("a save failed")
     error.__cause__ = OSError(errno.EIO, "Input/output error", "/run/step_000002.tmp/x")
-    line = str(_save_failure(Path("/run/step_000002"), error))
+    line = str(save_failure(Path("/run/step_000002"), error))
     assert line == "cannot write /run/step_000002: Input/output error"
 
 
@@ -216,6 +217,7 @@ import numpy as np
 import jax.numpy as jnp
 from gotr1_jax.errors import RunError
 from gotr1_jax.trainer.checkpoint import Checkpoints
+from gotr1_jax.trainer.orbax_errors import save_failure
 rng = np.random.default_rng(0)
 tree = {f"a{i}": jnp.array(rng.normal(size=500), jnp.float32) for i in range(120)}
 for folder in sys.argv[1:]:
