@@ -175,7 +175,7 @@ def _read_list(kind: Any, value: Any, where: str) -> tuple[Any, ...]:
 
 def _read_named(kind: Any, value: Any, where: str) -> dict[str, Any]:
     """Sections under names of the user's own; a list of names has sections of defaults."""
-    value = _names_assections_of(_parse_named(value, where), where)
+    value = _names_as_sections(_parse_named(value, where), where)
     if not isinstance(value, Mapping):
         raise ConfigError(
             f"{where} is {show_value(value)}; expected names, as in [a, b], or named sections"
@@ -193,7 +193,7 @@ def _parse_named(word: Any, where: str) -> Any:
     return _parse_flow(word, "{}", where) if is_section else _parse_list(word, where)
 
 
-def _names_assections_of(value: Any, where: str) -> Any:
+def _names_as_sections(value: Any, where: str) -> Any:
     """{name: {}} of a list of names; anything else as it is."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
         return value
@@ -261,7 +261,7 @@ def _rename_keys(schema: type, values: Mapping[str, Any], where: str) -> dict[st
         kind = field_kinds(schema).get(key)
         section, named = next(sections_of(kind), None), _named_section(kind)
         if named is not None:
-            value = _names_assections_of(value, where + key)
+            value = _names_as_sections(value, where + key)
             if isinstance(value, Mapping):
                 value = {
                     name: _rename_keys(named, inner, f"{where}{key}.{name}.")
@@ -330,7 +330,7 @@ def _begin_from_default(schema: type, values: dict[str, Any], path: Sequence[str
         kind = field_kinds(schema).get(part)
         section = next(sections_of(kind), None)
         if _named_section(kind) is not None and part in values:
-            values[part] = _names_assections_of(_parse_named(values[part], part), part)
+            values[part] = _names_as_sections(_parse_named(values[part], part), part)
             return
         if _named_section(kind) is not None:
             spec = next(s for s in dataclasses.fields(schema) if s.name == part)
@@ -351,7 +351,7 @@ def _set_word(values: dict[str, Any], path: Sequence[str], text: str) -> None:
         child = values.get(part)
         if isinstance(child, PlainScalar):
             child = _parse_flow(child, "[]" if child.startswith("[") else "{}", part)
-            child = _names_assections_of(child, part)
+            child = _names_as_sections(child, part)
         if child is None or isinstance(child, PlainScalar) and child == "null":
             child = {}
         if not isinstance(child, dict):
