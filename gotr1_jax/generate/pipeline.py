@@ -11,9 +11,9 @@ answer = pipe.describe(out.images[0], "What is left of the square?")
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
@@ -256,18 +256,14 @@ class Pipeline:
         token that may write there; RunError where the hub cannot be reached.
         """
         from gotr1_jax.convert.find import run_of_model
-        from gotr1_jax.grpo.push import base_on_hub, check_names
-        from gotr1_jax.io.hub import upload_folder
-        from gotr1_jax.report.model_card import CardFacts, write_model_card
+        from gotr1_jax.grpo.push import base_on_hub, check_names, push_model
+        from gotr1_jax.report.model_card import CardFacts
 
         check_names(repo, base, license)
         run_dir = run_of_model(self.runner.source)
         facts = CardFacts(repo.partition("/")[2], "original", base or base_on_hub(run_dir), license)
-        with tempfile.TemporaryDirectory(prefix="gotr1_push_") as temporary:
-            folder = Path(temporary) / "model"
-            self.save_pretrained(folder, dtype)
-            write_model_card(folder, run_dir, facts)
-            return upload_folder(folder, repo, private, message)
+        write_model = partial(self.save_pretrained, dtype=dtype)
+        return push_model(write_model, run_dir, repo, facts, private=private, message=message)
 
     def _draw(
         self, tasks: list[CaptionTask], seed: int, options: SamplingOptions,

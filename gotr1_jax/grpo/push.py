@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gotr1_jax.convert.find import EMBEDDED_NAME
 from gotr1_jax.errors import InputError
@@ -12,6 +14,9 @@ from gotr1_jax.grpo import export
 from gotr1_jax.io.hub import is_hub_id, upload_folder
 from gotr1_jax.io.storage import local_path, writing
 from gotr1_jax.io.write_errors import raise_write_errors
+
+if TYPE_CHECKING:
+    from gotr1_jax.report.model_card import CardFacts
 
 _LICENSES = "mit, apache-2.0, other, ... (https://huggingface.co/docs/hub/repositories-licenses)"
 
@@ -46,26 +51,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Export, describe, upload; prints where it is."""
+    # Imported late: --help does not wait for it.
+    from gotr1_jax.report.model_card import CardFacts
+
     check_names(options.repo, options.base, options.license, prefix="--")
     if options.to is not None and options.to.exists():
         raise InputError(f"--to {options.to} is there already; choose another directory")
     run_dir = export.run_behind(local_path(options.ckpt))
     base = _find_base(run_dir, options)
-    parent = None if options.to is None else options.to.resolve().parent
-    if parent is not None:
-        with raise_write_errors(options.to):
+    facts = CardFacts(options.repo.partition("/")[2], options.format, base, options.license)
+    where = push_model(
+        lambda folder: _export(options, base, folder), run_dir, options.repo, facts,
+        private=options.private, message=options.message, to=options.to,
+    )  # fmt: skip
+    print(where if options.to is None else f"{where}: what would be uploaded to {options.repo}")
+
+
+def push_model(
+    write_model: Callable[[Path], None], run_dir: Path | None, repo: str, facts: CardFacts, *,
+    private: bool, message: str, to: Path | None = None,
+) -> str:  # fmt: skip
+    """Writes a model and its card, and uploads both to `repo`.
+
+    Args:
+        write_model: writes the model into a folder, which it makes.
+        run_dir: of the run that made the model; None where none did.
+        repo: ORG/NAME on the hub.
+        facts: what the card says besides the run's own numbers.
+        private, message: as of `upload_folder`.
+        to: a new directory, to which both are moved instead.
+
+    Returns the address of the commit, or `to`.
+    """
+    from gotr1_jax.report.model_card import write_model_card
+
+    parent = None
+    if to is not None:
+        parent = to.resolve().parent
+        with raise_write_errors(to):
             parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".gotr1_push_", dir=parent) as temporary:
         folder = Path(temporary) / "model"
-        export.run(_export_options(options, folder))
-        _describe(folder, run_dir, base, options)
-        if options.to is not None:
-            with writing(options.to):
-                folder.rename(options.to)
-            print(f"{options.to}: what would be uploaded to {options.repo}")
-            return
-        url = upload_folder(folder, options.repo, options.private, options.message)
-    print(url)
+        write_model(folder)
+        write_model_card(folder, run_dir, facts)
+        if to is None:
+            return upload_folder(folder, repo, private, message)
+        with writing(to):
+            folder.rename(to)
+    return str(to)
 
 
 def check_names(repo: str, base: str | None, license: str, prefix: str = "") -> None:
@@ -92,9 +125,9 @@ def _init_of(run_dir: Path | None) -> str | None:
 
 def _find_base(run_dir: Path | None, options: argparse.Namespace) -> str | None:
     """The hub id of the model that training began from; InputError where adapters lack theirs."""
-    init = _init_of(run_dir)
     base: str | None = options.base or base_on_hub(run_dir)
     if options.format == "peft" and base is None:
+        init = _init_of(run_dir)
         raise InputError(
             f"the adapters' base is {init}, which others cannot load; name its id on the hub "
             "with --base ORG/NAME"
@@ -103,21 +136,16 @@ def _find_base(run_dir: Path | None, options: argparse.Namespace) -> str | None:
     return base
 
 
-def _export_options(options: argparse.Namespace, target: Path) -> argparse.Namespace:
-    return argparse.Namespace(
-        ckpt=options.ckpt, revision=None, format=options.format, to=target, dtype=options.dtype,
-        shard_size=options.shard_size,
+def _export(options: argparse.Namespace, base: str | None, folder: Path) -> None:
+    """As `gotr1 export` does; adapters name their base as the hub does."""
+    export.run(
+        argparse.Namespace(
+            ckpt=options.ckpt, revision=None, format=options.format, to=folder,
+            dtype=options.dtype, shard_size=options.shard_size,
+        )
     )  # fmt: skip
-
-
-def _describe(
-    folder: Path, run_dir: Path | None, base: str | None, options: argparse.Namespace
-) -> None:
-    from gotr1_jax.convert.peft import set_base
-    from gotr1_jax.report.model_card import CardFacts, write_model_card
-
     if options.format == "peft":
+        from gotr1_jax.convert.peft import set_base
+
         assert base is not None
         set_base(folder, base)
-    name = options.repo.partition("/")[2]
-    write_model_card(folder, run_dir, CardFacts(name, options.format, base, options.license))
