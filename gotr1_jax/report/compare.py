@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write
-from gotr1_jax.io.strict_yaml import read_yaml
 from gotr1_jax.report.charts import LINE_COLOURS, Chart
 from gotr1_jax.report.evaluations import TITLE as EVALUATIONS_TITLE
 from gotr1_jax.report.evaluations import draw_evaluations
@@ -22,6 +20,7 @@ from gotr1_jax.report.load import RunData, load_run
 from gotr1_jax.report.page import MAX_RECORDS, TermRow, build_table, facts
 from gotr1_jax.report.provenance import describe_provenance
 from gotr1_jax.report.sections import draw_sections, section_specs
+from gotr1_jax.report.settings import read_settings
 from gotr1_jax.report.shell import render_shell
 
 NAME = "comparison.html"
@@ -125,7 +124,10 @@ def compare_curves(runs: Mapping[str, RunData]) -> dict[str, list[Chart]]:
 
 def compare_settings(runs: Mapping[str, RunData]) -> dict[str, list[str]]:
     """The values of the settings that differ, by their dotted names; "" where a run has none."""
-    settings = {label: _settings(run.config_text) for label, run in runs.items()}
+    settings = {
+        label: {name: _show(value) for name, value in read_settings(run.config_text).items()}
+        for label, run in runs.items()
+    }
     return {
         name: values
         for name, values in _side_by_side(settings).items()
@@ -138,20 +140,7 @@ def _side_by_side(columns: Mapping[str, Mapping[str, str]]) -> dict[str, list[st
     return {name: [column.get(name, "") for column in columns.values()] for name in names}
 
 
-def _settings(config_text: str) -> dict[str, str]:
-    """The values of a configuration by their dotted names; empty where it cannot be read."""
-    try:
-        values = read_yaml(config_text, "config.yaml")
-    except InputError:
-        return {}
-    return dict(_flat(values, "")) if isinstance(values, dict) and values else {}
-
-
-def _flat(value: Any, path: str) -> list[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        parts = [_flat(v, f"{path}.{key}" if path else str(key)) for key, v in value.items()]
-        return [pair for part in parts for pair in part]
-    if isinstance(value, float) and math.isfinite(value):
-        value = f"{value:.6g}"
+def _show(value: Any) -> str:
+    """A setting's value as text, cut where it is long."""
     text = str(value)
-    return [(path, text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + " …")]
+    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + " …"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gotr1_jax.report.charts import LINE_COLOURS, Chart, ChartSpec, build_charts_of
-from gotr1_jax.report.metrics import Metrics
+from gotr1_jax.report.metrics import Metrics, is_number
 
 TRAINED, WATCHED, DIVERSITY = "evaluation/", "watched/", "evaluation/diversity/"
 TITLE = "Held-out evaluations"
@@ -57,8 +57,7 @@ def _of_summary(summary: Mapping[str, Any], when: str) -> dict[str, float]:
     for prefix, section in (*sections, (DIVERSITY, summary.get("diversity"))):
         values = section.get(when) if isinstance(section, Mapping) else None
         for name, value in values.items() if isinstance(values, Mapping) else ():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if is_number and abs(value) < 1e150:
+            if is_number(value):
                 found[f"{prefix}{name}"] = float(value)
     return found
 

@@ -37,7 +37,7 @@ def read_metrics(path: Path, problems: list[str]) -> Metrics:
             if record is None:
                 broken += 1
                 continue
-            numbers = {k: float(v) for k, v in record.items() if _is_number(v) and k != "step"}
+            numbers = {k: float(v) for k, v in record.items() if is_number(v) and k != "step"}
             rows[record["step"]] = numbers
     except InputError as error:
         problems.append(str(error))
@@ -52,6 +52,7 @@ def read_metrics(path: Path, problems: list[str]) -> Metrics:
     return Metrics(np.array(steps, np.int64), columns)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value of JSON is a number that charts can show."""
     # Beyond, ranges and squares of a chart would be infinite.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e150

@@ -8,7 +8,7 @@ from typing import Any
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.reading import read_json_object
-from gotr1_jax.io.strict_yaml import read_yaml
+from gotr1_jax.report.settings import read_settings
 
 _LABELS = ("date", "command", "seed", "commit", "versions", "machine")
 _LONGEST = 600  # characters of a value
@@ -34,20 +34,12 @@ def describe_provenance(
 ) -> list[tuple[str, str]]:
     """(label, text) of the last start, and how often the run was started; what is not known is
     left out."""
-    last = {"seed": _seed(config_text), **(starts[-1] if starts else {})}
+    last = {"seed": read_settings(config_text).get("seed"), **(starts[-1] if starts else {})}
     found = [(label, _text(last.get(label))) for label in _LABELS]
     if len(starts) > 1:
         steps = ", ".join(_text(start.get("from_step")) or "?" for start in starts)
         found.append(("started", f"{len(starts)} times, at the steps {steps}"))
     return [(label, text) for label, text in found if text]
-
-
-def _seed(config_text: str) -> Any:
-    try:
-        values = read_yaml(config_text, "config.yaml")
-    except InputError:
-        return None
-    return values.get("seed") if isinstance(values, dict) else None
 
 
 def _text(value: Any) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from gotr1_jax.errors import InputError
-from gotr1_jax.io.strict_yaml import parse_word, read_yaml
+from gotr1_jax.io.strict_yaml import parse_word
 from gotr1_jax.report.charts import Chart, ChartSpec, build_charts_of
 from gotr1_jax.report.evaluations import is_of_evaluation
-from gotr1_jax.report.metrics import Metrics
+from gotr1_jax.report.metrics import Metrics, is_number
+from gotr1_jax.report.settings import read_settings
 from gotr1_jax.report.terms import is_usual, reward_names
 
 UNIT, A_TENTH = (0.0, 1.0), (0.0, 0.1)
@@ -126,16 +125,13 @@ FIXED: Mapping[str, tuple[ChartSpec, ...]] = {
 
 def entropy_targets(config_text: str) -> dict[str, float]:
     """The target entropies in a run's configuration, by modality, in nats a token."""
+    settings = read_settings(config_text)
+    words = {name: settings.get(f"entropy.{name}_target") for name in ("text", "image")}
     try:
-        section = read_yaml(config_text, "config.yaml")["entropy"]
-        found = {name: parse_word(section[f"{name}_target"]) for name in ("text", "image")}
-    except (InputError, KeyError, TypeError, ValueError):
+        found = {name: parse_word(word) for name, word in words.items() if isinstance(word, str)}
+    except ValueError:
         return {}
-    return {
-        name: float(value)
-        for name, value in found.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    }
+    return {name: float(value) for name, value in found.items() if is_number(value)}
 
 
 def _rewards(

@@ -14,13 +14,13 @@ import numpy as np
 from gotr1_jax.errors import InputError
 from gotr1_jax.images import open_image
 from gotr1_jax.io.reading import read_bytes, read_text
-from gotr1_jax.io.strict_yaml import read_yaml
 from gotr1_jax.report.cards import TextSpan, image_uri, plan_spans
 from gotr1_jax.report.charts import Chart, ChartSpec, build_chart
 from gotr1_jax.report.load import RunData, choose_evenly
-from gotr1_jax.report.metrics import Metrics
+from gotr1_jax.report.metrics import Metrics, is_number
 from gotr1_jax.report.provenance import describe_provenance
 from gotr1_jax.report.scores import ReportSample
+from gotr1_jax.report.settings import read_settings
 from gotr1_jax.report.shell import render_shell
 from gotr1_jax.trainer.run_dir import RunDir
 
@@ -86,7 +86,7 @@ def is_supervised(run: RunData) -> bool:
     """Whether a run learned from examples: it has no rewards, and its settings know none."""
     if run.before or run.after or any(name.startswith("reward/") for name in run.metrics.values):
         return False
-    sections = {name.partition(".")[0] for name in _settings(run.config_text)}
+    sections = {name.partition(".")[0] for name in read_settings(run.config_text)}
     return "optimizer" in sections and not _OF_REWARDS & sections
 
 
@@ -117,9 +117,8 @@ def summary_rows(summary: Mapping[str, Any], prefix: str = "") -> list[tuple[str
         if isinstance(value, Mapping):
             rows += summary_rows(value, f"{path}/")
         elif path not in ("steps", "seconds"):
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
             shown = "–" if value is None else str(value)
-            if is_number and abs(value) < 1e150:
+            if is_number(value):
                 shown = f"{value:.6g}"
             rows.append((path, shown[:_LONGEST], _MEANINGS.get(path, "")))
     return rows[:_MOST_ROWS]
@@ -148,34 +147,17 @@ def setting_changes(root: Path, config_text: str, problems: list[str]) -> list[t
     texts = []
     for _, path in former:
         try:
-            texts.append(_settings(read_text(path)))
+            texts.append(read_settings(read_text(path)))
         except InputError as error:
             problems.append(str(error))
             return []
     changes = []
-    for (step, _), old, new in zip(former, texts, [*texts[1:], _settings(config_text)]):
+    for (step, _), old, new in zip(former, texts, [*texts[1:], read_settings(config_text)]):
         for name in dict.fromkeys((*old, *new)):
             values = [str(side.get(name, "–"))[:_LONGEST] for side in (old, new)]
             if values[0] != values[1]:
                 changes.append((step, f"{name} {values[0]} → {values[1]}"))
     return changes[:_MOST_ROWS]
-
-
-def _settings(text: str) -> dict[str, Any]:
-    """The values of a configuration by dotted names; empty where it cannot be read."""
-    try:
-        values = read_yaml(text, "config.yaml")
-    except InputError:
-        return {}
-    return dict(_flat(values, "")) if isinstance(values, dict) else {}
-
-
-def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        is_section = isinstance(value, Mapping) and value
-        found += _flat(value, f"{prefix}{name}.") if is_section else [(f"{prefix}{name}", value)]
-    return found
 
 
 def render_training(root: Path, run: RunData, facts: Sequence[tuple[str, str]]) -> bytes:
@@ -210,7 +192,6 @@ def render_training(root: Path, run: RunData, facts: Sequence[tuple[str, str]]) 
         rows=summary_rows(run.summary),
         sections=training_charts(run.metrics),
         captions=over_steps(run.steps),
-        num_sampled_steps=run.num_sampled_steps,
         changes=setting_changes(root, run.config_text, problems),
         differing=differing,
         problems=problems,

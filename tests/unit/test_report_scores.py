@@ -314,7 +314,13 @@ def test_entropy_is_drawn_with_its_targets_and_coefficients() -> None:
     assert [chart.level for chart in without["Entropy"]] == [None, None]
 
 
-@pytest.mark.parametrize("text", ["", "entropy: null", "- 1", "a: [", "entropy: {text_target: x}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "entropy: null", "- 1", "a: [", "entropy: {text_target: x}",
+        f"entropy: {{text_target: null, image_target: 1{'0' * 400}}}",
+    ],
+)  # fmt: skip
 def test_a_configuration_without_targets_gives_none(text: str) -> None:
     assert entropy_targets(text) == {}
 
