@@ -44,7 +44,7 @@ def tick_labels(ticks: Sequence[float]) -> tuple[list[str], str]:
         unit = 10.0 ** (math.floor(math.log10(step)) + 3)
         base = math.floor(ticks[0] / unit) * unit
         digits = max(1, math.ceil(math.log10(abs(base) / unit)) + 1) if base else 1
-        note = f"{_plain(f'{base:.{digits}g}')} +"
+        note = f"{short_exponent(f'{base:.{digits}g}')} +"
         ticks = [tick - base for tick in ticks]
         size = max(map(abs, ticks))
     power = 0
@@ -64,6 +64,6 @@ def _spacing(ticks: Sequence[float]) -> float:
     return ticks[1] - ticks[0] if len(ticks) > 1 else abs(ticks[0]) or 1.0
 
 
-def _plain(number: str) -> str:
+def short_exponent(number: str) -> str:
     """A number without a sign and zeros that its exponent does not need."""
     return number.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")

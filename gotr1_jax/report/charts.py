@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gotr1_jax.report.axes import nice_ticks, step_ticks, tick_labels
+from gotr1_jax.report.axes import nice_ticks, short_exponent, step_ticks, tick_labels
 from gotr1_jax.report.metrics import Metrics
 
 WIDTH, HEIGHT = 260, 120  # of the plotting area, in SVG units
@@ -79,7 +79,7 @@ def format_value(value: float) -> str:
         return "–"
     size = abs(value)
     if size >= 1e5 or 0 < size < 1e-3:
-        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+        return short_exponent(f"{value:.1e}")
     if size >= 100:
         return f"{value:.0f}"
     return f"{value:.3f}" if size < 1 else f"{value:.2f}"

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write
 from gotr1_jax.report.charts import LINE_COLOURS, Chart
-from gotr1_jax.report.evaluations import TITLE as EVALUATIONS_TITLE
-from gotr1_jax.report.evaluations import draw_evaluations
+from gotr1_jax.report.evaluations import add_evaluations, draw_evaluations
 from gotr1_jax.report.galleries import side_by_side_gallery
 from gotr1_jax.report.gallery import GalleryData
 from gotr1_jax.report.load import RunData, load_run
+from gotr1_jax.report.metrics import all_values
 from gotr1_jax.report.page import MAX_RECORDS, TermRow, build_table, facts
 from gotr1_jax.report.provenance import describe_provenance
 from gotr1_jax.report.sections import draw_sections, section_specs
@@ -106,20 +104,12 @@ def compare_terms(runs: Mapping[str, RunData]) -> list[ComparedTerm]:
 def compare_curves(runs: Mapping[str, RunData]) -> dict[str, list[Chart]]:
     """The charts of a run's page by section, each with a line for every run."""
     metrics = {label: run.metrics for label, run in runs.items()}
-    names = dict.fromkeys(name for own in metrics.values() for name in own.values)
-    values = {
-        name: np.concatenate([m.values[name] for m in metrics.values() if name in m.values])
-        for name in names
-    }
     meanings: dict[str, str] = {}
     for run in runs.values():
         meanings = {**run.meanings, **meanings}
-    sections = draw_sections(section_specs(values, {}, meanings), metrics)
-    first = {title: charts for title, charts in sections.items() if title == "Rewards"}
-    charts = draw_evaluations({n: (run.metrics, run.summary) for n, run in runs.items()})
-    if charts:
-        first[EVALUATIONS_TITLE] = charts
-    return {**first, **sections}
+    specs = section_specs(all_values(metrics.values()), {}, meanings)
+    evaluated = draw_evaluations({n: (run.metrics, run.summary) for n, run in runs.items()})
+    return add_evaluations(draw_sections(specs, metrics), evaluated)
 
 
 def compare_settings(runs: Mapping[str, RunData]) -> dict[str, list[str]]:

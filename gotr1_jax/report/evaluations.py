@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gotr1_jax.report.charts import LINE_COLOURS, Chart, ChartSpec, build_charts_of
-from gotr1_jax.report.metrics import Metrics, is_number
+from gotr1_jax.report.metrics import Metrics, all_values, is_number
 
 TRAINED, WATCHED, DIVERSITY = "evaluation/", "watched/", "evaluation/diversity/"
 TITLE = "Held-out evaluations"
@@ -65,48 +65,49 @@ def _of_summary(summary: Mapping[str, Any], when: str) -> dict[str, float]:
 def evaluation_charts(metrics: Metrics, summary: Mapping[str, Any]) -> list[Chart]:
     """A chart for each watched term with the trained total, one of the trained terms, one of
     diversity; with the best step and the end where patience ended the run."""
-    found = evaluations(metrics, summary)
-    if len(found.steps) < 2:
-        return []
-    specs = _specs(found, _marks(summary), len(found.steps))
-    return build_charts_of(specs, found)
+    return draw_evaluations({"": (metrics, summary)}, _marks(summary))
 
 
-def draw_evaluations(runs: Mapping[str, tuple[Metrics, Mapping[str, Any]]]) -> list[Chart]:
+def draw_evaluations(
+    runs: Mapping[str, tuple[Metrics, Mapping[str, Any]]], marks: tuple[tuple[str, int], ...] = ()
+) -> list[Chart]:
     """As `evaluation_charts`, of several runs: their metrics and summaries by name."""
     found = {label: evaluations(*run) for label, run in runs.items()}
     found = {label: own for label, own in found.items() if len(own.steps) > 1}
-    names = dict.fromkeys(name for own in found.values() for name in own.values)
-    values = {
-        name: np.concatenate([m.values[name] for m in found.values() if name in m.values])
-        for name in names
-    }
-    steps = np.concatenate([np.zeros(0, np.int64), *(own.steps for own in found.values())])
-    specs = _specs(
-        Metrics(steps, values), (), max((len(m.steps) for m in found.values()), default=0)
-    )
-    return build_charts_of(specs, found)
+    evaluated = max((len(own.steps) for own in found.values()), default=0)
+    return build_charts_of(_specs(all_values(found.values()), marks, evaluated), found)
 
 
-def _specs(found: Metrics, marks: tuple[tuple[str, int], ...], evaluated: int) -> list[ChartSpec]:
+def add_evaluations(
+    sections: Mapping[str, list[Chart]], evaluated: list[Chart]
+) -> dict[str, list[Chart]]:
+    """The sections of a page, with that of the evaluations, where there are any, after the
+    rewards."""
+    first = {title: charts for title, charts in sections.items() if title == "Rewards"}
+    return {**first, **({TITLE: evaluated} if evaluated else {}), **sections}
+
+
+def _specs(
+    values: Mapping[str, np.ndarray], marks: tuple[tuple[str, int], ...], evaluated: int
+) -> list[ChartSpec]:
     """What the charts of these values show; `evaluated`: the number of evaluations of a run."""
     total = f"{TRAINED}total"
     specs = [
         ChartSpec(
             f"{name.removeprefix(WATCHED)}, watched",
             ((name.removeprefix(WATCHED), name), ("total, trained", total))
-            if _on_one_scale(found, name, total)
+            if _on_one_scale(values, name, total)
             else (("", name),),
             subtitle="never trained on",
             marks=marks,
         )
-        for name in found.values
+        for name in values
         if name.startswith(WATCHED)
     ]
-    terms = [n for n in found.values if n.startswith(TRAINED) and not n.startswith(DIVERSITY)]
-    measures = [n for n in found.values if n.startswith(DIVERSITY)]
+    terms = [n for n in values if n.startswith(TRAINED) and not n.startswith(DIVERSITY)]
+    measures = [n for n in values if n.startswith(DIVERSITY)]
     if evaluated > 2:  # else the table shows them
-        alike = [n for n in terms if _on_one_scale(found, n, total)]
+        alike = [n for n in terms if _on_one_scale(values, n, total)]
         specs += _series_charts("trained terms", alike, TRAINED, marks)
         for name in terms:
             if name not in alike:
@@ -127,14 +128,14 @@ def _series_charts(
     return charts
 
 
-def _on_one_scale(metrics: Metrics, one: str, two: str) -> bool:
+def _on_one_scale(values: Mapping[str, np.ndarray], one: str, two: str) -> bool:
     """Whether both are scores from 0 to 1, or of about one size."""
-    if two not in metrics.values:
+    if two not in values:
         return False
-    values = [metrics.values[name] for name in (one, two)]
-    if all(np.nanmin(v) >= 0 and np.nanmax(v) <= 1 for v in values):
+    pair = [values[name] for name in (one, two)]
+    if all(np.nanmin(v) >= 0 and np.nanmax(v) <= 1 for v in pair):
         return True
-    sizes = [float(np.nanmax(np.abs(v))) for v in values]
+    sizes = [float(np.nanmax(np.abs(v))) for v in pair]
     return max(sizes) <= _RATIO * min(sizes)
 
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gotr1_jax.report.cards import BoxMark, Card, CardJudge, TextSpan, build_card
+from gotr1_jax.report.cards import MAX_SIDE, BoxMark, Card, CardJudge, TextSpan, build_card
 from gotr1_jax.report.scores import ReportSample, letter
 from gotr1_jax.report.terms import TOTAL
 
-LARGE_SIDE, SMALL_SIDE = 256, 128  # pixels of an image: larger ones are stored smaller
+SMALL_SIDE = 128  # pixels of an image of a page with many; larger ones are stored smaller
 MANY = 768  # samples, from which images have the small side
 
 
@@ -80,7 +80,7 @@ class Gallery:
 
 def image_side(samples: int) -> int:
     """The largest side, in pixels, of the images of a page of so many samples."""
-    return SMALL_SIDE if samples > MANY else LARGE_SIDE
+    return SMALL_SIDE if samples > MANY else MAX_SIDE
 
 
 class GalleryData:

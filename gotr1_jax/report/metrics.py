@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,15 @@ def read_metrics(path: Path, problems: list[str]) -> Metrics:
         for name in names
     }
     return Metrics(np.array(steps, np.int64), columns)
+
+
+def all_values(runs: Iterable[Metrics]) -> dict[str, np.ndarray]:
+    """Of each metric the values in all of these runs, one run after the other."""
+    found: dict[str, list[np.ndarray]] = {}
+    for own in runs:
+        for name, values in own.values.items():
+            found.setdefault(name, []).append(values)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def is_number(value: object) -> bool:

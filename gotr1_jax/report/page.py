@@ -11,8 +11,7 @@ from typing import Any
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write
 from gotr1_jax.report.charts import Chart, format_decimals, format_signed
-from gotr1_jax.report.evaluations import TITLE as EVALUATIONS_TITLE
-from gotr1_jax.report.evaluations import early_end, evaluation_charts
+from gotr1_jax.report.evaluations import add_evaluations, early_end, evaluation_charts
 from gotr1_jax.report.galleries import held_out_gallery, training_gallery
 from gotr1_jax.report.gallery import GalleryData
 from gotr1_jax.report.load import RunData, load_run
@@ -144,10 +143,7 @@ def tables_of_judges(run: RunData) -> tuple[JudgeTable, ...]:
 def sections_of(run: RunData) -> dict[str, list[Chart]]:
     """The charts by section; the evaluations come after the rewards."""
     sections = build_charts(run.metrics, entropy_targets(run.config_text), run.meanings)
-    first = {title: charts for title, charts in sections.items() if title == "Rewards"}
-    if charts := evaluation_charts(run.metrics, run.summary):
-        first[EVALUATIONS_TITLE] = charts
-    return {**first, **sections}
+    return add_evaluations(sections, evaluation_charts(run.metrics, run.summary))
 
 
 def render_page(run: RunData) -> bytes:
