@@ -8,7 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from gotr1_jax.convert.find import find_checkpoint
+from gotr1_jax.convert.qwen_json import MODEL_TYPES
 from gotr1_jax.convert.qwen_vl import save_qwen
+from gotr1_jax.convert.reader import model_type_of
 from gotr1_jax.io.digests import model_digest
 from gotr1_jax.io.reading import read_text
 from gotr1_jax.io.storage import local_path
@@ -110,5 +112,5 @@ def _export(config: JudgeSftConfig, root: Path, initial: InitialJudge, params: A
     out = local_path(config.export_dir) if config.export_dir is not None else root / "model"
     if is_main_process():
         save_qwen(out, initial.config, params, initial.files, config.export_dtype)
-        print(f"{out}: a Qwen2.5-VL in {config.export_dtype}")
+        print(f"{out}: a {MODEL_TYPES[model_type_of(out)]} in {config.export_dtype}")
     return out
