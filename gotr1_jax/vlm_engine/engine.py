@@ -164,7 +164,8 @@ class QwenEngine:
         are not finite, and for a question that is too long. InputError for a scale that cannot be
         read so, and for a question without one.
         """
-        scales = {_target(q): self._score_tokens(_target(q)) for q in questions}
+        targets = dict.fromkeys(map(_target, questions))
+        scales = {target: self._score_tokens(target) for target in targets}
         means: dict[str, float] = {}
         for num_logits in sorted({s.num_logits for s in scales.values()}):
             here = {q.key: q for q in questions if scales[_target(q)].num_logits == num_logits}
