@@ -158,7 +158,8 @@ def _own_question(value: Any, caption: str, where: str) -> WordQuestion:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e6:
         raise InputError(f"{where}: 'weight' is {weight!r}; use a number above 0")
     if "choices" in value:
-        question = choice(text, _choices(value["choices"], where), _right(value, where))
+        choices = _choices(value["choices"], where)
+        question = choice(text, choices, _right(choices, value.get("answer", ""), where))
     else:
         answer = str(value.get("answer", "yes")).strip().lower()
         if answer not in ("yes", "no"):
@@ -183,9 +184,9 @@ def _choices(value: Any, where: str) -> dict[str, str]:
     return dict(value)
 
 
-def _right(value: Mapping[str, Any], where: str) -> str:
-    """The letter of the right choice."""
-    choices, answer = _choices(value["choices"], where), str(value.get("answer", "")).strip()
+def _right(choices: Mapping[str, str], given: Any, where: str) -> str:
+    """The letter of the right choice, which may be given by its text."""
+    answer = str(given).strip()
     by_text = {text.strip(): letter for letter, text in choices.items()}
     found = answer if answer in choices else by_text.get(answer)
     if found is None:

@@ -109,10 +109,9 @@ def _atom(pair: Any, where: str) -> Atom:
     if len(texts) != 2 or not all(isinstance(t, str) and t.strip() for t in texts):
         raise InputError(f"{where} is {str(pair)[:60]!r}, not [question, answer], two texts")
     atom = Atom(harmless(texts[0]), harmless(texts[1]))
-    if atom.question.lower().startswith("how many"):
-        known = (*words.NUMBER_WORDS, *map(str, range(len(words.NUMBER_WORDS))))
-        if atom.answer.lower() not in known and not atom.answer.isdigit():
-            raise InputError(f"{where} asks how many, and its answer is {atom.answer!r}, no number")
+    is_number = atom.answer.lower() in words.NUMBER_WORDS or atom.answer.isdigit()
+    if atom.question.lower().startswith("how many") and not is_number:
+        raise InputError(f"{where} asks how many, and its answer is {atom.answer!r}, no number")
     return atom
 
 

@@ -23,7 +23,7 @@ from gotr1_jax.rewards.atoms import (
     read_atoms,
 )
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, introduce
-from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer, QuestionCounts
+from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer
 from gotr1_jax.rewards.multimodal.questions import QuestionsConfig
 from gotr1_jax.rewards.own_function import (
     check_function,
@@ -110,9 +110,9 @@ class SoftTifaJudge:
 
     def pop_metrics(self) -> dict[str, float]:
         """Rates of failure since the last call, `judge/soft_tifa/TERM/...`."""
-        counts, self._client.counts = self._client.counts, QuestionCounts()
+        metrics = self._client.pop_counts().metrics()
         place = f"judge/soft_tifa/{self.terms[0]}/"
-        return {place + n.removeprefix("judge/"): v for n, v in counts.metrics().items()}
+        return {place + n.removeprefix("judge/"): v for n, v in metrics.items()}
 
     def _result(self, atoms: Sequence[Atom], answers: Sequence[ParsedAnswer]) -> JudgeResult:
         (term,) = self.terms

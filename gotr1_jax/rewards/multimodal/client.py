@@ -112,18 +112,23 @@ class EngineClient:
                 f"questions.reading is 'expected', which {engine.identity} cannot; use 'text'"
             )
         self._engine, self._expected, self._cache = engine, expected, cache
-        self.counts = QuestionCounts()
+        self._counts = QuestionCounts()
         self._num_boxes, self._farthest, self._warned = 0, 0.0, False
 
     def ask(self, questions: Sequence[Question]) -> list[ParsedAnswer]:
         """One parsed answer for each question, in their order."""
         different = {q.key: q for q in questions}
         parsed = {k: p for k, q in different.items() if (p := self._stored(q)) is not None}
-        self.counts.cached += len(parsed)
+        self._counts.cached += len(parsed)
         new = [q for k, q in different.items() if k not in parsed]
         for expected in (True, False):
             parsed |= self._ask_twice([q for q in new if self._reads_expected(q) == expected])
         return [parsed[q.key] for q in questions]
+
+    def pop_counts(self) -> QuestionCounts:
+        """The counts since the last call."""
+        counts, self._counts = self._counts, QuestionCounts()
+        return counts
 
     def _ask_twice(self, questions: Sequence[Question]) -> dict[str, ParsedAnswer]:
         """Parsed answers by key; the questions are all read in the same way."""
@@ -132,7 +137,7 @@ class EngineClient:
         again = [q for q in questions if parsed[q.key].failed and not parsed[q.key].missing]
         reminded = [q.with_reminder(REMINDERS[q.kind]) for q in again]
         parsed |= zip([q.key for q in again], self._send(reminded))
-        counts = self.counts
+        counts = self._counts
         counts.asked += len(questions)
         counts.again += len(again)
         counts.missing += missing
@@ -159,8 +164,8 @@ class EngineClient:
             return [_parse_expected(q, score) for q, score in zip(questions, scores)]
         answers = self._engine.answer(questions)
         self._check_number(questions, answers)
-        self.counts.tokens_in += sum(answer.tokens_in for answer in answers)
-        self.counts.tokens_out += sum(answer.tokens_out for answer in answers)
+        self._counts.tokens_in += sum(answer.tokens_in for answer in answers)
+        self._counts.tokens_out += sum(answer.tokens_out for answer in answers)
         parsed = [_parse(self._engine, q, answer) for q, answer in zip(questions, answers)]
         self._watch_units(questions, parsed)
         return parsed

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from gotr1_jax.rewards.base import JudgeRequest, introduce
 from gotr1_jax.rewards.multimodal import instructions
-from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer, QuestionCounts
+from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer
 from gotr1_jax.rewards.multimodal.questions import QuestionsConfig
 from gotr1_jax.rewards.preferences import Pair, PairComparison
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
@@ -111,7 +111,7 @@ class QuestionComparer:
         no image.
         """
         counts, self._counts = self._counts, _OrderCounts()
-        put, self._client.counts = self._client.counts, QuestionCounts()
+        put = self._client.pop_counts()
         metrics = {"questions": float(put.asked)}
         if put.tokens_in or put.tokens_out:
             metrics |= {"tokens_in": float(put.tokens_in), "tokens_out": float(put.tokens_out)}

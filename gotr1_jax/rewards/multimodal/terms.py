@@ -26,7 +26,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box, box_from_pixels, match_objects
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, introduce
 from gotr1_jax.rewards.multimodal import instructions
-from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer, QuestionCounts
+from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer
 from gotr1_jax.rewards.multimodal.questions import (
     MULTIMODAL_TERMS,
     QuestionsConfig,
@@ -101,8 +101,7 @@ class MultimodalJudge:
 
     def pop_metrics(self) -> dict[str, float]:
         """Rates of failure since the last call; see `QuestionCounts.metrics`."""
-        counts, self._client.counts = self._client.counts, QuestionCounts()
-        return counts.metrics()
+        return self._client.pop_counts().metrics()
 
     def _result(
         self,

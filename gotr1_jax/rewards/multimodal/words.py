@@ -14,6 +14,7 @@ NUMBER_WORDS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
     "eleven", "twelve",
 )  # fmt: skip
+_NUMBERS = tuple((word, str(number)) for number, word in enumerate(NUMBER_WORDS))
 _YES_NO = ("yes", "no")
 # What an answer may begin with before its word.
 _LEAD = re.compile(
@@ -40,8 +41,8 @@ def yes_or_no(right: str) -> FirstWords:
 def number(right: str) -> FirstWords:
     """For a question that a number answers, as a word or in digits."""
     right = right.strip().lower()
-    both = next((p for p in zip(NUMBER_WORDS, map(str, range(13))) if right in p), (right,))
-    others = [w for pair in zip(NUMBER_WORDS, map(str, range(13))) for w in pair]
+    both = next((pair for pair in _NUMBERS if right in pair), (right,))
+    others = [word for pair in _NUMBERS for word in pair]
     forms = tuple(dict.fromkeys(form for word in both for form in _forms((word,))))
     return FirstWords(forms, tuple(w for w in (*others, "no", "none") if w not in both))
 
