@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import zlib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from gotr1_jax.convert.qwen_json import parse_qwen_config
 from gotr1_jax.convert.qwen_vl import abstract_state, save_qwen
+from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import Geometry
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.qwen_config import Qwen3VisionConfig, QwenConfig, QwenVisionConfig
@@ -48,16 +55,10 @@ TINY_QWEN = QwenConfig(
     ),
 )
 TINY_QWEN3 = QwenConfig(
-    text=DecoderConfig(
-        vocab_size=272,
-        hidden_size=32,
-        mlp_size=48,
-        num_layers=3,
-        num_heads=4,
-        num_kv_heads=2,
+    text=replace(
+        TINY_QWEN.text,
         head_dim=16,
-        rope_theta=1e4,
-        norm_eps=1e-5,
+        qkv_bias=False,
         mrope_section=(4, 2, 2),
         mrope_interleaved=True,
         qk_norm=True,
@@ -73,6 +74,19 @@ TINY_QWEN3 = QwenConfig(
         geometry=Geometry(patch_size=16, window_size=0),
     ),
 )
+
+
+def check_refused_config(
+    released: Mapping[str, Any], change: Mapping[str, Any], message: str
+) -> None:
+    """A config.json with changes, by dotted keys, is refused in one line that names the file."""
+    data = copy.deepcopy(dict(released))
+    for key, value in change.items():
+        section, _, name = key.rpartition(".")
+        (data[section] if section else data)[name] = value
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        parse_qwen_config(data, "some/config.json")
+    assert "some/config.json" in str(error.value) and "\n" not in str(error.value)
 
 
 def tiny_qwen_state(config: QwenConfig = TINY_QWEN, seed: int = 0) -> nnx.State:

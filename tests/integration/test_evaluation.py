@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -193,17 +193,14 @@ def test_dpg(tiny: Path, prompts: Path, tmp_path: Path, server: Server) -> None:
     assert ["plan" in sample for sample in page.data["samples"]] == [False] * 2  # of grids
 
 
-@pytest.mark.parametrize("alive", [1, 3])
-def test_an_evaluation_that_was_stopped_goes_on(
-    tiny: Path, prompts: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch,
-    alive: int,
-) -> None:  # fmt: skip
-    monkeypatch.setattr("gotr1_jax.evaluation.judge_model.JudgeModel.images_per_call", 2)
-    words = ["--ckpt", tiny, "--prompts", prompts / "geneval.jsonl", *judged(server)]
-    assert evaluate("geneval", *words, "--out", tmp_path / "whole") == 0
-    asked = len(server.bodies)
-    calls = 0
-    whole = CachedModels.answer
+def check_stopped(
+    benchmark: str, words: Sequence[Any], folder: Path, alive: int, asked: Sequence[Any]
+) -> None:
+    """An evaluation that is stopped after some calls, and goes on, writes what a whole one does.
+
+    alive: calls of the models before it is stopped. asked: the questions so far, as they grow.
+    """
+    before, calls, whole = len(asked), 0, CachedModels.answer
 
     def dying(self: CachedModels, queries: Any) -> Any:
         nonlocal calls
@@ -212,14 +209,26 @@ def test_an_evaluation_that_was_stopped_goes_on(
             raise KeyboardInterrupt
         return whole(self, queries)
 
-    with monkeypatch.context() as patch:
+    assert evaluate(benchmark, *words, "--out", folder / "whole") == 0
+    once = len(asked) - before
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CachedModels, "answer", dying)
-        assert evaluate("geneval", *words, "--out", tmp_path / "parts") == 130
-    assert not (tmp_path / "parts" / "scores.json").exists()
-    assert evaluate("geneval", *words, "--out", tmp_path / "parts") == 0
+        assert evaluate(benchmark, *words, "--out", folder / "parts") == 130
+    assert not (folder / "parts" / "scores.json").exists()
+    assert evaluate(benchmark, *words, "--out", folder / "parts") == 0
     for name in ("scores.json", "scores.md", "pictures.jsonl"):
-        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert len(server.bodies) == 2 * asked  # nothing was asked twice
+        assert (folder / "parts" / name).read_bytes() == (folder / "whole" / name).read_bytes()
+    assert once and len(asked) == before + 2 * once  # nothing was asked twice
+
+
+@pytest.mark.parametrize("alive", [1, 3])
+def test_an_evaluation_that_was_stopped_goes_on(
+    tiny: Path, prompts: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch,
+    alive: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("gotr1_jax.evaluation.judge_model.JudgeModel.images_per_call", 2)
+    words = ["--ckpt", tiny, "--prompts", prompts / "geneval.jsonl", *judged(server)]
+    check_stopped("geneval", words, tmp_path, alive, server.bodies)
 
 
 def test_answers_that_failed_are_counted_and_asked_again(

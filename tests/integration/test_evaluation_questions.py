@@ -11,12 +11,11 @@ import pytest
 import scipy.stats
 from checklist_files import OWN, write_all
 from fake_generator import FakeImageGenerator
-from test_evaluation import evaluate, one_line
+from test_evaluation import check_stopped, evaluate, one_line
 from tiny_checkpoints import write_tiny
 from word_engine import TalkingEngine, WordEngine, chance
 
 from gotr1_jax.evaluation.benchmark import read_image
-from gotr1_jax.evaluation.queries import CachedModels
 
 LINES = [
     {"prompt": "two red cats", "atom_count": 3, "skills": ["count", "attribute", "object"],
@@ -105,23 +104,7 @@ def test_a_stopped_evaluation_gives_the_same_table(
     monkeypatch.setattr("gotr1_jax.evaluation.judge_model.JudgeModel.images_per_call", 1)
     file = write_lines(tmp_path / "g.jsonl", LINES)
     words = ["--ckpt", tiny, "--prompts", file, "--n", 1, *JUDGE]
-    assert evaluate("geneval2", *words, "--out", tmp_path / "whole") == 0
-    asked, calls, answer = len(engine.asked), 0, CachedModels.answer
-
-    def dying(self: CachedModels, queries: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > alive:
-            raise KeyboardInterrupt
-        return answer(self, queries)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CachedModels, "answer", dying)
-        assert evaluate("geneval2", *words, "--out", tmp_path / "parts") == 130
-    assert evaluate("geneval2", *words, "--out", tmp_path / "parts") == 0
-    for name in ("scores.json", "scores.md", "pictures.jsonl"):
-        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert len(engine.asked) == 2 * asked
+    check_stopped("geneval2", words, tmp_path, alive, engine.asked)
 
 
 def test_bad_input_is_one_line(
