@@ -63,10 +63,14 @@ class TokenCounts:
         """The file of a shard: int32 (rows, 2), prompt with BOS and plan with BOI."""
         return self.folder / f"lengths_{shard:05d}.npy"
 
-    def count(self, shard: int, rows: Shard) -> None:
-        """Count the tokens of a shard's texts unless its file exists; RunError if not writable."""
-        if self._read(shard, rows) is not None:
-            return
+    def count(self, shard: int, rows: Shard) -> np.ndarray:
+        """int32 (rows, 2): the token counts of a shard's texts, from its file where there is one.
+
+        Else they are counted and stored; RunError if that cannot be written.
+        """
+        stored = self._read(shard, rows)
+        if stored is not None:
+            return stored
         counts = np.zeros((len(rows), 2), np.int32)
         for row in range(len(rows)):
             caption, plan = rows.text(row)
@@ -75,6 +79,7 @@ class TokenCounts:
         buffer = io.BytesIO()
         np.save(buffer, counts)
         atomic_write(self.path(shard), buffer.getvalue(), parents=True)
+        return counts
 
     def fitting(self, records: TokenizedRecords) -> np.ndarray:
         """Bool over the rows of all shards: within both limits.
@@ -84,10 +89,7 @@ class TokenCounts:
         """
         masks = []
         for shard, rows in enumerate(records.shards):
-            self.count(shard, rows)
-            counts = self._read(shard, rows)
-            if counts is None:
-                raise InputError(f"{self.path(shard)} was written and cannot be read")
+            counts = self.count(shard, rows)
             limits = (self.text.max_prompt_tokens, self.text.max_plan_tokens)
             masks.append((counts <= limits).all(axis=1))
         return np.concatenate(masks)
