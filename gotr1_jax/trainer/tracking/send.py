@@ -44,8 +44,8 @@ class _Step:
 
     step: int
     values: Mapping[str, float]
-    images: Sequence[TrackedImage] = ()
-    is_summary: bool = False
+    images: Sequence[TrackedImage]
+    is_summary: bool
 
 
 @dataclass
@@ -99,17 +99,23 @@ class Tracking:
         self, step: int, values: Mapping[str, Any], images: Sequence[TrackedImage] = ()
     ) -> None:
         """A step's metrics, as `MetricsWriter.write` takes them; returns at once."""
-        self._put(_Step(step, _finite(values), tuple(images)))
+        self._put(step, values, images)
 
     def summarise(
         self, step: int, values: Mapping[str, Any], images: Sequence[TrackedImage] = ()
     ) -> None:
         """What summary.json holds, and images of the end; returns at once."""
-        self._put(_Step(step, _finite(values), tuple(images), is_summary=True))
+        self._put(step, values, images, is_summary=True)
 
-    def _put(self, item: _Step) -> None:
+    def _put(
+        self,
+        step: int,
+        values: Mapping[str, Any],
+        images: Sequence[TrackedImage],
+        is_summary: bool = False,
+    ) -> None:
         if self._thread is not None:
-            self._queue.put(item)
+            self._queue.put(_Step(step, _finite(values), tuple(images), is_summary))
 
     def close(self, outcome: Outcome = "done") -> None:
         """Ends the run in the trackers; waits a minute at most, and warns of what is not sent."""
