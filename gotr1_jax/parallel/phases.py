@@ -6,7 +6,7 @@
 
 Phases may stand inside each other; the line names them all. On a terminal the line is renewed every
 second and goes when its phase ends; elsewhere a phase that takes long is a line every half minute.
-A phase shorter than a second is never shown. While XLA compiles, the line says so.
+What is over before the line is next renewed is not shown. While XLA compiles, the line says so.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def metric_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
 
 
 class MetricsWriter:
-    """Writes one line per step to `metrics.jsonl`, the same values as TensorBoard events.
+    """Writes one line per step to `metrics.jsonl`, and the same values as TensorBoard events.
 
     Only process 0 writes; in the others all methods do nothing.
     """

@@ -217,7 +217,6 @@ import numpy as np
 import jax.numpy as jnp
 from gotr1_jax.errors import RunError
 from gotr1_jax.trainer.checkpoint import Checkpoints
-from gotr1_jax.trainer.orbax_errors import save_failure
 rng = np.random.default_rng(0)
 tree = {f"a{i}": jnp.array(rng.normal(size=500), jnp.float32) for i in range(120)}
 for folder in sys.argv[1:]:

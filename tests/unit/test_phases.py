@@ -95,7 +95,7 @@ def test_on_a_terminal_the_line_goes_with_its_phase():
     assert after.strip(" \r\n") == "the next line" and "\r" in after.partition("the next")[0]
 
 
-def test_a_compilation_is_named_while_it_lasts(monkeypatch: pytest.MonkeyPatch):
+def test_a_compilation_is_named_while_it_lasts():
     """What JAX itself reports, of a program that is compiled here."""
     clock, texts = Clock(), []
     shown = PhaseLine(clock, io.StringIO())
