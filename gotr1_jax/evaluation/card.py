@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from gotr1_jax import __version__
 from gotr1_jax.evaluation.results import ResultRow
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.io.write_errors import raise_write_errors
+from gotr1_jax.trainer.provenance import command_line, installed_versions
 
 FORMAT = "gotr1_jax result card 1"
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "transformers", "torch", "spacy")
@@ -38,7 +37,7 @@ def write_card(
         "hardware": hardware(),
         "seconds": round(seconds, 1),
         "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["gotr1", *sys.argv[1:]]),
+        "command": command_line(["gotr1", *sys.argv[1:]]),
     }
     with raise_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,13 +47,8 @@ def write_card(
 
 def versions() -> dict[str, str]:
     """Of Python, this package, and the installed ones that numbers depend on."""
-    found = {"python": platform.python_version(), "gotr1_jax": __version__}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    own = {"python": platform.python_version(), "gotr1_jax": __version__}
+    return own | installed_versions(_PACKAGES)
 
 
 def hardware() -> dict[str, Any]:

@@ -8,7 +8,8 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,7 +35,7 @@ def describe_start(seed: int, from_step: int) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "from_step": from_step,
-        "command": _command(sys.argv),
+        "command": command_line(sys.argv),
         "seed": seed,
         "commit": _commit(Path(gotr1_jax.__file__).resolve().parents[1]),
         "versions": _versions(),
@@ -52,8 +53,8 @@ def add_start(path: Path, entry: Mapping[str, Any]) -> None:
     write_json_atomic(path, {"starts": [*kept, dict(entry)][-_KEPT:]})
 
 
-def _command(arguments: list[str]) -> str:
-    """The command line, without the folder of the program and passwords in addresses."""
+def command_line(arguments: Sequence[str]) -> str:
+    """A command as one line, without the folder of the program and passwords in addresses."""
     name = Path(arguments[0]).name if arguments and arguments[0] else "python"
     line = shlex.join([name, *arguments[1:]])
     return re.sub(r"://[^/@\s'\"]+@", "://…@", line)
@@ -76,13 +77,18 @@ def _commit(root: Path) -> str:
     return found[0] + (" with changes" if found[1] else "")
 
 
+def installed_versions(packages: Sequence[str]) -> dict[str, str]:
+    """The versions of those packages that are installed, by name."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def _versions() -> str:
     found = [f"gotr1_jax {gotr1_jax.__version__}", f"Python {platform.python_version()}"]
-    for name in _PACKAGES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
+    found += [f"{name} {number}" for name, number in installed_versions(_PACKAGES).items()]
     return ", ".join(found)
 
 

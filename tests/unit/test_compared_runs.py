@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 from report_pages import PageReader, record
 
 from gotr1_jax import cli
+from gotr1_jax.evaluation.card import write_card
 from gotr1_jax.report.compare import write_comparison
 from gotr1_jax.report.page import write_report
 from gotr1_jax.report.provenance import describe_provenance
-from gotr1_jax.trainer.provenance import _command, add_start, describe_start
+from gotr1_jax.trainer.provenance import add_start, command_line, describe_start
 from gotr1_jax.trainer.run_dir import RunDir, create_run_dir
 from gotr1_jax.trainer.samples import write_samples
 
@@ -109,7 +111,12 @@ def test_provenance(tmp_path: Path) -> None:
     assert list(lines) == ["versions"] and len(lines["versions"]) < 700
 
 
-def test_a_command_is_told_without_its_folder_and_passwords() -> None:
+def test_a_command_is_told_without_its_folder_and_passwords(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["/home/me/bin/gotr1", "train", "--judge.http.url", "http://me:secret@host/v1", "a b"]
-    told = _command(words)
+    told = command_line(words)
     assert told == "gotr1 train --judge.http.url http://…@host/v1 'a b'"
+    monkeypatch.setattr(sys, "argv", words)
+    write_card(tmp_path / "card.json", "a card, which is published", {}, [], 1.0)
+    assert json.loads((tmp_path / "card.json").read_text("utf-8"))["command"] == told
