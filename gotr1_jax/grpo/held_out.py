@@ -28,8 +28,7 @@ from gotr1_jax.parallel.processes import (
     raise_on_all_processes,
 )
 from gotr1_jax.trainer.run import Run
-from gotr1_jax.trainer.run_dir import remove_folder
-from gotr1_jax.trainer.samples import followed_name, followed_steps, write_samples
+from gotr1_jax.trainer.samples import followed_name, write_samples
 from gotr1_jax.trainer.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -90,15 +89,12 @@ class HeldOut:
         return found
 
     def _drop_after(self, step: int) -> None:
-        """Removes the files of evaluations after the step that the run resumes from."""
+        """Removes the scores of evaluations after the step that the run resumes from."""
         with raise_on_all_processes(), raise_write_errors(self._root):
             for path in self._root.glob("eval_step_*.json") if is_main_process() else ():
                 number = path.stem.removeprefix("eval_step_")
                 if number.isdecimal() and int(number) > step:
                     path.unlink()
-            for later, folder in followed_steps(self._samples).items() if is_main_process() else ():
-                if later > step:
-                    remove_folder(folder)
 
     def _before(self, job: GrpoJob, state: TrainState, first_step: int) -> Evaluation | None:
         stored = self._stored() if first_step else None

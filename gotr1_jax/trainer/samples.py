@@ -151,10 +151,12 @@ def followed_steps(samples_dir: Path | str) -> dict[int, Path]:
 
 
 def drop_samples_after(samples_dir: Path | str, step: int) -> None:
-    """Removes the samples of steps after `step`, from which a run is resumed."""
-    for later, folder in sample_steps(samples_dir).items():
-        if later > step:
-            remove_folder(folder)
+    """Removes the samples of steps after `step`, from which a run is resumed, those of held-out
+    captions too."""
+    for folders in (sample_steps(samples_dir), followed_steps(samples_dir)):
+        for later, folder in folders.items():
+            if later > step:
+                remove_folder(folder)
 
 
 def png_bytes(image: np.ndarray) -> bytes:

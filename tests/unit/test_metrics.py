@@ -28,6 +28,8 @@ from gotr1_jax.trainer.run_dir import RunDir, create_run_dir, store_config
 from gotr1_jax.trainer.samples import (
     SampleRecord,
     drop_samples_after,
+    followed_name,
+    followed_steps,
     read_samples,
     sample_steps,
     write_samples,
@@ -261,8 +263,9 @@ def test_samples_of_earlier_versions_are_read(tmp_path):
 def test_samples_of_later_steps_are_dropped(tmp_path):
     for step in (5, 10, 15):
         write_samples(tmp_path, step, [])
+        write_samples(tmp_path, step, [], name=followed_name(step))
     drop_samples_after(tmp_path, 10)
-    assert list(sample_steps(tmp_path)) == [5, 10]
+    assert list(sample_steps(tmp_path)) == list(followed_steps(tmp_path)) == [5, 10]
     assert sample_steps(tmp_path / "none") == {}
 
 
