@@ -45,7 +45,8 @@ def write_model_card(folder: Path, run_dir: Path | None, facts: CardFacts) -> No
 
     run_dir: None where the model is no run's. Raises InputError for a run that cannot be read.
     """
-    run = None if run_dir is None else load_run(run_dir, 10_000)
+    # Samples of training are not on the card.
+    run = None if run_dir is None else load_run(run_dir, 0, max_followed=0)
     parts = [_front_matter(facts, run), f"# {facts.name}\n", _about(facts)]
     if run is not None:
         if _draw_samples(folder / SAMPLES, run):
