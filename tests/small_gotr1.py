@@ -12,8 +12,9 @@ given in these ways only, and then hands it to `gotr1_jax.cli`:
 - commands that draw images draw two short ones of the first two captions;
 - the first training, and the first `compile`, of a job of GoT-R1's models and of the shapes world
   is run. Of another one of the same job and models the configuration is read with all that was
-  typed, the files and checkpoints that it names must be there, and the run of before is copied. So
-  is what any command wrote that is typed once more. (Other tests train in all of these ways.)
+  typed, the files and checkpoints that the command line names must be there, and the run of before
+  is copied: its rewards and judges are not asked here. So is what any command wrote that is typed
+  once more. (Other tests train in all of these ways.)
 
 Every command as it was typed, with its folder, is a line of $RECIPE_LOG.
 """

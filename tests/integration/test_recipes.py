@@ -1,9 +1,10 @@
-"""The shell blocks of the README and of every recipe, run in order as they are written.
+"""The shell blocks of the README and of the recipes, run in order as they are written.
 
-Downloads are stand-ins in the formats of the real files (`recipe_programs.py`), and sizes are
-reduced from outside (`small_gotr1.py` says how): the pages know nothing of it. Replaced in their
-text are only the repository's address, ports and `/mnt/gotr1`. One checkout serves all pages, as it
-would a person who reads on; a page whose commands need the results of another one comes after it.
+The papers' tables alone are not run. Downloads are stand-ins in the formats of the real files
+(`recipe_programs.py`), and sizes are reduced from outside (`small_gotr1.py` says how, and which
+trainings are not run again): the pages know nothing of it. Replaced in their text are only the
+repository's address, ports and `/mnt/gotr1`. One checkout serves all pages, as it would a person
+who reads on; a page whose commands need the results of another one comes after it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from gotr1_jax.grpo.config import GrpoConfig
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "docs" / "recipes"
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
-# Pages without a command of their own, or whose commands another test runs.
+# Tables of full benchmarks of released weights; their shell is checked.
 NOT_RUN = {"papers.md"}
 # What each page leaves behind, below the checkout.
 RESULTS = {
