@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from gotr1_jax.report.charts import HEIGHT, WIDTH, format_decimals, format_signed
 from gotr1_jax.report.gallery import GalleryData
@@ -14,13 +15,20 @@ _STYLE, _CHARTS, _GALLERY = "style.css", "charts.js", "gallery.js"
 
 def make_environment(package: str) -> jinja2.Environment:
     """The templates of a package; text is escaped."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader(package),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
+    return environment
+
+
+def _breakable(name: str) -> markupsafe.Markup:
+    """A name that a narrow column breaks after an underscore, rather than within a word."""
+    return markupsafe.escape(name).replace("_", markupsafe.Markup("_<wbr>"))
 
 
 def render_shell(

@@ -60,9 +60,9 @@ function plan(sample) {
 }
 function scores(sample) {
   const judges = sample.judges.slice(1);
-  const label = Math.min(Math.max(...sample.scores.map(([term]) => term.length)), 9);
+  const label = Math.min(Math.max(...sample.scores.map(([term]) => term.length)), 13);
   const table = el("div", {
-    class: judges.length ? "scores judged" : "scores", style: `--label:${label}ch;--numbers:${1 + judges.length}`,
+    class: judges.length ? "scores judged" : "scores", style: `--label:minmax(0, ${label}ch);--numbers:${1 + judges.length}`,
   });
   if (judges.length) {
     const letters = judges.map((judge) => el("i", { class: "letter" }, judge.letter));
