@@ -89,6 +89,7 @@ setup(
         "pyarrow>=26.0",
         "pyyaml>=6.0.3",
         "jinja2>=3.1.6",
+        "markupsafe>=2.1",
         "tensorboardX>=2.6.5",
         "tqdm>=4.70",
     ],
