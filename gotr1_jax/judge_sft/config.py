@@ -85,6 +85,9 @@ class NewJudgeConfig(CheckedConfig):
     # Tokens at most. The 8 control tokens, 256 bytes, the numbers up to 999 and the texts that many
     # examples share (a judge's instructions) always are tokens; frequent words fill the rest.
     vocab_limit: Annotated[int, Range("[2048, 1048576]")] = 4096
+    # Embeddings of the numbers up to 999 begin as smooth functions of their values, so that near
+    # coordinates and scores begin alike.
+    number_features: bool = False
     # Height times width above which an image is shrunk; stored in preprocessor_config.json.
     max_pixels: _MAX_PIXELS = 512 * UNIT_PIXELS
 

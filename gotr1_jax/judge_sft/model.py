@@ -29,6 +29,7 @@ from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.models.qwen_vl import QwenVL, abstract_qwen
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of, state_shardings
 from gotr1_jax.tokenizers.qwen import QwenTokenizer
+from gotr1_jax.trainer.number_features import with_number_features
 from gotr1_jax.trainer.optimizer import float32_params
 from gotr1_jax.trainer.state import TrainState, create_state
 
@@ -120,6 +121,9 @@ def initial_state(
 
     def init(key: jax.Array) -> Any:
         model = QwenVL(initial.config, rngs=nnx.Rngs(params=key), **_settings(config))
+        if config.model is not None and config.model.number_features:
+            table, numbers = model.decoder.embed.table, initial.tokenizer.number_ids
+            table[...] = with_number_features(table[...], numbers, jax.random.fold_in(key, 1))
         # Only what is trained is returned, so the compiler drops the rest of the model.
         return nnx.split(model)[1] if config.lora is None else split_lora(model)[1]
 

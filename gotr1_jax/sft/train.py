@@ -37,7 +37,7 @@ from gotr1_jax.sampler.config import sampling_defaults
 from gotr1_jax.sft.config import SftConfig
 from gotr1_jax.sft.dataset import describe_data, make_batches, to_token_batch
 from gotr1_jax.sft.losses import SftWeights
-from gotr1_jax.sft.number_features import with_number_features
+from gotr1_jax.trainer.number_features import with_number_features
 from gotr1_jax.sft.samples import SampledCaptions
 from gotr1_jax.sft.update import make_sft_step
 from gotr1_jax.shapes.tokenizer import train_tokenizer

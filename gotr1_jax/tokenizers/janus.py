@@ -113,8 +113,7 @@ class TextTokenizer:
     @property
     def number_ids(self) -> dict[int, int]:
         """Ids of the tokens that are a coordinate, "0" to "999" without leading zeros, by value."""
-        known = self._text.known
-        return {value: known[str(value)] for value in range(1000) if str(value) in known}
+        return self._text.number_ids
 
     @classmethod
     def from_dir(cls, path: str | Path) -> TextTokenizer:

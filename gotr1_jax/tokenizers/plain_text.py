@@ -84,6 +84,11 @@ class PlainTextTokenizer:
             )
         return ids
 
+    @property
+    def number_ids(self) -> dict[int, int]:
+        """Ids of the tokens "0" to "999" without leading zeros, by their values."""
+        return {value: self.known[str(value)] for value in range(1000) if str(value) in self.known}
+
     def check_round_trip(self) -> None:
         """InputError if a text does not come back from its ids."""
         for text in (*_PROBES, _every_byte(), *self.control):

@@ -76,6 +76,11 @@ class QwenTokenizer:
         self.ids = QwenIds(**{name: known[text] for name, text in _STRINGS.items()})
         self.vocab_size = max(known.values()) + 1
 
+    @property
+    def number_ids(self) -> dict[int, int]:
+        """Ids of the tokens "0" to "999" without leading zeros, by their values."""
+        return self._text.number_ids
+
     @classmethod
     def from_dir(cls, path: str | Path, system: str | None = SYSTEM) -> QwenTokenizer:
         """The tokenizer of a checkpoint directory, for chats that usually have this system message.
