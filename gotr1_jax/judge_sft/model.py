@@ -122,7 +122,7 @@ def initial_state(
     def init(key: jax.Array) -> Any:
         model = QwenVL(initial.config, rngs=nnx.Rngs(params=key), **_settings(config))
         if config.model is not None and config.model.number_features:
-            table, numbers = model.decoder.embed.table, initial.tokenizer.number_ids
+            table, numbers = model.text.embed.table, initial.tokenizer.number_ids
             table[...] = with_number_features(table[...], numbers, jax.random.fold_in(key, 1))
         # Only what is trained is returned, so the compiler drops the rest of the model.
         return nnx.split(model)[1] if config.lora is None else split_lora(model)[1]
