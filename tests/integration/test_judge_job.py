@@ -37,6 +37,7 @@ from gotr1_jax.parallel.mesh import addressable_rows, make_mesh
 from gotr1_jax.parallel.placement import put_addressable_rows
 from gotr1_jax.report.page import write_report
 from gotr1_jax.trainer.metrics import read_metrics
+from gotr1_jax.trainer.number_features import number_features
 from gotr1_jax.trainer.optimizer import make_optimizer
 
 
@@ -183,3 +184,23 @@ def test_bad_input_leaves_nothing(tmp_path: Path, capsys: Any) -> None:
         error = capsys.readouterr().err.splitlines()[-1]
         assert message in error, error
         assert not root.exists()
+
+
+def test_embeddings_of_numbers_begin_as_features(tmp_path: Path) -> None:
+    values = judge_values(tmp_path / "run")
+    values["model"] = {**values["model"], "number_features": True}
+    config, mesh = from_dict(JudgeSftConfig, values), make_mesh(devices=jax.devices()[:1])
+    initial, _ = prepare_judge(config, tmp_path)
+    shapes, optimizer = (
+        judge_shapes(config, initial.config, mesh),
+        make_optimizer(config.optimizer, 4),
+    )
+    state, _ = initial_state(config, initial, shapes, optimizer, mesh)
+    ids = initial.tokenizer.number_ids
+    assert list(ids) == list(range(1000))
+    table = np.asarray(state.params["text"]["embed"]["table"].get_value())
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    features = np.asarray(number_features(np.arange(1000), table.shape[1], key))
+    rows = table[list(ids.values())]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(rows, features, atol=1e-5)
