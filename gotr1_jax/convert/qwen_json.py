@@ -205,7 +205,7 @@ def preprocessing_to_json(settings: Preprocessing) -> dict[str, Any]:
     geometry = settings.geometry
     return {
         "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
+        "processor_class": "Qwen2_5_VLProcessor" if geometry.window_size else "Qwen3VLProcessor",
         "min_pixels": settings.min_pixels,
         "max_pixels": settings.max_pixels,
         "patch_size": geometry.patch_size,

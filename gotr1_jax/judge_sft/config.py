@@ -23,7 +23,13 @@ from gotr1_jax.limits import (
     TokenCount,
 )
 from gotr1_jax.models.config import DecoderConfig, LoraConfig
-from gotr1_jax.models.qwen_config import QwenConfig, QwenVisionConfig
+from gotr1_jax.models.qwen_config import (
+    BlockIndex,
+    Qwen3VisionConfig,
+    QwenConfig,
+    QwenVisionConfig,
+    VisionConfig,
+)
 from gotr1_jax.rewards.multimodal.questions import MULTIMODAL_TERMS, QuestionsConfig
 from gotr1_jax.trainer.config import JobConfig
 from gotr1_jax.vlm_engine.config import UNIT_PIXELS
@@ -33,7 +39,11 @@ _MAX_PIXELS = Annotated[int, Range(f"[{UNIT_PIXELS}, 1e8]")]
 
 @dataclass(frozen=True)
 class NewVisionConfig(CheckedConfig):
-    """Sizes of a new vision tower. Patches of 14 px, units of 2 by 2, windows of 112 px."""
+    """Sizes of a new vision tower.
+
+    Qwen2.5-VL's: patches of 14 px, units of 2 by 2, windows of 112 px. Qwen3-VL's: patches of
+    16 px, units of 2 by 2, no windows, and a table of absolute positions.
+    """
 
     # Width of the residual stream.
     width: ModelSize
@@ -43,8 +53,13 @@ class NewVisionConfig(CheckedConfig):
     num_layers: LayerCount
     # Attention heads.
     num_heads: ModelSize
-    # Indices of the blocks with attention over the whole image; the others attend in windows.
-    full_attention: tuple[Annotated[int, Range("[0, 1048576]")], ...]
+    # Qwen2.5-VL: indices of the blocks with attention over the whole image; the others attend in
+    # windows.
+    full_attention: tuple[BlockIndex, ...] = ()
+    # Qwen3-VL: rows, and columns, of the table of positions, interpolated to an image's patches.
+    position_side: ModelSize = 8
+    # Qwen3-VL: ascending indices of the blocks whose outputs go to the text model's first layers.
+    deepstack: tuple[BlockIndex, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,8 +93,11 @@ class NewTextConfig(CheckedConfig):
 
 @dataclass(frozen=True)
 class NewJudgeConfig(CheckedConfig):
-    """A new Qwen2.5-VL. Its vocabulary is made of the texts of the training data."""
+    """A new Qwen-VL. Its vocabulary is made of the texts of the training data."""
 
+    # qwen3_vl: answers boxes in thousandths of an image's sides, and its vision tower knows
+    # absolute positions: a small one learns to locate much sooner.
+    family: Literal["qwen2_5_vl", "qwen3_vl"] = field(default="qwen2_5_vl", kw_only=True)
     text: NewTextConfig
     vision: NewVisionConfig
     # Tokens at most. The 8 control tokens, 256 bytes, the numbers up to 999 and the texts that many
@@ -92,25 +110,50 @@ class NewJudgeConfig(CheckedConfig):
     max_pixels: _MAX_PIXELS = 512 * UNIT_PIXELS
 
     def check(self) -> None:
-        """Sizes that fit each other."""
+        """Sizes that fit each other, and none of the other family."""
+        if self.is_qwen3 and self.vision.full_attention:
+            raise ConfigError(
+                "vision.full_attention is Qwen2.5-VL's; Qwen3-VL's blocks all have it"
+            )
+        if not self.is_qwen3 and self.vision.deepstack:
+            raise ConfigError("vision.deepstack is Qwen3-VL's; set family: qwen3_vl or remove it")
         self.sizes(2048)
+
+    @property
+    def is_qwen3(self) -> bool:
+        """Whether it is a Qwen3-VL."""
+        return self.family == "qwen3_vl"
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of patches, units and windows."""
+        return Geometry(patch_size=16, window_size=0) if self.is_qwen3 else Geometry()
 
     def sizes(self, vocab_size: int) -> QwenConfig:
         """All sizes, with a vocabulary."""
         text, vision = self.text, self.vision
         pairs = text.hidden_size // text.num_heads // 2
-        # As in the released models: a quarter for time, the rest for height and width alike.
-        sides = pairs - pairs // 4
+        # As in the released models: a quarter for time (where all take turns, what is left over),
+        # the rest for height and width alike.
+        sides = 2 * (pairs // 3) if self.is_qwen3 else pairs - pairs // 4
         decoder = DecoderConfig(
             vocab_size, text.hidden_size, text.mlp_size, text.num_layers, text.num_heads,
-            text.num_kv_heads, head_dim=2 * pairs, rope_theta=text.rope_theta, qkv_bias=True,
-            tie_embeddings=True, mrope_section=(pairs // 4, sides - sides // 2, sides // 2),
+            text.num_kv_heads, head_dim=2 * pairs, rope_theta=text.rope_theta,
+            qkv_bias=not self.is_qwen3, qk_norm=self.is_qwen3, tie_embeddings=True,
+            mrope_section=(pairs - sides, sides - sides // 2, sides // 2),
+            mrope_interleaved=self.is_qwen3,
         )  # fmt: skip
-        tower = QwenVisionConfig(
-            vision.width, vision.mlp_size, vision.num_layers, vision.num_heads,
-            text.hidden_size, vision.full_attention, geometry=Geometry(),
-        )  # fmt: skip
-        return QwenConfig(decoder, tower)
+        tower = (vision.width, vision.mlp_size, vision.num_layers, vision.num_heads)
+        if self.is_qwen3:
+            seen: VisionConfig = Qwen3VisionConfig(
+                *tower, text.hidden_size, vision.position_side, vision.deepstack,
+                geometry=self.geometry,
+            )  # fmt: skip
+        else:
+            seen = QwenVisionConfig(
+                *tower, text.hidden_size, vision.full_attention, geometry=self.geometry
+            )
+        return QwenConfig(decoder, seen)
 
 
 @dataclass(frozen=True)
@@ -195,8 +238,8 @@ class JudgeSftConfig(JobConfig):
         "micro_batch", "remat", "export_dir", "export_dtype", "log_every",
     )  # fmt: skip
 
-    # A Qwen2.5-VL or Qwen3-VL to start from (a folder or a hub id); null: a new Qwen2.5-VL of the
-    # sizes `model`.
+    # A Qwen2.5-VL or Qwen3-VL to start from (a folder or a hub id); null: a new one of the sizes
+    # `model`.
     init: FilledText | None = None
     model: NewJudgeConfig | None = None
     # On the text model. Null: all parameters are trained, those of the tower too.

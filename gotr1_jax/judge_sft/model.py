@@ -28,7 +28,7 @@ from gotr1_jax.models.lora import merge_lora, split_lora
 from gotr1_jax.models.qwen_config import QwenConfig
 from gotr1_jax.models.qwen_vl import QwenVL, abstract_qwen
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of, state_shardings
-from gotr1_jax.tokenizers.qwen import QwenTokenizer
+from gotr1_jax.tokenizers.qwen import SYSTEM, QwenTokenizer
 from gotr1_jax.trainer.number_features import with_number_features
 from gotr1_jax.trainer.optimizer import float32_params
 from gotr1_jax.trainer.state import TrainState, create_state
@@ -79,10 +79,10 @@ def prepare_judge(config: JudgeSftConfig, scratch: Path) -> tuple[InitialJudge, 
         return InitialJudge(sizes, path, tokenizer, settings), source
     assert config.model is not None
     settings = bound_pixels(new_preprocessing(config.model), most)
-    source = open_source(config, settings)
+    source = open_source(config, settings, thousandths=config.model.is_qwen3)
     count = min(len(source), -(-TOKENIZER_TURNS // source.turns))
     write_new_files(scratch, (source.text(i) for i in range(count)), ANSWER_PIECES, config.model)
-    tokenizer = QwenTokenizer.from_dir(scratch)
+    tokenizer = QwenTokenizer.from_dir(scratch, None if config.model.is_qwen3 else SYSTEM)
     vocab_size = -(-tokenizer.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
     return InitialJudge(config.model.sizes(vocab_size), scratch, tokenizer, settings), source
 

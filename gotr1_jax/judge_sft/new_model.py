@@ -1,4 +1,4 @@
-"""The files of a new Qwen2.5-VL besides its weights: tokenizer, chat template, image settings."""
+"""The files of a new Qwen-VL besides its weights: tokenizer, chat template, image settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gotr1_jax.convert.qwen_json import preprocessing_to_json
 from gotr1_jax.images.clip import MEAN, STD
-from gotr1_jax.images.qwen import Geometry, Preprocessing
+from gotr1_jax.images.qwen import Preprocessing
 from gotr1_jax.io.files import atomic_write, write_json_atomic
 from gotr1_jax.judge_sft.batch import TaughtText
 from gotr1_jax.judge_sft.config import NewJudgeConfig
@@ -16,13 +16,16 @@ from gotr1_jax.tokenizers.train_qwen import shared_phrases, train_qwen_tokenizer
 
 TOKENIZER_TURNS = 2000
 """Questions whose texts a new tokenizer is made of, about."""
+_HALF = (0.5, 0.5, 0.5)  # Qwen3-VL's mean and deviation
 _SHARED = 0.02  # of the turns: a text that so many have is a phrase
 
 # A content is a text, or a list of parts of type "image" and "text".
-_TEMPLATE = """\
+_USUAL_SYSTEM = """\
 {%- if messages[0]['role'] != 'system' -%}
 {{ '<|im_start|>system\\nSYSTEM<|im_end|>\\n' }}
 {%- endif -%}
+"""
+_TEMPLATE = """\
 {%- for message in messages -%}
 {{ '<|im_start|>' ~ message['role'] ~ '\\n' }}
 {%- if message['content'] is string -%}
@@ -54,17 +57,19 @@ def write_new_files(
       config: the limit of the vocabulary, and the bound on images.
     """
     questions, texts = list[str](), list[str]()
+    usual = "" if config.is_qwen3 else SYSTEM
     for example in examples:
         for turn in example.turns:
             questions += [turn.instruction, turn.text]
-            system = SYSTEM if turn.system is None else turn.system
+            system = usual if turn.system is None else turn.system
             texts += [system, turn.instruction, turn.text, turn.answer]
     least = max(2, round(_SHARED * len(questions) / 2))
     phrases = [*shared_phrases(questions, least), *pieces]
     tokenizer = train_qwen_tokenizer(texts, phrases, config.vocab_limit)
     atomic_write(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     ends = [tokenizer.token_to_id(end) for end in ("<|im_end|>", "<|endoftext|>")]
-    template = _TEMPLATE.replace("SYSTEM", SYSTEM)
+    opening = "" if config.is_qwen3 else _USUAL_SYSTEM.replace("SYSTEM", SYSTEM)
+    template = opening + _TEMPLATE
     atomic_write(folder / "chat_template.jinja", template)
     write_json_atomic(
         folder / "tokenizer_config.json",
@@ -87,5 +92,6 @@ def write_new_files(
 
 def new_preprocessing(config: NewJudgeConfig) -> Preprocessing:
     """How a new model sees images: the released settings, with its own bound on pixels."""
-    geometry = Geometry()
-    return Preprocessing(geometry, geometry.unit_size**2, config.max_pixels, MEAN, STD)
+    geometry = config.geometry
+    mean, std = (_HALF, _HALF) if config.is_qwen3 else (MEAN, STD)
+    return Preprocessing(geometry, geometry.unit_size**2, config.max_pixels, mean, std)

@@ -11,7 +11,8 @@ from gotr1_jax.images.qwen import Geometry
 from gotr1_jax.limits import Epsilon, LayerCount, ModelSize, Range, RopeTheta
 from gotr1_jax.models.config import DecoderConfig
 
-_BlockIndex = Annotated[int, Range("[0, 1048576]")]
+BlockIndex = Annotated[int, Range("[0, 1048576]")]
+"""Index of a block of a tower."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class QwenVisionConfig(VisionConfig):
         within windows.
     """
 
-    full_attention: tuple[_BlockIndex, ...]
+    full_attention: tuple[BlockIndex, ...]
 
     def check(self) -> None:
         """Sizes that fit each other."""
@@ -89,7 +90,7 @@ class Qwen3VisionConfig(VisionConfig):
     """
 
     position_side: ModelSize
-    deepstack: tuple[_BlockIndex, ...]
+    deepstack: tuple[BlockIndex, ...]
 
     def check(self) -> None:
         """Sizes that fit each other."""

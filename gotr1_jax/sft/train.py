@@ -37,12 +37,12 @@ from gotr1_jax.sampler.config import sampling_defaults
 from gotr1_jax.sft.config import SftConfig
 from gotr1_jax.sft.dataset import describe_data, make_batches, to_token_batch
 from gotr1_jax.sft.losses import SftWeights
-from gotr1_jax.trainer.number_features import with_number_features
 from gotr1_jax.sft.samples import SampledCaptions
 from gotr1_jax.sft.update import make_sft_step
 from gotr1_jax.shapes.tokenizer import train_tokenizer
 from gotr1_jax.tokenizers.janus import TOKENIZER_FILE, TextTokenizer, add_plan_tokens
 from gotr1_jax.trainer.generation import resolve_run_sampling
+from gotr1_jax.trainer.number_features import with_number_features
 from gotr1_jax.trainer.optimizer import make_optimizer, make_schedule
 from gotr1_jax.trainer.run import Run
 from gotr1_jax.trainer.state import TrainState, create_state

@@ -28,9 +28,9 @@ from gotr1_jax import cli
 from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.convert.generation_config import read_generation_config
 from gotr1_jax.report.page import write_report
-from gotr1_jax.trainer.number_features import number_features
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE
 from gotr1_jax.trainer.metrics import read_metrics
+from gotr1_jax.trainer.number_features import number_features
 from gotr1_jax.trainer.samples import read_samples, sample_steps
 
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from gotr1_jax.trainer.number_features import number_features, with_number_features
 from gotr1_jax.tokenizers.janus import SPECIAL_STRINGS, TextTokenizer
+from gotr1_jax.trainer.number_features import number_features, with_number_features
 
 KEY = jax.random.key(0)
 
