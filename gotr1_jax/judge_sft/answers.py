@@ -33,6 +33,13 @@ ANSWER_PIECES = (
 )  # fmt: skip
 
 
+INVENTORY = (
+    "Which objects are in this image, and where? Answer with a JSON list of all of them, from left "
+    'to right: {"bbox_2d": [x1, y1, x2, y2], "label": "..."} for each.'
+)
+"""The instruction of the question that teaches to see: its answer needs no name to look for."""
+
+
 @dataclass(frozen=True)
 class GradedSample:
     """A sample, and what the exact judge gives it.
@@ -65,13 +72,14 @@ def score_answer(score: float, scale: Scale, reason: str) -> str:
     return f"{SCORE_PREFIX}{value}, {json.dumps({'reason': reason})[1:]}"
 
 
-def boxes_answer(name: str, boxes: Sequence[Box], size: tuple[int, int]) -> str:
-    """The JSON list of an object's boxes in whole units of an image of `size` (height, width)."""
+def boxes_answer(found: Sequence[tuple[str, Box]], size: tuple[int, int]) -> str:
+    """The JSON list of boxes, labelled with their names, in whole units of an image of `size`
+    (height, width)."""
     height, width = size
     sides = np.array([width, height, width, height]) / SCALE
     items = [
         {"bbox_2d": [int(v) for v in np.rint((b.x1, b.y1, b.x2, b.y2) * sides)], "label": name}
-        for b in boxes
+        for name, b in found
     ]
     return json.dumps(items)
 
@@ -107,12 +115,17 @@ def search_answer(name: str, sample: GradedSample, size: tuple[int, int]) -> str
     """Where the objects are that are of a name's color and shape; its size does not count, as in
     the exact ri. `size` is the image's (height, width) that coordinates refer to."""
     spec = parse_name(name)
-    boxes = [
-        box
+    found = [
+        (name, box)
         for seen, box in sample.shown
         if spec is not None and (other := parse_name(seen)) is not None and other.kind == spec.kind
     ]
-    return boxes_answer(name, boxes, size)
+    return boxes_answer(found, size)
+
+
+def inventory_answer(sample: GradedSample, size: tuple[int, int]) -> str:
+    """Where all objects of the image are and what they are, from left to right; `size` as above."""
+    return boxes_answer(sample.shown, size)
 
 
 def caption_checks(

@@ -170,6 +170,9 @@ class JudgeShapesConfig(CheckedConfig):
     layouts: tuple[Literal["canvas", "text"], ...] = ("canvas", "text")
     # Names that are searched for in each sample; some are of objects that are not there.
     searches: Annotated[int, Range("[1, 64]")] = 2
+    # Whether each sample is also asked for a list of all its objects with their boxes. No judge
+    # asks this; it teaches to see before names have to be matched.
+    inventory: bool = False
     # Share of the samples whose plan keeps to the caption; the others have a wrong color, shape,
     # size or side, an object too few or too many, or another caption's objects.
     true_plans: Fraction = 0.5

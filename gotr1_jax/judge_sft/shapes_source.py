@@ -10,7 +10,14 @@ from PIL import Image
 
 from gotr1_jax.images.qwen import Preprocessing, QwenImage, image_grid, read_image, resized_size
 from gotr1_jax.images.qwen_pack import RowShape
-from gotr1_jax.judge_sft.answers import GradedSample, grade, right_answer, search_answer
+from gotr1_jax.judge_sft.answers import (
+    INVENTORY,
+    GradedSample,
+    grade,
+    inventory_answer,
+    right_answer,
+    search_answer,
+)
 from gotr1_jax.judge_sft.batch import TaughtExample, TaughtText, TaughtTurn, example_patches
 from gotr1_jax.judge_sft.config import JudgeShapesConfig
 from gotr1_jax.plan import Box, format_object, parse_plan
@@ -87,7 +94,7 @@ class JudgedShapes:
     def turns(self) -> int:
         """Questions of an example, at most."""
         own = {LAYOUT_TERM: len(self._config.layouts), SEARCH_TERM: self._config.searches}
-        return sum(own.get(term, 1) for term in self._config.terms)
+        return sum(own.get(term, 1) for term in self._config.terms) + self._config.inventory
 
     def patches(self) -> RowShape:
         """The row of patches that the largest image and its sketch fill."""
@@ -145,6 +152,10 @@ class JudgedShapes:
                 for question in make_questions(sample.request, [term], questions)[term]:
                     answer = right_answer(term, question, sample)
                     asked += [] if answer is None else [(question, answer)]
+        if config.inventory:
+            image = make_image_input(sample.request.image)
+            question = Question("boxes", (image,), INVENTORY, "", config.questions.boxes_tokens)
+            asked.append((question, inventory_answer(sample, self._box_size(image))))
         return asked
 
     def _searches(
@@ -158,13 +169,17 @@ class JudgedShapes:
         if len(names) < config.searches or rng.random() < _ABSENT_NAMES:
             names = [*names[: config.searches - 1], _random_object(rng).name]
         image = make_image_input(sample.request.image)
-        size = (SCALE, SCALE)
-        if not self._thousandths:
-            size = resized_size(*image.size, self._preprocessing)
+        size = self._box_size(image)
         return [
             (search_question(n, image, config.questions), search_answer(n, sample, size))
             for n in names
         ]
+
+    def _box_size(self, image: ImageInput) -> tuple[int, int]:
+        """(height, width) in the units of an answer's boxes."""
+        if self._thousandths:
+            return SCALE, SCALE
+        return resized_size(*image.size, self._preprocessing)
 
     def _pixels(self, image: ImageInput) -> QwenImage:
         return read_image(Image.fromarray(image.pixels), self._preprocessing)

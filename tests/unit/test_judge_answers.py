@@ -41,12 +41,12 @@ def test_answers_by_hand() -> None:
         '{"score": 6, "reason": "a \\"b\\""}'  # 1 + 4.5, halves up
     )
     # 140 px high, 280 wide: x is 0.28 px a thousandth, y 0.14.
-    boxes = boxes_answer("cat", [Box(100, 200, 500, 999), Box(0, 0, 10, 10)], (140, 280))
+    boxes = boxes_answer([("cat", Box(100, 200, 500, 999)), ("cat", Box(0, 0, 10, 10))], (140, 280))
     assert boxes == (
         '[{"bbox_2d": [28, 28, 140, 140], "label": "cat"}, '
         '{"bbox_2d": [0, 0, 3, 1], "label": "cat"}]'
     )
-    assert boxes_answer("cat", [], (140, 140)) == "[]"
+    assert boxes_answer([], (140, 140)) == "[]"
     checks = [("1 red circle", True), ("nothing else", False)]
     assert verdict_answer(checks, "the image shows x", False) == (
         "the image shows x\n1 red circle: yes\nnothing else: no\n\\boxed{0}"
