@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ TINY_JUDGE = NewJudgeConfig(
     ),
     NewVisionConfig(width=16, mlp_size=24, num_layers=2, num_heads=2, full_attention=(1,)),
     vocab_limit=2048,
+)
+
+TINY_JUDGE3 = replace(
+    TINY_JUDGE,
+    family="qwen3_vl",
+    vision=NewVisionConfig(
+        width=16, mlp_size=24, num_layers=3, num_heads=2, position_side=4, deepstack=(0, 1)
+    ),
 )
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_judge import TINY_JUDGE
+from tiny_judge import TINY_JUDGE, TINY_JUDGE3
 from tiny_qwen import tiny_qwen_state
 
 from gotr1_jax.convert.qwen_vl import load_qwen, save_qwen
 from gotr1_jax.judge_sft.answers import ANSWER_PIECES
-from gotr1_jax.judge_sft.config import JudgeShapesConfig
+from gotr1_jax.judge_sft.config import JudgeShapesConfig, NewJudgeConfig
 from gotr1_jax.judge_sft.new_model import new_preprocessing, write_new_files
 from gotr1_jax.judge_sft.shapes_source import JudgedShapes
 from gotr1_jax.rewards.multimodal.questions import MULTIMODAL_TERMS, QuestionsConfig, make_questions
@@ -27,14 +27,14 @@ SHOWN = QuestionsConfig(canvas=112, score_tokens=12, boxes_tokens=16, verdict_to
 SHIPPED = Path(__file__).resolve().parents[2] / "gotr1_jax" / "assets" / "shapes_judge"
 
 
-def write_random(folder: Path) -> Path:
+def write_random(folder: Path, judge: NewJudgeConfig) -> Path:
     """A judge of random weights, whose answers do not repeat one token."""
     files = folder.with_name("files")
     files.mkdir()
     config = JudgeShapesConfig(questions=SHOWN)
-    source = JudgedShapes(config, new_preprocessing(TINY_JUDGE), seed=2)
-    write_new_files(files, (source.text(i) for i in range(12)), ANSWER_PIECES, TINY_JUDGE)
-    sizes = TINY_JUDGE.sizes(QwenTokenizer.from_dir(files).vocab_size)
+    source = JudgedShapes(config, new_preprocessing(judge), seed=2)
+    write_new_files(files, (source.text(i) for i in range(12)), ANSWER_PIECES, judge)
+    sizes = judge.sizes(QwenTokenizer.from_dir(files).vocab_size)
     return save_qwen(folder, sizes, tiny_qwen_state(sizes), files, "float32")
 
 
@@ -80,18 +80,21 @@ def their_inputs(folder: Path, question: Question) -> dict[str, Any]:
     return inputs
 
 
-@pytest.mark.parametrize("which", ["random", "shipped"])
+@pytest.mark.parametrize("which", ["qwen2_5_vl", "qwen3_vl", "shipped"])
 def test_answers_equal_transformers(
     which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch = pytest.importorskip("torch")
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
     if which == "shipped" and not SHIPPED.is_dir():
         pytest.skip("no judge is shipped")
     torch.set_num_threads(1)
-    folder = SHIPPED if which == "shipped" else write_random(tmp_path / "model")
-    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype="float32").eval()
+    folder = SHIPPED
+    if which != "shipped":
+        judge = TINY_JUDGE3 if which == "qwen3_vl" else TINY_JUDGE
+        folder = write_random(tmp_path / "model", judge)
+    theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32").eval()
     engine = QwenEngine.from_config(QwenEngineConfig(str(folder), "float32", rows=4, tokens=8192))
     monkeypatch.setattr(engine._tokenizer, "decode", lambda ids: list(map(int, ids)))
     ids = load_qwen(folder).tokenizer.ids

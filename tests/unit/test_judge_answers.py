@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from tiny_judge import TINY_JUDGE
 
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.judge_sft.answers import (
+    INVENTORY,
     boxes_answer,
     grade,
     right_answer,
@@ -20,7 +22,7 @@ from gotr1_jax.judge_sft.answers import (
 )
 from gotr1_jax.judge_sft.config import JudgeShapesConfig
 from gotr1_jax.judge_sft.new_model import new_preprocessing
-from gotr1_jax.judge_sft.shapes_source import JudgedShapes
+from gotr1_jax.judge_sft.shapes_source import _STREAM, JudgedShapes
 from gotr1_jax.plan import Box, parse_plan
 from gotr1_jax.rewards.base import JudgeRequest
 from gotr1_jax.rewards.multimodal.box_answers import parse_boxes
@@ -51,6 +53,21 @@ def test_answers_by_hand() -> None:
     assert verdict_answer(checks, "the image shows x", False) == (
         "the image shows x\n1 red circle: yes\nnothing else: no\n\\boxed{0}"
     )
+
+
+def test_an_inventory_holds_all_objects_from_left_to_right() -> None:
+    config = JudgeShapesConfig(terms=("ri",), searches=1, questions=SHOWN, inventory=True)
+    source = JudgedShapes(config, PREPROCESSING, seed=1)
+    assert source.turns == 2
+    for index in range(12):
+        rng = np.random.default_rng((_STREAM, 1, index))
+        sample = grade(source.draw_request(rng))
+        turn = source[index].turns[-1]
+        assert (turn.instruction, turn.text, len(turn.images)) == (INVENTORY, "", 1)
+        found = json.loads(turn.answer)
+        assert [item["label"] for item in found] == [name for name, _ in sample.shown]
+        lefts = [item["bbox_2d"][0] for item in found]
+        assert lefts == sorted(lefts) and len(found) == len(sample.scores.detections)
 
 
 class ExactEngine:

@@ -16,13 +16,13 @@ import pytest
 from flax import nnx
 from PIL import Image
 from record_files import image as png
-from tiny_judge import TINY_JUDGE
+from tiny_judge import TINY_JUDGE, TINY_JUDGE3
 from tiny_qwen import TINY_QWEN3
 
 from gotr1_jax.data.config import QuestionRecordsConfig
 from gotr1_jax.data.question_records import QuestionRecord, QuestionRecords
 from gotr1_jax.data.records import Unusable
-from gotr1_jax.errors import InputError
+from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.images.qwen import Preprocessing, read_image
 from gotr1_jax.images.qwen_pack import RowShape
 from gotr1_jax.judge_sft.batch import (
@@ -305,3 +305,15 @@ def test_records_that_do_not_fit(tmp_path: Path, tokenizer: QwenTokenizer) -> No
     assert kept.text(2) == kept[2].text and kept[2].images[0].grid == (2, 2)
     with pytest.raises(InputError, match="too long.*an answer of .* over data.max_answer_tokens 1"):
         fit_source(replace(data, max_answer_tokens=1), source, tokenizer, PREPROCESSING)
+
+
+def test_a_new_judge_has_nothing_of_the_other_family() -> None:
+    sizes = TINY_JUDGE3.sizes(2048)
+    assert sizes.is_qwen3 and sizes.text.mrope_interleaved and sizes.text.qk_norm
+    assert sizes.text.mrope_section == (4, 2, 2) and sizes.vision.vector_size == 3 * 32
+    for judge, key, value in (
+        (TINY_JUDGE, "deepstack", (0,)),
+        (TINY_JUDGE3, "full_attention", (1,)),
+    ):
+        with pytest.raises(ConfigError, match=key):
+            replace(judge, vision=replace(judge.vision, **{key: value}))
