@@ -258,8 +258,8 @@ def _train(job: str, path: Path, overrides: Sequence[str]) -> None:
         raise _of_another_job(job, path) or error from None
     check_packages(config.report_to)  # before processes wait for each other
     check_urls(to_plain(config), written=[config.run_dir])
-    start_processes(config.distributed)
-    start_devices(config.mesh.cpu_devices)
+    processes = start_processes(config.distributed)
+    start_devices(config.mesh.cpu_devices, config.compile_cache, processes)
     getattr(module, function)(config)
 
 

@@ -133,6 +133,9 @@ class Pipeline:
     ) -> Pipeline:  # fmt: skip
         """The checkpoint that is named. Weights are read when they are first needed.
 
+        Compiled programs are kept in the user's cache folder, unless JAX was told otherwise
+        (`parallel.compile_cache`).
+
         Args:
           checkpoint: "embedded", a directory, the directory of a finished run, or an id of the
             Hugging Face hub.
@@ -144,11 +147,13 @@ class Pipeline:
         Raises InputError for a name without a checkpoint.
         """
         from gotr1_jax.generate.runner import ModelRunner
+        from gotr1_jax.parallel.compile_cache import use_compile_cache
         from gotr1_jax.parallel.startup import default_dtype
 
         if dtype not in (None, "float32", "bfloat16"):
             raise InputError(f"dtype is {dtype!r}; choose float32 or bfloat16")
         source = find_checkpoint(checkpoint, revision)
+        use_compile_cache()
         return cls(ModelRunner(source, dtype or default_dtype(), devices), batch_size)
 
     def __call__(

@@ -1,4 +1,4 @@
-"""Set-up before the first use of a device: processes, CPU devices, memory allocator."""
+"""Set-up before the first use of a device: processes, CPU devices, allocator, compile cache."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import jax
 
 from gotr1_jax.errors import RunError
 from gotr1_jax.parallel.cluster import find_cluster
+from gotr1_jax.parallel.compile_cache import AUTO, use_compile_cache
 from gotr1_jax.parallel.config import DistributedConfig
 
 _LOG = logging.getLogger(__name__)
@@ -78,12 +79,14 @@ def start_processes(config: DistributedConfig | None = None) -> int:
     return count
 
 
-def start_devices(cpu_devices: int = 1) -> None:
-    """Set the number of CPU devices and tune malloc on CPUs; call before the first use of JAX."""
+def start_devices(cpu_devices: int = 1, compile_cache: str = AUTO, processes: int = 1) -> None:
+    """Set the number of CPU devices and the cache of compiled programs (`use_compile_cache`), and
+    tune malloc on CPUs; call before the first use of JAX."""
     only_cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu"
     if only_cpu or not _has_accelerator():
         keep_freed_memory()
     jax.config.update("jax_num_cpu_devices", cpu_devices)
+    use_compile_cache(compile_cache, processes)
 
 
 def _has_accelerator() -> bool:

@@ -96,7 +96,7 @@ class JobConfig(CheckedConfig):
 
     may_change: ClassVar[Collection[str]] = (
         "run_dir", "steps", "resume", "allow_changes", "report_to", "tracker", "checkpoint", "mesh",
-        "distributed",
+        "distributed", "compile_cache",
     )  # fmt: skip
 
     # Directory of the run; created if missing. Also a URL in a bucket: gs://BUCKET/NAME.
@@ -120,6 +120,11 @@ class JobConfig(CheckedConfig):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    # Where compiled programs are kept for later starts. auto: the user's cache folder
+    # (~/.cache/gotr1/programs, or below XDG_CACHE_HOME), and none with several processes; none;
+    # a folder, of several processes one that all of them see, or a URL. What
+    # JAX_COMPILATION_CACHE_DIR says wins.
+    compile_cache: FilledText = "auto"
 
     def check(self) -> None:
         """Trackers that are named once."""
