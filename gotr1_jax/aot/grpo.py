@@ -22,7 +22,7 @@ from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import captions_at_once
 from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.grpo.policy import policy_shapes
-from gotr1_jax.grpo.rollout import PROMPT_MULTIPLE
+from gotr1_jax.grpo.prompts import PROMPT_MULTIPLE
 from gotr1_jax.grpo.setup import make_learner, make_sampler, state_shapes
 from gotr1_jax.grpo.update import Learner, PolicyBatch
 from gotr1_jax.models.config import JanusConfig

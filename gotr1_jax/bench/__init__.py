@@ -1,4 +1,4 @@
-"""`gotr1 bench sample|update|judge|adapters|accelerator`: speed of this machine.
+"""`gotr1 bench sample|update|judge|adapters|overlap|accelerator`: speed of this machine.
 
 `sample`, `update` and `judge` can be compared with `transformers`. Both run the same random weights
 in float32 in one process, in alternating repetitions, after one untimed call of each that compiles.
@@ -6,8 +6,8 @@ The model: 8 layers, 512 wide, mlp 1408, 8 heads of 64, text vocabulary 1024, 16
 576 for an image (about 35 M parameters in decoder and image head); 4 captions of 32 tokens,
 guidance 5. The judge's model is in `bench.judge`. `adapters` times sampling with adapters beside
 the weights against merged ones, `sample --speculative` several image tokens in a pass against one
-(`sampler.speculative_loop`). `accelerator` measures a step at the released sizes, see
-`bench.accelerator`.
+(`sampler.speculative_loop`), `overlap` judging while samples are drawn against one after the other
+(`bench.overlap`). `accelerator` measures a step at the released sizes, see `bench.accelerator`.
 """
 
 from __future__ import annotations
@@ -16,27 +16,32 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 from gotr1_jax.bench import accelerator
 from gotr1_jax.bench.timing import REFERENCE
 from gotr1_jax.config import read_value
 from gotr1_jax.errors import InputError
-from gotr1_jax.limits import DraftWindow, RowCount
+from gotr1_jax.limits import DraftWindow, Range, RowCount
+
+Latency = Annotated[float, Range("[0, 60]")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gotr1 bench`."""
     parser.add_argument(
         "what",
-        choices=("sample", "update", "judge", "adapters", "accelerator"),
+        choices=("sample", "update", "judge", "adapters", "overlap", "accelerator"),
         help="which speed to measure",
     )
     parser.add_argument("--against", choices=(REFERENCE,), help="also time this")
     parser.add_argument(
         "--repeats", type=int, help="timed repetitions (default 3, of accelerator 1)"
     )
-    parser.add_argument("--captions", type=int, default=4, help="rows at once (default 4)")
+    parser.add_argument(
+        "--captions", type=int, default=4,
+        help="rows at once, of overlap the captions of a step (default 4)",
+    )  # fmt: skip
     parser.add_argument(
         "--images", "--pictures", type=int, default=32, help="judge: images (default 32)"
     )
@@ -52,6 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ckpt", help="sample --speculative: a checkpoint such as embedded (random weights)"
     )
+    parser.add_argument(
+        "--latency", type=float, default=0.05, metavar="SECONDS",
+        help="overlap: what the judge's server takes for a question (default 0.05)",
+    )  # fmt: skip
     parser.add_argument("--rank", type=int, default=32, help="adapters: rank (default 32)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32",
@@ -67,6 +76,7 @@ def run(options: argparse.Namespace) -> None:
         options.repeats = 1 if options.what == "accelerator" else 3
     for name in ("repeats", "captions", "images", "rank"):
         read_value(RowCount, getattr(options, name), f"--{name}")
+    read_value(Latency, options.latency, "--latency")
     check_speculative(options)
     if options.what == "accelerator":
         accelerator.run(options)
@@ -82,6 +92,10 @@ def run(options: argparse.Namespace) -> None:
 
         sizes = {"repeats": options.repeats, "images": options.images}
         results = [bench_judge(options.against, **sizes)]
+    elif options.what == "overlap":
+        from gotr1_jax.bench.overlap import bench_overlap
+
+        results = [bench_overlap(latency=options.latency, **sizes)]
     elif options.what == "adapters":
         from gotr1_jax.bench.adapters import bench_adapters
 

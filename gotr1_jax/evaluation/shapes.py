@@ -315,7 +315,7 @@ def _load_sampler(
     """A function that generates and judges the samples of the captions with given indices."""
     import jax
 
-    from gotr1_jax.grpo.rollout import encode_captions
+    from gotr1_jax.grpo.prompts import encode_captions
     from gotr1_jax.grpo.setup import make_rollout_worker
     from gotr1_jax.grpo.trained_policy import load_trained_policy
     from gotr1_jax.parallel.mesh import make_mesh

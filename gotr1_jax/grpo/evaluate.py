@@ -21,7 +21,8 @@ from gotr1_jax.grpo.diversity import caption_diversity, diversity_means, overall
 from gotr1_jax.grpo.diversity_measures import OF_ALL, OF_CAPTIONS
 from gotr1_jax.grpo.measure import MEASURED_UNDER
 from gotr1_jax.grpo.patience import DIVERSITY
-from gotr1_jax.grpo.rollout import Prompts, RolloutWorker, ScoredRollout
+from gotr1_jax.grpo.prompts import Prompts
+from gotr1_jax.grpo.rollout import RolloutWorker, ScoredRollout
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.parallel.phases import phase
 from gotr1_jax.parallel.processes import (

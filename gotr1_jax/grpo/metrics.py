@@ -53,8 +53,10 @@ def step_metrics(
         **step_diversity(table.keys, scored.group_size, config.rollout.images_per_plan),
         **advantage_metrics(groups),
         **_policy_metrics(results),
-        "time/rollout": rollout_seconds - scored.reward_seconds,
+        # The judge may have worked while samples were drawn, and log-probs computed.
+        "time/rollout": rollout_seconds - scored.reward_seconds + scored.overlap_seconds,
         "time/reward": scored.reward_seconds,
+        "time/overlap": scored.overlap_seconds,
         "judge/seconds": scored.judge_seconds,
         "time/update": step_seconds - rollout_seconds,
         "time/step": step_seconds,

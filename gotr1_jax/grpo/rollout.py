@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
 import jax
@@ -18,77 +17,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gotr1_jax.data.pipeline import pad_rows
-from gotr1_jax.grpo.diversity import NUMBERS, SampleKeys, image_distances, plan_numbers
+from gotr1_jax.grpo.diversity import NUMBERS, SampleKeys, image_distances
 from gotr1_jax.grpo.per_modality import PerModality
+from gotr1_jax.grpo.prompts import Prompts
 from gotr1_jax.grpo.reward_config import RewardConfig
+from gotr1_jax.grpo.scoring import RowScorer, SampledRows, ScoringRows
 from gotr1_jax.grpo.watched import WatchedJudge
 from gotr1_jax.parallel.mesh import assigned_groups, assigned_rows, fetch_any_rows, fetch_rows
 from gotr1_jax.parallel.phases import phase
 from gotr1_jax.parallel.placement import concatenate_on_mesh, take_on_mesh
 from gotr1_jax.parallel.processes import gather, raise_on_all_processes
-from gotr1_jax.plan import Plan, parse_plan
-from gotr1_jax.rewards.base import Judge, JudgeRequest, is_group_wise, stack_scores
-from gotr1_jax.rewards.combine import NO_TOTAL, combine, without_total
-from gotr1_jax.rewards.multimodal.quotations import looks_like_answer
+from gotr1_jax.rewards.base import Judge, is_group_wise
+from gotr1_jax.rewards.judge_thread import JudgeThread
 from gotr1_jax.sampler.image_decoder import ImageDecoder
 from gotr1_jax.sampler.sampler import Rollout, Sampler, row_keys
-from gotr1_jax.sampler.token_batch import PromptBatch
 from gotr1_jax.tokenizers.janus import TextTokenizer
 from gotr1_jax.trainer.samples import SampleRecord
 
-PROMPT_MULTIPLE = 16
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A caption, its place in the list of all captions, and the token ids of its prompt."""
-
-    index: int
-    caption: str
-    ids: tuple[int, ...]  # BOS first
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Prompts that are padded on the right to one width, with the pad token."""
-
-    prompts: tuple[Prompt, ...]
-    width: int
-    pad: int
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    @property
-    def captions(self) -> tuple[str, ...]:
-        return tuple(prompt.caption for prompt in self.prompts)
-
-    def texts(self) -> Iterator[str]:
-        """Caption and ids of each prompt, to compare between processes."""
-        return (f"{prompt.caption}\0{list(prompt.ids)}" for prompt in self.prompts)
-
-    def take(self, places: Sequence[int] | np.ndarray) -> Prompts:
-        """The prompts at some places, with the width of all."""
-        return replace(self, prompts=tuple(self.prompts[i] for i in places))
-
-    def batch(self) -> PromptBatch:
-        """The prompts as padded arrays."""
-        ids_PC, len_P = pad_rows([list(p.ids) for p in self.prompts], self.width, self.pad)
-        return PromptBatch(jnp.asarray(ids_PC), jnp.asarray(len_P))
-
-
-def encode_captions(
-    captions: Sequence[str], tokenizer: TextTokenizer, template: str, limit: int
-) -> Prompts:
-    """Encode every caption; InputError names the first that is empty or too long."""
-    prompts = tuple(
-        Prompt(index, caption, tuple(tokenizer.encode_prompt(caption, template, limit)))
-        for index, caption in enumerate(captions)
-    )
-    longest = max(len(prompt.ids) for prompt in prompts)
-    width = -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
-    return Prompts(prompts, width, tokenizer.specials.pad)
+AT_ONCE = JudgeThread(is_concurrent=False)
+"""Without a thread: the judge is asked in its turn."""
 
 
 @jax.tree_util.register_dataclass
@@ -137,7 +84,8 @@ class ScoredRollout:
       table: scores and all else that is known of each sample.
       group_size: samples of a caption, G.
       judge_seconds: time of the judge in this process; reward_seconds: with decoding the images
-        and waiting for the other processes.
+        and waiting for the other processes; overlap_seconds: of these, those in which this process
+        did something else too.
     """
 
     rollout: Rollout
@@ -145,6 +93,7 @@ class ScoredRollout:
     group_size: int
     judge_seconds: float
     reward_seconds: float
+    overlap_seconds: float = 0.0
 
     def __len__(self) -> int:
         return len(self.table.total_B)
@@ -174,6 +123,7 @@ class ScoredRollout:
             self.group_size,
             self.judge_seconds + other.judge_seconds,
             self.reward_seconds + other.reward_seconds,
+            self.overlap_seconds + other.overlap_seconds,
         )
 
     def records(self, captions: int, advantages: PerModality | None = None) -> list[SampleRecord]:
@@ -194,6 +144,34 @@ class ScoredRollout:
             for row, record in enumerate(self.table.record_B[: max(captions, 0) * G])
             if record is not None
         ]
+
+
+@dataclass(frozen=True)
+class PendingRollout:
+    """Sampled rows whose scoring has begun.
+
+    Attributes:
+      rollout, prompts, group_size: the rows, caption-major, and what they were drawn for.
+      parts: the scoring of each part in this process. own_N: indices of the rows in them.
+      seconds: that beginning it took.
+    """
+
+    rollout: Rollout
+    prompts: Prompts
+    group_size: int
+    parts: tuple[ScoringRows, ...]
+    own_N: np.ndarray
+    seconds: float
+
+    @property
+    def judge_seconds(self) -> float:
+        """Seconds of the judge."""
+        return sum(part.judge_seconds for part in self.parts)
+
+    @property
+    def concurrent_seconds(self) -> float:
+        """Seconds that the thread of the judge worked for it."""
+        return sum(part.concurrent_seconds for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -218,48 +196,53 @@ class RolloutWorker:
     def __call__(
         self, params: Any, prompts: Prompts, group_size: int, seed: int, step: int, first: int = 0
     ) -> ScoredRollout:
-        """`sample`, then `score`."""
-        return self.score(self.sample(params, prompts, group_size, seed, step, first), prompts)
+        """`begin` and `finish`, one part after the other."""
+        return self.finish(self.begin(params, prompts, group_size, seed, step, first))
 
-    def sample(
+    def begin(
         self, params: Any, prompts: Prompts, group_size: int, seed: int, step: int, first: int = 0,
-        images_per_plan: int = 1,
-    ) -> Rollout:  # fmt: skip
-        """Sample `group_size` plans and images for each prompt, caption-major, then plan-major.
+        images_per_plan: int = 1, thread: JudgeThread = AT_ONCE,
+    ) -> PendingRollout:  # fmt: skip
+        """Samples as `sample`, and begins to score each part before the next is drawn.
 
-        Args:
-          params: decode weights, what `sampler.prepare` makes.
-          prompts: of a step; their indices choose the random streams.
-          seed, step, first: of the random streams; `first` numbers a caption's first sample.
-          images_per_plan: rows in a row that share one plan; it divides `group_size`.
+        thread: where the judge works meanwhile. Each process scores rows of its own, for a
+        group-wise judge those of whole captions; the parts, and the judge's calls, are the same
+        whether there is a thread or not.
         """
-        parts, captions_at_once = [], max(1, self.rows_at_once // group_size)
-        with phase("rollout", len(prompts) * group_size) as rollout:
-            for start in range(0, len(prompts), captions_at_once):
-                part = prompts.take(range(start, min(start + captions_at_once, len(prompts))))
-                index_P = jnp.asarray([prompt.index for prompt in part.prompts], jnp.int32)
-                keys_B = row_keys(seed, step, index_P, group_size, first)
-                sampled = self.sampler(params, part.batch(), keys_B, group_size, images_per_plan)
-                # Else the loops of the next part would get their memory before this one ends.
-                parts.append(jax.block_until_ready(sampled))
-                rollout.update((start + len(part)) * group_size)
-        return parts[0] if len(parts) == 1 else concatenate_on_mesh(parts)
+        drawn: list[Rollout] = []
+        parts: list[ScoringRows] = []
+        own: list[np.ndarray] = []
+        seconds = 0.0
 
-    def score(self, rollout: Rollout, prompts: Prompts) -> ScoredRollout:
-        """Decode the images of a rollout of `prompts` and let the judge score every sample.
+        def score_last(first_row: int, part: Prompts) -> None:
+            nonlocal seconds
+            start = time.perf_counter()
+            rows_N, sampled = self._own_rows(drawn[-1], part)
+            own.append(first_row + rows_N)
+            parts.append(self._scorer.begin(sampled, thread))
+            seconds += time.perf_counter() - start
 
-        Each process scores rows of its own, for a group-wise judge those of whole captions; then
-        all get the scores of all.
-        """
+        for start, part, rollout in self._draw(
+            params, prompts, group_size, seed, step, first, images_per_plan
+        ):
+            drawn.append(rollout)
+            score_last(start * group_size, part)
+            _raise_where_alone(parts)
+        return PendingRollout(
+            _joined(drawn), prompts, group_size, tuple(parts), np.concatenate(own), seconds
+        )
+
+    def finish(self, pending: PendingRollout) -> ScoredRollout:
+        """What `begin` began; waits for the judge. All processes get the scores of all."""
         start = time.perf_counter()
-        B = rollout.rows.plan_len_B.shape[0]
-        samples = B // len(prompts)
+        rollout, prompts, samples = pending.rollout, pending.prompts, pending.group_size
+        own, B = pending.own_N, len(prompts) * samples
+        with phase("judge", len(own)), raise_on_all_processes():
+            scored = [part.rows.result() for part in pending.parts]
+        waited = time.perf_counter() - start
+        numbers_NF = np.concatenate([numbers for numbers, _ in scored])
+        records = [record for _, records in scored for record in records]
         prompt_B = [prompt for prompt in prompts.prompts for _ in range(samples)]
-        own, sampled = self._own_rows(rollout, samples)
-        with raise_on_all_processes():
-            numbers_NF, records, judge_seconds = self._score_rows(
-                sampled, [prompt_B[row] for row in own], own // samples
-            )
         distance_B = image_distances(rollout.rows.image_ids_BU, samples, self.mesh)
         numbers_BF, K = _exchange(numbers_NF, own, B), len(self.judge.terms)
         numbers_BF, plans_BF, watched_BF = np.split(
@@ -277,65 +260,83 @@ class RolloutWorker:
             truncated_B, boxes_B, score_like_B, record_B, SampleKeys.of(plans_BF, distance_B),
             dict(zip((judge.name for judge in self.watched), watched_BF.T)),
         )  # fmt: skip
-        seconds = time.perf_counter() - start
-        return ScoredRollout(rollout, table, samples, judge_seconds, seconds)
+        overlap = max(pending.concurrent_seconds - waited, 0.0)
+        seconds = pending.seconds + time.perf_counter() - start + overlap
+        return ScoredRollout(rollout, table, samples, pending.judge_seconds, seconds, overlap)
 
-    def _own_rows(
-        self, rollout: Rollout, group_size: int
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Indices of the N rows that this process scores, and of these rows the plan ids, plan
-        lengths, plan masks and image ids."""
-        rows, B = rollout.rows, rollout.rows.plan_len_B.shape[0]
-        whole = any(map(is_group_wise, (self.judge, *self.watched)))
-        own = assigned_groups(B, group_size) if whole else assigned_rows(B, self.mesh)
-        fetch = fetch_any_rows if whole else fetch_rows
-        columns = (rows.plan_ids_BT, rows.plan_len_B, rows.plan_mask_BT, rows.image_ids_BU)
-        return own, tuple(fetch(column, own) for column in columns)
+    def sample(
+        self, params: Any, prompts: Prompts, group_size: int, seed: int, step: int, first: int = 0,
+        images_per_plan: int = 1,
+    ) -> Rollout:  # fmt: skip
+        """Sample `group_size` plans and images for each prompt, caption-major, then plan-major.
 
-    def _score_rows(
-        self, sampled: tuple[np.ndarray, ...], prompt_N: Sequence[Prompt], group_N: np.ndarray
-    ) -> tuple[np.ndarray, list[SampleRecord], float]:
-        """For N sampled rows, as of `_own_rows`, and the groups that they belong to: the table's
-        columns from `scores_BK` to `score_like_B`, the `plan_numbers` and the watched terms as
-        (N, F), the records, and the seconds that the judge took."""
-        ids_NT, len_N, mask_NT, image_ids_NU = sampled
-        plans = self._parse_plans(ids_NT, len_N)
-        images = self.image_decoder(image_ids_NU)
-        captions, groups = [prompt.caption for prompt in prompt_N], group_N.tolist()
-        requests = [JudgeRequest(*sample) for sample in zip(captions, plans, images, groups)]
+        Args:
+          params: decode weights, what `sampler.prepare` makes.
+          prompts: of a step; their indices choose the random streams.
+          seed, step, first: of the random streams; `first` numbers a caption's first sample.
+          images_per_plan: rows in a row that share one plan; it divides `group_size`.
+        """
+        drawn = self._draw(params, prompts, group_size, seed, step, first, images_per_plan)
+        return _joined([rollout for _, _, rollout in drawn])
+
+    def score(self, rollout: Rollout, prompts: Prompts) -> ScoredRollout:
+        """Decode the images of a rollout of `prompts` and let the judge score every sample."""
         start = time.perf_counter()
-        with phase("judge", len(requests)):
-            results = self.judge.judge(requests) if requests else []
-        seconds = time.perf_counter() - start
+        own, sampled = self._own_rows(rollout, prompts)
+        part = self._scorer.begin(sampled, AT_ONCE)
+        samples, seconds = _samples(rollout, prompts), time.perf_counter() - start
+        return self.finish(PendingRollout(rollout, prompts, samples, (part,), own, seconds))
 
-        scores = stack_scores(results, self.judge.terms)
-        total_N = combine(scores, self.reward.total, self.reward.terms)
-        lost_N = without_total(scores, total_N, list(self.reward.expression.names))
-        results = [
-            replace(r, rationale=f"{r.rationale} | {NO_TOTAL}" if r.rationale else NO_TOTAL)
-            if lost
-            else r
-            for r, lost in zip(results, lost_N)
-        ]
-        plan_tokens_N = mask_NT.sum(axis=1)
-        # A plan that is cut off ends with a BOI that was not sampled.
-        truncated_N = (len_N == mask_NT.shape[1]) & (plan_tokens_N == len_N - 1)
-        boxes_N = np.asarray([len(plan.boxes) for plan in plans])
-        score_like_N = np.asarray([looks_like_answer(plan.text) for plan in plans])
-        records = [
-            SampleRecord.scored(request, result, float(total))
-            for request, result, total in zip(requests, results, total_N)
-        ]
-        columns = [*scores.values(), total_N, plan_tokens_N, truncated_N, boxes_N, score_like_N]
-        keys_NF = np.asarray([plan_numbers(plan) for plan in plans]).reshape(-1, NUMBERS)
-        # After all that an update learns from.
-        watched = [judge.score(requests)[:, None] for judge in self.watched]
-        return np.hstack([np.stack(columns, axis=1), keys_NF, *watched]), records, seconds
+    def _draw(
+        self, params: Any, prompts: Prompts, group_size: int, seed: int, step: int, first: int,
+        images_per_plan: int,
+    ) -> Iterator[tuple[int, Prompts, Rollout]]:  # fmt: skip
+        """The parts that are drawn at once: place of the first prompt, prompts, rows."""
+        captions_at_once = max(1, self.rows_at_once // group_size)
+        for start in range(0, len(prompts), captions_at_once):
+            part = prompts.take(range(start, min(start + captions_at_once, len(prompts))))
+            with phase("rollout", len(prompts) * group_size) as rollout:
+                rollout.update(start * group_size)
+                index_P = jnp.asarray([prompt.index for prompt in part.prompts], jnp.int32)
+                keys_B = row_keys(seed, step, index_P, group_size, first)
+                sampled = self.sampler(params, part.batch(), keys_B, group_size, images_per_plan)
+                # Else the loops of the next part would get their memory before this one ends.
+                jax.block_until_ready(sampled)
+            yield start, part, sampled
 
-    def _parse_plans(self, ids_NT: np.ndarray, len_N: np.ndarray) -> list[Plan]:
-        """The plans of N rows; equal ones are decoded and parsed once."""
-        read = cache(lambda ids: parse_plan(self.tokenizer.decode(ids)))
-        return [read(tuple(ids[: n - 1].tolist())) for ids, n in zip(ids_NT, len_N)]
+    @property
+    def _scorer(self) -> RowScorer:
+        return RowScorer(self.image_decoder, self.judge, self.reward, self.tokenizer, self.watched)
+
+    def _own_rows(self, rollout: Rollout, prompts: Prompts) -> tuple[np.ndarray, SampledRows]:
+        """Indices of the N rows that this process scores, and these rows."""
+        rows, B = rollout.rows, rollout.rows.plan_len_B.shape[0]
+        samples = _samples(rollout, prompts)
+        whole = any(map(is_group_wise, (self.judge, *self.watched)))
+        own = assigned_groups(B, samples) if whole else assigned_rows(B, self.mesh)
+        fetch = fetch_any_rows if whole else fetch_rows
+        group_N = own // samples
+        captions = [prompts.prompts[group].caption for group in group_N]
+        return own, SampledRows(
+            fetch(rows.plan_ids_BT, own), fetch(rows.plan_len_B, own),
+            fetch(rows.plan_mask_BT, own), fetch(rows.image_ids_BU, own), captions, group_N,
+        )  # fmt: skip
+
+
+def _samples(rollout: Rollout, prompts: Prompts) -> int:
+    return rollout.rows.plan_len_B.shape[0] // len(prompts)
+
+
+def _joined(parts: Sequence[Rollout]) -> Rollout:
+    return parts[0] if len(parts) == 1 else concatenate_on_mesh(parts)
+
+
+def _raise_where_alone(parts: Sequence[ScoringRows]) -> None:
+    """A judge's error ends the sampling at once, unless other processes would wait in it."""
+    if jax.process_count() == 1:
+        for part in parts:
+            if part.rows.has_failed:
+                part.rows.result()
 
 
 def _exchange(numbers_NF: np.ndarray, own: np.ndarray, rows: int) -> np.ndarray:

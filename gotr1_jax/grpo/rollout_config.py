@@ -20,7 +20,7 @@ SAMPLED = ("max_plan_tokens", "guidance", "text_temperature", "image_temperature
 class RolloutConfig(CheckedConfig):
     """Sampling of the rollout."""
 
-    may_change: ClassVar[Collection[str]] = ("captions_at_once", "decode_batch")
+    may_change: ClassVar[Collection[str]] = ("captions_at_once", "decode_batch", "overlap")
 
     # Captions whose samples make a step.
     captions_per_step: RowCount = 8
@@ -42,11 +42,15 @@ class RolloutConfig(CheckedConfig):
     text_temperature: Temperature | None = None
     # Divisor of the image's logits. Null: as policy.init's generation_config.json says, else 1.
     image_temperature: Temperature | None = None
-    # Captions per sampling batch; fewer need less memory and more time. 0: captions_per_step. In
-    # float32 it does not change the samples.
+    # Captions per sampling batch, which are also decoded and judged together; fewer need less
+    # memory and more time. 0: captions_per_step. In float32 it does not change the samples.
     captions_at_once: Annotated[int, Range("[0, 1048576]")] = 0
     # Rows per batch of the VQ decoder in a process, rounded up to a multiple of its devices.
     decode_batch: RowCount = 64
+    # Whether judges on servers, functions of one's own and the shapes judge work in a thread of
+    # their own, while the next sampling batch is drawn and log-probs are computed. No number
+    # changes.
+    overlap: bool = True
     # The sampler has the policy's weights of the last multiple of this many steps: 1, always the
     # newest. More draws samples of an older policy, on purpose.
     refresh_every: Steps = 1

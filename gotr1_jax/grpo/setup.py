@@ -20,7 +20,8 @@ from gotr1_jax.grpo.config import CaptionsConfig, EvaluationConfig, GrpoConfig, 
 from gotr1_jax.grpo.entropy import new_entropy_state
 from gotr1_jax.grpo.own_loss import load_loss, try_loss
 from gotr1_jax.grpo.policy import SplitPolicy, load_policy
-from gotr1_jax.grpo.rollout import Prompts, RolloutWorker, encode_captions
+from gotr1_jax.grpo.prompts import Prompts, encode_captions
+from gotr1_jax.grpo.rollout import RolloutWorker
 from gotr1_jax.grpo.terms_file import check_run_functions
 from gotr1_jax.grpo.update import Learner, make_policy_step, make_token_logps
 from gotr1_jax.grpo.watched import WatchedJudge, make_watched

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -20,22 +19,21 @@ from gotr1_jax.convert.find import RUN_MODEL
 from gotr1_jax.convert.tree import tree_leaves
 from gotr1_jax.grpo.alarms import RewardAlarms
 from gotr1_jax.grpo.config import PLANS_AT_ONCE, GrpoConfig
-from gotr1_jax.grpo.credit import make_credit
-from gotr1_jax.grpo.dynamic_sampling import SampledGroups, sample_groups
+from gotr1_jax.grpo.dynamic_sampling import SampledGroups
 from gotr1_jax.grpo.evaluate import Evaluation, compare_watched, format_table, format_watched
 from gotr1_jax.grpo.held_out import HeldOut
 from gotr1_jax.grpo.metrics import own_metrics, step_metrics
-from gotr1_jax.grpo.rollout import ScoredRollout
 from gotr1_jax.grpo.run_weights import RunWeights, write_run_model
 from gotr1_jax.grpo.sampled import resolve_job
 from gotr1_jax.grpo.setup import GrpoJob, make_job
+from gotr1_jax.grpo.step_samples import StepSamples
 from gotr1_jax.grpo.terms_file import write_terms
 from gotr1_jax.grpo.update import policy_batches
 from gotr1_jax.parallel.phases import phase
 from gotr1_jax.parallel.placement import gather_to_main
 from gotr1_jax.parallel.processes import is_main_process, raise_on_all_processes
 from gotr1_jax.report.page import write_report
-from gotr1_jax.rewards.base import pop_metrics
+from gotr1_jax.rewards.judge_thread import JudgeThread
 from gotr1_jax.trainer.bootstrap import gain_interval
 from gotr1_jax.trainer.optimizer import float32_params
 from gotr1_jax.trainer.run import Run
@@ -57,7 +55,10 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
         PLANS_AT_ONCE: config.rollout.plans_at_once,
     }
     bad_updates = config.update.max_bad_updates
-    with Run("grpo", config, row_counts=row_counts, max_bad_updates=bad_updates) as run:
+    with (
+        Run("grpo", config, row_counts=row_counts, max_bad_updates=bad_updates) as run,
+        JudgeThread(config.rollout.overlap) as thread,
+    ):
         job = make_job(config, run)
         # Adapters' shapes do not depend on the vocabulary and dtype of the weights under them.
         frozen = job.policy.frozen
@@ -66,28 +67,24 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
         held_out = HeldOut(job, run)
         before = held_out.before(job, state, run.first_step)
         job = job.release_initial_weights()
-        worker, learner = job.worker, job.learner
+        learner, samples = job.learner, StepSamples(job, thread)
         alarms = RewardAlarms(config.reward, run.restored_meta.get("alarms"))
-        credit = make_credit(config)
-        updates, rounds = config.update.updates_per_rollout, config.update.resample_rounds
+        updates = config.update.updates_per_rollout
 
         for step in run.steps():
-            pop_metrics(worker.judge)  # those of an evaluation are not this step's
-            # Decode weights live no longer than the sampling.
-            sample = partial(_sample_and_score, job, job.rollout_params(state), step)
-            groups = sample_groups(sample, credit.groups, rounds, credit.batch)
-            del sample
+            groups, known = samples.draw(state, step)
             sampled = run.elapsed()
             results = []
             with phase("update"):
-                for batch in policy_batches(groups, state, frozen, learner, updates, job.mesh):
+                batches = policy_batches(groups, state, frozen, learner, updates, job.mesh, known)
+                for batch in batches:
                     state, result = learner.update(state, frozen, batch)
                     results.append(result)
                 results = jax.device_get(results)
             state = job.refresh_sampler(state, step)
 
             metrics = step_metrics(config, groups, results, state, sampled, run.elapsed())
-            metrics |= pop_metrics(worker.judge)
+            metrics |= samples.pop_metrics()
             run.stop_timer()
             metrics |= held_out.after_step(job, state, run)
             shown = {"reward": metrics["reward/total/mean"], **own_metrics(results)}
@@ -103,17 +100,6 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
         _export(run, job, state, held_out.final_step)  # whatever becomes of the comparison
         after = held_out.evaluate("eval_after", job.sampling_params(state))
         return _finish(run, before, after, held_out.outcome())
-
-
-def _sample_and_score(job: GrpoJob, params: Any, step: int, resample_round: int) -> ScoredRollout:
-    """One group of plans and images for each of the next captions, and their rewards."""
-    rollout, seed = job.config.rollout, job.config.seed
-    G, images = rollout.samples_per_caption, rollout.images_per_plan
-    prompts = job.prompts.take(next(job.batches).indices_P)
-    # A caption that comes up again in a later round gets other samples.
-    first_sample = resample_round * G
-    sampled = job.worker.sample(params, prompts, G, seed, step, first_sample, images)
-    return job.worker.score(sampled, prompts)
 
 
 def _write_samples(config: GrpoConfig, run: Run, groups: SampledGroups) -> None:

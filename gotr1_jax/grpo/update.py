@@ -5,7 +5,7 @@ Each `make_*` closes over what is static and returns a jitted function of pure t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -223,6 +223,39 @@ class Learner:
     tokens: TokenChoiceConfig | None = None
 
 
+@dataclass(frozen=True)
+class RolloutLogps:
+    """What is computed of a rollout before its updates, and needs no rewards.
+
+    Attributes:
+      rollout: all of it. shares: its mini-batches, one for each optimizer step.
+      old, reference: of each share, under the policy before the updates and under the reference;
+        None where they are not needed.
+    """
+
+    rollout: Rollout
+    shares: Sequence[Rollout]
+    old: Sequence[TokenLogps | None]
+    reference: Sequence[TokenLogps | None]
+
+
+def rollout_logps(
+    rollout: Rollout, state: TrainState, frozen: Any, learner: Learner, updates: int
+) -> RolloutLogps:
+    """The log-probs of a rollout that its `updates` optimizer steps need, dispatched."""
+    parts = np.split(np.arange(rollout.rows.plan_len_B.shape[0]), updates)
+    shares, old, reference = [], [], []
+    for i, part in enumerate(parts):
+        share = rollout if len(parts) == 1 else take_on_mesh(rollout, part)
+        shares.append(share)
+        # Later updates move away from that policy; the first starts at it.
+        needs_old = i > 0 or learner.tokens is not None
+        old.append(learner.token_logps(state.params, frozen, share.rows) if needs_old else None)
+        ref = learner.reference
+        reference.append(None if ref is None else learner.token_logps(ref, frozen, share.rows))
+    return RolloutLogps(rollout, shares, old, reference)
+
+
 def policy_batches(
     groups: SampledGroups,
     state: TrainState,
@@ -230,33 +263,31 @@ def policy_batches(
     learner: Learner,
     updates: int,
     mesh: Mesh,
+    known: RolloutLogps | None = None,
 ) -> list[PolicyBatch]:
     """One batch for each of the `updates` optimizer steps of a rollout, with its log-probs.
 
     All batches have the log-probs of the policy before the first of them, `state`. So are the
     entropies that select tokens: their thresholds are those of a batch, the mini-batch.
+
+    known: `rollout_logps` that were computed already; used if they are of this very rollout.
     """
     scored = groups.scored
-    shares = np.split(np.arange(len(scored)), updates)
+    if known is None or known.rollout is not scored.rollout:
+        known = rollout_logps(scored.rollout, state, frozen, learner, updates)
     batches = []
-    for i, share in enumerate(shares):
-        rollout = scored.rollout if len(shares) == 1 else take_on_mesh(scored.rollout, share)
-        rows = rollout.rows
-        row_mask_B = put_rows(groups.row_mask_B[share], mesh)
-        # Later updates move away from that policy; the first starts at it.
-        needs_old = i > 0 or learner.tokens is not None
-        old = learner.token_logps(state.params, frozen, rows) if needs_old else None
-        reference = None
-        if learner.reference is not None:
-            reference = learner.token_logps(learner.reference, frozen, rows)
+    for i, part in enumerate(np.split(np.arange(len(scored)), updates)):
+        old, reference = known.old[i], known.reference[i]
+        row_mask_B = put_rows(groups.row_mask_B[part], mesh)
         batch = PolicyBatch(
-            rollout=rollout,
+            rollout=known.shares[i],
             old_logp_BN=old.logp_BN if old is not None and i else None,
             ref_logp_BN=None if reference is None else reference.logp_BN,
-            advantages=put_rows(groups.advantages.take(share), mesh),
+            advantages=put_rows(groups.advantages.take(part), mesh),
             row_mask_B=row_mask_B,
         )
         if old is not None and learner.tokens is not None:
+            rows = batch.rollout.rows
             selected_BN = _select_tokens(old.entropy_BN, rows, row_mask_B, config=learner.tokens)
             batch = replace(batch, selected_BN=selected_BN)
         batches.append(batch)

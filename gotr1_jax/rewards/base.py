@@ -68,7 +68,9 @@ class Judge(Protocol):
     equal scores.
 
     A judge with an attribute `group_wise` that is True compares the samples of a caption: it gets
-    all those of a group in one call, and scores depend on them all.
+    all those of a group in one call, and scores depend on them all. One with an attribute
+    `uses_devices` that is True computes on this process's devices: it is asked in the thread that
+    dispatches all other programs. Others may be asked in another thread, one call at a time.
     """
 
     @property
@@ -85,6 +87,11 @@ class Judge(Protocol):
 def is_group_wise(judge: object) -> bool:
     """Whether a judge must get whole groups of samples (`JudgeRequest.group`)."""
     return bool(getattr(judge, "group_wise", False))
+
+
+def uses_devices(judge: object) -> bool:
+    """Whether a judge or engine computes on this process's devices; see `Judge`."""
+    return bool(getattr(judge, "uses_devices", False))
 
 
 def group_places(groups: Iterable[Hashable]) -> list[list[int]]:

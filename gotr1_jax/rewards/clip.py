@@ -57,6 +57,7 @@ class ClipJudge:
     meaning: ClassVar[str]
     prefix: ClassVar[str] = ""
     activation: ClassVar[str] = ""
+    uses_devices: ClassVar[bool] = True
 
     def __init__(
         self,

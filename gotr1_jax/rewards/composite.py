@@ -22,6 +22,7 @@ from gotr1_jax.rewards.base import (
     result_from_json,
     result_to_json,
     term_meanings,
+    uses_devices,
 )
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
@@ -32,7 +33,7 @@ class CompositeJudge:
     Attributes:
         terms: those of all judges, in their order.
         identity: the judges' identities, and which terms each gives.
-        group_wise: whether any of them is.
+        group_wise, uses_devices: whether any of them is, or does.
     """
 
     def __init__(self, judges: Sequence[tuple[Judge, Sequence[str]]]) -> None:
@@ -56,6 +57,7 @@ class CompositeJudge:
         self.terms: tuple[str, ...] = tuple(taken)
         self._judges = [(judge, tuple(terms)) for judge, terms in judges]
         self.group_wise = any(is_group_wise(judge) for judge, _ in judges)
+        self.uses_devices = any(uses_devices(judge) for judge, _ in judges)
         self.meanings = {
             t: text for j, terms in judges for t, text in term_meanings(j).items() if t in terms
         }
@@ -65,7 +67,15 @@ class CompositeJudge:
         """One result for each request; the judges run one after the other."""
         if not requests:
             return []
-        by_judge = [judge.judge(requests) for judge, _ in self._judges]
+        return self.merge([judge.judge(requests) for judge in self.parts])
+
+    @property
+    def parts(self) -> tuple[Judge, ...]:
+        """The judges, each of which may be asked alone."""
+        return tuple(judge for judge, _ in self._judges)
+
+    def merge(self, by_judge: Sequence[Sequence[JudgeResult]]) -> list[JudgeResult]:
+        """One result for each request, of those of each of `parts`."""
         return [self._merge(results) for results in zip(*by_judge)]
 
     def introduce(self) -> None:
@@ -108,6 +118,7 @@ class SharedJudge:
         self.terms: tuple[str, ...] = judge.terms
         self.identity = judge.identity
         self.group_wise = is_group_wise(judge)
+        self.uses_devices = uses_devices(judge)
         self.meanings = term_meanings(judge)
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
@@ -148,6 +159,7 @@ class CachedJudge:
         self.terms: tuple[str, ...] = judge.terms
         self.identity = judge.identity
         self.group_wise = is_group_wise(judge)
+        self.uses_devices = uses_devices(judge)
         self.meanings = term_meanings(judge)
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from flax import nnx
@@ -30,11 +32,16 @@ class ImageDecoder:
 
     def __call__(self, ids_BU: np.ndarray) -> list[np.ndarray]:
         """int32 (B,U) -> B images, uint8 (H,W,3)."""
-        images: list[np.ndarray] = []
+        return self.begin(ids_BU)()
+
+    def begin(self, ids_BU: np.ndarray) -> Callable[[], list[np.ndarray]]:
+        """As a call, whose programs are dispatched; the function, which any thread may call, waits
+        for the images."""
+        parts: list[tuple[jax.Array, int]] = []
         for start in range(0, len(ids_BU), self._batch):
             part = ids_BU[start : start + self._batch]
             # The last batch is padded, so that there is one compilation.
             full = np.concatenate([part, np.repeat(part[-1:], self._batch - len(part), axis=0)])
             pixels = self._decode(self._state, put_rows(full, self._mesh))
-            images += list(np.asarray(pixels)[: len(part)])
-        return images
+            parts.append((pixels, len(part)))
+        return lambda: [image for pixels, n in parts for image in np.asarray(pixels)[:n]]

@@ -70,6 +70,8 @@ class QwenEngine:
     through. Logits that are not finite spoil their own row only.
     """
 
+    uses_devices = True
+
     def __init__(
         self,
         checkpoint: QwenCheckpoint,

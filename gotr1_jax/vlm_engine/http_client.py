@@ -15,8 +15,10 @@ import io
 import os
 import random
 import ssl
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 import httpx2
@@ -32,6 +34,7 @@ _LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
 _TRANSIENT = {408, 425, 429}  # and all from 500 on
 
 _Result = TypeVar("_Result")
+_running: dict[int, asyncio.Task[Any]] = {}  # by thread
 
 
 class TransientError(Exception):
@@ -147,9 +150,12 @@ def encode_image(pixels: np.ndarray, kind: Literal["png", "jpeg"] = "png") -> st
 
 
 def run_async(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """The result of a coroutine; Ctrl-C and whatever else a signal raises end it at once."""
+    """The result of a coroutine; Ctrl-C and whatever else a signal raises end it at once.
+
+    In another thread than the main one, which gets no signals, `cancel_requests` ends it.
+    """
     if not _in_event_loop():
-        return asyncio.run(work)
+        return asyncio.run(_cancellable(work))
     # The cells of a notebook run in a loop already. The thread of the other one must be told.
     with ThreadPoolExecutor(1) as executor:
         loop = asyncio.new_event_loop()
@@ -163,6 +169,25 @@ def run_async(work: Coroutine[Any, Any, _Result]) -> _Result:
             if not task.done():
                 loop.call_soon_threadsafe(task.cancel)
             raise
+
+
+async def _cancellable(work: Coroutine[Any, Any, _Result]) -> _Result:
+    thread, task = threading.get_ident(), asyncio.current_task()
+    assert task is not None
+    _running[thread] = task
+    try:
+        return await work
+    finally:
+        del _running[thread]
+
+
+def cancel_requests(thread: threading.Thread) -> None:
+    """Ends what `run_async` does in another thread, where it does anything: its caller gets a
+    CancelledError."""
+    task = _running.get(thread.ident or 0)
+    if task is not None:
+        with suppress(RuntimeError):  # its loop has ended meanwhile
+            task.get_loop().call_soon_threadsafe(task.cancel)
 
 
 def _in_event_loop() -> bool:

@@ -19,7 +19,7 @@ from gotr1_jax.convert.checkpoint import load_checkpoint
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import Evaluation, evaluate
 from gotr1_jax.grpo.policy import load_policy
-from gotr1_jax.grpo.rollout import encode_captions
+from gotr1_jax.grpo.prompts import encode_captions
 from gotr1_jax.grpo.setup import make_rollout_worker
 from gotr1_jax.images import open_image
 from gotr1_jax.parallel.mesh import make_mesh

@@ -14,7 +14,7 @@ from taught_qwen import judge_values
 from tiny import write_config
 
 from gotr1_jax import cli
-from gotr1_jax.grpo import rollout
+from gotr1_jax.grpo import scoring
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.trainer.metrics import read_metrics
 from gotr1_jax.trainer.samples import read_samples
@@ -53,7 +53,7 @@ def test_three_steps_with_every_term(shared: Path, janus_a: Path, tmp_path: Path
     }
     monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
     # A random policy writes no boxes: they stand behind what it wrote.
-    monkeypatch.setattr(rollout, "parse_plan", lambda text: parse_plan(f"{text} {PLANNED}"))
+    monkeypatch.setattr(scoring, "parse_plan", lambda text: parse_plan(f"{text} {PLANNED}"))
     config = str(write_config(tmp_path / "grpo.yaml", values))
     assert cli.run(["train", "grpo", "--config", config]) == 0
 

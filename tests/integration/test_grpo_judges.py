@@ -25,7 +25,7 @@ from tiny import (
 from tiny_clip import write_tiny_clip
 from tiny_qwen import TINY_QWEN, write_tiny_qwen
 
-from gotr1_jax.grpo import rollout
+from gotr1_jax.grpo import scoring
 from gotr1_jax.plan import iou, parse_plan
 from gotr1_jax.plan.boxes import box_from_pixels
 from gotr1_jax.trainer.metrics import read_metrics
@@ -46,7 +46,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def values(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Three steps of 2 captions x 2 samples; a random policy's plans, with boxes behind them."""
     monkeypatch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
-    monkeypatch.setattr(rollout, "parse_plan", lambda text: parse_plan(f"{text} {PLANNED}"))
+    monkeypatch.setattr(scoring, "parse_plan", lambda text: parse_plan(f"{text} {PLANNED}"))
     file = tmp_path / "captions.txt"
     file.write_text("\n".join(CAPTIONS))
     values = grpo_values(checkpoint, tmp_path / "run")

@@ -73,6 +73,8 @@ def values_of(checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     values["judge"] = {"terms": ["verdict"]}
     values["update"] |= {"resample_rounds": ROUNDS, "updates_per_rollout": 2, "micro_batch": 2}
     values["checkpoint"] = {"every": 1}
+    # One caption is judged while the other is drawn.
+    values["rollout"] |= {"captions_at_once": 1}
     return values
 
 
@@ -91,16 +93,18 @@ def whole(folder: Path) -> tuple[list[dict[str, Any]], dict[int, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "make_judge", lambda *_: Coin())
         saved = record_saves(patch)
-        assert run_grpo(values_of(folder / "checkpoint", folder / "whole")) == 0
+        values = values_of(folder / "checkpoint", folder / "whole")
+        values["rollout"] |= {"overlap": False}  # with a thread of the judge all is the same
+        assert run_grpo(values) == 0
     return steady_metrics(folder / "whole"), saved
 
 
 @pytest.fixture
 def middle(whole: tuple[list[dict[str, Any]], dict[int, Any]]) -> int:
-    """Which call of the judge is the second round of a step that is not the first."""
+    """Which call of the judge begins the second round of a step that is not the first."""
     rounds = [int(line["rollout/rounds"]) for line in whole[0]]
     step = next(i for i in range(1, len(rounds)) if rounds[i] > 1)
-    return 1 + sum(rounds[:step]) + 2  # one for the evaluation
+    return 2 * (1 + sum(rounds[:step]) + 1) + 1  # a caption a call, and an evaluation before
 
 
 def test_metrics_of_dynamic_sampling(folder, whole):

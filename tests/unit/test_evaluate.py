@@ -23,7 +23,8 @@ from gotr1_jax.grpo.config import (
 )
 from gotr1_jax.grpo.evaluate import Evaluation, captions_at_once, format_table
 from gotr1_jax.grpo.held_out import HeldOut
-from gotr1_jax.grpo.rollout import Prompt, Prompts, SampleTable
+from gotr1_jax.grpo.prompts import Prompt, Prompts
+from gotr1_jax.grpo.rollout import SampleTable
 from gotr1_jax.io.files import plain_json
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.plan import parse_plan

@@ -16,7 +16,8 @@ from lookup_engine import request
 from PIL import Image
 
 from gotr1_jax.grpo.config import RewardConfig
-from gotr1_jax.grpo.rollout import Prompt, Prompts, RolloutWorker
+from gotr1_jax.grpo.prompts import Prompt, Prompts
+from gotr1_jax.grpo.rollout import RolloutWorker
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, group_places, is_group_wise
 from gotr1_jax.rewards.composite import CachedJudge, CompositeJudge, request_keys
@@ -145,7 +146,9 @@ def test_a_rollout_gives_the_place_of_the_caption() -> None:
         plan_mask_BT=jnp.ones((4, 3), bool),
         image_ids_BU=jnp.asarray([[5], [7], [9], [8]], jnp.int32),
     )
-    decoder: Any = lambda ids: [np.full((2, 2, 3), i, np.uint8) for (i,) in ids]  # noqa: E731
+    decoder: Any = SimpleNamespace(
+        begin=lambda ids: lambda: [np.full((2, 2, 3), i, np.uint8) for (i,) in ids]
+    )
     tokenizer: Any = SimpleNamespace(decode=lambda ids: "a plan")
     reward = RewardConfig(terms=as_terms(("pi",)), total="sum")
     sampler: Any = None

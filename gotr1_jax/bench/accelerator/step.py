@@ -19,8 +19,9 @@ from gotr1_jax.bench.reference import SPECIALS
 from gotr1_jax.convert.find import EMBEDDED
 from gotr1_jax.grpo.credit import make_credit
 from gotr1_jax.grpo.dynamic_sampling import sample_groups
+from gotr1_jax.grpo.prompts import Prompt, Prompts
 from gotr1_jax.grpo.reward_config import RewardConfig
-from gotr1_jax.grpo.rollout import Prompt, Prompts, RolloutWorker, ScoredRollout
+from gotr1_jax.grpo.rollout import RolloutWorker, ScoredRollout
 from gotr1_jax.grpo.update import policy_batches
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
