@@ -7,6 +7,7 @@ is dropped, so no batch holds an example twice.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -79,6 +80,39 @@ def caption_batches(captions: Sequence[str], batch_size: int, seed: int) -> grai
 
     examples = _shuffled(len(captions), batch_size, seed, "captions")
     return _batched(examples, batch_size, collect)
+
+
+class AheadBatches:
+    """An iterator of batches, one of which may be taken before its step.
+
+    A checkpoint of the step before then has a state with which that batch is taken again.
+    """
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+        self._state: Any = None
+
+    def __next__(self) -> Any:
+        self._state = None
+        return next(self._batches)
+
+    def take_ahead(self) -> Any:
+        """The batch of the next step; `get_state` gives the state before it until then."""
+        self._state = copy.deepcopy(self._batches.get_state())
+        return next(self._batches)
+
+    def reach(self) -> None:
+        """The step of the batch that was taken ahead has begun."""
+        self._state = None
+
+    def get_state(self) -> Any:
+        """As of the iterator."""
+        return self._batches.get_state() if self._state is None else self._state
+
+    def set_state(self, state: Any) -> None:
+        """As of the iterator."""
+        self._state = None
+        self._batches.set_state(state)
 
 
 def sft_batches(

@@ -266,6 +266,8 @@ class GrpoConfig(JobConfig):
         check_tree(advantage, rollout.images_per_plan, rollout.samples_per_caption)
         check_sources(reward.terms, scored, self.evaluation.samples)
         self._check_watched(set(scored))
+        corrects = self.loss.importance is not None or self.loss.is_own
+        rollout.check_async(self.update.resample_rounds, corrects)
         captions, groups = self.rollout.captions_per_step, self.update.updates_per_rollout
         if captions % groups:
             raise ConfigError(
@@ -285,7 +287,8 @@ class GrpoConfig(JobConfig):
         return {
             **super().array_choices,
             "entropy": self.entropy is not None,
-            "rollout.refresh_every": self.rollout.refresh_every > 1,
+            "rollout.refresh_every": self.rollout.keeps_older_weights,
+            "rollout.async_steps": self.rollout.keeps_older_weights,
         }
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +38,9 @@ _log = logging.getLogger(__name__)
 class HeldOut:
     """The evaluations of a run; every process makes the same calls."""
 
-    def __init__(self, job: GrpoJob, run: Run) -> None:
+    def __init__(self, job: GrpoJob, run: Run, settle: Callable[[], None] = lambda: None) -> None:
+        """settle: returns once nobody else asks the judge."""
+        self._settle = settle
         self._config, self._prompts = job.config, job.heldout
         self._worker, self._watched = job.evaluation_worker, job.watched
         self._root, self._multiple = run.dir.root, row_multiple(run.mesh)
@@ -165,6 +168,7 @@ class HeldOut:
         is_due = self._config.stores_samples(step) and step < last
         if not is_due or not config.follow or not config.shown:
             return
+        self._settle()
         shown = sample_shown(
             self._worker, job.sampling_params(state), self._prompts, config,
             rows=self._config.rollout.rows_at_once, multiple=self._multiple,
@@ -213,6 +217,7 @@ class HeldOut:
 
     def evaluate(self, name: str, params: Any) -> Evaluation:
         """Scores all held-out captions under decode weights; writes `name`.json and samples."""
+        self._settle()
         found = evaluate(
             self._worker, params, self._prompts, self._config.evaluation, name, self._root,
             rows=self._config.rollout.rows_at_once, multiple=self._multiple,

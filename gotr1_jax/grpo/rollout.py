@@ -21,7 +21,7 @@ from gotr1_jax.grpo.diversity import NUMBERS, SampleKeys, image_distances
 from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.grpo.prompts import Prompts
 from gotr1_jax.grpo.reward_config import RewardConfig
-from gotr1_jax.grpo.scoring import RowScorer, SampledRows, ScoringRows
+from gotr1_jax.grpo.scoring import RowScorer, RowsToScore, ScoringRows
 from gotr1_jax.grpo.watched import WatchedJudge
 from gotr1_jax.parallel.mesh import assigned_groups, assigned_rows, fetch_any_rows, fetch_rows
 from gotr1_jax.parallel.phases import phase
@@ -308,7 +308,7 @@ class RolloutWorker:
     def _scorer(self) -> RowScorer:
         return RowScorer(self.image_decoder, self.judge, self.reward, self.tokenizer, self.watched)
 
-    def _own_rows(self, rollout: Rollout, prompts: Prompts) -> tuple[np.ndarray, SampledRows]:
+    def _own_rows(self, rollout: Rollout, prompts: Prompts) -> tuple[np.ndarray, RowsToScore]:
         """Indices of the N rows that this process scores, and these rows."""
         rows, B = rollout.rows, rollout.rows.plan_len_B.shape[0]
         samples = _samples(rollout, prompts)
@@ -317,7 +317,7 @@ class RolloutWorker:
         fetch = fetch_any_rows if whole else fetch_rows
         group_N = own // samples
         captions = [prompts.prompts[group].caption for group in group_N]
-        return own, SampledRows(
+        return own, RowsToScore(
             fetch(rows.plan_ids_BT, own), fetch(rows.plan_len_B, own),
             fetch(rows.plan_mask_BT, own), fetch(rows.image_ids_BU, own), captions, group_N,
         )  # fmt: skip

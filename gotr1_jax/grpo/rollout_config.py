@@ -54,6 +54,9 @@ class RolloutConfig(CheckedConfig):
     # The sampler has the policy's weights of the last multiple of this many steps: 1, always the
     # newest. More draws samples of an older policy, on purpose.
     refresh_every: Steps = 1
+    # 1: the samples of a step are drawn before the update of the step before, while its judge
+    # answers, by a policy that is one update older; loss.importance corrects for that. 0: after it.
+    async_steps: Annotated[int, Range("[0, 1]")] = 0
 
     @property
     def rows(self) -> int:
@@ -80,6 +83,11 @@ class RolloutConfig(CheckedConfig):
         """Settings of the sampler."""
         return SamplerConfig.of(self.sampled)
 
+    @property
+    def keeps_older_weights(self) -> bool:
+        """Whether a state holds the weights that samples are drawn with, beside the newest."""
+        return self.refresh_every > 1 or self.async_steps > 0
+
     def check(self) -> None:
         """Whole sampling batches, whole plans, and no more rows than memory can hold."""
         captions, at_once = self.captions_per_step, self.captions_at_once
@@ -94,8 +102,31 @@ class RolloutConfig(CheckedConfig):
                 f"samples_per_caption, which is {self.samples_per_caption}, or 1 for a plan of its "
                 "own for every sample"
             )
+        if self.async_steps and self.refresh_every > 1:
+            raise ConfigError(
+                f"async_steps is {self.async_steps} and refresh_every {self.refresh_every}, which "
+                "both say how old the sampler's weights are; leave one of them out"
+            )
         complaint = ROWS.complaint(self.rows)
         if complaint:
             raise ConfigError(
                 f"captions_per_step x samples_per_caption is {self.rows}; {complaint}"
+            )
+
+    def check_async(self, resample_rounds: int, corrects: bool) -> None:
+        """Other settings that drawing a step before the last update needs.
+
+        corrects: whether the loss knows of importance weights. ConfigError where one is missing.
+        """
+        if self.async_steps and resample_rounds:
+            raise ConfigError(
+                f"rollout.async_steps is {self.async_steps}, so the next step is drawn before this "
+                f"one's rewards are known, and update.resample_rounds is {resample_rounds}, which "
+                "draws by them; set one of them to 0"
+            )
+        if self.async_steps and not corrects:
+            raise ConfigError(
+                f"rollout.async_steps is {self.async_steps}, so samples are of an older policy, "
+                "and loss.importance is null; set loss.importance.kind to token_truncate, which "
+                "corrects for it"
             )

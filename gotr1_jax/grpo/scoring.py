@@ -23,7 +23,7 @@ from gotr1_jax.trainer.samples import SampleRecord
 
 
 @dataclass(frozen=True)
-class SampledRows:
+class RowsToScore:
     """N sampled rows as host arrays: plan ids, plan lengths, plan masks, image ids; and their
     captions, and the number of the group that each belongs to."""
 
@@ -71,7 +71,7 @@ class RowScorer:
     tokenizer: TextTokenizer
     watched: tuple[WatchedJudge, ...] = ()
 
-    def begin(self, rows: SampledRows, thread: JudgeThread) -> ScoringRows:
+    def begin(self, rows: RowsToScore, thread: JudgeThread) -> ScoringRows:
         """Begins the scoring of some rows.
 
         All programs on the devices are dispatched before this returns, so their order is the same
@@ -90,13 +90,13 @@ class RowScorer:
             requests,
         )
 
-    def _requests(self, rows: SampledRows, images: list[np.ndarray]) -> list[JudgeRequest]:
+    def _requests(self, rows: RowsToScore, images: list[np.ndarray]) -> list[JudgeRequest]:
         plans = self._parse_plans(rows.plan_ids_NT, rows.plan_len_N)
         samples = zip(rows.captions, plans, images, rows.group_N.tolist(), strict=True)
         return [JudgeRequest(*sample) for sample in samples]
 
     def _numbers(
-        self, rows: SampledRows, requests: list[JudgeRequest], results: list[JudgeResult]
+        self, rows: RowsToScore, requests: list[JudgeRequest], results: list[JudgeResult]
     ) -> tuple[np.ndarray, list[SampleRecord]]:
         scores = stack_scores(results, self.judge.terms)
         total_N = combine(scores, self.reward.total, self.reward.terms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from gotr1_jax.convert.checkpoint import Checkpoint
 from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.data.captions import read_captions
-from gotr1_jax.data.pipeline import caption_batches
+from gotr1_jax.data.pipeline import AheadBatches, caption_batches
 from gotr1_jax.grpo.config import CaptionsConfig, EvaluationConfig, GrpoConfig, GrpoLossConfig
 from gotr1_jax.grpo.entropy import new_entropy_state
 from gotr1_jax.grpo.own_loss import load_loss, try_loss
@@ -66,7 +66,7 @@ class GrpoJob:
     checkpoint: Checkpoint
     prompts: Prompts
     heldout: Prompts
-    batches: Any
+    batches: AheadBatches
     worker: RolloutWorker
     learner: Learner
     optimizer: Any
@@ -109,9 +109,16 @@ class GrpoJob:
     def _decode_weights(self, trained: Any) -> Any:
         return self.worker.sampler.prepare(self.policy.whole(trained))
 
+    def keep_older(self, state: TrainState) -> TrainState:
+        """The state before an update, whose weights the next step is drawn with."""
+        if not self.config.rollout.async_steps:
+            return state
+        return replace(state, sampler_params=jax.tree.map(jnp.copy, state.params))
+
     def refresh_sampler(self, state: TrainState, step: int) -> TrainState:
         """The state after `step`, whose rollouts have the newest weights where that is due."""
-        if state.sampler_params is None or step % self.config.rollout.refresh_every:
+        rollout = self.config.rollout
+        if state.sampler_params is None or rollout.async_steps or step % rollout.refresh_every:
             return state
         return replace(state, sampler_params=jax.tree.map(jnp.copy, state.params))
 
@@ -147,8 +154,8 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
     check_same_on_all_processes(prompts.texts(), "set of captions, or tokenizer,")
     check_same_on_all_processes(heldout.texts(), "set of held-out captions")
     run.check_inputs(inputs, f"{inputs['captions.source']} {config.rollout.captions_per_step}")
-    batches: Iterator[Any] = iter(
-        caption_batches(prompts.captions, config.rollout.captions_per_step, config.seed)
+    batches = AheadBatches(
+        iter(caption_batches(prompts.captions, config.rollout.captions_per_step, config.seed))
     )
     run.open()
     with raise_on_all_processes():
@@ -275,5 +282,5 @@ def state_shapes(config: GrpoConfig, policy: SplitPolicy, optimizer: Any, mesh: 
 
 def _first_state(config: GrpoConfig, params: Any, optimizer: Any) -> TrainState:
     """The state before the first update; a sampler that lags behind has a copy of `params`."""
-    stale = jax.tree.map(jnp.copy, params) if config.rollout.refresh_every > 1 else None
+    stale = jax.tree.map(jnp.copy, params) if config.rollout.keeps_older_weights else None
     return new_state(params, optimizer, new_entropy_state(config.entropy), stale)

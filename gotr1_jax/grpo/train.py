@@ -64,7 +64,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
         frozen = job.policy.frozen
         state = run.restore(job.initial_state(), job.batches, {"frozen": frozen})
         write_terms(run.dir, config, job.worker.judge, job.watched, run.note)
-        held_out = HeldOut(job, run)
+        held_out = HeldOut(job, run, thread.wait)
         before = held_out.before(job, state, run.first_step)
         job = job.release_initial_weights()
         learner, samples = job.learner, StepSamples(job, thread)
@@ -73,6 +73,7 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
 
         for step in run.steps():
             groups, known = samples.draw(state, step)
+            state = job.keep_older(state)
             sampled = run.elapsed()
             results = []
             with phase("update"):

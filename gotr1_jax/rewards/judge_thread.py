@@ -16,7 +16,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from gotr1_jax.rewards.base import Judge, JudgeRequest, JudgeResult, uses_devices
+from gotr1_jax.rewards.base import Judge, JudgeRequest, JudgeResult, pop_metrics, uses_devices
 from gotr1_jax.rewards.composite import CompositeJudge
 from gotr1_jax.vlm_engine.http_client import cancel_requests
 
@@ -118,6 +118,11 @@ class JudgeThread:
         self._queue.put((job, work))
         return job
 
+    def wait(self) -> None:
+        """Waits until all that was given is done."""
+        if self._thread is not None:
+            self.submit(lambda: None).wait()
+
     def _work(self) -> None:
         while (item := self._queue.get()) is not None and not self._is_over.is_set():
             job, work = item
@@ -142,6 +147,18 @@ def begin_judging(
     for i in sorted(here):
         requests.wait()  # before the time of the judge is taken
         jobs[i].run(partial(_ask, parts[i], requests))
+    return jobs
+
+
+def begin_pop_metrics(judge: Judge, thread: JudgeThread) -> list[Job[dict[str, float]]]:
+    """Begins to take a judge's own metrics (`base.pop_metrics`): those of what was begun before."""
+    jobs: list[Job[dict[str, float]]] = []
+    for part in judge.parts if isinstance(judge, CompositeJudge) else (judge,):
+        if uses_devices(part):
+            jobs.append(Job())
+            jobs[-1].run(partial(pop_metrics, part))
+        else:
+            jobs.append(thread.submit(partial(pop_metrics, part)))
     return jobs
 
 

@@ -16,22 +16,38 @@ import numpy as np
 import pytest
 from judge_server import Server
 
-from gotr1_jax.errors import RunError
+from gotr1_jax.bench.overlap import (
+    AT_ONCE,
+    DRAW,
+    IN_TURN,
+    JUDGE,
+    OverlapBench,
+    slow_judge,
+)
+from gotr1_jax.config import from_dict
+from gotr1_jax.data.pipeline import AheadBatches, caption_batches
+from gotr1_jax.errors import ConfigError, RunError
+from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.prompts import Prompt, Prompts
 from gotr1_jax.grpo.reward_config import RewardConfig
 from gotr1_jax.grpo.rollout import RolloutWorker, ScoredRollout
 from gotr1_jax.grpo.update import Learner, policy_batches, rollout_logps
 from gotr1_jax.parallel.mesh import make_mesh
+from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards import JudgeRequest, JudgeResult
 from gotr1_jax.rewards.composite import CompositeJudge, SharedJudge
+from gotr1_jax.rewards.factory import make_judge
+from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.judge_thread import JudgeThread
 from gotr1_jax.rewards.pairwise import PairwiseJudge, ScoreComparer
 from gotr1_jax.rewards.python import PythonJudge
 from gotr1_jax.rewards.terms import as_terms
 from gotr1_jax.sampler.sampler import Rollout
+from gotr1_jax.vlm_engine.config import HttpConfig
 from gotr1_jax.vlm_engine.http_client import run_async
 
 LONG = 60.0  # seconds after which a test has failed
+CORRECTED = {"importance": {"kind": "token_truncate"}}
 PROMPTS = Prompts(tuple(Prompt(i, f"caption {i}", (1, i)) for i in (7, 3, 5)), 16, 0)
 
 
@@ -249,3 +265,57 @@ def test_log_probs_of_a_rollout_are_used_if_they_are_of_its_very_rows() -> None:
     batches = policy_batches(groups, state, None, learner, 3, mesh, known)
     assert [batch.old_logp_BN for batch in batches] == [None, "old 30", "old 70"]
     assert len(asked) == 10
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (
+            {"rollout": {"async_steps": 1, "refresh_every": 2}},
+            "rollout.async_steps is 1 and refresh_every 2",
+        ),
+        (
+            {"rollout": {"async_steps": 1}, "update": {"resample_rounds": 1}, "loss": CORRECTED},
+            "rollout.async_steps is 1, so the next step is drawn before",
+        ),
+        (
+            {"rollout": {"async_steps": 1}},
+            "rollout.async_steps is 1, so samples are of an older policy, and loss.importance is",
+        ),
+    ],
+)
+def test_what_drawing_ahead_does_not_go_with(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        from_dict(GrpoConfig, {"run_dir": "run", **values})
+
+
+def test_a_batch_that_was_taken_ahead_is_taken_again_by_a_resumed_run() -> None:
+    def batches() -> AheadBatches:
+        return AheadBatches(iter(caption_batches([f"caption {i}" for i in range(6)], 2, seed=0)))
+
+    plain, ahead = batches(), batches()
+    wanted = [next(plain).captions for _ in range(5)]
+    assert next(ahead).captions == wanted[0]
+    for step in (1, 2):
+        ahead.reach()
+        assert ahead.take_ahead().captions == wanted[step]
+        resumed = batches()
+        resumed.set_state(ahead.get_state())
+        assert [next(resumed).captions for _ in range(2)] == wanted[step : step + 2]
+    ahead.reach()  # the last step takes nothing ahead
+    resumed = batches()
+    resumed.set_state(ahead.get_state())
+    assert next(resumed).captions == wanted[3] == next(ahead).captions
+
+
+def test_the_measurement_says_what_it_timed() -> None:
+    seconds = {DRAW: [2.0, 4.0], JUDGE: [3.0, 1.0], IN_TURN: [5.0, 5.0], AT_ONCE: [4.0, 4.0]}
+    found = OverlapBench(16, 32, 0.05, seconds)
+    assert found.gains == [1.25, 1.25] and found.over_longest == [4 / 3, 1]
+    assert found.lines()[-1].endswith("the longer of drawing and judge: 1.17 (1.00 to 1.33)")
+    with slow_judge(0.0) as url:
+        server = HttpConfig(url=url, model="slow")
+        judge = make_judge(JudgeConfig(kind="http", http=server, terms=("pi",)))
+        plan = parse_plan("a plan")
+        (result,) = judge.judge([JudgeRequest("a cat", plan, np.zeros((28, 28, 3), np.uint8))])
+    assert result.scores["pi"] == 0.7

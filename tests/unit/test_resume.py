@@ -82,6 +82,7 @@ def test_a_setting_of_how_a_job_runs_may_change(tmp_path):
     [
         ("rollout.refresh_every", "1", "4"),
         ("rollout.refresh_every", "4", "1"),
+        ("rollout.async_steps", "0", "1"),
         ("entropy", "null", "{bound: 0.01}"),
         ("optimizer.kind", "adamw", "muon"),
     ],
@@ -90,7 +91,7 @@ def test_a_setting_that_a_checkpoint_has_no_arrays_for_is_always_refused(tmp_pat
     """At once, whatever is allowed; not where the run has nothing saved yet."""
 
     def config(value: str) -> GrpoConfig:
-        words = [(name, value), ("allow_changes", "true")]
+        words = [(name, value), ("allow_changes", "true"), ("loss.importance", "{}")]
         return from_dict(GrpoConfig, {"run_dir": "run"}, overrides=words)
 
     run = stored(tmp_path, config(old))
