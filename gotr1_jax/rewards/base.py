@@ -69,8 +69,9 @@ class Judge(Protocol):
 
     A judge with an attribute `group_wise` that is True compares the samples of a caption: it gets
     all those of a group in one call, and scores depend on them all. One with an attribute
-    `uses_devices` that is True computes on this process's devices: it is asked in the thread that
-    dispatches all other programs. Others may be asked in another thread, one call at a time.
+    `needs_main_thread` that is True, as of all that compute on the devices of the job, is asked in
+    the thread that dispatches all other programs. Others may be asked in another thread, one call
+    at a time.
     """
 
     @property
@@ -89,9 +90,9 @@ def is_group_wise(judge: object) -> bool:
     return bool(getattr(judge, "group_wise", False))
 
 
-def uses_devices(judge: object) -> bool:
-    """Whether a judge or engine computes on this process's devices; see `Judge`."""
-    return bool(getattr(judge, "uses_devices", False))
+def needs_main_thread(judge: object) -> bool:
+    """Whether a judge or engine must be asked in the main thread; see `Judge`."""
+    return bool(getattr(judge, "needs_main_thread", False))
 
 
 def group_places(groups: Iterable[Hashable]) -> list[list[int]]:

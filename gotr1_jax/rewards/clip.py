@@ -57,7 +57,7 @@ class ClipJudge:
     meaning: ClassVar[str]
     prefix: ClassVar[str] = ""
     activation: ClassVar[str] = ""
-    uses_devices: ClassVar[bool] = True
+    needs_main_thread: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -18,11 +18,11 @@ from gotr1_jax.rewards.base import (
     group_places,
     introduce,
     is_group_wise,
+    needs_main_thread,
     pop_metrics,
     result_from_json,
     result_to_json,
     term_meanings,
-    uses_devices,
 )
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
@@ -33,7 +33,7 @@ class CompositeJudge:
     Attributes:
         terms: those of all judges, in their order.
         identity: the judges' identities, and which terms each gives.
-        group_wise, uses_devices: whether any of them is, or does.
+        group_wise, needs_main_thread: whether any of them is, or does.
     """
 
     def __init__(self, judges: Sequence[tuple[Judge, Sequence[str]]]) -> None:
@@ -57,7 +57,7 @@ class CompositeJudge:
         self.terms: tuple[str, ...] = tuple(taken)
         self._judges = [(judge, tuple(terms)) for judge, terms in judges]
         self.group_wise = any(is_group_wise(judge) for judge, _ in judges)
-        self.uses_devices = any(uses_devices(judge) for judge, _ in judges)
+        self.needs_main_thread = any(needs_main_thread(judge) for judge, _ in judges)
         self.meanings = {
             t: text for j, terms in judges for t, text in term_meanings(j).items() if t in terms
         }
@@ -118,7 +118,7 @@ class SharedJudge:
         self.terms: tuple[str, ...] = judge.terms
         self.identity = judge.identity
         self.group_wise = is_group_wise(judge)
-        self.uses_devices = uses_devices(judge)
+        self.needs_main_thread = needs_main_thread(judge)
         self.meanings = term_meanings(judge)
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
@@ -159,7 +159,7 @@ class CachedJudge:
         self.terms: tuple[str, ...] = judge.terms
         self.identity = judge.identity
         self.group_wise = is_group_wise(judge)
-        self.uses_devices = uses_devices(judge)
+        self.needs_main_thread = needs_main_thread(judge)
         self.meanings = term_meanings(judge)
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:

@@ -16,7 +16,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from gotr1_jax.rewards.base import Judge, JudgeRequest, JudgeResult, pop_metrics, uses_devices
+from gotr1_jax.rewards.base import Judge, JudgeRequest, JudgeResult, needs_main_thread, pop_metrics
 from gotr1_jax.rewards.composite import CompositeJudge
 from gotr1_jax.vlm_engine.http_client import cancel_requests
 
@@ -135,11 +135,11 @@ def begin_judging(
 ) -> list[Job[list[JudgeResult]]]:
     """Begins a judge's work on requests that may not be known yet.
 
-    Of several judges together those without devices of this process go on in the thread, while the
+    Of several judges together those that do not need this thread go on in the other, while the
     others are asked here. `results_of` makes one list of what is returned: one job for each.
     """
     parts = judge.parts if isinstance(judge, CompositeJudge) else (judge,)
-    here = {i for i, part in enumerate(parts) if uses_devices(part)}
+    here = {i for i, part in enumerate(parts) if needs_main_thread(part)}
     jobs: list[Job[list[JudgeResult]]] = [Job() for _ in parts]
     for i, part in enumerate(parts):
         if i not in here:
@@ -154,7 +154,7 @@ def begin_pop_metrics(judge: Judge, thread: JudgeThread) -> list[Job[dict[str, f
     """Begins to take a judge's own metrics (`base.pop_metrics`): those of what was begun before."""
     jobs: list[Job[dict[str, float]]] = []
     for part in judge.parts if isinstance(judge, CompositeJudge) else (judge,):
-        if uses_devices(part):
+        if needs_main_thread(part):
             jobs.append(Job())
             jobs[-1].run(partial(pop_metrics, part))
         else:

@@ -21,9 +21,9 @@ from gotr1_jax.rewards.base import (
     JudgeResult,
     group_places,
     introduce,
+    needs_main_thread,
     pop_metrics,
     stack_scores,
-    uses_devices,
 )
 from gotr1_jax.rewards.composite import request_key
 from gotr1_jax.rewards.expression import parse_expression
@@ -100,7 +100,7 @@ class ScoreComparer:
                 f"{', '.join(judge.terms)}"
             )
         self.identity = f"scores {of!r} of {judge.identity}"
-        self.uses_devices = uses_devices(judge)
+        self.needs_main_thread = needs_main_thread(judge)
 
     def introduce(self) -> None:
         """See `base.introduce`."""
@@ -134,7 +134,7 @@ class PairwiseJudge:
     def __init__(self, term: str, comparer: Comparer, opponents: int = 0) -> None:
         self.terms: tuple[str, ...] = (term,)
         self._comparer, self._opponents = comparer, opponents
-        self.uses_devices = uses_devices(comparer)
+        self.needs_main_thread = needs_main_thread(comparer)
         self._pairs = self._ties = self._missing = 0
         self.identity = f"pairwise opponents={opponents or 'all'} by {comparer.identity}"
         self.meanings = {term: "share of the other samples of its caption that it beats"}

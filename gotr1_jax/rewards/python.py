@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ import numpy as np
 
 from gotr1_jax.errors import ConfigError, InputError, RunError
 from gotr1_jax.plan import Box
-from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, is_group_wise, uses_devices
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, is_group_wise, needs_main_thread
 from gotr1_jax.rewards.expression import LARGEST
 from gotr1_jax.rewards.own_function import is_from_outside, load_function, split_name
 from gotr1_jax.rewards.source_digest import source_digest
@@ -48,8 +49,8 @@ class PythonJudge:
             weights or other files names them in an attribute `identity` (a text).
         group_wise: whether whole groups must be given, by the argument or by the function's own
             attribute of this name.
-        uses_devices: whether it must be called in the main thread, by the function's own attribute
-            of this name.
+        needs_main_thread: whether it must be called there, by the function's own attribute of this
+            name.
     """
 
     def __init__(self, function: str, terms: Sequence[str], group_wise: bool = False) -> None:
@@ -66,7 +67,7 @@ class PythonJudge:
         self._function = load_function(function)
         _check_signature(function, self._function)
         self.group_wise = group_wise or is_group_wise(self._function)
-        self.uses_devices = uses_devices(self._function)
+        self.needs_main_thread = needs_main_thread(self._function)
         self.identity = f"python {function} {source_digest(self._function)}"
         self.meanings = dict.fromkeys(self.terms, _meaning(self._function))
 
@@ -223,6 +224,8 @@ def _text(error: BaseException) -> str:
         text = " ".join(str(error).split())
     except Exception:
         return "(no text)"
+    if "thread" in text and threading.current_thread() is not threading.main_thread():
+        text += "; needs_main_thread = True on the function calls it in the main thread"
     if isinstance(error, AttributeError) and "'list' object" in text:
         text += "; a function gets the list of all requests"
     return text

@@ -22,7 +22,7 @@ from gotr1_jax.rewards.atoms import (
     make_atoms,
     read_atoms,
 )
-from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, introduce, uses_devices
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, introduce, needs_main_thread
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer
 from gotr1_jax.rewards.multimodal.questions import QuestionsConfig
 from gotr1_jax.rewards.own_function import (
@@ -83,7 +83,7 @@ class SoftTifaJudge:
         self.terms: tuple[str, ...] = (term,)
         self._config, self._limit, self._engine = config, asked.score_tokens, engine
         self._client = EngineClient(engine, asked.reading == "expected", cache)
-        self.uses_devices = uses_devices(engine)
+        self.needs_main_thread = needs_main_thread(engine)
         self._atoms, digest = _find_atoms(config.questions)
         reading = f"reading={asked.reading} score_tokens={asked.score_tokens}"
         self.identity = f"soft_tifa {config.mean} {digest} {reading} by {engine.identity}"

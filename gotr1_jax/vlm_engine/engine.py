@@ -70,7 +70,7 @@ class QwenEngine:
     through. Logits that are not finite spoil their own row only.
     """
 
-    uses_devices = True
+    needs_main_thread = True
 
     def __init__(
         self,

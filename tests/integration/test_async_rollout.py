@@ -92,6 +92,5 @@ def test_stopped_and_resumed_is_as_never_stopped_with_and_without_a_thread(
     lagging = values_of(checkpoint, tmp_path / "lagging" / "run", refresh_every=2)
     (tmp_path / "lagging").mkdir()
     interrupt_after(monkeypatch, 2)
-    with pytest.raises(KeyboardInterrupt):
-        run_grpo(lagging)
+    assert run_grpo(lagging) == 130
     assert steady_metrics(tmp_path / "lagging" / "run") == metrics[:2]

@@ -90,7 +90,7 @@ class Telling:
     log: list[str]
     terms: tuple[str, ...] = ("pi",)
     act: Callable[[int], object] = lambda call: None
-    uses_devices: bool = False
+    needs_main_thread: bool = False
     calls: int = 0
     identity: str = "telling"
 
@@ -170,7 +170,7 @@ def test_what_computes_on_the_devices_is_asked_in_the_main_thread() -> None:
     log: list[str] = []
     began = threading.Event()
     served = Telling([], ("sem",), act=lambda call: held(began))
-    local = Telling(log, ("pi",), act=lambda call: began.set(), uses_devices=True)
+    local = Telling(log, ("pi",), act=lambda call: began.set(), needs_main_thread=True)
     judge = CompositeJudge([(served, ("sem",)), (local, ("pi",))])
     with JudgeThread() as thread:
         scored = draw(make_worker(FakeSampler(log), judge), thread)
@@ -180,7 +180,7 @@ def test_what_computes_on_the_devices_is_asked_in_the_main_thread() -> None:
     # Whatever stands around such a judge is asked there too.
     shared = SharedJudge(local, 2)
     around = [shared, PairwiseJudge("win", ScoreComparer(shared, "pi"))]
-    assert all(part.uses_devices for part in [judge, *around])
+    assert all(part.needs_main_thread for part in [judge, *around])
 
 
 def test_a_function_can_ask_for_the_main_thread(tmp_path, monkeypatch) -> None:
@@ -189,13 +189,26 @@ def test_a_function_can_ask_for_the_main_thread(tmp_path, monkeypatch) -> None:
 def score(requests):
     return [float(threading.current_thread() is threading.main_thread()) for _ in requests]
 """
-    for name, more in (("free.py", ""), ("bound.py", "score.uses_devices = True\n")):
+    for name, more in (("free.py", ""), ("bound.py", "score.needs_main_thread = True\n")):
         (tmp_path / name).write_text(text + more)
     for name, wanted in (("free.py", 0), ("bound.py", 1)):
         judge = PythonJudge(f"{name}:score", ["pi"])
         with JudgeThread() as thread:
             scored = draw(make_worker(FakeSampler([]), judge), thread)
         assert set(scored.table.total_B) == {wanted}
+
+
+def test_a_function_that_another_thread_may_not_call_is_told_what_to_do(tmp_path) -> None:
+    text = """import sqlite3
+store = sqlite3.connect(":memory:")
+def score(requests):
+    return [store.execute("select 1").fetchone()[0] for _ in requests]
+"""
+    (tmp_path / "stored.py").write_text(text)
+    judge = PythonJudge(f"{tmp_path / 'stored.py'}:score", ["pi"])
+    message = "ProgrammingError.*; needs_main_thread = True on the function"
+    with pytest.raises(RunError, match=message), JudgeThread() as thread:
+        draw(make_worker(FakeSampler([]), judge), thread)
 
 
 def test_an_error_of_the_judge_ends_the_step_as_without_the_thread() -> None:

@@ -116,7 +116,7 @@ class StepJudge:
     `planned_objects` instead, each question once.
     """
 
-    terms, identity, uses_devices = TERMS, "random", True
+    terms, identity, needs_main_thread = TERMS, "random", True
 
     def __init__(self, engine: QwenEngine, config: QuestionsConfig) -> None:
         self._engine, self._config = engine, config

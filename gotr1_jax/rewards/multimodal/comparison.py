@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gotr1_jax.rewards.base import JudgeRequest, introduce, uses_devices
+from gotr1_jax.rewards.base import JudgeRequest, introduce, needs_main_thread
 from gotr1_jax.rewards.multimodal import instructions
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer
 from gotr1_jax.rewards.multimodal.questions import QuestionsConfig
@@ -61,7 +61,7 @@ class QuestionComparer:
     ) -> None:
         """plans: show both plans too. InputError for a reading that the engine does not support."""
         self._engine, self._expected = engine, config.reading == "expected"
-        self.uses_devices = uses_devices(engine)
+        self.needs_main_thread = needs_main_thread(engine)
         self._client = EngineClient(engine, self._expected, cache)
         self._plans, self._limit = plans, config.score_tokens
         self._scale = _ONE_OR_TWO if self._expected else _OR_NEITHER

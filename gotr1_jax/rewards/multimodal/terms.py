@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box, box_from_pixels, match_objects
-from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, introduce, uses_devices
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, introduce, needs_main_thread
 from gotr1_jax.rewards.multimodal import instructions
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer
 from gotr1_jax.rewards.multimodal.questions import (
@@ -79,7 +79,7 @@ class MultimodalJudge:
             )
         self.terms: tuple[str, ...] = tuple(terms)
         self._engine, self._config = engine, config
-        self.uses_devices = uses_devices(engine)
+        self.needs_main_thread = needs_main_thread(engine)
         self._client = EngineClient(engine, config.reading == "expected", cache)
         self.identity = f"{engine.identity} instructions={instructions.VERSION} {config}"
         if config.layout == "text":
