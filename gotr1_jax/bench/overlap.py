@@ -37,7 +37,7 @@ from gotr1_jax.rewards.judge_thread import JudgeThread
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.vlm_engine.config import HttpConfig
 
-SAMPLES, PARTS, CONCURRENCY = 4, 4, 4
+SAMPLES, PARTS, CONCURRENCY = 4, 4, 1
 TERMS = ("sem", "pi")
 DRAW, JUDGE, IN_TURN, AT_ONCE = "drawing", "judge", "one after the other", "overlapped"
 
