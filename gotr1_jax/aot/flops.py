@@ -29,6 +29,12 @@ def count_flops(jaxpr: Any, iterations: int = 1) -> float:
             total += params["length"] * count_flops(params["jaxpr"])
         elif name == "while":
             total += iterations * count_flops(params["body_jaxpr"])
+        elif name == "shard_map":
+            total += params["mesh"].size * count_flops(params["jaxpr"], iterations)
+        elif name == "pallas_call":
+            total += math.prod(params["grid_mapping"].grid) * count_flops(params["jaxpr"])
+        elif name.startswith("dot_product_attention_"):
+            total += _cudnn_flops(equation)
         elif name == "cond":
             total += max(count_flops(branch, iterations) for branch in params["branches"])
         else:
@@ -42,6 +48,13 @@ def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
         for item in value if isinstance(value, list | tuple) else (value,):
             if isinstance(item, core.Jaxpr | core.ClosedJaxpr):
                 yield item
+
+
+def _cudnn_flops(equation: Any) -> float:
+    """Of cuDNN's attention, all pairs of positions counted: two products, five in its gradient."""
+    q, k = (x.aval.shape for x in equation.invars[:2])
+    products = 5 if "bwd" in equation.primitive.name else 2
+    return products * 2.0 * math.prod(q) * k[1]
 
 
 def _dot_flops(equation: Any) -> float:

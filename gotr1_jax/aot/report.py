@@ -14,6 +14,7 @@ from gotr1_jax.aot.measure import Compiler
 from gotr1_jax.aot.sft import compile_sft
 from gotr1_jax.aot.target import Target
 from gotr1_jax.grpo.config import GrpoConfig
+from gotr1_jax.models.attention import attention_used, choose_attention
 from gotr1_jax.sft.config import SftConfig
 
 _GB = 1e9
@@ -34,6 +35,7 @@ def compile_job(
 
     Raises InputError for sizes that do not divide over the mesh.
     """
+    choose_attention(config.mesh.attention, target.chip.platform)
     job = JobCompiler(Compiler(target) if compiler is None else compiler, stop_early)
     with suppress(JobTooLarge):
         if isinstance(config, GrpoConfig):
@@ -73,6 +75,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "fits": report.job_fits,
             "step_seconds_at_least": report.step_seconds,
             "remarks": list(report.notes),
+            "attention": attention_used(),
         },
     }
 
@@ -101,6 +104,7 @@ def to_text(report: Report) -> str:
         )
     kept = ", ".join(f"{n} {_gb(report.job.persistent[n])}" for n in report.job.always)
     lines.append(f"always in memory: {kept} GB")
+    lines.append(f"attention by {attention_used()}")
     verdict = "fits" if report.job_fits else "DOES NOT FIT"
     lines.append(f"whole job: {_gb(report.peak_bytes)} of {_gb(limit)} GB: {verdict}")
     if report.step_seconds is not None:

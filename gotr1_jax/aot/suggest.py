@@ -140,7 +140,7 @@ def remat_and_micro_batches(config: Config, rows: int) -> Iterator[tuple[str, in
 
 def with_settings(config: Config, mesh: MeshConfig, remat: Any, micro: int) -> Any:
     """The configuration with another mesh, remat policy and micro-batch."""
-    mesh = replace(mesh, cpu_devices=config.mesh.cpu_devices)
+    mesh = replace(config.mesh, data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor)
     if isinstance(config, SftConfig):
         return replace(config, mesh=mesh, remat=remat, micro_batch=micro)
     return replace(

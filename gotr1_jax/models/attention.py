@@ -1,18 +1,114 @@
-"""Causal attention in blocks, for CPUs: there the passes over the scores take most of the time."""
+"""Who computes attention over whole rows: a kernel of `models.flash`, or XLA.
+
+XLA holds all scores at once. On CPUs causal attention goes over blocks of queries, because there
+the passes over the scores take most of the time.
+"""
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
 
+from gotr1_jax.errors import InputError
+from gotr1_jax.models.flash import KernelRefusal, SeenKeys, cudnn_attention, splash_attention
+from gotr1_jax.parallel.config import AttentionKind
+
+_LOG = logging.getLogger(__name__)
+
 _BLOCK, _MOST_BLOCKS = 64, 8
+_LEAST_KEYS = 128
+_OF_PLATFORM: dict[str, AttentionKind] = {
+    "gpu": "cudnn", "cuda": "cudnn", "tpu": "splash",
+}  # fmt: skip
+
+
+class _Choice:
+    """Of this process, as `jax.config` is: the programs that it traces from now on.
+
+    Attributes:
+      kind: as configured.
+      used: what programs got, in the order of their tracing; with the reason where it is not the
+        platform's own.
+    """
+
+    def __init__(self) -> None:
+        self.kind: AttentionKind = "auto"
+        self.used: dict[str, None] = {}
+
+
+_CHOICE = _Choice()
+
+
+def platform_of(x: jax.Array) -> str:
+    """Where a program that is traced here will run: its mesh's devices, or the default ones."""
+    device = getattr(jax.typeof(x).sharding.mesh, "abstract_device", None)
+    return getattr(device, "platform", None) or jax.default_backend()
 
 
 def is_on_cpu(x: jax.Array) -> bool:
-    """Whether a program that is traced here will run on CPUs: its mesh's, else the default ones."""
-    device = getattr(jax.typeof(x).sharding.mesh, "abstract_device", None)
-    platform = getattr(device, "platform", None)
-    return (platform or jax.default_backend()) == "cpu"
+    """Whether a program that is traced here will run on CPUs."""
+    return platform_of(x) == "cpu"
+
+
+def choose_attention(kind: AttentionKind, platform: str) -> None:
+    """Set who computes the attention of all programs that this process traces from now on.
+
+    Raises InputError for a kernel that the platform ("cpu", "gpu", "cuda" or "tpu") does not have.
+    """
+    own = _OF_PLATFORM.get(platform, "xla")
+    if kind not in ("auto", "xla", own):
+        raise InputError(
+            f"mesh.attention is {kind}, which {platform} devices do not have; set auto"
+            + ("" if own == "xla" else f", {own}")
+            + " or xla"
+        )
+    _CHOICE.kind = kind
+
+
+@contextmanager
+def attention_of(kind: AttentionKind) -> Iterator[None]:
+    """`choose_attention` for what is traced inside, on any platform: splash is interpreted."""
+    before, _CHOICE.kind = _CHOICE.kind, kind
+    try:
+        yield
+    finally:
+        _CHOICE.kind = before
+
+
+def attention_used() -> str:
+    """Who computes the attention of the programs traced so far, as a text for a table."""
+    return "; ".join(_CHOICE.used) or "none yet"
+
+
+def kernel_for(q: jax.Array, keys: int) -> AttentionKind:
+    """The kernel that is to take q (B,S,H,C) and a number of keys; "xla": none."""
+    own = _OF_PLATFORM.get(platform_of(q), "xla")
+    # Fewer keys than a kernel's smallest block: it would save nothing.
+    return "xla" if keys < _LEAST_KEYS else own if _CHOICE.kind == "auto" else _CHOICE.kind
+
+
+def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: SeenKeys) -> jax.Array | None:
+    """q (B,S,H,C), k and v (B,E,K,C) -> (B,S,H,C) by a kernel; None: XLA is to compute it.
+
+    That is so where it is chosen, for few keys, and, said once, where the kernel refuses.
+    """
+    kind = kernel_for(q, k.shape[1])
+    out, told = None, str(kind)
+    try:
+        if kind == "splash":
+            out = splash_attention(q, k, v, seen, interpret=is_on_cpu(q))
+        elif kind == "cudnn":
+            out = cudnn_attention(q, k, v, seen)
+    except KernelRefusal as refusal:
+        told = f"xla, as {kind} cannot: {refusal}"
+        if told not in _CHOICE.used:
+            _LOG.warning("attention by %s", told)
+    _CHOICE.used[told] = None
+    return out
 
 
 def blockwise_causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gotr1_jax.models.attention import blockwise_causal_attention, is_on_cpu
+from gotr1_jax.models.attention import blockwise_causal_attention, flash_attention, is_on_cpu
 from gotr1_jax.models.config import DecoderConfig, LoraConfig
+from gotr1_jax.models.flash import SeenKeys
 from gotr1_jax.models.layers import Embedding, Linear, RMSNorm, float32_product, stack_blocks
 from gotr1_jax.parallel.sharding import constrain_rows
 
@@ -73,6 +74,9 @@ def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Causal attention; k and v may have fewer heads than q (grouped-query attention)."""
+    by_kernel = flash_attention(q, k, v, SeenKeys(causal=True))
+    if by_kernel is not None:
+        return by_kernel
     if is_on_cpu(q):
         return blockwise_causal_attention(q, k, v)
     return jax.nn.dot_product_attention(q, k, v, is_causal=True)
@@ -83,8 +87,19 @@ def packed_attention(sequences_BS: jax.Array) -> Attend:
 
     sequences_BS: int32 number of the sequence that a token belongs to; padding is one of its own.
     """
-    mask = (sequences_BS[:, :, None] == sequences_BS[:, None, :])[:, None]
-    return partial(jax.nn.dot_product_attention, mask=mask, is_causal=True)
+    return partial(segment_attention, segments_BS=sequences_BS, causal=True)
+
+
+def segment_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments_BS: jax.Array, causal: bool
+) -> jax.Array:
+    """Attention among positions with the same number, int32; if causal, to earlier ones only."""
+    seen = SeenKeys(causal, (segments_BS, segments_BS))
+    by_kernel = flash_attention(q, k, v, seen)
+    if by_kernel is not None:
+        return by_kernel
+    mask = SeenKeys(False, seen.segments).mask(q.shape[1], k.shape[1])
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
 
 
 class DecoderBlock(nnx.Module):

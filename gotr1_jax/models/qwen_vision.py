@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.images.qwen_pack import PatchBatch
-from gotr1_jax.models.decoder import Attend, apply_rope, rope_frequencies
+from gotr1_jax.models.decoder import Attend, apply_rope, rope_frequencies, segment_attention
 from gotr1_jax.models.layers import GeluMLP, LayerNorm, Linear, RMSNorm, stack_blocks
 from gotr1_jax.models.qwen_config import QwenVisionConfig, VisionConfig
 
@@ -52,10 +52,10 @@ def window_attention(
 def image_attention(q: jax.Array, k: jax.Array, v: jax.Array, images_RN: jax.Array) -> jax.Array:
     """Attention within images: q, k, v (R,N,H,C) -> attention output (R,N,H,C).
 
-    There are R · H · N² scores, the tower's largest array. `images_RN` as in PatchBatch.
+    Without a kernel there are R · H · N² scores, the tower's largest array. `images_RN` as in
+    PatchBatch.
     """
-    mask = (images_RN[:, :, None] == images_RN[:, None, :])[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    return segment_attention(q, k, v, images_RN, causal=False)
 
 
 class VisionBlock(nnx.Module):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.limits import Range
 
+# Who computes attention over whole rows, see `models.attention`.
+AttentionKind = Literal["auto", "xla", "cudnn", "splash"]
 # Devices along an axis.
 _AxisSize = Annotated[int, Range("[1, 1048576]", also=(-1,))]
 
 
 @dataclass(frozen=True)
 class MeshConfig(CheckedConfig):
-    """Devices along each mesh axis; one axis may be -1: all remaining devices."""
+    """Devices along each mesh axis, and kernels; one axis may be -1: all remaining devices."""
 
     # Devices that share the batch.
     data: _AxisSize = -1
@@ -26,6 +28,10 @@ class MeshConfig(CheckedConfig):
     # Number of CPU devices if there is no accelerator. One per core shards the batch over cores,
     # which helps if single operations do not use all cores.
     cpu_devices: Annotated[int, Range("[1, 4096]")] = 1
+    # Who computes attention over whole rows (training, prompts, questions, vision towers): auto,
+    # which is cudnn on NVIDIA GPUs, splash on TPUs and xla elsewhere; or one of these. xla also
+    # computes what a kernel does not take, such as float32 on a GPU, and one token at a time.
+    attention: AttentionKind = "auto"
 
 
 @dataclass(frozen=True)

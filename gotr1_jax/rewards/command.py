@@ -181,11 +181,14 @@ def device_mesh(job: JudgeJob) -> Mesh | None:
     """The configured mesh of all devices; None where no model judges in this process."""
     if not needs_devices(job.judge, job.terms):
         return None
+    from gotr1_jax.models.attention import choose_attention
     from gotr1_jax.parallel.mesh import make_mesh
     from gotr1_jax.parallel.startup import start_devices
 
     start_devices(job.mesh.cpu_devices)
-    return make_mesh(job.mesh.data, job.mesh.fsdp, job.mesh.tensor)
+    mesh = make_mesh(job.mesh.data, job.mesh.fsdp, job.mesh.tensor)
+    choose_attention(job.mesh.attention, mesh.devices.flat[0].platform)
+    return mesh
 
 
 def _summary(judge: Judge, lines: Sequence[Mapping[str, Any]]) -> str:

@@ -54,7 +54,8 @@ _LOOPS_NOTE = (
 )
 _WORK_NOTE = (
     "MFU: FLOPs of one forward pass (of the update: two passes with adapters, three without), "
-    "attention counted in full, over time and peak FLOP/s; executed: with all that is recomputed."
+    "attention counted in full (by splash: the blocks of its grid), over time and peak FLOP/s; "
+    "executed: with all that is recomputed."
 )
 _STEP_NOTE = (
     "A sum of parts is made of the sections above, scaled to a step's rows; a step was run as "
@@ -116,14 +117,14 @@ def _loops(record: BenchRecord, rollouts: list[tuple[str, _Values]]) -> str:
 
 def _work(record: BenchRecord, sections: list[tuple[str, _Values]]) -> str:
     head = (
-        "section", "micro-batch", "remat", "rows/s", "MFU", "executed", "compile s", "peak GB",
-        "predicted",
+        "section", "micro-batch", "remat", "attention by", "rows/s", "MFU", "executed",
+        "compile s", "peak GB", "predicted",
     )  # fmt: skip
     rows = [
         (
-            name, str(v["micro_batch"]), v["remat"], _number(v["rows_per_second"]),
-            _percent(v["mfu"]), _percent(v["executed_share"]), _compile(v),
-            *_peaks(record, name, v),
+            name, str(v["micro_batch"]), v["remat"], v.get("attention", "xla"),
+            _number(v["rows_per_second"]), _percent(v["mfu"]), _percent(v["executed_share"]),
+            _compile(v), *_peaks(record, name, v),
         )
         for name, v in sorted(sections)
     ]  # fmt: skip

@@ -37,6 +37,7 @@ from gotr1_jax.bench.accelerator.table import to_markdown
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write
 from gotr1_jax.io.markdown import markdown_table
+from gotr1_jax.models.attention import attention_used
 from gotr1_jax.parallel.mesh import AXES
 
 _END = 3.0  # seconds that are left free for writing the last results
@@ -226,6 +227,7 @@ class Worker:
                 values = {"status": MEASURED, **run(shared)}
             values |= {"peak_bytes": memory.peak_bytes, "peak_is_exact": memory.is_exact}
             values |= {"section_seconds": time.perf_counter() - start}
+            values |= {"attention": attention_used()}
         except Exception as error:
             values = _failure(error)
         if values["status"] != MEASURED:
