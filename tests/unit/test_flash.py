@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gotr1_jax.aot.flops import count_flops
 from gotr1_jax.decoding.forward import prefill, prefill_after, rope_table
 from gotr1_jax.decoding.weights import decode_weights
 from gotr1_jax.errors import InputError
@@ -311,3 +312,20 @@ def test_sequences_that_share_a_row(decoder: Decoder) -> None:
     same_by_splash(
         lambda x: decoder(x, jnp.arange(150)[None], packed_attention(jnp.asarray(numbers))), x
     )
+
+
+@pytest.mark.usefixtures("cudnn_found")
+def test_flops_of_kernels_are_counted() -> None:
+    """Two products of all pairs forward, on one device or four; five more for a gradient."""
+    product = 2.0 * 4 * 2 * 256 * 256 * 128
+    place = NamedSharding(make_mesh(1, 4, 1, jax.devices()[:4]), PartitionSpec(("data", "fsdp")))
+    for sharding in (None, place):
+        x = jax.ShapeDtypeStruct((4, 256, 2, 128), jnp.bfloat16, sharding=sharding)
+        for attend in (splash_attention, cudnn_attention):
+            program = jax.jit(partial(attend, seen=SeenKeys(False)))
+            assert count_flops(program.trace(x, x, x).jaxpr) == 2 * product
+
+    def loss(q: jax.Array) -> jax.Array:
+        return cudnn_attention(q, q, q, SeenKeys(True)).astype(jnp.float32).sum()
+
+    assert count_flops(jax.jit(jax.grad(loss)).trace(x).jaxpr) == 7 * product
