@@ -115,6 +115,7 @@ def _cudnn_rows(q: jax.Array, k: jax.Array, v: jax.Array, segments: Any, causal:
     S, E, mask = q.shape[1], k.shape[1], None
     if segments is not None or (causal and S != E):
         mask = SeenKeys(causal, segments).mask(S, E)
+        assert mask is not None
         mask = _pad(_pad(mask, 2, S + S % 2, True), 3, E + E % 2, False)
         mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
     # Gradients need even lengths.
