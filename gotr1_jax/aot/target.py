@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -15,6 +17,7 @@ import jax
 from gotr1_jax.aot.chips import Chip, parse_topology
 from gotr1_jax.errors import InputError
 
+_CUDNN_VERSION = 91000  # 9.10
 # By default libtpu searches for a TPU and locks it for one process. Here it only compiles.
 _TPU_ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -78,6 +81,29 @@ def find_target(name: str) -> Target:
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise InputError(f"topology {name} is not available: {error}") from error
     return Target(name, chip, tuple(found.devices), tuple(found.devices))
+
+
+@contextmanager
+def with_cudnn(target: Target) -> Iterator[None]:
+    """Trace for GPUs as where cuDNN is installed: its calls are compiled without it.
+
+    JAX asks the machine that it traces on for cuDNN's version and has no option for another one.
+    Where its internals are not as here, attention is XLA's, and the report says so.
+    """
+    try:
+        from jax._src.cudnn import fused_attention_stablehlo as calls
+
+        found = calls.check_cudnn_version
+    except (ImportError, AttributeError):
+        calls = found = None
+    if calls is None or target.chip.platform != "cuda":
+        yield
+        return
+    calls.check_cudnn_version = lambda: _CUDNN_VERSION
+    try:
+        yield
+    finally:
+        calls.check_cudnn_version = found
 
 
 def _cpu_devices(count: int) -> tuple[Any, ...]:
