@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from importlib.util import find_spec
@@ -90,13 +91,11 @@ def with_cudnn(target: Target) -> Iterator[None]:
     JAX asks the machine that it traces on for cuDNN's version and has no option for another one.
     Where its internals are not as here, attention is XLA's, and the report says so.
     """
-    try:
-        from jax._src.cudnn import fused_attention_stablehlo as calls
-
-        found = calls.check_cudnn_version
-    except (ImportError, AttributeError):
-        calls = found = None
-    if calls is None or target.chip.platform != "cuda":
+    calls: Any = None
+    with suppress(ImportError):
+        calls = import_module("jax._src.cudnn.fused_attention_stablehlo")
+    found = getattr(calls, "check_cudnn_version", None)
+    if found is None or target.chip.platform != "cuda":
         yield
         return
     calls.check_cudnn_version = lambda: _CUDNN_VERSION
