@@ -97,17 +97,17 @@ def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: SeenKeys) ->
     That is so where it is chosen, for few keys, and, said once, where the kernel refuses.
     """
     kind = kernel_for(q, k.shape[1])
-    out, told = None, str(kind)
+    out, used = None, str(kind)
     try:
         if kind == "splash":
             out = splash_attention(q, k, v, seen, interpret=is_on_cpu(q))
         elif kind == "cudnn":
             out = cudnn_attention(q, k, v, seen)
     except KernelRefusal as refusal:
-        told = f"xla, as {kind} cannot: {refusal}"
-        if told not in _CHOICE.used:
-            _LOG.warning("attention by %s", told)
-    _CHOICE.used[told] = None
+        used = f"xla, as {kind} cannot: {refusal}"
+        if used not in _CHOICE.used:
+            _LOG.warning("attention by %s", used)
+    _CHOICE.used[used] = None
     return out
 
 

@@ -87,10 +87,10 @@ def packed_attention(sequences_BS: jax.Array) -> Attend:
 
     sequences_BS: int32 number of the sequence that a token belongs to; padding is one of its own.
     """
-    return partial(segment_attention, segments_BS=sequences_BS, causal=True)
+    return partial(attention_within, segments_BS=sequences_BS, causal=True)
 
 
-def segment_attention(
+def attention_within(
     q: jax.Array, k: jax.Array, v: jax.Array, segments_BS: jax.Array, causal: bool
 ) -> jax.Array:
     """Attention among positions with the same number, int32; if causal, to earlier ones only."""

@@ -22,7 +22,7 @@ from gotr1_jax.parallel.mesh import ROWS
 _LANES = 128  # of a TPU's vector registers: blocks and head widths are multiples of it
 _LARGEST_BLOCK = 640
 _WIDEST_HEAD = 256  # of cuDNN, on Hopper and later; 128 before
-_NO_SEGMENT = jnp.iinfo(jnp.int32).min
+_SEES_NOTHING = jnp.iinfo(jnp.int32).min
 
 
 class KernelRefusal(Exception):
@@ -161,8 +161,8 @@ def _splash_rows(
     ids = None
     if segments is not None:
         ids = kernels.SegmentIds(
-            q=_pad(segments[0], 1, padded_S, _NO_SEGMENT),
-            kv=_pad(segments[1], 1, padded_E, _NO_SEGMENT),
+            q=_pad(segments[0], 1, padded_S, _SEES_NOTHING),
+            kv=_pad(segments[1], 1, padded_E, _SEES_NOTHING),
         )
     out = jax.vmap(kernel)(
         by_head(q * C**-0.5, padded_S), by_head(k, padded_E), by_head(v, padded_E), ids

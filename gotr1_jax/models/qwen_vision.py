@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gotr1_jax.images.qwen_pack import PatchBatch
-from gotr1_jax.models.decoder import Attend, apply_rope, rope_frequencies, segment_attention
+from gotr1_jax.models.decoder import Attend, apply_rope, attention_within, rope_frequencies
 from gotr1_jax.models.layers import GeluMLP, LayerNorm, Linear, RMSNorm, stack_blocks
 from gotr1_jax.models.qwen_config import QwenVisionConfig, VisionConfig
 
@@ -55,7 +55,7 @@ def image_attention(q: jax.Array, k: jax.Array, v: jax.Array, images_RN: jax.Arr
     Without a kernel there are R · H · N² scores, the tower's largest array. `images_RN` as in
     PatchBatch.
     """
-    return segment_attention(q, k, v, images_RN, causal=False)
+    return attention_within(q, k, v, images_RN, causal=False)
 
 
 class VisionBlock(nnx.Module):
