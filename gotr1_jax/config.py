@@ -92,7 +92,7 @@ def from_dict(
 
     `where` is the dotted path of its section, for messages.
     """
-    values = _rename_keys(schema, values, where)
+    values = rename_keys(schema, values, where)
     for dotted, text in overrides:
         path = _current_path(schema, dotted)
         _begin_from_default(schema, values, path)
@@ -105,7 +105,7 @@ def from_dict(
                 f"unknown configuration key {where + str(key)!r}; {_hint(schema, key, where)}"
             )
     given = {
-        key: read_value(kinds[key], _rename_value(schema, key, value, where), where + key)
+        key: read_value(kinds[key], rename_value(schema, key, value, where), where + key)
         for key, value in values.items()
     }
     for spec in dataclasses.fields(schema):  # type: ignore[arg-type]
@@ -247,7 +247,7 @@ def _named_section(kind: Any) -> type | None:
     return None
 
 
-def _rename_keys(schema: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def rename_keys(schema: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A copy in which keys, also those of sections, have the names of today."""
     renamed: Mapping[str, str] = getattr(schema, "renamed_keys", {})
     found: dict[str, Any] = {}
@@ -264,13 +264,13 @@ def _rename_keys(schema: type, values: Mapping[str, Any], where: str) -> dict[st
             value = _names_as_sections(value, where + key)
             if isinstance(value, Mapping):
                 value = {
-                    name: _rename_keys(named, inner, f"{where}{key}.{name}.")
+                    name: rename_keys(named, inner, f"{where}{key}.{name}.")
                     if isinstance(inner, Mapping) and dataclasses.is_dataclass(named)
                     else inner
                     for name, inner in value.items()
                 }
         elif section is not None and isinstance(value, Mapping):
-            value = _rename_keys(section, value, f"{where}{key}.")
+            value = rename_keys(section, value, f"{where}{key}.")
         found[key] = value
     return found
 
@@ -295,7 +295,7 @@ def _move_keys(
     return values
 
 
-def _rename_value(schema: type, key: str, value: Any, where: str) -> Any:
+def rename_value(schema: type, key: str, value: Any, where: str) -> Any:
     """The name of today of a choice, where `renamed_values` of the schema has another."""
     renamed: Mapping[str, str] = getattr(schema, "renamed_values", {}).get(key, {})
     if not isinstance(value, str) or value not in renamed:

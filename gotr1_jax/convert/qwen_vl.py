@@ -214,11 +214,6 @@ def load_qwen(path: str | Path, dtype: Any = jnp.bfloat16, shardings: Any = None
     path = Path(path)
     config = read_qwen_config(path)
     tokenizer = read_tokenizer(path, config)
-    if config.is_qwen3 and opens_thought(path):
-        raise InputError(
-            f"{path} holds a model that thinks first: its chat template begins answers with "
-            "<think>; use the Instruct checkpoint, or serve this one (judge.kind: http)"
-        )
     preprocessing = read_preprocessing(path, config.vision.geometry)
     tensors, naming = _checked_tensors(path, config)
     state = load_tree(_TREE, abstract_state(config, dtype), naming, tensors, dtype, shardings)
@@ -332,6 +327,7 @@ def _checked_tensors(path: Path, config: QwenConfig) -> tuple[Mapping[str, Tenso
 
 def read_tokenizer(path: Path, config: QwenConfig) -> QwenTokenizer:
     """The directory's tokenizer; InputError if the model has too few rows for it."""
-    tokenizer = QwenTokenizer.from_dir(path, None if config.is_qwen3 else SYSTEM)
+    thinks = config.is_qwen3 and opens_thought(path)
+    tokenizer = QwenTokenizer.from_dir(path, None if config.is_qwen3 else SYSTEM, thinks)
     check_vocabulary(tokenizer.vocab_size, config.text.vocab_size, path)
     return tokenizer

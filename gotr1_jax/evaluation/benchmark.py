@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -23,6 +22,7 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation import facts
 from gotr1_jax.evaluation.folders import BenchmarkImage
 from gotr1_jax.evaluation.gallery import GalleryImage, known_plans
+from gotr1_jax.evaluation.options import add_card_option, begin_card, finish_card
 from gotr1_jax.evaluation.queries import CachedModels, ModelQuery, QueryKind, QueryModel
 from gotr1_jax.evaluation.results import ResultRow, check_out, write_results
 from gotr1_jax.generate.command import add_sampling_arguments, generate
@@ -34,6 +34,7 @@ from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.rewards.command import add_judge_options, device_mesh, read_judge_options
 from gotr1_jax.rewards.factory import check_engine, make_engine
 from gotr1_jax.rewards.judge_config import KINDS
+from gotr1_jax.vlm_engine import first_token
 from gotr1_jax.vlm_engine.base import ImageInput, make_image_input
 
 IMAGES = "pictures"
@@ -129,21 +130,19 @@ def add_arguments(
         "--expanded-by", metavar="TEXT",
         help="what made the captions of --prompts longer, for the table (they are as published)",
     )  # fmt: skip
-    parser.add_argument(
-        "--card", type=Path, metavar="FILE",
-        help="write a card too, .json: scores, sampling, versions, seed, hardware, seconds",
-    )  # fmt: skip
+    add_card_option(parser)
     add_judge_options(parser)
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """InputError for options that cannot work, before anything is generated."""
+def check_options(options: argparse.Namespace, kinds: Iterable[QueryKind]) -> None:
+    """InputError for options that cannot work, before anything is generated.
+
+    kinds: of the queries to the models.
+    """
     if options.n is not None and options.n < 1:
         raise InputError(f"--n is {options.n}; use 1 or more")
     check_out(options.out)
-    if options.card is not None:
-        check_card(options.card)
-    options.started = time.monotonic()
+    begin_card(options)
     if options.scorer == "judge":
         judge = read_judge_options(options)
         check_engine(judge.judge)
@@ -151,7 +150,7 @@ def check_options(options: argparse.Namespace) -> None:
             from gotr1_jax.evaluation.judge_model import JudgeModel
 
             # Loads nothing, and refuses a reading that a server cannot give.
-            JudgeModel(make_engine(judge.judge), judge.judge.questions)
+            JudgeModel(make_engine(judge.judge), judge.judge.questions, kinds)
         device_mesh(judge)  # before generation initializes the devices
     else:
         from gotr1_jax.evaluation.torch_models import check_torch
@@ -159,13 +158,17 @@ def check_options(options: argparse.Namespace) -> None:
         check_torch()
 
 
-def check_card(path: Path) -> None:
-    """InputError for a place where no file can be."""
-    if path.is_dir():
-        raise InputError(f"--card {path} is a folder; name a file")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise InputError(f"--card {path}: {above} is a file; choose another place")
+def word_reading(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """How the judge's answers of one word are read, and what the table says of it."""
+    judge = read_judge_options(options).judge
+    reading = judge.questions.reading
+    if reading == "text" or KINDS[judge.kind].in_process:
+        return reading, []
+    note = (
+        f"Probabilities: of the {first_token.TOP} likeliest first tokens, as the server names "
+        "them; a right word that is not among them counts 0."
+    )
+    return reading, [note]
 
 
 def image_folder(
@@ -210,7 +213,7 @@ def facts_head(
     found = {name: settings[name] for name in SAMPLING_NAMES if name in settings}
     return {
         "sampling": found,
-        "captions": facts.caption_facts(captions, prompts, options.expanded_by),
+        "captions": facts.caption_facts(captions, prompts.name, options.expanded_by),
         "images": facts.image_facts([score.size for score in scores], len(captions), source),
         "training_judge": facts.training_judge(options.ckpt or settings.get("checkpoint"), scorers),
     }
@@ -236,11 +239,7 @@ def finish(
     """Writes the results, with the facts of `head` at the table's foot, and the card if wanted."""
     notes = [*notes, *facts.facts_lines(head)]
     write_results(options.out, title, head, rows, records, notes, shown)
-    if options.card is not None:
-        from gotr1_jax.evaluation.card import write_card
-
-        seconds = time.monotonic() - options.started
-        write_card(options.card, title, head, rows, seconds)
+    finish_card(options, title, head, {row.name: row.to_json() for row in rows})
 
 
 def open_models(
@@ -256,7 +255,7 @@ def open_models(
 
         job = read_judge_options(options)
         engine = make_engine(job.judge, device_mesh(job))
-        judge = JudgeModel(engine, job.judge.questions)
+        judge = JudgeModel(engine, job.judge.questions, models)
         opened = {kind: judge for kind in models}
         names: dict[QueryKind, str] = {kind: f"judge {engine.identity}" for kind in models}
     else:

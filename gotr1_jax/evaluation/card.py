@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from gotr1_jax import __version__
-from gotr1_jax.evaluation.results import ResultRow
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.io.write_errors import raise_write_errors
 from gotr1_jax.trainer.provenance import command_line, installed_versions
@@ -21,17 +20,17 @@ _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "transformers", "torch", "spacy")
 
 
 def write_card(
-    path: Path, title: str, head: Mapping[str, Any], rows: Sequence[ResultRow], seconds: float
+    path: Path, title: str, head: Mapping[str, Any], scores: Mapping[str, Any], seconds: float
 ) -> None:
     """Writes the card, JSON; RunError where that fails.
 
-    seconds: of this command; what an earlier one that was stopped took is not in it.
+    scores: by name. seconds: of this command; not what an earlier one took that was stopped.
     """
     card = {
         "card": FORMAT,
         "title": title,
         **head,
-        "scores": {row.name: row.to_json() for row in rows},
+        "scores": scores,
         "seed": head.get("sampling", {}).get("seed"),
         "versions": versions(),
         "hardware": hardware(),

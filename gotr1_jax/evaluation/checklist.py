@@ -18,7 +18,6 @@ from gotr1_jax.evaluation.checklist_formats import OWN, Checklist, read_checklis
 from gotr1_jax.evaluation.folders import BenchmarkImage, find_numbered_images
 from gotr1_jax.evaluation.results import ResultRow, make_row, rows_apart
 from gotr1_jax.evaluation.word_rules import WordQuestion, WordRules
-from gotr1_jax.rewards.command import read_judge_options
 
 _OWN_WORDS = "each question is asked alone and in this project's words"
 _NOTE = (
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Generate the images if needed, ask about them, write the results."""
     checklist = read_checklist(options.questions)
-    benchmark.check_options(options)
+    benchmark.check_options(options, ["word"])
     texts = [item.caption for item in checklist.captions]
     prompts = benchmark.write_captions(options.out, texts)
     folder, count = benchmark.image_folder(options, "plain", prompts)
@@ -49,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     models, names = benchmark.open_models(options, ["word"])
     rules = WordRules([item.questions for item in checklist.captions], combine)
     scores = benchmark.score_images(items, rules, models, checklist.benchmark)
-    reading = read_judge_options(options).judge.questions.reading
+    reading, how = benchmark.word_reading(options)
     rows = [
         replace(row, scorer=names["word"], remark=_OWN_WORDS)
         for row in make_rows(checklist, items, scores, rules)
@@ -60,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     ]
     head = {"benchmark": checklist.benchmark, "scorer": "judge", "reading": reading}
     head |= benchmark.facts_head(options, "plain", options.questions, texts, scores, names.values())
-    notes = [*checklist.notes, _NOTE]
+    notes = [*checklist.notes, _NOTE, *how]
     title = "Checklist" if checklist.benchmark == OWN else checklist.benchmark
     shown = benchmark.shown_images(items, texts, scores, folder)
     benchmark.finish(options, title, head, rows, records, notes, shown)

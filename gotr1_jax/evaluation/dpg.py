@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     """Generate the images if needed, score them, write the results."""
     questions = read_questions(options.questions)
     tasks = _read_tasks(options, questions)
-    benchmark.check_options(options)
+    benchmark.check_options(options, MODELS)
     folder, _ = benchmark.image_folder(options, NAME, options.prompts)
     items = find_dpg_images(folder, [task.stem for task in tasks])
     models, names = benchmark.open_models(options, MODELS)

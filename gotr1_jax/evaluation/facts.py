@@ -27,11 +27,13 @@ _COMMON = (RUN_MODEL, "checkpoint", "weights")  # last parts of many paths
 _NAMES = ("checkpoint", "model")  # keys of settings that name a judge's weights
 
 
-def caption_facts(captions: Sequence[str], source: Path, expanded_by: str | None) -> dict[str, Any]:
-    """The captions that images were sampled from: their file, number, length and digest."""
+def caption_facts(
+    captions: Sequence[str], source: str, expanded_by: str | None = None
+) -> dict[str, Any]:
+    """The captions that images were sampled from: their source, number, length and digest."""
     words = sum(len(caption.split()) for caption in captions) / max(1, len(captions))
     return {
-        "file": source.name,
+        "file": source,
         "number": len(captions),
         "mean_words": round(words, 1),
         "sha256": hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()[:16],
@@ -56,6 +58,8 @@ def facts_lines(head: Mapping[str, Any]) -> list[str]:
         lines += [f"Images: {_images(head['images'])}; {_sampling(head.get('sampling', {}))}."]
     if "captions" in head:
         lines.append(f"Captions: {_captions(head['captions'])}.")
+    if "questions" in head:
+        lines.append(f"Questions: {_questions(head['questions'])}.")
     if "training_judge" in head:
         lines.append(_training_judge(head["training_judge"]))
     return lines
@@ -73,10 +77,14 @@ def _sampling(facts: Mapping[str, Any]) -> str:
     template = facts.get("template")
     shown = known.get(template or "", json.dumps(template, ensure_ascii=False)[:_SHOWN])
     words = {
-        "cfg": "guidance {}", "temperature": "temperature {} of the plan",
+        "cfg": "guidance {}", "guidance": "guidance {}",
+        "temperature": "temperature {} of the plan",
+        "text_temperature": "temperature {} of the plan",
         "image_temperature": "{} of the image", "top_k": "top-k {}", "top_p": "top-p {}",
         "max_plan_tokens": "plans of at most {} tokens", "seed": "seed {}",
     }  # fmt: skip
+    if not facts.keys() & {"temperature", "text_temperature"}:  # given plans
+        words["image_temperature"] = "temperature {} of the image"
     parts = [f"template {shown}"]
     parts += [text.format(_number(facts[name])) for name, text in words.items() if name in facts]
     return ", ".join([*parts, "greedy"] if facts.get("greedy") else parts)
@@ -87,6 +95,15 @@ def _captions(facts: Mapping[str, Any]) -> str:
     return (
         f"{facts['number']} of {facts['file']}, {how}, {facts['mean_words']:g} words in the mean, "
         f"SHA-256 {facts['sha256']}"
+    )
+
+
+def _questions(facts: Mapping[str, Any]) -> str:
+    system = facts["system"]
+    line = f"after the line {json.dumps(system)[:_SHOWN]}" if system else "without a line before"
+    return (
+        f"{facts['number']} of {facts['file']}, SHA-256 {facts['sha256']}, {line}; answers greedy, "
+        f"of at most {facts['max_tokens']} tokens, in {facts['dtype']}"
     )
 
 

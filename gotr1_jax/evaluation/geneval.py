@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Generate the images if needed, score them, write the results."""
     prompts = read_prompts(options.prompts)
-    benchmark.check_options(options)
+    benchmark.check_options(options, MODELS)
     folder, count = benchmark.image_folder(options, NAME, options.prompts)
     items = find_geneval_images(folder, prompts, count)
     models, names = benchmark.open_models(options, MODELS)

@@ -15,7 +15,6 @@ from gotr1_jax.evaluation.results import make_row, rows_apart
 from gotr1_jax.evaluation.word_rules import WordQuestion, WordRules
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.rewards.atoms import Atom, arithmetic_mean, geometric_mean, read_atoms
-from gotr1_jax.rewards.command import read_judge_options
 
 NAME = "geneval2"
 MANIFEST = "images.json"
@@ -38,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Generate the images if needed, ask about them, write the results."""
     captions = read_atoms(options.prompts, skills=True)
-    benchmark.check_options(options)
+    benchmark.check_options(options, ["word"])
     texts = [item.caption for item in captions]
     prompts = benchmark.write_captions(options.out, texts)
     folder, count = benchmark.image_folder(options, "plain", prompts)
@@ -46,7 +45,8 @@ def run(options: argparse.Namespace) -> None:
     models, names = benchmark.open_models(options, ["word"])
     rules = WordRules([[_question(atom) for atom in c.atoms] for c in captions], combine)
     scores = benchmark.score_images(items, rules, models, NAME)
-    is_text = read_judge_options(options).judge.questions.reading == "text"
+    reading, notes = benchmark.word_reading(options)
+    is_text = reading == "text"
     is_published = _JUDGE_NAME.lower() in names["word"].lower()
     remarks = [*([] if is_published else [_JUDGE]), *([_TEXT] if is_text else [])]
     if len(captions) != _CAPTIONS:
@@ -70,13 +70,13 @@ def run(options: argparse.Namespace) -> None:
         benchmark.image_record(item, texts[item.caption], score)
         for item, score in zip(items, scores)
     ]
-    head = {"benchmark": NAME, "scorer": "judge", "reading": "text" if is_text else "expected"}
+    head = {"benchmark": NAME, "scorer": "judge", "reading": reading}
     head |= benchmark.facts_head(options, "plain", options.prompts, texts, scores, [scorer])
     # As the benchmark's own evaluator wants it.
     paths = {texts[item.caption]: str(item.path.absolute()) for item in reversed(items)}
     write_json_atomic(options.out / MANIFEST, paths)
     shown = benchmark.shown_images(items, texts, scores, folder)
-    benchmark.finish(options, "GenEval 2", head, rows, records, [_NOTE], shown)
+    benchmark.finish(options, "GenEval 2", head, rows, records, [_NOTE, *notes], shown)
 
 
 def _question(atom: Atom) -> WordQuestion:

@@ -28,6 +28,7 @@ from gotr1_jax.convert.generation_config import resolve_sampling
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.box_edits import move_box
 from gotr1_jax.evaluation.drawing import load_drawing
+from gotr1_jax.evaluation.facts import caption_facts, image_facts, training_judge
 from gotr1_jax.evaluation.given_plans_report import (
     EDITED,
     GENERATED,
@@ -38,9 +39,16 @@ from gotr1_jax.evaluation.given_plans_report import (
     SceneResult,
     write_report,
 )
-from gotr1_jax.evaluation.options import CHECKPOINT, add_batch_size, add_sampling_options
+from gotr1_jax.evaluation.options import (
+    CHECKPOINT,
+    add_batch_size,
+    add_card_option,
+    add_sampling_options,
+    begin_card,
+    finish_card,
+)
 from gotr1_jax.evaluation.results import check_out
-from gotr1_jax.evaluation.shapes import NOTE
+from gotr1_jax.evaluation.shapes import CAPTIONS, NOTE
 from gotr1_jax.generate.config import (
     BUILT_IN,
     GenerateConfig,
@@ -144,6 +152,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_sampling_options(parser, ("cfg", "temperature"), "the checkpoint", _RECIPE)
     add_batch_size(parser)
+    add_card_option(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -152,6 +161,7 @@ def run(options: argparse.Namespace) -> None:
     from gotr1_jax.convert.find import find_checkpoint
     from gotr1_jax.io.files import write_json_atomic
 
+    begin_card(options)
     values = {field.name: getattr(options, field.name) for field in fields(GivenPlansConfig)}
     values["template"] = optional_template(options.template)
     if options.edits is None:
@@ -182,7 +192,26 @@ def run(options: argparse.Namespace) -> None:
         GENERATED: _complete(config.out / GENERATED, true, base, generate),
         EDITED: _complete(config.out / EDITED, edited, base, generate),
     }
-    write_report(config.out, {"ckpt": config.ckpt, "settings": note}, _results(cases, found))
+    head = {"ckpt": config.ckpt, "settings": note, **_facts(config, base, cases, found)}
+    scores = write_report(config.out, head, _results(cases, found))
+    finish_card(options, "Images of given true plans", head, scores)
+
+
+def _facts(
+    config: GivenPlansConfig, base: GenerateConfig, cases: Sequence[PlannedScene],
+    found: Mapping[str, Mapping[int, SampleRecord]],
+) -> dict[str, Any]:  # fmt: skip
+    """What must travel with the numbers; see `facts`. No plan is sampled: they are given."""
+    sampling = {**base.sampled.stated, "seed": config.seed}
+    for name in ("text_temperature", "max_plan_tokens"):
+        sampling.pop(name, None)
+    sizes = [record.image.shape[:2] for record in found[GENERATED].values()]
+    return {
+        "sampling": sampling,
+        "captions": caption_facts([case.caption for case in cases], CAPTIONS),
+        "images": image_facts(sizes, len(cases), config.ckpt),
+        "training_judge": training_judge(config.ckpt, ["the exact judge"]),
+    }
 
 
 def make_cases(config: GivenPlansConfig) -> list[PlannedScene]:

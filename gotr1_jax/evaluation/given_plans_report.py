@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gotr1_jax.evaluation.facts import facts_lines
 from gotr1_jax.evaluation.results import TABLE, ResultRow, store_results
 from gotr1_jax.io.markdown import markdown_table
 
@@ -50,19 +51,23 @@ class SceneResult:
     scores: Mapping[str, Mapping[str, float]]
 
 
-def write_report(out: Path, head: Mapping[str, Any], results: Sequence[SceneResult]) -> None:
-    """Write scores.md, scores.json and pictures.jsonl; print one line."""
+def write_report(
+    out: Path, head: Mapping[str, Any], results: Sequence[SceneResult]
+) -> dict[str, dict[str, Any]]:
+    """Write scores.md, scores.json and pictures.jsonl; print one line. Returns the scores."""
     counts = sorted({result.objects for result in results})
     groups = {n: [r for r in results if r.objects == n] for n in counts}
     scores = _rows(results)
     by_objects = {str(n): _rows(part) for n, part in groups.items()}
     parts = {"all": scores} | {f"{n} object{'s' * (n > 1)}": _rows(p) for n, p in groups.items()}
+    notes = [*_NOTES, *facts_lines(head)]
     values = {
         "evaluation": "given_plans", **head, "scores": scores, "by_objects": by_objects,
-        "notes": list(_NOTES),
+        "notes": notes,
     }  # fmt: skip
-    store_results(out, _page(parts), values, list(_lines(results)))
+    store_results(out, _page(parts, notes), values, list(_lines(results)))
     print(f"given plans: {_summary(scores)}; {out / TABLE}")
+    return scores
 
 
 def _rows(results: Sequence[SceneResult]) -> dict[str, dict[str, Any]]:
@@ -85,7 +90,7 @@ def _rows(results: Sequence[SceneResult]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _page(parts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+def _page(parts: Mapping[str, Mapping[str, Mapping[str, Any]]], notes: Sequence[str]) -> str:
     """The Markdown page of the rows of all scenes, and of those of each number of objects."""
     table = []
     for scenes, rows in parts.items():
@@ -106,7 +111,7 @@ def _page(parts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         "# Images of given true plans: held-out scenes of the shapes world",
         markdown_table(head, table),
         *([markdown_table(["plans", "number", "ri"], edits)] if edits else []),
-        *_NOTES,
+        *notes,
     ]
     return "\n\n".join(pieces) + "\n"
 

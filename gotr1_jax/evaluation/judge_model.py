@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from gotr1_jax.evaluation.detections import Detection, crop_object
-from gotr1_jax.evaluation.queries import ModelQuery
+from gotr1_jax.evaluation.queries import ModelQuery, QueryKind
 from gotr1_jax.rewards.multimodal import instructions
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer
 from gotr1_jax.rewards.multimodal.control_words import enclose
@@ -44,10 +44,12 @@ class JudgeModel:
 
     images_per_call = 16
 
-    def __init__(self, engine: Engine, config: QuestionsConfig) -> None:
-        """InputError where the engine does not support the configuration's reading."""
+    def __init__(self, engine: Engine, config: QuestionsConfig, kinds: Iterable[QueryKind]) -> None:
+        """kinds: of the queries that will come. InputError where the engine does not support the
+        configuration's reading of them."""
         self._engine, self._config = engine, config
-        self._client = EngineClient(engine, config.reading == "expected")
+        words_only = set(kinds) == {"word"}
+        self._client = EngineClient(engine, config.reading == "expected", words_only=words_only)
         limits = f"{config.score_tokens} {config.boxes_tokens}"
         self.identity = f"judge {engine.identity} {instructions.VERSION} {config.reading} {limits}"
 

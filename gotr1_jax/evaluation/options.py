@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from gotr1_jax.convert.generation_config import GenerationConfig
+from gotr1_jax.errors import InputError
 
 CHECKPOINT = "checkpoint directory, finished run, hub id, or embedded"
 
@@ -38,3 +41,33 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=64, metavar="B", help="rows sampled at once (64)"
     )
+
+
+def add_card_option(parser: argparse.ArgumentParser) -> None:
+    """--card."""
+    parser.add_argument(
+        "--card", type=Path, metavar="FILE",
+        help="write a card too, .json: scores, sampling, versions, seed, hardware, seconds",
+    )  # fmt: skip
+
+
+def begin_card(options: argparse.Namespace) -> None:
+    """Begins to count the seconds; InputError for a --card where no file can be."""
+    options.started = time.monotonic()
+    if options.card is None:
+        return
+    if options.card.is_dir():
+        raise InputError(f"--card {options.card} is a folder; name a file")
+    above = next(folder for folder in options.card.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise InputError(f"--card {options.card}: {above} is a file; choose another place")
+
+
+def finish_card(
+    options: argparse.Namespace, title: str, head: Mapping[str, Any], scores: Mapping[str, Any]
+) -> None:
+    """Writes the card where one is wanted; see `card.write_card`."""
+    if options.card is not None:
+        from gotr1_jax.evaluation.card import write_card
+
+        write_card(options.card, title, head, scores, time.monotonic() - options.started)

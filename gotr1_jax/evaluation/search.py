@@ -6,7 +6,8 @@ several searches are made once; the cost of each is counted in full. Gains are a
 draw, with 95 % intervals by a paired bootstrap over captions. A stopped command continues with the
 next search.
 
-OUT holds searches.jsonl (a line a search), scores.md (the table), gain.svg (gain over cost) and
+OUT holds searches.jsonl (a line a search), scores.json (with how they sampled), scores.md (the
+table), gain.svg (gain over cost) and
 for each search NAME.jsonl (a line a caption: scores, and what the search did) and its images in
 pictures/NAME, which gallery.html shows side by side.
 """
@@ -26,11 +27,12 @@ from PIL import Image
 from gotr1_jax.config import CheckedConfig, from_dict, load_config, to_plain
 from gotr1_jax.convert.generation_config import resolve_sampling
 from gotr1_jax.errors import InputError
+from gotr1_jax.evaluation.facts import caption_facts, image_facts, training_judge
 from gotr1_jax.evaluation.gallery import GalleryImage, write_columns
-from gotr1_jax.evaluation.options import CHECKPOINT
+from gotr1_jax.evaluation.options import CHECKPOINT, add_card_option, begin_card, finish_card
 from gotr1_jax.evaluation.results import check_out
 from gotr1_jax.evaluation.search_report import SearchResult, write_report
-from gotr1_jax.evaluation.shapes import NOTE
+from gotr1_jax.evaluation.shapes import CAPTIONS, NOTE
 from gotr1_jax.generate.config import (
     BUILT_IN,
     GenerateConfig,
@@ -39,6 +41,7 @@ from gotr1_jax.generate.config import (
 )
 from gotr1_jax.generate.search.config import SearchConfig, SearchJob
 from gotr1_jax.grpo.config import RewardConfig
+from gotr1_jax.images import image_size
 from gotr1_jax.io.files import atomic_write, write_json_atomic
 from gotr1_jax.io.reading import parse_json_object, read_lines
 from gotr1_jax.io.strict_yaml import read_yaml
@@ -144,6 +147,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", metavar="N", help="held-out captions (128)")
     parser.add_argument("--seed", metavar="N", help="of sampling (0)")
     parser.add_argument("--batch-size", metavar="B", help="rows sampled at once (64)")
+    add_card_option(parser)
     add_command_help(parser, "eval search")
 
 
@@ -152,6 +156,7 @@ def run(options: argparse.Namespace) -> None:
     from gotr1_jax.convert.find import find_checkpoint
 
     check_out(options.out)
+    begin_card(options)
     names = ("captions", "seed", "batch_size")
     words = [f"--{n}={v}" for n in names if (v := getattr(options, n)) is not None]
     config = load_config(SearchEvaluationConfig, options.config, words)
@@ -174,10 +179,28 @@ def run(options: argparse.Namespace) -> None:
             _write_images(options.out / IMAGE_FOLDER / named.name, images)
             atomic_write(file, "".join(json.dumps(line) + "\n" for line in lines))
         results.append(_read_result(named, file))
-    write_report(options.out, results, SHAPES_TERMS)
+    head = {"ckpt": options.ckpt, **_facts(config, base, captions, options)}
+    scores = write_report(options.out, results, SHAPES_TERMS, head)
+    finish_card(options, "Test-time search on the shapes world", head, scores)
     columns = {s.name: _shown_images(s, options.out) for s in config.searches}
     if columns := {name: images for name, images in columns.items() if images}:
         print(write_columns(options.out, "Searches over the same captions", columns))
+
+
+def _facts(
+    config: SearchEvaluationConfig, base: GenerateConfig, captions: Sequence[str],
+    options: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
+    """What must travel with the numbers; see `facts`. One image of each search is kept."""
+    kept = (options.out / IMAGE_FOLDER / config.searches[0].name).glob("*.png")
+    return {
+        "sampling": {**base.sampled.stated, "seed": config.seed},
+        "captions": caption_facts(captions, CAPTIONS),
+        # None of a search of earlier versions.
+        "images": {**image_facts(map(image_size, kept), len(captions), options.ckpt),
+                   "per_caption": 1},
+        "training_judge": training_judge(options.ckpt, ["the exact judge"]),
+    }  # fmt: skip
 
 
 def _base(config: SearchEvaluationConfig) -> GenerateConfig:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gotr1_jax.evaluation.results import TABLE
-from gotr1_jax.io.files import atomic_write, plain_json
+from gotr1_jax.evaluation.facts import facts_lines
+from gotr1_jax.evaluation.results import SCORES, TABLE
+from gotr1_jax.io.files import atomic_write, plain_json, write_json_atomic
 from gotr1_jax.io.markdown import markdown_table
 from gotr1_jax.report.axes import nice_ticks
 from gotr1_jax.trainer.bootstrap import gain_interval
@@ -61,10 +62,13 @@ class SearchResult:
         }
 
 
-def write_report(out: Path, results: Sequence[SearchResult], terms: Sequence[str]) -> None:
-    """Write searches.jsonl, scores.md and gain.svg; print the table.
+def write_report(
+    out: Path, results: Sequence[SearchResult], terms: Sequence[str], head: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write searches.jsonl, gain.svg, scores.md and scores.json; print the table.
 
-    terms: of the exact judge; gains are shown of the total and of the last one.
+    terms: of the exact judge; gains are shown of the total and of the last one. head: the facts,
+    see `facts`. Returns the line of each search by its name.
     """
     lines = [result.against(results[0]) for result in results]
     atomic_write(out / LINES, "".join(json.dumps(plain_json(line)) + "\n" for line in lines))
@@ -84,14 +88,18 @@ def write_report(out: Path, results: Sequence[SearchResult], terms: Sequence[str
         cells += [f"{line[key]:.2f}×" for key in ("plan_tokens", "image_tokens", "cost")]
         rows.append(cells)
     captions = lines[0]["captions"]
+    notes = "\n\n".join([_NOTES, *facts_lines(head)])
     title = f"# Test-time search on the shapes world: {captions} held-out captions"
-    text = f"{title}\n\n{markdown_table(head, rows)}\n\n{_NOTES}\n"
+    text = f"{title}\n\n{markdown_table(head, rows)}\n\n{notes}\n"
     atomic_write(out / TABLE, text)
     atomic_write(
         out / PLOT, draw_gains([(x["search"], x["cost"], x["scores"]["total"]) for x in lines])
     )
+    scores = {line["search"]: line for line in lines}
+    write_json_atomic(out / SCORES, {"evaluation": "search", **head, "scores": plain_json(scores)})
     print(text)
     print(out)
+    return scores
 
 
 def draw_gains(points: Sequence[tuple[str, float, Mapping[str, float]]]) -> str:

@@ -21,13 +21,28 @@ from gotr1_jax.config import CheckedConfig, load_config
 from gotr1_jax.convert.find import RUN_CONFIG
 from gotr1_jax.convert.generation_config import GenerationConfig, resolve_sampling
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.facts import facts_lines, training_judge
+from gotr1_jax.evaluation.facts import caption_facts, facts_lines, image_facts, training_judge
 from gotr1_jax.evaluation.gallery import GalleryImage
-from gotr1_jax.evaluation.options import CHECKPOINT, add_batch_size, add_sampling_options
+from gotr1_jax.evaluation.options import (
+    CHECKPOINT,
+    add_batch_size,
+    add_card_option,
+    add_sampling_options,
+    begin_card,
+    finish_card,
+)
 from gotr1_jax.evaluation.results import IMAGES, ResultRow, check_out, write_results
-from gotr1_jax.generate.config import check_settings_file, checkpoint_settings, optional_template
+from gotr1_jax.generate.config import (
+    SAMPLING_NAMES,
+    SETTINGS_FILE,
+    check_settings_file,
+    checkpoint_settings,
+    optional_template,
+)
 from gotr1_jax.grpo.config import SAMPLED, GrpoConfig, RewardConfig
 from gotr1_jax.grpo.sampled import BUILT_IN
+from gotr1_jax.images import image_size
+from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.io.strict_yaml import read_yaml_file
 from gotr1_jax.jobs import add_fields_help, sections_of_jobs
 from gotr1_jax.limits import FilledText, ItemCount, RowCount, Seed
@@ -47,6 +62,7 @@ if TYPE_CHECKING:
     from gotr1_jax.trainer.samples import SampleRecord
 
 NOTE = "evaluation.json"
+CAPTIONS = "the held-out captions of the shapes world"
 # As in the shipped recipes for this world, where the checkpoint does not say it.
 _RECIPE = sampling_defaults(*SAMPLED, "template", max_plan_tokens=80, guidance=3.0)
 _REWARD = RewardConfig(total="v2")
@@ -117,16 +133,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = ("cfg", "max-plan-tokens")
     add_sampling_options(parser, names, "--config or the checkpoint", _RECIPE)
     add_batch_size(parser)
+    add_card_option(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Generate the images if needed, score them, write the results."""
+    begin_card(options)
     config = read_options(options)
     check_functions(JudgeConfig(), config.job.reward.terms)  # before images are generated
     if config.images is None:
         _generate(config)
-    judge = config.judge()
-    lines = judge_samples(judge, find_samples(config.images or config.out), config.out / IMAGES)
+    judge, samples = config.judge(), find_samples(config.images or config.out)
+    lines = judge_samples(judge, samples, config.out / IMAGES)
     reward = config.job.reward
     scored, failed = score(lines, reward)
     rows = [
@@ -138,17 +156,32 @@ def run(options: argparse.Namespace) -> None:
         "ckpt": config.ckpt,
         "images": None if config.images is None else str(config.images),
         "by_caption": scored.to_json(),
+        **_facts(config, samples),
     }
-    if config.images is None:
-        head["sampling"] = {**config.job.sampled.stated, "seed": config.seed}
-    notes = [f"total: {reward.total} of {', '.join(reward.terms)}."]
-    trained = training_judge(config.ckpt or config.images, ["the exact judge"])
-    head["training_judge"] = trained
-    if trained["known"]:
-        notes += facts_lines({"training_judge": trained})
-    shown = _shown_images(lines, find_samples(config.images or config.out), reward)
+    notes = [f"total: {reward.total} of {', '.join(reward.terms)}.", *facts_lines(head)]
+    shown = _shown_images(lines, samples, reward)
     title = "The shapes world: held-out captions"
     write_results(config.out, title, head, rows, lines, notes, shown)
+    finish_card(options, title, head, {row.name: row.to_json() for row in rows})
+
+
+def _facts(config: ShapesEvaluationConfig, samples: Sequence[StoredSample]) -> dict[str, Any]:
+    """What must travel with the numbers; see `facts`."""
+    captions = list(dict.fromkeys(sample.caption for sample in samples))
+    sampling = {**config.job.sampled.stated, "seed": config.seed}
+    source = config.ckpt or f"{config.images} (given)"
+    if config.images is not None:
+        made = read_json_object(config.images / SETTINGS_FILE, missing_ok=True)
+        sampling = {name: made[name] for name in SAMPLING_NAMES if name in made}
+        source = str(made.get("checkpoint", source))
+    sizes = [image_size(sample.image) for sample in samples]
+    where = CAPTIONS if config.images is None else "the images' own"
+    return {
+        "sampling": sampling,
+        "captions": caption_facts(captions, where),
+        "images": image_facts(sizes, len(captions), source),
+        "training_judge": training_judge(config.ckpt or config.images, ["the exact judge"]),
+    }
 
 
 def _shown_images(

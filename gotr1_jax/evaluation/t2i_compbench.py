@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
     files = _caption_files(options.prompts, options.category)
     captions = {name: _read_captions(file) for name, file in files.items()}
     lists = read_complex_lists(files["complex"]) if "complex" in files else {}
-    benchmark.check_options(options)
+    benchmark.check_options(options, MODELS)
     phrases = options.phrases or ("rules" if options.scorer == "judge" else "spacy")
     objects = read_object_names(files["numeracy"]) if "numeracy" in files else {}
     unparsed = {"non_spatial", "numeracy"} if objects else {"non_spatial"}

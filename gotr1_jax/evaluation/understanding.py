@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Literal
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.options import CHECKPOINT
+from gotr1_jax.evaluation.facts import facts_lines
+from gotr1_jax.evaluation.options import CHECKPOINT, add_card_option, begin_card, finish_card
 from gotr1_jax.evaluation.queries import UNBOUNDED
 from gotr1_jax.evaluation.results import SCORES, TABLE, check_out
 from gotr1_jax.evaluation.understanding_questions import (
@@ -31,6 +32,7 @@ from gotr1_jax.evaluation.understanding_questions import (
 from gotr1_jax.evaluation.understanding_scores import ScoredAnswer, compare, table, verdict
 from gotr1_jax.generate.options import add_dtype_option
 from gotr1_jax.io.files import atomic_write, write_json_atomic
+from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.limits import FilledText, Fraction, ItemCount, RowCount, Seed, TokenCount
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
 
@@ -109,14 +111,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--system", default="", metavar="TEXT", help="line before each question")
     add_dtype_option(parser)
+    add_card_option(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Collect and compare the answers, print the table."""
+    begin_card(options)
     names = UnderstandingConfig.__dataclass_fields__
     config = UnderstandingConfig(**{name: getattr(options, name) for name in names})
     print(evaluate_understanding(config))
     print(config.out)
+    values = read_json_object(config.out / SCORES)
+    scores = values.pop("scores")
+    del values["left_out"]  # names lines of a file that need not be public
+    finish_card(options, "Understanding", values, scores)
 
 
 def evaluate_understanding(
@@ -143,6 +151,8 @@ def evaluate_understanding(
     notes = [verdict(compared[ALL]), f"Checkpoint: {config.ckpt}; baseline: {config.baseline}."]
     if bad:
         notes.append(f"{len(bad)} lines were left out: see {SCORES}.")
+    facts = {"questions": _facts(config, data, questions)}
+    notes += facts_lines(facts)
     text = table(compared, notes)
     atomic_write(config.out / ANSWERS, "".join(_lines(questions, answers)))
     atomic_write(config.out / TABLE, text)
@@ -154,11 +164,29 @@ def evaluate_understanding(
             "baseline": config.baseline,
             "data": str(data),
             "left_out": bad,
+            **facts,
             "scores": {name: comparison.to_json() for name, comparison in compared.items()},
             "notes": notes,
         },
     )
     return text
+
+
+def _facts(
+    config: UnderstandingConfig, data: Path, questions: Sequence[UnderstandingQuestion]
+) -> dict[str, object]:
+    """How the questions were asked, which must travel with the numbers; no image is sampled."""
+    from gotr1_jax.parallel.startup import default_dtype
+
+    asked = [(q.prompt, q.image_digest, list(q.accepted)) for q in questions]
+    return {
+        "file": data.name,
+        "number": len(questions),
+        "sha256": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
+        "system": config.system,
+        "max_tokens": config.max_tokens,
+        "dtype": config.dtype or default_dtype(),
+    }
 
 
 def _collect_answers(

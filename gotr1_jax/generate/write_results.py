@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from PIL import Image
 from gotr1_jax.generate.batches import SampleTask
 from gotr1_jax.generate.layouts import RESULT, UNFINISHED, Layout, image_name
 from gotr1_jax.generate.tasks import JOINED_PLANS, CaptionTask
+from gotr1_jax.images import encode_png
 from gotr1_jax.io.files import atomic_write
 from gotr1_jax.io.reading import read_json
 from gotr1_jax.io.write_errors import raise_write_errors
@@ -104,10 +104,10 @@ class ResultWriter:
         if sample.pixels is None:
             return entry
         image = Image.fromarray(sample.pixels)
-        (staged / image_name(index)).write_bytes(_png(image))
+        (staged / image_name(index)).write_bytes(encode_png(image))
         if self._layout.keeps_plans:
             overlay = draw_overlay(image, plan.boxes)
-            (staged / f"overlay_{index:02d}.png").write_bytes(_png(overlay))
+            (staged / f"overlay_{index:02d}.png").write_bytes(encode_png(overlay))
         target = self._layout.image(task, index)
         name = target.name if self._layout.keeps_plans else target.relative_to(self._layout.out)
         return {**entry, "image_ids": sample.image_ids, "image": str(name)}
@@ -148,9 +148,3 @@ def join_plans(layout: Layout, count: int) -> None:
     results = (read_json(layout.result(index)) for index in range(count))
     lines = (json.dumps(result, ensure_ascii=False) + "\n" for result in results)
     atomic_write(layout.home / JOINED_PLANS, "".join(lines))
-
-
-def _png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, format="PNG")
-    return stream.getvalue()

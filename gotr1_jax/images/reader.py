@@ -36,6 +36,17 @@ def open_image(path: str | Path) -> Image.Image:
         return decode_image(file, str(path))
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) that the file of an image states, as it is stored; InputError where it has
+    none. Nothing is decoded."""
+    with open_file(path) as file:
+        try:
+            with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
+                return image.height, image.width
+        except Exception as error:  # as in `decode_image`
+            raise _unreadable(str(path), error) from error
+
+
 def decode_image(source: BinaryIO, name: str) -> Image.Image:
     """As `open_image`, of an open file; `name` says in an error which image it is."""
     try:

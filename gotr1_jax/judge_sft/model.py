@@ -19,6 +19,7 @@ from gotr1_jax.convert.qwen_vl import (
     read_qwen_config,
     read_tokenizer,
 )
+from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import Preprocessing
 from gotr1_jax.judge_sft.answers import ANSWER_PIECES
 from gotr1_jax.judge_sft.config import JudgeSftConfig
@@ -74,6 +75,11 @@ def prepare_judge(config: JudgeSftConfig, scratch: Path) -> tuple[InitialJudge, 
         path = find_checkpoint(config.init)
         sizes = read_qwen_config(path)
         tokenizer = read_tokenizer(path, sizes)
+        if tokenizer.thinks:
+            raise InputError(
+                f"init {config.init} thinks before it answers, and records hold no thoughts; give "
+                "the Instruct checkpoint"
+            )
         settings = bound_pixels(read_preprocessing(path, sizes.vision.geometry), most)
         source = open_source(config, settings, thousandths=sizes.is_qwen3)
         return InitialJudge(sizes, path, tokenizer, settings), source

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 import threading
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from PIL import Image
 from gotr1_jax.config import read_value
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate.pipeline import Pipeline, PipelineOutput, SamplingOptions
+from gotr1_jax.images import encode_png
 from gotr1_jax.plan import Box, Plan, parse_plan
 from gotr1_jax.plan.boxes import LAST
 
@@ -131,9 +131,7 @@ def images_json(out: PipelineOutput) -> list[dict[str, Any]]:
 
 
 def _data_url(image: Image.Image) -> str:
-    stream = io.BytesIO()
-    image.save(stream, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
 
 
 def _read(values: Mapping[str, Any], key: str, kind: Any) -> Any:

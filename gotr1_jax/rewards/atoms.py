@@ -38,7 +38,7 @@ class Atom:
     @property
     def words(self) -> FirstWords:
         """The forms of the answer: yes or no, a number, or an open answer."""
-        if self.question.lower().startswith("how many") or self.answer.isdigit():
+        if self.question.lower().startswith("how many") or words.is_digits(self.answer):
             return words.number(self.answer)
         if self.answer.lower() in ("yes", "no"):
             return words.yes_or_no(self.answer)
@@ -109,7 +109,7 @@ def _atom(pair: Any, where: str) -> Atom:
     if len(texts) != 2 or not all(isinstance(t, str) and t.strip() for t in texts):
         raise InputError(f"{where} is {str(pair)[:60]!r}, not [question, answer], two texts")
     atom = Atom(harmless(texts[0]), harmless(texts[1]))
-    is_number = atom.answer.lower() in words.NUMBER_WORDS or atom.answer.isdigit()
+    is_number = atom.answer.lower() in words.NUMBER_WORDS or words.is_digits(atom.answer)
     if atom.question.lower().startswith("how many") and not is_number:
         raise InputError(f"{where} asks how many, and its answer is {atom.answer!r}, no number")
     return atom

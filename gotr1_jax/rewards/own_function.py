@@ -10,12 +10,15 @@ import os
 import signal
 import sys
 import sysconfig
-from collections.abc import Callable
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gotr1_jax.errors import InputError, Stopped
+from gotr1_jax.errors import InputError, RunError, Stopped
 from gotr1_jax.io.reading import read_bytes
 from gotr1_jax.rewards.source_digest import INSTALLED
 
@@ -185,3 +188,40 @@ def is_from_outside(error: BaseException) -> bool:
     return isinstance(error, Stopped) or (
         is_interrupt and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
+
+
+@contextmanager
+def failures_as_one_line(what: str) -> Iterator[None]:
+    """What a function of one's own raises, as a RunError that begins with `what`.
+
+    So too its `sys.exit`, which would end the job with an exit code of its choice. A process that
+    it forked does not go on with the job, and the working directory, from which paths may be
+    relative, is what it was.
+    """
+    process, directory = os.getpid(), os.getcwd()
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, InputError) or is_from_outside(error):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise RunError(
+            f"{what} raised {type(error).__name__}: {_text(error)} "
+            f"({place.filename}, line {place.lineno})"
+        ) from error
+    finally:
+        if os.getpid() != process:
+            os._exit(1)
+        os.chdir(directory)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        return "(no text)"
+    if "thread" in text and threading.current_thread() is not threading.main_thread():
+        text += "; needs_main_thread = True on the function calls it in the main thread"
+    if isinstance(error, AttributeError) and "'list' object" in text:
+        text += "; a function gets the list of all requests"
+    return text

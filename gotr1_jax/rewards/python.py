@@ -18,21 +18,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
-import threading
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from gotr1_jax.errors import ConfigError, InputError, RunError
+from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.plan import Box
 from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, is_group_wise, needs_main_thread
 from gotr1_jax.rewards.expression import LARGEST
-from gotr1_jax.rewards.own_function import is_from_outside, load_function, split_name
+from gotr1_jax.rewards.own_function import failures_as_one_line, load_function, split_name
 from gotr1_jax.rewards.source_digest import source_digest
 from gotr1_jax.rewards.terms import check_names
 
@@ -81,9 +77,11 @@ class PythonJudge:
             return []
         # Copies: what a function does to its images must not reach other judges and the report.
         own = [replace(request, image=request.image.copy()) for request in requests]
-        with _failures_as_one_line(self.function):
+        with failures_as_one_line(f"judge {self.function}"):
             results = self._by_sample(self._function(own), len(requests))
-        with _failures_as_one_line(self.function):  # a mapping of one's own may raise as well
+        with failures_as_one_line(
+            f"judge {self.function}"
+        ):  # a mapping of one's own may raise as well
             return [self._check(i, result) for i, result in enumerate(results)]
 
     def _by_sample(self, returned: Any, samples: int) -> Sequence[Any]:
@@ -195,37 +193,3 @@ def _meaning(function: Callable[..., Any]) -> str:
     text = getattr(function, "meaning", None) or getattr(function, "__doc__", None) or ""
     lines = text.strip().splitlines() if isinstance(text, str) else []
     return lines[0][:200] if lines else ""
-
-
-@contextmanager
-def _failures_as_one_line(name: str) -> Iterator[None]:
-    """What a function raises, as a RunError; so too its `sys.exit`, which would end the job with
-    an exit code of its choice. A process that it forked does not go on with the job, and the
-    working directory, from which paths may be relative, is what it was."""
-    process, directory = os.getpid(), os.getcwd()
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, InputError) or is_from_outside(error):
-            raise
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise RunError(
-            f"judge {name} raised {type(error).__name__}: {_text(error)} "
-            f"({place.filename}, line {place.lineno})"
-        ) from error
-    finally:
-        if os.getpid() != process:
-            os._exit(1)
-        os.chdir(directory)
-
-
-def _text(error: BaseException) -> str:
-    try:
-        text = " ".join(str(error).split())
-    except Exception:
-        return "(no text)"
-    if "thread" in text and threading.current_thread() is not threading.main_thread():
-        text += "; needs_main_thread = True on the function calls it in the main thread"
-    if isinstance(error, AttributeError) and "'list' object" in text:
-        text += "; a function gets the list of all requests"
-    return text

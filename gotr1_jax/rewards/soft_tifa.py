@@ -22,12 +22,12 @@ from gotr1_jax.rewards.atoms import (
     make_atoms,
     read_atoms,
 )
-from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, introduce, needs_main_thread
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, needs_main_thread
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer
 from gotr1_jax.rewards.multimodal.questions import QuestionsConfig
 from gotr1_jax.rewards.own_function import (
     check_function,
-    is_from_outside,
+    failures_as_one_line,
     is_function_name,
     load_function,
 )
@@ -52,6 +52,9 @@ class SoftTifaConfig(CheckedConfig):
     questions: FilledText
     # geometric: one wrong answer spoils all; arithmetic: the share of right answers.
     mean: Literal["geometric", "arithmetic"] = "geometric"
+    # How the answers are read: text counts 1 or 0, expected the probability of the right word.
+    # Null: as judge.questions.reading. A server can name probabilities for these questions alone.
+    reading: Literal["text", "expected"] | None = None
 
 
 def check_questions(config: SoftTifaConfig) -> None:
@@ -81,17 +84,18 @@ class SoftTifaJudge:
     ) -> None:
         """InputError for questions that cannot be had, and a reading that the engine cannot."""
         self.terms: tuple[str, ...] = (term,)
-        self._config, self._limit, self._engine = config, asked.score_tokens, engine
-        self._client = EngineClient(engine, asked.reading == "expected", cache)
-        self.needs_main_thread = needs_main_thread(engine)
-        self._atoms, digest = _find_atoms(config.questions)
-        reading = f"reading={asked.reading} score_tokens={asked.score_tokens}"
+        self._config, self._limit = config, asked.score_tokens
+        how = config.reading or asked.reading
+        self._client = EngineClient(engine, how == "expected", cache, words_only=True)
+        self._atoms, digest, function = _find_atoms(config.questions)
+        self.needs_main_thread = needs_main_thread(engine) or needs_main_thread(function)
+        reading = f"reading={how} score_tokens={asked.score_tokens}"
         self.identity = f"soft_tifa {config.mean} {digest} {reading} by {engine.identity}"
         self.meanings = {term: "the questions about the caption are answered rightly"}
 
     def introduce(self) -> None:
         """See `base.introduce`."""
-        introduce(self._engine)
+        self._client.introduce()
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[JudgeResult]:
         """One result for each request; all questions are asked at once."""
@@ -131,15 +135,16 @@ class SoftTifaJudge:
         return JudgeResult({term: score}, rationale=line, raw_answers={term: raw} if raw else {})
 
 
-def _find_atoms(source: str) -> tuple[MakeAtoms, str]:
-    """What gives the atoms of a caption, and a digest of it."""
+def _find_atoms(source: str) -> tuple[MakeAtoms, str, Callable[..., Any] | None]:
+    """What gives the atoms of a caption, a digest of it, and the function behind it if any."""
     if not is_function_name(source):
         found = _by_caption(Path(source))
         pairs = {c: [(a.question, a.answer) for a in atoms] for c, atoms in found.items()}
         digest = hashlib.sha256(json.dumps(pairs, sort_keys=True).encode()).hexdigest()
-        return lambda caption: found.get(caption.strip()), f"questions={digest[:16]}"
+        return lambda caption: found.get(caption.strip()), f"questions={digest[:16]}", None
     function = load_function(source)
-    return lambda caption: _call(source, function, caption), f"{source} {source_digest(function)}"
+    digest = f"{source} {source_digest(function)}"
+    return lambda caption: _call(source, function, caption), digest, function
 
 
 def _by_caption(path: Path) -> dict[str, list[Atom]]:
@@ -153,11 +158,8 @@ def _by_caption(path: Path) -> dict[str, list[Atom]]:
 
 
 def _call(source: str, function: Callable[..., Any], caption: str) -> list[Atom] | None:
-    try:
+    where = f"{source} for {caption[:60]!r}"
+    with failures_as_one_line(where):
         pairs = function(caption)
-    except BaseException as error:
-        if is_from_outside(error):
-            raise
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"{source} failed for the caption {caption[:60]!r}: {cause}") from error
-    return None if pairs is None else make_atoms(pairs, f"{source} for {caption[:60]!r}")
+        # A sequence of one's own may raise as well.
+        return None if pairs is None else make_atoms(pairs, where)

@@ -25,6 +25,9 @@ _STRINGS = {
     "image": "<|image_pad|>",
 }
 
+# Around the thought of a model that thinks first.
+_THOUGHT = ("<think>", "</think>")
+
 
 @dataclass(frozen=True)
 class QwenIds:
@@ -55,25 +58,29 @@ class QwenTokenizer:
     Attributes:
       ids: special ids.
       system: the system message of a chat that gives none; None: it then has none.
+      thinks: whether every answer begins with a thought, as of Qwen3-VL's Thinking checkpoints.
       vocab_size: rows that an embedding needs for it, the largest id + 1.
     """
 
     def __init__(
-        self, data: str, source: str = "tokenizer.json", system: str | None = SYSTEM
-    ) -> None:
+        self, data: str, source: str = "tokenizer.json", system: str | None = SYSTEM,
+        thinks: bool = False,
+    ) -> None:  # fmt: skip
         """Reads the text of a tokenizer.json; `source` is its name in error messages.
 
         Raises InputError when the text is not a tokenizer or a special token is missing.
         """
-        self.system = system
+        self.system, self.thinks = system, thinks
         self._text = PlainTextTokenizer(data, source, _STRINGS.values())
         known = self._text.known
-        if missing := [text for text in _STRINGS.values() if text not in known]:
+        needed = (*_STRINGS.values(), *(_THOUGHT if thinks else ()))
+        if missing := [text for text in needed if text not in known]:
             raise InputError(
                 f"{source} lacks the special token {', '.join(missing)}; "
                 "a Qwen-VL tokenizer is needed"
             )
         self.ids = QwenIds(**{name: known[text] for name, text in _STRINGS.items()})
+        self._thought = tuple(known[text] for text in _THOUGHT) if thinks else ()
         self.vocab_size = max(known.values()) + 1
 
     @property
@@ -82,13 +89,15 @@ class QwenTokenizer:
         return self._text.number_ids
 
     @classmethod
-    def from_dir(cls, path: str | Path, system: str | None = SYSTEM) -> QwenTokenizer:
-        """The tokenizer of a checkpoint directory, for chats that usually have this system message.
+    def from_dir(
+        cls, path: str | Path, system: str | None = SYSTEM, thinks: bool = False
+    ) -> QwenTokenizer:
+        """The tokenizer of a checkpoint directory; `system` and `thinks` as the attributes.
 
         Raises InputError if it has none that fits, and for one that loses text.
         """
         file = Path(path) / "tokenizer.json"
-        tokenizer = cls(read_text(file), str(file), system)
+        tokenizer = cls(read_text(file), str(file), system, thinks)
         tokenizer._text.check_round_trip()
         return tokenizer
 
@@ -97,11 +106,16 @@ class QwenTokenizer:
         return self._text.encode(text)
 
     def encode_chat(
-        self, message: Sequence[str | ImageTokens], system: str | None = None
-    ) -> list[int]:
+        self, message: Sequence[str | ImageTokens], system: str | None = None,
+        skip_thought: bool = False,
+    ) -> list[int]:  # fmt: skip
         """Ids of a user's message, ready for the assistant's answer.
 
-        message: text and images in their order; system: None is the usual one.
+        Args:
+          message: text and images in their order.
+          system: None is the usual one.
+          skip_thought: of a model that thinks first: an empty thought stands there, and the answer
+            follows. Else the thought is opened, and the answer goes on with it.
         """
         ids, parts = self.ids, self._opening(system)
         for part in message:
@@ -110,6 +124,9 @@ class QwenTokenizer:
             else:
                 parts.append(part)
         parts += [ids.message_end, "\n", ids.message_start, "assistant\n"]
+        if self.thinks:
+            opened, closed = self._thought
+            parts += [opened, "\n\n", closed, "\n\n"] if skip_thought else [opened, "\n"]
         return self._join(parts)
 
     def encode_opening(self, text: str, system: str | None = None) -> list[int]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.images import encode_png
 from gotr1_jax.io.files import atomic_write, plain_json, write_all
 from gotr1_jax.io.reading import MAX_LINE, open_file, parse_json_object
 from gotr1_jax.io.write_errors import write_failure
 from gotr1_jax.trainer.run_dir import RunDir
-from gotr1_jax.trainer.samples import png_bytes
 from gotr1_jax.trainer.tracking.trackers import TrackedImage
 
 _MOST_STEPS = 10**12
@@ -132,7 +132,7 @@ class MetricsWriter:
         for image in images if self._writes and self._events is not None else ():
             height, width, colours = image.pixels.shape
             size = {"height": height, "width": width, "colorspace": colours}
-            png = png_bytes(image.pixels)
+            png = encode_png(image.pixels)
             values.append({"tag": image.title, "image": {**size, "encoded_image_string": png}})
         try:
             self._add_values(step, values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -13,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.images import open_image
+from gotr1_jax.images import encode_png, open_image
 from gotr1_jax.io.files import plain_json
 from gotr1_jax.io.reading import parse_json, read_text
 from gotr1_jax.io.write_errors import raise_write_errors
@@ -109,7 +107,7 @@ def write_samples(
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             for record in records:
-                (temporary / record.image_name).write_bytes(png_bytes(record.image))
+                (temporary / record.image_name).write_bytes(encode_png(record.image))
             lines = [json.dumps(_to_json(record)) for record in records]
             text = "".join(line + "\n" for line in lines)
             (temporary / _RECORDS_NAME).write_text(text, encoding="utf-8")
@@ -157,15 +155,6 @@ def drop_samples_after(samples_dir: Path | str, step: int) -> None:
         for later, folder in folders.items():
             if later > step:
                 remove_folder(folder)
-
-
-def png_bytes(image: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) as the bytes of a PNG file; ValueError for any other array."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"a sample's image is uint8 (H, W, 3), not {image.dtype} {image.shape}")
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, format="PNG")
-    return stream.getvalue()
 
 
 def sample_images(records: Sequence[SampleRecord], most: int) -> list[TrackedImage]:

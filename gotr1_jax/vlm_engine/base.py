@@ -129,6 +129,7 @@ class Answer:
         finite: False when the logits were not finite; the text is then meaningless.
         error: why there is no answer at all (a server that could not be reached), else "". Such
             a question is not asked again: the engine has retried already.
+        probability: of the right word, where it was asked for (`FirstTokenEngine`) and is known.
     """
 
     text: str = ""
@@ -138,6 +139,7 @@ class Answer:
     note: str = ""
     tokens_in: int = 0
     tokens_out: int = 0
+    probability: float | None = None
 
 
 class Engine(Protocol):
@@ -167,4 +169,22 @@ class ScoringEngine(Engine, Protocol):
         Of the kind "word" the probability of the right answer, see `FirstWords`. One forward pass
         over the question and its answer prefix; NaN where the logits are not finite.
         """
+        ...
+
+
+@runtime_checkable
+class FirstTokenEngine(Engine, Protocol):
+    """An engine that knows the likeliest first tokens of an answer, not a score's distribution."""
+
+    def word_answers(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answers to questions of the kind "word" with `probability`, that of the right word.
+
+        None there, and the cause in `note`, where an answer came without. RunError where the
+        engine never gives any.
+        """
+        ...
+
+    def introduce_words(self) -> None:
+        """One such question of our own, before anything depends on the answers; RunError as above,
+        UnreachableError where there is no answer."""
         ...

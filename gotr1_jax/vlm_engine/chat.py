@@ -17,8 +17,9 @@ from typing import Any
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.reading import parse_json
-from gotr1_jax.vlm_engine.base import Answer
+from gotr1_jax.vlm_engine.base import Answer, FirstWords
 from gotr1_jax.vlm_engine.config import HttpConfig
+from gotr1_jax.vlm_engine.first_token import word_probability
 
 _LENGTH_FIELDS = ("max_tokens", "max_completion_tokens")
 _OWN_FIELDS = (*_LENGTH_FIELDS, "temperature", "repetition_penalty")
@@ -83,6 +84,32 @@ def _named_by_structure(text: str) -> set[str]:
 def read_completion(data: bytes) -> Answer:
     """The first choice of a chat completion, and the tokens that the server counted. ValueError
     where the bytes are none."""
+    body, choice = _read_choice(data)
+    reason, message = choice.get("finish_reason"), choice["message"]
+    text = _text(message.get("content"))
+    if text is None:
+        raise ValueError("the content of the response is no text")
+    kind = str(reason).lower()
+    if kind in _BROKEN:
+        raise ValueError(f"the server broke the answer off: finish_reason {kind}")
+    cut = kind in _CUT
+    answer = Answer(text, truncated=cut) if text.strip() else _empty(message, str(reason), cut)
+    return _counted(answer, body)
+
+
+def read_word(data: bytes, words: FirstWords) -> Answer:
+    """The first choice of a chat completion by its first token, see `first_token`; the cause in
+    `note` where that is not known. ValueError where the bytes are no completion."""
+    body, choice = _read_choice(data)
+    try:
+        answer = Answer(probability=word_probability(choice, words))
+    except ValueError as error:
+        answer = Answer(note=str(error))
+    return _counted(answer, body)
+
+
+def _read_choice(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A chat completion and its first choice, which has a message; ValueError where it is none."""
     try:
         body = parse_json(data, "it", allow_nan=True)
     except InputError as error:
@@ -92,18 +119,13 @@ def read_completion(data: bytes) -> Answer:
         message = _error(body).get("message")
         shown = f": {_short(message)}" if isinstance(message, str) else ""
         raise ValueError(f"the response is no chat completion{shown}")
-    choice, reason = choices[0], choices[0].get("finish_reason")
-    message = choice.get("message")
-    if not isinstance(message, dict):
+    if not isinstance(choices[0].get("message"), dict):
         raise ValueError("the response is no chat completion")
-    text = _text(message.get("content"))
-    if text is None:
-        raise ValueError("the content of the response is no text")
-    kind = str(reason).lower()
-    if kind in _BROKEN:
-        raise ValueError(f"the server broke the answer off: finish_reason {kind}")
-    cut = kind in _CUT
-    answer = Answer(text, truncated=cut) if text.strip() else _empty(message, str(reason), cut)
+    return body, choices[0]
+
+
+def _counted(answer: Answer, body: Mapping[str, Any]) -> Answer:
+    """An answer with the tokens that the server counted."""
     read, written = (_count(body, name) for name in ("prompt_tokens", "completion_tokens"))
     return replace(answer, tokens_in=read, tokens_out=written)
 

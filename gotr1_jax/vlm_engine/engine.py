@@ -90,6 +90,7 @@ class QwenEngine:
         kind = "qwen3_vl" if checkpoint.config.is_qwen3 else "qwen2_5_vl"
         self.identity = f"{kind} {config.checkpoint} {config.dtype} {config.max_pixels}"
         self.identity += f" weights={weights}" if weights else ""
+        self.identity += " thinks" if checkpoint.tokenizer.thinks else ""
         dtype = jnp.dtype(config.dtype)
         self._limits = program_limits(config, mesh)
         self._tokenizer, self._capacity = checkpoint.tokenizer, config.image_tokens
@@ -145,7 +146,7 @@ class QwenEngine:
         different = list({q.key: q for q in questions}.values())
         answers: dict[str, Answer] = {}
         for batch in self._split_by_images(different):
-            vectors, rows = self._encode(batch, [()] * len(batch))
+            vectors, rows = self._encode(batch)
             for part, members, shared, own in self._program_batches(batch, rows, decode=True):
                 found = self._text.decode(part, shared, own, vectors)
                 for i, tokens in zip(members, found):
@@ -162,9 +163,10 @@ class QwenEngine:
     def expected_scores(self, questions: Sequence[Question]) -> list[float]:
         """The probability-weighted mean of each question's score, or that of the right word.
 
-        One forward pass over the question and its answer prefix; see `scores`. NaN where logits
-        are not finite, and for a question that is too long. InputError for a scale that cannot be
-        read so, and for a question without one.
+        One forward pass over the question and its answer prefix; see `scores`. A model that thinks
+        first is read after an empty thought. NaN where logits are not finite, and for a question
+        that is too long. InputError for a scale that cannot be read so, and for a question without
+        one.
         """
         targets = dict.fromkeys(map(_target, questions))
         scales = {target: self._score_tokens(target) for target in targets}
@@ -247,9 +249,12 @@ class QwenEngine:
             yield batch
 
     def _encode(
-        self, batch: Sequence[Question], endings: Sequence[Sequence[int]]
+        self, batch: Sequence[Question], endings: Sequence[Sequence[int]] | None = None
     ) -> tuple[jax.Array, list[QuestionTokens]]:
-        """The vectors of a batch's images, and its questions as tokens with their endings."""
+        """The vectors of a batch's images, and its questions as tokens.
+
+        endings: beginnings of the answers, after an empty thought where the model thinks first.
+        """
         images = {p.key: p for q in batch for p in q.images}
         grids = {key: self._grid(image) for key, image in images.items()}
         # Second tries and other ways of reading ask about the same images in calls that follow.
@@ -262,16 +267,17 @@ class QwenEngine:
         vectors, starts = self._image_vectors
         return vectors, [
             self._tokenize(q, [grids[p.key] for p in q.images], starts, ending)
-            for q, ending in zip(batch, endings)
+            for q, ending in zip(batch, endings or [None] * len(batch))
         ]
 
     def _tokenize(
         self, question: Question, grids: Sequence[Grid], starts: dict[str, int],
-        ending: Sequence[int],
+        ending: Sequence[int] | None,
     ) -> QuestionTokens:  # fmt: skip
         shown = (ImageTokens(h * w) for h, w in grids)
         message: list[str | ImageTokens] = [question.instruction, *shown, question.text]
-        ids = np.array([*self._tokenizer.encode_chat(message), *ending], np.int32)
+        chat = self._tokenizer.encode_chat(message, skip_thought=ending is not None)
+        ids = np.array([*chat, *(ending or ())], np.int32)
         mask = ids == self._tokenizer.ids.image
         index = np.full(ids.shape, -1, np.int32)
         vectors = [starts[p.key] + np.arange(h * w) for p, (h, w) in zip(question.images, grids)]

@@ -20,9 +20,18 @@ import numpy as np
 from PIL import Image
 
 from gotr1_jax.errors import RunError, UnreachableError
-from gotr1_jax.vlm_engine.base import Answer, ImageInput, Question, Scale, make_image_input
+from gotr1_jax.vlm_engine import first_token
+from gotr1_jax.vlm_engine.base import (
+    Answer,
+    FirstWords,
+    ImageInput,
+    Question,
+    Scale,
+    make_image_input,
+)
 from gotr1_jax.vlm_engine.chat import (
     read_completion,
+    read_word,
     refused_fields,
     request_fields,
     without_refused,
@@ -63,7 +72,7 @@ class HttpEngine:
         self._http = http = HttpClient(config, "judge.http", wait)
         url = http.url
         self._url = url.copy_with(path=f"{url.path.rstrip('/')}/chat/completions")
-        self._has_answered = False
+        self._has_answered = self._names_tokens = False
         self._num_unanswered = 0  # before the first answer
         address = f"http {config.url.rstrip('/')} {config.model} multiple={config.multiple}"
         weights = run_async(served_model(url, config.model, http.headers, http.tls))
@@ -91,7 +100,35 @@ class HttpEngine:
         refusal or a failure is only a missing answer. The first question goes alone, so that
         chance does not decide which one comes first.
         """
-        answers = run_async(self._answer_all(questions))
+        return self._warned(run_async(self._answer_all(questions)))
+
+    def word_answers(self, questions: Sequence[Question]) -> list[Answer]:
+        """See `FirstTokenEngine`: by the likeliest first tokens that the server names.
+
+        RunError, besides as of `answer`, where it names none in its first answers.
+        """
+        answers = run_async(self._answer_all(questions, words=True))
+        given = [a for a in answers if not a.error]
+        self._names_tokens |= any(a.probability is not None for a in given)
+        if given and not self._names_tokens:
+            raise self._without_tokens(given[0].note)
+        return self._warned(answers)
+
+    def introduce_words(self) -> None:
+        """See `FirstTokenEngine`."""
+        words = FirstWords(("Yes", "yes"), ("no",))
+        text = "Is there a square? Answer in one word."
+        answer = self.word_answers([Question("word", (_square(),), "", text, 1, words=words)])[0]
+        self._check_reached(answer)
+
+    def _without_tokens(self, reason: str) -> RunError:
+        return RunError(
+            f"the judge at {self._config.url} gives no probabilities of words: {reason}; set "
+            "judge.questions.reading to text, or serve the model with vLLM or SGLang"
+        )
+
+    def _warned(self, answers: list[Answer]) -> list[Answer]:
+        """The answers, and one line of log for those that are missing."""
         reasons = Counter(a.error for a in answers if a.error)
         if reasons:
             reason, number = reasons.most_common(1)[0]
@@ -106,19 +143,19 @@ class HttpEngine:
 
         UnreachableError where there is no answer after all tries, RunError where it is refused.
         """
-        pixels = np.full((64, 64, 3), 200, np.uint8)
-        pixels[16:48, 8:40] = (200, 40, 30)
         text = 'Which color has the square? Answer with {"score": 0} and one word.'
         scale = Scale(0, 10, "")
-        image = make_image_input(pixels)
-        answer = self.answer([Question("score", (image,), text, "", 32, scale)])[0]
+        self._check_reached(self.answer([Question("score", (_square(),), text, "", 32, scale)])[0])
+
+    def _check_reached(self, answer: Answer) -> None:
         if answer.error:
             raise UnreachableError(
                 f"the judge at {self._config.url} does not answer: {answer.error}; start it first, "
                 "check judge.http.url and judge.http.model, or see its log"
             )
 
-    async def _answer_all(self, questions: Sequence[Question]) -> list[Answer]:
+    async def _answer_all(self, questions: Sequence[Question], words: bool = False) -> list[Answer]:
+        """words: by the first token alone."""
         images = {p.key: p for q in questions for p in q.images}
         encoded = (asyncio.to_thread(self._data_url, image) for image in images.values())
         urls = dict(zip(images, await asyncio.gather(*encoded)))
@@ -126,7 +163,7 @@ class HttpEngine:
 
         async def answer_one(question: Question) -> Answer:
             async with slots:
-                return await self._answer_one(client, question, urls)
+                return await self._answer_one(client, question, urls, words)
 
         async with self._http.session() as client:
             answers: list[Answer] = []
@@ -153,10 +190,12 @@ class HttpEngine:
             )
 
     async def _answer_one(
-        self, client: httpx2.AsyncClient, question: Question, urls: dict[str, str]
+        self, client: httpx2.AsyncClient, question: Question, urls: dict[str, str], words: bool
     ) -> Answer:
         refused = self._refused
-        fields = request_fields(self._config, question.max_answer_tokens)
+        fields = request_fields(self._config, 1 if words else question.max_answer_tokens)
+        fields |= first_token.FIELDS if words else {}
+        right = question.words if words else None
 
         async def ask() -> Answer:
             nonlocal refused
@@ -164,7 +203,7 @@ class HttpEngine:
                 sent = without_refused(fields, refused)
                 try:
                     body = self._body(question, urls, sent)
-                    return _read_completion(await self._http.post(client, self._url, body))
+                    return _read_completion(await self._http.post(client, self._url, body), right)
                 except RefusedError as refusal:
                     new = refused_fields(refusal.status, refusal.text, sent)
                     if not new:  # there are some at most as often as there are fields
@@ -174,6 +213,8 @@ class HttpEngine:
         try:
             answer = await self._http.retried(ask)
         except RefusedError as refusal:
+            if words and not self._names_tokens and "logprobs" in refusal.text:
+                raise self._without_tokens(str(refusal)) from refusal
             if refusal.status in _REFUSALS and not self._has_answered:
                 raise RunError(
                     f"the judge at {self._config.url} refuses: {refusal}; "
@@ -227,9 +268,16 @@ class HttpEngine:
         return tall, wide
 
 
-def _read_completion(data: bytes) -> Answer:
-    """The answer in a response; raises TransientError where it is no chat completion."""
+def _square() -> ImageInput:
+    pixels = np.full((64, 64, 3), 200, np.uint8)
+    pixels[16:48, 8:40] = (200, 40, 30)
+    return make_image_input(pixels)
+
+
+def _read_completion(data: bytes, words: FirstWords | None) -> Answer:
+    """The answer in a response, of `words` their probability; raises TransientError where it is no
+    chat completion."""
     try:
-        return read_completion(data)
+        return read_completion(data) if words is None else read_word(data, words)
     except ValueError as error:
         raise TransientError(str(error)) from error

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.images import encode_png
 from gotr1_jax.io.reading import read_text
 from gotr1_jax.vlm_engine.config import HttpServerConfig
 
@@ -140,12 +141,11 @@ class HttpClient:
 
 def encode_image(pixels: np.ndarray, kind: Literal["png", "jpeg"] = "png") -> str:
     """An image uint8 (H, W, 3) as a file in base64; JPEG of quality 95, colours not halved."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    stream = io.BytesIO()
     if kind == "png":
-        image.save(stream, format="PNG")
-    else:
-        image.save(stream, format="JPEG", quality=95, subsampling=0)
+        return base64.b64encode(encode_png(pixels)).decode()
+    stream = io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.save(stream, format="JPEG", quality=95, subsampling=0)
     return base64.b64encode(stream.getvalue()).decode()
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from gotr1_jax.convert.image_tokenizer import save_vq
+from gotr1_jax.images import encode_png
 from gotr1_jax.io.files import atomic_write
 from gotr1_jax.io.storage import local_path
 from gotr1_jax.parallel.mesh import addressable_rows, replicated
@@ -26,7 +27,6 @@ from gotr1_jax.shapes.cells import CELL_CODES_FILE, CellCodes
 from gotr1_jax.shapes.vocabulary import IMAGE_SIZE
 from gotr1_jax.trainer.run import Run
 from gotr1_jax.trainer.run_dir import RunDir
-from gotr1_jax.trainer.samples import png_bytes
 from gotr1_jax.trainer.tracking.trackers import TrackedImage
 from gotr1_jax.vq.config import VqTrainConfig
 from gotr1_jax.vq.data import (
@@ -106,7 +106,7 @@ def _finish(config: VqTrainConfig, run: Run, params: Any, codes: CellCodes | Non
     margin = config.weights.consistency_margin
     summary, decoded = evaluate(config.model, rounded, held_out, margin)
     sheet = np.asarray(contact_sheet(held_out.images[:, 0], decoded))
-    atomic_write(run.dir.reconstructions, png_bytes(sheet))
+    atomic_write(run.dir.reconstructions, encode_png(sheet))
     shown = TrackedImage("reconstructions", "held-out images, below each row decoded", sheet)
     run.write_summary(summary, [shown])
     print(f"report: {write_report(run.dir.root)}")

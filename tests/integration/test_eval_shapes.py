@@ -78,8 +78,18 @@ def whole(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gotr1_jax.parallel.startup.start_devices", lambda *_: None)
-        assert run(command(job, out)) == 0
+        assert run(command(job, out, "--card", str(out.parent / "card.json"))) == 0
     return out
+
+
+def check_card(card: Path, out: Path, *parts: str) -> dict[str, Any]:
+    """That a card has the scores and facts of scores.json; its content."""
+    made, stored = json.loads(card.read_text()), scores_of(out)
+    assert made["card"] == "gotr1_jax result card 1" and made["seconds"] > 0
+    assert made["versions"]["jax"] and made["hardware"]["devices"] >= 1
+    for part in ("scores", *parts):
+        assert made[part] == stored[part], part
+    return made
 
 
 def test_the_figures_of_a_run(own: Evaluation, whole: Path) -> None:
@@ -102,6 +112,12 @@ def test_the_figures_of_a_run(own: Evaluation, whole: Path) -> None:
     totals = [sample["values"]["total"] for sample in page.data["samples"]]
     assert np.mean(totals) == pytest.approx(row["value"], abs=1e-6)
     assert "verdict" in page.data["binary"]
+    facts = ("sampling", "captions", "images", "training_judge")
+    made = check_card(whole.parent / "card.json", whole, *facts)
+    assert made["images"]["per_caption"] == SAMPLES and made["seed"] == found["sampling"]["seed"]
+    text = (whole / "scores.md").read_text()
+    assert f"{CAPTIONS} of the held-out captions of the shapes world, as they are" in text
+    assert "of embedded; template gotr1, guidance" in text
 
 
 def test_a_command_that_was_stopped_goes_on(
@@ -131,6 +147,7 @@ def test_images_that_are_there(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(["eval", "shapes", "--images", str(whole), "--out", str(out)]) == 0
     assert scores_of(out)["by_caption"] == scores_of(whole)["by_caption"]
+    assert "how they were sampled is not known" in (out / "scores.md").read_text()
 
 
 def test_other_settings_are_refused(
@@ -193,7 +210,11 @@ def test_images_of_given_plans(tmp_path: Path) -> None:
     tiny, out = write_shapes(tmp_path / "tiny"), tmp_path / "out"
     common = ["--ckpt", str(tiny), "--batch-size", "2", "--cfg", "3"]
     words = ["eval", "given_plans", *common, "--captions", "2", "--edits", "1", "--out", str(out)]
-    assert run(words) == 0
+    assert run([*words, "--card", str(tmp_path / "card.json")]) == 0
+    made = check_card(tmp_path / "card.json", out, "sampling", "captions", "images")
+    assert made["sampling"]["guidance"] == 3 and made["captions"]["number"] == 2
+    text = (out / "scores.md").read_text()
+    assert "guidance 3, temperature 1 of the image" in text and "of the plan" not in text
     lines = [json.loads(line) for line in (out / "pictures.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == [
         "reconstructed/00000", "generated/00000", "edited/00000", "reconstructed/00001",
@@ -228,8 +249,11 @@ def test_understanding_of_two_checkpoints(
         "eval", "understanding", "--ckpt", str(tiny), "--baseline", "embedded", "--out", str(out),
         "--questions", "5", "--batch", "3", "--max-tokens", "4",
     ]  # fmt: skip
-    assert run(words) == 0
+    assert run([*words, "--card", str(tmp_path / "card.json")]) == 0
     assert "| all |" in capsys.readouterr().out
+    made = check_card(tmp_path / "card.json", out, "questions")
+    assert made["questions"]["number"] == 5 and made["questions"]["max_tokens"] == 4
+    assert "answers greedy, of at most 4 tokens" in (out / "scores.md").read_text()
     before = [(out / name).read_bytes() for name in ("scores.json", "scores.md", "answers.jsonl")]
     lines = [json.loads(line) for line in before[2].splitlines()]
     assert len(lines) == 5 and all(len(line["ckpt"]["said"]) for line in lines)

@@ -105,7 +105,17 @@ def test_the_comparison_of_searches(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     out = tmp_path / "out"
     words = ["eval", "search", "--out", str(out), "--config", str(config)]
-    assert run(words) == 0
+    assert run([*words, "--card", str(tmp_path / "card.json")]) == 0
+    made, stored = (
+        json.loads(f.read_text()) for f in (tmp_path / "card.json", out / "scores.json")
+    )
+    assert made["scores"] == stored["scores"] and list(made["scores"]) == [
+        "none",
+        "best of 2",
+        "repair",
+    ]
+    assert made["captions"]["number"] == 4 and made["seed"] == 0 and made["images"]["resolution"]
+    assert "template gotr1, guidance 3, temperature" in (out / "scores.md").read_text()
     lines = [json.loads(line) for line in (out / "searches.jsonl").read_text().splitlines()]
     none, two, repair = lines
     assert none["cost"] == 1 and none["scores"]["total"]["gain"] == 0

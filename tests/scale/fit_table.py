@@ -2,9 +2,10 @@
 
     python tests/scale/fit_table.py measure RESULTS.jsonl [PATTERN]   # hours on a few cores
     python tests/scale/fit_table.py show RESULTS.jsonl                # Markdown
+    python tests/scale/fit_table.py judges RESULTS.jsonl              # likewise, of Qwen3-VL
 
 `measure` continues where it was stopped; compiled programs are stored next to RESULTS.
-PATTERN is part of a setting's name ("7b lora v5e:4x4").
+PATTERN is part of a setting's name ("7b lora v5e:4x4", "judge 8b").
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ def _layout(
     )
 
 
+# Qwen3-VL, each as the judge of the 1B with adapters.
+JUDGES = ("2b", "4b", "8b", "32b")
+JUDGED = ("v5e:4x4", "v6e:8x8", "v5p:4x4x4")
+
 LAYOUTS = {
     ("1b", "h200:1"): _layout(1, 1, "full", 16, decode=32),
     ("1b", "h200:8"): _layout(8, 1, "full", 64, decode=32),
@@ -67,10 +72,12 @@ class Setting:
     mode: str
     topology: str
     remote: bool = False
+    judge: str = ""  # a size of Qwen3-VL; empty: Qwen2.5-VL-7B
 
     @property
     def name(self) -> str:
-        return f"{self.size} {self.mode} {self.topology}" + (" remote" if self.remote else "")
+        judge = f" judge {self.judge}" if self.judge else ""
+        return f"{self.size} {self.mode} {self.topology}{' remote' if self.remote else ''}{judge}"
 
     @property
     def overrides(self) -> str:
@@ -84,6 +91,7 @@ SETTINGS = [
     for remote in (False, True)
     for mode in MODES
 ]
+SETTINGS += [Setting("1b", "lora", where, judge=judge) for where in JUDGED for judge in JUDGES]
 
 
 def measure(out: Path, pattern: str) -> None:
@@ -101,6 +109,24 @@ def measure(out: Path, pattern: str) -> None:
             print(setting.name, line.get("error") or line["whole_job"]["peak_bytes"], flush=True)
 
 
+def _judge_compiler(target: Any, known: Any) -> Any:
+    """A compiler of the judge's programs; of the others, which do not depend on it, only the shapes
+    are found, and their memory is left out."""
+    from dataclasses import replace
+
+    from gotr1_jax.aot.measure import Compiler, Program, ProgramCost
+
+    class JudgeCompiler(Compiler):
+        def __call__(self, program: Program) -> tuple[ProgramCost, Any]:
+            if program.name.startswith("judge"):
+                return super().__call__(program)
+            outputs = program.function.trace(*program.args, **program.static).out_info
+            bare = replace(program, args=(), reads=(), function=None)
+            return ProgramCost(bare, 0, 0, 0, 0, 0, 0.0, {}, 0), outputs
+
+    return JudgeCompiler(target, known)
+
+
 def _measured(setting: Setting, known: Any) -> dict[str, Any]:
     from gotr1_jax.aot import read_job
     from gotr1_jax.aot.job import ModelSizes
@@ -112,8 +138,9 @@ def _measured(setting: Setting, known: Any) -> dict[str, Any]:
     config = read_job(CONFIGS / f"gotr1_{setting.size}_grpo.yaml", setting.overrides.split())
     target, start = find_target(setting.topology), time.perf_counter()
     try:
+        compiler = _judge_compiler(target, known) if setting.judge else Compiler(target, known)
         report = compile_job(
-            config, target, ModelSizes(setting.size, "7b"), Compiler(target, known)
+            config, target, ModelSizes(setting.size, setting.judge or "7b"), compiler
         )
     except GotR1Error as error:
         return {"error": str(error)}
@@ -162,6 +189,28 @@ def _cells(line: dict[str, Any], size: str, mode: str, columns: dict[str, str]) 
     ]  # fmt: skip
 
 
+def show_judges(out: Path) -> str:
+    """The table of Qwen3-VL as a judge, of the settings that were measured."""
+    lines = {line["name"]: line for line in _lines(out)}
+    columns = ("judge: images", "judge: questions", "judge: answers, last bucket")
+    head = ["where", "judge", "its weights and images", *(c.partition(": ")[2] for c in columns)]
+    rows = ["| " + " | ".join([*head, "whole job", "of", "fits"]) + " |", "|" + "-|" * 9]
+    for setting in SETTINGS:
+        line = lines.get(setting.name)
+        if not setting.judge or line is None or "error" in line:
+            continue
+        peaks = {p["name"]: p["peak_bytes"] for p in line["programs"]}
+        whole = line["whole_job"]
+        cells = [
+            line["topology"], f"Qwen3-VL-{setting.judge.upper()}",
+            _gb(whole["lasting_bytes"]["judge"]), *(_gb(peaks.get(name)) for name in columns),
+            _gb(whole["peak_bytes"]), _gb(line["hbm_bytes"]),
+            "yes" if whole["fits"] else "**no**",
+        ]  # fmt: skip
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
 def _lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
 
@@ -171,10 +220,11 @@ def _gb(size: int | None) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or sys.argv[1] not in ("measure", "show"):
+    tables = {"show": show, "judges": show_judges}
+    if len(sys.argv) < 3 or sys.argv[1] not in ("measure", *tables):
         sys.exit(__doc__)
-    if sys.argv[1] == "show":
-        print(show(Path(sys.argv[2])))
+    if sys.argv[1] in tables:
+        print(tables[sys.argv[1]](Path(sys.argv[2])))
     else:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
         logging.getLogger("gotr1_jax").setLevel(logging.INFO)

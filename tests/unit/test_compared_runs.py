@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import pytest
 from report_pages import PageReader, record
 
 from gotr1_jax import cli
+from gotr1_jax.config import field_kinds, sections_of
 from gotr1_jax.evaluation.card import write_card
-from gotr1_jax.report.compare import write_comparison
+from gotr1_jax.jobs import JOBS, job_schema
+from gotr1_jax.report.compare import compare_settings, write_comparison
+from gotr1_jax.report.load import load_run
 from gotr1_jax.report.page import write_report
 from gotr1_jax.report.provenance import describe_provenance
+from gotr1_jax.report.settings import _FORMER, read_settings
 from gotr1_jax.trainer.provenance import add_start, command_line, describe_start
 from gotr1_jax.trainer.run_dir import RunDir, create_run_dir
 from gotr1_jax.trainer.samples import write_samples
@@ -111,6 +116,42 @@ def test_provenance(tmp_path: Path) -> None:
     assert list(lines) == ["versions"] and len(lines["versions"]) < 700
 
 
+def test_former_names_of_settings_are_no_difference(tmp_path: Path) -> None:
+    old = """judge: {kind: qwen2_5_vl, qwen2_5_vl: {checkpoint: A, picture_tokens: 9000},
+  also: [{kind: qwen2_5_vl, qwen2_5_vl: {checkpoint: B}}]}
+reward: {rule: v2}
+loss: {advantage: grpo}
+seed: 3
+"""
+    new = """judge: {kind: qwen_vl, qwen_vl: {checkpoint: A, image_tokens: 9000},
+  also: [{kind: qwen_vl, qwen_vl: {checkpoint: B}}]}
+reward: {total: v2}
+advantage: {kind: grpo}
+seed: 4
+"""
+    runs = [make_run(tmp_path / name, text, {}, {}) for name, text in (("a", old), ("b", new))]
+    loaded = {run.root.name: load_run(run.root, 0) for run in runs}
+    assert compare_settings(loaded) == {"seed": ["3", "4"]}
+    # No run begins with both names: such a file is none that can be read.
+    assert read_settings(old.replace("judge: {", "judge: {qwen_vl: {checkpoint: C}, ")) == {}
+
+
+def test_former_names_are_those_of_the_jobs() -> None:
+    def former(schema: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+        for old, new in getattr(schema, "renamed_keys", {}).items():
+            yield prefix + old, prefix + new
+        for name, kind in field_kinds(schema).items():
+            for section in sections_of(kind):
+                if section is not schema:  # a judge can have further ones
+                    yield from former(section, f"{prefix}{name}.")
+
+    names = {old: new for job in JOBS for old, new in former(job_schema(job))}
+    assert len(names) >= 6
+    for old, new in names.items():
+        if not old.startswith("judge."):
+            assert _FORMER[old] == new
+
+
 def test_a_command_is_told_without_its_folder_and_passwords(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,5 +159,5 @@ def test_a_command_is_told_without_its_folder_and_passwords(
     told = command_line(words)
     assert told == "gotr1 train --judge.http.url http://…@host/v1 'a b'"
     monkeypatch.setattr(sys, "argv", words)
-    write_card(tmp_path / "card.json", "a card, which is published", {}, [], 1.0)
+    write_card(tmp_path / "card.json", "a card, which is published", {}, {}, 1.0)
     assert json.loads((tmp_path / "card.json").read_text("utf-8"))["command"] == told

@@ -109,3 +109,10 @@ def test_dpg_images_have_the_names_of_the_prompts(tmp_path: Path) -> None:
     assert [item.name for item in find_dpg_images(tmp_path, ["a_b", "12"])] == ["a_b.png", "12.png"]
     refuses("has no image 7.png", find_dpg_images, tmp_path, ["12", "7"])
     refuses("a_b.png does not belong there", find_dpg_images, tmp_path, ["12"])
+
+
+def test_a_name_that_only_looks_like_a_number(geneval: Path) -> None:
+    """Python calls ² a digit, and cannot read it."""
+    wanted = find_geneval_images(geneval, WANTED, None)
+    (geneval / "²" / "samples").mkdir(parents=True)
+    assert find_geneval_images(geneval, WANTED, None) == wanted

@@ -202,7 +202,7 @@ def test_the_judge_answers_every_kind_of_question() -> None:
                                 '{"bbox_2d": [70, 0, 99, 10]}, {"bbox_2d": [5, 5, 5, 9]}]',
         "The thing: <<<dog>>>": "[]",
     })  # fmt: skip
-    judge = JudgeModel(engine, QuestionsConfig())
+    judge = JudgeModel(engine, QuestionsConfig(), ["yes"])
     seen = image(0)
     hat = Detection.from_box((4, 2, 20, 12), 0.99)
     queries = [

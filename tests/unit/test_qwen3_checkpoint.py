@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jinja2
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -30,7 +31,9 @@ from gotr1_jax.models.qwen_config import (
 )
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.parallel.sharding import state_shardings
+from gotr1_jax.rewards.multimodal.words import yes_or_no
 from gotr1_jax.tokenizers.qwen import ImageTokens
+from gotr1_jax.vlm_engine.base import Question
 from gotr1_jax.vlm_engine.config import QwenEngineConfig
 from gotr1_jax.vlm_engine.engine import QwenEngine
 
@@ -220,16 +223,60 @@ def test_a_chat_has_no_system_message_of_its_own(checkpoint: Path) -> None:
     assert ids == plain.encode(system + user).ids
 
 
-def test_a_model_that_thinks_first_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    thinking = tmp_path / "thinking"
-    shutil.copytree(checkpoint, thinking)
-    prompt = "{{- '<|im_start|>assistant\\n<think>\\n' }}"
-    template = "{%- if add_generation_prompt %}" + prompt + "{%- endif %}"
-    (thinking / "chat_template.jinja").write_text(template)
-    with pytest.raises(InputError, match="thinks first.*use the Instruct checkpoint"):
+@pytest.fixture
+def thinking(checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint whose chats open with a thought; the end of its template as released."""
+    folder = tmp_path / "thinking"
+    shutil.copytree(checkpoint, folder)
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    prompt = "    {{- '<|im_start|>assistant\\n<think>\\n' }}\n"
+    template = "{%- if add_generation_prompt %}\n" + prompt + "{%- endif %}\n"
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def test_a_model_that_thinks_first(thinking: Path) -> None:
+    """Its answers go on with an open thought, as its template has it; a distribution is read behind
+    an empty one."""
+    tokenizer = load_qwen(thinking).tokenizer
+    plain = Tokenizer.from_file(str(thinking / "tokenizer.json"))
+    template = jinja2.Template((thinking / "chat_template.jinja").read_text())
+    opened = "<|im_start|>user\nWhat?<|im_end|>\n" + template.render(add_generation_prompt=True)
+    assert opened.endswith("assistant\n<think>\n") and tokenizer.thinks
+    assert tokenizer.encode_chat(["What?"]) == plain.encode(opened).ids
+    skipped = tokenizer.encode_chat(["What?"], skip_thought=True)
+    assert skipped == plain.encode(f"{opened}\n</think>\n\n").ids
+    # Spelled out in a message they are plain text.
+    inside = tokenizer.encode_chat(["</think>"])
+    assert inside.count(plain.token_to_id("</think>")) == 0
+    (thinking / "chat_template.jinja").write_text("{{- '<|im_start|>assistant\\n' }}")
+    assert not load_qwen(thinking).tokenizer.thinks
+
+
+def test_a_thinking_judge_is_asked_so(thinking: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"max_pixels": 64 * 28 * 28, "patches": 256, "image_tokens": 128}
+    config = QwenEngineConfig(str(thinking), "float32", rows=4, tokens=4096, **sizes)
+    engine, asked = QwenEngine.from_config(config), []
+    tokenizer = engine._tokenizer
+    encode = tokenizer.encode_chat
+    monkeypatch.setattr(
+        tokenizer, "encode_chat",
+        lambda *a, **k: asked.append(encode(*a, **k)) or asked[-1],
+    )  # fmt: skip
+    question = Question("word", (), "", "Is it?", 4, words=yes_or_no("Yes"))
+    (answer,), (chance,) = engine.answer([question]), engine.expected_scores([question])
+    texts = [tokenizer.decode(ids) for ids in asked]
+    assert texts[0].endswith("assistant\n<think>\n")
+    assert texts[1].endswith("assistant\n<think>\n\n</think>\n\n")
+    assert answer.tokens_out and 0 <= chance <= 1 and engine.identity.endswith(" thinks")
+
+
+def test_a_thinking_model_without_its_tokens_is_told(checkpoint: Path, thinking: Path) -> None:
+    shutil.copy(checkpoint / "tokenizer.json", thinking)
+    with pytest.raises(InputError, match="lacks the special token <think>, </think>"):
         load_qwen(thinking)
-    (thinking / "chat_template.jinja").write_text(template.replace("<think>\\n", ""))
-    load_qwen(thinking)
 
 
 def test_boxes_are_in_thousandths(checkpoint: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 from word_engine import TalkingEngine, WordEngine, chance
 
-from gotr1_jax.errors import ConfigError, InputError
+from gotr1_jax.errors import ConfigError, InputError, RunError
 from gotr1_jax.plan import parse_plan
 from gotr1_jax.rewards import factory
 from gotr1_jax.rewards.atoms import arithmetic_mean, ask, geometric_mean, read_atoms
@@ -105,6 +105,7 @@ def test_the_means_of_a_thousand_captions_equal_scipy() -> None:
         ({**CATS, "vqa_list": [["Is it?"]] * 3}, "question 1 is .* not .question, answer."),
         ({**CATS, "vqa_list": [["Is it?", 3]] * 3}, "question 1 is"),
         ({**CATS, "vqa_list": [["How many?", "Yes"]] * 3}, "asks how many, .* 'Yes'"),
+        ({**CATS, "vqa_list": [["How many?", "²"]] * 3}, "asks how many, .* '²', no number"),
         ({k: v for k, v in CATS.items() if k != "skills"}, "line 2 has no 'skills'"),
         ({**CATS, "skills": ["count"]}, "'skills' must be 3 texts"),
         ({**CATS, "skills": ["count", "", "a"]}, "'skills' must be 3 texts"),
@@ -220,6 +221,11 @@ def test_a_function_makes_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert 0 <= one <= 1 and math.isnan(none)
     with pytest.raises(InputError, match="for 'bad', question 1 asks how many"):
         made.judge([request("bad")])
+    where = file.read_text() + "def stop(caption): raise SystemExit(3)\n"
+    file.with_name("stops.py").write_text(where)
+    stops = make(tmp_path, f"{file.with_name('stops.py')}:stop", monkeypatch)
+    with pytest.raises(RunError, match=r"stop for 'a' raised SystemExit: 3 .*stops.py, line 4"):
+        stops.judge([request("a")])
     with pytest.raises(InputError, match="has no function other"):
         make(tmp_path, f"{file}:other", monkeypatch)
 

@@ -10,13 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.rewards.base import introduce
 from gotr1_jax.rewards.multimodal.answers import parse_score, parse_verdict
 from gotr1_jax.rewards.multimodal.box_answers import fit_boxes, parse_boxes
 from gotr1_jax.rewards.multimodal.instructions import REMINDERS, VERSION, judged_text
 from gotr1_jax.rewards.multimodal.thoughts import UnreadableError
 from gotr1_jax.rewards.multimodal.words import parse_word
 from gotr1_jax.vlm_engine.answer_cache import AnswerCache
-from gotr1_jax.vlm_engine.base import Answer, Engine, Kind, Question, ScoringEngine
+from gotr1_jax.vlm_engine.base import (
+    Answer,
+    Engine,
+    FirstTokenEngine,
+    Kind,
+    Question,
+    ScoringEngine,
+)
 
 _log = logging.getLogger(__name__)
 _ENOUGH_BOXES = 64
@@ -104,16 +112,33 @@ class EngineClient:
     """
 
     def __init__(
-        self, engine: Engine, expected: bool = False, cache: AnswerCache | None = None
-    ) -> None:
-        """expected: read scores without decoding. InputError where the engine cannot."""
+        self, engine: Engine, expected: bool = False, cache: AnswerCache | None = None,
+        words_only: bool = False,
+    ) -> None:  # fmt: skip
+        """expected: read scores without decoding. words_only: only questions of the kind "word" are
+        asked. InputError where the engine cannot."""
+        self._by_first_token = expected and isinstance(engine, FirstTokenEngine)
         if expected and not isinstance(engine, ScoringEngine):
-            raise InputError(
-                f"questions.reading is 'expected', which {engine.identity} cannot; use 'text'"
-            )
+            if not self._by_first_token:
+                raise InputError(
+                    f"questions.reading is 'expected', which {engine.identity} cannot; use 'text'"
+                )
+            if not words_only:
+                raise InputError(
+                    f"questions.reading is 'expected', which {engine.identity} can only where one "
+                    "word answers (soft_tifa, gotr1 eval geneval2 and checklist); use 'text'"
+                )
         self._engine, self._expected, self._cache = engine, expected, cache
         self._counts = QuestionCounts()
         self._num_boxes, self._farthest, self._warned = 0, 0.0, False
+
+    def introduce(self) -> None:
+        """Puts questions to an engine elsewhere, before anything depends on the answers; see
+        `rewards.base.introduce`."""
+        introduce(self._engine)
+        if self._by_first_token:
+            assert isinstance(self._engine, FirstTokenEngine)
+            self._engine.introduce_words()
 
     def ask(self, questions: Sequence[Question]) -> list[ParsedAnswer]:
         """One parsed answer for each question, in their order."""
@@ -157,15 +182,21 @@ class EngineClient:
         """Put to the engine at once; all of them are read in the same way."""
         if not questions:
             return []
-        if self._reads_expected(questions[0]):
-            assert isinstance(self._engine, ScoringEngine)
+        if self._reads_expected(questions[0]) and isinstance(self._engine, ScoringEngine):
             scores = self._engine.expected_scores(questions)
             self._check_number(questions, scores)
             return [_parse_expected(q, score) for q, score in zip(questions, scores)]
-        answers = self._engine.answer(questions)
+        by_token = self._reads_expected(questions[0])
+        if by_token:
+            assert isinstance(self._engine, FirstTokenEngine)
+            answers = self._engine.word_answers(questions)
+        else:
+            answers = self._engine.answer(questions)
         self._check_number(questions, answers)
         self._counts.tokens_in += sum(answer.tokens_in for answer in answers)
         self._counts.tokens_out += sum(answer.tokens_out for answer in answers)
+        if by_token:
+            return [_parse_probability(q, answer) for q, answer in zip(questions, answers)]
         parsed = [_parse(self._engine, q, answer) for q, answer in zip(questions, answers)]
         self._watch_units(questions, parsed)
         return parsed
@@ -220,6 +251,14 @@ def _parse_expected(question: Question, value: float) -> ParsedAnswer:
     if not low <= value <= high:  # NaN is not either
         return ParsedAnswer(reason="the logits are not finite")
     return ParsedAnswer(float(value), reason="expected score")
+
+
+def _parse_probability(question: Question, answer: Answer) -> ParsedAnswer:
+    if answer.error:
+        return ParsedAnswer(reason=answer.error, missing=True)
+    if answer.probability is None:
+        return ParsedAnswer(reason=answer.note or "no probability")
+    return _parse_expected(question, answer.probability)
 
 
 def _parse(engine: Engine, question: Question, answer: Answer) -> ParsedAnswer:

@@ -32,6 +32,11 @@ def _forms(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"{blank}{form}" for blank in ("", " ") for form in spelled))
 
 
+def is_digits(text: str) -> bool:
+    """Whether a text is a number in digits; not ², which Python calls one."""
+    return text.isascii() and text.isdecimal()
+
+
 def yes_or_no(right: str) -> FirstWords:
     """For a question that yes or no answers; `right` is one of them, in any case."""
     right = right.strip().lower()
@@ -81,6 +86,6 @@ def parse_word(text: str, words: FirstWords) -> ScoreReading:
         if lead is None:
             break
         answer = answer[lead.end() :].lstrip(_MARKS)
-    if not words.wrong or (word.isdigit() and any(w.isdigit() for w in words.wrong)):
+    if not words.wrong or (is_digits(word) and any(map(is_digits, words.wrong))):
         return ScoreReading(0.0, "")
     raise UnreadableError("its first word is no answer to the question")
