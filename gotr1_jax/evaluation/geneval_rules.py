@@ -69,6 +69,10 @@ def parse_prompt(text: str, where: str) -> GenevalPrompt:
     """The prompt in a line of JSON; InputError for anything else."""
     try:
         value = parse_json(text, "it")
+        if not isinstance(value["include"], list):
+            raise ValueError("include is no list of objects")
+        if not all(isinstance(value[name], str) for name in ("tag", "prompt")):
+            raise ValueError("tag and prompt are texts")
         prompt = GenevalPrompt(
             value["tag"],
             value["prompt"],
@@ -82,6 +86,8 @@ def parse_prompt(text: str, where: str) -> GenevalPrompt:
         ) from error
     if prompt.tag not in TAGS:
         raise InputError(f"{where}: tag {prompt.tag!r} is none of {', '.join(TAGS)}")
+    if not prompt.include:
+        raise InputError(f"{where}: include names no object")
     if any(required.relation and required.target >= i for i, required in enumerate(prompt.include)):
         raise InputError(f"{where}: a position refers to an object that comes later")
     return prompt
@@ -91,9 +97,12 @@ def _requirement(value: Mapping[str, Any]) -> Requirement:
     relation, target = value.get("position", ("", 0))
     if relation and relation not in RELATIONS:
         raise ValueError(f"unknown position {relation!r}")
-    return Requirement(
-        value["class"], int(value["count"]), value.get("color", ""), relation, target
-    )
+    name, count, color = value["class"], value["count"], value.get("color", "")
+    if not isinstance(name, str) or not isinstance(color, str):
+        raise ValueError("class and color are texts")
+    if type(count) is not int or count < 1 or type(target) is not int or target < 0:
+        raise ValueError("a count is a whole number from 1, the place of an object one from 0")
+    return Requirement(name, count, color, relation, target)
 
 
 def filter_detections(prompt: GenevalPrompt, found: Sequence[Detection]) -> list[Detection]:
