@@ -73,8 +73,8 @@ def write_report(
     lines = [result.against(results[0]) for result in results]
     atomic_write(out / LINES, "".join(json.dumps(plain_json(line)) + "\n" for line in lines))
     shown = ("total", terms[-1])
-    head = ["search", *(h for name in shown for h in (name, "gain", "95 % interval"))]
-    head += [*terms[:-1], "plan tokens", "image tokens", "all tokens"]
+    columns = ["search", *(h for name in shown for h in (name, "gain", "95 % interval"))]
+    columns += [*terms[:-1], "plan tokens", "image tokens", "all tokens"]
     rows = []
     for line in lines:
         scores = line["scores"]
@@ -90,7 +90,7 @@ def write_report(
     captions = lines[0]["captions"]
     notes = "\n\n".join([_NOTES, *facts_lines(head)])
     title = f"# Test-time search on the shapes world: {captions} held-out captions"
-    text = f"{title}\n\n{markdown_table(head, rows)}\n\n{notes}\n"
+    text = f"{title}\n\n{markdown_table(columns, rows)}\n\n{notes}\n"
     atomic_write(out / TABLE, text)
     atomic_write(
         out / PLOT, draw_gains([(x["search"], x["cost"], x["scores"]["total"]) for x in lines])

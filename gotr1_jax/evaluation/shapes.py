@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,7 +172,9 @@ def _facts(config: ShapesEvaluationConfig, samples: Sequence[StoredSample]) -> d
     sampling = {**config.job.sampled.stated, "seed": config.seed}
     source = config.ckpt or f"{config.images} (given)"
     if config.images is not None:
-        made = read_json_object(config.images / SETTINGS_FILE, missing_ok=True)
+        made = {}
+        with suppress(InputError):  # a file of samples has none beside it
+            made = read_json_object(config.images / SETTINGS_FILE, missing_ok=True)
         sampling = {name: made[name] for name in SAMPLING_NAMES if name in made}
         source = str(made.get("checkpoint", source))
     sizes = [image_size(sample.image) for sample in samples]
