@@ -108,7 +108,7 @@ def _questions(facts: Mapping[str, Any]) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def training_judge(model: str | Path | None, scorers: Iterable[str]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def test_the_figures_of_a_run(own: Evaluation, whole: Path) -> None:
     assert made["images"]["per_caption"] == SAMPLES and made["seed"] == found["sampling"]["seed"]
     text = (whole / "scores.md").read_text()
     assert f"{CAPTIONS} of the held-out captions of the shapes world, as they are" in text
-    assert "of embedded; template gotr1, guidance" in text
+    assert "of embedded; template gotr1, guidance" in text and f"seed {made['seed']}." in text
 
 
 def test_a_command_that_was_stopped_goes_on(

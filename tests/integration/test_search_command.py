@@ -115,7 +115,7 @@ def test_the_comparison_of_searches(tmp_path: Path, capsys: pytest.CaptureFixtur
         "repair",
     ]
     assert made["captions"]["number"] == 4 and made["seed"] == 0 and made["images"]["resolution"]
-    assert "template gotr1, guidance 3, temperature" in (out / "scores.md").read_text()
+    assert "of embedded; template gotr1, guidance " in (out / "scores.md").read_text()
     lines = [json.loads(line) for line in (out / "searches.jsonl").read_text().splitlines()]
     none, two, repair = lines
     assert none["cost"] == 1 and none["scores"]["total"]["gain"] == 0
