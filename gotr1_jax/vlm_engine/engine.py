@@ -9,6 +9,7 @@ the last instructions are kept for the next call.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -267,7 +268,7 @@ class QwenEngine:
         vectors, starts = self._image_vectors
         return vectors, [
             self._tokenize(q, [grids[p.key] for p in q.images], starts, ending)
-            for q, ending in zip(batch, endings or [None] * len(batch))
+            for q, ending in itertools.zip_longest(batch, endings or ())
         ]
 
     def _tokenize(

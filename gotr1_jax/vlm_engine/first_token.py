@@ -46,15 +46,22 @@ def _first_tokens(choice: Mapping[str, Any]) -> dict[str, float]:
     top = first.get("top_logprobs") if isinstance(first, Mapping) else None
     if not isinstance(first, Mapping) or not isinstance(top, list):
         raise ValueError("the response has no logprobs")
-    tokens = {}
+    tokens: dict[str, float] = {}
     for entry in (first, *top):
-        known = entry if isinstance(entry, Mapping) else {}
-        token, logp = known.get("token"), known.get("logprob")
-        is_number = isinstance(logp, int | float) and not isinstance(logp, bool)
-        if not (isinstance(token, str) and is_number and logp <= 1e-3):  # NaN is not either
-            raise ValueError("the logprobs of the response cannot be read")
-        tokens[token] = min(float(logp), 0.0)
+        token, logp = _token(entry)
+        tokens[token] = logp
     return tokens
+
+
+def _token(entry: Any) -> tuple[str, float]:
+    """A token's text and log-probability; ValueError where an entry does not say them."""
+    known: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {}
+    token: Any = known.get("token")
+    logp: Any = known.get("logprob")
+    # Above 0 by rounding alone; NaN is neither.
+    if isinstance(token, str) and type(logp) in (int, float) and logp <= 1e-3:
+        return token, float(max(min(logp, 0), -1e9))
+    raise ValueError("the logprobs of the response cannot be read")
 
 
 def _beginning(form: str, tokens: Mapping[str, float], words: FirstWords) -> str:

@@ -42,7 +42,7 @@ def _layout(
 
 # Qwen3-VL, each as the judge of the 1B with adapters.
 JUDGES = ("2b", "4b", "8b", "32b")
-JUDGED = ("v5e:4x4", "v6e:8x8", "v5p:4x4x4")
+JUDGED = ("v5e:4x4", "v6e:8x8", "v5p:4x4x4", "h100:1", "h200:1")
 
 LAYOUTS = {
     ("1b", "h200:1"): _layout(1, 1, "full", 16, decode=32),
@@ -194,7 +194,7 @@ def show_judges(out: Path) -> str:
     lines = {line["name"]: line for line in _lines(out)}
     columns = ("judge: images", "judge: questions", "judge: answers, last bucket")
     head = ["where", "judge", "its weights and images", *(c.partition(": ")[2] for c in columns)]
-    rows = ["| " + " | ".join([*head, "whole job", "of", "fits"]) + " |", "|" + "-|" * 9]
+    rows = ["| " + " | ".join([*head, "with all arrays", "of", "fits"]) + " |", "|" + "-|" * 9]
     for setting in SETTINGS:
         line = lines.get(setting.name)
         if not setting.judge or line is None or "error" in line:

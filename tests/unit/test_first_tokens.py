@@ -58,6 +58,13 @@ def test_probabilities_by_hand(right: Any, chances: Chances, wanted: float) -> N
     assert word_probability(choice(chances), right) == pytest.approx(wanted, abs=1e-6)
 
 
+def test_what_is_as_good_as_impossible_counts_nothing() -> None:
+    given = choice({"No": 0.9, "Yes": 0.1})
+    for logp in (-math.inf, -9999.0, -(10**400)):
+        given["logprobs"]["content"][0]["top_logprobs"][1]["logprob"] = logp
+        assert word_probability(given, YES) == 0
+
+
 def test_a_thousand_answers_of_whole_tokens_by_an_independent_sum() -> None:
     """Where every form is one token, the probability is the sum over the forms."""
     rng = np.random.default_rng(0)
