@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file")
     parser.add_argument(
         "--topology", required=True, metavar="NAME",
-        help="v5e:16x16, v5p:4x4x4, v6e:8x8, h200:8, h100:1, cpu:8 and so on",
+        help="v5e:16x16, v5p:4x4x4, v6e:8x8, h200:8, h100:1, cpu:8 and so on; v5e:16x16*4 is four "
+        "slices, h100:8*2 two hosts",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
@@ -42,13 +43,13 @@ def run(options: argparse.Namespace) -> None:
     from gotr1_jax.aot.chips import parse_topology
     from gotr1_jax.parallel.startup import start_devices
 
-    chip, shape = parse_topology(options.topology)
+    chip, shape, slices = parse_topology(options.topology)
     config = read_job(options.config, options.overrides)
     # The compiler needs no device: leave this machine's to other programs.
     jax.config.update("jax_platforms", "cpu")
     # A program for other devices cannot be read from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
-    start_devices(int(shape) if chip.platform == "cpu" else 1)
+    start_devices(int(shape) * slices if chip.platform == "cpu" else 1)
     from gotr1_jax.aot.job import ModelSizes
     from gotr1_jax.aot.report import compile_job, to_json, to_text
     from gotr1_jax.aot.suggest import MAX_ATTEMPTS, suggest

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gotr1_jax.errors import InputError
 
@@ -61,6 +62,15 @@ _DEVICE_KINDS = {
 }
 _SHAPES = {"tpu": r"\d+x\d+(x\d+)?", "cuda": r"[1-8]", "cpu": r"[1-8]"}
 _EXAMPLES = "v5e:4x4, v5p:4x4x4, v6e:8x8, h200:1 to h200:8, h100:8, cpu:1 to cpu:8"
+_SEVERAL = "v5e:16x16*4 or h100:8*2"
+
+
+class Topology(NamedTuple):
+    """A topology's chip, the shape of a slice or the devices of a host, and how many of them."""
+
+    chip: Chip
+    shape: str
+    slices: int = 1
 
 
 def chip_name(device_kind: str) -> str | None:
@@ -68,16 +78,22 @@ def chip_name(device_kind: str) -> str | None:
     return _DEVICE_KINDS.get(device_kind.strip().lower())
 
 
-def parse_topology(name: str) -> tuple[Chip, str]:
-    """A topology's chip, and the shape after the colon; InputError for an unknown one."""
-    kind, _, shape = name.partition(":")
+def parse_topology(name: str) -> Topology:
+    """The topology of a name like v5e:16x16*4, four slices; InputError for an unknown one."""
+    one, star, count = name.partition("*")
+    kind, _, shape = one.partition(":")
     chip = _cpu(shape) if kind == "cpu" else CHIPS.get(kind)
     if chip is None or not re.fullmatch(_SHAPES[chip.platform], shape):
         raise InputError(
             f"unknown topology {name!r}; chips are {', '.join(CHIPS)} and cpu, written like "
-            f"{_EXAMPLES}"
+            f"{_EXAMPLES}; several slices or hosts like {_SEVERAL}"
         )
-    return chip, shape
+    if star and not re.fullmatch(r"[1-9]\d{0,2}", count):
+        raise InputError(
+            f"topology {name!r}: after the * stands the number of slices, 1 to 999, as in "
+            f"{_SEVERAL}"
+        )
+    return Topology(chip, shape, int(count or 1))
 
 
 def _cpu(count: str) -> Chip:

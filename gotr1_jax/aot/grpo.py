@@ -29,8 +29,8 @@ from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.vq import abstract_vq, image_decoder
 from gotr1_jax.parallel.mesh import (
     data_parallel_mesh,
+    job_mesh,
     local_mesh,
-    make_mesh,
     replicated,
     row_multiple,
 )
@@ -45,7 +45,7 @@ from gotr1_jax.trainer.optimizer import make_optimizer
 
 def compile_grpo(config: GrpoConfig, models: ModelSizes, job: JobCompiler) -> None:
     """Compiles the job's programs, the update first."""
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, job.target.devices)
+    mesh = job_mesh(config.mesh, job.target.devices)
     local = _host_mesh(mesh, job.target)
     check_rows(config.update.micro_batch, mesh, "update.micro_batch")
     for sampled in _rollouts(config, mesh):

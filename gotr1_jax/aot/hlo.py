@@ -3,6 +3,10 @@
 Bytes are those of a collective's result on one device. The body of a loop is counted once for each
 iteration if the text gives their number: `known_trip_count`, or a condition that compares a counter
 with a constant. Otherwise the caller may give it; the default is once.
+
+A collective whose replica groups cross slices goes over the data center network (DCN). For several
+TPU slices the compiler writes the program of one slice: what crosses is a transfer through the
+host, whose attributes name the collective (seen in the output of libtpu 0.0.42).
 """
 
 from __future__ import annotations
@@ -10,7 +14,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 KINDS = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
@@ -27,14 +34,37 @@ _CALLED = re.compile(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)|branch_computation
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+# Replica groups: {{0,1},{2,3}}, or [2,2]<=[2,2]T(1,0), or by axes of a mesh of devices:
+# mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, where 'b':(1)2 is a part of an axis.
+_PARTITIONS = re.compile(r"\bnum_partitions=(\d+)")
+_LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})?\}")
+_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)")
+_NAMED = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\[[\d,]+\](?:T\([\d,]+\))?|[\d, ]+)\))?\s*"
+    r"\{([^}]*)\}"
+)
+_ORDER = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_AXIS = re.compile(r"'(\w+)'(?:=(\d+)|:\((\d+)\)(\d+))?")
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_TRANSFERS = {
+    "ALL_GATHER": "all-gather", "ALL_REDUCE": "all-reduce", "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all", "ONE_TO_ONE": "collective-permute",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class CollectiveTraffic:
-    """How often a kind of collective runs, and the bytes of all its results on one device."""
+    """How often a kind of collective runs, and the bytes of all its results on one device.
+
+    Attributes:
+      count, bytes: over all links.
+      dcn_count, dcn_bytes: of those that cross slices.
+    """
 
     count: int
     bytes: int
+    dcn_count: int = 0
+    dcn_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,6 +80,7 @@ class _Operation:
 class _Module:
     entry: str = ""
     computations: dict[str, list[_Operation]] = field(default_factory=dict)
+    by_name: dict[str, _Operation] = field(default_factory=dict)
 
 
 def shape_bytes(shape: str) -> int:
@@ -62,27 +93,41 @@ def shape_bytes(shape: str) -> int:
     return total
 
 
-def collectives(text: str, iterations: int | None = None) -> dict[str, CollectiveTraffic]:
+def collectives(
+    text: str, iterations: int | None = None, slices: Sequence[int] = ()
+) -> dict[str, CollectiveTraffic]:
     """Traffic of the HLO module `text`, by kind of collective.
 
-    iterations: of the loops directly in the entry computation; None: as the text says.
+    Args:
+      text: of the compiled module.
+      iterations: of the loops directly in the entry computation; None: as the text says.
+      slices: of each of the program's devices in their order, the number of its slice; empty: all
+        are of one.
     """
     module = _parse(text)
-    counts, sizes = Counter[str](), Counter[str]()
+    partitions = _PARTITIONS.search(text.partition("\n")[0])
+    slices = slices[: int(partitions.group(1))] if partitions else slices
+    counts, sizes = Counter[tuple[str, bool]](), Counter[tuple[str, bool]]()
     seen: set[str] = set()
 
-    def add(kind: str, op: _Operation, times: int) -> None:
-        counts[kind] += times
-        sizes[kind] += shape_bytes(op.shape) * times
+    def add(kind: str, size: int, times: int, crosses: bool) -> None:
+        counts[kind, crosses] += times
+        sizes[kind, crosses] += size * times
 
     def walk(name: str, times: int) -> None:
         for op in module.computations.get(name, ()):
             kind = op.opcode.removesuffix("-done")
             channel = _CHANNEL.search(op.rest)
+            between = _BETWEEN_SLICES.search(op.rest) if op.opcode == "recv" else None
+            if between is not None:
+                # Its shape is (what is received, u32[], token[]).
+                size = shape_bytes(op.shape) - _BYTES["u32"]
+                add(_TRANSFERS.get(between.group(1), "all-to-all"), size, times, True)
             # An asynchronous collective has several instructions with one channel.
-            if kind in KINDS and not (channel and channel.group(1) in seen):
+            elif kind in KINDS and not (channel and channel.group(1) in seen):
                 seen.update(channel.groups() if channel else ())
-                add(kind, op, times)
+                crosses = crosses_slices(_with_groups(module, op), slices)
+                add(kind, shape_bytes(op.shape), times, crosses)
             inner = times
             if op.opcode == "while":
                 given = iterations if name == module.entry else None
@@ -91,12 +136,81 @@ def collectives(text: str, iterations: int | None = None) -> dict[str, Collectiv
                 if called.startswith("all-reduce-scatter"):
                     # A TPU compiles reduce-scatter to an all-reduce; each device keeps a part.
                     seen.update(_channels(module, called))
-                    add("reduce-scatter", op, inner)
+                    lines = (inside.rest for inside in module.computations.get(called, ()))
+                    crosses = any(crosses_slices(line, slices) for line in lines)
+                    add("reduce-scatter", shape_bytes(op.shape), inner, crosses)
                 else:
                     walk(called, inner)
 
     walk(module.entry, 1)
-    return {kind: CollectiveTraffic(counts[kind], sizes[kind]) for kind in KINDS if kind in counts}
+    return {
+        kind: CollectiveTraffic(
+            counts[kind, False] + counts[kind, True], sizes[kind, False] + sizes[kind, True],
+            counts[kind, True], sizes[kind, True],
+        )
+        for kind in KINDS
+        if (kind, False) in counts or (kind, True) in counts
+    }  # fmt: skip
+
+
+def crosses_slices(line: str, slices: Sequence[int]) -> bool:
+    """Whether a collective's instruction has a group with devices of several slices.
+
+    slices: as of `collectives`. Groups in a form that is not known count as crossing.
+    """
+    if len(set(slices)) < 2 or "replica_groups" not in line and "source_target" not in line:
+        return False
+    groups = _groups(line, len(slices))
+    return groups is None or any(len({slices[i] for i in group}) > 1 for group in groups)
+
+
+def _groups(line: str, devices: int) -> list[list[int]] | None:
+    """The groups of devices (or pairs of source and target) of an instruction; None: unknown."""
+    if found := _LISTED.search(line):
+        groups = re.findall(r"\{([\d, ]+)\}", found.group(1) or "")
+        return [_numbers(group) for group in groups] or [[*range(devices)]]
+    if found := _IOTA.search(line):
+        return _ordered(found.group(2)).reshape(_numbers(found.group(1))).tolist()
+    if found := _NAMED.search(line):
+        sizes = {name: int(size) for name, size, *_ in _AXIS.findall(found.group(1))}
+        ids = _ordered(found.group(2) or f"[{math.prod(sizes.values())}]")
+        parts: dict[str, tuple[int, ...]] = {name: (1, size, 1) for name, size in sizes.items()}
+        chosen = _AXIS.findall(found.group(3))
+        for name, _, before, size in chosen:
+            if size:
+                before, size = int(before), int(size)
+                parts[name] = before, size, sizes[name] // (before * size)
+        ids = ids.reshape([size for part in parts.values() for size in part])
+        inside = [3 * [*parts].index(name) + 1 for name, *_ in chosen]
+        outside = [axis for axis in range(ids.ndim) if axis not in inside]
+        if len(set(inside)) < len(inside):  # two parts of one axis
+            return None
+        count = math.prod(ids.shape[axis] for axis in inside)
+        return ids.transpose(outside + inside).reshape(-1, count).tolist()
+    return None
+
+
+def _ordered(text: str) -> np.ndarray:
+    """Ids of devices in the order that "[2,4]T(1,0)" or "3,1,2,0" says, flat."""
+    found = _ORDER.fullmatch(text)
+    if found is None:
+        return np.array(_numbers(text))
+    sizes, order = _numbers(found.group(1)), _numbers(found.group(2) or "")
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return (ids.transpose(order) if order else ids).reshape(-1)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def _with_groups(module: _Module, op: _Operation) -> str:
+    """The line that has a collective's groups: of an asynchronous one that of its start."""
+    if not op.opcode.endswith("-done"):
+        return op.rest
+    start = re.search(r"\(%?([\w.\-]+)", op.rest)
+    found = module.by_name.get(start.group(1)) if start else None
+    return op.rest if found is None else found.rest
 
 
 def _parse(text: str) -> _Module:
@@ -114,6 +228,7 @@ def _parse(text: str) -> _Module:
             op = _operation(body.group(2), body.group(3), bool(body.group(1)))
             if op is not None:
                 module.computations[current].append(op)
+                module.by_name[op.name] = op
     return module
 
 

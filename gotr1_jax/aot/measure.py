@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -141,9 +141,15 @@ class Compiler:
             temp_bytes=temporaries,
             peak_bytes=arguments + temporaries + outputs - aliased,
             flops=flops,
-            traffic=_traffic(program, compiled, iterations),
+            traffic=_traffic(program, compiled, iterations, self._slices(program)),
             memory_traffic_bytes=max(traffic, arguments + outputs - aliased),
         )
+
+    def _slices(self, program: Program) -> tuple[int, ...]:
+        """The slice of each of the program's devices, in their order."""
+        placed = (x.sharding for x in jax.tree.leaves(program.args) if x.sharding is not None)
+        most = max(placed, key=lambda sharding: len(sharding.device_set))
+        return self.target.slice_numbers(most.mesh.devices.flat)
 
     def _out_of_memory(
         self, program: Program, message: str, flops: float, traffic: int
@@ -162,7 +168,7 @@ class Compiler:
 
 
 def _traffic(
-    program: Program, compiled: Any, iterations: int | None
+    program: Program, compiled: Any, iterations: int | None, slices: Sequence[int]
 ) -> Mapping[str, CollectiveTraffic] | None:
     try:
         text = compiled.as_text()
@@ -170,7 +176,7 @@ def _traffic(
         first = str(error).partition("\n")[0]
         _LOG.warning("the collectives of %s cannot be read: %s", program.name, first)
         return None
-    return collectives(text, iterations)
+    return collectives(text, iterations, slices)
 
 
 def _devices(args: Any) -> int:

@@ -70,6 +70,7 @@ def to_json(report: Report) -> dict[str, Any]:
         ],
         "whole_job": {
             "mesh": dict(report.job.mesh.shape),
+            "slices": target.slices,
             "lasting_bytes": {name: report.job.persistent[name] for name in report.job.always},
             "peak_bytes": report.peak_bytes,
             "fits": report.job_fits,
@@ -84,8 +85,9 @@ def to_text(report: Report) -> str:
     """A table for the terminal; GB are 10^9 bytes on one device."""
     target, limit = report.target, report.target.chip.hbm_bytes
     mesh = " x ".join(f"{name} {size}" for name, size in report.job.mesh.shape.items())
+    several = f" in {target.slices} slices" if target.slices > 1 else ""
     lines = [
-        f"{target.name}: {len(target.devices)} devices of {_gb(limit)} GB; mesh {mesh}",
+        f"{target.name}: {len(target.devices)} devices{several} of {_gb(limit)} GB; mesh {mesh}",
         f"{'program':30}{'args':>8}{'temps':>8}{'outs':>8}{'peak':>8}{'total':>8}  fits"
         f"{'TFLOP':>10}{'>= ms':>9}  collectives",
     ]
@@ -127,5 +129,9 @@ def _gb(size: float) -> str:
 def _traffic(traffic: Mapping[str, CollectiveTraffic] | None) -> str:
     if traffic is None:
         return "unknown: compiler and jaxlib have different versions"
-    parts = traffic.items()
-    return ", ".join(f"{kind} {t.count} x, {_gb(t.bytes)} GB" for kind, t in parts) or "-"
+    parts = (
+        f"{kind} {t.count} x, {_gb(t.bytes)} GB"
+        + (f" (DCN {t.dcn_count} x, {_gb(t.dcn_bytes)} GB)" if t.dcn_count else "")
+        for kind, t in traffic.items()
+    )
+    return ", ".join(parts) or "-"

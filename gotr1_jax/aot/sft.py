@@ -15,7 +15,7 @@ from gotr1_jax.aot.measure import bytes_per_device
 from gotr1_jax.aot.sampling import shard_rows
 from gotr1_jax.aot.sizes import policy_sizes
 from gotr1_jax.models.janus import abstract_policy
-from gotr1_jax.parallel.mesh import make_mesh, replicated
+from gotr1_jax.parallel.mesh import job_mesh, replicated
 from gotr1_jax.parallel.placement import check_rows, train_state_shardings
 from gotr1_jax.parallel.sharding import placed_shapes
 from gotr1_jax.sft.config import SftConfig
@@ -27,7 +27,7 @@ from gotr1_jax.trainer.state import new_state
 
 def compile_sft(config: SftConfig, models: ModelSizes, job: JobCompiler) -> None:
     """Compiles the step with the longest rows that the configuration allows."""
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, job.target.devices)
+    mesh = job_mesh(config.mesh, job.target.devices)
     check_rows(config.micro_batch, mesh, "micro_batch")
     sizes, specials = policy_sizes(config.init or config.vq, models.policy)
     if config.model is not None:

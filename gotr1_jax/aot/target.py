@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -35,26 +35,37 @@ class Target:
 
     Attributes:
       name, chip: as given.
-      devices: of all hosts.
+      devices: of all hosts, slice by slice.
       host_devices: of one process. With several hosts they are a topology of their own, because
         the TPU compiler does not accept a part of one.
+      slices: how many slices of a TPU, or hosts of GPUs, the devices are.
     """
 
     name: str
     chip: Chip
     devices: tuple[Any, ...]
     host_devices: tuple[Any, ...]
+    slices: int = 1
+
+    def slice_numbers(self, devices: Iterable[Any]) -> tuple[int, ...]:
+        """For each of some devices the slice that it belongs to; () if there is one slice."""
+        if self.slices == 1:
+            return ()
+        size = len(self.devices) // self.slices
+        places = {device: i // size for i, device in enumerate(self.devices)}
+        return tuple(places.get(device, 0) for device in devices)
 
 
 def find_target(name: str) -> Target:
-    """The target of a name like v5e:4x4, h200:8 or cpu:8.
+    """The target of a name like v5e:4x4, v5e:16x16*4 (four slices), h200:8 or cpu:8.
 
     Raises InputError for an unknown name, and when the compiler is not installed.
     """
-    chip, shape = parse_topology(name)
+    chip, shape, slices = parse_topology(name)
+    one = name.partition("*")[0]
     if chip.platform == "cpu":
-        cpus = _cpu_devices(int(shape))
-        return Target(name, chip, cpus, cpus)
+        cpus = _cpu_devices(int(shape) * slices, name)
+        return Target(name, chip, cpus, cpus[: int(shape)], slices)
     from jax.experimental import topologies
 
     try:
@@ -62,13 +73,14 @@ def find_target(name: str) -> Target:
             _require_compiler(("libtpu",), name, "pip install 'gotr1_jax[tpu]'", "libtpu")
             for key, value in _TPU_ENVIRONMENT.items():
                 os.environ.setdefault(key, value)
-            found = topologies.get_topology_desc(platform="tpu", topology_name=name)
-            devices: tuple[Any, ...] = tuple(found.devices)
+            several = {} if slices == 1 else {"num_slices": slices}
+            found = topologies.get_topology_desc(platform="tpu", topology_name=one, **several)
+            devices: tuple[Any, ...] = tuple(sorted(found.devices, key=_slice_and_process))
             if len({device.process_index for device in devices}) > 1:
                 # A host of a slice has four chips.
-                of_host = re.sub(r":.*", ":2x2x1" if shape.count("x") == 2 else ":2x2", name)
+                of_host = re.sub(r":.*", ":2x2x1" if shape.count("x") == 2 else ":2x2", one)
                 alone = topologies.get_topology_desc(platform="tpu", topology_name=of_host)
-                return Target(name, chip, devices, tuple(alone.devices))
+                return Target(name, chip, devices, tuple(alone.devices), slices)
         else:
             plugins = ("jax_cuda13_plugin", "jax_cuda12_plugin")
             _require_compiler(plugins, name, _cuda_command(), "JAX's CUDA plugin")
@@ -76,12 +88,13 @@ def find_target(name: str) -> Target:
             kind = name.partition(":")[0]
             text = files("gotr1_jax.aot") / "gpu_targets" / f"{kind}.txtpb"
             found = topologies.get_topology_desc(
-                platform="cuda", topology_name=kind, topology=f"1x1x{shape}",
+                platform="cuda", topology_name=kind, topology=f"1x{slices}x{shape}",
                 target_config=text.read_text(encoding="utf-8"),
             )  # fmt: skip
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise InputError(f"topology {name} is not available: {error}") from error
-    return Target(name, chip, tuple(found.devices), tuple(found.devices))
+    devices = tuple(found.devices)
+    return Target(name, chip, devices, devices[: len(devices) // slices], slices)
 
 
 @contextmanager
@@ -105,10 +118,14 @@ def with_cudnn(target: Target) -> Iterator[None]:
         calls.check_cudnn_version = found
 
 
-def _cpu_devices(count: int) -> tuple[Any, ...]:
+def _slice_and_process(device: Any) -> tuple[int, int]:
+    return device.slice_index, device.process_index
+
+
+def _cpu_devices(count: int, name: str) -> tuple[Any, ...]:
     devices = jax.devices("cpu")
     if len(devices) < count:
-        raise InputError(f"cpu:{count} needs {count} CPU devices, JAX was started with fewer")
+        raise InputError(f"{name} needs {count} CPU devices, JAX was started with fewer")
     return tuple(devices[:count])
 
 

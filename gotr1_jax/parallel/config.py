@@ -25,6 +25,10 @@ class MeshConfig(CheckedConfig):
     fsdp: _AxisSize = 1
     # Devices that share the features of every layer.
     tensor: _AxisSize = 1
+    # Slices of a TPU (or groups of hosts with a slower network between them), over which data is
+    # divided: then data alone communicates between them. -1: as the TPU's devices say. 1: all axes
+    # may communicate between slices.
+    slices: Annotated[int, Range("[1, 4096]", also=(-1,))] = -1
     # Number of CPU devices if there is no accelerator. One per core shards the batch over cores,
     # which helps if single operations do not use all cores.
     cpu_devices: Annotated[int, Range("[1, 4096]")] = 1

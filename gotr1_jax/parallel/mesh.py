@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -12,22 +13,34 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gotr1_jax.errors import InputError
+from gotr1_jax.parallel.config import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))
 
 
 def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
-) -> Mesh:
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None,
+    slices: int = -1,
+) -> Mesh:  # fmt: skip
     """A mesh over `devices` (default: all); one axis may be -1: all remaining devices.
 
     Devices of a process are adjacent and `tensor` is the innermost axis, so that its communication
-    stays on one host if possible. Raises InputError for sizes that do not fit the devices.
+    stays on one host if possible. `data` is the outermost one and divides over the slices, so that
+    it alone communicates over the data center network (DCN).
+
+    slices: in how many slices the devices are; -1: as a TPU's devices say, else 1. With 1 all axes
+    may cross slices.
+
+    `jax.experimental.mesh_utils.create_hybrid_device_mesh` lays slices out in the same way, but in
+    a slice it mixes the devices of processes, whose own would be no block of the mesh; the TPU's
+    compiler makes the same program of both orders.
+
+    Raises InputError for sizes that do not fit the devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     # TPU slices number chips by position, not by host.
-    devices.sort(key=lambda device: device.process_index)
+    devices.sort(key=lambda device: (_slice_of(device), device.process_index))
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
@@ -47,7 +60,36 @@ def make_mesh(
             f"mesh {sizes} takes {count} of {len(devices)} devices and leaves process {min(idle)} "
             "without any; use all devices, or start fewer processes"
         )
+    _check_slices(sizes, chosen, slices)
     return Mesh(np.array(chosen).reshape([sizes[a] for a in AXES]), AXES)
+
+
+def job_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh that a job's configuration asks for; InputError as of `make_mesh`."""
+    return make_mesh(config.data, config.fsdp, config.tensor, devices, config.slices)
+
+
+def _slice_of(device: Any) -> int:
+    """The number of a TPU's slice; other devices have none."""
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+
+
+def _check_slices(sizes: Mapping[str, int], devices: Sequence[Any], slices: int) -> None:
+    """InputError unless only `data` crosses the slices of the devices, which are in their order."""
+    found = Counter(map(_slice_of, devices))
+    if slices == -1:
+        slices = len(found)
+    if len(found) > 1 and slices not in (1, len(found)):
+        raise InputError(
+            f"mesh.slices is {slices}, but the devices are in {len(found)} slices; give "
+            f"{len(found)} or -1, or 1 to let all axes cross slices"
+        )
+    if sizes["data"] % slices or (slices == len(found) and len(set(found.values())) > 1):
+        raise InputError(
+            f"mesh {dict(sizes)}: data does not divide over {slices} slices of equal size, so that "
+            f"fsdp or tensor would communicate between them; make data a multiple of {slices}, or "
+            "set mesh.slices to 1 to accept that"
+        )
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:

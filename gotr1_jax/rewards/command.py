@@ -182,11 +182,11 @@ def device_mesh(job: JudgeJob) -> Mesh | None:
     if not needs_devices(job.judge, job.terms):
         return None
     from gotr1_jax.models.attention import choose_attention
-    from gotr1_jax.parallel.mesh import make_mesh
+    from gotr1_jax.parallel.mesh import job_mesh
     from gotr1_jax.parallel.startup import start_devices
 
     start_devices(job.mesh.cpu_devices)
-    mesh = make_mesh(job.mesh.data, job.mesh.fsdp, job.mesh.tensor)
+    mesh = job_mesh(job.mesh)
     choose_attention(job.mesh.attention, mesh.devices.flat[0].platform)
     return mesh
 

@@ -16,7 +16,7 @@ from gotr1_jax.io.storage import local_path, name_urls, upload, writing
 from gotr1_jax.io.write_errors import raise_write_errors
 from gotr1_jax.models.attention import choose_attention
 from gotr1_jax.parallel.config import DistributedConfig
-from gotr1_jax.parallel.mesh import make_mesh, warm_up_collectives
+from gotr1_jax.parallel.mesh import job_mesh, warm_up_collectives
 from gotr1_jax.parallel.phases import phase
 from gotr1_jax.parallel.placement import check_rows
 from gotr1_jax.parallel.processes import (
@@ -121,7 +121,7 @@ class Run:
         config = self._config
         with ExitStack() as stack:
             self._signals = stack.enter_context(StopSignals(config.checkpoint.grace_seconds))
-            self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+            self.mesh = job_mesh(config.mesh)
             choose_attention(config.mesh.attention, self.mesh.devices.flat[0].platform)
             for setting, count in self._row_counts.items():
                 check_rows(count, self.mesh, setting)

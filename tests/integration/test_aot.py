@@ -18,7 +18,7 @@ from tiny_qwen import TINY_QWEN
 
 from gotr1_jax.aot import read_job
 from gotr1_jax.aot.job import ModelSizes, Report
-from gotr1_jax.aot.measure import Compiler, Program
+from gotr1_jax.aot.measure import Compiler, Program, ProgramCost
 from gotr1_jax.aot.report import compile_job, to_json, to_text
 from gotr1_jax.aot.sizes import judge_sizes, policy_sizes
 from gotr1_jax.aot.suggest import suggest
@@ -252,7 +252,12 @@ def test_compilers_that_are_missing(
 
 @pytest.mark.parametrize(
     "name, module, devices",
-    [("v5e:4x4", "libtpu", 16), ("h200:8", "jax_cuda13_plugin", 8)],
+    [
+        ("v5e:4x4", "libtpu", 16),
+        ("v5e:2x2*2", "libtpu", 8),
+        ("h200:8", "jax_cuda13_plugin", 8),
+        ("h200:2*2", "jax_cuda13_plugin", 4),
+    ],
 )
 def test_accelerators(name: str, module: str, devices: int, supervised: Path) -> None:
     """The whole job for chips that are not here, if their compiler is."""
@@ -265,6 +270,37 @@ def test_accelerators(name: str, module: str, devices: int, supervised: Path) ->
     (step,) = report.programs
     assert report.job_fits and step.flops > 0 and step.traffic
     assert step.seconds(target) > 0
+    check_links(step, target)
+
+
+def check_links(step: ProgramCost, target: Target) -> None:
+    """Of two slices, `data` alone crosses: sums of gradients, of which each device has a part."""
+    assert step.traffic is not None
+    crossing = {kind: t for kind, t in step.traffic.items() if t.dcn_count}
+    if target.slices == 1:
+        assert not crossing
+        return
+    gathered = step.traffic["all-gather"]
+    assert gathered.dcn_bytes < 0.01 * gathered.bytes, "parameters do not cross"
+    gradients = step.argument_bytes / 3  # a third of parameters and two moments
+    crossed = sum(t.dcn_bytes for t in crossing.values())
+    assert 0.5 * gradients < crossed < 2 * gradients, (step.traffic, gradients)
+
+
+def test_links_of_two_groups_of_devices(supervised: Path) -> None:
+    """CPU devices as two slices: collectives are assigned to links by their replica groups."""
+    target = find_target("cpu:4*2")
+    config = read_job(supervised, ["--mesh.data", "2", "--mesh.fsdp", "4"])
+    report = compile_job(config, target, ModelSizes())
+    (step,) = report.programs
+    check_links(step, target)
+    (one,) = to_json(report)["programs"]
+    assert one["collectives"]["all-reduce"]["dcn_bytes"] > 0
+    assert to_json(report)["whole_job"]["slices"] == 2
+    assert "8 devices in 2 slices" in to_text(report) and "(DCN " in to_text(report)
+    with pytest.raises(InputError, match="data does not divide over 2 slices"):
+        whole = ["--mesh.data", "1", "--mesh.fsdp", "8", "--mesh.slices", "2"]
+        compile_job(read_job(supervised, whole), target, ModelSizes())
 
 
 def test_programs_keep_no_arguments(full_report: Report) -> None:

@@ -105,6 +105,75 @@ def test_pieces_of_one_collective_count_once() -> None:
     }
 
 
+# What libtpu writes for two slices of four chips: the program of one slice, in which the sum over
+# all eight is a reduce-scatter, a transfer through the host, and an all-gather; in a loop of five.
+TWO_SLICES = """HloModule jit_loop, is_scheduled=true, num_partitions=4
+
+%body (p: (s32[], f32[128,1024])) -> (s32[], f32[128,1024]) {
+  %rs = f32[32,1024]{1,0} reduce-scatter(%x), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%r
+  %send.2 = (f32[32,8,128]{2,1,0}, u32[], token[]) send(%b, %a), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv.2 = (f32[32,8,128]{2,1,0}, u32[], token[]) recv(%a), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv-done.2 = (f32[32,8,128]{2,1,0}, token[]) recv-done(%recv.2), channel_id=1
+  %all-gather.8 = f32[128,1024]{1,0} all-gather(%y), channel_id=4, replica_groups={{0,1,2,3}}
+  ROOT %t = (s32[], f32[128,1024]{1,0}) tuple(%i, %z)
+}
+
+ENTRY %main (a: f32[128,1024]) -> f32[128,1024] {
+  %w = (s32[]) while(%s), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+}
+"""  # noqa: E501
+
+
+def test_what_crosses_tpu_slices() -> None:
+    whole = 4 * 128 * 1024
+    assert collectives(TWO_SLICES, slices=(0,) * 4 + (1,) * 4) == {
+        "all-gather": Traffic(5, 5 * whole),
+        # Each chip exchanges its quarter with the chip of the other slice.
+        "all-reduce": Traffic(5, 5 * whole // 4, 5, 5 * whole // 4),
+        "reduce-scatter": Traffic(5, 5 * whole // 4),
+    }
+
+
+@pytest.mark.parametrize(
+    "groups, crosses",
+    [
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", False),
+        ("replica_groups={{0,4},{1,5},{2,6},{3,7}}", True),
+        ("replica_groups={}", True),  # all
+        ("replica_groups=[2,4]<=[8]", False),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", True),
+        ("replica_groups=[4,2]<=[2,2,2]T(0,2,1)", False),
+        ("replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}", False),
+        ("replica_groups=mesh['data'=2,'fsdp'=4] {'data'}", True),
+        ("replica_groups=mesh['data'=2,'fsdp'=4] {'data','fsdp'}", True),
+        # (2,4) devices transposed: the first axis is along a slice, the last one across.
+        ("replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'a'}", False),
+        ("replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'c'}", True),
+        ("replica_groups=mesh['a'=2,'b'=4], device_ids=(0,4,1,5,2,6,3,7) {'a'}", False),
+        ("replica_groups=mesh['a'=2,'b'=4], device_ids=(0,4,1,5,2,6,3,7) {'b'}", True),
+        ("replica_groups=mesh['all'=8] {'all':(2)4}", False),
+        ("replica_groups=mesh['all'=8] {'all':(1)2}", True),
+        ("replica_groups=later[8]", True),  # unknown: at worst
+        ("source_target_pairs={{0,1},{1,2},{2,3},{3,0}}", False),
+        ("source_target_pairs={{3,4},{4,3}}", True),
+    ],
+)
+def test_groups_that_cross_slices(groups: str, crosses: bool) -> None:
+    """Of eight devices, four in each of two slices."""
+    kind = "collective-permute" if "pairs" in groups else "all-gather"
+    text = f"""HloModule jit_f, num_partitions=8
+
+ENTRY %main (a: f32[4]) -> f32[16] {{
+  %s = (f32[4]{{0}}, f32[16]{{0}}) {kind}-start(%a), channel_id=1, {groups}
+  ROOT %d = f32[16]{{0}} {kind}-done(%s), channel_id=1
+}}
+"""
+    assert collectives(text) == {kind: Traffic(1, 64)}
+    slices = (0,) * 4 + (1,) * 4
+    expected = Traffic(1, 64, 1, 64) if crosses else Traffic(1, 64)
+    assert collectives(text, slices=slices) == {kind: expected}
+
+
 def test_flops_count_loops_branches_and_recomputation() -> None:
     w, x = jnp.zeros((8, 16)), jnp.zeros((4, 8))
     one = 2 * 4 * 8 * 16
@@ -153,8 +222,9 @@ def test_chips() -> None:
         # Every one of them needs 100 to 700 FLOPs a byte to be busy.
         assert 100 < chip.flops / chip.bandwidth < 700, name
         assert 15e9 < chip.hbm_bytes < 200e9, name
-    assert parse_topology("v5e:16x16") == (CHIPS["v5e"], "16x16")
-    assert parse_topology("h200:8") == (CHIPS["h200"], "8")
+    assert parse_topology("v5e:16x16") == (CHIPS["v5e"], "16x16", 1)
+    assert parse_topology("v5e:16x16*4") == (CHIPS["v5e"], "16x16", 4)
+    assert parse_topology("h200:8") == (CHIPS["h200"], "8", 1)
     two, eight = parse_topology("cpu:2")[0], parse_topology("cpu:8")[0]
     assert two.hbm_bytes // 4 == eight.hbm_bytes
 
@@ -162,4 +232,10 @@ def test_chips() -> None:
 @pytest.mark.parametrize("name", ["v5e", "v9:2x2", "h200:9", "h200:2x4", "v5p:4", "cpu:0", "cpu:9"])
 def test_topologies_that_are_not_known(name: str) -> None:
     with pytest.raises(InputError, match=f"unknown topology '{name}'; chips are v4, v5e"):
+        parse_topology(name)
+
+
+@pytest.mark.parametrize("name", ["v5e:4x4*", "v5e:4x4*0", "v5e:4x4*2*2", "h100:8*x", "cpu:2*1000"])
+def test_numbers_of_slices_that_are_not(name: str) -> None:
+    with pytest.raises(InputError, match="after the [*] stands the number of slices, 1 to 999"):
         parse_topology(name)

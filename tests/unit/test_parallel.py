@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import Mesh, PartitionSpec
 from tiny import STEP_MODEL
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JANUS_PRO_7B, LoraConfig
 from gotr1_jax.models.janus import abstract_policy
-from gotr1_jax.parallel.mesh import make_mesh, row_multiple
+from gotr1_jax.parallel.config import MeshConfig
+from gotr1_jax.parallel.mesh import job_mesh, make_mesh, row_multiple
 from gotr1_jax.parallel.placement import check_rows
 from gotr1_jax.parallel.sharding import PARAMETER_RULES, partition_spec, state_shardings
 
@@ -41,6 +44,9 @@ class Chip:
 
     id: int
     process_index: int
+    slice_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5e"
 
 
 def test_devices_of_a_process_are_adjacent():
@@ -52,6 +58,42 @@ def test_devices_of_a_process_are_adjacent():
         [{2}, {3}],
     ]
     assert [chip.id for chip in grid[0, 0]] == [0, 1, 4, 5]
+
+
+def two_slices(second: int = 8) -> list[Chip]:
+    """Slices of two hosts of four chips, listed host by host of both in turn."""
+    chips = [
+        Chip(8 * s + 4 * h + i, 2 * s + h, s) for h in (0, 1) for s in (0, 1) for i in range(4)
+    ]
+    return [chip for chip in chips if chip.id < 8 + second]
+
+
+def test_data_alone_crosses_slices():
+    for sizes in ((2, 8, 1), (-1, 4, 2), (4, -1, 4)):
+        mesh = make_mesh(*sizes, devices=two_slices())
+        for of_data in np.split(mesh.devices, 2):
+            assert len({chip.slice_index for chip in of_data.flat}) == 1, sizes
+        assert [chip.process_index for chip in mesh.devices.flat] == sorted([0, 1, 2, 3] * 4)
+    # As JAX's own function lays slices out; a TPU's coordinates are left aside.
+    plain = [replace(chip, platform="cpu") for chip in two_slices()]
+    theirs = create_hybrid_device_mesh((1, 4, 2), (2, 1, 1), plain)
+    ours = make_mesh(2, 4, 2, two_slices()).devices
+    assert [chip.id for chip in ours.flat] == [chip.id for chip in theirs.flat]
+
+
+def test_other_axes_cross_slices_if_asked():
+    with pytest.raises(InputError, match="data does not divide over 2 slices .* mesh.slices to 1"):
+        make_mesh(1, 16, 1, two_slices())
+    assert make_mesh(1, 16, 1, two_slices(), slices=1).shape["fsdp"] == 16
+    with pytest.raises(InputError, match="mesh.slices is 4, but the devices are in 2 slices"):
+        make_mesh(4, 4, 1, two_slices(), slices=4)
+    with pytest.raises(InputError, match="2 slices of equal size"):
+        make_mesh(2, 6, 1, two_slices(second=4))
+    # Devices that know no slices are divided as they come.
+    with pytest.raises(InputError, match="data does not divide over 2 slices"):
+        make_mesh(1, 8, 1, slices=2)
+    grid = job_mesh(MeshConfig(data=2, fsdp=4, slices=2)).devices
+    assert list(grid[0].flat) == jax.devices()[:4]
 
 
 @pytest.mark.parametrize(
