@@ -2,7 +2,8 @@
 
 Opening reads names, shapes and dtypes only. `Tensor.read` gives a view of the memory-mapped
 file, so nothing is copied before a slice of it is taken (`safetensors.safe_open` copies what it
-reads).
+reads). Of a file in a bucket that is here in part (`io.storage.read_in_parts`), what is read is
+fetched first.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from gotr1_jax.convert.folders import describe_weights
 from gotr1_jax.convert.safetensors_file import Extent, read_extents
 from gotr1_jax.convert.torch_file import read_state
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.partial_file import PartialFile
 from gotr1_jax.io.reading import read_json, read_json_object
+from gotr1_jax.io.storage import partial_file
 
 # The first that exists is read; an index names its shards.
 WEIGHT_FILES = (
@@ -62,16 +66,19 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: str
     file: Path
-    load: Callable[[], np.ndarray]
+    load: Callable[[int, int | None], np.ndarray]
 
-    def read(self) -> np.ndarray:
-        """The stored values, read-only, in the stored dtype; InputError if that is unknown."""
+    def read(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        """The stored values, read-only, in the stored dtype; InputError if that is unknown.
+
+        first, last: of the leading axis only these rows are read (and fetched).
+        """
         if self.dtype not in STORED_DTYPES:
             known = ", ".join(STORED_DTYPES)
             raise InputError(
                 f"{self.file}: tensor {self.name} has dtype {self.dtype}; known are {known}"
             )
-        return self.load()
+        return self.load(first, last)
 
 
 def model_type_of(directory: Path) -> str:
@@ -141,13 +148,24 @@ def _read_safetensors(file: Path) -> Iterator[Tensor]:
     size = max((extent.end for extent in extents), default=0)
     data = np.memmap(file, np.uint8, "r", start) if size else np.empty(0, np.uint8)
     for extent in extents:
-        yield Tensor(extent.name, extent.shape, extent.dtype, file, _view(data, extent))
+        load = partial(_view, data, extent, partial_file(file), start)
+        yield Tensor(extent.name, extent.shape, extent.dtype, file, load)
 
 
-def _view(data: np.ndarray, extent: Extent) -> Callable[[], np.ndarray]:
-    return lambda: (
-        data[extent.begin : extent.end].view(STORED_DTYPES[extent.dtype]).reshape(extent.shape)
-    )
+def _view(
+    data: np.ndarray, extent: Extent, part: PartialFile | None, start: int,
+    first: int, last: int | None,
+) -> np.ndarray:  # fmt: skip
+    """Rows of a tensor in mapped memory, which is a file's from byte `start` on."""
+    begin, end, shape = extent.begin, extent.end, extent.shape
+    if shape and shape[0]:
+        row = (end - begin) // shape[0]
+        rows = range(shape[0])[first:last]
+        begin, end = begin + row * rows.start, begin + row * rows.stop
+        shape = (len(rows), *shape[1:])
+    if part is not None:
+        part.ensure(start + begin, start + end)
+    return data[begin:end].view(STORED_DTYPES[extent.dtype]).reshape(shape)
 
 
 def _read_pickle(file: Path, section: str | None = None) -> Iterator[Tensor]:
@@ -158,9 +176,10 @@ def _read_pickle(file: Path, section: str | None = None) -> Iterator[Tensor]:
         yield Tensor(name, tuple(tensor.shape), dtype, file, _from_torch(tensor))
 
 
-def _from_torch(tensor: Any) -> Callable[[], np.ndarray]:
-    def load() -> np.ndarray:
+def _from_torch(tensor: Any) -> Callable[[int, int | None], np.ndarray]:
+    def load(first: int, last: int | None) -> np.ndarray:
         plain = tensor.detach().resolve_conj().resolve_neg()
+        plain = plain[first:last] if plain.ndim else plain
         if str(plain.dtype) == "torch.bfloat16":
             import torch
 

@@ -17,6 +17,7 @@ from typing import Any
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.contents import describe_binary
 from gotr1_jax.io.reading import open_file, read_start
+from gotr1_jax.io.storage import partial_file
 
 # Bits of an element, by the format's names of dtypes.
 _BITS = {
@@ -27,6 +28,7 @@ _BITS = {
     "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 _MAX_HEADER = 100_000_000  # bytes, the reference's own limit
+_FIRST = 1 << 17  # bytes of a file in a bucket that are fetched at once: most headers
 _MAX_AXES, _MAX_SIZE = 16, 1 << 40  # of a shape: far more than any weight has
 # Layouts of other frameworks under the same file name.
 _FOREIGN = {"mlx": "MLX", "flax": "Flax", "tf": "TensorFlow"}
@@ -50,7 +52,13 @@ def read_extents(file: Path) -> tuple[int, list[Extent]]:
     """
     try:
         size = file.stat().st_size
-        with open_file(file) as stream:
+        part = partial_file(file)
+        if part is not None:
+            part.ensure(0, _FIRST)
+            with open_file(file, in_part=True) as stream:
+                length = int.from_bytes(stream.read(8), "little")
+            part.ensure(0, 8 + min(length, _MAX_HEADER))
+        with open_file(file, in_part=True) as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
                 if kind := describe_binary(read_start(file)):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from gotr1_jax.errors import InputError, RunError
 from gotr1_jax.io.object_store import VARIABLE, ObjectStore, StoredObject
+from gotr1_jax.io.partial_file import PartialFile
 from gotr1_jax.io.reading import open_file
 from gotr1_jax.io.write_errors import raise_write_errors
 
@@ -55,14 +56,19 @@ class _Stamp(NamedTuple):
 class LocalCopy:
     """The local copy of the object or folder `top` below a URL, and what lies beside it."""
 
-    def __init__(self, url: str, work: Path, without: Sequence[str] = ()) -> None:
-        """Fetches what there is, but the arrays of checkpoints and the folders `without`."""
+    def __init__(
+        self, url: str, work: Path, without: Sequence[str] = (), in_parts: bool = False
+    ) -> None:
+        """Fetches what there is, but the arrays of checkpoints and the folders `without`; with
+        `in_parts` large files of weights are fetched range by range, when they are read."""
         parent, _, self.top = url.rpartition("/")
         self.store = ObjectStore(parent)
         self.root = work / secrets.token_hex(4)
         self.root.mkdir(parents=True)
         # Of every object: the state of the local file that equals it; None: there is no such file.
         self._known: dict[str, _Stamp | None] = {}
+        self.partial: dict[Path, PartialFile] = {}
+        self._in_parts = in_parts
         self._lock = threading.RLock()
         self.is_written = self.is_owner = False
         self.writers = 0  # blocks that are inside of `storage.writing`
@@ -98,7 +104,8 @@ class LocalCopy:
                 if _is_hidden(name):
                     continue
                 self._known.setdefault(name, None)
-                if self._known[name] is None and wanted(name):
+                is_here = self._known[name] is not None or self.root / name in self.partial
+                if not is_here and wanted(name):
                     names.append(name)
             with raise_write_errors(self.root), ThreadPoolExecutor(_AT_ONCE) as pool:
                 for name, stamp in zip(names, pool.map(lambda n: self._get(n, found[n]), names)):
@@ -112,6 +119,9 @@ class LocalCopy:
         key = f"{self.store.url}/{name}\0{stored.version}\0{stored.size}"
         kept = storage_folder() / "objects" / hashlib.sha256(key.encode()).hexdigest()
         whole = kept.is_file() and kept.stat().st_size == stored.size
+        if not whole and self._in_parts and name.endswith(".safetensors"):
+            self.partial[target] = PartialFile(self.store, name, stored, target)
+            return None
         if not whole and not self.store.get(name, kept, stored):
             return None
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +195,8 @@ class LocalCopy:
             above = Path(place).relative_to(self.root)
             folders[:] = [name for name in folders if self._counts(above / name)]
             for name in files:
-                if not _is_hidden((above / name).as_posix()):
+                hidden = _is_hidden((above / name).as_posix())
+                if not hidden and Path(place, name) not in self.partial:
                     with suppress(FileNotFoundError):
                         found[(above / name).as_posix()] = _stamp(Path(place, name))
         return found

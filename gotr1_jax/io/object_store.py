@@ -164,6 +164,17 @@ class ObjectStore:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def get_range(self, name: str, begin: int, end: int) -> bytes:
+        """Bytes `begin` to `end` of an object, of which there are so many."""
+
+        def download() -> bytes:
+            data: bytes = self._files.cat_file(self._path(name), begin, end)
+            if len(data) != end - begin:
+                raise OSError(f"{len(data)} bytes came in the place of {end - begin}")
+            return data
+
+        return self._call("read", name, download)
+
     def put(self, name: str, content: Path | bytes) -> None:
         """Uploads a file or bytes: an object of that name is replaced whole."""
         path = self._path(name)

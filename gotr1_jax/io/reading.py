@@ -51,12 +51,29 @@ _STRAY_STEMS = {"readme", "license", "licence", "changelog"}
 Result = TypeVar("Result")
 
 
-def open_file(path: str | os.PathLike[str], what: str = "") -> io.BufferedReader:
+# Fetches what is missing of a file that is here in part (`io.storage`).
+_complete: Callable[[str | os.PathLike[str]], None] | None = None
+
+
+def before_opening(action: Callable[[str | os.PathLike[str]], None]) -> None:
+    """What every `open_file` does first, with the path."""
+    global _complete
+    _complete = action
+
+
+def open_file(
+    path: str | os.PathLike[str], what: str = "", *, in_part: bool = False
+) -> io.BufferedReader:
     """An open regular file, read-only and buffered; the caller closes it.
+
+    in_part: of a file that is here in part nothing is fetched; the caller knows what it may read.
 
     InputError, which calls its content `what`, for a FIFO, device, socket or folder, for a name
     that no file can have, and for a file that is missing or may not be read.
     """
+
+    if _complete is not None and not in_part:
+        _complete(path)
 
     def open_regular() -> io.BufferedReader:
         _refuse_other_kinds(path, os.stat(path), what)

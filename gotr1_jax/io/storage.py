@@ -4,6 +4,7 @@
     writing       what a block writes to a path is uploaded; whoever writes outputs enters it
     upload        uploads what has changed so far
     fetch         downloads what was left out: the arrays of checkpoints
+    read_in_parts from now on large files of weights are fetched range by range (`partial_file`)
     session       of a command: at its end all is uploaded, messages name URLs
 
 A bucket has no renaming, no appending and no locks. So a command works in a folder of its own, and
@@ -35,6 +36,8 @@ from typing import Any
 from gotr1_jax.errors import GotR1Error, InputError, RunError
 from gotr1_jax.io.local_copy import OWNER_NAME, LocalCopy, storage_folder
 from gotr1_jax.io.object_store import VARIABLE, ObjectStore, is_url
+from gotr1_jax.io.partial_file import PartialFile
+from gotr1_jax.io.reading import before_opening
 from gotr1_jax.io.write_errors import raise_write_errors
 
 _EVERY = 60.0  # seconds between uploads of what has changed
@@ -51,6 +54,7 @@ class _Copies:
         self.folder: Path | None = None
         self.copies: dict[str, LocalCopy] = {}
         self.names: list[tuple[str, str]] = []  # places of all copies so far, and their URLs
+        self.in_parts = False
         self._lock = threading.RLock()
         self._held: Any = None
         self._thread: threading.Thread | None = None
@@ -62,7 +66,7 @@ class _Copies:
                 if self.folder is None:
                     self._begin()
                 assert self.folder is not None
-                copy = LocalCopy(url, self.folder, without)
+                copy = LocalCopy(url, self.folder, without, self.in_parts)
                 self.copies[url] = copy
                 self.names.append((str(copy.root), copy.store.url))
             elif not without:
@@ -165,6 +169,37 @@ def local_path(name: str | os.PathLike[str], without: Sequence[str] = ()) -> Pat
     if any(part.startswith(".") for part in url[begin.rfind("/") + 1 :].split("/")):
         raise InputError(f"{name} has a name that begins with a dot, as only temporary files have")
     return _work.open(begin, without).path / url[len(begin) :].lstrip("/")
+
+
+def read_in_parts() -> None:
+    """From now on large files of weights are not fetched whole, but range by range.
+
+    For jobs of several processes, of which each needs a part. Other readers of such a file get it
+    whole (`reading.open_file`).
+    """
+    _work.in_parts = True
+
+
+def partial_file(path: Path) -> PartialFile | None:
+    """The file at `path` if it is here in part, else None."""
+    copy = _work.find(path)
+    return None if copy is None else copy.partial.get(Path(os.path.abspath(path)))
+
+
+def check_unchanged(folder: Path) -> None:
+    """RunError if one of the files in a folder was replaced while it was fetched in parts."""
+    copy = _work.find(folder)
+    for path, part in copy.partial.items() if copy is not None else ():
+        if path.is_relative_to(os.path.abspath(folder)):
+            part.check_unchanged()
+
+
+def _complete(path: str | os.PathLike[str]) -> None:
+    if _work.in_parts and (part := partial_file(Path(path))) is not None:
+        part.ensure()
+
+
+before_opening(_complete)
 
 
 def is_copy(path: Path) -> bool:
