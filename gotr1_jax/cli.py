@@ -21,7 +21,7 @@ from gotr1_jax import __version__
 from gotr1_jax.completion import CompletionAction
 from gotr1_jax.config import to_plain
 from gotr1_jax.errors import GotR1Error, InputError, Stopped
-from gotr1_jax.io.storage import check_urls, local_path, name_urls, session
+from gotr1_jax.io.storage import check_urls, local_path, name_urls, read_in_parts, session
 from gotr1_jax.io.write_errors import find_write_failure, write_failure
 from gotr1_jax.jobs import JOBS, add_command_help, add_job_help, jobs_of_file
 
@@ -259,6 +259,8 @@ def _train(job: str, path: Path, overrides: Sequence[str]) -> None:
     check_packages(config.report_to)  # before processes wait for each other
     check_urls(to_plain(config), written=[config.run_dir])
     processes = start_processes(config.distributed)
+    if processes > 1:
+        read_in_parts()
     start_devices(config.mesh.cpu_devices, config.compile_cache, processes)
     getattr(module, function)(config)
 

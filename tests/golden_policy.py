@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,9 @@ def golden_policy(shared: Path, name: str = "janus_a") -> tuple[JanusPolicy, Spe
     config, form = parse_config(maker.config(spec), name)
 
     def stored(tensor_name: str, shape: list[int]) -> Tensor:
-        read = partial(maker.tensor, spec["seed"], tensor_name, shape)
+        def read(first: int, last: int | None) -> np.ndarray:
+            return maker.tensor(spec["seed"], tensor_name, shape)[first:last]
+
         return Tensor(tensor_name, tuple(shape), "F32", script, read)
 
     tensors = {n: stored(n, shape) for n, (shape, _) in spec["tensors"].items()}

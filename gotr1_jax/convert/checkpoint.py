@@ -10,7 +10,7 @@ with them and give it the loaded tree for everything else:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,12 @@ from gotr1_jax.convert.open_checkpoint import (
     open_checkpoint,
     split_part,
 )
+from gotr1_jax.convert.shared_load import exchange
 from gotr1_jax.convert.tree import check_state, checkpoint_tensors, load_tree
 from gotr1_jax.convert.writer import copy_files, write_checkpoint
 from gotr1_jax.io.files import write_json
 from gotr1_jax.io.reading import read_json_object
+from gotr1_jax.io.storage import check_unchanged
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.siglip import JanusUnderstanding
@@ -82,6 +84,11 @@ class Checkpoint:
         """The directory's tokenizer; InputError if it has none that fits."""
         return TextTokenizer.from_dir(self.source)
 
+    def exchanged(self) -> Checkpoint:
+        """The checkpoint with its arrays in their places; every process calls it."""
+        parts = {part: exchange(getattr(self, part)) for part in PARTS}
+        return replace(self, **parts)
+
     def policy_module(self, dtype: Any = jnp.float32) -> JanusPolicy:
         """The policy as a module that computes in `dtype`."""
         abstract = abstract_policy(self.config, dtype=dtype, param_dtype=self.dtype)
@@ -115,7 +122,8 @@ def load_checkpoint(
       parts: which of "policy", "vq", "understanding" to load.
       dtype: of the parameters.
       shardings: for a part, the tree of its parameters' shardings (structure of its state); each
-        device then reads its own slices only. Without it arrays lie on the default device.
+        device then reads its own slices only. Without it arrays lie on the default device. Where
+        devices belong to several processes, `Checkpoint.exchanged` must follow.
 
     Raises InputError, in one line, for a directory without a checkpoint, for a file that is
     missing, truncated or corrupt, and for unknown, missing, doubled and misshapen tensors.
@@ -126,9 +134,10 @@ def load_checkpoint(
     def load(part: str) -> Any:
         state = split_part(part, opened.config, dtype)[1]
         naming = NAMING[opened.form]
-        return load_tree(part, state, naming, opened.tensors, dtype, placed.get(part))
+        return load_tree(part, state, naming, opened.tensors, dtype, placed.get(part), share=True)
 
     loaded = {part: load(part) for part in parts}
+    check_unchanged(opened.path)
     return Checkpoint(
         opened.config,
         loaded.get("policy"),

@@ -24,6 +24,7 @@ from gotr1_jax.convert.copying import copy_into, empty_aligned
 from gotr1_jax.convert.folders import describe_names
 from gotr1_jax.convert.reader import FLOAT_DTYPES, Tensor
 from gotr1_jax.convert.rules import Naming, Shape, Source, expected_tensors, sources
+from gotr1_jax.convert.shared_load import is_shared, read_rows
 from gotr1_jax.convert.writer import OutTensor
 from gotr1_jax.errors import InputError
 
@@ -144,6 +145,7 @@ def load_tree(
     tensors: Mapping[str, Tensor],
     dtype: Any,
     shardings: Any = None,
+    share: bool = False,
 ) -> Any:
     """The arrays of the abstract `state` from checked tensors, in `dtype`, one after another.
 
@@ -155,13 +157,19 @@ def load_tree(
       dtype: of the arrays.
       shardings: pytree like `state`; each device then reads its own slices only. Without it
         arrays lie on the default device.
+      share: where devices belong to several processes, each of these reads a share of the rows;
+        `shared_load.exchange` must follow.
     """
     others = () if shardings is None else (shardings,)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "load") as pool:
 
-        def load(key_path: Any, leaf: Any, sharding: Any = None) -> jax.Array:
+        def load(key_path: Any, leaf: Any, sharding: Any = None) -> Any:
             shape = tuple(leaf.shape)
             places = sources(dotted(tree, key_path), shape, naming)
+            if share and is_shared(sharding):
+                rows = read_rows(places, shape, tensors, dtype, sharding, pool)
+                if rows is not None:
+                    return rows
             return _load_leaf(places, shape, tensors, dtype, sharding, pool)
 
         return jax.tree.map_with_path(load, state, *others)

@@ -18,6 +18,7 @@ from gotr1_jax.grpo.config import PolicyConfig
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.lora import split_lora
+from gotr1_jax.parallel.processes import raise_on_all_processes
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of, state_shardings
 
 
@@ -47,18 +48,21 @@ class SplitPolicy:
 def load_policy(config: PolicyConfig, seed: int, mesh: Mesh) -> tuple[SplitPolicy, Checkpoint]:
     """Load `config.init` onto the mesh; adapters are new, drawn from `seed`.
 
-    Each device gets its own slices only, read from the files by its own process.
+    Each device gets its own slices only; of several processes each reads a share of the files.
 
-    Returns the split policy and the checkpoint with its VQ tokenizer alone. Raises InputError.
+    Returns the split policy and the checkpoint with its VQ tokenizer alone. Every process calls it.
+    Raises InputError.
     """
-    path = find_checkpoint(config.init)
-    sizes = read_sizes(path)
-    shapes = policy_shapes(config, sizes, mesh)
-    stored = shapes.frozen if shapes.has_adapters else shapes.trained
-    checkpoint = load_checkpoint(
-        path, parts=("policy", "vq"), dtype=jnp.dtype(config.param_dtype),
-        shardings={"policy": shardings_of(stored)},
-    )  # fmt: skip
+    with raise_on_all_processes():
+        path = find_checkpoint(config.init)
+        sizes = read_sizes(path)
+        shapes = policy_shapes(config, sizes, mesh)
+        stored = shapes.frozen if shapes.has_adapters else shapes.trained
+        checkpoint = load_checkpoint(
+            path, parts=("policy", "vq"), dtype=jnp.dtype(config.param_dtype),
+            shardings={"policy": shardings_of(stored)},
+        )  # fmt: skip
+    checkpoint = checkpoint.exchanged()
     loaded = checkpoint.policy
     checkpoint = replace(checkpoint, policy=None)
     if not shapes.has_adapters:

@@ -25,7 +25,7 @@ from gotr1_jax.grpo.rollout import RolloutWorker
 from gotr1_jax.grpo.terms_file import check_run_functions
 from gotr1_jax.grpo.update import Learner, make_policy_step, make_token_logps
 from gotr1_jax.grpo.watched import WatchedJudge, make_watched
-from gotr1_jax.io.digests import model_digest
+from gotr1_jax.io.digests import identify_weights
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.parallel.mesh import local_mesh
 from gotr1_jax.parallel.phases import phase
@@ -131,8 +131,9 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
     with raise_on_all_processes():
         check_run_functions(config, run.resumed)  # before anything large is loaded
         own_loss = try_loss(config.loss)
-        with phase("loading the policy"):
-            policy, checkpoint = load_policy(config.policy, config.seed, run.mesh)
+    with phase("loading the policy"):
+        policy, checkpoint = load_policy(config.policy, config.seed, run.mesh)
+    with raise_on_all_processes():
         encode = partial(
             encode_captions, tokenizer=checkpoint.tokenizer, template=config.policy.prompt_template,
             limit=config.policy.max_prompt_tokens,
@@ -149,8 +150,7 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
             **own_loss,
         }
         if is_main_process():  # which alone compares them
-            digest = model_digest(find_checkpoint(config.policy.init))
-            inputs["policy.init"] = f"weights {digest}"
+            inputs |= identify_weights("policy.init", find_checkpoint(config.policy.init))
     check_same_on_all_processes(prompts.texts(), "set of captions, or tokenizer,")
     check_same_on_all_processes(heldout.texts(), "set of held-out captions")
     run.check_inputs(inputs, f"{inputs['captions.source']} {config.rollout.captions_per_step}")

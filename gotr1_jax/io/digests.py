@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gotr1_jax.io.reading import list_folder, open_file
+from gotr1_jax.io.storage import partial_file
 
 _PIECE = 2**26
 _BLOCK = 2**20
@@ -43,6 +44,24 @@ def model_digest(*places: Path | str | None) -> str:
         for name, content in zip(names, _contents(files)):
             digest.update(f"{name}\0{content}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def identify_weights(setting: str, folder: Path) -> dict[str, str]:
+    """{setting: what tells other weights than these}, to store with a run and to compare.
+
+    The content of the folder's files counts; of those that lie in a bucket and were not read whole
+    their versions there, which stand under another name. InputError where a file cannot be read.
+    """
+    files = [path for path in list_folder(folder) if path.is_file()]
+    parts = {path: part for path in files if (part := partial_file(path)) is not None}
+    if not parts or not all(part.version for part in parts.values()):
+        return {setting: f"weights {model_digest(folder)}"}
+    digest = hashlib.sha256()
+    for path, part in sorted(parts.items()):
+        digest.update(f"{path.name}\0{part.version}\0".encode())
+    others = [path for path in files if path not in parts and path.suffix in _MODEL_SUFFIXES]
+    digest.update(model_digest(*sorted(others)).encode())
+    return {f"{setting} (its files in the bucket)": f"versions {digest.hexdigest()[:16]}"}
 
 
 def _contents(files: Iterable[Path]) -> list[str]:

@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -83,9 +83,11 @@ class LocalCopy:
     def holds(self, path: Path) -> bool:
         return path.is_relative_to(self.root)
 
-    def fetch(self, path: Path) -> None:
-        """Downloads all below `path` that is not here."""
-        self._fetch(self.store.listing(path.relative_to(self.root).as_posix()), lambda _: True)
+    def fetch(self, path: Path, names: Collection[str] | None = None) -> None:
+        """Downloads all below `path` that is not here, or only the files of these names."""
+        top = path.relative_to(self.root).as_posix()
+        chosen = None if names is None else {f"{top}/{name}" for name in names}
+        self._fetch(self.store.listing(top), lambda name: chosen is None or name in chosen)
 
     def _begin(self, found: dict[str, StoredObject]) -> None:
         left_out = self._left_out

@@ -168,7 +168,7 @@ class ObjectStore:
         """Bytes `begin` to `end` of an object, of which there are so many."""
 
         def download() -> bytes:
-            data: bytes = self._files.cat_file(self._path(name), begin, end)
+            data: bytes = self._files.cat_file(self._path(name), start=begin, end=end)
             if len(data) != end - begin:
                 raise OSError(f"{len(data)} bytes came in the place of {end - begin}")
             return data

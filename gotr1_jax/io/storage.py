@@ -28,7 +28,7 @@ import secrets
 import shutil
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -282,11 +282,14 @@ def upload(path: Path, pieces: Path | None = None) -> None:
         copy.upload(pieces)
 
 
-def fetch(path: Path) -> None:
-    """Downloads all below `path` that is not in its copy yet; errors as of `local_path`."""
+def fetch(path: Path, names: Collection[str] | None = None) -> None:
+    """Downloads all below `path` that is not in its copy yet; errors as of `local_path`.
+
+    names: of files below `path`; only these are downloaded.
+    """
     copy = _work.find(path)
     if copy is not None:
-        copy.fetch(Path(os.path.abspath(path)))
+        copy.fetch(Path(os.path.abspath(path)), names)
 
 
 def release(folder: Path, others: Iterable[str] = ()) -> None:

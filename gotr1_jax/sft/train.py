@@ -18,7 +18,7 @@ from gotr1_jax.convert.image_tokenizer import ImageTokenizer, load_vq
 from gotr1_jax.convert.open_checkpoint import check_vocabulary, read_sizes
 from gotr1_jax.convert.writer import copy_files
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.digests import model_digest
+from gotr1_jax.io.digests import identify_weights
 from gotr1_jax.io.reading import read_text
 from gotr1_jax.io.storage import local_path
 from gotr1_jax.models.config import JanusConfig
@@ -74,6 +74,8 @@ def train_sft(config: SftConfig) -> Path:
         with raise_on_all_processes():
             images = load_vq(find_checkpoint(config.vq))
             loaded = None if config.init is None else _load(config, mesh)
+        loaded = None if loaded is None else loaded.exchanged()
+        with raise_on_all_processes():
             initial = _initial_model(config, Path(scratch), images, loaded)
             sampled = SampledCaptions(config, initial.config, initial.tokenizer, mesh)
         check_same_on_all_processes(read_text(initial.tokenizer_dir / TOKENIZER_FILE), "tokenizer")
@@ -138,12 +140,12 @@ def _inputs(config: SftConfig) -> dict[str, str]:
         if is_main_process():  # which alone compares them
             for name, path in (("vq", config.vq), ("init", config.init)):
                 if path is not None:
-                    inputs[name] = f"weights {model_digest(find_checkpoint(path))}"
+                    inputs |= identify_weights(name, find_checkpoint(path))
         return inputs
 
 
 def _load(config: SftConfig, mesh: Mesh) -> Checkpoint:
-    """The checkpoint to start from; each device loads only its shards of the policy."""
+    """The checkpoint to start from; each process reads a share of the policy."""
     assert config.init is not None
     path = find_checkpoint(config.init)
     abstract = nnx.split(abstract_policy(read_sizes(path)))[1]

@@ -41,7 +41,7 @@ from gotr1_jax.trainer.manifest import (
     write_manifest,
 )
 from gotr1_jax.trainer.orbax_errors import remove_written, save_failure, wait_for_writes
-from gotr1_jax.trainer.pieces import join_pieces, new_writer, save_args
+from gotr1_jax.trainer.pieces import fetch_newest, join_pieces, new_writer, save_args
 from gotr1_jax.trainer.run_dir import remove_folder, step_number
 
 _PREFIX = "step_"
@@ -200,10 +200,7 @@ class Checkpoints:
         if jax.process_count() > 1:
             found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
         if found == -2:
-            raise RunError(
-                f"no checkpoint in {self.directory} is good; restore one from elsewhere, or start"
-                " again with --resume never in another run directory"
-            )
+            raise self._none_is_good()
         return None if found == -1 else found
 
     def restore(self, target: Any, step: int | None = None) -> Restored:
@@ -220,16 +217,22 @@ class Checkpoints:
             RunError: the step is unfinished or damaged, or no step is good.
         """
         self.wait()
-        if step is None:
-            step = self.latest_good()
-            if step is None:
-                raise RunError(f"there is no checkpoint in {self.directory}")
-        else:
-            self._check_good(step, jax.process_index() == 0)
-        folder = self.folder(step)
-        if self._in_pieces:  # each process has fetched its own copy
-            self._check_good(step, jax.process_index() != 0)
         wanted = flatten(target)
+        if self._in_pieces:
+            if step is None and jax.process_index() == 0:
+                self.warn_unfinished()
+            steps = self.steps() if step is None else [step]
+            is_any = bool(steps)
+            step = fetch_newest(self.folder, steps, wanted, step is not None)
+            if step is None and is_any:
+                raise self._none_is_good()
+        elif step is None:
+            step = self.latest_good()
+        else:
+            self._check_good(step)
+        if step is None:
+            raise RunError(f"there is no checkpoint in {self.directory}")
+        folder = self.folder(step)
         with (
             raise_read_errors(folder),
             ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader,
@@ -247,10 +250,17 @@ class Checkpoints:
         tree = jax.tree.unflatten(treedef, [arrays[path] for path in wanted])
         return Restored(tree, decode(record["meta"]), step)
 
-    def _check_good(self, step: int, here: bool) -> None:
-        """RunError in all processes if the step is not good where it is looked at."""
+    def _none_is_good(self) -> RunError:
+        return RunError(
+            f"no checkpoint in {self.directory} is good; restore one from elsewhere, or start"
+            " again with --resume never in another run directory"
+        )
+
+    def _check_good(self, step: int) -> None:
+        """RunError in all processes if the step is not good."""
         with raise_on_all_processes():
-            problem = manifest_problem(self.folder(step), step) if here else None
+            is_main = jax.process_index() == 0
+            problem = manifest_problem(self.folder(step), step) if is_main else None
             if problem:
                 raise RunError(f"checkpoint {self.folder(step)} cannot be used: {problem}")
 

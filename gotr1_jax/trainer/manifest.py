@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -77,9 +77,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def manifest_problem(folder: Path, step: int) -> str | None:
-    """Why a step cannot be restored, naming the file; None if all its files match."""
-    fetch(folder)  # of a run in a bucket
+def manifest_problem(
+    folder: Path, step: int, fetch_some: Callable[[list[str]], list[str]] | None = None
+) -> str | None:
+    """Why a step cannot be restored, naming the file; None if its files match.
+
+    fetch_some: fetches some of the files that it is given by name, and returns their names; only
+    these are looked at. None: all.
+    """
+    if fetch_some is None:
+        fetch(folder)  # of a run in a bucket
     path = folder / MANIFEST_NAME
     if not path.is_file():
         return f"{path} is missing, so it was never finished"
@@ -90,7 +97,8 @@ def manifest_problem(folder: Path, step: int) -> str | None:
     files = manifest["files"]
     if manifest["step"] != step:
         return f"{path} is of step {manifest['step']}"
-    for name, found in _hash_all(folder, list(files)).items():
+    names = list(files) if fetch_some is None else fetch_some(list(files))
+    for name, found in _hash_all(folder, names).items():
         if found is None:
             return f"{folder / name} is missing or cannot be read"
         if found != files[name]:

@@ -3,29 +3,34 @@
 Each process writes its own shards to a folder of its own, as plain Zarr files, one a shard. Put
 together in the bucket, the files of all are a checkpoint as one process writes it, and go on under
 any mesh. Names and digests of the others' files reach process 0 through the coordinator; its
-manifest names all of them, and comes last.
+manifest names all of them, and comes last. A process that restores fetches and verifies the files
+that its own devices need; together they look at every file.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from gotr1_jax.errors import RunError
-from gotr1_jax.io.reading import parse_json_object
-from gotr1_jax.io.storage import upload
-from gotr1_jax.parallel.processes import post_text, posted_text
-from gotr1_jax.trainer.manifest import hash_files
+from gotr1_jax.errors import InputError, RunError
+from gotr1_jax.io.reading import parse_json_object, read_json_object
+from gotr1_jax.io.storage import fetch, upload
+from gotr1_jax.parallel.processes import gather, post_text, posted_text, raise_on_all_processes
+from gotr1_jax.trainer.manifest import MANIFEST_NAME, hash_files, manifest_problem
 from gotr1_jax.trainer.orbax_errors import raise_only
 
 _ASK_SECONDS = 0.2
+_log = logging.getLogger(__name__)
 _SHARD = re.compile(r"state/.+/[0-9]+(\.[0-9]+)*")
 
 
@@ -99,3 +104,78 @@ def _await_digests(key: str, failure_key: str) -> dict[str, str]:
             time.sleep(_ASK_SECONDS)
         found |= parse_json_object(text, f"what process {process} has written")
     return found
+
+
+def fetch_newest(
+    folder: Callable[[int], Path], steps: list[int], wanted: Mapping[str, Any], only: bool
+) -> int | None:
+    """The newest good step, once each process has fetched what it needs of it; None: none is good.
+
+    Every process calls it; process 0 says which steps there are.
+
+    Args:
+      folder: of a step.
+      steps: in which order it does not matter.
+      wanted: arrays or shapes with shardings, by path.
+      only: the first of them must be good; RunError says what is wrong with it.
+
+    Raises UnreachableError or RunError in all processes.
+    """
+    while True:
+        step = int(gather(np.asarray([max(steps, default=-1)], np.int32))[0, 0])
+        if step < 0:
+            return None
+        problem = None
+        with raise_on_all_processes():
+            place = folder(step)
+            fetch(place, [MANIFEST_NAME])
+            problem = manifest_problem(
+                place, step, lambda names, place=place: _fetch_needed(place, names, wanted)
+            )
+            if problem is not None and only:
+                raise RunError(f"checkpoint {place} cannot be used: {problem}")
+        if problem is not None:
+            _log.warning("checkpoint %s is skipped: %s", place, problem)
+        if not gather(np.asarray([problem is not None], np.int32)).any():
+            return step
+        steps = [other for other in steps if other < step]
+
+
+def _fetch_needed(folder: Path, names: list[str], wanted: Mapping[str, Any]) -> list[str]:
+    """Fetches, of a checkpoint's files, what is small and what this process's devices need of the
+    shards; returns the names."""
+    shards = [name for name in names if _SHARD.fullmatch(name)]
+    needed = sorted(set(names) - set(shards))
+    fetch(folder, needed)
+    by_array: dict[str, list[str]] = {}
+    for name in shards:
+        by_array.setdefault(name.rpartition("/")[0], []).append(name)
+    for array, files in by_array.items():
+        cells = _cells(folder / array / ".zarray", wanted.get(array.removeprefix("state/")))
+        needed += [f for f in files if cells is None or f.rpartition("/")[2] in cells]
+    fetch(folder, needed)
+    return needed
+
+
+def _cells(path: Path, leaf: Any) -> set[str] | None:
+    """Names of the files of an array that this process's devices need; None: all of them."""
+    sharding = getattr(leaf, "sharding", None)
+    try:
+        record = read_json_object(path)
+        shape, sizes = tuple(record["shape"]), record["chunks"]
+        if sharding is None or shape != tuple(leaf.shape) or len(sizes) != len(shape):
+            return None
+        places = sharding.addressable_devices_indices_map(shape).values()
+        return {name for place in places for name in _names(place, shape, sizes)}
+    except (InputError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None  # whatever is wrong with it, reading says so
+
+
+def _names(place: tuple[slice, ...], shape: tuple[int, ...], sizes: list[int]) -> Iterator[str]:
+    """Names of the Zarr files that hold a slice of an array: "1.0" is the second of the rows."""
+    ranges = []
+    for cut, length, size in zip(place, shape, sizes):
+        first, last, _ = cut.indices(length)
+        ranges.append(range(first // size, -(-last // size)))
+    for cell in product(*ranges):
+        yield ".".join(map(str, cell)) or "0"

@@ -185,7 +185,7 @@ def test_gotr1_vocabulary_is_carried_without_growing(port: Path, tmp_path: Path)
 def fake_opened(config: JanusConfig, form: Format) -> OpenCheckpoint:
     """An opened checkpoint of any size, without values."""
 
-    def refuse() -> np.ndarray:
+    def refuse(*_: object) -> np.ndarray:
         raise AssertionError("nothing may be read")
 
     empty = OpenCheckpoint(Path("fake"), {}, config, form, {}, PARTS, ())

@@ -1,4 +1,4 @@
-"""Checkpoints of two processes on two machines, which share nothing but a bucket.
+"""Checkpoints and weights of two processes on two machines, which share nothing but a bucket.
 
 Run as a program this file is one of the processes.
 """
@@ -15,12 +15,21 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from object_store import served_bucket
 
+from gotr1_jax.convert import shared_load
+from gotr1_jax.convert.reader import open_tensors
+from gotr1_jax.convert.rules import LINEAR, Naming, Rule
+from gotr1_jax.convert.shared_load import exchange
+from gotr1_jax.convert.tree import load_tree
 from gotr1_jax.errors import RunError, UnreachableError
 from gotr1_jax.io import storage
-from gotr1_jax.io.object_store import ObjectStore
+from gotr1_jax.io.digests import identify_weights
+from gotr1_jax.io.object_store import ObjectStore, StoredObject
+from gotr1_jax.io.partial_file import PartialFile
+from gotr1_jax.io.reading import read_bytes
 from gotr1_jax.trainer.checkpoint import Checkpoints
 
 VALUES = {
@@ -28,12 +37,56 @@ VALUES = {
     "whole": np.arange(6, dtype=np.float32),
     "optimizer/0": np.int32(7),  # a folder by the name of a shard
 }
+# Stored (out, in), as two layers; divided below by columns of what is stored.
+KERNELS = np.arange(2 * 512 * 256, dtype=np.float32).reshape(2, 512, 256)
+EMBED = np.arange(512 * 128, dtype=np.float32).reshape(512, 128)
+WEIGHTS = {"layers.0.w": KERNELS[0], "layers.1.w": KERNELS[1], "embed": EMBED, "norm": EMBED[0]}
+NAMING = Naming((Rule("m.kernel", "layers.{l}.w", LINEAR), Rule("m.{x}", "{x}")))
 
 
-def process(index: int, port: str, url: str) -> None:
+def load_weights(url: str, mesh: Mesh, read: dict[str, int]) -> None:
+    """Each process reads half of the rows, and its devices get the columns that are theirs."""
+    shared_load.DIVIDED = 1 << 16
+    storage.read_in_parts()
+    folder = storage.local_path(url)
+    values = {"kernel": KERNELS.transpose(0, 2, 1), "embed": EMBED, "norm": EMBED[0]}
+    state = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in values.items()}
+    specs = {"kernel": PartitionSpec(None, "d"), "embed": PartitionSpec("d"), "norm": None}
+    placed = {name: NamedSharding(mesh, spec or PartitionSpec()) for name, spec in specs.items()}
+    tensors = open_tensors(folder)
+    loaded = exchange(load_tree("m", state, NAMING, tensors, np.float32, placed, share=True))
+    storage.check_unchanged(folder)
+    for name, leaf in loaded.items():
+        assert leaf.sharding == placed[name]
+        for shard in leaf.addressable_shards:
+            np.testing.assert_array_equal(shard.data, values[name][shard.index])
+    # The header comes with 128 KiB of what is behind it.
+    size = sum(x.nbytes for x in WEIGHTS.values())
+    assert 0.4 * size < sum(read.values()) < 0.5 * size + 2**17 + 2**12, read
+    assert identify_weights("init", folder).keys() == {"init (its files in the bucket)"}
+    # Whoever does not know of parts gets the whole file.
+    content = safetensors.numpy.load(read_bytes(folder / "model.safetensors"))
+    np.testing.assert_array_equal(content["layers.1.w"], KERNELS[1])
+
+
+def process(index: int, port: str, url: str, weights: str) -> None:
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
     mesh = Mesh(np.array(jax.devices()), ("d",))
+    read: dict[str, int] = {}
+    get, get_range = ObjectStore.get, ObjectStore.get_range
+
+    def count(store: ObjectStore, name: str, target: Path, stored: StoredObject) -> bool:
+        read[name] = stored.size
+        return get(store, name, target, stored)
+
+    def count_range(store: ObjectStore, name: str, begin: int, end: int) -> bytes:
+        read[f"{name} {begin}"] = end - begin
+        return get_range(store, name, begin, end)
+
+    ObjectStore.get, ObjectStore.get_range = count, count_range  # type: ignore[method-assign]
+    load_weights(weights, mesh, read)
+    read.clear()
 
     def place(value: Any) -> jax.Array:
         spec = PartitionSpec("d") if np.ndim(value) == 2 else PartitionSpec()
@@ -47,6 +100,9 @@ def process(index: int, port: str, url: str) -> None:
             saved.save(step, tree, {"step": step})
             saved.wait()
         found = saved.restore(tree)
+        folder = "a/checkpoints/step_000002/state/split/"
+        own = sorted(name.removeprefix(folder) for name in read if name.startswith(folder))
+        assert own == [".zarray", *(f"{2 * index + i}.0" for i in range(2))], "its own shards"
         assert (found.step, found.meta) == (2, {"step": 2})
         for name, leaf in found.tree.items():
             assert leaf.sharding == tree[name].sharding
@@ -74,9 +130,10 @@ def test_processes_that_share_no_disk_save_one_checkpoint(tmp_path: Path) -> Non
     root = Path(__file__).resolve().parents[2]
     with served_bucket() as bucket:
         url = f"{bucket.url}/runs/a"
+        bucket.write("models/m/model.safetensors", safetensors.numpy.save(WEIGHTS))
         started = [
             subprocess.Popen(
-                [sys.executable, __file__, str(index), port, url],
+                [sys.executable, __file__, str(index), port, url, f"{bucket.url}/models/m"],
                 env={
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")]),
@@ -103,6 +160,37 @@ def test_processes_that_share_no_disk_save_one_checkpoint(tmp_path: Path) -> Non
             for name, leaf in found.tree.items():
                 np.testing.assert_array_equal(leaf, VALUES[name])
             assert {path.name for path in (run / "checkpoints").iterdir()} == {"step_000002"}
+
+
+def test_ranges_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytes(range(256)) * 40
+    with served_bucket() as bucket:
+        bucket.write("m/weights", content)
+        store = ObjectStore(f"{bucket.url}/m")
+        asked: list[tuple[int, int]] = []
+        get_range = ObjectStore.get_range
+
+        def count(store: ObjectStore, name: str, begin: int, end: int) -> bytes:
+            asked.append((begin, end))
+            return get_range(store, name, begin, end)
+
+        monkeypatch.setattr(ObjectStore, "get_range", count)
+        monkeypatch.setattr("gotr1_jax.io.partial_file._PIECE", 4096)
+        stored = store.listing("weights")["weights"]
+        part = PartialFile(store, "weights", stored, tmp_path / "weights")
+        for begin, end in ((100, 200), (150, 300), (0, 50), (0, 300)):
+            part.ensure(begin, end)
+        assert asked == [(100, 200), (200, 300), (0, 50), (50, 100)]
+        here = (tmp_path / "weights").read_bytes()
+        assert here == content[:300] + bytes(len(content) - 300) and not part.is_whole
+        part.check_unchanged()
+        part.ensure()
+        assert (tmp_path / "weights").read_bytes() == content and part.is_whole
+        part.ensure(5, 10**9)
+        assert sorted(asked[4:]) == [(300, 4396), (4396, 8492), (8492, 10240)]
+        bucket.write("m/weights", content[::-1])
+        with pytest.raises(RunError, match="m/weights was replaced while it was read"):
+            part.check_unchanged()
 
 
 if __name__ == "__main__":

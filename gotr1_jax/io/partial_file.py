@@ -1,0 +1,100 @@
+"""A local file of which only those ranges are there that were asked for; the rest is in a bucket.
+
+It has the object's full size, so that it can be mapped into memory; what was not fetched is a hole.
+`reading.open_file` fetches the rest first, so that nobody reads a hole who does not know of it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from gotr1_jax.errors import RunError
+from gotr1_jax.io.object_store import ObjectStore, StoredObject
+from gotr1_jax.io.write_errors import raise_write_errors
+
+_PIECE = 2**25  # bytes of one request
+_AT_ONCE = 8
+
+
+class PartialFile:
+    """The object `name`, as it was listed in `stored`, in the file `target`."""
+
+    def __init__(self, store: ObjectStore, name: str, stored: StoredObject, target: Path) -> None:
+        self.stored = stored
+        self._store, self._name, self._target = store, name, target
+        self._lock = threading.Lock()
+        self._there: list[tuple[int, int]] = []  # ascending, apart from each other
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with raise_write_errors(target), open(target, "wb") as file:
+            file.truncate(stored.size)
+
+    @property
+    def version(self) -> str:
+        """What changes with the object's content, where the store tells it."""
+        return self.stored.md5 or self.stored.version
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it was fetched."""
+        return self._there == [(0, self.stored.size)]
+
+    def ensure(self, begin: int = 0, end: int | None = None) -> None:
+        """Fetches what is missing of bytes `begin` to `end`; None: to the end of the file.
+
+        Raises UnreachableError, InputError, RunError for a full disk.
+        """
+        end = self.stored.size if end is None else min(end, self.stored.size)
+        with self._lock:
+            pieces = [
+                (start, min(start + _PIECE, stop))
+                for first, stop in self._missing(begin, end)
+                for start in range(first, stop, _PIECE)
+            ]
+            if len(pieces) == 1:
+                self._fetch(pieces[0])
+            elif pieces:
+                with ThreadPoolExecutor(min(_AT_ONCE, len(pieces))) as pool:
+                    list(pool.map(self._fetch, pieces))
+            self._add(begin, end)
+
+    def check_unchanged(self) -> None:
+        """RunError if the object was replaced since it was listed: one would read of both."""
+        now = self._store.listing(self._name).get(self._name)
+        if now is None or (now.size, now.version) != (self.stored.size, self.stored.version):
+            raise RunError(
+                f"{self._store.url}/{self._name} was replaced while it was read; start again"
+            )
+
+    def _fetch(self, piece: tuple[int, int]) -> None:
+        begin, end = piece
+        data = self._store.get_range(self._name, begin, end)
+        with raise_write_errors(self._target), open(self._target, "r+b", buffering=0) as file:
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(file.fileno(), view, begin)
+                view, begin = view[written:], begin + written
+
+    def _missing(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        for first, stop in self._there:
+            if stop <= begin:
+                continue
+            if first >= end:
+                break
+            if first > begin:
+                yield begin, first
+            begin = stop
+        if begin < end:
+            yield begin, end
+
+    def _add(self, begin: int, end: int) -> None:
+        joined: list[tuple[int, int]] = []
+        for first, stop in sorted([*self._there, (begin, end)]):
+            if joined and first <= joined[-1][1]:
+                joined[-1] = joined[-1][0], max(stop, joined[-1][1])
+            else:
+                joined.append((first, stop))
+        self._there = joined
