@@ -22,7 +22,7 @@ from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import captions_at_once
 from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.grpo.policy import policy_shapes
-from gotr1_jax.grpo.prompts import PROMPT_MULTIPLE
+from gotr1_jax.grpo.rollout import PROMPT_MULTIPLE
 from gotr1_jax.grpo.setup import make_learner, make_sampler, state_shapes
 from gotr1_jax.grpo.update import Learner, PolicyBatch
 from gotr1_jax.models.config import JanusConfig
@@ -32,6 +32,7 @@ from gotr1_jax.parallel.mesh import (
     job_mesh,
     local_mesh,
     replicated,
+    rollout_mesh,
     row_multiple,
 )
 from gotr1_jax.parallel.placement import check_rows
@@ -42,67 +43,93 @@ from gotr1_jax.sampler.sampler import Rollout
 from gotr1_jax.sampler.token_batch import TokenBatch
 from gotr1_jax.trainer.optimizer import make_optimizer
 
+SAMPLED = "sampled policy"  # the copy of what is frozen on a mesh of its own
+
 
 def compile_grpo(config: GrpoConfig, models: ModelSizes, job: JobCompiler) -> None:
     """Compiles the job's programs, the update first."""
     mesh = job_mesh(config.mesh, job.target.devices)
-    local = _host_mesh(mesh, job.target)
+    apart = rollout_mesh(config.mesh, job.target.devices)
+    sampling = mesh if apart is None else apart
+    local = _host_mesh(sampling, job.target)
     check_rows(config.update.micro_batch, mesh, "update.micro_batch")
-    for sampled in _rollouts(config, mesh):
-        shared = f", {sampled.images} a plan" if sampled.images > 1 else ""
-        what = f"{sampled.captions} captions of {sampled.samples} samples{shared}"
-        check_rows(sampled.plans, mesh, f"{what}: their {'plans' if shared else 'rows'}")
+    _check_sampled(config, sampling)
     sizes, specials = policy_sizes(config.policy.init, models.policy)
     policy = policy_shapes(config.policy, sizes, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps * config.update.updates_per_rollout)
     state = state_shapes(config, policy, optimizer, mesh)
     reference = None if config.loss.kl == "none" else policy.trained
     learner = make_learner(config, policy, sizes, specials, optimizer, reference)
-    sampler = make_sampler(config, policy, sizes, specials, mesh)
-    whole = policy.whole(policy.trained)
-    prepare, params = sampler.prepare_program(whole)
+    drawn_by = policy if apart is None else policy_shapes(config.policy, sizes, apart)
+    sampler = make_sampler(config, drawn_by, sizes, specials, sampling)
+    prepare, params = sampler.prepare_program(whole := drawn_by.whole(drawn_by.trained))
     decoding = data_parallel_mesh(local)
-    decode, vq = _decoder_shapes(sizes, decoding)
     judges = [
         judge_shapes(part, judge_sizes(part.qwen_vl.checkpoint, models.judge), local)
         for part in (config.judge, *config.judge.also)
         if part.kind == "qwen_vl" and part.qwen_vl is not None
     ]
+    trains, samples = ("policy", "train state", "reference"), ("pictures", "judge")
     persistent = {
         "policy": bytes_per_device(policy.frozen),
         "train state": bytes_per_device(state),
         "reference": bytes_per_device(reference),
-        "pictures": bytes_per_device(vq),
+        "pictures": bytes_per_device(_decoder_shapes(sizes, decoding)[1]),
         "judge": sum(part.bytes for part in judges),
         "sampler": bytes_per_device(params),
         "trained parameters": bytes_per_device(policy.trained),  # as loaded
     }
-    always = ("policy", "train state", "reference", "pictures", "judge")
-    job.start(JobMemory(mesh, persistent, always, _notes(config, mesh)))
+    memory = JobMemory(mesh, persistent, trains + samples, _notes(config, sampling))
+    if apart is None:
+        trains, samples = memory.always, memory.always
+        made_from, loading = ("policy", "train state"), ("policy", "trained parameters")
+    else:
+        samples = (SAMPLED, *samples)
+        memory = replace(
+            memory, rollout_mesh=apart, always=trains + samples,
+            persistent=persistent | {SAMPLED: bytes_per_device(drawn_by.frozen)},
+            moved={"trained parameters": bytes_per_device(drawn_by.trained)},
+        )  # fmt: skip
+        made_from = loading = (SAMPLED,)
+    job.start(memory)
 
-    sampling = (*always, "sampler")
-    tokens, C = sizes.num_image_tokens, _prompt_width(config)
-    _compile_update(job, config, learner, policy.frozen, state, mesh, (C, tokens), always)
-    job.compile(
-        "sampler's weights", prepare, whole,
-        persistent_args=("policy", "train state"), resident=always,
-    )  # fmt: skip
-    for sampled in _largest(*_rollouts(config, mesh)):
-        compile_rollout(job, sampler, params, sampled, C, mesh, sampling)
-    own = math.ceil(config.rollout.rows * local.size / mesh.size)
-    batch = round_up_to_devices(config.rollout.decode_batch, decoding)
-    ids = shard_rows(array_shape((batch, tokens), jnp.int32), decoding)
-    job.compile(
-        "image decoder", decode, vq, ids,
-        persistent_args=("pictures",), resident=sampling, runs_per_step=math.ceil(own / batch),
-    )  # fmt: skip
+    C, tokens = _prompt_width(config), sizes.num_image_tokens
+    _compile_update(job, config, learner, policy.frozen, state, mesh, (C, tokens), trains)
+    job.compile("sampler's weights", prepare, whole, persistent_args=made_from, resident=samples)
+    resident = (*samples, "sampler")
+    for sampled in _largest(*_rollouts(config, sampling)):
+        compile_rollout(job, sampler, params, sampled, C, sampling, resident)
+    own = _compile_decoder(job, config, sizes, decoding, sampling.size // local.size, resident)
     for part in judges:
         side = max(sizes.image_size, part.config.questions.canvas)
         job.compile(
-            "judge: weights", part.programs.prepare_weights, part.state["text"],
-            resident=("policy", "trained parameters"),
-        )  # fmt: skip
-        compile_judge(job, part, side, own, sampling)
+            "judge: weights", part.programs.prepare_weights, part.state["text"], resident=loading
+        )
+        compile_judge(job, part, side, own, resident)
+
+
+def _check_sampled(config: GrpoConfig, mesh: Mesh) -> None:
+    """InputError unless what is sampled at once divides over the mesh."""
+    for sampled in _rollouts(config, mesh):
+        shared = f", {sampled.images} a plan" if sampled.images > 1 else ""
+        what = f"{sampled.captions} captions of {sampled.samples} samples{shared}"
+        check_rows(sampled.plans, mesh, f"{what}: their {'plans' if shared else 'rows'}")
+
+
+def _compile_decoder(
+    job: JobCompiler, config: GrpoConfig, sizes: JanusConfig, mesh: Mesh, hosts: int,
+    resident: tuple[str, ...],
+) -> int:  # fmt: skip
+    """The image decoder of one of so many hosts; returns how many images it decodes a step."""
+    decode, vq = _decoder_shapes(sizes, mesh)
+    own = math.ceil(config.rollout.rows / hosts)
+    batch = round_up_to_devices(config.rollout.decode_batch, mesh)
+    ids = shard_rows(array_shape((batch, sizes.num_image_tokens), jnp.int32), mesh)
+    job.compile(
+        "image decoder", decode, vq, ids,
+        persistent_args=("pictures",), resident=resident, runs_per_step=math.ceil(own / batch),
+    )  # fmt: skip
+    return own
 
 
 def _decoder_shapes(sizes: JanusConfig, mesh: Mesh) -> tuple[Any, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jax.sharding import Mesh
@@ -28,12 +29,16 @@ class JobMemory:
       persistent: bytes on one device of each tree that outlives the programs that use it, by name.
       always: names of those that are in memory during the whole job.
       notes: what the numbers leave out.
+      rollout_mesh: that samples; None: the same.
+      moved: bytes that one device receives from the other mesh in a step, by name.
     """
 
     mesh: Mesh
     persistent: dict[str, int]
     always: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    rollout_mesh: Mesh | None = None
+    moved: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,12 @@ class Report:
     @property
     def peak_bytes(self) -> int:
         """Of the whole job on one device."""
-        return max(map(self.total_bytes, self.programs), default=self.always_bytes)
+        default = self.always_bytes if self.job.rollout_mesh is None else 0
+        return max(map(self.total_bytes, self.programs), default=default)
 
     @property
     def always_bytes(self) -> int:
-        """Bytes of the trees that are in memory during the whole job."""
+        """Bytes of the trees that are in memory during the whole job, on all meshes."""
         return sum(self.job.persistent[name] for name in self.job.always)
 
     @property

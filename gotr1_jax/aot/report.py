@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+from jax.sharding import Mesh
+
 from gotr1_jax.aot.grpo import compile_grpo
 from gotr1_jax.aot.hlo import CollectiveTraffic
 from gotr1_jax.aot.job import JobCompiler, JobTooLarge, ModelSizes, Report
@@ -47,7 +49,7 @@ def compile_job(
 
 def to_json(report: Report) -> dict[str, Any]:
     """Plain values for `--json`."""
-    target = report.target
+    target, rollout = report.target, report.job.rollout_mesh
     return {
         "topology": target.name,
         "chips": len(target.devices),
@@ -71,6 +73,8 @@ def to_json(report: Report) -> dict[str, Any]:
         "whole_job": {
             "mesh": dict(report.job.mesh.shape),
             "slices": target.slices,
+            "rollout_mesh": rollout and dict(rollout.shape),
+            "moved_bytes": dict(report.job.moved),
             "lasting_bytes": {name: report.job.persistent[name] for name in report.job.always},
             "peak_bytes": report.peak_bytes,
             "fits": report.job_fits,
@@ -84,7 +88,9 @@ def to_json(report: Report) -> dict[str, Any]:
 def to_text(report: Report) -> str:
     """A table for the terminal; GB are 10^9 bytes on one device."""
     target, limit = report.target, report.target.chip.hbm_bytes
-    mesh = " x ".join(f"{name} {size}" for name, size in report.job.mesh.shape.items())
+    mesh = _sizes(report.job.mesh)
+    if report.job.rollout_mesh is not None:
+        mesh += f" trains, {_sizes(report.job.rollout_mesh)} samples"
     several = f" in {target.slices} slices" if target.slices > 1 else ""
     lines = [
         f"{target.name}: {len(target.devices)} devices{several} of {_gb(limit)} GB; mesh {mesh}",
@@ -107,6 +113,8 @@ def to_text(report: Report) -> str:
     kept = ", ".join(f"{n} {_gb(report.job.persistent[n])}" for n in report.job.always)
     lines.append(f"always in memory: {kept} GB")
     lines.append(f"attention by {_attention()}")
+    for name, size in report.job.moved.items():
+        lines.append(f"moved between the meshes: {name}, {_gb(size)} GB to each device and step")
     verdict = "fits" if report.job_fits else "DOES NOT FIT"
     lines.append(f"whole job: {_gb(report.peak_bytes)} of {_gb(limit)} GB: {verdict}")
     if report.step_seconds is not None:
@@ -120,6 +128,10 @@ def to_text(report: Report) -> str:
 def _attention() -> str:
     used = attention_used()
     return f"{used} (its workspace is not counted)" if "cudnn" in used.split("; ") else used
+
+
+def _sizes(mesh: Mesh) -> str:
+    return " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
 
 
 def _gb(size: float) -> str:

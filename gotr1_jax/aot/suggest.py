@@ -53,6 +53,10 @@ def suggest(config: Config, target: Target, models: ModelSizes) -> Suggestion | 
     rollout does not, fewer captions are sampled at once; if that does not help, the next mesh
     follows.
     """
+    if getattr(config.mesh, "rollout", None) is not None:
+        raise InputError(
+            "--suggest looks for one mesh of all devices; leave mesh.rollout and mesh.train out"
+        )
     compiler, attempts = Compiler(target), 0
 
     def attempt(candidate: Config) -> tuple[Config, Report | None]:

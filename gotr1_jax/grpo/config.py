@@ -32,6 +32,7 @@ from gotr1_jax.limits import (
     TokenCount,
 )
 from gotr1_jax.models.config import LoraConfig
+from gotr1_jax.parallel.config import SplitMeshConfig
 from gotr1_jax.rewards.expression import Expression
 from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.terms import TermConfig, check_sources
@@ -218,6 +219,7 @@ class GrpoConfig(JobConfig):
     entropy: EntropyConfig | None = None
     update: UpdateConfig = field(default_factory=UpdateConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    mesh: SplitMeshConfig = field(default_factory=SplitMeshConfig)
 
     @classmethod
     def from_file(cls, path: Path, overrides: Sequence[str] = ()) -> Self:

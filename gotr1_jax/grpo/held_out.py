@@ -43,11 +43,11 @@ class HeldOut:
         self._settle = settle
         self._config, self._prompts = job.config, job.heldout
         self._worker, self._watched = job.evaluation_worker, job.watched
-        self._root, self._multiple = run.dir.root, row_multiple(run.mesh)
+        self._root, self._multiple = run.dir.root, row_multiple(job.worker.mesh)
         self._samples = run.dir.samples
         self._under = measured_under(
             job.config, job.heldout.captions, job.worker.judge.identity,
-            run.inputs.get("policy.init", ""),
+            "".join(text for name, text in run.inputs.items() if name.startswith("policy.init")),
         )  # fmt: skip
         stored = run.restored_meta.get("patience")
         self.patience = Patience(job.config.evaluation.patience, stored)

@@ -16,7 +16,13 @@ from gotr1_jax.convert.checkpoint import Checkpoint
 from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.data.captions import read_captions
 from gotr1_jax.data.pipeline import AheadBatches, caption_batches
-from gotr1_jax.grpo.config import CaptionsConfig, EvaluationConfig, GrpoConfig, GrpoLossConfig
+from gotr1_jax.grpo.config import (
+    PLANS_AT_ONCE,
+    CaptionsConfig,
+    EvaluationConfig,
+    GrpoConfig,
+    GrpoLossConfig,
+)
 from gotr1_jax.grpo.entropy import new_entropy_state
 from gotr1_jax.grpo.own_loss import load_loss, try_loss
 from gotr1_jax.grpo.policy import SplitPolicy, load_policy
@@ -27,15 +33,15 @@ from gotr1_jax.grpo.update import Learner, make_policy_step, make_token_logps
 from gotr1_jax.grpo.watched import WatchedJudge, make_watched
 from gotr1_jax.io.digests import identify_weights
 from gotr1_jax.models.config import JanusConfig
-from gotr1_jax.parallel.mesh import local_mesh
+from gotr1_jax.parallel.mesh import local_mesh, rollout_mesh, warm_up_collectives
 from gotr1_jax.parallel.phases import phase
-from gotr1_jax.parallel.placement import train_state_shardings
+from gotr1_jax.parallel.placement import check_rows, move_to_mesh, train_state_shardings
 from gotr1_jax.parallel.processes import (
     check_same_on_all_processes,
     is_main_process,
     raise_on_all_processes,
 )
-from gotr1_jax.parallel.sharding import placed_shapes, shardings_of
+from gotr1_jax.parallel.sharding import placed_shapes, shardings_of, state_shardings
 from gotr1_jax.rewards.base import Judge, introduce
 from gotr1_jax.rewards.factory import make_judge
 from gotr1_jax.sampler.image_decoder import ImageDecoder
@@ -59,6 +65,8 @@ class GrpoJob:
       batches: the captions of each step, by index; its state is saved with a checkpoint.
       worker: samples and scores. learner: updates. optimizer: of the trained arrays.
       watched: judges of the evaluations alone.
+      mesh: that trains.
+      sampled: the policy on the mesh that samples, `trained` as shapes; None: that is the same.
     """
 
     config: GrpoConfig
@@ -72,6 +80,7 @@ class GrpoJob:
     optimizer: Any
     mesh: Mesh
     watched: tuple[WatchedJudge, ...] = ()
+    sampled: SplitPolicy | None = None
 
     @property
     def evaluation_worker(self) -> RolloutWorker:
@@ -107,7 +116,12 @@ class GrpoJob:
         return self._decode_weights(state.params if stale is None else stale)
 
     def _decode_weights(self, trained: Any) -> Any:
-        return self.worker.sampler.prepare(self.policy.whole(trained))
+        policy = self.policy
+        if self.sampled is not None:
+            policy = self.sampled
+            trained = move_to_mesh(trained, shardings_of(policy.trained))
+        # The rollout waits for them anyway.
+        return jax.block_until_ready(self.worker.sampler.prepare(policy.whole(trained)))
 
     def keep_older(self, state: TrainState) -> TrainState:
         """The state before an update, whose weights the next step is drawn with."""
@@ -128,11 +142,13 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
 
     Raises InputError before the directory is made, RunError where processes read other data.
     """
+    sampling = _sampling_mesh(config, run.mesh)
     with raise_on_all_processes():
         check_run_functions(config, run.resumed)  # before anything large is loaded
         own_loss = try_loss(config.loss)
     with phase("loading the policy"):
         policy, checkpoint = load_policy(config.policy, config.seed, run.mesh)
+        sampled = None if sampling is run.mesh else copy_policy(policy, config, sampling)
     with raise_on_all_processes():
         encode = partial(
             encode_captions, tokenizer=checkpoint.tokenizer, template=config.policy.prompt_template,
@@ -159,8 +175,8 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
     )
     run.open()
     with raise_on_all_processes():
-        judge = _make_judge(config, run)
-        watched = _watched_judges(config.evaluation, run)
+        judge = _make_judge(config, run, sampling)
+        watched = _watched_judges(config.evaluation, run, sampling)
     if not any(part.kind == "http" for part in (config.judge, *config.judge.also)):
         # What a server is may be unknown for a while; a judge of this process is what it is.
         run.check_inputs({"judge": judge.identity})
@@ -173,30 +189,63 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
         prompts=prompts,
         heldout=heldout,
         batches=batches,
-        worker=make_rollout_worker(config, policy, checkpoint, judge, run.mesh),
+        worker=make_rollout_worker(config, policy, checkpoint, judge, sampling),
         learner=make_learner(
             config, policy, checkpoint.config, checkpoint.tokenizer.specials, optimizer, reference
         ),
         optimizer=optimizer,
         mesh=run.mesh,
         watched=watched,
+        sampled=sampled,
     )
 
 
-def _make_judge(config: GrpoConfig, run: Run) -> Judge:
+def _sampling_mesh(config: GrpoConfig, trains: Mesh) -> Mesh:
+    """`mesh.rollout`, or the mesh that trains; InputError where the rollout does not divide."""
+    mesh = rollout_mesh(config.mesh)
+    if mesh is None:
+        return trains
+    for setting, count in sampled_rows(config).items():
+        check_rows(count, mesh, setting)
+    warm_up_collectives(mesh)
+    return mesh
+
+
+def sampled_rows(config: GrpoConfig) -> dict[str, int]:
+    """What the mesh that samples must divide, by its setting."""
+    return {
+        "evaluation.captions x evaluation.samples": (
+            config.evaluation.captions * config.evaluation.samples
+        ),
+        "the number of rows that are sampled at once": config.rollout.rows_at_once,
+        PLANS_AT_ONCE: config.rollout.plans_at_once,
+    }
+
+
+def copy_policy(policy: SplitPolicy, config: GrpoConfig, mesh: Mesh) -> SplitPolicy:
+    """The frozen arrays of a policy on another mesh, and there the shapes of the trained ones."""
+
+    def there(tree: Any) -> Any:
+        return placed_shapes(tree, state_shardings(tree, mesh))
+
+    frozen = move_to_mesh(policy.frozen, shardings_of(there(policy.frozen)))
+    return replace(policy, trained=there(policy.trained), frozen=frozen)
+
+
+def _make_judge(config: GrpoConfig, run: Run, mesh: Mesh) -> Judge:
     """The judge of the rewards; one on a server is asked a question, which must have an answer."""
     # Answers stay with the run: a resumed step does not ask twice.
     folder = run.dir.root / "judge_cache"
     with phase("making the judge"):
-        judge = make_judge(config.judge, folder, local_mesh(run.mesh), config.reward.terms)
+        judge = make_judge(config.judge, folder, local_mesh(mesh), config.reward.terms)
         introduce(judge)
     return judge
 
 
-def _watched_judges(config: EvaluationConfig, run: Run) -> tuple[WatchedJudge, ...]:
+def _watched_judges(config: EvaluationConfig, run: Run, mesh: Mesh) -> tuple[WatchedJudge, ...]:
     needed = () if config.patience is None else (config.patience.term,)
     cache = run.dir.root / "judge_cache" / "watched"
-    return make_watched(config.judges, cache, local_mesh(run.mesh), needed)
+    return make_watched(config.judges, cache, local_mesh(mesh), needed)
 
 
 def train_captions(

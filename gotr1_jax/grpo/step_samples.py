@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,7 @@ class StepSamples:
         self._credit = make_credit(job.config)
         self._next: _NextStep | None = None
         self._metrics: Sequence[Job[dict[str, float]]] = ()
+        self._weights_seconds = 0.0
 
     def draw(self, state: TrainState, step: int) -> tuple[SampledGroups, RolloutLogps | None]:
         """The groups that the update of `step` learns from, and the log-probs that are known.
@@ -50,7 +52,7 @@ class StepSamples:
         if job.config.rollout.async_steps:
             return self._draw_ahead(state, step)
         pop_metrics(job.worker.judge)  # those of an evaluation are not this step's
-        params = job.rollout_params(state)
+        params = self._weights(job.rollout_params, state)
         first, known = self._begin(params, step, next(job.batches)), None
         if not rounds:
             # Decode weights live no longer than the sampling.
@@ -68,21 +70,31 @@ class StepSamples:
         return groups, known
 
     def pop_metrics(self) -> dict[str, float]:
-        """The judge's own metrics of the step."""
+        """The judge's own metrics of the step, and the seconds that the sampler's weights took."""
         jobs, self._metrics = self._metrics, ()
-        return {name: value for job in jobs for name, value in job.result().items()}
+        seconds, self._weights_seconds = self._weights_seconds, 0.0
+        metrics = {name: value for job in jobs for name, value in job.result().items()}
+        return metrics | {"time/weights": seconds}
+
+    def _weights(self, make: Callable[[TrainState], Any], state: TrainState) -> Any:
+        start = time.perf_counter()
+        params = make(state)
+        self._weights_seconds += time.perf_counter() - start
+        return params
 
     def _draw_ahead(
         self, state: TrainState, step: int
     ) -> tuple[SampledGroups, RolloutLogps | None]:
         job = self._job
         if self._next is None:
-            self._next = self._begin_step(job.rollout_params(state), step, next(job.batches))
+            params = self._weights(job.rollout_params, state)
+            self._next = self._begin_step(params, step, next(job.batches))
+            del params
         else:
             job.batches.reach()
         current, self._next = self._next, None
         if step < job.config.steps:
-            params = job.sampling_params(state)
+            params = self._weights(job.sampling_params, state)
             self._next = self._begin_step(params, step + 1, job.batches.take_ahead())
             del params
         known = self._logps(current.pending, state)
@@ -115,4 +127,6 @@ class StepSamples:
     def _logps(self, pending: PendingRollout, state: TrainState) -> RolloutLogps:
         job, updates = self._job, self._job.config.update.updates_per_rollout
         with phase("log-probs"):
-            return rollout_logps(pending.rollout, state, job.policy.frozen, job.learner, updates)
+            return rollout_logps(
+                pending.rollout, state, job.policy.frozen, job.learner, updates, job.mesh
+            )

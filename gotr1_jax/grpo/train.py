@@ -18,14 +18,14 @@ import jax
 from gotr1_jax.convert.find import RUN_MODEL
 from gotr1_jax.convert.tree import tree_leaves
 from gotr1_jax.grpo.alarms import RewardAlarms
-from gotr1_jax.grpo.config import PLANS_AT_ONCE, GrpoConfig
+from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups
 from gotr1_jax.grpo.evaluate import Evaluation, compare_watched, format_table, format_watched
 from gotr1_jax.grpo.held_out import HeldOut
 from gotr1_jax.grpo.metrics import own_metrics, step_metrics
 from gotr1_jax.grpo.run_weights import RunWeights, write_run_model
 from gotr1_jax.grpo.sampled import resolve_job
-from gotr1_jax.grpo.setup import GrpoJob, make_job
+from gotr1_jax.grpo.setup import GrpoJob, make_job, sampled_rows
 from gotr1_jax.grpo.step_samples import StepSamples
 from gotr1_jax.grpo.terms_file import write_terms
 from gotr1_jax.grpo.update import policy_batches
@@ -47,13 +47,9 @@ def train_grpo(config: GrpoConfig) -> dict[str, Any]:
     A step: sample, score, advantages, teacher-forced log-probs, update, log.
     """
     config = resolve_job(config)
-    evaluated = config.evaluation.captions * config.evaluation.samples
-    row_counts = {
-        "update.micro_batch": config.update.micro_batch,
-        "evaluation.captions x evaluation.samples": evaluated,
-        "the number of rows that are sampled at once": config.rollout.rows_at_once,
-        PLANS_AT_ONCE: config.rollout.plans_at_once,
-    }
+    row_counts = {"update.micro_batch": config.update.micro_batch}
+    if config.mesh.rollout is None:
+        row_counts |= sampled_rows(config)
     bad_updates = config.update.max_bad_updates
     with (
         Run("grpo", config, row_counts=row_counts, max_bad_updates=bad_updates) as run,

@@ -34,7 +34,7 @@ from gotr1_jax.grpo.losses import (
     select_tokens,
 )
 from gotr1_jax.grpo.per_modality import PerModality
-from gotr1_jax.parallel.placement import put_rows, take_on_mesh
+from gotr1_jax.parallel.placement import move_rows, put_rows, take_on_mesh
 from gotr1_jax.sampler.sampler import Rollout
 from gotr1_jax.sampler.token_batch import TokenBatch
 from gotr1_jax.tokenizers.janus import SpecialIds
@@ -228,7 +228,8 @@ class RolloutLogps:
     """What is computed of a rollout before its updates, and needs no rewards.
 
     Attributes:
-      rollout: all of it. shares: its mini-batches, one for each optimizer step.
+      rollout: all of it, as it was sampled. shares: its mini-batches, one for each optimizer step,
+        on the mesh that trains.
       old, reference: of each share, under the policy before the updates and under the reference;
         None where they are not needed.
     """
@@ -240,13 +241,17 @@ class RolloutLogps:
 
 
 def rollout_logps(
-    rollout: Rollout, state: TrainState, frozen: Any, learner: Learner, updates: int
+    rollout: Rollout, state: TrainState, frozen: Any, learner: Learner, updates: int, mesh: Mesh
 ) -> RolloutLogps:
-    """The log-probs of a rollout that its `updates` optimizer steps need, dispatched."""
+    """The log-probs of a rollout that its `updates` optimizer steps need, dispatched.
+
+    mesh: that trains; the rollout may come from another one.
+    """
+    whole = move_rows(rollout, mesh)
     parts = np.split(np.arange(rollout.rows.plan_len_B.shape[0]), updates)
     shares, old, reference = [], [], []
     for i, part in enumerate(parts):
-        share = rollout if len(parts) == 1 else take_on_mesh(rollout, part)
+        share = whole if len(parts) == 1 else take_on_mesh(whole, part)
         shares.append(share)
         # Later updates move away from that policy; the first starts at it.
         needs_old = i > 0 or learner.tokens is not None
@@ -274,7 +279,7 @@ def policy_batches(
     """
     scored = groups.scored
     if known is None or known.rollout is not scored.rollout:
-        known = rollout_logps(scored.rollout, state, frozen, learner, updates)
+        known = rollout_logps(scored.rollout, state, frozen, learner, updates, mesh)
     batches = []
     for i, part in enumerate(np.split(np.arange(len(scored)), updates)):
         old, reference = known.old[i], known.reference[i]

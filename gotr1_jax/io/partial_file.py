@@ -72,11 +72,15 @@ class PartialFile:
     def _fetch(self, piece: tuple[int, int]) -> None:
         begin, end = piece
         data = self._store.get_range(self._name, begin, end)
-        with raise_write_errors(self._target), open(self._target, "r+b", buffering=0) as file:
-            view = memoryview(data)
-            while view:
-                written = os.pwrite(file.fileno(), view, begin)
-                view, begin = view[written:], begin + written
+        with raise_write_errors(self._target):
+            file = os.open(self._target, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                view = memoryview(data)
+                while view:
+                    written = os.pwrite(file, view, begin)
+                    view, begin = view[written:], begin + written
+            finally:
+                os.close(file)
 
     def _missing(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         for first, stop in self._there:

@@ -39,6 +39,40 @@ class MeshConfig(CheckedConfig):
 
 
 @dataclass(frozen=True)
+class MeshSizesConfig(CheckedConfig):
+    """Devices along each axis of a mesh of its own."""
+
+    # As in mesh.
+    data: Annotated[int, Range("[1, 1048576]")] = 1
+    # As in mesh.
+    fsdp: Annotated[int, Range("[1, 1048576]")] = 1
+    # As in mesh.
+    tensor: Annotated[int, Range("[1, 1048576]")] = 1
+
+    @property
+    def size(self) -> int:
+        """Devices."""
+        return self.data * self.fsdp * self.tensor
+
+
+@dataclass(frozen=True)
+class SplitMeshConfig(MeshConfig):
+    """As mesh; rollouts may have devices of their own."""
+
+    # Devices of which rollouts, image decoder and judges in the process have a mesh of their own:
+    # the last ones of every process. null: they use the mesh that trains.
+    rollout: MeshSizesConfig | None = None
+    # The mesh that trains, on devices that rollout leaves. null: by data, fsdp and tensor above,
+    # on all that it leaves.
+    train: MeshSizesConfig | None = None
+
+    def check(self) -> None:
+        """A mesh of its own for the training is one beside rollout's."""
+        if self.train is not None and self.rollout is None:
+            raise ConfigError("mesh.train is given and mesh.rollout is null; give both or neither")
+
+
+@dataclass(frozen=True)
 class DistributedConfig(CheckedConfig):
     """Processes that train together; all null: detected from the environment (Slurm, TPU)."""
 

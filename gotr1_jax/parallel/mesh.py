@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.parallel.config import MeshConfig
+from gotr1_jax.parallel.config import MeshConfig, SplitMeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))
@@ -65,8 +65,49 @@ def make_mesh(
 
 
 def job_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh that a job's configuration asks for; InputError as of `make_mesh`."""
-    return make_mesh(config.data, config.fsdp, config.tensor, devices, config.slices)
+    """The mesh on which a job trains; InputError as of `make_mesh` and `rollout_mesh`."""
+    devices, _ = _divide_devices(config, devices)
+    sizes: Any = getattr(config, "train", None) or config
+    return make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices, config.slices)
+
+
+def rollout_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh | None:
+    """The mesh of a job's rollouts, whose devices no other one has; None: that of `job_mesh`.
+
+    Raises InputError for sizes that do not fit the devices.
+    """
+    _, devices = _divide_devices(config, devices)
+    if not isinstance(config, SplitMeshConfig) or config.rollout is None:
+        return None
+    sizes = config.rollout
+    return make_mesh(sizes.data, sizes.fsdp, sizes.tensor, devices, 1)
+
+
+def _divide_devices(
+    config: MeshConfig, devices: Sequence[Any] | None
+) -> tuple[list[Any], list[Any]]:
+    """The devices that train and those that sample; every process has some of both."""
+    devices = list(jax.devices() if devices is None else devices)
+    if not isinstance(config, SplitMeshConfig) or config.rollout is None:
+        return devices, []
+    by_process: dict[int, list[Any]] = {}
+    for device in devices:
+        by_process.setdefault(device.process_index, []).append(device)
+    count, processes = config.rollout.size, len(by_process)
+    share = count // processes
+    if count % processes or any(len(own) <= share for own in by_process.values()):
+        raise InputError(
+            f"mesh.rollout takes {count} of {len(devices)} devices; each of {processes} processes "
+            "gives as many of its own and keeps some to train with: make it smaller, or a multiple "
+            f"of {processes}"
+        )
+    if processes > 1 and devices[0].platform == "tpu":
+        raise InputError(
+            "mesh.rollout on TPUs needs one process: the compiler takes no mesh that has a part of "
+            "every host's chips; leave it out"
+        )
+    parts = by_process.values()
+    return [d for own in parts for d in own[:-share]], [d for own in parts for d in own[-share:]]
 
 
 def _slice_of(device: Any) -> int:

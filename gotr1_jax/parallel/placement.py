@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.parallel.mesh import put_global, replicated, row_multiple, row_sharding
@@ -37,6 +37,36 @@ def put_addressable_rows(tree: Any, count: int, mesh: Mesh) -> Any:
     """As `put_rows`, but each process passes only its `addressable_rows` of `count` rows."""
     put = partial(jax.make_array_from_process_local_data, row_sharding(mesh))
     return jax.tree.map(lambda x: put(x, (count, *x.shape[1:])), tree)
+
+
+def move_to_mesh(tree: Any, shardings: Any) -> Any:
+    """The arrays of a tree in other places, which may be on other devices of the same processes.
+
+    Of several processes each gets one array after the other whole first. Every process calls it.
+    """
+
+    def one(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+        if x.sharding == sharding:
+            return x
+        if x.is_fully_addressable and sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        assert isinstance(x.sharding, NamedSharding)
+        whole = jax.jit(_same, out_shardings=replicated(x.sharding.mesh))(x)
+        here = whole.addressable_shards[0].data
+        places = sharding.addressable_devices_indices_map(x.shape)
+        parts = [jax.device_put(here[index], device) for device, index in places.items()]
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, parts)
+
+    return jax.tree.map(one, tree, shardings)
+
+
+def move_rows(tree: Any, mesh: Mesh) -> Any:
+    """Arrays (B, ...) sharded by rows over another mesh; see `move_to_mesh`."""
+    return move_to_mesh(tree, jax.tree.map(lambda _: row_sharding(mesh), tree))
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
 
 
 def take_on_mesh(tree: Any, index: np.ndarray) -> Any:

@@ -140,9 +140,9 @@ def assert_ended_alike(run: Path, other: Path) -> None:
     np.testing.assert_allclose(mine["after"]["total"], wanted["after"]["total"], atol=1e-4)
 
 
-def assert_same_samples(run: Path, other: Path, rows: int) -> None:
-    """The first `rows` rows of every step."""
-    for step in range(1, STEPS + 1):
+def assert_same_samples(run: Path, other: Path, rows: int, first: int = 1) -> None:
+    """The first `rows` rows of every step from the first one."""
+    for step in range(first, STEPS + 1):
         folder = f"step_{step:06d}"
         found = read_samples(run / "samples" / folder)
         wanted = read_samples(other / "samples" / folder)
@@ -168,11 +168,17 @@ def test_two_processes_are_as_one(one: Path, two: Path) -> None:
     assert (two / "report.html").is_file() and (two / "model" / "config.json").is_file()
 
 
-def test_another_mesh_continues_from_a_checkpoint(
+def test_separate_meshes_continue_from_a_checkpoint(
     folder: Path, checkpoint: Path, one: Path, two: Path
 ) -> None:
+    """Four devices train and four others sample, from step 1 of another mesh."""
     run = folder / "moved"
     shutil.copytree(two, run)
-    shutil.rmtree(run / "checkpoints" / f"step_{STEPS:06d}")
-    assert train(checkpoint, run, {"data": 1, "fsdp": 4, "tensor": 1}) == 0
+    for step in range(2, STEPS + 1):
+        shutil.rmtree(run / "checkpoints" / f"step_{step:06d}")
+    mesh = {"data": 1, "fsdp": 4, "rollout": {"data": 2, "tensor": 2}}
+    assert train(checkpoint, run, mesh) == 0
     assert_same_run(run, one)
+    assert_same_samples(run, one, rows=8, first=2)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < line["time/weights"] < line["time/rollout"] for line in lines[1:])

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny import STEP_MODEL
 
-from gotr1_jax.errors import InputError
+from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.models.config import JANUS_PRO_7B, LoraConfig
 from gotr1_jax.models.janus import abstract_policy
-from gotr1_jax.parallel.config import MeshConfig
-from gotr1_jax.parallel.mesh import job_mesh, make_mesh, row_multiple
-from gotr1_jax.parallel.placement import check_rows
+from gotr1_jax.parallel.config import MeshConfig, MeshSizesConfig, SplitMeshConfig
+from gotr1_jax.parallel.mesh import job_mesh, make_mesh, rollout_mesh, row_multiple
+from gotr1_jax.parallel.placement import check_rows, move_rows, move_to_mesh
 from gotr1_jax.parallel.sharding import PARAMETER_RULES, partition_spec, state_shardings
 
 
@@ -94,6 +94,42 @@ def test_other_axes_cross_slices_if_asked():
         make_mesh(1, 8, 1, slices=2)
     grid = job_mesh(MeshConfig(data=2, fsdp=4, slices=2)).devices
     assert list(grid[0].flat) == jax.devices()[:4]
+
+
+def test_rollouts_have_devices_of_their_own():
+    rollout = MeshSizesConfig(data=2, tensor=2)
+    config = SplitMeshConfig(fsdp=2, rollout=rollout)
+    trains, samples = job_mesh(config), rollout_mesh(config)
+    assert dict(trains.shape) == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert dict(samples.shape) == {"data": 2, "fsdp": 1, "tensor": 2}
+    assert [*trains.devices.flat, *samples.devices.flat] == jax.devices()
+    given = replace(config, train=MeshSizesConfig(fsdp=4))
+    assert dict(job_mesh(given).shape) == {"data": 1, "fsdp": 4, "tensor": 1}
+    assert rollout_mesh(SplitMeshConfig()) is None and rollout_mesh(MeshConfig()) is None
+    # Two processes give two devices each.
+    chips = [Chip(i, i // 4, platform="cuda") for i in range(8)]
+    assert [chip.id for chip in job_mesh(config, chips).devices.flat] == [0, 1, 4, 5]
+    assert [chip.id for chip in rollout_mesh(config, chips).devices.flat] == [2, 3, 6, 7]
+    for size, message in ((3, "a multiple of 2"), (8, "keeps some to train with")):
+        with pytest.raises(InputError, match=f"mesh.rollout takes {size} of 8 devices.*{message}"):
+            job_mesh(SplitMeshConfig(rollout=MeshSizesConfig(data=size)), chips)
+    with pytest.raises(InputError, match="mesh.rollout on TPUs needs one process"):
+        rollout_mesh(config, [replace(chip, platform="tpu") for chip in chips])
+    with pytest.raises(ConfigError, match="mesh.train is given and mesh.rollout is null"):
+        SplitMeshConfig(train=rollout).check()
+
+
+def test_arrays_move_to_another_mesh():
+    config = SplitMeshConfig(data=1, fsdp=4, rollout=MeshSizesConfig(data=2, tensor=2))
+    trains, samples = job_mesh(config), rollout_mesh(config)
+    x = jax.device_put(np.arange(32.0).reshape(8, 4), NamedSharding(trains, PartitionSpec("fsdp")))
+    there = NamedSharding(samples, PartitionSpec(None, "tensor"))
+    (moved,) = move_to_mesh([x], [there])
+    assert moved.sharding == there
+    np.testing.assert_array_equal(moved, x)
+    rows = move_rows({"x": moved}, trains)["x"]
+    assert rows.sharding == NamedSharding(trains, PartitionSpec(("data", "fsdp")))
+    assert move_rows({"x": rows}, trains)["x"] is rows
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from gotr1_jax.io.digests import identify_weights
 from gotr1_jax.io.object_store import ObjectStore, StoredObject
 from gotr1_jax.io.partial_file import PartialFile
 from gotr1_jax.io.reading import read_bytes
+from gotr1_jax.parallel.placement import move_to_mesh
 from gotr1_jax.trainer.checkpoint import Checkpoints
 
 VALUES = {
@@ -60,6 +61,17 @@ def load_weights(url: str, mesh: Mesh, read: dict[str, int]) -> None:
         assert leaf.sharding == placed[name]
         for shard in leaf.addressable_shards:
             np.testing.assert_array_equal(shard.data, values[name][shard.index])
+    # From the first device of both processes to the second ones, divided otherwise.
+    devices = mesh.devices.reshape(2, 2)
+    one, other = (
+        NamedSharding(Mesh(devices[:, i], ("d",)), PartitionSpec(*spec))
+        for i, spec in enumerate((("d",), (None, "d")))
+    )
+    x = jax.make_array_from_callback(EMBED.shape, one, lambda at: EMBED[at])
+    moved = move_to_mesh(x, other)
+    assert moved.sharding == other
+    for shard in moved.addressable_shards:
+        np.testing.assert_array_equal(shard.data, EMBED[shard.index])
     # The header comes with 128 KiB of what is behind it.
     size = sum(x.nbytes for x in WEIGHTS.values())
     assert 0.4 * size < sum(read.values()) < 0.5 * size + 2**17 + 2**12, read
