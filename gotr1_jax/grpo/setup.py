@@ -148,7 +148,6 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
         own_loss = try_loss(config.loss)
     with phase("loading the policy"):
         policy, checkpoint = load_policy(config.policy, config.seed, run.mesh)
-        sampled = None if sampling is run.mesh else copy_policy(policy, config, sampling)
     with raise_on_all_processes():
         encode = partial(
             encode_captions, tokenizer=checkpoint.tokenizer, template=config.policy.prompt_template,
@@ -196,7 +195,7 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
         optimizer=optimizer,
         mesh=run.mesh,
         watched=watched,
-        sampled=sampled,
+        sampled=None if sampling is run.mesh else copy_policy(policy, config, sampling),
     )
 
 
