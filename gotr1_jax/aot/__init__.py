@@ -24,6 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="v5e:16x16, v5p:4x4x4, v6e:8x8, h200:8, h100:1, cpu:8 and so on; v5e:16x16*4 is four "
         "slices, h100:8*2 two hosts",
     )  # fmt: skip
+    parser.add_argument(
+        "--only", default="", metavar="WORD",
+        help="compile only the programs with WORD in their names, such as update",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--suggest", action="store_true",
@@ -58,9 +62,11 @@ def run(options: argparse.Namespace) -> None:
     target = find_target(options.topology)
     models = ModelSizes(options.policy_size, options.judge_size)
     if not options.suggest:
-        report = compile_job(config, target, models)
+        report = compile_job(config, target, models, only=options.only)
         print(json.dumps(to_json(report)) if options.json else to_text(report))
         return
+    if options.only:
+        raise InputError("--suggest needs all programs; leave --only out")
     found = suggest(config, target, models)
     if found is None:
         raise InputError(

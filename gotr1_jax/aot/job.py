@@ -49,11 +49,13 @@ class Report:
       target: the devices.
       job: its mesh and persistent arrays.
       programs: their costs, in the order of compilation.
+      left_out: names of programs that were not to be compiled.
     """
 
     target: Target
     job: JobMemory
     programs: tuple[ProgramCost, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def total_bytes(self, cost: ProgramCost) -> int:
         """Bytes on one device while a program runs, with all other arrays in memory."""
@@ -116,10 +118,12 @@ class JobCompiler:
     """Compiles a job's programs and collects them in `report`.
 
     stop_early: raise JobTooLarge as soon as something does not fit.
+    only: compile only programs whose names have this in them; "": all.
     """
 
-    def __init__(self, compiler: Compiler, stop_early: bool) -> None:
+    def __init__(self, compiler: Compiler, stop_early: bool, only: str = "") -> None:
         self.target, self._compiler, self._stop_early = compiler.target, compiler, stop_early
+        self._only = only
         self.report: Report
 
     def start(self, job: JobMemory) -> None:
@@ -129,6 +133,9 @@ class JobCompiler:
 
     def compile(self, name: str, function: Any, *args: Any, **fields: Any) -> Any:
         """Compile a `Program` with these fields; returns its outputs as shapes."""
+        if self._only not in name:
+            self.report = replace(self.report, left_out=(*self.report.left_out, name))
+            return function.trace(*args, **fields.get("static", {})).out_info
         cost, outputs = self._compiler(Program(name, function, args, **fields))
         self.report = replace(self.report, programs=(*self.report.programs, cost))
         self._check()

@@ -15,6 +15,7 @@ from gotr1_jax.aot.job import JobCompiler, JobTooLarge, ModelSizes, Report
 from gotr1_jax.aot.measure import Compiler
 from gotr1_jax.aot.sft import compile_sft
 from gotr1_jax.aot.target import Target, with_cudnn
+from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.models.attention import attention_used, choose_attention
 from gotr1_jax.sft.config import SftConfig
@@ -24,7 +25,7 @@ _GB = 1e9
 
 def compile_job(
     config: GrpoConfig | SftConfig, target: Target, sizes: ModelSizes,
-    compiler: Compiler | None = None, stop_early: bool = False,
+    compiler: Compiler | None = None, stop_early: bool = False, only: str = "",
 ) -> Report:  # fmt: skip
     """Compile a job's programs for all devices of a target.
 
@@ -34,16 +35,20 @@ def compile_job(
       sizes: of models whose checkpoints are not on this machine.
       compiler: reuses what it has compiled; None: a new one.
       stop_early: end with the first program that does not fit.
+      only: compile only programs whose names have this in them.
 
     Raises InputError for sizes that do not divide over the mesh.
     """
     choose_attention(config.mesh.attention, target.chip.platform)
-    job = JobCompiler(Compiler(target) if compiler is None else compiler, stop_early)
+    job = JobCompiler(Compiler(target) if compiler is None else compiler, stop_early, only)
     with suppress(JobTooLarge), with_cudnn(target):
         if isinstance(config, GrpoConfig):
             compile_grpo(config, sizes, job)
         else:
             compile_sft(config, sizes, job)
+    if not job.report.programs and job.report.left_out:
+        names = ", ".join(dict.fromkeys(job.report.left_out))
+        raise InputError(f"--only {only}: no program has that in its name; they are: {names}")
     return job.report
 
 
@@ -77,8 +82,9 @@ def to_json(report: Report) -> dict[str, Any]:
             "moved_bytes": dict(report.job.moved),
             "lasting_bytes": {name: report.job.persistent[name] for name in report.job.always},
             "peak_bytes": report.peak_bytes,
-            "fits": report.job_fits,
-            "step_seconds_at_least": report.step_seconds,
+            "left_out": list(report.left_out),
+            "fits": None if report.left_out else report.job_fits,
+            "step_seconds_at_least": None if report.left_out else report.step_seconds,
             "remarks": list(report.notes),
             "attention": _attention(),
         },
@@ -115,6 +121,8 @@ def to_text(report: Report) -> str:
     lines.append(f"attention by {_attention()}")
     for name, size in report.job.moved.items():
         lines.append(f"moved between the meshes: {name}, {_gb(size)} GB to each device and step")
+    if report.left_out:
+        return "\n".join([*lines, f"not compiled: {', '.join(report.left_out)}"])
     verdict = "fits" if report.job_fits else "DOES NOT FIT"
     lines.append(f"whole job: {_gb(report.peak_bytes)} of {_gb(limit)} GB: {verdict}")
     if report.step_seconds is not None:
