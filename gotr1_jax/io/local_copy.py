@@ -106,8 +106,7 @@ class LocalCopy:
                 if _is_hidden(name):
                     continue
                 self._known.setdefault(name, None)
-                is_here = self._known[name] is not None or self.root / name in self.partial
-                if not is_here and wanted(name):
+                if self._known[name] is None and wanted(name):
                     names.append(name)
             with raise_write_errors(self.root), ThreadPoolExecutor(_AT_ONCE) as pool:
                 for name, stamp in zip(names, pool.map(lambda n: self._get(n, found[n]), names)):
@@ -123,7 +122,7 @@ class LocalCopy:
         whole = kept.is_file() and kept.stat().st_size == stored.size
         if not whole and self._in_parts and name.endswith(".safetensors"):
             self.partial[target] = PartialFile(self.store, name, stored, target)
-            return None
+            return _stamp(target)
         if not whole and not self.store.get(name, kept, stored):
             return None
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -197,11 +196,20 @@ class LocalCopy:
             above = Path(place).relative_to(self.root)
             folders[:] = [name for name in folders if self._counts(above / name)]
             for name in files:
-                hidden = _is_hidden((above / name).as_posix())
-                if not hidden and Path(place, name) not in self.partial:
+                if not _is_hidden((above / name).as_posix()):
                     with suppress(FileNotFoundError):
-                        found[(above / name).as_posix()] = _stamp(Path(place, name))
+                        found[(above / name).as_posix()] = self._state(Path(place, name))
         return found
+
+    def _state(self, file: Path) -> _Stamp:
+        """The file's stamp; of one that is here in part as at first: its ranges are no change."""
+        known = self._known.get(file.relative_to(self.root).as_posix())
+        return _stamp(file) if known is None or self.part(file) is None else known
+
+    def part(self, file: Path) -> PartialFile | None:
+        """A file that is here in part; None for any other, and once it was replaced."""
+        found = self.partial.get(file)
+        return found if found is not None and found.is_current else None
 
     def _counts(self, folder: Path) -> bool:
         """Whether a folder's files are uploaded: of a checkpoint only once it is complete."""

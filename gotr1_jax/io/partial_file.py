@@ -31,11 +31,20 @@ class PartialFile:
         target.parent.mkdir(parents=True, exist_ok=True)
         with raise_write_errors(target), open(target, "wb") as file:
             file.truncate(stored.size)
+            self._inode = os.fstat(file.fileno()).st_ino
 
     @property
     def version(self) -> str:
         """What changes with the object's content, where the store tells it."""
         return self.stored.md5 or self.stored.version
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the file was not removed or replaced by another one."""
+        try:
+            return self._target.stat().st_ino == self._inode
+        except OSError:
+            return False
 
     @property
     def is_whole(self) -> bool:

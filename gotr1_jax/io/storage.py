@@ -183,7 +183,7 @@ def read_in_parts() -> None:
 def partial_file(path: Path) -> PartialFile | None:
     """The file at `path` if it is here in part, else None."""
     copy = _work.find(path)
-    return None if copy is None else copy.partial.get(Path(os.path.abspath(path)))
+    return None if copy is None else copy.part(Path(os.path.abspath(path)))
 
 
 def check_unchanged(folder: Path) -> None:

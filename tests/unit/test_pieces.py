@@ -205,5 +205,29 @@ def test_ranges_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             part.check_unchanged()
 
 
+def test_files_that_are_here_in_part_are_not_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOTR1_STORAGE", str(tmp_path))
+    monkeypatch.setattr(storage._work, "in_parts", True)
+    content = bytes(range(256)) * 5000
+    with served_bucket() as bucket:
+        for name in ("read", "replaced", "removed"):
+            bucket.write(f"m/{name}.safetensors", content)
+        with storage.session():
+            folder = storage.local_path(f"{bucket.url}/m")
+            with storage.writing(folder):
+                part = storage.partial_file(folder / "read.safetensors")
+                assert part is not None
+                part.ensure(10, 20)
+                (folder / "new").write_bytes(b"other")
+                (folder / "new").rename(folder / "replaced.safetensors")
+                assert read_bytes(folder / "replaced.safetensors") == b"other"
+                (folder / "removed.safetensors").unlink()
+        assert bucket.names("m") == ["read.safetensors", "replaced.safetensors"]
+        assert bucket.read("m/read.safetensors") == content
+        assert bucket.read("m/replaced.safetensors") == b"other"
+
+
 if __name__ == "__main__":
     process(int(sys.argv[1]), *sys.argv[2:])
