@@ -69,7 +69,10 @@ def compile_grpo(config: GrpoConfig, models: ModelSizes, job: JobCompiler) -> No
         for part in (config.judge, *config.judge.also)
         if part.kind == "qwen_vl" and part.qwen_vl is not None
     ]
-    trains, samples = ("policy", "train state", "reference"), ("pictures", "judge")
+    trains: tuple[str, ...] = ("policy", "train state", "reference")
+    samples: tuple[str, ...] = ("pictures", "judge")
+    made_from: tuple[str, ...] = ("policy", "train state")
+    loading: tuple[str, ...] = ("policy", "trained parameters")
     persistent = {
         "policy": bytes_per_device(policy.frozen),
         "train state": bytes_per_device(state),
@@ -81,8 +84,7 @@ def compile_grpo(config: GrpoConfig, models: ModelSizes, job: JobCompiler) -> No
     }
     memory = JobMemory(mesh, persistent, trains + samples, _notes(config, sampling))
     if apart is None:
-        trains, samples = memory.always, memory.always
-        made_from, loading = ("policy", "train state"), ("policy", "trained parameters")
+        trains = samples = memory.always
     else:
         samples = (SAMPLED, *samples)
         memory = replace(

@@ -77,7 +77,9 @@ def read_rows(
     stored = tuple(one[order.index(axis)] for axis in range(len(one)))
     if not stored or math.prod(shape) * np.dtype(dtype).itemsize < DIVIDED:
         return None
-    divided = _row_axes(stored[0], sharding.mesh)
+    mesh = sharding.mesh
+    assert isinstance(mesh, Mesh)
+    divided = _row_axes(stored[0], mesh)
     if not divided:
         return None
     lead = (len(places),) if stacked else ()
@@ -85,8 +87,9 @@ def read_rows(
     spec = PartitionSpec(*(None for _ in lead), divided)
     read: dict[tuple[int, int], np.ndarray] = {}
 
-    def fetch(index: tuple[slice, ...]) -> np.ndarray:
-        first, last, _ = index[len(lead)].indices(stored[0])
+    def fetch(index: tuple[slice, ...] | None) -> np.ndarray:
+        cut = slice(None) if index is None else index[len(lead)]
+        first, last, _ = cut.indices(stored[0])
         if (first, last) not in read:
             out = empty_aligned((len(places), last - first, *stored[1:]), dtype)
 
@@ -97,7 +100,7 @@ def read_rows(
             read[first, last] = out if stacked else out[0]
         return read[first, last]
 
-    array = jax.make_array_from_callback(whole, NamedSharding(sharding.mesh, spec), fetch)
+    array = jax.make_array_from_callback(whole, NamedSharding(mesh, spec), fetch)
     if places[0].axes is None:
         return StoredRows(array, None, sharding)
     axes = (0, *(axis + 1 for axis in order)) if stacked else order

@@ -50,7 +50,7 @@ def move_to_mesh(tree: Any, shardings: Any) -> Any:
             return x
         if x.is_fully_addressable and sharding.is_fully_addressable:
             return jax.device_put(x, sharding)
-        assert isinstance(x.sharding, NamedSharding)
+        assert isinstance(x.sharding, NamedSharding) and isinstance(x.sharding.mesh, Mesh)
         whole = jax.jit(_same, out_shardings=replicated(x.sharding.mesh))(x)
         here = whole.addressable_shards[0].data
         places = sharding.addressable_devices_indices_map(x.shape)

@@ -14,6 +14,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,8 @@ def fetch_newest(
         with raise_on_all_processes():
             place = folder(step)
             fetch(place, [MANIFEST_NAME])
-            problem = manifest_problem(
-                place, step, lambda names, place=place: _fetch_needed(place, names, wanted)
-            )
+            fetch_some = partial(_fetch_needed, place, wanted)
+            problem = manifest_problem(place, step, fetch_some)
             if problem is not None and only:
                 raise RunError(f"checkpoint {place} cannot be used: {problem}")
         if problem is not None:
@@ -141,7 +141,7 @@ def fetch_newest(
         steps = [other for other in steps if other < step]
 
 
-def _fetch_needed(folder: Path, names: list[str], wanted: Mapping[str, Any]) -> list[str]:
+def _fetch_needed(folder: Path, wanted: Mapping[str, Any], names: list[str]) -> list[str]:
     """Fetches, of a checkpoint's files, what is small and what this process's devices need of the
     shards; returns the names."""
     shards = [name for name in names if _SHARD.fullmatch(name)]
