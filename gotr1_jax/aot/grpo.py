@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gotr1_jax.aot.job import JobCompiler, JobMemory, ModelSizes
-from gotr1_jax.aot.judge import compile_judge, judge_shapes
+from gotr1_jax.aot.judge import JudgeShapes, compile_judge, judge_shapes
 from gotr1_jax.aot.measure import bytes_per_device
 from gotr1_jax.aot.sampling import SampledRows, array_shape, compile_rollout, shard_rows
 from gotr1_jax.aot.sizes import judge_sizes, policy_sizes
@@ -22,7 +22,7 @@ from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.evaluate import captions_at_once
 from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.grpo.policy import policy_shapes
-from gotr1_jax.grpo.rollout import PROMPT_MULTIPLE
+from gotr1_jax.grpo.prompts import PROMPT_MULTIPLE
 from gotr1_jax.grpo.setup import make_learner, make_sampler, state_shapes
 from gotr1_jax.grpo.update import Learner, PolicyBatch
 from gotr1_jax.models.config import JanusConfig
@@ -64,11 +64,7 @@ def compile_grpo(config: GrpoConfig, models: ModelSizes, job: JobCompiler) -> No
     sampler = make_sampler(config, drawn_by, sizes, specials, sampling)
     prepare, params = sampler.prepare_program(whole := drawn_by.whole(drawn_by.trained))
     decoding = data_parallel_mesh(local)
-    judges = [
-        judge_shapes(part, judge_sizes(part.qwen_vl.checkpoint, models.judge), local)
-        for part in (config.judge, *config.judge.also)
-        if part.kind == "qwen_vl" and part.qwen_vl is not None
-    ]
+    judges = _judges(config, models, local)
     trains: tuple[str, ...] = ("policy", "train state", "reference")
     samples: tuple[str, ...] = ("pictures", "judge")
     made_from: tuple[str, ...] = ("policy", "train state")
@@ -108,6 +104,14 @@ def compile_grpo(config: GrpoConfig, models: ModelSizes, job: JobCompiler) -> No
             "judge: weights", part.programs.prepare_weights, part.state["text"], resident=loading
         )
         compile_judge(job, part, side, own, resident)
+
+
+def _judges(config: GrpoConfig, models: ModelSizes, mesh: Mesh) -> list[JudgeShapes]:
+    return [
+        judge_shapes(part, judge_sizes(part.qwen_vl.checkpoint, models.judge), mesh)
+        for part in (config.judge, *config.judge.also)
+        if part.kind == "qwen_vl" and part.qwen_vl is not None
+    ]
 
 
 def _check_sampled(config: GrpoConfig, mesh: Mesh) -> None:
