@@ -144,12 +144,17 @@ def remat_and_micro_batches(config: Config, rows: int) -> Iterator[tuple[str, in
 
 def with_settings(config: Config, mesh: MeshConfig, remat: Any, micro: int) -> Any:
     """The configuration with another mesh, remat policy and micro-batch."""
-    sizes = {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+    data, fsdp, tensor = mesh.data, mesh.fsdp, mesh.tensor
     if isinstance(config, SftConfig):
-        return replace(config, mesh=replace(config.mesh, **sizes), remat=remat, micro_batch=micro)
+        return replace(
+            config,
+            mesh=replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor),
+            remat=remat,
+            micro_batch=micro,
+        )
     return replace(
         config,
-        mesh=replace(config.mesh, **sizes),
+        mesh=replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor),
         policy=replace(config.policy, remat=remat),
         update=replace(config.update, micro_batch=micro),
     )

@@ -267,7 +267,7 @@ def test_log_probs_of_a_rollout_are_used_if_they_are_of_its_very_rows() -> None:
     groups: Any = SimpleNamespace(scored=scored, row_mask_B=np.ones(6, bool), advantages=advantages)
     state: Any = SimpleNamespace(params="old")
     mesh = make_mesh(data=1)
-    known = rollout_logps(scored.rollout, state, None, learner, 3)
+    known = rollout_logps(scored.rollout, state, None, learner, 3, mesh)
     assert asked == ["reference", "old", "reference", "old", "reference"]
     batches = policy_batches(groups, state, None, learner, 3, mesh, known)
     assert [batch.old_logp_BN for batch in batches] == [None, "old 30", "old 50"]
