@@ -34,6 +34,7 @@ from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.rewards.factory import make_judge
 from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.judge_thread import JudgeThread
+from gotr1_jax.rewards.terms import as_terms
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.vlm_engine.config import HttpConfig
 
@@ -128,7 +129,7 @@ def _make_step(captions: int, url: str) -> tuple[RolloutWorker, Any, Prompts]:
     update = replace(config.update, micro_batch=captions * SAMPLES)
     server = HttpConfig(url=url, model="slow", concurrency=CONCURRENCY)
     judge = JudgeConfig(kind="http", http=server, terms=TERMS)
-    reward = replace(config.reward, total=" + ".join(TERMS))
+    reward = replace(config.reward, terms=as_terms(TERMS), total="sum")
     config = replace(config, rollout=rollout, update=update, judge=judge, reward=reward)
     mesh = make_mesh(devices=jax.devices()[:1])
     policy, checkpoint = load_trained_policy(

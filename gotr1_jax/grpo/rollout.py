@@ -295,8 +295,7 @@ class RolloutWorker:
         captions_at_once = max(1, self.rows_at_once // group_size)
         for start in range(0, len(prompts), captions_at_once):
             part = prompts.take(range(start, min(start + captions_at_once, len(prompts))))
-            with phase("rollout", len(prompts) * group_size) as rollout:
-                rollout.update(start * group_size)
+            with phase("rollout", len(part) * group_size):
                 index_P = jnp.asarray([prompt.index for prompt in part.prompts], jnp.int32)
                 keys_B = row_keys(seed, step, index_P, group_size, first)
                 sampled = self.sampler(params, part.batch(), keys_B, group_size, images_per_plan)
