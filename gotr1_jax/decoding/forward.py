@@ -97,7 +97,10 @@ def adapted(
     y = project(x, weight, contracted)
     if lora is None:
         return y
-    return y + project(project(x, lora.a, contracted), lora.b) * lora.scale
+    # XLA on GPUs would make one product of the two that share x, and for it copy the weight behind
+    # the adapter at every token.
+    apart = jax.lax.optimization_barrier(x)
+    return y + project(project(apart, lora.a, contracted), lora.b) * lora.scale
 
 
 def _block(

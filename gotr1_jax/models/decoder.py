@@ -102,6 +102,27 @@ def attention_within(
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
 
 
+def checkpointed(step: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """A step (carry, layer) -> (carry, None) of a scan over layers by a policy of REMAT_POLICIES.
+
+    With "full", all that is kept is the carry of every layer: it is spread over `tensor`, whose
+    devices gather it when they compute the layer, and once more in the backward pass.
+    """
+    policy = REMAT_POLICIES[remat]
+    if policy is None:
+        return step
+    recomputed = jax.checkpoint(step, policy=policy, prevent_cse=False)
+    if remat != "full":
+        return recomputed
+
+    def spread(carry: Any, layer: Any) -> tuple[Any, None]:
+        carry = jax.tree.map(lambda x: constrain_rows(x, width="tensor"), carry)
+        carry, _ = recomputed(carry, layer)
+        return jax.tree.map(lambda x: constrain_rows(x, width="tensor"), carry), None
+
+    return spread
+
+
 class DecoderBlock(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); gated SiLU mlp."""
 
@@ -206,10 +227,7 @@ class Decoder(nnx.Module):
                 h = jnp.where(index > last, h, h + added_NBSD[jnp.minimum(index, last)])
             return h, None
 
-        policy = REMAT_POLICIES[self.remat]
-        if policy is not None:
-            step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-        x, _ = jax.lax.scan(step, x, (stacked, index_L))
+        x, _ = jax.lax.scan(checkpointed(step, self.remat), x, (stacked, index_L))
         return self.norm(x)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -83,8 +83,8 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def constrain_rows(x: jax.Array) -> jax.Array:
-    """Constrain x (B, ...) inside a jit to be sharded by rows only.
+def constrain_rows(x: jax.Array, width: str | None = None) -> jax.Array:
+    """Constrain x (B, ...) inside a jit to be sharded by rows only, or its last axis by `width`.
 
     Otherwise the compiler shards activations like parameters and reduces them over the mesh at
     every product instead of gathering the layer's weights. No effect outside of a jit, without a
@@ -95,7 +95,10 @@ def constrain_rows(x: jax.Array) -> jax.Array:
         return x
     if x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, ROWS))
+    spec = ROWS
+    if width is not None and x.shape[-1] % mesh.shape[width] == 0:
+        spec = PartitionSpec(ROWS[0], *[None] * (x.ndim - 2), width)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
 def placed_shapes(shapes: Any, shardings: Any) -> Any:

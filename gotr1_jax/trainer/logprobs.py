@@ -19,7 +19,7 @@ from flax import nnx
 from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.decoding.guidance import guide
 from gotr1_jax.models.attention import flash_attention, kernel_for
-from gotr1_jax.models.decoder import REMAT_POLICIES, Decoder
+from gotr1_jax.models.decoder import Decoder, checkpointed
 from gotr1_jax.models.flash import SeenKeys
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.sampler.token_batch import TokenBatch, embed_rows, unconditional_prefix
@@ -117,10 +117,8 @@ def _forward_on_prefix(
         own = block(own, own_rope, attend_own)
         return (prefix, own), None
 
-    policy = REMAT_POLICIES[decoder.remat]
-    if policy is not None:
-        step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-    (_, own_BUD), _ = jax.lax.scan(step, (prefix_1RD, own_BUD), stacked)
+    carry = (prefix_1RD, own_BUD)
+    (_, own_BUD), _ = jax.lax.scan(checkpointed(step, decoder.remat), carry, stacked)
     return decoder.norm(own_BUD)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gotr1_jax.decoding.forward import prefill
+from gotr1_jax.decoding.forward import adapted, prefill
 from gotr1_jax.decoding.weights import (
     AdapterWeights,
     DecodeWeights,
@@ -145,3 +145,15 @@ def test_thin_matrices_are_sharded_as_the_matrices_beside_them() -> None:
         "gate_up_lora": ((None, None), (None, "tensor", None)),
         "down_lora": ((None, "tensor"), (None, None)),
     }
+
+
+def test_an_adapter_is_no_part_of_its_weights_product() -> None:
+    """Where they share their input, XLA on GPUs would concatenate both weights at every token."""
+    x, weight = jnp.zeros((2, 16)), jnp.zeros((24, 16))
+    lora = AdapterWeights(jnp.zeros((4, 16)), jnp.zeros((24, 4)), jnp.ones(()))
+    program = jax.jit(adapted).trace(x, weight, lora).lower(lowering_platforms=("cuda",))
+    lines = program.as_text().splitlines()
+    (barrier,) = (line for line in lines if "optimization_barrier" in line)
+    name = barrier.split("=")[0].strip()
+    inputs = [line for line in lines if "dot_general" in line]
+    assert len(inputs) == 3 and sum(f"{name}, " in line for line in inputs) == 1
