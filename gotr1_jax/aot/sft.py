@@ -43,7 +43,7 @@ def compile_sft(config: SftConfig, models: ModelSizes, job: JobCompiler) -> None
     weights = SftWeights(config.text_weight, config.image_weight, config.boi_weight)
     step = make_sft_step(
         graphdef, optimizer, specials, weights, config.caption_dropout, config.micro_batch,
-        config.plan_buckets,
+        config.length_buckets,
     )  # fmt: skip
     limits = config.data.max_prompt_tokens, config.data.max_plan_tokens
     rows = shard_rows(token_batch_shapes(config.batch_size, *limits, sizes.num_image_tokens), mesh)

@@ -133,7 +133,7 @@ class EntropyConfig(CheckedConfig):
 class UpdateConfig(CheckedConfig):
     """Optimizer steps per rollout and dynamic sampling."""
 
-    may_change: ClassVar[Collection[str]] = ("micro_batch", "max_bad_updates")
+    may_change: ClassVar[Collection[str]] = ("micro_batch", "length_buckets", "max_bad_updates")
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"refill_rounds": "resample_rounds"}
 
@@ -141,6 +141,10 @@ class UpdateConfig(CheckedConfig):
     updates_per_rollout: RowCount = 1
     # Rows per forward and backward pass; gradients are accumulated.
     micro_batch: RowCount = 64
+    # Lengths that prompts with their plans are padded to: so many, in equal steps from a quarter of
+    # the longest that the limits allow up to it. Rows of like length share a micro-batch, so short
+    # ones cost less where an update is several micro-batches. Every length is compiled.
+    length_buckets: Annotated[int, Range("[1, 32]")] = 1
     # Dynamic sampling: groups with equal rewards are replaced by new captions in at most this many
     # rounds.
     resample_rounds: Annotated[int, Range("[0, 1000]")] = 0

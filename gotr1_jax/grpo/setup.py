@@ -296,11 +296,11 @@ def make_learner(
     """The compiled updates of a job; the arrays of `policy` may be abstract."""
     settings, loss = config.sampling.logp_settings, loss_settings(config, sizes.num_image_tokens)
     graphdef, micro = policy.graphdef, config.update.micro_batch
-    own_loss = load_loss(loss)
+    own_loss, buckets = load_loss(loss), config.update.length_buckets
     return Learner(
-        token_logps=make_token_logps(graphdef, specials, settings, micro),
+        token_logps=make_token_logps(graphdef, specials, settings, micro, buckets),
         update=make_policy_step(
-            graphdef, optimizer, specials, settings, loss, micro, config.entropy, own_loss
+            graphdef, optimizer, specials, settings, loss, micro, config.entropy, own_loss, buckets
         ),
         reference=reference,
         tokens=loss.tokens,

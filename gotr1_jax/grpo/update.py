@@ -38,7 +38,14 @@ from gotr1_jax.parallel.placement import move_rows, put_rows, take_on_mesh
 from gotr1_jax.sampler.sampler import Rollout
 from gotr1_jax.sampler.token_batch import TokenBatch
 from gotr1_jax.tokenizers.janus import SpecialIds
-from gotr1_jax.trainer.logprobs import TokenLogps, token_logps
+from gotr1_jax.trainer.length_buckets import (
+    at_length,
+    context_lengths,
+    length_order,
+    reorder,
+    token_logps_at,
+)
+from gotr1_jax.trainer.logprobs import TokenLogps
 from gotr1_jax.trainer.state import (
     TrainState,
     accumulate_gradients,
@@ -48,22 +55,31 @@ from gotr1_jax.trainer.state import (
 
 
 def make_token_logps(
-    graphdef: Any, specials: SpecialIds, settings: LogpConfig, micro_batch: int
-) -> Callable[[Any, Any, TokenBatch], TokenLogps]:
+    graphdef: Any, specials: SpecialIds, settings: LogpConfig, micro_batch: int,
+    length_buckets: int = 1,
+) -> Callable[[Any, Any, TokenBatch], TokenLogps]:  # fmt: skip
     """f(params, frozen, rows): teacher-forced log-probabilities of B samples.
 
-    Samples are split into the same micro-batches as in the update: before an update the ratio is
-    then 1 to the bit.
+    Samples are split into the same micro-batches as in the update, of the same lengths: before an
+    update the ratio is then 1 to the bit.
     """
 
     def all_logps(params: Any, frozen: Any, rows: TokenBatch) -> TokenLogps:
         B = rows.plan_len_B.shape[0]
+        lengths = context_lengths(rows.context_size, length_buckets)
+        order_B = length_order(rows, B // micro_batch) if len(lengths) > 1 else None
+
+        def logps_at(length: int, part: TokenBatch) -> TokenLogps:
+            policy = nnx.merge(graphdef, params, frozen)
+            return token_logps_at(length, policy, part, specials, settings)
 
         def micro_logps(part: TokenBatch) -> TokenLogps:
-            return token_logps(nnx.merge(graphdef, params, frozen), part, specials, settings)
+            return at_length(logps_at, part, lengths, part)
 
-        logps = jax.lax.map(micro_logps, split_micro_batches(rows, B // micro_batch))
-        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, *x.shape[2:]), logps)
+        grouped = rows if order_B is None else reorder(rows, order_B)
+        logps = jax.lax.map(micro_logps, split_micro_batches(grouped, B // micro_batch))
+        logps = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, *x.shape[2:]), logps)
+        return logps if order_B is None else reorder(logps, jnp.argsort(order_B))
 
     return jax.jit(all_logps)
 
@@ -125,11 +141,13 @@ def make_policy_step(
     micro_batch: int,
     entropy_config: EntropyConfig | None = None,
     own_loss: OwnLoss | None = None,
+    length_buckets: int = 1,
 ) -> Callable[[TrainState, Any, PolicyBatch], tuple[TrainState, PolicyMetrics]]:
     """step(state, frozen, batch): one optimizer step of the policy loss.
 
     With `entropy_config` the loss has the adaptive entropy term. Its coefficients then take a step
     on the mini-batch's entropies, unless the update was skipped. `own_loss`: of such a kind.
+    `length_buckets`: lengths that samples are padded to, see `trainer.length_buckets`.
     """
 
     def step(
@@ -138,16 +156,23 @@ def make_policy_step(
         if batch.rollout.settings != settings:
             raise ValueError(f"a rollout of {batch.rollout.settings} is replayed with {settings}")
         rows = batch.rollout.rows
+        parts = batch.row_mask_B.shape[0] // micro_batch
         normalisers = count_normalisers(rows.sampled_mask_BN, rows.is_image_BN, batch.row_mask_B)
         alpha = None if state.entropy is None else coefficients(state.entropy)
+        lengths = context_lengths(rows.context_size, length_buckets)
+        if len(lengths) > 1:
+            batch = reorder(batch, length_order(rows, parts))
 
         def gradient(part: PolicyBatch) -> tuple[Any, Any]:
+            return at_length(gradient_at, part.rollout.rows, lengths, part)
+
+        def gradient_at(length: int, part: PolicyBatch) -> tuple[Any, Any]:
             tokens = part.rollout.rows
             mask_BN = tokens.sampled_mask_BN & part.row_mask_B[:, None]
 
             def loss_of(params: Any) -> tuple[jax.Array, Any]:
                 policy = nnx.merge(graphdef, params, frozen)
-                new = token_logps(policy, tokens, specials, settings)
+                new = token_logps_at(length, policy, tokens, specials, settings)
                 learnt = _loss_batch(part, new)
                 loss, stats = policy_loss(learnt, loss_config, normalisers, own_loss)
                 difference_BN = jnp.abs(new.logp_BN - part.rollout.logp_BN)
@@ -162,7 +187,7 @@ def make_policy_step(
             (loss, (stats, means)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
             return grads, (stats, (loss, *means))
 
-        batches = split_micro_batches(batch, batch.row_mask_B.shape[0] // micro_batch)
+        batches = split_micro_batches(batch, parts)
         grads, (stats, (loss, entropy, logp_diff)) = accumulate_gradients(
             gradient, state.params, batches, _add
         )

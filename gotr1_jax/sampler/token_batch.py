@@ -6,7 +6,7 @@ and positions equal the reference's. The last image token is not an input, as it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import jax
@@ -44,6 +44,7 @@ class TokenBatch:
       plan_len_B: int32 number of plan tokens with BOI, at least 1.
       plan_mask_BT: True on sampled plan tokens, False on a forced BOI and padding.
       image_ids_BU: int32 image tokens, row-major; all are sampled.
+      context_limit: a length that no row's prompt and plan exceed together; None: C + T.
     """
 
     prompt_ids_BC: jax.Array
@@ -52,6 +53,23 @@ class TokenBatch:
     plan_len_B: jax.Array
     plan_mask_BT: jax.Array
     image_ids_BU: jax.Array
+    context_limit: int | None = field(default=None, metadata={"static": True})
+
+    @property
+    def context_size(self) -> int:
+        """Positions of a packed row that prompt and plan may take."""
+        columns = self.prompt_ids_BC.shape[1] + self.plan_ids_BT.shape[1]
+        return columns if self.context_limit is None else min(columns, self.context_limit)
+
+    def cut(self, limit: int) -> TokenBatch:
+        """The rows without the padding after `limit` tokens of prompt and plan, which none has."""
+        T = min(limit, self.plan_ids_BT.shape[1])
+        return replace(
+            self,
+            plan_ids_BT=self.plan_ids_BT[:, :T],
+            plan_mask_BT=self.plan_mask_BT[:, :T],
+            context_limit=limit,
+        )
 
     @property
     def context_len_B(self) -> jax.Array:
@@ -112,11 +130,11 @@ def unconditional_prefix(size: int, specials: SpecialIds) -> jax.Array:
 def packed_source(rows: TokenBatch) -> jax.Array:
     """Column in [prompt C | plan T | image U - 1] of each packed position, int32 (B, S).
 
-    S = C + T + U - 1. Padding positions get a column of the image.
+    S = context_size + U - 1. Padding positions get a column of the image.
     """
     C, T = rows.prompt_ids_BC.shape[1], rows.plan_ids_BT.shape[1]
     U = rows.image_ids_BU.shape[1]
-    at = jnp.arange(C + T + U - 1, dtype=jnp.int32)[None, :]
+    at = jnp.arange(rows.context_size + U - 1, dtype=jnp.int32)[None, :]
     prompt, context = rows.prompt_len_B[:, None], rows.context_len_B[:, None]
     plan = C + at - prompt
     image = jnp.minimum(C + T + at - context, C + T + U - 2)
@@ -124,7 +142,8 @@ def packed_source(rows: TokenBatch) -> jax.Array:
 
 
 def embed_rows(policy: JanusPolicy, rows: TokenBatch) -> tuple[jax.Array, jax.Array]:
-    """Inputs of the conditional forward: x (B, S, D) and positions (1, S), S = C + T + U - 1.
+    """Inputs of the conditional forward: x (B, S, D) and positions (1, S), S as of
+    `packed_source`.
 
     Padding repeats an image embedding of the row; no other position attends to it.
     """
@@ -146,11 +165,9 @@ def drop_context(rows: TokenBatch, drop_B: jax.Array, specials: SpecialIds) -> T
     plan_at = rows.prompt_len_B[:, None] + jnp.arange(T, dtype=jnp.int32)[None, :]
     plan = jnp.take_along_axis(context, jnp.minimum(plan_at, C + T - 1), axis=1)
     drop = drop_B[:, None]
-    return TokenBatch(
+    return replace(
+        rows,
         prompt_ids_BC=jnp.where(drop, context[:, :C], rows.prompt_ids_BC),
-        prompt_len_B=rows.prompt_len_B,
         plan_ids_BT=jnp.where(drop, plan, rows.plan_ids_BT),
-        plan_len_B=rows.plan_len_B,
         plan_mask_BT=rows.plan_mask_BT & ~drop,
-        image_ids_BU=rows.image_ids_BU,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -98,9 +98,10 @@ class SftConfig(JobConfig):
     """Supervised training of plan and image: `gotr1 train sft`."""
 
     may_change: ClassVar[Collection[str]] = (
-        "micro_batch", "plan_buckets", "remat", "export_dir", "export_every", "log_every",
+        "micro_batch", "length_buckets", "remat", "export_dir", "export_every", "log_every",
         "sampling", "samples",
     )  # fmt: skip
+    renamed_keys: ClassVar[Mapping[str, str]] = {"plan_buckets": "length_buckets"}
 
     # Checkpoint of the VQ tokenizer: a folder (such as `gotr1 train vq` writes), a hub id, or
     # "embedded".
@@ -109,10 +110,10 @@ class SftConfig(JobConfig):
     batch_size: RowCount = 64
     # Rows per forward and backward pass; gradients are accumulated.
     micro_batch: RowCount = 64
-    # Lengths that plans are padded to: so many, in equal steps up to data.max_plan_tokens. Plans of
-    # like length share a micro-batch, so short ones cost less where batch_size is several
-    # micro-batches. Every length is compiled.
-    plan_buckets: Annotated[int, Range("[1, 32]")] = 1
+    # Lengths that prompts with their plans are padded to: so many, in equal steps from a quarter of
+    # the longest that `data` allows up to it. Rows of like length share a micro-batch, so short
+    # ones cost less where batch_size is several micro-batches. Every length is compiled.
+    length_buckets: Annotated[int, Range("[1, 32]")] = 1
     # Probability that a row's prompt and plan are replaced by the null context.
     caption_dropout: Annotated[float, Range("[0, 1)")] = 0.1
     # A checkpoint to start from, as vq; null: a new model of size `model`.

@@ -94,7 +94,7 @@ def train_sft(config: SftConfig) -> Path:
         sampled.use(graphdef, vq)
         update = make_sft_step(
             graphdef, optimizer, initial.tokenizer.specials, weights, config.caption_dropout,
-            config.micro_batch, config.plan_buckets,
+            config.micro_batch, config.length_buckets,
         )  # fmt: skip
         schedule = make_schedule(config.optimizer, config.steps)
         key = jax.random.key(config.seed)

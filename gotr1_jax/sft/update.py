@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,16 @@ import optax
 from flax import nnx
 
 from gotr1_jax.decoding.config import LogpConfig
-from gotr1_jax.parallel.sharding import constrain_rows
 from gotr1_jax.sampler.token_batch import TokenBatch, drop_context
 from gotr1_jax.sft.losses import SftWeights, TargetKinds, count_targets, sft_loss
 from gotr1_jax.tokenizers.janus import SpecialIds
-from gotr1_jax.trainer.logprobs import token_logps
+from gotr1_jax.trainer.length_buckets import (
+    at_length,
+    context_lengths,
+    length_order,
+    reorder,
+    token_logps_at,
+)
 from gotr1_jax.trainer.state import (
     TrainState,
     accumulate_gradients,
@@ -48,25 +53,6 @@ def target_kinds(rows: TokenBatch) -> TargetKinds:
     return TargetKinds(text_BN & ~is_boi_BN, rows.is_image_BN, text_BN & is_boi_BN)
 
 
-def plan_widths(longest: int, buckets: int) -> tuple[int, ...]:
-    """The lengths that plans are padded to: `buckets` of equal steps up to `longest`, ascending."""
-    return tuple(sorted({-(-longest * i // buckets) for i in range(1, buckets + 1)}))
-
-
-def group_by_length(rows: TokenBatch, count: int) -> TokenBatch:
-    """The rows in an order in which `split_micro_batches` into `count` parts gives plans of like
-    length to one micro-batch, the shortest to the first."""
-    order_B = jnp.argsort(rows.plan_len_B).reshape(count, -1).T.reshape(-1)
-    return jax.tree.map(lambda x: constrain_rows(x[order_B]), rows)
-
-
-def cut_plans(rows: TokenBatch, width: int) -> TokenBatch:
-    """The rows with plans padded to `width`, which none exceeds."""
-    return replace(
-        rows, plan_ids_BT=rows.plan_ids_BT[:, :width], plan_mask_BT=rows.plan_mask_BT[:, :width]
-    )
-
-
 def make_sft_step(
     graphdef: Any,
     optimizer: optax.GradientTransformation,
@@ -74,34 +60,29 @@ def make_sft_step(
     weights: SftWeights,
     dropout: float,
     micro_batch: int,
-    plan_buckets: int = 1,
+    length_buckets: int = 1,
 ) -> Callable[[TrainState, TokenBatch, jax.Array], tuple[TrainState, SftMetrics]]:
     """step(state, rows, key): one supervised update; the key draws which captions are dropped.
 
-    With several `plan_buckets` each micro-batch is padded to the smallest of `plan_widths` that
-    holds its longest plan. The program has a forward and backward pass for each; which of them a
-    micro-batch takes is decided on the devices. The update is the same but for rounding.
+    length_buckets: lengths that prompts with plans are padded to, see `trainer.length_buckets`;
+      the program has a forward and backward pass for each.
     """
 
     def step(state: TrainState, rows: TokenBatch, key: jax.Array) -> tuple[TrainState, SftMetrics]:
         B = rows.plan_len_B.shape[0]
         rows = drop_context(rows, jax.random.bernoulli(key, dropout, (B,)), specials)
         counts = count_targets(target_kinds(rows))
-        widths = plan_widths(rows.plan_ids_BT.shape[1], plan_buckets)
-        if len(widths) > 1:
-            rows = group_by_length(rows, B // micro_batch)
+        lengths = context_lengths(rows.context_size, length_buckets)
+        if len(lengths) > 1:
+            rows = reorder(rows, length_order(rows, B // micro_batch))
 
         def gradient(part: TokenBatch) -> tuple[Any, Any]:
-            bucket = (part.plan_len_B.max() > jnp.asarray(widths[:-1], jnp.int32)).sum()
-            branches = [partial(gradient_at, width) for width in widths]
-            return jax.lax.switch(bucket, branches, part)
+            return at_length(gradient_at, part, lengths, part)
 
-        def gradient_at(width: int, part: TokenBatch) -> tuple[Any, Any]:
-            part = cut_plans(part, width)
-
+        def gradient_at(length: int, part: TokenBatch) -> tuple[Any, Any]:
             def loss_of(params: Any) -> tuple[jax.Array, TargetKinds]:
                 policy = nnx.merge(graphdef, params)
-                logp_BN = token_logps(policy, part, specials, PLAIN).logp_BN
+                logp_BN = token_logps_at(length, policy, part, specials, PLAIN).logp_BN
                 return sft_loss(logp_BN, target_kinds(part), weights, counts)
 
             (loss, nats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)

@@ -129,16 +129,16 @@ def conditional_hidden(policy: JanusPolicy, rows: TokenBatch) -> tuple[jax.Array
     T, U = rows.plan_ids_BT.shape[1], rows.image_ids_BU.shape[1]
     at_plan = rows.prompt_len_B[:, None] - 1 + jnp.arange(T, dtype=jnp.int32)[None, :]
     at_image = rows.context_len_B[:, None] - 1 + jnp.arange(U, dtype=jnp.int32)[None, :]
-    at = jnp.concatenate([at_plan, at_image], axis=1)[..., None]
-    picked = jnp.take_along_axis(hidden, at, axis=1)
+    # Padding of a plan may lie behind a row whose context was cut.
+    at = jnp.minimum(jnp.concatenate([at_plan, at_image], axis=1), hidden.shape[1] - 1)
+    picked = jnp.take_along_axis(hidden, at[..., None], axis=1)
     return picked[:, :T], picked[:, T:]
 
 
 def unconditional_hidden(policy: JanusPolicy, rows: TokenBatch, specials: SpecialIds) -> jax.Array:
     """Hidden states (B,U,D) that predict the image's tokens after the null context."""
-    C, T = rows.prompt_ids_BC.shape[1], rows.plan_ids_BT.shape[1]
     U = rows.image_ids_BU.shape[1]
-    prefix = policy.embed_text(unconditional_prefix(C + T - 1, specials))
+    prefix = policy.embed_text(unconditional_prefix(rows.context_size - 1, specials))
     boi = policy.embed_text(jnp.full((1, 1), specials.boi, jnp.int32))
     image = policy.embed_image(rows.image_ids_BU[:, : U - 1])
     boi = jnp.broadcast_to(boi, (image.shape[0], 1, image.shape[2]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -220,6 +221,23 @@ def test_before_an_update_the_ratio_is_one():
 
 def test_micro_batches_add_up():
     state, metrics = step_of(2)(fresh(), nnx.State({}), batch_of())
+    near(metrics, stepped()[1])
+    near(state.params, stepped()[0].params)
+    near(state.opt_state, stepped()[0].opt_state, atol=1e-4)
+
+
+def test_rows_at_their_own_length_make_the_same_update():
+    score = make_token_logps(graphdef_of(), SPECIALS, SETTINGS, 4, length_buckets=2)
+    found = host(score(parameters(), nnx.State({}), random_rows(B)))
+    near(found, logps_of(4))  # in the order of the rows
+    step = make_policy_step(
+        graphdef_of(), SGD, SPECIALS, SETTINGS, LOSS, 4, length_buckets=2
+    )  # fmt: skip
+    batch = replace(batch_of(), old_logp_BN=found.logp_BN)
+    assert len(np.unique(batch.rollout.rows.context_len_B > 7)) == 2  # of two lengths
+    assert "stablehlo.case" in step.lower(fresh(), nnx.State({}), batch).as_text()
+    state, metrics = step(fresh(), nnx.State({}), batch)
+    assert metrics.stats.ratio_max.text == metrics.stats.ratio_max.image == 1.0
     near(metrics, stepped()[1])
     near(state.params, stepped()[0].params)
     near(state.opt_state, stepped()[0].opt_state, atol=1e-4)
