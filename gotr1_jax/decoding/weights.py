@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from gotr1_jax.decoding.panels import Matrix, Panels, as_panels
 from gotr1_jax.models.decoder import Decoder
 from gotr1_jax.models.layers import Linear
 from gotr1_jax.parallel.sharding import DECODE_RULES, partition_spec
@@ -63,13 +64,13 @@ class LayerWeights:
     """
 
     attention_norm_D: jax.Array
-    qkv_KfhD: jax.Array
+    qkv_KfhD: Matrix
     qkv_bias_Kfh: jax.Array | None
     qk_norm_fh: jax.Array | None
-    out_DKgh: jax.Array
+    out_DKgh: Matrix
     mlp_norm_D: jax.Array
-    gate_up_2FD: jax.Array
-    down_DF: jax.Array
+    gate_up_2FD: Matrix
+    down_DF: Matrix
     qkv_lora: AdapterWeights | None = None
     out_lora: AdapterWeights | None = None
     gate_up_lora: AdapterWeights | None = None
@@ -91,7 +92,7 @@ class DecodeWeights:
     text_embed_VD: jax.Array
     layers: tuple[LayerWeights, ...]
     norm_D: jax.Array
-    text_head_VD: jax.Array
+    text_head_VD: Matrix
 
 
 def _layer_weights(decoder: Decoder, i: int, dtype: jnp.dtype) -> LayerWeights:
@@ -179,13 +180,32 @@ def decode_weights(decoder: Decoder, dtype: jnp.dtype) -> DecodeWeights:
     )
 
 
+Weights = TypeVar("Weights", bound=DecodeWeights)
+
+
+def weights_in_panels(params: Weights, rows: int) -> Weights:
+    """The same weights for a few rows on one CPU, see `decoding.panels`."""
+
+    def layer(w: LayerWeights) -> LayerWeights:
+        return replace(
+            w,
+            qkv_KfhD=as_panels(w.qkv_KfhD, rows),
+            out_DKgh=as_panels(w.out_DKgh, rows, contracted=3),
+            gate_up_2FD=as_panels(w.gate_up_2FD, rows),
+            down_DF=as_panels(w.down_DF, rows),
+        )
+
+    layers = tuple(map(layer, params.layers))
+    return replace(params, layers=layers, text_head_VD=as_panels(params.text_head_VD, rows))
+
+
 def decode_weights_shardings(params: DecodeWeights, mesh: Mesh) -> DecodeWeights:
     """Shardings of (abstract) DecodeWeights by DECODE_RULES; embeddings are not sharded.
 
     Raises InputError for a size that does not divide.
     """
 
-    def on(x: jax.Array | None, *axes: str | None) -> Any:
+    def on(x: Matrix | None, *axes: str | None) -> Any:
         return None if x is None else weight_sharding(x, axes, mesh)
 
     def lora(x: AdapterWeights | None, inputs: Axes, outputs: Axes) -> Any:
@@ -217,6 +237,8 @@ def decode_weights_shardings(params: DecodeWeights, mesh: Mesh) -> DecodeWeights
     )
 
 
-def weight_sharding(x: jax.Array, axes: Axes, mesh: Mesh) -> Any:
+def weight_sharding(x: Matrix, axes: Axes, mesh: Mesh) -> Any:
     """Sharding of one array with logical `axes` by DECODE_RULES."""
+    if isinstance(x, Panels):
+        raise TypeError("panels are not sharded")
     return NamedSharding(mesh, partition_spec(axes, x.shape, DECODE_RULES, mesh))

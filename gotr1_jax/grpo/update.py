@@ -20,7 +20,12 @@ from jax.sharding import Mesh
 from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.grpo.config import EntropyConfig
 from gotr1_jax.grpo.dynamic_sampling import SampledGroups
-from gotr1_jax.grpo.entropy import coefficients, entropy_loss, update_coefficients
+from gotr1_jax.grpo.entropy import (
+    EntropyState,
+    coefficients,
+    entropy_loss,
+    update_coefficients,
+)
 from gotr1_jax.grpo.losses import (
     LossBatch,
     LossStats,
@@ -194,13 +199,20 @@ def make_policy_step(
         updates = state.updates
         state, norm = apply_gradients(state, grads, loss, optimizer)
         if state.entropy is not None and entropy_config is not None:
-            moved = update_coefficients(state.entropy, entropy, entropy_config)
             good = state.updates > updates
-            kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state.entropy)
-            state = replace(state, entropy=kept)
+            moved = _moved_coefficients(state.entropy, entropy, entropy_config, good)
+            state = replace(state, entropy=moved)
         return state, PolicyMetrics(loss, stats, entropy, logp_diff, norm, alpha)
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _moved_coefficients(
+    state: EntropyState, entropy: PerModality, config: EntropyConfig, good: jax.Array
+) -> EntropyState:
+    """The coefficients after a step on the entropies, which is taken where `good`."""
+    moved = update_coefficients(state, entropy, config)
+    return jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state)
 
 
 def _add(a: tuple[LossStats, Any], b: tuple[LossStats, Any]) -> tuple[LossStats, Any]:

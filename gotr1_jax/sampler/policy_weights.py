@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from gotr1_jax.decoding.panels import Matrix, as_panels
 from gotr1_jax.decoding.weights import (
     DecodeWeights,
     decode_weights,
     decode_weights_shardings,
     weight_sharding,
+    weights_in_panels,
 )
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.models.layers import GeluMLP
@@ -30,7 +32,7 @@ class PolicyWeights(DecodeWeights):
     """
 
     image_embed_ID: jax.Array
-    image_head: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+    image_head: tuple[Matrix, jax.Array, Matrix, jax.Array]
 
 
 def policy_weights(policy: JanusPolicy, dtype: jnp.dtype) -> PolicyWeights:
@@ -49,6 +51,13 @@ def policy_weights(policy: JanusPolicy, dtype: jnp.dtype) -> PolicyWeights:
             head.second.bias[...].astype(dtype),
         ),
     )
+
+
+def policy_weights_in_panels(params: PolicyWeights, rows: int) -> PolicyWeights:
+    """The same weights for a few rows on one CPU, see `decoding.panels`."""
+    first, first_bias, second, second_bias = params.image_head
+    head = as_panels(first, rows), first_bias, as_panels(second, rows), second_bias
+    return replace(weights_in_panels(params, rows), image_head=head)
 
 
 def prepare_policy_weights(

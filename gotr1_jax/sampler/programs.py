@@ -14,6 +14,7 @@ class SamplerPrograms:
     """The jitted functions of a `Sampler`, in the order of their use.
 
     Attributes:
+      weights_in_panels: decode weights -> those of the loops for a few rows on one CPU.
       prefill_prompts: prompts -> their cache and the hidden states of their last tokens.
       start_plans, plan_bucket, finish_plans: the loop over plan tokens.
       repeat_plans: what is known of plans -> of the rows of their images.
@@ -23,6 +24,7 @@ class SamplerPrograms:
       speculative_images: in their place with `SamplerConfig.speculative`.
     """
 
+    weights_in_panels: Any
     prefill_prompts: Any
     start_plans: Any
     plan_bucket: Any

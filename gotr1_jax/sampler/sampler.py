@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.decoding.forward import prefill, prefill_after, rope_table
 from gotr1_jax.decoding.kv_cache import KVCache, cache_sharding, empty_cache, grow_cache
+from gotr1_jax.decoding.panels import panels_help
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.parallel.mesh import put_global, replicated, row_multiple, row_sharding
@@ -41,6 +42,7 @@ from gotr1_jax.sampler.plan_loop import (
 )
 from gotr1_jax.sampler.policy_weights import (
     PolicyWeights,
+    policy_weights_in_panels,
     policy_weights_shardings,
     prepare_policy_weights,
 )
@@ -154,6 +156,7 @@ class Sampler:
         self._weights = partial(prepare_policy_weights, graphdef, dtype=dtype)
         self._prepare: Any = None
         self.programs = SamplerPrograms(
+            weights_in_panels=jax.jit(policy_weights_in_panels, static_argnames="rows"),
             prefill_prompts=jax.jit(self._prefill_prompts),
             start_plans=jax.jit(self._start_plans, static_argnames=("rows", "size")),
             plan_bucket=jax.jit(partial(run_plan_bucket, config=plan), donate_argnums=3),
@@ -332,6 +335,7 @@ class Sampler:
         limit, bucket = self.config.max_plan_tokens, self.config.plan_bucket
         size = min(bucket, limit)
         state = self.programs.start_plans(params, last_PD, rows=keys_B.shape[0], size=size)
+        params = self._loop_weights(params, keys_B.shape[0])
         while True:
             state = self.programs.plan_bucket(params, cached, keys_B, state)
             if size == limit or not bool(jnp.any(state.len_B == 0)):
@@ -340,6 +344,12 @@ class Sampler:
             state = replace(state, cache=grow_cache(state.cache, size))
         state, mask_BT = self.programs.finish_plans(state)
         return cached, state, rows_without_image(prompts, state.ids_BT, state.len_B, mask_BT)
+
+    def _loop_weights(self, params: PolicyWeights, rows: int) -> PolicyWeights:
+        """The weights as a loop over tokens of `rows` rows reads them fastest."""
+        if panels_help(params.norm_D, rows):
+            return self.programs.weights_in_panels(params, rows=rows)
+        return params
 
     def _context(
         self, params: PolicyWeights, prompts: PromptCache, plans: KVCache, plan_len_B: jax.Array
@@ -374,6 +384,7 @@ class Sampler:
         tokens, bucket = self.model_config.num_image_tokens, self.config.image_bucket
         size = min(bucket, tokens)
         state = self.programs.start_images(params, rows=keys_B.shape[0], size=size)
+        params = self._loop_weights(params, self.branches * keys_B.shape[0])
         while True:
             state = self.programs.image_bucket(params, context, keys_B, state)
             if size == tokens:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gotr1_jax.decoding import panels
 from gotr1_jax.decoding.config import TokenSamplingConfig
 from gotr1_jax.decoding.guidance import guide
 from gotr1_jax.decoding.sample_token import top_k_top_p_filter
@@ -18,6 +19,7 @@ from gotr1_jax.models.config import DecoderConfig, JanusConfig, LoraConfig, VQCo
 from gotr1_jax.models.janus import JanusPolicy
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.sampler.config import SamplerConfig
+from gotr1_jax.sampler.policy_weights import policy_weights_in_panels
 from gotr1_jax.sampler.sampler import Rollout, Sampler, row_keys
 from gotr1_jax.sampler.token_batch import PromptBatch
 from gotr1_jax.tokenizers.janus import SpecialIds
@@ -101,6 +103,22 @@ def test_logps_equal_teacher_forced_ones(policy, rollout: Rollout) -> None:
     """Both phases, with guidance, temperatures and adapters; the ratio is then exactly one."""
     np.testing.assert_allclose(rollout.logp_BN, teacher_forced(policy, rollout), atol=1e-4)
     assert np.all(rollout.image_logp_BU < 0)
+
+
+def test_weights_in_panels_draw_the_same(
+    policy, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panels, "_WIDTH", 4)
+    monkeypatch.setattr(panels, "_SMALLEST", 1)
+    sampler = Sampler(nnx.split(policy)[0], CONFIG, SPECIALS, SETTINGS)
+    params = sampler.prepare(nnx.split(policy)[1])
+    cut = policy_weights_in_panels(params, rows=16)
+    # The jitted one may know shapes from before the patch.
+    programs = replace(sampler.programs, weights_in_panels=lambda *_, rows: cut)
+    monkeypatch.setattr(sampler, "programs", programs)
+    assert isinstance(cut.layers[0].qkv_KfhD, panels.Panels)
+    assert isinstance(cut.image_head[2], panels.Panels)
+    assert_same(sampler(params, PROMPTS, KEYS, G), rollout)
 
 
 def test_plans_end_at_boi_and_the_mask_is_on_sampled_tokens(rollout: Rollout) -> None:
