@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -41,11 +43,22 @@ def sample_token(
       ids (B,) int32 and their log-probabilities (B,) under `logits_BV` before top-k and top-p.
     """
     if config.greedy:
-        ids = jnp.argmax(logits_BV, axis=-1)
+        ids = first_largest(logits_BV)
     else:
         keys = jax.vmap(jax.random.fold_in)(keys_B, positions_B)
-        ids = jax.vmap(jax.random.categorical)(keys, top_k_top_p_filter(logits_BV, config))
-    return ids.astype(jnp.int32), token_logp(logits_BV, ids)
+        # As jax.random.categorical; but there XLA takes the logarithms one by one on a CPU.
+        draw = partial(jax.random.gumbel, shape=logits_BV.shape[1:], dtype=logits_BV.dtype)
+        ids = first_largest(top_k_top_p_filter(logits_BV, config) + jax.vmap(draw)(keys))
+    return ids, token_logp(logits_BV, ids)
+
+
+def first_largest(x_BV: jax.Array) -> jax.Array:
+    """As jnp.argmax of each row, int32 (B,); in two simple reductions, which are vectorised on a
+    CPU. The last index for a row with a NaN."""
+    V = x_BV.shape[-1]
+    at_V = jnp.arange(V, dtype=jnp.int32)
+    is_largest = x_BV == x_BV.max(axis=-1, keepdims=True)
+    return jnp.where(is_largest, at_V, V - 1).min(axis=-1)
 
 
 def token_logp(logits_BV: jax.Array, ids_B: jax.Array) -> jax.Array:

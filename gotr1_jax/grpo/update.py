@@ -172,22 +172,10 @@ def make_policy_step(
             return at_length(gradient_at, part.rollout.rows, lengths, part)
 
         def gradient_at(length: int, part: PolicyBatch) -> tuple[Any, Any]:
-            tokens = part.rollout.rows
-            mask_BN = tokens.sampled_mask_BN & part.row_mask_B[:, None]
-
             def loss_of(params: Any) -> tuple[jax.Array, Any]:
                 policy = nnx.merge(graphdef, params, frozen)
-                new = token_logps_at(length, policy, tokens, specials, settings)
-                learnt = _loss_batch(part, new)
-                loss, stats = policy_loss(learnt, loss_config, normalisers, own_loss)
-                difference_BN = jnp.abs(new.logp_BN - part.rollout.logp_BN)
-                entropy, logp_diff = (
-                    modality_means(values_BN, mask_BN, tokens.is_image_BN, normalisers)
-                    for values_BN in (new.entropy_BN, difference_BN)
-                )
-                if alpha is not None:
-                    loss = loss + entropy_loss(alpha, entropy)
-                return loss, (stats, jax.lax.stop_gradient((entropy, logp_diff)))
+                new = token_logps_at(length, policy, part.rollout.rows, specials, settings)
+                return _loss_of_logps(part, new, loss_config, normalisers, own_loss, alpha)
 
             (loss, (stats, means)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
             return grads, (stats, (loss, *means))
@@ -205,6 +193,24 @@ def make_policy_step(
         return state, PolicyMetrics(loss, stats, entropy, logp_diff, norm, alpha)
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _loss_of_logps(
+    part: PolicyBatch, new: TokenLogps, config: PolicyLossConfig, normalisers: Any,
+    own_loss: OwnLoss | None, alpha: PerModality | None,
+) -> tuple[jax.Array, Any]:  # fmt: skip
+    """The loss of a micro-batch; its statistics, and means of entropy and `logp_diff`."""
+    tokens = part.rollout.rows
+    mask_BN = tokens.sampled_mask_BN & part.row_mask_B[:, None]
+    loss, stats = policy_loss(_loss_batch(part, new), config, normalisers, own_loss)
+    difference_BN = jnp.abs(new.logp_BN - part.rollout.logp_BN)
+    entropy, logp_diff = (
+        modality_means(values_BN, mask_BN, tokens.is_image_BN, normalisers)
+        for values_BN in (new.entropy_BN, difference_BN)
+    )
+    if alpha is not None:
+        loss = loss + entropy_loss(alpha, entropy)
+    return loss, (stats, jax.lax.stop_gradient((entropy, logp_diff)))
 
 
 def _moved_coefficients(

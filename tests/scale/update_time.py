@@ -28,14 +28,15 @@ from gotr1_jax.grpo import setup
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.per_modality import PerModality
 from gotr1_jax.grpo.policy import load_policy
-from gotr1_jax.grpo.rollout import encode_captions
+from gotr1_jax.grpo.prompts import encode_captions
 from gotr1_jax.grpo.sampled import resolve_job
 from gotr1_jax.grpo.update import PolicyBatch
 from gotr1_jax.parallel.mesh import make_mesh
-from gotr1_jax.parallel.placement import put_rows, take_on_mesh
+from gotr1_jax.parallel.placement import put_rows
 from gotr1_jax.sampler.sampler import Rollout, row_keys
 from gotr1_jax.shapes.dataset import shapes_captions
 from gotr1_jax.trainer.optimizer import make_optimizer
+from gotr1_jax.trainer.state import new_state
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "shapes_grpo.yaml"
 
@@ -53,12 +54,8 @@ class Setting:
             self.config, self.policy, self.checkpoint.config, self.checkpoint.tokenizer.specials,
             self.optimizer, None,
         )  # fmt: skip
-        policy, config, optimizer = self.policy, self.config, self.optimizer
-        shardings = setup.shardings_of(setup.state_shapes(config, policy, optimizer, self.mesh))
-        self.state: Any = jax.jit(
-            lambda params: setup._first_state(config, jax.tree.map(jnp.copy, params), optimizer),
-            out_shardings=shardings,
-        )(policy.trained)
+        params = jax.tree.map(jnp.copy, self.policy.trained)
+        self.state: Any = jax.jit(new_state, static_argnums=1)(params, self.optimizer)
 
     def rollout(self) -> Rollout:
         config, tokenizer = self.config, self.checkpoint.tokenizer
@@ -99,7 +96,6 @@ def main() -> None:
     first = next(iter(settings.values()))
     rollout = first.rollout()
     B = rollout.rows.plan_len_B.shape[0]
-    rollout = take_on_mesh(rollout, np.arange(B))
     advantages = np.random.default_rng(0).standard_normal(B).astype(np.float32)
     batch = PolicyBatch(
         rollout, None, None, put_rows(PerModality(advantages, advantages), first.mesh),
