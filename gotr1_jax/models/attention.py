@@ -66,7 +66,7 @@ def choose_attention(kind: AttentionKind, platform: str) -> None:
             + ("" if own == "xla" else f", {own}")
             + " or xla"
         )
-    _CHOICE.kind = kind
+    _CHOICE.kind, _CHOICE.used = kind, {}
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def attention_of(kind: AttentionKind) -> Iterator[None]:
 
 
 def attention_used() -> str:
-    """Who computes the attention of the programs traced so far, as a text for a table."""
+    """Who computes the attention of the programs traced since the choice, as a text for a table."""
     return "; ".join(_CHOICE.used) or "none yet"
 
 
