@@ -73,7 +73,7 @@ def suggest(config: Config, target: Target, models: ModelSizes) -> Suggestion | 
                 return candidate, report
             candidate = smaller
 
-    for candidates in _by_mesh(config, len(target.devices)):
+    for candidates in _by_mesh(config, target):
         for candidate in candidates:
             candidate, report = attempt(candidate)
             if report is not None and _fits(report):
@@ -85,10 +85,11 @@ def suggest(config: Config, target: Target, models: ModelSizes) -> Suggestion | 
     return None
 
 
-def _by_mesh(config: Config, devices: int) -> Iterator[Iterator[Config]]:
+def _by_mesh(config: Config, target: Target) -> Iterator[Iterator[Config]]:
     """For each mesh the configurations to try, in order; the given one comes first, alone."""
     yield iter([config])
-    for mesh in meshes(devices):
+    apart = target.chip.platform == "tpu" and config.mesh.slices != 1
+    for mesh in meshes(len(target.devices), target.slices if apart else 1):
         settings = remat_and_micro_batches(config, mesh.data * mesh.fsdp)
         yield (with_settings(config, mesh, remat, micro) for remat, micro in settings)
 
@@ -122,12 +123,12 @@ def _smaller_rollout(config: Config, report: Report) -> GrpoConfig | None:
     return replace(config, rollout=replace(rollout, captions_at_once=captions // 2))
 
 
-def meshes(devices: int) -> Iterator[MeshConfig]:
-    """Meshes without data parallelism, with a growing `tensor` axis."""
-    tensor = 1
+def meshes(devices: int, slices: int = 1) -> Iterator[MeshConfig]:
+    """Meshes with data parallelism over slices alone, with a growing `tensor` axis."""
+    tensor, devices = 1, devices // slices
     while tensor <= devices and tensor <= 8:
         if devices % tensor == 0:
-            yield MeshConfig(data=1, fsdp=devices // tensor, tensor=tensor)
+            yield MeshConfig(data=slices, fsdp=devices // tensor, tensor=tensor)
         tensor *= 2
 
 
