@@ -70,7 +70,7 @@ FAULTS = {
         {"rollout.guidence": 3.0},
         "unknown configuration key 'rollout.guidence'; did you mean 'rollout.guidance'?",
     ),
-    "like no key": ({"mesh.zzz": 1}, "key 'mesh.zzz'; known: data, fsdp, tensor, slices, cpu_devices"),
+    "like no key": ({"mesh.zzz": 1}, "key 'mesh.zzz'; known: data, fsdp, tensor, slices, "),
     "text for a number": ({"steps": "ten"}, "steps is 'ten'; expected int"),
     "yes for a number": ({"steps": True}, "steps is true; expected int"),
     "part of a step": ({"steps": 1.5}, "steps is 1.5; expected int"),
