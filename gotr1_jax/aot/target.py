@@ -65,7 +65,7 @@ def find_target(name: str) -> Target:
     one = name.partition("*")[0]
     if chip.platform == "cpu":
         cpus = _cpu_devices(int(shape) * slices, name)
-        return Target(name, chip, cpus, cpus[: int(shape)], slices)
+        return Target(name, chip, cpus, cpus, slices)
     from jax.experimental import topologies
 
     try:
@@ -94,7 +94,8 @@ def find_target(name: str) -> Target:
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise InputError(f"topology {name} is not available: {error}") from error
     devices = tuple(found.devices)
-    return Target(name, chip, devices, devices[: len(devices) // slices], slices)
+    own = tuple(d for d in devices if d.process_index == devices[0].process_index)
+    return Target(name, chip, devices, own, slices)
 
 
 @contextmanager

@@ -291,6 +291,7 @@ def check_links(step: ProgramCost, target: Target) -> None:
 def test_links_of_two_groups_of_devices(supervised: Path) -> None:
     """CPU devices as two slices: collectives are assigned to links by their replica groups."""
     target = find_target("cpu:4*2")
+    assert len(target.host_devices) == 8, "one process has them all"
     config = read_job(supervised, ["--mesh.data", "2", "--mesh.fsdp", "4"])
     report = compile_job(config, target, ModelSizes())
     (step,) = report.programs
