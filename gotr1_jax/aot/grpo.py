@@ -195,6 +195,7 @@ def _compile_update(
         advantages=PerModality(_of(B, None, jnp.float32), _of(B, None, jnp.float32)),
         row_mask_B=_of(B, None, bool),
         selected_BN=_of(B, T + widths[1], bool) if learner.tokens is not None else None,
+        is_first_B=_of(B, None, bool) if updates > 1 else None,
     )
     batch = shard_rows(batch, mesh, heads=False)
     job.compile(

@@ -71,7 +71,9 @@ def judge_shapes(config: JudgeConfig, sizes: QwenConfig, mesh: Mesh) -> JudgeSha
     state = nnx.split(module)[1]
     state = placed_shapes(state, state_shardings(state, mesh))
     # The end ids do not matter: shapes do not depend on them.
-    programs = text_programs(nnx.split(module.text)[0], sizes.text, dtype, (0, 1), mesh)
+    programs = text_programs(
+        nnx.split(module.text)[0], sizes.text, dtype, (0, 1), mesh, engine.cache_dtype
+    )
     text = jax.eval_shape(programs.prepare_weights, state["text"])
     vision = sizes.vision
     tower = VisionRunner(
@@ -128,7 +130,7 @@ def _compile_questions(measure: Any, judge: JudgeShapes) -> None:
         mesh,
         heads=False,
     )
-    dtype = jnp.dtype(engine.dtype)
+    dtype = jnp.dtype(jnp.int8 if engine.cache_dtype == "int8" else engine.dtype)
     cache = jax.eval_shape(lambda: empty_cache(cfg, 1, _PREFIX_TOKENS, dtype))
     cache = jax.tree.map(lambda x: _on(x, shared_prefix_sharding(mesh)), cache)
     prefix = SharedPrefix(cache, _on(array_shape((1,), jnp.int32), replicated(mesh)))

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gotr1_jax.aot.job import JobCompiler
 from gotr1_jax.aot.measure import bytes_per_device
+from gotr1_jax.decoding.kv_cache import KVCache
 from gotr1_jax.parallel.mesh import ROWS, row_multiple, row_sharding
 from gotr1_jax.sampler.image_loop import ImageContext
 from gotr1_jax.sampler.plan_loop import PromptCache
@@ -53,18 +54,19 @@ def array_shape(sizes: tuple[int, ...], dtype: Any) -> Any:
 
 
 def shard_rows(tree: Any, mesh: Mesh, heads: bool = True) -> Any:
-    """Shapes with rows sharded over the mesh, and with the kv heads of (four-dimensional) caches.
+    """Shapes with rows sharded over the mesh, and with `heads` the kv heads of caches.
 
     An array whose first axis does not divide is replicated.
     """
 
-    def one(x: Any) -> Any:
+    def place(x: Any, tensor: str | None = None) -> Any:
+        if isinstance(x, KVCache):
+            return jax.tree.map(lambda part: place(part, "tensor" if heads else None), x)
         over = ROWS[0] if x.ndim and x.shape[0] % row_multiple(mesh) == 0 else None
-        tensor = "tensor" if heads and x.ndim == 4 else None
         spec = PartitionSpec(*(over, tensor)[: x.ndim])
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(place, tree, is_leaf=lambda x: isinstance(x, KVCache))
 
 
 def prompt_shapes(captions: int, width: int, mesh: Mesh) -> PromptBatch:

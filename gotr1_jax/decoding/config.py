@@ -9,6 +9,8 @@ from gotr1_jax.config import CheckedConfig
 from gotr1_jax.limits import Guidance, Temperature, TopK, TopP
 
 LogpMode = Literal["guided", "guided_detach", "conditional"]
+CacheDtype = Literal["auto", "int8"]
+"""Of a KV cache. auto: that of the activations; int8: with a scale a head and slot."""
 
 
 @dataclass(frozen=True)

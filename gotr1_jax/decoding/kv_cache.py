@@ -1,10 +1,15 @@
 """The KV cache: creation, writing of slots, growth, reading by attention, sharding.
 
 Letters: K kv heads, g query heads per kv head, h head width, N rows of a cache, S slots of a cache.
+
+A cache in int8 holds, for every row, head and slot, h integers of -127 to 127 and the float32 they
+are multiplied by: the largest magnitude over 127. Attention reads the integers and multiplies the
+scores by the keys' scales and the weights by the values', so that no float copy is in memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,24 +31,34 @@ class KVCache:
     Attributes:
       k_NKhS: keys after rotary embedding; slots last, so that scores are a plain product.
       v_NKSh: values.
+      k_scale_NKS, v_scale_NKS: of keys and values in int8; empty: they are floats.
     """
 
     k_NKhS: tuple[jax.Array, ...]
     v_NKSh: tuple[jax.Array, ...]
+    k_scale_NKS: tuple[jax.Array, ...] = ()
+    v_scale_NKS: tuple[jax.Array, ...] = ()
 
     @property
     def size(self) -> int:
         """Number of slots."""
         return self.v_NKSh[0].shape[2]
 
+    @property
+    def is_int8(self) -> bool:
+        """Whether keys and values are integers with scales."""
+        return bool(self.k_scale_NKS)
+
     def scores(self, layer: int, q_BKgh: jax.Array) -> jax.Array:
         """Products (B,K,g,S) of queries and keys, float32; each cache row serves B / N queries."""
         products = jnp.einsum(
             "nkxh,nkhs->nkxs",
             self._by_cache_row(q_BKgh),
-            self.k_NKhS[layer],
+            self.k_NKhS[layer].astype(q_BKgh.dtype),
             preferred_element_type=jnp.float32,
         )
+        if self.is_int8:
+            products = products * self.k_scale_NKS[layer][:, :, None]
         return self._by_query_row(products, q_BKgh.shape)
 
     def values(self, layer: int, weights_BKgS: jax.Array) -> jax.Array:
@@ -51,10 +66,14 @@ class KVCache:
 
         The caller rounds once, after the sums over all caches are added.
         """
+        weights = self._by_cache_row(weights_BKgS)
+        if self.is_int8:
+            scaled = weights.astype(jnp.float32) * self.v_scale_NKS[layer][:, :, None]
+            weights = scaled.astype(weights.dtype)
         sums = jnp.einsum(
             "nkxs,nksh->nkxh",
-            self._by_cache_row(weights_BKgS),
-            self.v_NKSh[layer],
+            weights,
+            self.v_NKSh[layer].astype(weights.dtype),
             preferred_element_type=jnp.float32,
         )
         return self._by_query_row(sums, weights_BKgS.shape)
@@ -74,11 +93,49 @@ class KVCache:
 
 
 def empty_cache(cfg: DecoderConfig, rows: int, size: int, dtype: jnp.dtype) -> KVCache:
-    """Zeros for `rows` rows and `size` slots."""
+    """Zeros for `rows` rows and `size` slots; with int8 as `dtype` there are scales."""
     K, h, L = cfg.num_kv_heads, cfg.head_dim, cfg.num_layers
-    keys = tuple(jnp.zeros((rows, K, h, size), dtype) for _ in range(L))
-    values = tuple(jnp.zeros((rows, K, size, h), dtype) for _ in range(L))
-    return KVCache(keys, values)
+
+    def zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[jax.Array, ...]:
+        return tuple(jnp.zeros(shape, dtype) for _ in range(L))
+
+    keys, values = zeros((rows, K, h, size), dtype), zeros((rows, K, size, h), dtype)
+    if dtype != jnp.int8:
+        return KVCache(keys, values)
+    one, other = (zeros((rows, K, size), jnp.dtype(jnp.float32)) for _ in range(2))
+    return KVCache(keys, values, one, other)
+
+
+def _to_int8(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Integers of -127 to 127, and the float32 scales without `axis`: x = integers x scales.
+
+    A scale is NaN where x is not finite, as are all products with it.
+    """
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x), axis=axis)
+    scale = jnp.where(jnp.isfinite(largest), largest, jnp.nan) / 127
+    divisor = jnp.expand_dims(jnp.where(scale > 0, scale, 1), axis)
+    return jnp.round(x / divisor).astype(jnp.int8), scale
+
+
+def cache_in(cache: KVCache, dtype: jnp.dtype) -> KVCache:
+    """A cache of floats as one of `dtype`: itself, or rounded to int8."""
+    if dtype != jnp.int8 or cache.is_int8:
+        return cache
+    keys, k_scales = zip(*(_to_int8(k, 2) for k in cache.k_NKhS))
+    values, v_scales = zip(*(_to_int8(v, 3) for v in cache.v_NKSh))
+    return KVCache(keys, values, k_scales, v_scales)
+
+
+def join_slots(caches: Sequence[KVCache]) -> KVCache:
+    """The slots of several caches of the same rows, one behind the other."""
+
+    def joined(name: str, axis: int) -> tuple[jax.Array, ...]:
+        layers = zip(*(getattr(cache, name) for cache in caches))
+        return tuple(jnp.concatenate(arrays, axis) for arrays in layers)
+
+    names = {"k_NKhS": 3, "v_NKSh": 2, "k_scale_NKS": 2, "v_scale_NKS": 2}
+    return KVCache(**{name: joined(name, axis) for name, axis in names.items()})
 
 
 @partial(jax.jit, static_argnames=("axis", "size"))
@@ -96,23 +153,26 @@ def grow_cache(cache: KVCache, size: int) -> KVCache:
     if cache.size == size:
         return cache
 
-    def grow(x: jax.Array, axis: int) -> jax.Array:
-        longer = _grow(x, axis, size)
-        x.delete()
-        return longer
+    def grow(arrays: tuple[jax.Array, ...], axis: int) -> tuple[jax.Array, ...]:
+        longer = []
+        for x in arrays:
+            longer.append(_grow(x, axis, size))
+            x.delete()
+        return tuple(longer)
 
-    return KVCache(tuple(grow(k, 3) for k in cache.k_NKhS), tuple(grow(v, 2) for v in cache.v_NKSh))
+    return KVCache(
+        grow(cache.k_NKhS, 3), grow(cache.v_NKSh, 2),
+        grow(cache.k_scale_NKS, 2), grow(cache.v_scale_NKS, 2),
+    )  # fmt: skip
 
 
 def write_slot(cache: KVCache, layer: int, slot: jax.Array, k: jax.Array, v: jax.Array) -> KVCache:
     """The cache with k and v (N,K,h) of one token per row written to `slot` of `layer`."""
-    keys, values = list(cache.k_NKhS), list(cache.v_NKSh)
-    zero = jnp.zeros((), slot.dtype)
-    keys[layer] = jax.lax.dynamic_update_slice(keys[layer], k[..., None], (zero, zero, zero, slot))
-    values[layer] = jax.lax.dynamic_update_slice(
-        values[layer], v[:, :, None, :], (zero, zero, slot, zero)
-    )
-    return KVCache(tuple(keys), tuple(values))
+
+    def put(x: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, jnp.expand_dims(new, axis), slot, axis)
+
+    return _write(cache, layer, k, v, put)
 
 
 def write_slots(
@@ -121,13 +181,35 @@ def write_slots(
     """The cache with k and v (N,W,K,h) of W tokens per row written to `layer`, of each row from its
     own slot `first_N` on."""
 
-    def put(axis: int, x: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(x, new, at, axis)
+    def put(x: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+        def put_row(x: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(x, new, at, axis - 1)
 
-    keys, values = list(cache.k_NKhS), list(cache.v_NKSh)
-    keys[layer] = jax.vmap(partial(put, 2))(keys[layer], k.transpose(0, 2, 3, 1), first_N)
-    values[layer] = jax.vmap(partial(put, 1))(values[layer], v.swapaxes(1, 2), first_N)
-    return KVCache(tuple(keys), tuple(values))
+        return jax.vmap(put_row)(x, jnp.moveaxis(new, 1, axis), first_N)
+
+    return _write(cache, layer, k, v, put)
+
+
+def _write(
+    cache: KVCache, layer: int, k: jax.Array, v: jax.Array,
+    put: Callable[[jax.Array, jax.Array, int], jax.Array],
+) -> KVCache:  # fmt: skip
+    """The cache with k and v (...,K,h) put into its arrays of `layer`.
+
+    put: (array, what to write without slots or with them behind the rows, axis of the slots) -> the
+    array.
+    """
+
+    def replaced(arrays: tuple[jax.Array, ...], new: jax.Array, axis: int) -> tuple[jax.Array, ...]:
+        return (*arrays[:layer], put(arrays[layer], new, axis), *arrays[layer + 1 :])
+
+    if not cache.is_int8:
+        return KVCache(replaced(cache.k_NKhS, k, 3), replaced(cache.v_NKSh, v, 2))
+    (k, k_scale), (v, v_scale) = _to_int8(k, -1), _to_int8(v, -1)
+    return KVCache(
+        replaced(cache.k_NKhS, k, 3), replaced(cache.v_NKSh, v, 2),
+        replaced(cache.k_scale_NKS, k_scale, 2), replaced(cache.v_scale_NKS, v_scale, 2),
+    )  # fmt: skip
 
 
 def cache_sharding(mesh: Mesh) -> NamedSharding:

@@ -172,19 +172,21 @@ def fill_batch(rows: Sequence[SampleTask], size: int, C: int, T: int) -> SampleB
 
 
 def bytes_per_row(
-    config: JanusConfig, sizes: BatchSizes, branches: int, itemsize: int, given_plans: bool,
-    window: int = 0,
+    config: JanusConfig, sizes: BatchSizes, sampling: SamplerConfig, itemsize: int,
+    given_plans: bool,
 ) -> int:  # fmt: skip
     """Memory of one row while it is sampled: KV cache, logits, and the prefill's activations.
 
-    branches: 2 under guidance. itemsize: bytes of one number of the cache. window:
-    `SamplerConfig.speculative`.
+    itemsize: bytes of one number of the activations.
     """
-    decoder = config.decoder
+    decoder, branches, window = config.decoder, sampling.branches, sampling.speculative
     C, T = sizes.prompt_width, sizes.plan_width
     slots = C + T + branches * (config.num_image_tokens + window)
-    heads = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim
-    cache = heads * slots * itemsize
+    # A head's numbers of a slot; in int8 with their scale.
+    head_bytes = decoder.head_dim * itemsize
+    if sampling.cache_dtype == "int8":
+        head_bytes = decoder.head_dim + 4
+    cache = 2 * decoder.num_layers * decoder.num_kv_heads * head_bytes * slots
     # Logits, their softmax, the noise and the sum of both, float32.
     image_logits = branches * max(1, window) * config.vq.codebook_size
     logits = 4 * 4 * max(decoder.vocab_size, image_logits)

@@ -113,6 +113,10 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "{caption} (gotr1)",
     )
     add_dtype_option(parser)
+    parser.add_argument(
+        "--cache-dtype", choices=("auto", "int8"), default="auto",
+        help="of the KV cache; int8: half the bytes of bfloat16, rounded (auto: as --dtype)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of all randomness (0)")
 
 

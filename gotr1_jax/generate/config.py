@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from gotr1_jax.config import CheckedConfig, to_plain
 from gotr1_jax.convert.generation_config import GenerationConfig
+from gotr1_jax.decoding.config import CacheDtype
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate.search.config import SearchJob
 from gotr1_jax.io.reading import open_file, read_json_object, read_text
@@ -68,6 +69,7 @@ class GenerateConfig(CheckedConfig):
       batch_size: rows sampled at once; None: by the free memory.
       speculative: positions of the image in one forward pass, see `SamplerConfig`; as the batch
         size it changes the time, not the samples.
+      cache_dtype: of the KV cache, see `SamplerConfig`.
       ckpt: checkpoint directory, finished run or hub id; None is the embedded checkpoint.
       revision: branch, tag or commit of a hub id.
       greedy: the most likely token everywhere.
@@ -94,6 +96,7 @@ class GenerateConfig(CheckedConfig):
     n: RowCount | None = None
     batch_size: RowCount | None = None
     speculative: DraftWindow = 0
+    cache_dtype: CacheDtype = "auto"
     ckpt: FilledText | None = None
     revision: FilledText | None = None
     greedy: bool | None = None
@@ -139,7 +142,8 @@ class GenerateConfig(CheckedConfig):
     @property
     def sampling(self) -> SamplerConfig:
         """How plans and images are sampled."""
-        return replace(SamplerConfig.of(self.sampled), speculative=self.speculative)
+        sampling = SamplerConfig.of(self.sampled)
+        return replace(sampling, speculative=self.speculative, cache_dtype=self.cache_dtype)
 
     @property
     def prompt_template(self) -> str:
@@ -239,6 +243,8 @@ def result_settings(
     }
     if config.search is not None:
         settings["search"] = search_settings(config.search)
+    if config.cache_dtype != "auto":
+        settings["cache_dtype"] = config.cache_dtype
     return settings | sampling_settings(config)
 
 
@@ -270,8 +276,9 @@ def check_settings_file(
     cannot be read.
     """
     try:
-        # A search is noted only where there was one.
-        found, wanted = ({"search": None, **v} for v in (read_json_object(path), wanted))
+        # A search is noted only where there was one, and so is a cache's own dtype.
+        usual = {"search": None, "cache_dtype": "auto"}
+        found, wanted = ({**usual, **v} for v in (read_json_object(path), wanted))
         if "image_temperature" in wanted:  # once there was one temperature
             before = {"image_temperature": found["temperature"], **before}
         found = {**before, **found}

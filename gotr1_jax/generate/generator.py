@@ -16,6 +16,7 @@ from gotr1_jax.generate.batches import (
 )
 from gotr1_jax.generate.config import GenerateConfig
 from gotr1_jax.generate.runner import ModelRunner
+from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.sampler.image_decoder import ImageDecoder
 from gotr1_jax.sampler.token_batch import TokenBatch
 
@@ -47,12 +48,11 @@ class ImageGenerator:
         rows = min(sizes.rows, config.batch_size or sizes.rows)
         self._runner = ModelRunner(source, dtype, devices[:rows])
         self._config, self._sampling = config, config.sampling
-        branches = self._runner.sampler(self._sampling).branches
         self.decode: ImageDecoder | None = None if config.plans_only else self._runner.decode
         given = config.plans is not None or config.search is not None
         self.batch_size = find_batch_size(
-            self._runner, sizes, branches, given, config.batch_size, config.speculative
-        )  # fmt: skip
+            self._runner, sizes, self._sampling, given, config.batch_size
+        )
 
     def sample(self, batch: SampleBatch) -> TokenBatch:
         """Plans and image tokens of a batch, on the host.
@@ -71,18 +71,17 @@ class ImageGenerator:
 
 
 def find_batch_size(
-    runner: ModelRunner, sizes: BatchSizes, branches: int, given_plans: bool,
-    wanted: int | None = None, window: int = 0,
+    runner: ModelRunner, sizes: BatchSizes, sampling: SamplerConfig, given_plans: bool,
+    wanted: int | None = None,
 ) -> int:  # fmt: skip
     """Rows of a batch: `wanted`, else what fits into the free memory; whole rows a device.
 
-    branches: 2 under guidance. given_plans: whether plans are read instead of sampled. window:
-    `SamplerConfig.speculative`.
+    given_plans: whether plans are read instead of sampled.
     """
     parts = runner.row_multiple
     if wanted is not None:
         return -(-wanted // parts) * parts
     itemsize = jnp.dtype(runner.dtype).itemsize
-    row_bytes = bytes_per_row(runner.config, sizes, branches, itemsize, given_plans, window)
+    row_bytes = bytes_per_row(runner.config, sizes, sampling, itemsize, given_plans)
     most = rows_that_fit(runner.config, row_bytes, runner.devices)
     return batch_rows(sizes.rows, most, parts)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.generation_config import GenerationConfig, read_generation_config
+from gotr1_jax.decoding.config import CacheDtype
 from gotr1_jax.errors import InputError
 from gotr1_jax.generate.arguments import (
     ImageLike,
@@ -59,6 +60,7 @@ class SamplingOptions(TypedDict, total=False):
       template: a name, a file, or a text with {caption}.
       speculative: positions of the image in one forward pass, see `SamplerConfig`: the same images
         in fewer passes.
+      cache_dtype: "int8" halves the KV cache, see `SamplerConfig`.
     """
 
     guidance: float
@@ -70,6 +72,7 @@ class SamplingOptions(TypedDict, total=False):
     max_plan_tokens: int
     template: str
     speculative: int
+    cache_dtype: CacheDtype
 
 
 @dataclass(frozen=True)
@@ -312,11 +315,10 @@ class Pipeline:
 
         limit, bucket = sampling.max_plan_tokens, sampling.plan_bucket
         sizes = batch_sizes(rows, limit, bucket)
-        branches = self.runner.sampler(sampling).branches
+        self.runner.sampler(sampling)  # refuses what the model cannot do
         given = any(row.plan_ids for row in rows)
         wanted = None if self.batch_size is None else min(self.batch_size, sizes.rows)
-        window = sampling.speculative
-        size = find_batch_size(self.runner, sizes, branches, given, wanted, window)
+        size = find_batch_size(self.runner, sizes, sampling, given, wanted)
         return [
             (batch.samples, self.runner.sample(batch, sampling, seed, with_images))
             for batch in make_batches(rows, size, limit, bucket)
@@ -336,9 +338,10 @@ class Pipeline:
         if isinstance(template := given.get("template"), str):
             given["template"] = read_template(template)
         window = read_argument(DraftWindow, given.pop("speculative", 0), "speculative")
+        cache = read_argument(CacheDtype, given.pop("cache_dtype", "auto"), "cache_dtype")
         stated = GenerationConfig(**given).or_else(self.generation_config)
         assert stated.template is not None
-        sampling = replace(SamplerConfig.of(stated), speculative=window)
+        sampling = replace(SamplerConfig.of(stated), speculative=window, cache_dtype=cache)
         return _Settings(sampling, stated.template)
 
 

@@ -43,8 +43,10 @@ def measured_under(
 
 
 def _sampling_text(sampling: SamplerConfig) -> str:
-    values = to_plain(sampling)
-    return json.dumps({k: v for k, v in values.items() if k not in _SAME_SAMPLES})
+    values = {k: v for k, v in to_plain(sampling).items() if k not in _SAME_SAMPLES}
+    if values["cache_dtype"] == "auto":  # as in runs from before there was a choice
+        del values["cache_dtype"]
+    return json.dumps(values)
 
 
 def _reward_text(reward: RewardConfig) -> str:

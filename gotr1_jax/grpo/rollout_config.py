@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.convert.generation_config import GenerationConfig
+from gotr1_jax.decoding.config import CacheDtype
 from gotr1_jax.errors import ConfigError
 from gotr1_jax.limits import ROWS, Range, RowCount, Steps, Temperature, TokenCount
 from gotr1_jax.sampler.config import SamplerConfig
@@ -51,6 +52,10 @@ class RolloutConfig(CheckedConfig):
     # their own, while the next sampling batch is drawn and log-probs are computed. No number
     # changes.
     overlap: bool = True
+    # KV cache of the sampler. auto: in the dtype of the activations; int8: about half the bytes of
+    # bfloat16, for more rows at once. Keys and values are then rounded, so the samples are of a
+    # slightly different policy: policy/logp_diff shows how much, loss.importance corrects for it.
+    cache_dtype: CacheDtype = "auto"
     # The sampler has the policy's weights of the last multiple of this many steps: 1, always the
     # newest. More draws samples of an older policy, on purpose.
     refresh_every: Steps = 1
@@ -81,7 +86,7 @@ class RolloutConfig(CheckedConfig):
     @property
     def sampling(self) -> SamplerConfig:
         """Settings of the sampler."""
-        return SamplerConfig.of(self.sampled)
+        return replace(SamplerConfig.of(self.sampled), cache_dtype=self.cache_dtype)
 
     @property
     def keeps_older_weights(self) -> bool:

@@ -39,6 +39,7 @@ from gotr1_jax.grpo.losses import (
     select_tokens,
 )
 from gotr1_jax.grpo.per_modality import PerModality
+from gotr1_jax.parallel.mesh import row_sharding
 from gotr1_jax.parallel.placement import move_rows, put_rows, take_on_mesh
 from gotr1_jax.sampler.sampler import Rollout
 from gotr1_jax.sampler.token_batch import TokenBatch
@@ -97,12 +98,14 @@ class PolicyBatch:
     Attributes:
       rollout: B samples; the sampler's own log-probabilities are used for a metric, and for
         importance weights.
-      old_logp_BN: log-probabilities under the policy that sampled. None in the first update after
-        a rollout, where they are those of the update's own forward: the ratio is exactly 1.
+      old_logp_BN: log-probabilities under the policy that sampled. None: those of the update's own
+        forward, so that the ratio is exactly 1.
       ref_logp_BN: those under the reference policy, or None without KL.
       advantages: of the plan's and of the image's tokens, float32 (B,).
       row_mask_B: False on samples that could not be scored.
       selected_BN: tokens whose surrogate is in the loss; None: all.
+      is_first_B: True in the first update after a rollout: whatever `old_logp_BN` has, they are
+        those of the update's own forward. One program then serves all updates of a rollout.
     """
 
     rollout: Rollout
@@ -111,6 +114,7 @@ class PolicyBatch:
     advantages: PerModality
     row_mask_B: jax.Array
     selected_BN: jax.Array | None = None
+    is_first_B: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -226,10 +230,14 @@ def _add(a: tuple[LossStats, Any], b: tuple[LossStats, Any]) -> tuple[LossStats,
 
 
 def _loss_batch(part: PolicyBatch, new: TokenLogps) -> LossBatch:
-    rows, old_logp_BN = part.rollout.rows, part.old_logp_BN
+    rows, old_logp_BN = part.rollout.rows, jax.lax.stop_gradient(new.logp_BN)
+    if part.is_first_B is not None and part.old_logp_BN is not None:
+        old_logp_BN = jnp.where(part.is_first_B[:, None], old_logp_BN, part.old_logp_BN)
+    elif part.old_logp_BN is not None:
+        old_logp_BN = part.old_logp_BN
     return LossBatch(
         logp_BN=new.logp_BN,
-        old_logp_BN=jax.lax.stop_gradient(new.logp_BN) if old_logp_BN is None else old_logp_BN,
+        old_logp_BN=old_logp_BN,
         mask_BN=rows.sampled_mask_BN,
         is_image_BN=rows.is_image_BN,
         advantages=part.advantages,
@@ -329,11 +337,18 @@ def policy_batches(
         row_mask_B = put_rows(groups.row_mask_B[part], mesh)
         batch = PolicyBatch(
             rollout=known.shares[i],
-            old_logp_BN=old.logp_BN if old is not None and i else None,
+            old_logp_BN=None,
             ref_logp_BN=None if reference is None else reference.logp_BN,
             advantages=put_rows(groups.advantages.take(part), mesh),
             row_mask_B=row_mask_B,
         )
+        if updates > 1:
+            old_logp_BN = batch.rollout.logp_BN if old is None else old.logp_BN
+            batch = replace(
+                batch,
+                old_logp_BN=jax.device_put(old_logp_BN, row_sharding(mesh)),
+                is_first_B=put_rows(np.full(len(part), i == 0), mesh),
+            )
         if old is not None and learner.tokens is not None:
             rows = batch.rollout.rows
             selected_BN = _select_tokens(old.entropy_BN, rows, row_mask_B, config=learner.tokens)

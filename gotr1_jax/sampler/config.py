@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.convert.generation_config import GenerationConfig
-from gotr1_jax.decoding.config import LogpConfig, LogpMode, TokenSamplingConfig
+from gotr1_jax.decoding.config import CacheDtype, LogpConfig, LogpMode, TokenSamplingConfig
 from gotr1_jax.errors import InputError
 from gotr1_jax.limits import (
     DraftWindow,
@@ -37,6 +37,8 @@ class SamplerConfig(CheckedConfig):
       speculative: positions of the image that one forward pass computes, W, at most the image's
         tokens (`speculative_loop`): the same samples in fewer passes, each of W tokens a row; for
         a few rows on an accelerator. 0: one. The image's cache then has its full size at once.
+      cache_dtype: of the KV cache. auto: the activations'; int8: integers with a scale for each
+        head and slot, about half the bytes of bfloat16; keys and values are then rounded.
     """
 
     max_plan_tokens: TokenCount = 600
@@ -50,6 +52,7 @@ class SamplerConfig(CheckedConfig):
     plan_bucket: TokenCount = 128
     image_bucket: TokenCount = 96
     speculative: DraftWindow = 0
+    cache_dtype: CacheDtype = "auto"
 
     @classmethod
     def of(cls, settings: GenerationConfig) -> Self:
@@ -63,6 +66,11 @@ class SamplerConfig(CheckedConfig):
                 f"speculative is {self.speculative}, and an image has {image_tokens} tokens; use a "
                 "shorter window"
             )
+
+    @property
+    def branches(self) -> int:
+        """2 with guidance, else 1."""
+        return 1 if self.guidance == 1.0 else 2
 
     @property
     def token_sampling(self) -> TokenSamplingConfig:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.decoding.forward import prefill, prefill_after, rope_table
-from gotr1_jax.decoding.kv_cache import KVCache, cache_sharding, empty_cache, grow_cache
+from gotr1_jax.decoding.kv_cache import KVCache, cache_in, cache_sharding, empty_cache, grow_cache
 from gotr1_jax.decoding.panels import panels_help
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
@@ -136,8 +136,8 @@ class Sampler:
       special_ids: of its tokenizer.
       config: sampling settings.
       mesh: rows are sharded over its `data` and `fsdp` axes, heads over `tensor`; None: one device.
-      dtype: of weights, activations and cache; None: the policy's. Logits, softmax and
-        log-probabilities are always float32.
+      dtype: of weights and activations, and of the cache unless `config.cache_dtype` names its
+        own; None: the policy's. Logits, softmax and log-probabilities are always float32.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Sampler:
     @property
     def branches(self) -> int:
         """2 with guidance, else 1."""
-        return 1 if self.config.guidance == 1.0 else 2
+        return self.config.branches
 
     def prepare(self, state: nnx.State) -> PolicyWeights:
         """Decode weights of the policy's state; call after each update."""
@@ -276,7 +276,11 @@ class Sampler:
         placed_B = placed(data)
         return prompts, placed_B, placed_B if images == 1 else placed(data[::images])
 
-    def _empty_cache(self, rows: int, size: int, dtype: jnp.dtype) -> KVCache:
+    def _cache_dtype(self, params: PolicyWeights) -> jnp.dtype:
+        return jnp.dtype(jnp.int8 if self.config.cache_dtype == "int8" else params.norm_D.dtype)
+
+    def _empty_cache(self, params: PolicyWeights, rows: int, size: int) -> KVCache:
+        dtype = self._cache_dtype(params)
         cache = empty_cache(self.model_config.decoder, rows, size, dtype)
         if self._mesh is None:
             return cache
@@ -289,7 +293,7 @@ class Sampler:
         x_PCD = params.text_embed_VD[prompts.ids_PC]
         hidden, cache = prefill(params, self.model_config.decoder, x_PCD)
         last = jnp.take_along_axis(hidden, (prompts.len_P - 1)[:, None, None], axis=1)[:, 0]
-        return PromptCache(cache, prompts.len_P), last
+        return PromptCache(cache_in(cache, self._cache_dtype(params)), prompts.len_P), last
 
     def _prefill_plans(
         self, params: PolicyWeights, prompts: PromptCache, ids_BS: jax.Array
@@ -300,21 +304,23 @@ class Sampler:
         positions_BS = prompt_len_B[:, None] + jnp.arange(S, dtype=jnp.int32)
         x_BSD, rope = params.text_embed_VD[ids_BS], (cos[positions_BS], sin[positions_BS])
         before = [(prompts.cache, prompt_len_B)]
-        return prefill_after(params, self.model_config.decoder, x_BSD, rope, before)[1]
+        cache = prefill_after(params, self.model_config.decoder, x_BSD, rope, before)[1]
+        return cache_in(cache, self._cache_dtype(params))
 
     def _prefill_uncond(self, params: PolicyWeights, size: int) -> KVCache:
         x_1SD = params.text_embed_VD[unconditional_prefix(size, self.specials)]
-        return prefill(params, self.model_config.decoder, x_1SD)[1]
+        cache = prefill(params, self.model_config.decoder, x_1SD)[1]
+        return cache_in(cache, self._cache_dtype(params))
 
     def _start_plans(
         self, params: PolicyWeights, last_PD: jax.Array, rows: int, size: int
     ) -> PlanState:
-        cache = self._empty_cache(rows, size, params.norm_D.dtype)
+        cache = self._empty_cache(params, rows, size)
         return start_plans(last_PD, rows, self.config.max_plan_tokens, cache, self.specials.pad)
 
     def _start_images(self, params: PolicyWeights, rows: int, size: int) -> ImageState:
         n, tokens = self.branches, self.model_config.num_image_tokens
-        cache = self._empty_cache(n * rows, size, params.norm_D.dtype)
+        cache = self._empty_cache(params, n * rows, size)
         record = self.config.records_conditional
         return start_images(params, rows, tokens, cache, self.specials.boi, record)
 
@@ -324,7 +330,7 @@ class Sampler:
     ) -> SpeculativeImages:  # fmt: skip
         rows, window = self.branches * keys_B.shape[0], self.config.speculative
         size = self.model_config.num_image_tokens + window
-        cache = self._empty_cache(rows, size, params.norm_D.dtype)
+        cache = self._empty_cache(params, rows, size)
         return speculative_images(params, context, keys_B, cache, self.specials.boi, config, window)
 
     def _run_plans(

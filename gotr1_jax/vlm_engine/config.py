@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from gotr1_jax.config import CheckedConfig
+from gotr1_jax.decoding.config import CacheDtype
 from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.io.reading import parse_json
 from gotr1_jax.limits import FilledText, Range, RowCount
@@ -28,8 +29,11 @@ class QwenEngineConfig(CheckedConfig):
     # A checkpoint of Qwen2.5-VL or a dense Qwen3-VL (2B, 4B, 8B, 32B), as its config.json says: a
     # directory (config.json, tokenizer.json, safetensors) or a hub id.
     checkpoint: FilledText
-    # dtype of weights, activations and cache.
+    # dtype of weights and activations.
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    # KV cache of questions and answers. auto: in dtype; int8: about half the bytes of bfloat16,
+    # with keys and values rounded, so that answers may differ.
+    cache_dtype: CacheDtype = "auto"
     # Questions of one program of the text model, at most; a power of two is used.
     rows: RowCount = 32
     # Tokens of one such program: rows times the padded length of question and longest answer.

@@ -90,6 +90,7 @@ class QwenEngine:
         """
         kind = "qwen3_vl" if checkpoint.config.is_qwen3 else "qwen2_5_vl"
         self.identity = f"{kind} {config.checkpoint} {config.dtype} {config.max_pixels}"
+        self.identity += f" cache={config.cache_dtype}" if config.cache_dtype != "auto" else ""
         self.identity += f" weights={weights}" if weights else ""
         self.identity += " thinks" if checkpoint.tokenizer.thinks else ""
         dtype = jnp.dtype(config.dtype)
@@ -112,7 +113,7 @@ class QwenEngine:
         )  # fmt: skip
         self._text = TextRunner(
             (nnx.split(module.text)[0], checkpoint.state["text"]), sizes.text, dtype,
-            (ids.message_end, ids.text_end), ids.text_end, self._limits, mesh,
+            (ids.message_end, ids.text_end), ids.text_end, self._limits, mesh, config.cache_dtype,
         )  # fmt: skip
 
     @classmethod

@@ -22,7 +22,7 @@ from gotr1_jax.decoding.forward import (
     run_layers,
     text_logits,
 )
-from gotr1_jax.decoding.kv_cache import KVCache, empty_cache, write_slot
+from gotr1_jax.decoding.kv_cache import KVCache, cache_in, empty_cache, join_slots, write_slot
 from gotr1_jax.decoding.weights import DecodeWeights
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import mrope_tables, rope_tables
@@ -103,23 +103,27 @@ class AnswerState:
     step: jax.Array
 
 
-def prefill_shared(params: DecodeWeights, ids_1S: jax.Array, cfg: DecoderConfig) -> KVCache:
+def prefill_shared(
+    params: DecodeWeights, ids_1S: jax.Array, cfg: DecoderConfig, cache_dtype: jnp.dtype
+) -> KVCache:
     """Keys and values of a text from position 0 on."""
-    return prefill(params, cfg, params.text_embed_VD[ids_1S])[1]
+    return cache_in(prefill(params, cfg, params.text_embed_VD[ids_1S])[1], cache_dtype)
 
 
 def prefill_prefixes(
     params: DecodeWeights, vectors_UW: jax.Array, tokens: PackedTokens, shared: SharedPrefix,
-    cfg: DecoderConfig,
+    cfg: DecoderConfig, cache_dtype: jnp.dtype,
 ) -> KVCache:  # fmt: skip
     """Keys and values of the groups' prefixes behind the shared prefix."""
     x, added, rope = _embed(params, vectors_UW, tokens, cfg)
-    return prefill_after(params, cfg, x, rope, [_filled(shared)], added)[1]
+    cache = prefill_after(params, cfg, x, rope, [_filled(shared)], added)[1]
+    return cache_in(cache, cache_dtype)
 
 
 def prefill_questions(
     params: DecodeWeights, vectors_UW: jax.Array, tokens: PackedTokens, shared: SharedPrefix,
     prefixes: tuple[KVCache, jax.Array] | None, cfg: DecoderConfig, num_logits: int,
+    cache_dtype: jnp.dtype,
 ) -> tuple[jax.Array, QuestionCache]:  # fmt: skip
     """Questions behind their prefixes: hidden (B,M,D) of their last M tokens, and the context.
 
@@ -131,11 +135,8 @@ def prefill_questions(
     hidden, own = prefill_after(params, cfg, x, rope, [_filled(shared), *before], added)
     at_BM = jnp.asarray(tokens.len_B)[:, None] - num_logits + jnp.arange(num_logits)
     hidden_BMD = jnp.take_along_axis(hidden, at_BM[..., None], axis=1)
-    parts = [*before, (own, jnp.asarray(tokens.len_B))]
-    cache = KVCache(
-        tuple(jnp.concatenate(k, axis=3) for k in zip(*(part.k_NKhS for part, _ in parts))),
-        tuple(jnp.concatenate(v, axis=2) for v in zip(*(part.v_NKSh for part, _ in parts))),
-    )
+    parts = [*before, (cache_in(own, cache_dtype), jnp.asarray(tokens.len_B))]
+    cache = join_slots([part for part, _ in parts])
     filled = jnp.concatenate([jnp.arange(s.size) < n[:, None] for s, n in parts], axis=1)
     last = jnp.take_along_axis(jnp.asarray(tokens.positions_B3S)[:, 0], at_BM[:, -1:], axis=1)
     return hidden_BMD, QuestionCache(cache, jnp.where(filled, 0.0, MASKED), last[:, 0] + 1)
@@ -167,7 +168,7 @@ def score_logps(
 
 def start_answers(
     params: DecodeWeights, hidden_BMD: jax.Array, limit_B: jax.Array, cfg: DecoderConfig,
-    ends: tuple[int, ...], room: int, size: int,
+    ends: tuple[int, ...], room: int, size: int, cache_dtype: jnp.dtype,
 ) -> AnswerState:  # fmt: skip
     """The first token of every row. A row with limit_B 0 is padding.
 
@@ -176,7 +177,7 @@ def start_answers(
     B = hidden_BMD.shape[0]
     nothing = jnp.zeros((B,), bool)
     state = AnswerState(
-        cache=empty_cache(cfg, B, size, hidden_BMD.dtype),
+        cache=empty_cache(cfg, B, size, cache_dtype),
         token_B=jnp.zeros((B,), jnp.int32),
         ids_BT=jnp.zeros((B, room), jnp.int32),
         len_B=jnp.zeros((B,), jnp.int32),

@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gotr1_jax.decoding.kv_cache import cache_sharding, grow_cache
+from gotr1_jax.decoding.config import CacheDtype
+from gotr1_jax.decoding.kv_cache import KVCache, cache_sharding, grow_cache
 from gotr1_jax.decoding.weights import DecodeWeights, decode_weights, decode_weights_shardings
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import Decoder
@@ -77,21 +78,23 @@ class TextRunner:
     Args:
       text: graphdef and state of the split decoder.
       cfg: its sizes.
-      dtype: of weights, activations and KV cache.
+      dtype: of weights and activations.
       ends: tokens that end an answer.
       pad: a token for padding.
       limits: of one program.
       mesh: rows are split over its axes `data` and `fsdp`, heads over `tensor`.
+      cache: dtype of the KV cache; auto: `dtype`.
     """
 
     def __init__(
         self, text: tuple[nnx.GraphDef, nnx.State], cfg: DecoderConfig, dtype: Any,
         ends: tuple[int, ...], pad: int, limits: ProgramLimits, mesh: Mesh | None,
+        cache: CacheDtype = "auto",
     ) -> None:  # fmt: skip
         self._pad, self._limits, self._mesh = pad, limits, mesh
         self.counts = EngineCounts()
         graphdef, state = text
-        self.programs = text_programs(graphdef, cfg, dtype, ends, mesh)
+        self.programs = text_programs(graphdef, cfg, dtype, ends, mesh, cache)
         self._params = self.programs.prepare_weights(state)
 
     def prefill_shared(self, ids_S: np.ndarray) -> SharedPrefix:
@@ -227,9 +230,10 @@ class TextPrograms:
 
 def text_programs(
     graphdef: nnx.GraphDef, cfg: DecoderConfig, dtype: Any, ends: tuple[int, ...],
-    mesh: Mesh | None,
+    mesh: Mesh | None, cache: CacheDtype = "auto",
 ) -> TextPrograms:  # fmt: skip
     """Jitted functions of a decoder; arguments as for `TextRunner`. Nothing is compiled yet."""
+    cache_dtype = jnp.dtype(jnp.int8 if cache == "int8" else dtype)
 
     def prepare_weights(state: nnx.State) -> DecodeWeights:
         decoder = nnx.merge(graphdef, state)
@@ -250,12 +254,16 @@ def text_programs(
     return TextPrograms(
         prepare_weights=jax.jit(prepare_weights),
         prefill_shared=jax.jit(
-            partial(prefill_shared, cfg=cfg),
+            partial(prefill_shared, cfg=cfg, cache_dtype=cache_dtype),
             out_shardings=None if mesh is None else shared_prefix_sharding(mesh),
         ),
-        prefill_prefixes=jit_rows(partial(prefill_prefixes, cfg=cfg)),
-        prefill_questions=jit_rows(partial(prefill_questions, cfg=cfg), ("num_logits",)),
-        start_answers=jit_rows(partial(start_answers, cfg=cfg, ends=ends), ("room", "size")),
+        prefill_prefixes=jit_rows(partial(prefill_prefixes, cfg=cfg, cache_dtype=cache_dtype)),
+        prefill_questions=jit_rows(
+            partial(prefill_questions, cfg=cfg, cache_dtype=cache_dtype), ("num_logits",)
+        ),
+        start_answers=jit_rows(
+            partial(start_answers, cfg=cfg, ends=ends, cache_dtype=cache_dtype), ("room", "size")
+        ),
         decode_bucket=jax.jit(partial(decode_bucket, cfg=cfg, ends=ends), donate_argnums=3),
         score_logps=jax.jit(score_logps),
         take_rows=jit_rows(_take_rows),
@@ -273,18 +281,18 @@ def _take_rows(tree: Any, index: jax.Array) -> Any:
 
 
 def _pin_rows(tree: Any, mesh: Mesh | None) -> Any:
-    """Rows over the mesh, and kv heads of a KV cache, whose arrays have four dimensions."""
+    """Rows over the mesh, and kv heads of KV caches."""
     if mesh is None:
         return tree
 
-    def pin(x: jax.Array) -> jax.Array:
-        if x.ndim == 4:
+    def pin(x: Any) -> Any:
+        if isinstance(x, KVCache):
             sharding = cache_sharding(mesh)
         else:
             sharding = NamedSharding(mesh, ROWS if x.ndim else PartitionSpec())
         return jax.lax.with_sharding_constraint(x, sharding)
 
-    return jax.tree.map(pin, tree)
+    return jax.tree.map(pin, tree, is_leaf=lambda x: isinstance(x, KVCache))
 
 
 def _padded(values: Any, size: int, fill: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from gotr1_jax.generate.batches import (
 from gotr1_jax.generate.config import GenerateConfig, fingerprint, read_template
 from gotr1_jax.generate.layouts import write_grid
 from gotr1_jax.generate.tasks import CaptionTask, read_tasks
+from gotr1_jax.sampler.config import SamplerConfig
 from gotr1_jax.tokenizers.janus import GOTR1_TEMPLATE, JANUS_TEMPLATE, REASONGEN_RL_TEMPLATE
 
 
@@ -122,11 +124,15 @@ def test_rows_by_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bytes_of_a_row() -> None:
     # 2 layers x (keys, values) x 2 heads x 8 x 4 bytes x (16 + 601 + 2 * 16) slots: the cache.
     cache = 2 * 2 * 2 * 8 * 4 * (16 + 601 + 2 * TINY.num_image_tokens)
-    sampled = bytes_per_row(TINY, BatchSizes(1, 16, 601), 2, 4, False)
+    sizes, guided = BatchSizes(1, 16, 601), SamplerConfig(guidance=5.0)
+    sampled = bytes_per_row(TINY, sizes, guided, 4, False)
     assert cache + 16 * 1024 < sampled < cache + 16 * 1024 + 50_000
-    assert bytes_per_row(TINY, BatchSizes(1, 16, 601), 2, 2, False) < sampled - cache // 2
+    assert bytes_per_row(TINY, sizes, guided, 2, False) < sampled - cache // 2
+    # In int8 a head's 8 numbers and their scale take 12 bytes.
+    rounded = replace(guided, cache_dtype="int8")
+    assert sampled - bytes_per_row(TINY, sizes, rounded, 4, False) == cache * 20 // 32
     # Given plans are read at once: scores of every token with every other.
-    given = bytes_per_row(TINY, BatchSizes(1, 16, 601), 2, 4, True)
+    given = bytes_per_row(TINY, sizes, guided, 4, True)
     assert given > sampled + 4 * TINY.decoder.num_heads * 600 * 600
 
 

@@ -262,6 +262,20 @@ def test_bfloat16(directory: Path) -> None:
     np.testing.assert_allclose(*scores, atol=0.5)
 
 
+def test_a_cache_in_int8_on_one_device_and_on_eight(directory: Path) -> None:
+    """Shared text, prefixes, questions and answers of several lengths."""
+    exact, mesh = make_engine(directory), make_mesh(2, 2, 2)
+    low = make_engine(directory, cache_dtype="int8")
+    asked = [about(i // 3, f"Score {i}.", limit=4 + 33 * (i == 5)) for i in range(7)]
+    scores = low.expected_scores(asked)
+    np.testing.assert_allclose(scores, exact.expected_scores(asked), atol=0.2)
+    assert not np.allclose(scores, exact.expected_scores(asked), atol=1e-7)
+    assert low.identity != exact.identity
+    spread = make_engine(directory, mesh, rows=8, tokens=8192, cache_dtype="int8")
+    assert spread.answer(asked) == low.answer(asked)
+    np.testing.assert_allclose(spread.expected_scores(asked), scores, atol=1e-3)
+
+
 def test_coordinates_refer_to_the_processed_image(directory: Path) -> None:
     engine = make_engine(directory)
     assert engine.image_size(100, 60) == (112, 56)
