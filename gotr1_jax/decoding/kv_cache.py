@@ -15,6 +15,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gotr1_jax.models.config import DecoderConfig
@@ -54,7 +55,7 @@ class KVCache:
         products = jnp.einsum(
             "nkxh,nkhs->nkxs",
             self._by_cache_row(q_BKgh),
-            self.k_NKhS[layer].astype(q_BKgh.dtype),
+            _as_stored(self.k_NKhS[layer]).astype(q_BKgh.dtype),
             preferred_element_type=jnp.float32,
         )
         if self.is_int8:
@@ -73,7 +74,7 @@ class KVCache:
         sums = jnp.einsum(
             "nkxs,nksh->nkxh",
             weights,
-            self.v_NKSh[layer].astype(weights.dtype),
+            _as_stored(self.v_NKSh[layer]).astype(weights.dtype),
             preferred_element_type=jnp.float32,
         )
         return self._by_query_row(sums, weights_BKgS.shape)
@@ -90,6 +91,20 @@ class KVCache:
         """Inverse of `_by_cache_row` for an array of queries of `shape` (B,K,g,...)."""
         (N, *_, Y), (B, K, g, _) = y_NKxY.shape, shape
         return y_NKxY.reshape(N, K, B // N, g, Y).swapaxes(1, 2).reshape(B, K, g, Y)
+
+
+def _as_stored(x: jax.Array) -> jax.Array:
+    """An array of a cache, which products read in the layout that it has.
+
+    Of a cache that a loop only reads XLA's GPU backend else makes a transposed copy. Over several
+    devices it stays so: XLA gathers an array whose layout is said.
+    """
+    if jax.typeof(x).sharding.mesh.size > 1:
+        return x
+    layout = Layout(tuple(range(x.ndim)))
+    return jax.lax.platform_dependent(
+        x, cuda=lambda x: with_layout_constraint(x, layout), default=lambda x: x
+    )
 
 
 def empty_cache(cfg: DecoderConfig, rows: int, size: int, dtype: jnp.dtype) -> KVCache:

@@ -6,6 +6,7 @@ kind of device: versions share the folder. Nothing here happens on import.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import math
@@ -54,6 +55,8 @@ def use_compile_cache(folder: str = AUTO, processes: int = 1) -> None:
             return
         try:
             writable = _prepare(path)
+            if folder == AUTO and path.stat().st_uid not in (os.getuid(), 0):
+                raise PermissionError(errno.EPERM, "its programs are another user's")
         except OSError as error:
             _LOG.info("compiled programs are not kept: %s: %s", path, error.strerror)
             return
@@ -114,10 +117,18 @@ def _prepare(folder: Path) -> bool:
 
 
 def _delete_oldest(folder: Path) -> None:
-    """Deletes programs until the folder holds three quarters of its most bytes, if it has more."""
+    """Deletes programs until the folder holds three quarters of its most bytes, if it has more.
+
+    Nothing but programs: the folder may be any that a user names.
+    """
     found = []
     for entry in os.scandir(folder):
-        stat = entry.stat(follow_symlinks=False)
+        if not entry.name.endswith("-cache") or not entry.is_file(follow_symlinks=False):
+            continue
+        try:
+            stat = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:  # another process deletes, too
+            continue
         found.append((max(stat.st_atime, stat.st_mtime), stat.st_size, entry.path))
     total = sum(size for _, size, _ in found)
     if total <= _MOST_BYTES:
@@ -125,5 +136,5 @@ def _delete_oldest(folder: Path) -> None:
     for _, size, path in sorted(found):
         if total <= _MOST_BYTES * 3 // 4:
             return
-        Path(path).unlink(missing_ok=True)  # perhaps another process has been here
+        Path(path).unlink(missing_ok=True)
         total -= size

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from gotr1_jax.decoding.bucket_loop import BucketLoop
 from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.decoding.forward import prefill, prefill_after, rope_table
 from gotr1_jax.decoding.kv_cache import KVCache, cache_in, cache_sharding, empty_cache, grow_cache
@@ -159,13 +160,13 @@ class Sampler:
             weights_in_panels=jax.jit(policy_weights_in_panels, static_argnames="rows"),
             prefill_prompts=jax.jit(self._prefill_prompts),
             start_plans=jax.jit(self._start_plans, static_argnames=("rows", "size")),
-            plan_bucket=jax.jit(partial(run_plan_bucket, config=plan), donate_argnums=3),
+            plan_bucket=BucketLoop(partial(run_plan_bucket, config=plan)),
             finish_plans=jax.jit(partial(finish_plans, boi=special_ids.boi)),
             repeat_plans=jax.jit(repeat_rows, static_argnames="times"),
             prefill_plans=jax.jit(self._prefill_plans),
             prefill_uncond=jax.jit(self._prefill_uncond, static_argnames="size"),
             start_images=jax.jit(self._start_images, static_argnames=("rows", "size")),
-            image_bucket=jax.jit(partial(run_image_bucket, config=image), donate_argnums=3),
+            image_bucket=BucketLoop(partial(run_image_bucket, config=image)),
             speculative_images=jax.jit(partial(self._speculative_images, config=image)),
         )
 

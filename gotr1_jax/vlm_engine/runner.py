@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gotr1_jax.decoding.bucket_loop import BucketLoop
 from gotr1_jax.decoding.config import CacheDtype
 from gotr1_jax.decoding.kv_cache import KVCache, cache_sharding, grow_cache
 from gotr1_jax.decoding.weights import DecodeWeights, decode_weights, decode_weights_shardings
@@ -264,7 +265,7 @@ def text_programs(
         start_answers=jit_rows(
             partial(start_answers, cfg=cfg, ends=ends, cache_dtype=cache_dtype), ("room", "size")
         ),
-        decode_bucket=jax.jit(partial(decode_bucket, cfg=cfg, ends=ends), donate_argnums=3),
+        decode_bucket=BucketLoop(partial(decode_bucket, cfg=cfg, ends=ends)),
         score_logps=jax.jit(score_logps),
         take_rows=jit_rows(_take_rows),
     )

@@ -32,7 +32,7 @@ from tiny import (
 )
 
 from gotr1_jax import cli
-from gotr1_jax.grpo import setup
+from gotr1_jax.grpo import setup, update
 from gotr1_jax.parallel import startup
 from gotr1_jax.rewards import JudgeRequest, JudgeResult
 from gotr1_jax.trainer.metrics import read_metrics
@@ -90,12 +90,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> tuple[list[dict[str, Any]], dict[int, Any]]:
     """Metrics and saved states of a run that nobody ended."""
+    traced, count = list[Any](), update.count_normalisers
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(update, "count_normalisers", lambda *a: traced.append(a) or count(*a))
         patch.setattr(setup, "make_judge", lambda *_: Coin())
         saved = record_saves(patch)
         values = values_of(folder / "checkpoint", folder / "whole")
         values["rollout"] |= {"overlap": False}  # with a thread of the judge all is the same
         assert run_grpo(values) == 0
+    assert len(traced) == 1  # one program for the first update after a rollout and the second
     return steady_metrics(folder / "whole"), saved
 
 

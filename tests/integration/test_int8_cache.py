@@ -9,8 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_sampler import CONFIG, KEYS, PROMPTS, SETTINGS, policy, sample, sampler_of, teacher_forced
+from jax.experimental.layout import Layout
+from jax.sharding import NamedSharding, PartitionSpec
+from test_sampler import (
+    CONFIG,
+    KEYS,
+    PROMPTS,
+    SETTINGS,
+    SPECIALS,
+    policy,
+    sample,
+    sampler_of,
+    teacher_forced,
+)
 
+from gotr1_jax.decoding import bucket_loop
 from gotr1_jax.decoding.kv_cache import (
     KVCache,
     cache_in,
@@ -22,7 +35,7 @@ from gotr1_jax.decoding.kv_cache import (
 from gotr1_jax.errors import InputError
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.sampler.config import SamplerConfig
-from gotr1_jax.sampler.sampler import Rollout
+from gotr1_jax.sampler.sampler import Rollout, Sampler
 
 __all__ = ["policy"]  # fixture
 
@@ -159,3 +172,35 @@ def test_without_guidance_and_in_bfloat16(policy) -> None:
 def test_other_dtypes_are_refused() -> None:
     with pytest.raises(InputError, match=r"cache_dtype is 'int4'; .*int8"):
         SamplerConfig(cache_dtype="int4")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("devices", "stated"), [(1, True), (8, False)])
+def test_one_gpu_reads_a_cache_as_it_lies(devices: int, stated: bool) -> None:
+    """XLA would transpose it first; over a mesh it would gather an array whose layout is said."""
+    mesh = make_mesh(1, devices, 1, jax.devices()[:devices])
+
+    def placed(*shape: int) -> jax.ShapeDtypeStruct:
+        over_rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=over_rows)
+
+    cache = KVCache((placed(8, K, H, S),), (placed(8, K, S, H),))
+    program = jax.jit(lambda cache, q: cache.values(0, cache.scores(0, q)))
+    traced = program.trace(cache, placed(8, K, 1, H))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("LayoutConstraint") == (2 if stated else 0)
+    assert "LayoutConstraint" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, ROUNDED], ids=["float32", "int8"])
+def test_caches_in_a_layout_of_their_own(policy, monkeypatch, settings: SamplerConfig) -> None:
+    """As on a TPU, where the compiler chooses it: here the axes are stored in reverse order."""
+    wanted = sample(policy, settings)
+    monkeypatch.setattr(bucket_loop, "_OWN_LAYOUTS", ("cpu",))
+    monkeypatch.setattr(bucket_loop, "_layout", lambda x: Layout(tuple(reversed(range(x.ndim)))))
+    sampler = Sampler(nnx.split(policy)[0], CONFIG, SPECIALS, settings)
+    params = sampler.prepare(nnx.split(policy)[1])
+    for _ in range(2):  # with programs compiled, and compiled before
+        found = jax.device_get(sampler(params, PROMPTS, KEYS, 2))
+        jax.tree.map(np.testing.assert_array_equal, found.rows, wanted.rows)
+        np.testing.assert_allclose(found.logp_BN, wanted.logp_BN, atol=1e-5)
+    assert len(sampler.programs.image_bucket._compiled) == 3  # one a size

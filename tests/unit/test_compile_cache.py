@@ -129,9 +129,24 @@ def test_a_folder_that_grew_too_large_loses_what_was_used_longest_ago(
         program = folder / f"{age}-cache"
         program.write_bytes(bytes(100))
         os.utime(program, (10_000 - age, 10_000 - age))
+    (folder / "data").write_bytes(bytes(1000))  # whatever else a named folder holds
+    (folder / "folder-cache").mkdir()
     monkeypatch.setattr(compile_cache, "_MOST_BYTES", 800)
     use_compile_cache(str(folder))
-    assert [program.name for program in programs(folder)] == [f"{age}-cache" for age in range(6)]
+    left = [f"{age}-cache" for age in range(6)]
+    assert sorted(entry.name for entry in folder.iterdir()) == [*left, "data", "folder-cache"]
+
+
+def test_programs_of_another_user_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = user_folder()
+    assert folder is not None
+    folder.mkdir(parents=True)
+    if os.getuid() == 0:
+        os.chown(folder, 4321, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 4321)
+    use_compile_cache()
+    assert jax.config.jax_compilation_cache_dir is None
 
 
 def test_importing_the_library_sets_nothing() -> None:
