@@ -234,8 +234,9 @@ def _attend_joined(
     own_BS = jnp.zeros((B, S), jnp.int32)
     keys, values, numbers = [], [], []
     for cache, length in before:
-        keys.append(cache.k_NKhS[layer].transpose(0, 3, 1, 2))
-        values.append(cache.v_NKSh[layer].transpose(0, 2, 1, 3))
+        cached_k, cached_v = cache.as_floats(layer, k.dtype)
+        keys.append(cached_k)
+        values.append(cached_v)
         unseen = jnp.arange(cache.size) >= length[:, None]
         numbers.append(jnp.broadcast_to(unseen.astype(jnp.int32), (B, cache.size)))
     shared = [jnp.repeat(x, B // x.shape[0], axis=0) for x in (*keys, *values)]

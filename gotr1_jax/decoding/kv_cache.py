@@ -4,7 +4,8 @@ Letters: K kv heads, g query heads per kv head, h head width, N rows of a cache,
 
 A cache in int8 holds, for every row, head and slot, h integers of -127 to 127 and the float32 they
 are multiplied by: the largest magnitude over 127. Attention reads the integers and multiplies the
-scores by the keys' scales and the weights by the values', so that no float copy is in memory.
+scores by the keys' scales and the weights by the values', so that no float copy is in memory; only
+the kernels of `models.flash`, which prefill uses, are given one of a layer.
 """
 
 from __future__ import annotations
@@ -78,6 +79,14 @@ class KVCache:
             preferred_element_type=jnp.float32,
         )
         return self._by_query_row(sums, weights_BKgS.shape)
+
+    def as_floats(self, layer: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+        """Keys and values (N,S,K,h) of a layer, for attention over whole rows."""
+        k, v = self.k_NKhS[layer], self.v_NKSh[layer]
+        if self.is_int8:
+            k = k * self.k_scale_NKS[layer][:, :, None]
+            v = v * self.v_scale_NKS[layer][..., None]
+        return k.transpose(0, 3, 1, 2).astype(dtype), v.transpose(0, 2, 1, 3).astype(dtype)
 
     def _by_cache_row(self, x_BKgX: jax.Array) -> jax.Array:
         """(B,K,g,X) -> (N,K,B/N*g,X): the rows that share a cache row on one axis of a product.

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gotr1_jax.aot.flops import count_flops
 from gotr1_jax.decoding.forward import prefill, prefill_after, rope_table
+from gotr1_jax.decoding.kv_cache import cache_in
 from gotr1_jax.decoding.weights import decode_weights
 from gotr1_jax.errors import InputError
 from gotr1_jax.models import attention, flash
@@ -292,13 +293,14 @@ def test_training_behind_the_unconditional_prefix(decoder: Decoder) -> None:
 
 
 def test_prompts_and_what_follows_them(decoder: Decoder) -> None:
-    """Prefill, and prefill after two caches: one that all rows share, one of every second row."""
+    """Prefill, and prefill after two caches: one in int8 that all rows share, one of every second
+    row."""
     params, cfg = decode_weights(decoder, jnp.float32), decoder.cfg
     x = jnp.asarray(np.random.default_rng(1).standard_normal((4, 130, 16)), jnp.float32)
     cos, sin = rope_table(cfg, 130)
 
     def follow(x: jax.Array) -> Any:
-        shared = prefill(params, cfg, x[:1])[1]
+        shared = cache_in(prefill(params, cfg, x[:1])[1], jnp.dtype(jnp.int8))
         pairs = prefill(params, cfg, x[:2, :30])[1]
         before = [(shared, jnp.array([90])), (pairs, jnp.array([10, 10, 30, 30]))]
         return prefill_after(params, cfg, x[:, 100:], (cos[None, :30], sin[None, :30]), before)
