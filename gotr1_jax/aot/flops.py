@@ -14,7 +14,7 @@ from jax.extend import core
 
 
 def count_flops(jaxpr: Any, iterations: int = 1) -> float:
-    """FLOPs of the whole program on all devices together.
+    """FLOPs of the whole program on all devices together; of a choice those of its largest branch.
 
     iterations: of its outermost while loops.
     """

@@ -2,7 +2,8 @@
 
 Bytes are those of a collective's result on one device. The body of a loop is counted once for each
 iteration if the text gives their number: `known_trip_count`, or a condition that compares a counter
-with a constant. Otherwise the caller may give it; the default is once.
+with a constant. Otherwise the caller may give it; the default is once. Of the branches of a choice
+the one that moves the most bytes counts.
 
 A collective whose replica groups cross slices goes over the data center network (DCN). For several
 TPU slices the compiler writes the program of one slice: what crosses is a transfer through the
@@ -30,7 +31,10 @@ _BYTES = {
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)"
+    r"|branch_computations=\{([^}]*)\}"
+)
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
@@ -83,6 +87,56 @@ class _Module:
     by_name: dict[str, _Operation] = field(default_factory=dict)
 
 
+@dataclass
+class _Walk:
+    """Finds the collectives of a module; `seen` are the channels of those that were found."""
+
+    module: _Module
+    slices: Sequence[int]
+    iterations: int | None
+    seen: set[str] = field(default_factory=set)
+
+    def calls(self, name: str, times: int) -> list[tuple[str, bool, int, int]]:
+        """Of a computation that runs so many times: kind, whether it crosses slices, count and
+        bytes of each."""
+        found: list[tuple[str, bool, int, int]] = []
+
+        def add(kind: str, size: int, times: int, crosses: bool) -> None:
+            found.append((kind, crosses, times, size * times))
+
+        for op in self.module.computations.get(name, ()):
+            kind = op.opcode.removesuffix("-done")
+            channel = _CHANNEL.search(op.rest)
+            between = _BETWEEN_SLICES.search(op.rest) if op.opcode == "recv" else None
+            if between is not None:
+                # Its shape is (what is received, u32[], token[]).
+                size = shape_bytes(op.shape) - _BYTES["u32"]
+                add(_TRANSFERS.get(between.group(1), "all-to-all"), size, times, True)
+            # An asynchronous collective has several instructions with one channel.
+            elif kind in KINDS and not (channel and channel.group(1) in self.seen):
+                self.seen.update(channel.groups() if channel else ())
+                crosses = crosses_slices(_with_groups(self.module, op), self.slices)
+                add(kind, shape_bytes(op.shape), times, crosses)
+            inner = times
+            if op.opcode == "while":
+                given = self.iterations if name == self.module.entry else None
+                inner *= _trip_count(self.module, op) if given is None else given
+            parts = []
+            for called in _called(op):
+                if called.startswith("all-reduce-scatter"):
+                    # A TPU compiles reduce-scatter to an all-reduce; each device keeps a part.
+                    self.seen.update(_channels(self.module, called))
+                    lines = (inside.rest for inside in self.module.computations.get(called, ()))
+                    crosses = any(crosses_slices(line, self.slices) for line in lines)
+                    add("reduce-scatter", shape_bytes(op.shape), inner, crosses)
+                else:
+                    parts.append(self.calls(called, inner))
+            if op.opcode == "conditional":
+                parts = [max(parts, key=lambda part: sum(size for *_, size in part), default=[])]
+            found += [collective for part in parts for collective in part]
+        return found
+
+
 def shape_bytes(shape: str) -> int:
     """Bytes of an HLO shape, tuples summed: 'bf16[2,3]{1,0}' -> 12."""
     total = 0
@@ -108,41 +162,9 @@ def collectives(
     partitions = _PARTITIONS.search(text.partition("\n")[0])
     slices = slices[: int(partitions.group(1))] if partitions else slices
     counts, sizes = Counter[tuple[str, bool]](), Counter[tuple[str, bool]]()
-    seen: set[str] = set()
-
-    def add(kind: str, size: int, times: int, crosses: bool) -> None:
-        counts[kind, crosses] += times
-        sizes[kind, crosses] += size * times
-
-    def walk(name: str, times: int) -> None:
-        for op in module.computations.get(name, ()):
-            kind = op.opcode.removesuffix("-done")
-            channel = _CHANNEL.search(op.rest)
-            between = _BETWEEN_SLICES.search(op.rest) if op.opcode == "recv" else None
-            if between is not None:
-                # Its shape is (what is received, u32[], token[]).
-                size = shape_bytes(op.shape) - _BYTES["u32"]
-                add(_TRANSFERS.get(between.group(1), "all-to-all"), size, times, True)
-            # An asynchronous collective has several instructions with one channel.
-            elif kind in KINDS and not (channel and channel.group(1) in seen):
-                seen.update(channel.groups() if channel else ())
-                crosses = crosses_slices(_with_groups(module, op), slices)
-                add(kind, shape_bytes(op.shape), times, crosses)
-            inner = times
-            if op.opcode == "while":
-                given = iterations if name == module.entry else None
-                inner *= _trip_count(module, op) if given is None else given
-            for called in _called(op):
-                if called.startswith("all-reduce-scatter"):
-                    # A TPU compiles reduce-scatter to an all-reduce; each device keeps a part.
-                    seen.update(_channels(module, called))
-                    lines = (inside.rest for inside in module.computations.get(called, ()))
-                    crosses = any(crosses_slices(line, slices) for line in lines)
-                    add("reduce-scatter", shape_bytes(op.shape), inner, crosses)
-                else:
-                    walk(called, inner)
-
-    walk(module.entry, 1)
+    for kind, crosses, count, size in _Walk(module, slices, iterations).calls(module.entry, 1):
+        counts[kind, crosses] += count
+        sizes[kind, crosses] += size
     return {
         kind: CollectiveTraffic(
             counts[kind, False] + counts[kind, True], sizes[kind, False] + sizes[kind, True],

@@ -54,7 +54,7 @@ def shapes_json() -> dict[str, Any]:
     done = compile_command(
         "--config", str(SHAPES), "--topology", "cpu:8", "--json", "--mesh.data", "2",
         "--mesh.fsdp", "4", "--evaluation.captions", "16",
-        "--update.micro_batch", "64", "--update.length_buckets", "1",
+        "--update.micro_batch", "64", "--update.length_buckets", "2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

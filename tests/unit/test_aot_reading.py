@@ -97,6 +97,51 @@ def test_started_and_done_is_one() -> None:
     }
 
 
+# Three branches of a choice, in a loop of five; the second moves the most. A choice of two may be
+# written by the truth of a condition.
+BRANCHES = """HloModule jit_f
+
+%short (p: f32[4]) -> f32[16] {
+  ROOT %g1 = f32[16]{0} all-gather(%p), channel_id=1, dimensions={0}
+}
+
+%long (p: f32[4]) -> f32[16] {
+  %g2 = f32[32]{0} all-gather(%p), channel_id=2, dimensions={0}
+  ROOT %r = f32[16]{0} all-reduce(%q), channel_id=3, to_apply=%add
+}
+
+%middle (p: f32[4]) -> f32[16] {
+  ROOT %g3 = f32[24]{0} all-gather(%p), channel_id=4, dimensions={0}
+}
+
+%body (p: (s32[])) -> (s32[]) {
+  %c = f32[16]{0} conditional(%i, %x, %x, %x), branch_computations={%short, %long, %middle}
+  ROOT %t = (s32[]) tuple(%i)
+}
+
+ENTRY %main (a: f32[4]) -> f32[16] {
+  %w = (s32[]) while(%s), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %d = f32[16]{0} conditional(%b, %x, %x), true_computation=%last, false_computation=%none
+}
+
+%last (p: f32[4]) -> f32[16] {
+  ROOT %g4 = f32[4]{0} collective-permute(%p), channel_id=5
+}
+
+%none (p: f32[4]) -> f32[16] {
+  ROOT %b5 = f32[16]{0} broadcast(%p)
+}
+"""
+
+
+def test_of_a_choice_one_branch_counts() -> None:
+    assert collectives(BRANCHES) == {
+        "all-gather": Traffic(5, 5 * 128),
+        "all-reduce": Traffic(5, 5 * 64),
+        "collective-permute": Traffic(1, 16),
+    }
+
+
 def test_pieces_of_one_collective_count_once() -> None:
     found = collectives(PIECES)
     assert found == {
