@@ -79,9 +79,10 @@ class RowScorer:
         """
         images: Job[Callable[[], list[np.ndarray]]] = Job()
         images.run(lambda: self.image_decoder.begin(rows.image_ids_NU))
-        requests = thread.submit(lambda: self._requests(rows, images.result()()))
         with phase("judge", len(rows.captions)):  # of what is judged here
-            judging = begin_judging(self.judge, requests, thread)
+            requests, judging = begin_judging(
+                self.judge, lambda: self._requests(rows, images.result()()), thread
+            )
         return ScoringRows(
             thread.submit(
                 lambda: self._numbers(rows, requests.result(), results_of(self.judge, judging))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gotr1_jax.data.pipeline import CaptionBatch
@@ -85,10 +85,11 @@ class StepSamples:
     def _draw_ahead(
         self, state: TrainState, step: int
     ) -> tuple[SampledGroups, RolloutLogps | None]:
-        job = self._job
+        job, begun = self._job, 0.0
         if self._next is None:
             params = self._weights(job.rollout_params, state)
             self._next = self._begin_step(params, step, next(job.batches))
+            begun = self._next.pending.seconds
             del params
         else:
             job.batches.reach()
@@ -96,10 +97,13 @@ class StepSamples:
         if step < job.config.steps:
             params = self._weights(job.sampling_params, state)
             self._next = self._begin_step(params, step + 1, job.batches.take_ahead())
+            begun += self._next.pending.seconds
             del params
-        known = self._logps(current.pending, state)
+        # The times of a step are what passed in it, be it for the next one.
+        pending = replace(current.pending, seconds=begun)
+        known = self._logps(pending, state)
         groups = sample_groups(
-            lambda _: job.worker.finish(current.pending), self._credit.groups, 0, self._credit.batch
+            lambda _: job.worker.finish(pending), self._credit.groups, 0, self._credit.batch
         )
         self._metrics = current.metrics
         return groups, known

@@ -131,23 +131,28 @@ class JudgeThread:
 
 
 def begin_judging(
-    judge: Judge, requests: Job[list[JudgeRequest]], thread: JudgeThread
-) -> list[Job[list[JudgeResult]]]:
-    """Begins a judge's work on requests that may not be known yet.
+    judge: Judge, make_requests: Callable[[], list[JudgeRequest]], thread: JudgeThread
+) -> tuple[Job[list[JudgeRequest]], list[Job[list[JudgeResult]]]]:
+    """Begins to make requests and a judge's work on them; returns both.
 
     Of several judges together those that do not need this thread go on in the other, while the
-    others are asked here. `results_of` makes one list of what is returned: one job for each.
+    others are asked here. `results_of` makes one list of what they return: one job for each.
     """
     parts = judge.parts if isinstance(judge, CompositeJudge) else (judge,)
     here = {i for i, part in enumerate(parts) if needs_main_thread(part)}
+    requests: Job[list[JudgeRequest]] = Job()
+    if here:
+        # In the other thread they would come only after all that was begun there before.
+        requests.run(make_requests)
+    else:
+        requests = thread.submit(make_requests)
     jobs: list[Job[list[JudgeResult]]] = [Job() for _ in parts]
     for i, part in enumerate(parts):
         if i not in here:
             jobs[i] = thread.submit(partial(_ask, part, requests))
     for i in sorted(here):
-        requests.wait()  # before the time of the judge is taken
         jobs[i].run(partial(_ask, parts[i], requests))
-    return jobs
+    return requests, jobs
 
 
 def begin_pop_metrics(judge: Judge, thread: JudgeThread) -> list[Job[dict[str, float]]]:

@@ -19,11 +19,10 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.io.reading import parse_json
 from gotr1_jax.vlm_engine.base import Answer, FirstWords
 from gotr1_jax.vlm_engine.config import HttpConfig
-from gotr1_jax.vlm_engine.first_token import word_probability
+from gotr1_jax.vlm_engine.first_token import REASONING, word_probability
 
 _LENGTH_FIELDS = ("max_tokens", "max_completion_tokens")
 _OWN_FIELDS = (*_LENGTH_FIELDS, "temperature", "repetition_penalty")
-_REASONING = ("reasoning_content", "reasoning", "reasoning_text", "thinking")
 _REFUSES = re.compile(
     r"unsupported|not supported|n't support|not support|unrecogni[sz]ed|unknown|unexpected|"
     r"not permitted|not allowed|extra_forbidden|extra inputs|cannot find field|deprecated|"
@@ -139,7 +138,7 @@ def _count(body: Mapping[str, Any], name: str) -> int:
 
 def _empty(message: Mapping[str, Any], reason: str, cut: bool) -> Answer:
     """A completion without content: what stands elsewhere, or what is known of it."""
-    for name in _REASONING:
+    for name in REASONING:
         value = message.get(name)
         thought = _text(value) if value else None
         if thought and thought.strip():

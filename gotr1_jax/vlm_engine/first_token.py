@@ -20,6 +20,8 @@ FIELDS: Mapping[str, Any] = {"logprobs": True, "top_logprobs": TOP}
 # The first token of an answer that is a thought first: <think>, ◁think▷, <|channel|>, [THINK].
 _OPENS = re.compile(r"\s*(?:<|◁|\[think)", re.IGNORECASE)
 
+REASONING = ("reasoning_content", "reasoning", "reasoning_text", "thinking")
+"""Where servers put a thought, or by mistake a whole answer, beside a message's content."""
 _THOUGHT = "a thought; serve the model without (judge.http.extra)"
 
 
@@ -37,8 +39,7 @@ def word_probability(choice: Mapping[str, Any], words: FirstWords) -> float:
 def _first_tokens(choice: Mapping[str, Any]) -> dict[str, float]:
     """The known first tokens of the answer, as text, and their log-probabilities in nats."""
     message = choice.get("message")
-    names = ("reasoning_content", "reasoning")
-    if isinstance(message, Mapping) and any(map(message.get, names)):
+    if isinstance(message, Mapping) and any(map(message.get, REASONING)):
         raise ValueError(f"the answer begins with {_THOUGHT}")
     logprobs = choice.get("logprobs")
     content = logprobs.get("content") if isinstance(logprobs, Mapping) else None

@@ -92,6 +92,7 @@ NONE: list[tuple[Any, str]] = [
                                                "top_logprobs": []}]}}, "cannot be read"),
     (choice({"<think>": 0.99, "Yes": 0.01}), "begins with '<think>', a thought"),
     (choice({"Okay": 0.9, "Yes": 0.1}, content=None, reasoning_content="Okay"), "a thought"),
+    (choice({"Okay": 0.9, "Yes": 0.1}, content="", thinking="Okay"), "a thought"),
 ]  # fmt: skip
 
 

@@ -27,10 +27,12 @@ from gotr1_jax.bench.overlap import (
 from gotr1_jax.config import from_dict
 from gotr1_jax.data.pipeline import AheadBatches, caption_batches
 from gotr1_jax.errors import ConfigError, RunError
+from gotr1_jax.grpo import step_samples
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.grpo.prompts import Prompt, Prompts
 from gotr1_jax.grpo.reward_config import RewardConfig
-from gotr1_jax.grpo.rollout import RolloutWorker, ScoredRollout
+from gotr1_jax.grpo.rollout import PendingRollout, RolloutWorker, ScoredRollout
+from gotr1_jax.grpo.step_samples import StepSamples
 from gotr1_jax.grpo.update import Learner, policy_batches, rollout_logps
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.plan import parse_plan
@@ -168,9 +170,10 @@ def test_all_is_the_same_without_the_thread() -> None:
 def test_what_computes_on_the_devices_is_asked_in_the_main_thread() -> None:
     """In the order of the drawing, while the rest of the judge works in its thread."""
     log: list[str] = []
-    began = threading.Event()
-    served = Telling([], ("sem",), act=lambda call: held(began))
-    local = Telling(log, ("pi",), act=lambda call: began.set(), needs_main_thread=True)
+    last = threading.Event()
+    # However far behind the thread is, nothing here waits for it.
+    served = Telling([], ("sem",), act=lambda call: held(last))
+    local = Telling(log, ("pi",), act=lambda call: call < 2 or last.set(), needs_main_thread=True)
     judge = CompositeJudge([(served, ("sem",)), (local, ("pi",))])
     with JudgeThread() as thread:
         scored = draw(make_worker(FakeSampler(log), judge), thread)
@@ -258,7 +261,8 @@ def test_log_probs_of_a_rollout_are_used_if_they_are_of_its_very_rows() -> None:
 
     def token_logps(params: str, frozen: Any, rows: Any) -> Any:
         asked.append(params)
-        return SimpleNamespace(logp_BN=f"{params} {rows.image_ids_BU[0, 0]}")
+        sign = {"old": 1, "reference": -1}[params]
+        return SimpleNamespace(logp_BN=sign * rows.image_ids_BU)
 
     learner = Learner(token_logps, None, reference="reference")
     sampler = FakeSampler([])
@@ -270,13 +274,15 @@ def test_log_probs_of_a_rollout_are_used_if_they_are_of_its_very_rows() -> None:
     known = rollout_logps(scored.rollout, state, None, learner, 3, mesh)
     assert asked == ["reference", "old", "reference", "old", "reference"]
     batches = policy_batches(groups, state, None, learner, 3, mesh, known)
-    assert [batch.old_logp_BN for batch in batches] == [None, "old 30", "old 50"]
-    assert [batch.ref_logp_BN for batch in batches] == [f"reference {i}" for i in (70, 30, 50)]
+    # The first update starts at the old policy, and has its log-probs of its own.
+    assert [bool(batch.is_first_B.all()) for batch in batches] == [True, False, False]
+    assert [int(batch.old_logp_BN[0, 0]) for batch in batches[1:]] == [30, 50]
+    assert [int(batch.ref_logp_BN[0, 0]) for batch in batches] == [-70, -30, -50]
     assert len(asked) == 5
     # Groups in another order are other rows.
     groups.scored = scored.take_groups(np.array([2, 1, 0]))
     batches = policy_batches(groups, state, None, learner, 3, mesh, known)
-    assert [batch.old_logp_BN for batch in batches] == [None, "old 30", "old 70"]
+    assert [int(batch.old_logp_BN[0, 0]) for batch in batches[1:]] == [30, 70]
     assert len(asked) == 10
 
 
@@ -319,6 +325,38 @@ def test_a_batch_that_was_taken_ahead_is_taken_again_by_a_resumed_run() -> None:
     resumed = batches()
     resumed.set_state(ahead.get_state())
     assert next(resumed).captions == wanted[3] == next(ahead).captions
+
+
+def test_a_step_that_draws_the_next_is_charged_for_what_it_began(monkeypatch) -> None:
+    """Not for what the step before it began: the last step begins nothing."""
+    charged: list[tuple[Any, float]] = []
+
+    class Worker:
+        judge = Telling([])
+
+        def begin(self, *args: Any) -> PendingRollout:
+            step = args[4]
+            return PendingRollout(step, None, 2, (), np.zeros(0), 10.0**step)  # type: ignore[arg-type]
+
+        def finish(self, pending: PendingRollout) -> None:
+            charged.append((pending.rollout, pending.seconds))
+
+    credit = SimpleNamespace(groups=None, batch=None)
+    monkeypatch.setattr(step_samples, "make_credit", lambda config: credit)
+    monkeypatch.setattr(step_samples, "rollout_logps", lambda *args: None)
+    monkeypatch.setattr(step_samples, "sample_groups", lambda sample, *args: sample(0))
+    values = {"run_dir": "run", "steps": 3, "rollout": {"async_steps": 1}, "loss": CORRECTED}
+    config = from_dict(GrpoConfig, values)
+    batches = AheadBatches(iter(caption_batches(["a", "b"], 2, seed=0)))
+    job: Any = SimpleNamespace(
+        config=config, worker=Worker(), batches=batches, prompts=PROMPTS,
+        rollout_params=lambda state: None, sampling_params=lambda state: None,
+        policy=SimpleNamespace(frozen=None), learner=None, mesh=None,
+    )  # fmt: skip
+    samples = StepSamples(job, JudgeThread(False))
+    for step in (1, 2, 3):
+        samples.draw(None, step)  # type: ignore[arg-type]
+    assert charged == [(1, 110.0), (2, 1000.0), (3, 0.0)]
 
 
 def test_the_measurement_says_what_it_timed() -> None:
