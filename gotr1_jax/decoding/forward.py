@@ -20,7 +20,7 @@ import numpy as np
 from gotr1_jax.decoding.kv_cache import KVCache
 from gotr1_jax.decoding.panels import Matrix, Panels
 from gotr1_jax.decoding.weights import AdapterWeights, DecodeWeights, LayerWeights
-from gotr1_jax.models.attention import flash_attention, kernel_for
+from gotr1_jax.models.attention import flash_attention, flash_attention_behind
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import apply_rope, rope_tables
 from gotr1_jax.models.flash import SeenKeys
@@ -197,9 +197,10 @@ def prefill_after(
         keys.append(k.transpose(0, 2, 3, 1))
         values.append(v.transpose(0, 2, 1, 3))
         B, _, K, g, h = q.shape
-        mixed = _attend_joined(i, q, k, v, before)
-        if mixed is not None:
-            return mixed
+        floats = [(*cache.as_floats(i, k.dtype), length) for cache, length in before]
+        by_kernel = flash_attention_behind(q.reshape(B, S, K * g, h), k, v, floats)
+        if by_kernel is not None:
+            return by_kernel.reshape(q.shape)
         # (B, K, g * S, h): the g query heads of all S tokens on one axis.
         q = q.transpose(0, 2, 3, 1, 4).reshape(B, K, g * S, h) * h**-0.5
         scores = [
@@ -218,33 +219,3 @@ def prefill_after(
 
     hidden = run_layers(params, cfg, x_BSD, rope, attend, added)
     return hidden, KVCache(tuple(keys), tuple(values))
-
-
-def _attend_joined(
-    layer: int, q: jax.Array, k: jax.Array, v: jax.Array,
-    before: Sequence[tuple[KVCache, jax.Array]],
-) -> jax.Array | None:  # fmt: skip
-    """Attention of q (B,S,K,g,h) to caches and own k and v (B,S,K,h) by a kernel, as q.
-
-    For it every row gets its own copy of the shared caches. None: there is no kernel.
-    """
-    B, S, K, g, h = q.shape
-    if kernel_for(q, S + sum(cache.size for cache, _ in before)) == "xla":
-        return None
-    own_BS = jnp.zeros((B, S), jnp.int32)
-    keys, values, numbers = [], [], []
-    for cache, length in before:
-        cached_k, cached_v = cache.as_floats(layer, k.dtype)
-        keys.append(cached_k)
-        values.append(cached_v)
-        unseen = jnp.arange(cache.size) >= length[:, None]
-        numbers.append(jnp.broadcast_to(unseen.astype(jnp.int32), (B, cache.size)))
-    shared = [jnp.repeat(x, B // x.shape[0], axis=0) for x in (*keys, *values)]
-    seen = SeenKeys(causal=True, segments=(own_BS, jnp.concatenate([*numbers, own_BS], axis=1)))
-    mixed = flash_attention(
-        q.reshape(B, S, K * g, h),
-        jnp.concatenate([*shared[: len(keys)], k], axis=1),
-        jnp.concatenate([*shared[len(keys) :], v], axis=1),
-        seen,
-    )
-    return None if mixed is None else mixed.reshape(q.shape)

@@ -7,7 +7,7 @@ the passes over the scores take most of the time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import jax
@@ -109,6 +109,37 @@ def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: SeenKeys) ->
             _LOG.warning("attention by %s", used)
     _CHOICE.used[used] = None
     return out
+
+
+def flash_attention_behind(
+    q: jax.Array, k: jax.Array, v: jax.Array,
+    before: Sequence[tuple[jax.Array, jax.Array, jax.Array]],
+) -> jax.Array | None:  # fmt: skip
+    """Causal attention of q (B,S,H,C) to own keys and to all that are before them, by a kernel.
+
+    For it every row gets its own copy of what rows share. None: XLA is to compute it.
+
+    Args:
+      k, v: own, (B,S,K,C).
+      before: keys and values (N,E,K,C), each for B / N rows, and how many of them a row sees, int32
+        (B,) or (1,).
+    """
+    B, S = q.shape[:2]
+    if kernel_for(q, S + sum(keys.shape[1] for keys, *_ in before)) == "xla":
+        return None
+    own_BS = jnp.zeros((B, S), jnp.int32)
+    numbers = []
+    for keys, _, length in before:
+        unseen = jnp.arange(keys.shape[1]) >= length[:, None]
+        numbers.append(jnp.broadcast_to(unseen.astype(jnp.int32), (B, keys.shape[1])))
+    seen = SeenKeys(causal=True, segments=(own_BS, jnp.concatenate([*numbers, own_BS], axis=1)))
+
+    def join(shared: Iterable[jax.Array], own: jax.Array) -> jax.Array:
+        by_row = (jnp.repeat(x, B // x.shape[0], axis=0) for x in shared)
+        return jnp.concatenate([*by_row, own], axis=1)
+
+    keys, values = join((x for x, *_ in before), k), join((x for _, x, _ in before), v)
+    return flash_attention(q, keys, values, seen)
 
 
 def blockwise_causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ from flax import nnx
 
 from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.decoding.guidance import guide
-from gotr1_jax.models.attention import flash_attention, kernel_for
+from gotr1_jax.models.attention import flash_attention, flash_attention_behind
 from gotr1_jax.models.decoder import Decoder, checkpointed
 from gotr1_jax.models.flash import SeenKeys
 from gotr1_jax.models.janus import JanusPolicy
@@ -51,7 +51,7 @@ def prefix_attention(
     """
     B, U, H, C = q.shape
     K, R = k.shape[2], prefix_k.shape[1]
-    by_kernel = _attend_joined(q, k, v, prefix_k, prefix_v, prefix_len_B)
+    by_kernel = flash_attention_behind(q, k, v, [(prefix_k, prefix_v, prefix_len_B)])
     if by_kernel is not None:
         return by_kernel
     q = q.reshape(B, U, K, H // K, C) * C**-0.5
@@ -65,28 +65,6 @@ def prefix_attention(
     mixed = jnp.einsum("bkgur,rkc->bukgc", weights[..., :R], prefix_v[0], **wide)
     mixed = mixed + jnp.einsum("bkguw,bwkc->bukgc", weights[..., R:], v, **wide)
     return mixed.astype(v.dtype).reshape(B, U, H, C)
-
-
-def _attend_joined(
-    q: jax.Array, k: jax.Array, v: jax.Array, prefix_k: jax.Array, prefix_v: jax.Array,
-    prefix_len_B: jax.Array,
-) -> jax.Array | None:  # fmt: skip
-    """`prefix_attention` by a kernel, for which every row has the prefix in front of its own keys.
-
-    None: there is no kernel.
-    """
-    (B, U), R = q.shape[:2], prefix_k.shape[1]
-    if kernel_for(q, R + U) == "xla":
-        return None
-
-    def join(prefix: jax.Array, own: jax.Array) -> jax.Array:
-        return jnp.concatenate([jnp.broadcast_to(prefix, (B, *prefix.shape[1:])), own], axis=1)
-
-    unseen_BR = jnp.arange(R)[None, :] >= prefix_len_B[:, None]
-    own_BU = jnp.zeros((B, U), jnp.int32)
-    keys_BE = jnp.concatenate([unseen_BR.astype(jnp.int32), own_BU], axis=1)
-    seen = SeenKeys(causal=True, segments=(own_BU, keys_BE))
-    return flash_attention(q, join(prefix_k, k), join(prefix_v, v), seen)
 
 
 def _forward_on_prefix(
