@@ -2,12 +2,14 @@
 
 The time of a token of few rows is the time to read the weights. Row by row, XLA's kernel for CPUs
 reads half a dozen short stretches of memory at once, at a third to a half of its speed. A panel of
-64 outputs is one stretch and is read up to twice as fast.
+64 outputs is one stretch and is read up to twice as fast. XLA computes a product of panels on one
+processor, but divides that of a whole matrix among all, so panels are for few processors.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 
 import jax
@@ -15,6 +17,8 @@ import jax.numpy as jnp
 
 FEW_ROWS = 32
 """With more rows arithmetic is the limit, and panels cost more than they save."""
+FEW_PROCESSORS = 2
+"""With two, panels take as long as whole matrices, which keep both of them busy."""
 _WIDTH = 64
 # Smaller matrices stay in a processor's cache. All panels read the whole input, which has to stay
 # in the first level of it.
@@ -51,10 +55,11 @@ Matrix = jax.Array | Panels
 
 def panels_help(array: jax.Array, rows: int) -> bool:
     """Whether panels are faster in a loop over tokens of `rows` rows, with weights such as one
-    `array`: float32 on one CPU device."""
+    `array`: float32 on one CPU device, in a process that may use few processors."""
     devices = array.devices()
     on_one_cpu = len(devices) == 1 and next(iter(devices)).platform == "cpu"
-    return rows <= FEW_ROWS and on_one_cpu and array.dtype == jnp.float32
+    few = rows <= FEW_ROWS and _processors() <= FEW_PROCESSORS
+    return few and on_one_cpu and array.dtype == jnp.float32
 
 
 def as_panels(weight: Matrix, rows: int, contracted: int = 1) -> Matrix:
@@ -67,3 +72,11 @@ def as_panels(weight: Matrix, rows: int, contracted: int = 1) -> Matrix:
     if weight.size < _SMALLEST or rows * inputs > _LARGEST_INPUT or outputs % _WIDTH:
         return weight
     return Panels(weight.reshape(-1, _WIDTH, inputs).swapaxes(1, 2), out)
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # on macOS
+        return os.cpu_count() or 1

@@ -48,7 +48,8 @@ def test_products_are_those_of_the_matrix(
     np.testing.assert_allclose(got, np.tensordot(x, weight, (axes, axes)), atol=1e-5)
 
 
-def test_where_panels_are_slower_a_matrix_stays_whole() -> None:
+def test_where_panels_are_slower_a_matrix_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5})
     large = jnp.zeros((1024, 512))
     assert isinstance(as_panels(large, 32), Panels)
     assert as_panels(large, 33) is large  # the rows' inputs no longer fit
@@ -56,3 +57,5 @@ def test_where_panels_are_slower_a_matrix_stays_whole() -> None:
         assert as_panels(other, 1) is other
     assert panels_help(large, 32) and not panels_help(large, 33)
     assert not panels_help(large.astype(jnp.bfloat16), 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    assert not panels_help(large, 1)
