@@ -38,7 +38,6 @@ from gotr1_jax.convert.tree import check_state, checkpoint_tensors, load_tree
 from gotr1_jax.convert.writer import copy_files, write_checkpoint
 from gotr1_jax.io.files import write_json
 from gotr1_jax.io.reading import read_json_object
-from gotr1_jax.io.storage import check_unchanged
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.models.janus import JanusPolicy, abstract_policy
 from gotr1_jax.models.siglip import JanusUnderstanding
@@ -137,7 +136,6 @@ def load_checkpoint(
         return load_tree(part, state, naming, opened.tensors, dtype, placed.get(part), share=True)
 
     loaded = {part: load(part) for part in parts}
-    check_unchanged(opened.path)
     return Checkpoint(
         opened.config,
         loaded.get("policy"),

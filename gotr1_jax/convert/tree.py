@@ -27,6 +27,7 @@ from gotr1_jax.convert.rules import Naming, Shape, Source, expected_tensors, sou
 from gotr1_jax.convert.shared_load import is_shared, read_rows
 from gotr1_jax.convert.writer import OutTensor
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.storage import check_unchanged
 
 _LARGE, _PIECES = 1 << 24, 8  # bytes of an array that several threads copy, and in how many pieces
 _SHOWN = 4  # names in an error message, per kind of fault
@@ -159,6 +160,8 @@ def load_tree(
         arrays lie on the default device.
       share: where devices belong to several processes, each of these reads a share of the rows;
         `shared_load.exchange` must follow.
+
+    RunError where a file in a bucket was replaced while it was read in parts.
     """
     others = () if shardings is None else (shardings,)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "load") as pool:
@@ -172,7 +175,10 @@ def load_tree(
                     return rows
             return _load_leaf(places, shape, tensors, dtype, sharding, pool)
 
-        return jax.tree.map_with_path(load, state, *others)
+        loaded = jax.tree.map_with_path(load, state, *others)
+    for folder in {tensor.file.parent for tensor in tensors.values()}:
+        check_unchanged(folder)
+    return loaded
 
 
 def _load_leaf(

@@ -10,6 +10,7 @@ from pathlib import Path
 from gotr1_jax.errors import InputError
 from gotr1_jax.evaluation.geneval_rules import GenevalPrompt, parse_prompt
 from gotr1_jax.io.reading import is_stray_file, list_folder, read_json_object, read_text
+from gotr1_jax.rewards.multimodal.words import is_digits
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -73,7 +74,7 @@ def find_geneval_images(
     `count` as for `find_compbench_images`. Raises InputError for missing and extra images or
     folders, and for a folder whose metadata is of another line.
     """
-    folders = {int(f.name): f for f in _entries(folder) if f.is_dir() and _is_number(f.name)}
+    folders = {int(f.name): f for f in _entries(folder) if f.is_dir() and is_digits(f.name)}
     items: list[BenchmarkImage] = []
     for index, metadata in enumerate(wanted):
         if index not in folders:
@@ -117,7 +118,7 @@ def find_numbered_images(
     images, and for folders of other captions.
     """
     entries = _entries(folder)
-    places = {i: f for f in entries if f.is_dir() and _is_number(f.name) for i in [int(f.name)]}
+    places = {i: f for f in entries if f.is_dir() and is_digits(f.name) for i in [int(f.name)]}
     if places and all((f / "result.json").is_file() for f in places.values()):
         found = _images_by_folder(folder, places, captions)
     else:
@@ -161,7 +162,7 @@ def _images_by_stem(folder: Path, stems: Sequence[str]) -> list[list[Path]]:
         original = path.stem[: len(stem)]
         if path.stem in index:
             found[index[path.stem]].append((-1, path))
-        elif original in index and _is_number(number):
+        elif original in index and is_digits(number):
             found[index[original]].append((int(number), path))
         else:
             raise InputError(
@@ -200,8 +201,3 @@ def _refuse_extra(extra: Iterable[Path], wanted: int) -> None:
     first = next(iter(extra), None)
     if first is not None:
         raise InputError(f"{first} does not belong there: {wanted} are wanted; move it away")
-
-
-def _is_number(text: str) -> bool:
-    """Whether a name is digits; not ², which Python calls a digit and cannot read."""
-    return text.isascii() and text.isdecimal()

@@ -195,8 +195,10 @@ def check_unchanged(folder: Path) -> None:
 
 
 def _complete(path: str | os.PathLike[str]) -> None:
-    if _work.in_parts and (part := partial_file(Path(path))) is not None:
+    part = partial_file(Path(path)) if _work.in_parts else None
+    if part is not None and not part.is_whole:
         part.ensure()
+        part.check_unchanged()
 
 
 before_opening(_complete)

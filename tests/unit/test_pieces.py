@@ -42,6 +42,7 @@ VALUES = {
 KERNELS = np.arange(2 * 512 * 256, dtype=np.float32).reshape(2, 512, 256)
 EMBED = np.arange(512 * 128, dtype=np.float32).reshape(512, 128)
 WEIGHTS = {"layers.0.w": KERNELS[0], "layers.1.w": KERNELS[1], "embed": EMBED, "norm": EMBED[0]}
+MODEL = {"kernel": KERNELS.transpose(0, 2, 1), "embed": EMBED, "norm": EMBED[0]}
 NAMING = Naming((Rule("m.kernel", "layers.{l}.w", LINEAR), Rule("m.{x}", "{x}")))
 
 
@@ -50,17 +51,15 @@ def load_weights(url: str, mesh: Mesh, read: dict[str, int]) -> None:
     shared_load.DIVIDED = 1 << 16
     storage.read_in_parts()
     folder = storage.local_path(url)
-    values = {"kernel": KERNELS.transpose(0, 2, 1), "embed": EMBED, "norm": EMBED[0]}
-    state = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in values.items()}
+    state = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in MODEL.items()}
     specs = {"kernel": PartitionSpec(None, "d"), "embed": PartitionSpec("d"), "norm": None}
     placed = {name: NamedSharding(mesh, spec or PartitionSpec()) for name, spec in specs.items()}
     tensors = open_tensors(folder)
     loaded = exchange(load_tree("m", state, NAMING, tensors, np.float32, placed, share=True))
-    storage.check_unchanged(folder)
     for name, leaf in loaded.items():
         assert leaf.sharding == placed[name]
         for shard in leaf.addressable_shards:
-            np.testing.assert_array_equal(shard.data, values[name][shard.index])
+            np.testing.assert_array_equal(shard.data, MODEL[name][shard.index])
     # From the first device of both processes to the second ones, divided otherwise.
     devices = mesh.devices.reshape(2, 2)
     one, other = (
@@ -203,6 +202,25 @@ def test_ranges_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         bucket.write("m/weights", content[::-1])
         with pytest.raises(RunError, match="m/weights was replaced while it was read"):
             part.check_unchanged()
+
+
+def test_weights_that_are_replaced_while_they_are_read_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever reads them: a model that is loaded, or a digest of the whole file."""
+    monkeypatch.setenv("GOTR1_STORAGE", str(tmp_path))
+    monkeypatch.setattr(storage._work, "in_parts", True)
+    state = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in MODEL.items()}
+    with served_bucket() as bucket, storage.session():
+        bucket.write("m/model.safetensors", safetensors.numpy.save(WEIGHTS))
+        folder = storage.local_path(f"{bucket.url}/m")
+        tensors = open_tensors(folder)
+        new = {name: x + 1 for name, x in WEIGHTS.items()}
+        bucket.write("m/model.safetensors", safetensors.numpy.save(new))
+        with pytest.raises(RunError, match="m/model.safetensors was replaced while it was read"):
+            read_bytes(folder / "model.safetensors")
+        with pytest.raises(RunError, match="m/model.safetensors was replaced while it was read"):
+            load_tree("m", state, NAMING, tensors, np.float32)
 
 
 def test_files_that_are_here_in_part_are_not_uploaded(
