@@ -37,7 +37,7 @@ from gotr1_jax.bench.accelerator.table import to_markdown
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.files import atomic_write
 from gotr1_jax.io.markdown import markdown_table
-from gotr1_jax.models.attention import attention_used
+from gotr1_jax.models.attention import attention_used, choose_attention
 from gotr1_jax.parallel.mesh import AXES
 
 _END = 3.0  # seconds that are left free for writing the last results
@@ -220,6 +220,7 @@ class Worker:
         print(f"{name}: {self._left():.0f} s left", file=sys.stderr, flush=True)
         self._record.start(name, self._until)
         start = time.perf_counter()
+        choose_attention("auto", jax.default_backend())  # and forget what other sections used
         try:
             # What is shared is made first: drawing the weights takes more memory than they do.
             shared = None if section is None else self._shared(section)
