@@ -27,6 +27,7 @@ from gotr1_jax.convert.text_files import write_text_files
 from gotr1_jax.convert.tree import join_pieces, model_view
 from gotr1_jax.convert.writer import OutTensor, dtype_code, write_checkpoint
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.storage import check_unchanged
 from gotr1_jax.tokenizers.janus import TextTokenizer
 
 Change = Callable[[int | None, np.ndarray], np.ndarray]
@@ -75,7 +76,8 @@ def translate_checkpoint(
       progress: called with (bytes written, all bytes) after every tensor.
 
     Raises InputError for what the source lacks, for sizes that the port cannot express and for a
-    target that holds something else; RunError if it cannot be written.
+    target that holds something else; RunError if it cannot be written, and where a source in
+    a bucket, of which parts were read before, is another one by now.
     """
     if whole and (lacking := [part for part in PARTS if part not in opened.parts]):
         raise InputError(f"{opened.path} lacks the part {', '.join(lacking)}; all are needed")
@@ -92,6 +94,7 @@ def translate_checkpoint(
         write_files=partial(write_text_files, opened, form, generation=generation),
         shard_size=shard_size,
         progress=progress,
+        check=partial(check_unchanged, opened.path),  # a run opened it long ago
     )
     return WrittenCheckpoint(Path(target), len(tensors), total, files, dropped, added)
 

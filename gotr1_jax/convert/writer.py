@@ -159,6 +159,7 @@ def write_checkpoint(
     dtype: str | None = None,
     shard_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    check: Callable[[], object] | None = None,
 ) -> int:
     """Writes a checkpoint folder, which appears whole or not at all; returns its weight files.
 
@@ -170,6 +171,7 @@ def write_checkpoint(
       dtype: "float32" or "bfloat16" for all weights; None keeps what each tensor says.
       shard_size: bytes above which weights are split into shards; None keeps one file.
       progress: called with (bytes written, all bytes) after every tensor.
+      check: called before the folder appears; nothing is written where it raises.
 
     Raises InputError for another dtype and for a target that holds something else; RunError if
     it cannot be written.
@@ -181,4 +183,7 @@ def write_checkpoint(
         write_json(temporary / CONFIG_FILE, config)
         if write_files is not None:
             write_files(temporary)
-        return _write_weights(temporary, ordered, shard_size, progress)
+        files = _write_weights(temporary, ordered, shard_size, progress)
+        if check is not None:
+            check()
+        return files

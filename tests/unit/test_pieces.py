@@ -20,9 +20,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from object_store import served_bucket
 
 from gotr1_jax.convert import shared_load
+from gotr1_jax.convert.find import find_checkpoint
+from gotr1_jax.convert.open_checkpoint import open_checkpoint
 from gotr1_jax.convert.reader import open_tensors
 from gotr1_jax.convert.rules import LINEAR, Naming, Rule
 from gotr1_jax.convert.shared_load import exchange
+from gotr1_jax.convert.translate import translate_checkpoint
 from gotr1_jax.convert.tree import load_tree
 from gotr1_jax.errors import RunError, UnreachableError
 from gotr1_jax.io import storage
@@ -221,6 +224,23 @@ def test_weights_that_are_replaced_while_they_are_read_are_not_mixed(
             read_bytes(folder / "model.safetensors")
         with pytest.raises(RunError, match="m/model.safetensors was replaced while it was read"):
             load_tree("m", state, NAMING, tensors, np.float32)
+
+
+def test_a_base_that_was_replaced_since_the_start_is_not_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a run reads what its start left in the bucket."""
+    monkeypatch.setenv("GOTR1_STORAGE", str(tmp_path))
+    monkeypatch.setattr(storage._work, "in_parts", True)
+    source = find_checkpoint("embedded")
+    with served_bucket() as bucket, storage.session():
+        for path in source.iterdir():
+            bucket.write(f"m/{path.name}", path.read_bytes())
+        opened = open_checkpoint(storage.local_path(f"{bucket.url}/m"))
+        bucket.write("m/model.safetensors", bytes((source / "model.safetensors").stat().st_size))
+        with pytest.raises(RunError, match="m/model.safetensors was replaced while it was read"):
+            translate_checkpoint(tmp_path / "model", opened, "original")
+        assert not (tmp_path / "model").exists()
 
 
 def test_files_that_are_here_in_part_are_not_uploaded(
