@@ -60,7 +60,7 @@ class SamplingOptions(TypedDict, total=False):
       template: a name, a file, or a text with {caption}.
       speculative: positions of the image in one forward pass, see `SamplerConfig`: the same images
         in fewer passes.
-      cache_dtype: "int8" halves the KV cache, see `SamplerConfig`.
+      cache_dtype: "int8" takes about half of bfloat16's KV cache, see `SamplerConfig`.
     """
 
     guidance: float

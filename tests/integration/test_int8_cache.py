@@ -164,7 +164,9 @@ def test_windows_buckets_and_devices_sample_the_same(policy) -> None:
 
 
 def test_without_guidance_and_in_bfloat16(policy) -> None:
-    low = sample(policy, replace(ROUNDED, guidance=1.0), dtype=jnp.bfloat16)
+    """And with two images a plan, which read one cache of it."""
+    low = sample(policy, replace(ROUNDED, guidance=1.0), images=2, dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(low.rows.plan_ids_BT[::2], low.rows.plan_ids_BT[1::2])
     difference = np.abs(low.logp_BN - teacher_forced(policy, low))[low.rows.sampled_mask_BN]
     assert 1e-4 < difference.max() < 0.3
 

@@ -71,10 +71,12 @@ def sampler_of(policy, settings=SETTINGS, **more) -> Sampler:
     return SAMPLERS[key]
 
 
-def sample(policy, settings=SETTINGS, prompts=PROMPTS, keys=KEYS, samples=G, **more) -> Rollout:
+def sample(
+    policy, settings=SETTINGS, prompts=PROMPTS, keys=KEYS, samples=G, images=1, **more
+) -> Rollout:
     sampler = sampler_of(policy, settings, **more)
     params = sampler.prepare(nnx.split(policy)[1])
-    return jax.device_get(sampler(params, prompts, keys, samples))
+    return jax.device_get(sampler(params, prompts, keys, samples, images))
 
 
 def teacher_forced(policy, rollout: Rollout) -> jax.Array:
