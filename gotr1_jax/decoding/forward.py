@@ -23,7 +23,7 @@ from gotr1_jax.decoding.weights import AdapterWeights, DecodeWeights, LayerWeigh
 from gotr1_jax.models.attention import flash_attention, flash_attention_behind
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import apply_rope, rope_tables
-from gotr1_jax.models.flash import SeenKeys
+from gotr1_jax.models.flash import AttentionMask
 from gotr1_jax.models.layers import rms_norm
 
 MASKED = -1e30
@@ -166,7 +166,7 @@ def prefill(
         keys.append(k.transpose(0, 2, 3, 1))
         values.append(v.transpose(0, 2, 1, 3))
         by_head = q.reshape(*q.shape[:2], -1, q.shape[-1])
-        mixed = flash_attention(by_head, k, v, SeenKeys(causal=True))
+        mixed = flash_attention(by_head, k, v, AttentionMask(causal=True))
         if mixed is None:
             mixed = jax.nn.dot_product_attention(by_head, k, v, is_causal=True)
         return mixed.reshape(q.shape)

@@ -142,7 +142,7 @@ def _to_int8(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     return jnp.round(x / divisor).astype(jnp.int8), scale
 
 
-def cache_in(cache: KVCache, dtype: jnp.dtype) -> KVCache:
+def cast_cache(cache: KVCache, dtype: jnp.dtype) -> KVCache:
     """A cache of floats as one of `dtype`: itself, or rounded to int8."""
     if dtype != jnp.int8 or cache.is_int8:
         return cache

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gotr1_jax.errors import InputError
-from gotr1_jax.models.flash import KernelRefusal, SeenKeys, cudnn_attention, splash_attention
+from gotr1_jax.models.flash import AttentionMask, KernelRefusal, cudnn_attention, splash_attention
 from gotr1_jax.parallel.config import AttentionKind
 
 _LOG = logging.getLogger(__name__)
@@ -91,7 +91,9 @@ def kernel_for(q: jax.Array, keys: int) -> AttentionKind:
     return "xla" if keys < _LEAST_KEYS else own if _CHOICE.kind == "auto" else _CHOICE.kind
 
 
-def flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: SeenKeys) -> jax.Array | None:
+def flash_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, seen: AttentionMask
+) -> jax.Array | None:
     """q (B,S,H,C), k and v (B,E,K,C) -> (B,S,H,C) by a kernel; None: XLA is to compute it.
 
     That is so where it is chosen, for few keys, and, said once, where the kernel refuses.
@@ -132,7 +134,9 @@ def flash_attention_behind(
     for keys, _, length in before:
         unseen = jnp.arange(keys.shape[1]) >= length[:, None]
         numbers.append(jnp.broadcast_to(unseen.astype(jnp.int32), (B, keys.shape[1])))
-    seen = SeenKeys(causal=True, segments=(own_BS, jnp.concatenate([*numbers, own_BS], axis=1)))
+    seen = AttentionMask(
+        causal=True, segments=(own_BS, jnp.concatenate([*numbers, own_BS], axis=1))
+    )
 
     def join(shared: Iterable[jax.Array], own: jax.Array) -> jax.Array:
         by_row = (jnp.repeat(x, B // x.shape[0], axis=0) for x in shared)

@@ -17,7 +17,7 @@ from flax import nnx
 
 from gotr1_jax.models.attention import blockwise_causal_attention, flash_attention, is_on_cpu
 from gotr1_jax.models.config import DecoderConfig, LoraConfig
-from gotr1_jax.models.flash import SeenKeys
+from gotr1_jax.models.flash import AttentionMask
 from gotr1_jax.models.layers import Embedding, Linear, RMSNorm, float32_product, stack_blocks
 from gotr1_jax.parallel.sharding import constrain_rows
 
@@ -74,7 +74,7 @@ def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Causal attention; k and v may have fewer heads than q (grouped-query attention)."""
-    by_kernel = flash_attention(q, k, v, SeenKeys(causal=True))
+    by_kernel = flash_attention(q, k, v, AttentionMask(causal=True))
     if by_kernel is not None:
         return by_kernel
     if is_on_cpu(q):
@@ -94,11 +94,11 @@ def attention_within(
     q: jax.Array, k: jax.Array, v: jax.Array, segments_BS: jax.Array, causal: bool
 ) -> jax.Array:
     """Attention among positions with the same number, int32; if causal, to earlier ones only."""
-    seen = SeenKeys(causal, (segments_BS, segments_BS))
+    seen = AttentionMask(causal, (segments_BS, segments_BS))
     by_kernel = flash_attention(q, k, v, seen)
     if by_kernel is not None:
         return by_kernel
-    mask = SeenKeys(False, seen.segments).mask(q.shape[1], k.shape[1])
+    mask = AttentionMask(False, seen.segments).mask(q.shape[1], k.shape[1])
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
 
 

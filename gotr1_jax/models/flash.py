@@ -30,7 +30,7 @@ class KernelRefusal(Exception):
 
 
 @dataclass(frozen=True)
-class SeenKeys:
+class AttentionMask:
     """Which keys a query sees.
 
     Attributes:
@@ -53,7 +53,7 @@ class SeenKeys:
         return mask
 
 
-def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: SeenKeys) -> jax.Array:
+def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: AttentionMask) -> jax.Array:
     """q (B,S,H,C), k and v (B,E,K,C) -> (B,S,H,C), scaled by C ** -0.5.
 
     Rows and heads lie over the mesh as far as they divide; what does not is computed on every
@@ -72,7 +72,7 @@ def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: SeenKeys) ->
 
 
 def splash_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, seen: SeenKeys, interpret: bool = False
+    q: jax.Array, k: jax.Array, v: jax.Array, seen: AttentionMask, interpret: bool = False
 ) -> jax.Array:
     """As `cudnn_attention`, by the kernel in `jax.experimental.pallas.ops.tpu`, in any dtype.
 
@@ -82,7 +82,7 @@ def splash_attention(
     return _on_each_device(rows, q, k, v, _hiding(seen, q, k, _block(k.shape[1])))
 
 
-def _hiding(seen: SeenKeys, q: jax.Array, k: jax.Array, multiple: int) -> Any:
+def _hiding(seen: AttentionMask, q: jax.Array, k: jax.Array, multiple: int) -> Any:
     """The segments, or such that hide the keys which padding to a multiple adds: those would be
     seen where queries see all keys."""
     if seen.segments is not None or seen.causal or k.shape[1] % multiple == 0:
@@ -114,7 +114,7 @@ def _cudnn_rows(q: jax.Array, k: jax.Array, v: jax.Array, segments: Any, causal:
     """`cudnn_attention` of the rows and heads of one device."""
     S, E, mask = q.shape[1], k.shape[1], None
     if segments is not None or (causal and S != E):
-        mask = SeenKeys(causal, segments).mask(S, E)
+        mask = AttentionMask(causal, segments).mask(S, E)
         assert mask is not None
         mask = _pad(_pad(mask, 2, S + S % 2, True), 3, E + E % 2, False)
         mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))

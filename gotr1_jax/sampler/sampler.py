@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from gotr1_jax.decoding.bucket_loop import BucketLoop
 from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.decoding.forward import prefill, prefill_after, rope_table
-from gotr1_jax.decoding.kv_cache import KVCache, cache_in, cache_sharding, empty_cache, grow_cache
+from gotr1_jax.decoding.kv_cache import KVCache, cache_sharding, cast_cache, empty_cache, grow_cache
 from gotr1_jax.decoding.panels import panels_help
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
@@ -294,7 +294,7 @@ class Sampler:
         x_PCD = params.text_embed_VD[prompts.ids_PC]
         hidden, cache = prefill(params, self.model_config.decoder, x_PCD)
         last = jnp.take_along_axis(hidden, (prompts.len_P - 1)[:, None, None], axis=1)[:, 0]
-        return PromptCache(cache_in(cache, self._cache_dtype(params)), prompts.len_P), last
+        return PromptCache(cast_cache(cache, self._cache_dtype(params)), prompts.len_P), last
 
     def _prefill_plans(
         self, params: PolicyWeights, prompts: PromptCache, ids_BS: jax.Array
@@ -306,12 +306,12 @@ class Sampler:
         x_BSD, rope = params.text_embed_VD[ids_BS], (cos[positions_BS], sin[positions_BS])
         before = [(prompts.cache, prompt_len_B)]
         cache = prefill_after(params, self.model_config.decoder, x_BSD, rope, before)[1]
-        return cache_in(cache, self._cache_dtype(params))
+        return cast_cache(cache, self._cache_dtype(params))
 
     def _prefill_uncond(self, params: PolicyWeights, size: int) -> KVCache:
         x_1SD = params.text_embed_VD[unconditional_prefix(size, self.specials)]
         cache = prefill(params, self.model_config.decoder, x_1SD)[1]
-        return cache_in(cache, self._cache_dtype(params))
+        return cast_cache(cache, self._cache_dtype(params))
 
     def _start_plans(
         self, params: PolicyWeights, last_PD: jax.Array, rows: int, size: int

@@ -22,7 +22,7 @@ from gotr1_jax.decoding.forward import (
     run_layers,
     text_logits,
 )
-from gotr1_jax.decoding.kv_cache import KVCache, cache_in, empty_cache, join_slots, write_slot
+from gotr1_jax.decoding.kv_cache import KVCache, cast_cache, empty_cache, join_slots, write_slot
 from gotr1_jax.decoding.weights import DecodeWeights
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import mrope_tables, rope_tables
@@ -107,7 +107,7 @@ def prefill_shared(
     params: DecodeWeights, ids_1S: jax.Array, cfg: DecoderConfig, cache_dtype: jnp.dtype
 ) -> KVCache:
     """Keys and values of a text from position 0 on."""
-    return cache_in(prefill(params, cfg, params.text_embed_VD[ids_1S])[1], cache_dtype)
+    return cast_cache(prefill(params, cfg, params.text_embed_VD[ids_1S])[1], cache_dtype)
 
 
 def prefill_prefixes(
@@ -117,7 +117,7 @@ def prefill_prefixes(
     """Keys and values of the groups' prefixes behind the shared prefix."""
     x, added, rope = _embed(params, vectors_UW, tokens, cfg)
     cache = prefill_after(params, cfg, x, rope, [_filled(shared)], added)[1]
-    return cache_in(cache, cache_dtype)
+    return cast_cache(cache, cache_dtype)
 
 
 def prefill_questions(
@@ -135,7 +135,7 @@ def prefill_questions(
     hidden, own = prefill_after(params, cfg, x, rope, [_filled(shared), *before], added)
     at_BM = jnp.asarray(tokens.len_B)[:, None] - num_logits + jnp.arange(num_logits)
     hidden_BMD = jnp.take_along_axis(hidden, at_BM[..., None], axis=1)
-    parts = [*before, (cache_in(own, cache_dtype), jnp.asarray(tokens.len_B))]
+    parts = [*before, (cast_cache(own, cache_dtype), jnp.asarray(tokens.len_B))]
     cache = join_slots([part for part, _ in parts])
     filled = jnp.concatenate([jnp.arange(s.size) < n[:, None] for s, n in parts], axis=1)
     last = jnp.take_along_axis(jnp.asarray(tokens.positions_B3S)[:, 0], at_BM[:, -1:], axis=1)

@@ -26,7 +26,7 @@ from test_sampler import (
 from gotr1_jax.decoding import bucket_loop
 from gotr1_jax.decoding.kv_cache import (
     KVCache,
-    cache_in,
+    cast_cache,
     empty_cache,
     grow_cache,
     write_slot,
@@ -70,8 +70,10 @@ def assert_equal(one: KVCache, two: KVCache) -> None:
 
 def test_numbers_are_within_half_a_step_and_attention_reads_them() -> None:
     cache = drawn_cache()
-    rounded = cache_in(cache, INT8)
-    assert cache_in(rounded, INT8) is rounded and cache_in(cache, jnp.dtype(jnp.float32)) is cache
+    rounded = cast_cache(cache, INT8)
+    assert (
+        cast_cache(rounded, INT8) is rounded and cast_cache(cache, jnp.dtype(jnp.float32)) is cache
+    )
     meant = floats_of(rounded)
     for layer in range(DECODER.num_layers):
         step = jnp.abs(cache.v_NKSh[layer]).max(-1, keepdims=True) / 127
@@ -91,14 +93,14 @@ def test_numbers_are_within_half_a_step_and_attention_reads_them() -> None:
 def test_what_is_not_finite_stays_so(bad: float) -> None:
     cache = drawn_cache()
     broken = KVCache(tuple(k.at[1, 0, 2, 3].set(bad) for k in cache.k_NKhS), cache.v_NKSh)
-    scores = cache_in(broken, INT8).scores(0, jnp.ones((N, K, 1, H)))
+    scores = cast_cache(broken, INT8).scores(0, jnp.ones((N, K, 1, H)))
     assert np.argwhere(~np.isfinite(scores)).tolist() == [[1, 0, 0, 3]]
 
 
 def test_slots_are_written_one_by_one_at_once_and_after_growth() -> None:
     """All ways give the cache that rounding the whole gives."""
     cache = drawn_cache()
-    wanted = cache_in(cache, INT8)
+    wanted = cast_cache(cache, INT8)
     found = empty_cache(DECODER, N, 2, INT8)
     for slot in range(S):
         if slot == 2:

@@ -16,14 +16,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gotr1_jax.aot.flops import count_flops
 from gotr1_jax.decoding.forward import prefill, prefill_after, rope_table
-from gotr1_jax.decoding.kv_cache import cache_in
+from gotr1_jax.decoding.kv_cache import cast_cache
 from gotr1_jax.decoding.weights import decode_weights
 from gotr1_jax.errors import InputError
 from gotr1_jax.models import attention, flash
 from gotr1_jax.models.attention import attention_of, choose_attention, flash_attention
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import Decoder, packed_attention
-from gotr1_jax.models.flash import KernelRefusal, SeenKeys, cudnn_attention, splash_attention
+from gotr1_jax.models.flash import AttentionMask, KernelRefusal, cudnn_attention, splash_attention
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.trainer.logprobs import _forward_on_prefix
 
@@ -34,7 +34,7 @@ def draw(S: int, E: int, H: int, K: int, C: int, B: int = 2, dtype: str = "float
     return tuple(jnp.asarray(2 * normal(shape), dtype) for shape in shapes)
 
 
-def by_xla(q: jax.Array, k: jax.Array, v: jax.Array, seen: SeenKeys) -> jax.Array:
+def by_xla(q: jax.Array, k: jax.Array, v: jax.Array, seen: AttentionMask) -> jax.Array:
     mask = seen.mask(q.shape[1], k.shape[1])
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
@@ -63,11 +63,17 @@ def behind_a_prefix(S: int, E: int) -> tuple[Any, Any]:
 
 
 CASES = {
-    "causal, shared keys": (SeenKeys(True), (200, 200, 4, 2, 16)),
-    "all keys, padded": (SeenKeys(False), (130, 140, 2, 2, 8)),
-    "sequences in a row": (SeenKeys(True, in_segments(300, 300, (90, 150))), (300, 300, 2, 1, 8)),
-    "images in a row": (SeenKeys(False, in_segments(256, 256, (100, 40))), (256, 256, 2, 2, 8)),
-    "behind a prefix": (SeenKeys(True, behind_a_prefix(70, 150)), (70, 150, 4, 2, 8)),
+    "causal, shared keys": (AttentionMask(True), (200, 200, 4, 2, 16)),
+    "all keys, padded": (AttentionMask(False), (130, 140, 2, 2, 8)),
+    "sequences in a row": (
+        AttentionMask(True, in_segments(300, 300, (90, 150))),
+        (300, 300, 2, 1, 8),
+    ),
+    "images in a row": (
+        AttentionMask(False, in_segments(256, 256, (100, 40))),
+        (256, 256, 2, 2, 8),
+    ),
+    "behind a prefix": (AttentionMask(True, behind_a_prefix(70, 150)), (70, 150, 4, 2, 8)),
 }
 
 
@@ -101,8 +107,8 @@ def test_what_does_not_divide_is_computed_everywhere(tensor: int, H: int, K: int
     q, k, v = draw(130, 130, H, K, 8, B=3)
     mesh = make_mesh(2, 1, tensor, jax.devices()[: 2 * tensor])
     placed = [jax.device_put(x, NamedSharding(mesh, PartitionSpec())) for x in (q, k, v)]
-    program = jax.jit(lambda *a: splash_attention(*a, SeenKeys(True), interpret=True))
-    expected = by_xla(q, k, v, SeenKeys(True))
+    program = jax.jit(lambda *a: splash_attention(*a, AttentionMask(True), interpret=True))
+    expected = by_xla(q, k, v, AttentionMask(True))
     np.testing.assert_allclose(program(*placed), expected, atol=2e-5 * float(expected.max()))
 
 
@@ -114,7 +120,7 @@ def cudnn_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(found, "check_cudnn_version", lambda: 91000)
 
 
-def lowered_for_cuda(seen: SeenKeys, shape: tuple[int, ...], mesh: Any = None) -> str:
+def lowered_for_cuda(seen: AttentionMask, shape: tuple[int, ...], mesh: Any = None) -> str:
     place = None
     if mesh is not None:
         place = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
@@ -133,7 +139,7 @@ def lowered_for_cuda(seen: SeenKeys, shape: tuple[int, ...], mesh: Any = None) -
 @pytest.mark.usefixtures("cudnn_found")
 def test_cudnn_is_called_for_gradients_too() -> None:
     """Plain causal rows without a mask, of odd length too; all else with one mask for all heads."""
-    causal = lowered_for_cuda(SeenKeys(True), (301, 301, 4, 2, 16))
+    causal = lowered_for_cuda(AttentionMask(True), (301, 301, 4, 2, 16))
     assert "@__cudnn$fmhaSoftmax(" in causal and "@__cudnn$fmhaSoftmaxBackward(" in causal
     assert "CAUSAL" in causal and "tensor<2x302x4x16xbf16>" in causal
     for name in ("sequences in a row", "images in a row", "behind a prefix"):
@@ -142,18 +148,18 @@ def test_cudnn_is_called_for_gradients_too() -> None:
         assert "@__cudnn$fmhaScaleBiasSoftmax(" in masked, name
         assert "@__cudnn$fmhaScaleBiasSoftmaxBackward(" in masked, name
         assert f"tensor<2x1x{shape[0]}x{shape[1]}xbf16>" in masked, name
-    everything = lowered_for_cuda(SeenKeys(False), (300, 300, 2, 2, 16))
+    everything = lowered_for_cuda(AttentionMask(False), (300, 300, 2, 2, 16))
     assert "NO_MASK" in everything and "ScaleBias" not in everything
     # Odd lengths are padded, and what is added is hidden.
     assert "@__cudnn$fmhaScaleBiasSoftmax(" in lowered_for_cuda(
-        SeenKeys(False), (257, 257, 2, 2, 80)
+        AttentionMask(False), (257, 257, 2, 2, 80)
     )
 
 
 @pytest.mark.usefixtures("cudnn_found")
 def test_cudnn_gets_the_rows_and_heads_of_one_device() -> None:
     mesh = make_mesh(1, 2, 2, jax.devices()[:4])
-    text = lowered_for_cuda(SeenKeys(True), (300, 300, 4, 2, 16), mesh)
+    text = lowered_for_cuda(AttentionMask(True), (300, 300, 4, 2, 16), mesh)
     assert "@__cudnn$fmhaSoftmax(" in text and "(tensor<1x300x2x16xbf16>" in text
 
 
@@ -166,8 +172,8 @@ def test_the_mask_of_cudnn_allows_what_is_seen(monkeypatch: pytest.MonkeyPatch) 
         assert implementation == "cudnn" and args[0].shape[1] % 2 == args[1].shape[1] % 2 == 0
         return plain(*args, implementation="xla", **settings)
 
-    odd = (SeenKeys(True, behind_a_prefix(71, 150)), (71, 150, 4, 2, 8))
-    cases = [*CASES.values(), odd, (SeenKeys(False), (131, 131, 2, 2, 8))]
+    odd = (AttentionMask(True, behind_a_prefix(71, 150)), (71, 150, 4, 2, 8))
+    cases = [*CASES.values(), odd, (AttentionMask(False), (131, 131, 2, 2, 8))]
     monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
     found = [
         jax.jit(partial(cudnn_attention, seen=seen))(*draw(*shape, dtype="bfloat16"))
@@ -198,7 +204,7 @@ def test_what_cudnn_refuses_is_computed_by_xla_and_said_once(
     q, k, v = draw(130, 130, 2, 2, width, dtype=dtype)
     with attention_of("cudnn"), caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert flash_attention(q, k, v, SeenKeys(True)) is None
+            assert flash_attention(q, k, v, AttentionMask(True)) is None
     assert [words in line for line in caplog.messages] == [True]
     assert words in attention.attention_used()
 
@@ -208,9 +214,9 @@ def test_a_jax_without_splash(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "jax.experimental.pallas.ops.tpu.splash_attention", None)
     with attention_of("splash"):
-        assert flash_attention(*draw(130, 130, 2, 2, 8), SeenKeys(True)) is None
+        assert flash_attention(*draw(130, 130, 2, 2, 8), AttentionMask(True)) is None
     with pytest.raises(KernelRefusal, match="this jax has none"):
-        splash_attention(*draw(130, 130, 2, 2, 8), SeenKeys(True))
+        splash_attention(*draw(130, 130, 2, 2, 8), AttentionMask(True))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +306,7 @@ def test_prompts_and_what_follows_them(decoder: Decoder) -> None:
     cos, sin = rope_table(cfg, 130)
 
     def follow(x: jax.Array) -> Any:
-        shared = cache_in(prefill(params, cfg, x[:1])[1], jnp.dtype(jnp.int8))
+        shared = cast_cache(prefill(params, cfg, x[:1])[1], jnp.dtype(jnp.int8))
         pairs = prefill(params, cfg, x[:2, :30])[1]
         before = [(shared, jnp.array([90])), (pairs, jnp.array([10, 10, 30, 30]))]
         return prefill_after(params, cfg, x[:, 100:], (cos[None, :30], sin[None, :30]), before)
@@ -324,10 +330,10 @@ def test_flops_of_kernels_are_counted() -> None:
     for sharding in (None, place):
         x = jax.ShapeDtypeStruct((4, 256, 2, 128), jnp.bfloat16, sharding=sharding)
         for attend in (splash_attention, cudnn_attention):
-            program = jax.jit(partial(attend, seen=SeenKeys(False)))
+            program = jax.jit(partial(attend, seen=AttentionMask(False)))
             assert count_flops(program.trace(x, x, x).jaxpr) == 2 * product
 
     def loss(q: jax.Array) -> jax.Array:
-        return cudnn_attention(q, q, q, SeenKeys(True)).astype(jnp.float32).sum()
+        return cudnn_attention(q, q, q, AttentionMask(True)).astype(jnp.float32).sum()
 
     assert count_flops(jax.jit(jax.grad(loss)).trace(x).jaxpr) == 7 * product
