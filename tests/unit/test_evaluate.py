@@ -111,7 +111,7 @@ class Scorer:
     judge = SimpleNamespace(terms=("pi",), identity="one")
 
     def __init__(self, *totals: float) -> None:
-        self.totals, self.asked = totals, 0
+        self.totals, self.asked, self.mesh = totals, 0, make_mesh(1)
 
     def __call__(self, _: Any, prompts: Prompts, samples: int, *rest: int) -> Any:
         self.asked += 1
@@ -149,7 +149,6 @@ def held_out(root: Path, *totals: float, failure_limit: float = 0.2) -> tuple[An
     run: Any = SimpleNamespace(
         dir=SimpleNamespace(root=root, samples=root / "samples"),
         inputs={},
-        mesh=make_mesh(1),
         restored_meta={},
         step=0,
     )
