@@ -58,16 +58,20 @@ class PartialFile:
         """
         end = self.stored.size if end is None else min(end, self.stored.size)
         with self._lock:
-            pieces = [
-                (start, min(start + _PIECE, stop))
-                for first, stop in self._missing(begin, end)
-                for start in range(first, stop, _PIECE)
-            ]
-            if len(pieces) == 1:
-                self._fetch(pieces[0])
-            elif pieces:
-                with ThreadPoolExecutor(min(_AT_ONCE, len(pieces))) as pool:
-                    list(pool.map(self._fetch, pieces))
+            missing = list(self._missing(begin, end))
+        # Not under the lock: many tensors of a file are read at once. What two threads ask for at
+        # the same time is fetched twice, and is the same.
+        pieces = [
+            (start, min(start + _PIECE, stop))
+            for first, stop in missing
+            for start in range(first, stop, _PIECE)
+        ]
+        if len(pieces) == 1:
+            self._fetch(pieces[0])
+        elif pieces:
+            with ThreadPoolExecutor(min(_AT_ONCE, len(pieces))) as pool:
+                list(pool.map(self._fetch, pieces))
+        with self._lock:
             self._add(begin, end)
 
     def check_unchanged(self) -> None:

@@ -9,6 +9,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +204,20 @@ def test_ranges_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert (tmp_path / "weights").read_bytes() == content and part.is_whole
         part.ensure(5, 10**9)
         assert sorted(asked[4:]) == [(300, 4396), (4396, 8492), (8492, 10240)]
+
+        # Threads that read different tensors do not wait for each other.
+        both = threading.Barrier(2, timeout=60)
+
+        def meet(store: ObjectStore, name: str, begin: int, end: int) -> bytes:
+            both.wait()
+            return get_range(store, name, begin, end)
+
+        monkeypatch.setattr(ObjectStore, "get_range", meet)
+        again = PartialFile(store, "weights", stored, tmp_path / "again")
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(again.ensure, (100, 5000), (200, 6000)))
+        there = (tmp_path / "again").read_bytes()
+        assert (there[100:200], there[5000:6000]) == (content[100:200], content[5000:6000])
         bucket.write("m/weights", content[::-1])
         with pytest.raises(RunError, match="m/weights was replaced while it was read"):
             part.check_unchanged()
