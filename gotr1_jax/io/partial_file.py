@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from gotr1_jax.io.write_errors import raise_write_errors
 
 _PIECE = 2**25  # bytes of one request
 _AT_ONCE = 8
+_Range = tuple[int, int]
 
 
 class PartialFile:
@@ -26,8 +27,9 @@ class PartialFile:
     def __init__(self, store: ObjectStore, name: str, stored: StoredObject, target: Path) -> None:
         self.stored = stored
         self._store, self._name, self._target = store, name, target
-        self._lock = threading.Lock()
-        self._there: list[tuple[int, int]] = []  # ascending, apart from each other
+        self._changed = threading.Condition()
+        self._there: list[_Range] = []  # ascending, apart from each other
+        self._coming: list[_Range] = []  # what threads fetch just now
         target.parent.mkdir(parents=True, exist_ok=True)
         with raise_write_errors(target), open(target, "wb") as file:
             file.truncate(stored.size)
@@ -57,22 +59,25 @@ class PartialFile:
         Raises UnreachableError, InputError, RunError for a full disk.
         """
         end = self.stored.size if end is None else min(end, self.stored.size)
-        with self._lock:
-            missing = list(self._missing(begin, end))
-        # Not under the lock: many tensors of a file are read at once. What two threads ask for at
-        # the same time is fetched twice, and is the same.
-        pieces = [
-            (start, min(start + _PIECE, stop))
-            for first, stop in missing
-            for start in range(first, stop, _PIECE)
-        ]
-        if len(pieces) == 1:
-            self._fetch(pieces[0])
-        elif pieces:
-            with ThreadPoolExecutor(min(_AT_ONCE, len(pieces))) as pool:
-                list(pool.map(self._fetch, pieces))
-        with self._lock:
-            self._add(begin, end)
+        while True:
+            with self._changed:
+                # Threads that read different tensors do not wait for each other.
+                mine = list(_gaps(_joined([*self._there, *self._coming]), begin, end))
+                if not mine:
+                    if not any(_gaps(self._there, begin, end)):
+                        return
+                    self._changed.wait()  # until another thread has it, or has failed
+                    continue
+                self._coming += mine
+            done: list[_Range] = []
+            try:
+                self._fetch_all(mine)
+                done = mine
+            finally:
+                with self._changed:
+                    self._coming = [other for other in self._coming if other not in mine]
+                    self._there = _joined([*self._there, *done])
+                    self._changed.notify_all()
 
     def check_unchanged(self) -> None:
         """RunError if the object was replaced since it was listed: one would read of both."""
@@ -82,7 +87,18 @@ class PartialFile:
                 f"{self._store.url}/{self._name} was replaced while it was read; start again"
             )
 
-    def _fetch(self, piece: tuple[int, int]) -> None:
+    def _fetch_all(self, ranges: Sequence[_Range]) -> None:
+        pieces = [
+            (start, min(start + _PIECE, stop))
+            for first, stop in ranges
+            for start in range(first, stop, _PIECE)
+        ]
+        if len(pieces) == 1:
+            return self._fetch(pieces[0])
+        with ThreadPoolExecutor(min(_AT_ONCE, len(pieces))) as pool:
+            list(pool.map(self._fetch, pieces))
+
+    def _fetch(self, piece: _Range) -> None:
         begin, end = piece
         data = self._store.get_range(self._name, begin, end)
         with raise_write_errors(self._target):
@@ -95,23 +111,27 @@ class PartialFile:
             finally:
                 os.close(file)
 
-    def _missing(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
-        for first, stop in self._there:
-            if stop <= begin:
-                continue
-            if first >= end:
-                break
-            if first > begin:
-                yield begin, first
-            begin = stop
-        if begin < end:
-            yield begin, end
 
-    def _add(self, begin: int, end: int) -> None:
-        joined: list[tuple[int, int]] = []
-        for first, stop in sorted([*self._there, (begin, end)]):
-            if joined and first <= joined[-1][1]:
-                joined[-1] = joined[-1][0], max(stop, joined[-1][1])
-            else:
-                joined.append((first, stop))
-        self._there = joined
+def _gaps(known: Sequence[_Range], begin: int, end: int) -> Iterator[_Range]:
+    """What is not `known` of bytes `begin` to `end`; the known ranges are ascending and apart."""
+    for first, stop in known:
+        if stop <= begin:
+            continue
+        if first >= end:
+            break
+        if first > begin:
+            yield begin, first
+        begin = stop
+    if begin < end:
+        yield begin, end
+
+
+def _joined(ranges: Sequence[_Range]) -> list[_Range]:
+    """The same bytes as ascending ranges that are apart from each other."""
+    joined: list[_Range] = []
+    for first, stop in sorted(ranges):
+        if joined and first <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(stop, joined[-1][1])
+        else:
+            joined.append((first, stop))
+    return joined

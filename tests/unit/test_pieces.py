@@ -12,6 +12,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -205,22 +206,35 @@ def test_ranges_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         part.ensure(5, 10**9)
         assert sorted(asked[4:]) == [(300, 4396), (4396, 8492), (8492, 10240)]
 
-        # Threads that read different tensors do not wait for each other.
-        both = threading.Barrier(2, timeout=60)
-
-        def meet(store: ObjectStore, name: str, begin: int, end: int) -> bytes:
-            both.wait()
-            return get_range(store, name, begin, end)
-
-        monkeypatch.setattr(ObjectStore, "get_range", meet)
-        again = PartialFile(store, "weights", stored, tmp_path / "again")
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(again.ensure, (100, 5000), (200, 6000)))
-        there = (tmp_path / "again").read_bytes()
-        assert (there[100:200], there[5000:6000]) == (content[100:200], content[5000:6000])
         bucket.write("m/weights", content[::-1])
         with pytest.raises(RunError, match="m/weights was replaced while it was read"):
             part.check_unchanged()
+
+
+def test_threads_that_read_a_file_in_parts(tmp_path: Path) -> None:
+    """Other ranges at once, the same one once; where that fails the next thread tries."""
+    content = bytes(range(256)) * 40
+    stored, both = StoredObject(len(content), "1", ""), threading.Barrier(2, timeout=60)
+    asked: list[int] = []
+
+    def get_range(name: str, begin: int, end: int) -> bytes:
+        asked.append(begin)
+        if begin < 6000:
+            both.wait()
+        elif len(asked) == 3:
+            raise UnreachableError("the network is down")
+        return content[begin:end]
+
+    store: Any = SimpleNamespace(get_range=get_range)
+    part = PartialFile(store, "weights", stored, tmp_path / "weights")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(part.ensure, (100, 5000), (200, 6000)))
+        failed = [
+            read.exception() for read in [pool.submit(part.ensure, 6000, 10000) for _ in range(8)]
+        ]
+    assert asked[2:] == [6000, 6000] and sum(error is not None for error in failed) == 1
+    there = (tmp_path / "weights").read_bytes()
+    assert (there[100:200], there[5000:10000]) == (content[100:200], content[5000:10000])
 
 
 def test_weights_that_are_replaced_while_they_are_read_are_not_mixed(
