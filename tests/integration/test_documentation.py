@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -9,10 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from gotr1_jax.config_reference import field_help
+from gotr1_jax.jobs import JOBS
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+ENDINGS = {"txt", "jsonl", "safetensors"}  # of files, which are no settings
+FORMER = {"loss.advantage", "judge.qwen2_5_vl"}  # names that pages say are still read
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 
 
@@ -45,6 +51,31 @@ def test_every_page_is_linked_from_the_readme() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 200
+
+
+def test_faults_name_tests_that_exist() -> None:
+    rows = (ROOT / "docs/faults.md").read_text("utf-8")
+    named = set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?", rows))
+    assert len(named) > 100
+    for file, test in sorted(named):
+        text = (ROOT / file).read_text("utf-8")
+        assert not test or f"def {test}(" in text, f"docs/faults.md: {file}::{test}"
+
+
+def test_settings_exist() -> None:
+    """`section.name` in a page is a setting of a job, by the name that it has now."""
+    known: set[str] = set()
+    for module, schema, _ in JOBS.values():
+        names = field_help(getattr(importlib.import_module(module), schema))
+        known |= {".".join(n.split(".")[:i]) for n in names for i in range(1, n.count(".") + 2)}
+    sections = {name.split(".")[0] for name in known if "." in name}
+    for page in PAGES:
+        if page.name in ("changelog.md", "faults.md"):  # which tell of former names
+            continue
+        text = page.read_text("utf-8")
+        for name in re.findall(r"`(?:--)?([a-z_]+(?:\.[a-z_0-9]+)+)(?=[`:= ])", text):
+            is_setting = name.split(".")[0] in sections and name.split(".")[-1] not in ENDINGS
+            assert not is_setting or name in known | FORMER, f"{page.name}: {name}"
 
 
 def test_the_site_builds(tmp_path: Path) -> None:
