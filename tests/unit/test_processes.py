@@ -210,7 +210,7 @@ def test_training_joins_before_it_touches_devices(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def touch(_: int) -> None:
+    def touch(*_: object) -> None:
         raise InputError(f"devices after {len(joined)} calls")
 
     monkeypatch.setattr(startup, "start_devices", touch)
