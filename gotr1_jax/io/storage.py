@@ -99,6 +99,7 @@ class _Copies:
     def end(self) -> None:
         """Uploads everything and removes the copies; RunError, which names them, if it fails."""
         self._ended.set()
+        self.in_parts = False
         if self.folder is None:
             return
         try:

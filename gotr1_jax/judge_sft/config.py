@@ -56,8 +56,9 @@ class NewVisionConfig(CheckedConfig):
     # Qwen2.5-VL: indices of the blocks with attention over the whole image; the others attend in
     # windows.
     full_attention: tuple[BlockIndex, ...] = ()
-    # Qwen3-VL: rows, and columns, of the table of positions, interpolated to an image's patches.
-    position_side: ModelSize = 8
+    # Qwen3-VL: rows, and columns, of the table of positions, interpolated to an image's patches;
+    # null: 8.
+    position_side: ModelSize | None = None
     # Qwen3-VL: ascending indices of the blocks whose outputs go to the text model's first layers.
     deepstack: tuple[BlockIndex, ...] = ()
 
@@ -115,8 +116,9 @@ class NewJudgeConfig(CheckedConfig):
             raise ConfigError(
                 "vision.full_attention is Qwen2.5-VL's; Qwen3-VL's blocks all have it"
             )
-        if not self.is_qwen3 and self.vision.deepstack:
-            raise ConfigError("vision.deepstack is Qwen3-VL's; set family: qwen3_vl or remove it")
+        for key in ("position_side", "deepstack"):
+            if not self.is_qwen3 and getattr(self.vision, key):
+                raise ConfigError(f"vision.{key} is Qwen3-VL's; set family: qwen3_vl or remove it")
         self.sizes(2048)
 
     @property
@@ -146,7 +148,7 @@ class NewJudgeConfig(CheckedConfig):
         tower = (vision.width, vision.mlp_size, vision.num_layers, vision.num_heads)
         if self.is_qwen3:
             seen: VisionConfig = Qwen3VisionConfig(
-                *tower, text.hidden_size, vision.position_side, vision.deepstack,
+                *tower, text.hidden_size, vision.position_side or 8, vision.deepstack,
                 geometry=self.geometry,
             )  # fmt: skip
         else:
