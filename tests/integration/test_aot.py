@@ -32,7 +32,7 @@ from gotr1_jax.grpo.config import GrpoConfig, UpdateConfig
 from gotr1_jax.grpo.policy import load_policy
 from gotr1_jax.models.config import JANUS_PRO_7B
 from gotr1_jax.models.qwen_config import QWEN2_5_VL_3B
-from gotr1_jax.parallel.config import MeshConfig
+from gotr1_jax.parallel.config import SplitMeshConfig
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.sft.config import SftConfig
 from gotr1_jax.tokenizers.janus import TextTokenizer
@@ -222,7 +222,7 @@ def test_images_that_share_plans_need_less_memory(rollouts) -> None:
     assert new[f"{images}, eval"].program.runs_per_step == 0
     assert f"{loop}, eval" not in old
     alone = replace(config.rollout, images_per_plan=16)
-    bare = replace(config, rollout=alone, update=UpdateConfig(), mesh=MeshConfig(data=8))
+    bare = replace(config, rollout=alone, update=UpdateConfig(), mesh=SplitMeshConfig(data=8))
     with pytest.raises(InputError, match="4 captions of 16 samples, 16 a plan: their plans is 4"):
         compile_job(bare, find_target("cpu:8"), ModelSizes())
 

@@ -56,7 +56,7 @@ def complete(script: Path, *words: str) -> list[str]:
         ("gotr1 train grpo --config gotr1_7b_s", ["gotr1_7b_sft"]),
         ("gotr1 train grpo --config gotr1.b", ["gotr1.bash"]),  # a file
         ("gotr1 compile --json --policy-size ", ["1b", "7b"]),
-        ("gotr1 compile --mesh.t", ["--mesh.tensor"]),
+        ("gotr1 compile --mesh.te", ["--mesh.tensor"]),
         ("gotr1 judge --judge.ki", ["--judge.kind"]),
         ("gotr1 judge --input train --judge.ki", ["--judge.kind"]),  # a file called train
         ("gotr1 --completion ", ["bash", "zsh"]),
