@@ -12,6 +12,7 @@ from gotr1_jax.rewards.judge_config import JudgeConfig
 
 # Former names outside of `judge`, by `renamed_keys` of the jobs, which are of a higher layer.
 _FORMER = {
+    "plan_buckets": "length_buckets",
     "reward.rule": "reward.total", "loss.advantage": "advantage.kind",
     "update.refill_rounds": "update.resample_rounds", "pictures": "images",
     "eval_pictures": "eval_images",
