@@ -107,7 +107,8 @@ def test_the_layout_is_that_of_the_memory() -> None:
     assert "--update.micro_batch" in large.compile_options and large.plan_tokens == 256
 
 
-def test_compilations_are_apart_from_the_work() -> None:
+def test_compilations_are_apart_from_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gotr1_jax.bench.accelerator.clocks._LARGE", 0.0)  # however fast it is
     clock = CompileClock()
 
     @jax.jit
