@@ -96,8 +96,8 @@ class NewTextConfig(CheckedConfig):
 class NewJudgeConfig(CheckedConfig):
     """A new Qwen-VL. Its vocabulary is made of the texts of the training data."""
 
-    # qwen3_vl: answers boxes in thousandths of an image's sides, and its vision tower knows
-    # absolute positions: a small one learns to locate much sooner.
+    # qwen3_vl: answers boxes in thousandths of an image's sides, and its vision tower has a table
+    # of absolute positions.
     family: Literal["qwen2_5_vl", "qwen3_vl"] = field(default="qwen2_5_vl", kw_only=True)
     text: NewTextConfig
     vision: NewVisionConfig
