@@ -20,7 +20,7 @@ import numpy as np
 from gotr1_jax.decoding.kv_cache import KVCache
 from gotr1_jax.decoding.panels import Matrix, Panels
 from gotr1_jax.decoding.weights import AdapterWeights, DecodeWeights, LayerWeights
-from gotr1_jax.models.attention import flash_attention, flash_attention_behind
+from gotr1_jax.models.attention import attention, flash_attention_behind
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import apply_rope, rope_tables
 from gotr1_jax.models.flash import AttentionMask
@@ -166,10 +166,7 @@ def prefill(
         keys.append(k.transpose(0, 2, 3, 1))
         values.append(v.transpose(0, 2, 1, 3))
         by_head = q.reshape(*q.shape[:2], -1, q.shape[-1])
-        mixed = flash_attention(by_head, k, v, AttentionMask(causal=True))
-        if mixed is None:
-            mixed = jax.nn.dot_product_attention(by_head, k, v, is_causal=True)
-        return mixed.reshape(q.shape)
+        return attention(by_head, k, v, AttentionMask(causal=True)).reshape(q.shape)
 
     hidden = run_layers(params, cfg, x_NSD, (cos[None], sin[None]), attend)
     return hidden, KVCache(tuple(keys), tuple(values))

@@ -113,6 +113,15 @@ def flash_attention(
     return out
 
 
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, seen: AttentionMask) -> jax.Array:
+    """`flash_attention`, or where no kernel takes it XLA's over all scores at once."""
+    out = flash_attention(q, k, v, seen)
+    if out is not None:
+        return out
+    mask = AttentionMask(False, seen.segments).mask(q.shape[1], k.shape[1])
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=seen.causal)
+
+
 def flash_attention_behind(
     q: jax.Array, k: jax.Array, v: jax.Array,
     before: Sequence[tuple[jax.Array, jax.Array, jax.Array]],

@@ -15,7 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gotr1_jax.models.attention import blockwise_causal_attention, flash_attention, is_on_cpu
+from gotr1_jax.models.attention import (
+    attention,
+    blockwise_causal_attention,
+    flash_attention,
+    is_on_cpu,
+)
 from gotr1_jax.models.config import DecoderConfig, LoraConfig
 from gotr1_jax.models.flash import AttentionMask
 from gotr1_jax.models.layers import Embedding, Linear, RMSNorm, float32_product, stack_blocks
@@ -94,12 +99,7 @@ def attention_within(
     q: jax.Array, k: jax.Array, v: jax.Array, segments_BS: jax.Array, causal: bool
 ) -> jax.Array:
     """Attention among positions with the same number, int32; if causal, to earlier ones only."""
-    seen = AttentionMask(causal, (segments_BS, segments_BS))
-    by_kernel = flash_attention(q, k, v, seen)
-    if by_kernel is not None:
-        return by_kernel
-    mask = AttentionMask(False, seen.segments).mask(q.shape[1], k.shape[1])
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+    return attention(q, k, v, AttentionMask(causal, (segments_BS, segments_BS)))
 
 
 def checkpointed(step: Callable[..., Any], remat: str) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gotr1_jax.models.attention import flash_attention
+from gotr1_jax.models.attention import attention
 from gotr1_jax.models.config import ClipTowerConfig, JanusConfig, SiglipConfig
 from gotr1_jax.models.flash import AttentionMask
 from gotr1_jax.models.layers import GeluMLP, LayerNorm, Linear, stack_blocks
@@ -74,9 +74,7 @@ class SiglipBlock(nnx.Module):
         B, N, D = x.shape
         h = self.norm1(x)
         q, k, v = (f(h).reshape(B, N, self.num_heads, -1) for f in (self.q, self.k, self.v))
-        mixed = flash_attention(q, k, v, AttentionMask(causal))
-        if mixed is None:
-            mixed = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+        mixed = attention(q, k, v, AttentionMask(causal))
         x = x + self.out(mixed.reshape(B, N, D))
         hidden = self.fc1(self.norm2(x))
         hidden = quick_gelu(hidden) if self.quick else jax.nn.gelu(hidden, approximate=False)

@@ -18,7 +18,7 @@ from flax import nnx
 
 from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.decoding.guidance import guide
-from gotr1_jax.models.attention import flash_attention, flash_attention_behind
+from gotr1_jax.models.attention import attention, flash_attention_behind
 from gotr1_jax.models.decoder import Decoder, checkpointed
 from gotr1_jax.models.flash import AttentionMask
 from gotr1_jax.models.janus import JanusPolicy
@@ -83,10 +83,7 @@ def _forward_on_prefix(
 
         def attend_prefix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             seen.append((k, v))
-            by_kernel = flash_attention(q, k, v, AttentionMask(causal=True))
-            if by_kernel is not None:
-                return by_kernel
-            return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+            return attention(q, k, v, AttentionMask(causal=True))
 
         def attend_own(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             return prefix_attention(q, k, v, *seen[0], prefix_len_B)
