@@ -57,7 +57,7 @@ class MeshSizesConfig(CheckedConfig):
 
 @dataclass(frozen=True)
 class SplitMeshConfig(MeshConfig):
-    """As mesh; rollouts may have devices of their own."""
+    """Devices along each mesh axis, and kernels; rollouts may have devices of their own."""
 
     # Devices of which rollouts, image decoder and judges in the process have a mesh of their own:
     # the last ones of every process. null: they use the mesh that trains.

@@ -138,7 +138,7 @@ def begin_judging(
     Of several judges together those that do not need this thread go on in the other, while the
     others are asked here. `results_of` makes one list of what they return: one job for each.
     """
-    parts = judge.parts if isinstance(judge, CompositeJudge) else (judge,)
+    parts = _parts_of(judge)
     here = {i for i, part in enumerate(parts) if needs_main_thread(part)}
     requests: Job[list[JudgeRequest]] = Job()
     if here:
@@ -158,7 +158,7 @@ def begin_judging(
 def begin_pop_metrics(judge: Judge, thread: JudgeThread) -> list[Job[dict[str, float]]]:
     """Begins to take a judge's own metrics (`base.pop_metrics`): those of what was begun before."""
     jobs: list[Job[dict[str, float]]] = []
-    for part in judge.parts if isinstance(judge, CompositeJudge) else (judge,):
+    for part in _parts_of(judge):
         if needs_main_thread(part):
             jobs.append(Job())
             jobs[-1].run(partial(pop_metrics, part))
@@ -171,6 +171,10 @@ def results_of(judge: Judge, jobs: Sequence[Job[list[JudgeResult]]]) -> list[Jud
     """One result for each request, of the jobs of `begin_judging`; waits for them."""
     results = [job.result() for job in jobs]
     return judge.merge(results) if isinstance(judge, CompositeJudge) else results[0]
+
+
+def _parts_of(judge: Judge) -> tuple[Judge, ...]:
+    return judge.parts if isinstance(judge, CompositeJudge) else (judge,)
 
 
 def _ask(judge: Judge, requests: Job[list[JudgeRequest]]) -> list[JudgeResult]:

@@ -79,9 +79,7 @@ class PythonJudge:
         own = [replace(request, image=request.image.copy()) for request in requests]
         with failures_as_one_line(f"judge {self.function}"):
             results = self._by_sample(self._function(own), len(requests))
-        with failures_as_one_line(
-            f"judge {self.function}"
-        ):  # a mapping of one's own may raise as well
+            # A mapping of one's own may raise as well.
             return [self._check(i, result) for i, result in enumerate(results)]
 
     def _by_sample(self, returned: Any, samples: int) -> Sequence[Any]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gotr1_jax.rewards.base import JudgeRequest, introduce, needs_main_thread
+from gotr1_jax.rewards.base import JudgeRequest, needs_main_thread
 from gotr1_jax.rewards.multimodal import instructions
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer
 from gotr1_jax.rewards.multimodal.questions import QuestionsConfig
@@ -60,7 +60,7 @@ class QuestionComparer:
         cache: AnswerCache | None = None,
     ) -> None:
         """plans: show both plans too. InputError for a reading that the engine does not support."""
-        self._engine, self._expected = engine, config.reading == "expected"
+        self._expected = config.reading == "expected"
         self.needs_main_thread = needs_main_thread(engine)
         self._client = EngineClient(engine, self._expected, cache)
         self._plans, self._limit = plans, config.score_tokens
@@ -101,7 +101,7 @@ class QuestionComparer:
 
     def introduce(self) -> None:
         """See `base.introduce`."""
-        introduce(self._engine)
+        self._client.introduce()
 
     def pop_metrics(self) -> dict[str, float]:
         """Metrics since the last call, by the last part of their names.

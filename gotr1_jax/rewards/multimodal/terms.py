@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from gotr1_jax.errors import InputError
 from gotr1_jax.plan import Box, box_from_pixels, match_objects
-from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, introduce, needs_main_thread
+from gotr1_jax.rewards.base import JudgeRequest, JudgeResult, needs_main_thread
 from gotr1_jax.rewards.multimodal import instructions
 from gotr1_jax.rewards.multimodal.client import EngineClient, ParsedAnswer
 from gotr1_jax.rewards.multimodal.questions import (
@@ -98,7 +98,7 @@ class MultimodalJudge:
 
     def introduce(self) -> None:
         """See `base.introduce`."""
-        introduce(self._engine)
+        self._client.introduce()
 
     def pop_metrics(self) -> dict[str, float]:
         """Rates of failure since the last call; see `QuestionCounts.metrics`."""
