@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from gotr1_jax.aot.job import JobCompiler
 from gotr1_jax.aot.measure import bytes_per_device
 from gotr1_jax.aot.sampling import array_shape, shard_rows
-from gotr1_jax.decoding.kv_cache import empty_cache
+from gotr1_jax.decoding.kv_cache import empty_cache, resolve_cache_dtype
 from gotr1_jax.decoding.weights import DecodeWeights, decode_weights_shardings
 from gotr1_jax.images.qwen_pack import pack_images
 from gotr1_jax.models.qwen_config import QwenConfig
@@ -130,7 +130,7 @@ def _compile_questions(measure: Any, judge: JudgeShapes) -> None:
         mesh,
         heads=False,
     )
-    dtype = jnp.dtype(jnp.int8 if engine.cache_dtype == "int8" else engine.dtype)
+    dtype = resolve_cache_dtype(engine.cache_dtype, engine.dtype)
     cache = jax.eval_shape(lambda: empty_cache(cfg, 1, _PREFIX_TOKENS, dtype))
     cache = jax.tree.map(lambda x: _on(x, shared_prefix_sharding(mesh)), cache)
     prefix = SharedPrefix(cache, _on(array_shape((1,), jnp.int32), replicated(mesh)))

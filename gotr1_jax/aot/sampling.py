@@ -110,7 +110,7 @@ def compile_rollout(
     )  # fmt: skip
     plans = _shapes(mesh, programs.finish_plans, plans)[0]
     uncond = None
-    if sampler.branches == 2:
+    if sampler.config.branches == 2:
         size = captions.cache.size + limit
         uncond = measure("null context", programs.prefill_uncond, params, static={"size": size})
     context = ImageContext(

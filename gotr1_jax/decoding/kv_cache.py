@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gotr1_jax.decoding.config import CacheDtype
 from gotr1_jax.models.config import DecoderConfig
 
 
@@ -114,6 +116,11 @@ def _as_stored(x: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(
         x, cuda=lambda x: with_layout_constraint(x, layout), default=lambda x: x
     )
+
+
+def resolve_cache_dtype(choice: CacheDtype, activations: Any) -> jnp.dtype:
+    """The dtype of a cache, by the dtype of the activations."""
+    return jnp.dtype(jnp.int8 if choice == "int8" else activations)
 
 
 def empty_cache(cfg: DecoderConfig, rows: int, size: int, dtype: jnp.dtype) -> KVCache:

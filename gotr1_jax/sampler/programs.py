@@ -8,6 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gotr1_jax.decoding.panels import panels_help
+from gotr1_jax.sampler.policy_weights import PolicyWeights
+
 
 @dataclass(frozen=True)
 class SamplerPrograms:
@@ -35,6 +38,12 @@ class SamplerPrograms:
     start_images: Any
     image_bucket: Any
     speculative_images: Any
+
+    def loop_weights(self, params: PolicyWeights, rows: int) -> PolicyWeights:
+        """The weights as a loop over tokens of `rows` rows reads them fastest."""
+        if panels_help(params.norm_D, rows):
+            return self.weights_in_panels(params, rows=rows)
+        return params
 
 
 def repeat_rows(tree: Any, times: int) -> Any:

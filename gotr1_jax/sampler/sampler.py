@@ -19,8 +19,14 @@ from jax.sharding import Mesh
 from gotr1_jax.decoding.bucket_loop import BucketLoop
 from gotr1_jax.decoding.config import LogpConfig
 from gotr1_jax.decoding.forward import prefill, prefill_after, rope_table
-from gotr1_jax.decoding.kv_cache import KVCache, cache_sharding, cast_cache, empty_cache, grow_cache
-from gotr1_jax.decoding.panels import panels_help
+from gotr1_jax.decoding.kv_cache import (
+    KVCache,
+    cache_sharding,
+    cast_cache,
+    empty_cache,
+    grow_cache,
+    resolve_cache_dtype,
+)
 from gotr1_jax.errors import InputError
 from gotr1_jax.models.config import JanusConfig
 from gotr1_jax.parallel.mesh import put_global, replicated, row_multiple, row_sharding
@@ -170,11 +176,6 @@ class Sampler:
             speculative_images=jax.jit(partial(self._speculative_images, config=image)),
         )
 
-    @property
-    def branches(self) -> int:
-        """2 with guidance, else 1."""
-        return self.config.branches
-
     def prepare(self, state: nnx.State) -> PolicyWeights:
         """Decode weights of the policy's state; call after each update."""
         if self._prepare is None:
@@ -278,7 +279,7 @@ class Sampler:
         return prompts, placed_B, placed_B if images == 1 else placed(data[::images])
 
     def _cache_dtype(self, params: PolicyWeights) -> jnp.dtype:
-        return jnp.dtype(jnp.int8 if self.config.cache_dtype == "int8" else params.norm_D.dtype)
+        return resolve_cache_dtype(self.config.cache_dtype, params.norm_D.dtype)
 
     def _empty_cache(self, params: PolicyWeights, rows: int, size: int) -> KVCache:
         dtype = self._cache_dtype(params)
@@ -320,7 +321,7 @@ class Sampler:
         return start_plans(last_PD, rows, self.config.max_plan_tokens, cache, self.specials.pad)
 
     def _start_images(self, params: PolicyWeights, rows: int, size: int) -> ImageState:
-        n, tokens = self.branches, self.model_config.num_image_tokens
+        n, tokens = self.config.branches, self.model_config.num_image_tokens
         cache = self._empty_cache(params, n * rows, size)
         record = self.config.records_conditional
         return start_images(params, rows, tokens, cache, self.specials.boi, record)
@@ -329,7 +330,7 @@ class Sampler:
         self, params: PolicyWeights, context: ImageContext, keys_B: jax.Array,
         config: ImageLoopConfig,
     ) -> SpeculativeImages:  # fmt: skip
-        rows, window = self.branches * keys_B.shape[0], self.config.speculative
+        rows, window = self.config.branches * keys_B.shape[0], self.config.speculative
         size = self.model_config.num_image_tokens + window
         cache = self._empty_cache(params, rows, size)
         return speculative_images(params, context, keys_B, cache, self.specials.boi, config, window)
@@ -342,7 +343,7 @@ class Sampler:
         limit, bucket = self.config.max_plan_tokens, self.config.plan_bucket
         size = min(bucket, limit)
         state = self.programs.start_plans(params, last_PD, rows=keys_B.shape[0], size=size)
-        params = self._loop_weights(params, keys_B.shape[0])
+        params = self.programs.loop_weights(params, keys_B.shape[0])
         while True:
             state = self.programs.plan_bucket(params, cached, keys_B, state)
             if size == limit or not bool(jnp.any(state.len_B == 0)):
@@ -352,17 +353,11 @@ class Sampler:
         state, mask_BT = self.programs.finish_plans(state)
         return cached, state, rows_without_image(prompts, state.ids_BT, state.len_B, mask_BT)
 
-    def _loop_weights(self, params: PolicyWeights, rows: int) -> PolicyWeights:
-        """The weights as a loop over tokens of `rows` rows reads them fastest."""
-        if panels_help(params.norm_D, rows):
-            return self.programs.weights_in_panels(params, rows=rows)
-        return params
-
     def _context(
         self, params: PolicyWeights, prompts: PromptCache, plans: KVCache, plan_len_B: jax.Array
     ) -> ImageContext:
         uncond = None
-        if self.branches == 2:
+        if self.config.branches == 2:
             size = prompts.cache.size + plans.size
             uncond = self.programs.prefill_uncond(params, size=size)
         return ImageContext(prompts, plans, plan_len_B, uncond)
@@ -391,7 +386,7 @@ class Sampler:
         tokens, bucket = self.model_config.num_image_tokens, self.config.image_bucket
         size = min(bucket, tokens)
         state = self.programs.start_images(params, rows=keys_B.shape[0], size=size)
-        params = self._loop_weights(params, self.branches * keys_B.shape[0])
+        params = self.programs.loop_weights(params, self.config.branches * keys_B.shape[0])
         while True:
             state = self.programs.image_bucket(params, context, keys_B, state)
             if size == tokens:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gotr1_jax.decoding.bucket_loop import BucketLoop
 from gotr1_jax.decoding.config import CacheDtype
-from gotr1_jax.decoding.kv_cache import KVCache, cache_sharding, grow_cache
+from gotr1_jax.decoding.kv_cache import KVCache, cache_sharding, grow_cache, resolve_cache_dtype
 from gotr1_jax.decoding.weights import DecodeWeights, decode_weights, decode_weights_shardings
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import Decoder
@@ -234,7 +234,7 @@ def text_programs(
     mesh: Mesh | None, cache: CacheDtype = "auto",
 ) -> TextPrograms:  # fmt: skip
     """Jitted functions of a decoder; arguments as for `TextRunner`. Nothing is compiled yet."""
-    cache_dtype = jnp.dtype(jnp.int8 if cache == "int8" else dtype)
+    cache_dtype = resolve_cache_dtype(cache, dtype)
 
     def prepare_weights(state: nnx.State) -> DecodeWeights:
         decoder = nnx.merge(graphdef, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -112,15 +113,18 @@ def test_weights_in_panels_draw_the_same(
 ) -> None:
     monkeypatch.setattr(panels, "_WIDTH", 4)
     monkeypatch.setattr(panels, "_SMALLEST", 1)
+    monkeypatch.setattr(panels, "_processors", lambda: 1)
     sampler = Sampler(nnx.split(policy)[0], CONFIG, SPECIALS, SETTINGS)
     params = sampler.prepare(nnx.split(policy)[1])
     cut = policy_weights_in_panels(params, rows=16)
     # The jitted one may know shapes from before the patch.
-    programs = replace(sampler.programs, weights_in_panels=lambda *_, rows: cut)
+    given = Mock(return_value=cut)
+    programs = replace(sampler.programs, weights_in_panels=given)
     monkeypatch.setattr(sampler, "programs", programs)
     assert isinstance(cut.layers[0].qkv_KfhD, panels.Panels)
     assert isinstance(cut.image_head[2], panels.Panels)
     assert_same(sampler(params, PROMPTS, KEYS, G), rollout)
+    assert given.call_count == 2  # for plans and for images
 
 
 def test_plans_end_at_boi_and_the_mask_is_on_sampled_tokens(rollout: Rollout) -> None:

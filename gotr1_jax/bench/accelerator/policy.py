@@ -128,7 +128,7 @@ class PolicyRun:
         )
         of_image = image_cost(
             layers + tree_bytes(params.image_head), slot, captions, rows, prompt, lengths - 1,
-            tokens, sampler.branches == 2,
+            tokens, sampler.config.branches == 2,
         )  # fmt: skip
         return timing.values() | {
             "rows": rows,
