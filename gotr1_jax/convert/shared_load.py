@@ -94,7 +94,7 @@ def read_rows(
             out = empty_aligned((len(places), last - first, *stored[1:]), dtype)
 
             def copy(row: int) -> None:
-                copy_into(out[row], _stored_rows(places[row], tensors, first, last))
+                copy_into(out[row], stored_rows(places[row], tensors, first, last))
 
             list(pool.map(copy, range(len(places))))
             read[first, last] = out if stacked else out[0]
@@ -117,14 +117,16 @@ def _row_axes(rows: int, mesh: Mesh) -> tuple[str, ...]:
     return best if size[best] > 1 else ()
 
 
-def _stored_rows(
-    source: Source, tensors: Mapping[str, Tensor], first: int, last: int
+def stored_rows(
+    source: Source, tensors: Mapping[str, Tensor], first: int = 0, last: int | None = None
 ) -> np.ndarray:
-    """Rows of what is stored of one layer: of its third, without an axis of length 1 in front."""
+    """A view of rows of what is stored of a parameter, or of one layer: of its third, without an
+    axis of length 1 in front."""
     tensor = tensors[source.name]
     if source.leading_one:
         return tensor.read()[0][first:last]
     if source.third is not None:
-        start = source.third * (tensor.shape[0] // 3)
-        return tensor.read(start + first, start + last)
+        size = tensor.shape[0] // 3
+        rows = range(source.third * size, (source.third + 1) * size)[first:last]
+        return tensor.read(rows.start, rows.stop)
     return tensor.read(first, last)

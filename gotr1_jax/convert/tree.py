@@ -24,7 +24,7 @@ from gotr1_jax.convert.copying import copy_into, empty_aligned
 from gotr1_jax.convert.folders import describe_names
 from gotr1_jax.convert.reader import FLOAT_DTYPES, Tensor
 from gotr1_jax.convert.rules import Naming, Shape, Source, expected_tensors, sources
-from gotr1_jax.convert.shared_load import is_shared, read_rows
+from gotr1_jax.convert.shared_load import is_shared, read_rows, stored_rows
 from gotr1_jax.convert.writer import OutTensor
 from gotr1_jax.errors import InputError
 from gotr1_jax.io.storage import check_unchanged
@@ -221,12 +221,7 @@ def _load_leaf(
 
 def model_view(source: Source, tensors: Mapping[str, Tensor]) -> np.ndarray:
     """A view of the stored values in the model's layout and the stored dtype; nothing is copied."""
-    array = tensors[source.name].read()
-    if source.leading_one:
-        array = array[0]
-    if source.third is not None:
-        rows = array.shape[0] // 3
-        array = array[source.third * rows : (source.third + 1) * rows]
+    array = stored_rows(source, tensors)
     return array if source.axes is None else array.transpose(source.axes)
 
 
