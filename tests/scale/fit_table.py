@@ -109,24 +109,6 @@ def measure(out: Path, pattern: str) -> None:
             print(setting.name, line.get("error") or line["whole_job"]["peak_bytes"], flush=True)
 
 
-def _judge_compiler(target: Any, known: Any) -> Any:
-    """A compiler of the judge's programs; of the others, which do not depend on it, only the shapes
-    are found, and their memory is left out."""
-    from dataclasses import replace
-
-    from gotr1_jax.aot.measure import Compiler, Program, ProgramCost
-
-    class JudgeCompiler(Compiler):
-        def __call__(self, program: Program) -> tuple[ProgramCost, Any]:
-            if program.name.startswith("judge"):
-                return super().__call__(program)
-            outputs = program.function.trace(*program.args, **program.static).out_info
-            bare = replace(program, args=(), reads=(), function=None)
-            return ProgramCost(bare, 0, 0, 0, 0, 0, 0.0, {}, 0), outputs
-
-    return JudgeCompiler(target, known)
-
-
 def _measured(setting: Setting, known: Any) -> dict[str, Any]:
     from gotr1_jax.aot import read_job
     from gotr1_jax.aot.job import ModelSizes
@@ -138,10 +120,10 @@ def _measured(setting: Setting, known: Any) -> dict[str, Any]:
     config = read_job(CONFIGS / f"gotr1_{setting.size}_grpo.yaml", setting.overrides.split())
     target, start = find_target(setting.topology), time.perf_counter()
     try:
-        compiler = _judge_compiler(target, known) if setting.judge else Compiler(target, known)
         report = compile_job(
-            config, target, ModelSizes(setting.size, setting.judge or "7b"), compiler
-        )
+            config, target, ModelSizes(setting.size, setting.judge or "7b"),
+            Compiler(target, known), only="judge" if setting.judge else "",
+        )  # fmt: skip
     except GotR1Error as error:
         return {"error": str(error)}
     return to_json(report) | {"seconds": time.perf_counter() - start}
@@ -201,11 +183,13 @@ def show_judges(out: Path) -> str:
             continue
         peaks = {p["name"]: p["peak_bytes"] for p in line["programs"]}
         whole = line["whole_job"]
+        # Of programs alone, as some are left out.
+        fits = all(p["fits"] for p in line["programs"]) and whole["peak_bytes"] <= line["hbm_bytes"]
         cells = [
             line["topology"], f"Qwen3-VL-{setting.judge.upper()}",
             _gb(whole["lasting_bytes"]["judge"]), *(_gb(peaks.get(name)) for name in columns),
             _gb(whole["peak_bytes"]), _gb(line["hbm_bytes"]),
-            "yes" if whole["fits"] else "**no**",
+            "yes" if fits else "**no**",
         ]  # fmt: skip
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)

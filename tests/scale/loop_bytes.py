@@ -91,26 +91,25 @@ def main(size: str, topology: str) -> None:
     from gotr1_jax.aot.report import compile_job
     from gotr1_jax.aot.target import find_target
 
-    class LoopOnly(measure.Compiler):
-        """Traces the job's programs and compiles one."""
+    class MovedBytes(measure.Compiler):
+        """Prints what a program's loop moves."""
 
         def __call__(self, program: measure.Program) -> tuple[measure.ProgramCost, Any]:
             traced = program.function.trace(*program.args, **program.static)
-            if program.name.startswith("image loop"):
-                options = measure._OPTIONS.get(self.target.chip.platform)
-                text = traced.lower().compile(compiler_options=options).as_text()
-                needed, moved = measure.bytes_per_device(program.reads), moved_bytes(text)
-                total = moved.total()
-                print(f"{total / 1e9:.2f} GB a token, {total / needed:.2f} of {needed / 1e9:.2f}")
-                for label, count in moved.most_common(12):
-                    print(f"{count / 1e9:8.2f}  {label}")
+            options = measure._OPTIONS.get(self.target.chip.platform)
+            text = traced.lower().compile(compiler_options=options).as_text()
+            needed, moved = measure.bytes_per_device(program.reads), moved_bytes(text)
+            total = moved.total()
+            print(f"{total / 1e9:.2f} GB a token, {total / needed:.2f} of {needed / 1e9:.2f}")
+            for label, count in moved.most_common(12):
+                print(f"{count / 1e9:8.2f}  {label}")
             cost = measure.ProgramCost(program, 0, 0, 0, 0, 0, 0.0, {}, 0)
             return cost, traced.out_info
 
     overrides = Setting(size, "lora", topology, remote=True).overrides.split()
     config = read_job(CONFIGS / f"gotr1_{size}_grpo.yaml", overrides)
     target = find_target(topology)
-    compile_job(config, target, ModelSizes(size, "7b"), LoopOnly(target))
+    compile_job(config, target, ModelSizes(size, "7b"), MovedBytes(target), only="image loop")
 
 
 if __name__ == "__main__":
