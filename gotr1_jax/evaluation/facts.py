@@ -1,7 +1,7 @@
 """What must travel with a number: how the images were sampled, of which captions, judged by whom.
 
 They stand in scores.json, under `sampling`, `captions`, `images` and `training_judge`, and in words
-at the foot of the table.
+at the foot of the table. An evaluation of answers has `questions` in their place.
 """
 
 from __future__ import annotations
@@ -36,9 +36,14 @@ def caption_facts(
         "file": source,
         "number": len(captions),
         "mean_words": round(words, 1),
-        "sha256": hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()[:16],
+        "sha256": content_digest(list(captions)),
         "expanded_by": expanded_by,
     }
+
+
+def content_digest(values: Sequence[Any]) -> str:
+    """What tells other captions, or questions, than these: of plain values."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def image_facts(sizes: Iterable[tuple[int, int]], captions: int, source: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gotr1_jax.config import CheckedConfig
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.facts import facts_lines
+from gotr1_jax.evaluation.facts import content_digest, facts_lines
 from gotr1_jax.evaluation.options import CHECKPOINT, add_card_option, begin_card, finish_card
 from gotr1_jax.evaluation.queries import UNBOUNDED
 from gotr1_jax.evaluation.results import SCORES, TABLE, check_out
@@ -182,7 +182,7 @@ def _facts(
     return {
         "file": data.name,
         "number": len(questions),
-        "sha256": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
+        "sha256": content_digest(asked),
         "system": config.system,
         "max_tokens": config.max_tokens,
         "dtype": config.dtype or default_dtype(),

@@ -143,7 +143,10 @@ def test_a_part_is_judged_while_the_next_is_drawn() -> None:
 
     sampler.wait = lambda part: held(judged[part - 1]) if part else None
     with JudgeThread() as thread:
-        scored = draw(make_worker(sampler, Telling(log, act=act)), thread)
+        worker = make_worker(sampler, Telling(log, act=act))
+        pending = worker.begin(None, PROMPTS, 2, seed=0, step=1, thread=thread)
+        thread.wait()  # else a slow start of the thread would count as waiting for the judge
+        scored = worker.finish(pending)
     assert scored.rewards_PG.tolist() == [[70, 71], [30, 31], [50, 51]]
     assert {record.rationale for record in scored.table.record_B} == {"judge"}
     assert 0 < scored.overlap_seconds <= scored.reward_seconds
