@@ -17,70 +17,48 @@ from typing import Any
 import jax
 from fit_table import CONFIGS, Setting
 
-_BYTES = {
-    "pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8,
-    "u64": 8,
-}  # fmt: skip
-_ARRAY = re.compile(rf"\b({'|'.join(_BYTES)})\[([\d,]*)\](\{{[^{{}}]*\}})?")
-_LINE = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((%.*|)$")
+from gotr1_jax.aot import hlo
+
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^{}]*\})?")
 # They move nothing, or what their start has moved.
 _FREE = {"get-tuple-element", "tuple", "bitcast", "parameter", "constant", "after-all"}
 
 
 def main_memory_bytes(shape: str) -> int:
     """Of the arrays of a shape; those in another memory space, S(n), and GPUs' scratch are free."""
-    total = 0
-    for dtype, sizes, layout in _ARRAY.findall(shape):
-        if re.search(r"S\([1-9]", layout) or (dtype == "s8" and "," not in sizes):
-            continue
-        count = 1
-        for size in filter(None, sizes.split(",")):
-            count *= int(size)
-        total += count * _BYTES[dtype]
-    return total
-
-
-def computations(text: str) -> dict[str, list[str]]:
-    """Lines of each computation of a compiled program."""
-    found: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in text.splitlines():
-        start = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(", line)
-        if start and line.endswith("{"):
-            lines = found[start[1]] = []
-        else:
-            lines.append(line)
-    return found
+    return sum(
+        hlo.shape_bytes(f"{dtype}[{sizes}]")
+        for dtype, sizes, layout in _ARRAY.findall(shape)
+        if not re.search(r"S\([1-9]", layout) and (dtype != "s8" or "," in sizes)
+    )
 
 
 def moved_bytes(text: str) -> Counter[str]:
     """Bytes moved by an iteration of the largest loop, by the kind and result of instructions."""
-    bodies = computations(text)
+    bodies = hlo._parse(text).computations
     name = max(set(re.findall(r"body=%?([\w.\-]+)", text)), key=lambda body: len(bodies[body]))
     shapes: dict[str, str] = {}
     total: Counter[str] = Counter()
-    for line in bodies[name]:
-        found = _LINE.match(line)
-        if not found:
+    for op in bodies[name]:
+        shapes[op.name] = op.shape
+        if op.opcode in _FREE or op.opcode.endswith("-done"):
             continue
-        result, shape, kind, rest = found.groups()
-        shapes[result] = shape
-        if kind in _FREE or kind.endswith("-done"):
-            continue
-        names = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+        names = re.findall(r"%([\w.\-]+)", op.rest.split("), ")[0])
         read = sorted(main_memory_bytes(shapes.get(name, "")) for name in names)
-        written = main_memory_bytes(shape)
-        called = re.search(r"calls=%?([\w.\-]+)", line)
-        inner = "\n".join(bodies[called[1]]) if called else f"ROOT {kind}("
-        if kind == "copy-start":
-            written = 0 if "S(1)" in shape else written // 2
-        elif re.search(r"ROOT .*dynamic-update-slice\(", inner) and read:
+        written = main_memory_bytes(op.shape)
+        called = re.search(r"calls=%?([\w.\-]+)", op.rest)
+        parts = bodies[called[1]] if called else [op]
+        kinds = {part.opcode for part in parts}
+        root = next((part.opcode for part in parts if part.is_root), op.opcode)
+        if op.opcode == "copy-start":
+            written = 0 if "S(1)" in op.shape else written // 2
+        elif root == "dynamic-update-slice" and read:
             written = sum(read[:-1])  # the largest operand is updated in place
             read = read[:-1]
-        elif re.search(r" (gather|dynamic-slice)\(", inner) and read and read[-1] > 4 * written:
+        elif {"gather", "dynamic-slice"} & kinds and read and read[-1] > 4 * written:
             read[-1] = written
-        label = re.sub(r"\{[^{}]*\}", "", shape)[:60]
-        total[f"{kind} -> {label}"] += written + sum(read)
+        label = re.sub(r"\{[^{}]*\}", "", op.shape)[:60]
+        total[f"{op.opcode} -> {label}"] += written + sum(read)
     return total
 
 
