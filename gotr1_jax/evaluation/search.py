@@ -174,7 +174,7 @@ def run(options: argparse.Namespace) -> None:
     for named in config.searches:
         file = options.out / f"{named.name}.jsonl"
         if not file.exists():
-            search = search or _make_search(config, base, source, captions)
+            search = search or _make_search(base, source, captions)
             lines, images = search(named)
             _write_images(options.out / IMAGE_FOLDER / named.name, images)
             atomic_write(file, "".join(json.dumps(line) + "\n" for line in lines))
@@ -225,7 +225,7 @@ def _note(config: SearchEvaluationConfig, base: GenerateConfig, source: Path) ->
 
 
 def _make_search(
-    config: SearchEvaluationConfig, base: GenerateConfig, source: Path, captions: Sequence[str]
+    base: GenerateConfig, source: Path, captions: Sequence[str]
 ) -> Callable[[NamedSearchConfig], _Found]:
     """A function that runs a search over all captions and gives a line and an image for each."""
     from gotr1_jax.convert.checkpoint import load_checkpoint

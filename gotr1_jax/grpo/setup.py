@@ -195,7 +195,7 @@ def make_job(config: GrpoConfig, run: Run) -> GrpoJob:
         optimizer=optimizer,
         mesh=run.mesh,
         watched=watched,
-        sampled=None if sampling is run.mesh else copy_policy(policy, config, sampling),
+        sampled=None if sampling is run.mesh else _copy_policy(policy, sampling),
     )
 
 
@@ -221,7 +221,7 @@ def sampled_rows(config: GrpoConfig) -> dict[str, int]:
     }
 
 
-def copy_policy(policy: SplitPolicy, config: GrpoConfig, mesh: Mesh) -> SplitPolicy:
+def _copy_policy(policy: SplitPolicy, mesh: Mesh) -> SplitPolicy:
     """The frozen arrays of a policy on another mesh, and there the shapes of the trained ones."""
 
     def there(tree: Any) -> Any:

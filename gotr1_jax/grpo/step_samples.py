@@ -58,12 +58,12 @@ class StepSamples:
             # Decode weights live no longer than the sampling.
             params = None
             known = self._logps(first, state)
-        finish: Callable[[PendingRollout], ScoredRollout] = job.worker.finish
 
         def sample(resample_round: int) -> ScoredRollout:
-            if not resample_round:
-                return finish(first)
-            return finish(self._begin(params, step, next(job.batches), resample_round))
+            pending = first
+            if resample_round:
+                pending = self._begin(params, step, next(job.batches), resample_round)
+            return job.worker.finish(pending)
 
         groups = sample_groups(sample, self._credit.groups, rounds, self._credit.batch)
         self._metrics = begin_pop_metrics(job.worker.judge, self._thread)
