@@ -42,12 +42,12 @@ _CHANNEL = re.compile(r"channel_id=(\d+)")
 # mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, where 'b':(1)2 is a part of an axis.
 _PARTITIONS = re.compile(r"\bnum_partitions=(\d+)")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})?\}")
-_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)")
+_TRANSPOSED = r"\[[\d,]+\](?:T\([\d,]+\))?"
+_IOTA = re.compile(rf"replica_groups=\[([\d,]+)\]<=({_TRANSPOSED})")
 _NAMED = re.compile(
-    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\[[\d,]+\](?:T\([\d,]+\))?|[\d, ]+)\))?\s*"
-    r"\{([^}]*)\}"
+    rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(({_TRANSPOSED}|[\d, ]+)\))?"
+    r"\s*\{([^}]*)\}"
 )
-_ORDER = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _AXIS = re.compile(r"'(\w+)'(?:=(\d+)|:\((\d+)\)(\d+))?")
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _TRANSFERS = {
@@ -214,10 +214,9 @@ def _groups(line: str, devices: int) -> list[list[int]] | None:
 
 def _ordered(text: str) -> np.ndarray:
     """Ids of devices in the order that "[2,4]T(1,0)" or "3,1,2,0" says, flat."""
-    found = _ORDER.fullmatch(text)
-    if found is None:
+    if not text.startswith("["):
         return np.array(_numbers(text))
-    sizes, order = _numbers(found.group(1)), _numbers(found.group(2) or "")
+    sizes, order = map(_numbers, text.partition("T")[::2])
     ids = np.arange(math.prod(sizes)).reshape(sizes)
     return (ids.transpose(order) if order else ids).reshape(-1)
 

@@ -145,17 +145,12 @@ def remat_and_micro_batches(config: Config, rows: int) -> Iterator[tuple[str, in
 
 def with_settings(config: Config, mesh: MeshConfig, remat: Any, micro: int) -> Any:
     """The configuration with another mesh, remat policy and micro-batch."""
-    data, fsdp, tensor = mesh.data, mesh.fsdp, mesh.tensor
+    axes: Any = replace(config.mesh, data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor)
     if isinstance(config, SftConfig):
-        return replace(
-            config,
-            mesh=replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor),
-            remat=remat,
-            micro_batch=micro,
-        )
+        return replace(config, mesh=axes, remat=remat, micro_batch=micro)
     return replace(
         config,
-        mesh=replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor),
+        mesh=axes,
         policy=replace(config.policy, remat=remat),
         update=replace(config.update, micro_batch=micro),
     )
