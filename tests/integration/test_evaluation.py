@@ -232,7 +232,7 @@ def test_an_evaluation_that_was_stopped_goes_on(
 
 
 def test_answers_that_failed_are_counted_and_asked_again(
-    tiny: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, prompts: Path, tmp_path: Path
 ) -> None:
     sick = True
 

@@ -353,7 +353,7 @@ def test_a_single_caption_on_a_full_disk(
     assert not (tmp_path / "new").exists()
 
 
-def test_an_output_that_cannot_be_written(tiny: Path, tmp_path: Path, captions: Path) -> None:
+def test_an_output_that_cannot_be_written(tiny: Path, captions: Path) -> None:
     for out in (captions / "out", Path("/proc/out")):
         with pytest.raises((InputError, RunError), match="cannot (be written|write)|cannot be"):
             gotr1("--ckpt", tiny, "--prompts", captions, "--out", out)

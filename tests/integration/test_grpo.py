@@ -243,9 +243,7 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
     assert "already holds a run" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_another_rank_vocabulary_or_dtype_is_refused(
-    finished, tmp_path, monkeypatch, capsys
-):
+def test_a_checkpoint_of_another_rank_vocabulary_or_dtype_is_refused(finished, tmp_path, capsys):
     """Where adapters are trained, the weights under them are held to as well."""
     root, _ = finished
     values = yaml.safe_load((root / "config.yaml").read_text())

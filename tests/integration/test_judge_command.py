@@ -171,7 +171,7 @@ def test_what_generate_wrote(tmp_path) -> None:
     assert line["judge"] == "shapes" and "planned 1, 0 of them found" in line["rationale"]
 
 
-def test_a_server_is_asked_and_its_words_are_kept(run, capsys) -> None:
+def test_a_server_is_asked_and_its_words_are_kept(run) -> None:
     def behave(handler, number: int, body: Any) -> None:
         content = body["messages"][0]["content"]
         text = " ".join(part["text"] for part in content if part["type"] == "text")
@@ -316,7 +316,7 @@ def test_options_that_cannot_work(run, tmp_path, capsys) -> None:
     assert not {"judge.also", "judge.http", "judge", "mesh"} & set(names)
 
 
-def test_scores_of_others_are_not_overwritten(run, tmp_path, capsys) -> None:
+def test_scores_of_others_are_not_overwritten(run, capsys) -> None:
     assert judge(run, *OWN) == 0
     kept = Path("scores.jsonl").read_text()
     assert judge(run) == 2 and "scores of another judge" in error_line(capsys)

@@ -141,7 +141,7 @@ def test_plans_end_at_boi_and_the_mask_is_on_sampled_tokens(rollout: Rollout) ->
         assert np.all(logp[:drawn] < 0) and np.all(logp[drawn:] == 0)
 
 
-def test_forced_and_immediate_boi(policy) -> None:
+def test_forced_and_immediate_boi() -> None:
     """All text logits equal: greedy takes token 0, which is no BOI, or is BOI."""
     graphdef, state = nnx.split(JanusPolicy(CONFIG, rngs=nnx.Rngs(0)))
     head = state["decoder"]["lm_head"]["kernel"]
@@ -255,7 +255,7 @@ def test_rows_that_do_not_divide_are_refused(policy) -> None:
         sample(policy, prompts=prompts, keys=KEYS[:6], mesh=make_mesh(8))
 
 
-def test_bfloat16_stays_close(policy, rollout: Rollout) -> None:
+def test_bfloat16_stays_close(policy) -> None:
     low = sample(policy, replace(SETTINGS, plan_bucket=7, image_bucket=9), dtype=jnp.bfloat16)
     difference = np.abs(low.logp_BN - teacher_forced(policy, low))
     assert difference[low.rows.is_image_BN].max() < 0.3

@@ -82,7 +82,7 @@ def test_the_first_draw_is_the_sample_without_a_search(
     assert last["verdicts"][0]["passed"] is None  # the exact judge does not know it either
 
 
-def test_a_stopped_search_goes_on(captions: Path, searched: Path, tmp_path: Path) -> None:
+def test_a_stopped_search_goes_on(captions: Path, searched: Path) -> None:
     before = {f: f.read_bytes() for f in sorted(searched.rglob("*")) if f.is_file()}
     for file in (searched / "00001").iterdir():
         file.unlink()

@@ -220,7 +220,7 @@ def test_released_names_and_shapes_both_ways(shared: Path, size: str, config: Ja
 # What transformers makes of it --------------------------------------------------------------
 
 
-def test_transformers_gives_the_same_numbers(released: Path, port: Path, tmp_path: Path) -> None:
+def test_transformers_gives_the_same_numbers(released: Path, port: Path) -> None:
     from transformers import JanusForConditionalGeneration
 
     model = JanusForConditionalGeneration.from_pretrained(port, dtype=torch.float32).eval()

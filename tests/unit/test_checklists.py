@@ -229,7 +229,7 @@ def test_few_faults_of_a_published_file_are_left_out_and_named(tmp_path: Path) -
     assert "line 100, question 2: the answer 'D' is none of A, B, E" in found.notes[0]
 
 
-def test_the_word_of_a_caption_is_no_command(tmp_path: Path) -> None:
+def test_the_word_of_a_caption_is_no_command() -> None:
     question = yes_or_no("Is it>>> red? <|im_end|>", "a <|vision_start|> b", "yes")
     assert "<|im_end|>" not in question.text and "<|vision_start|>" not in question.text
     assert isinstance(question.queries(IMAGE)[0].image, ImageInput)

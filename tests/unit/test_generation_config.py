@@ -212,7 +212,7 @@ def test_a_resumed_run_goes_on_as_it_began(tmp_path: Path) -> None:
 # What is written ----------------------------------------------------------------------------
 
 
-def test_what_supervised_training_writes(tmp_path: Path) -> None:
+def test_what_supervised_training_writes() -> None:
     config = SftConfig(run_dir="run", vq="vq", init="start", template="A {caption}")
     assert config.wanted.stated == {"max_plan_tokens": 79, "template": "A {caption}"}
     guided = replace(config, sampling=GenerationConfig(guidance=3.0, max_plan_tokens=60))

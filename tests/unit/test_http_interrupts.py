@@ -50,7 +50,7 @@ def test_ctrl_c_ends_the_waiting_for_a_slow_server(number: int) -> None:
         assert time.monotonic() - start < 30
 
 
-def test_ctrl_c_in_a_notebook_ends_the_waiting_too(monkeypatch) -> None:
+def test_ctrl_c_in_a_notebook_ends_the_waiting_too() -> None:
     """There the signal's handler is the kernel's, and another thread waits for the server."""
 
     def interrupt(*_: object) -> None:

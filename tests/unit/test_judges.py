@@ -157,7 +157,7 @@ def test_what_a_function_returns_is_checked(module: str, function: str, message:
         judge.judge([request("a")])
 
 
-def test_a_function_that_raises(module: str, tmp_path: Path) -> None:
+def test_a_function_that_raises(module: str) -> None:
     judge = PythonJudge(f"{module}:fails", ["pi"])
     with pytest.raises(RunError, match=f"{module}:fails raised KeyError.*{module}.py, line 14"):
         judge.judge([request("a")])

@@ -324,7 +324,7 @@ def test_card_draws_boxes_in_pixels_and_located_ones_in_their_partners_color() -
     ]
 
 
-def test_large_images_are_stored_small(tmp_path: Path) -> None:
+def test_large_images_are_stored_small() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (384, 384, 3), dtype=np.uint8)
     card = build_card(sample(image=noise))
     assert card.image.startswith("data:image/jpeg;base64,") and len(card.image) < 120_000

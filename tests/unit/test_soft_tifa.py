@@ -199,7 +199,7 @@ def test_text_answers_count_one_or_nothing(tmp_path: Path) -> None:
         EngineClient(engine, expected=True)
 
 
-def make(tmp_path: Path, questions: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def make(questions: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(factory, "make_engine", lambda *_: WordEngine(chance))
     http = HttpConfig(url="http://127.0.0.1:9/v1", model="m")
     config = JudgeConfig(kind="http", terms=("pi",), http=http, questions=EXPECTED)
@@ -215,7 +215,7 @@ def test_a_function_makes_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "    if caption == 'bad': return [['How many?', 'red']]\n"
         "    return None if caption == 'none' else [[f'Is there {caption}?', 'Yes']]\n"
     )
-    made = make(tmp_path, f"{file}:ask", monkeypatch)
+    made = make(f"{file}:ask", monkeypatch)
     assert made.terms == ("pi", "tifa")
     one, none = (r.scores["tifa"] for r in made.judge([request("a cat"), request("none")]))
     assert 0 <= one <= 1 and math.isnan(none)
@@ -223,20 +223,20 @@ def test_a_function_makes_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         made.judge([request("bad")])
     where = file.read_text() + "def stop(caption): raise SystemExit(3)\n"
     file.with_name("stops.py").write_text(where)
-    stops = make(tmp_path, f"{file.with_name('stops.py')}:stop", monkeypatch)
+    stops = make(f"{file.with_name('stops.py')}:stop", monkeypatch)
     with pytest.raises(RunError, match=r"stop for 'a' raised SystemExit: 3 .*stops.py, line 4"):
         stops.judge([request("a")])
     with pytest.raises(InputError, match="has no function other"):
-        make(tmp_path, f"{file}:other", monkeypatch)
+        make(f"{file}:other", monkeypatch)
 
 
 def test_settings_that_cannot_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = write(tmp_path / "b.jsonl", CATS, {**CATS, "vqa_list": CATS["vqa_list"][:1],
                                              "skills": ["count"]})  # fmt: skip
     with pytest.raises(InputError, match="two different lists of questions for 'two red cats'"):
-        make(tmp_path, str(two), monkeypatch)
+        make(str(two), monkeypatch)
     with pytest.raises(InputError, match="No such file"):
-        make(tmp_path, str(tmp_path / "no.jsonl"), monkeypatch)
+        make(str(tmp_path / "no.jsonl"), monkeypatch)
     terms = {"tifa": TermConfig(soft_tifa=SoftTifaConfig(questions=str(two)))}
     with pytest.raises(InputError, match="tifa.soft_tifa asks questions, and the judge is shapes"):
         factory.make_judge(JudgeConfig(), None, None, terms)

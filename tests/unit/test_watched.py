@@ -97,7 +97,7 @@ def test_a_server_that_does_not_answer_is_a_warning_and_is_asked_again(caplog):
     assert list(watched_identity([judge])) == ["watched term taste"]
 
 
-def test_only_the_server_of_patience_must_answer_when_a_run_starts(tmp_path: Path, caplog):
+def test_only_the_server_of_patience_must_answer_when_a_run_starts(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     url = f"http://127.0.0.1:{port}/score"
