@@ -147,8 +147,9 @@ def _read_safetensors(file: Path) -> Iterator[Tensor]:
     start, extents = read_extents(file)
     size = max((extent.end for extent in extents), default=0)
     data = np.memmap(file, np.uint8, "r", start) if size else np.empty(0, np.uint8)
+    part = partial_file(file)
     for extent in extents:
-        load = partial(_view, data, extent, partial_file(file), start)
+        load = partial(_view, data, extent, part, start)
         yield Tensor(extent.name, extent.shape, extent.dtype, file, load)
 
 

@@ -26,7 +26,7 @@ from gotr1_jax.evaluation.options import add_card_option, begin_card, finish_car
 from gotr1_jax.evaluation.queries import CachedModels, ModelQuery, QueryKind, QueryModel
 from gotr1_jax.evaluation.results import ResultRow, check_out, write_results
 from gotr1_jax.generate.command import add_sampling_arguments, generate
-from gotr1_jax.generate.config import LAYOUTS, SAMPLING_NAMES, GenerateConfig, optional_template
+from gotr1_jax.generate.config import LAYOUTS, GenerateConfig, optional_template
 from gotr1_jax.generate.layouts import make_layout
 from gotr1_jax.images import open_image
 from gotr1_jax.io.files import atomic_write
@@ -210,9 +210,8 @@ def facts_head(
     """
     settings = _generation_settings(options, layout, prompts, category)
     source = str(options.ckpt or settings.get("checkpoint") or f"{options.images} (given)")
-    found = {name: settings[name] for name in SAMPLING_NAMES if name in settings}
     return {
-        "sampling": found,
+        "sampling": facts.sampling_facts(settings),
         "captions": facts.caption_facts(captions, prompts.name, options.expanded_by),
         "images": facts.image_facts([score.size for score in scores], len(captions), source),
         "training_judge": facts.training_judge(options.ckpt or settings.get("checkpoint"), scorers),

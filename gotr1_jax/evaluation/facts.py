@@ -16,6 +16,7 @@ from typing import Any
 
 from gotr1_jax.convert.find import RUN_CONFIG, RUN_MODEL
 from gotr1_jax.errors import InputError
+from gotr1_jax.generate.config import SAMPLING_NAMES
 from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.io.strict_yaml import read_yaml_file
 from gotr1_jax.tokenizers.janus import TEMPLATES
@@ -39,6 +40,12 @@ def caption_facts(
         "sha256": content_digest(list(captions)),
         "expanded_by": expanded_by,
     }
+
+
+def sampling_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """How images were sampled, by the settings that `gotr1 generate` wrote beside them."""
+    names = (*SAMPLING_NAMES, "cache_dtype")  # the last is there only where it was chosen
+    return {name: settings[name] for name in names if name in settings}
 
 
 def content_digest(values: Sequence[Any]) -> str:
@@ -86,7 +93,8 @@ def _sampling(facts: Mapping[str, Any]) -> str:
         "temperature": "temperature {} of the plan",
         "text_temperature": "temperature {} of the plan",
         "image_temperature": "{} of the image", "top_k": "top-k {}", "top_p": "top-p {}",
-        "max_plan_tokens": "plans of at most {} tokens", "seed": "seed {}",
+        "max_plan_tokens": "plans of at most {} tokens", "cache_dtype": "KV cache in {}",
+        "seed": "seed {}",
     }  # fmt: skip
     if not facts.keys() & {"temperature", "text_temperature"}:  # given plans
         words["image_temperature"] = "temperature {} of the image"

@@ -22,7 +22,13 @@ from gotr1_jax.config import CheckedConfig, load_config
 from gotr1_jax.convert.find import RUN_CONFIG
 from gotr1_jax.convert.generation_config import GenerationConfig, resolve_sampling
 from gotr1_jax.errors import InputError
-from gotr1_jax.evaluation.facts import caption_facts, facts_lines, image_facts, training_judge
+from gotr1_jax.evaluation.facts import (
+    caption_facts,
+    facts_lines,
+    image_facts,
+    sampling_facts,
+    training_judge,
+)
 from gotr1_jax.evaluation.gallery import GalleryImage
 from gotr1_jax.evaluation.options import (
     CHECKPOINT,
@@ -34,7 +40,6 @@ from gotr1_jax.evaluation.options import (
 )
 from gotr1_jax.evaluation.results import IMAGES, ResultRow, check_out, write_results
 from gotr1_jax.generate.config import (
-    SAMPLING_NAMES,
     SETTINGS_FILE,
     check_settings_file,
     checkpoint_settings,
@@ -175,7 +180,7 @@ def _facts(config: ShapesEvaluationConfig, samples: Sequence[StoredSample]) -> d
         made = {}
         with suppress(InputError):  # a file of samples has none beside it
             made = read_json_object(config.images / SETTINGS_FILE, missing_ok=True)
-        sampling = {name: made[name] for name in SAMPLING_NAMES if name in made}
+        sampling = sampling_facts(made)
         source = str(made.get("checkpoint", source))
     sizes = [image_size(sample.image) for sample in samples]
     where = CAPTIONS if config.images is None else "the images' own"

@@ -197,11 +197,12 @@ def test_facts_travel_with_the_numbers_and_make_a_card(
 ) -> None:
     file, card = write_lines(tmp_path / "g.jsonl", LINES), tmp_path / "cards" / "mine.json"
     words = ["--ckpt", tiny, "--prompts", file, "--out", tmp_path / "out", "--n", 2, "--cfg", 3,
-             "--temperature", 0.5, "--seed", 7, "--expanded-by", "a longer model"]  # fmt: skip
+             "--temperature", 0.5, "--seed", 7, "--cache-dtype", "int8",
+             "--expanded-by", "a longer model"]  # fmt: skip
     assert evaluate("geneval2", *words, *JUDGE, "--card", card) == 0
     text = (tmp_path / "out" / "scores.md").read_text()
     assert f"2 a caption, 4x4 pixels, of {tiny}; template gotr1, guidance 3, temper" in text
-    assert "temperature 0.5 of the plan, 0.5 of the image" in text and "seed 7." in text
+    assert "temperature 0.5 of the plan, 0.5 of the image" in text and "in int8, seed 7." in text
     assert "Captions: 3 of g.jsonl, expanded by a longer model, 3.3 words in the mean" in text
     assert "no run says so" in text
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
