@@ -175,6 +175,8 @@ def _facts(config: ShapesEvaluationConfig, samples: Sequence[StoredSample]) -> d
     """What must travel with the numbers; see `facts`."""
     captions = list(dict.fromkeys(sample.caption for sample in samples))
     sampling = {**config.job.sampled.stated, "seed": config.seed}
+    if config.job.rollout.cache_dtype != "auto":
+        sampling["cache_dtype"] = config.job.rollout.cache_dtype
     source = config.ckpt or f"{config.images} (given)"
     if config.images is not None:
         made = {}
@@ -344,6 +346,7 @@ def _note(config: ShapesEvaluationConfig, source: Path) -> dict[str, Any]:
         "max_plan_tokens": rollout.max_plan_tokens,
         "guidance": rollout.guidance,
         "temperatures": [rollout.text_temperature, rollout.image_temperature],
+        "cache_dtype": rollout.cache_dtype,
         "number of captions": config.captions,
         "samples": config.samples,
         "seed": config.seed,

@@ -151,11 +151,17 @@ def test_images_that_are_there(whole: Path, tmp_path: Path) -> None:
 
 
 def test_other_settings_are_refused(
-    job: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+    job: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(command(job, whole, "--cfg", "2")) == 2
-    error = capsys.readouterr().err
-    assert "guidance 3.0, not 2.0" in error and error.count("\n") == 1
+    rounded = tmp_path / "int8.yaml"
+    rounded.write_text(job.read_text().replace("rollout:\n", "rollout:\n  cache_dtype: int8\n"))
+    for words, said in (
+        (command(job, whole, "--cfg", "2"), "guidance 3.0, not 2.0"),
+        (command(rounded, whole), "cache_dtype 'auto', not 'int8'"),
+    ):
+        assert run(words) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
