@@ -7,8 +7,7 @@ the passes over the scores take most of the time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -67,16 +66,6 @@ def choose_attention(kind: AttentionKind, platform: str) -> None:
             + " or xla"
         )
     _CHOICE.kind, _CHOICE.used = kind, {}
-
-
-@contextmanager
-def attention_of(kind: AttentionKind) -> Iterator[None]:
-    """`choose_attention` for what is traced inside, on any platform: splash is interpreted."""
-    before, _CHOICE.kind = _CHOICE.kind, kind
-    try:
-        yield
-    finally:
-        _CHOICE.kind = before
 
 
 def attention_used() -> str:

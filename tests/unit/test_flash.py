@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,12 +21,23 @@ from gotr1_jax.decoding.kv_cache import cast_cache
 from gotr1_jax.decoding.weights import decode_weights
 from gotr1_jax.errors import InputError
 from gotr1_jax.models import attention, flash
-from gotr1_jax.models.attention import attention_of, choose_attention, flash_attention
+from gotr1_jax.models.attention import _CHOICE, choose_attention, flash_attention
 from gotr1_jax.models.config import DecoderConfig
 from gotr1_jax.models.decoder import Decoder, packed_attention
 from gotr1_jax.models.flash import AttentionMask, KernelRefusal, cudnn_attention, splash_attention
+from gotr1_jax.parallel.config import AttentionKind
 from gotr1_jax.parallel.mesh import make_mesh
 from gotr1_jax.trainer.logprobs import _forward_on_prefix
+
+
+@contextmanager
+def attention_of(kind: AttentionKind) -> Iterator[None]:
+    """`choose_attention` for what is traced inside, on any platform: splash is interpreted."""
+    before, _CHOICE.kind = _CHOICE.kind, kind
+    try:
+        yield
+    finally:
+        _CHOICE.kind = before
 
 
 def draw(S: int, E: int, H: int, K: int, C: int, B: int = 2, dtype: str = "float32") -> Any:
