@@ -35,6 +35,18 @@ def plain_json(value: Any) -> Any:
     return value
 
 
+def flatten(values: Mapping[Any, Any], separator: str) -> dict[str, Any]:
+    """The values of nested sections by their names, joined; an empty section is a value."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            inner = flatten(value, separator)
+            found |= {f"{name}{separator}{below}": one for below, one in inner.items()}
+        else:
+            found[f"{name}"] = value
+    return found
+
+
 def atomic_write(path: Path | str, data: bytes | str, *, parents: bool = False) -> None:
     """Write `data` (text as UTF-8) to a temporary file, flush it to disk, then rename it to `path`.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gotr1_jax.config import field_kinds, rename_keys, rename_value, sections_of
 from gotr1_jax.errors import InputError
+from gotr1_jax.io.files import flatten
 from gotr1_jax.io.strict_yaml import read_yaml
 from gotr1_jax.rewards.judge_config import JudgeConfig
 
@@ -30,16 +31,8 @@ def read_settings(config_text: str) -> dict[str, Any]:
             values = {**values, "judge": _current_names(JudgeConfig, values["judge"])}
     except InputError:
         return {}
-    found = dict(_by_dotted_name(values, "")) if isinstance(values, Mapping) else {}
+    found = flatten(values, ".") if isinstance(values, Mapping) else {}
     return {_FORMER.get(name, name): value for name, value in found.items()}
-
-
-def _by_dotted_name(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _by_dotted_name(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _current_names(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from gotr1_jax.config import to_plain
 from gotr1_jax.errors import InputError
-from gotr1_jax.io.files import plain_json, write_json_atomic
+from gotr1_jax.io.files import flatten, plain_json, write_json_atomic
 from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.trainer.config import JobConfig
 from gotr1_jax.trainer.run_dir import RunDir
@@ -239,7 +239,7 @@ def make_tracking(config: JobConfig, run: RunDir, continues: bool) -> Tracking:
     tracked = TrackedRun(
         name=config.tracker.run_name or run.root.resolve().name,
         folder=run.root,
-        settings=_dotted(to_plain(config)),
+        settings=_settings(config),
         config=config.tracker,
         id="",
         is_new=True,
@@ -259,26 +259,19 @@ def check_trackers(config: JobConfig) -> None:
             _log.debug("%s cannot be checked: %s", name, error)
 
 
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as one, with dotted names; lists as text."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= _dotted(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = str(value) if isinstance(value, list | dict) else value
-    return found
+def _settings(config: JobConfig) -> dict[str, Any]:
+    """The values of a configuration by their dotted names; lists as text."""
+    values = flatten(to_plain(config), ".")
+    return {k: str(v) if isinstance(v, list | dict) else v for k, v in values.items()}
 
 
-def _finite(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def _finite(values: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers among nested values, under names joined by slashes."""
-    found: dict[str, float] = {}
-    for name, value in plain_json(values).items():
-        if isinstance(value, Mapping):
-            found |= _finite(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and math.isfinite(value):
-            found[f"{prefix}{name}"] = float(value)
-    return found
+    return {
+        name: float(value)
+        for name, value in flatten(plain_json(values), "/").items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
 
 
 def _read(record: Path) -> dict[str, _Sent]:
