@@ -23,6 +23,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gotr1_jax.decoding.config import CacheDtype
 from gotr1_jax.models.config import DecoderConfig
 
+# Of the arrays of each attribute of `KVCache`, in its order.
+_SLOT_AXES = {"k_NKhS": 3, "v_NKSh": 2, "k_scale_NKS": 2, "v_scale_NKS": 2}
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -165,8 +168,7 @@ def join_slots(caches: Sequence[KVCache]) -> KVCache:
         layers = zip(*(getattr(cache, name) for cache in caches))
         return tuple(jnp.concatenate(arrays, axis) for arrays in layers)
 
-    names = {"k_NKhS": 3, "v_NKSh": 2, "k_scale_NKS": 2, "v_scale_NKS": 2}
-    return KVCache(**{name: joined(name, axis) for name, axis in names.items()})
+    return KVCache(**{name: joined(name, axis) for name, axis in _SLOT_AXES.items()})
 
 
 @partial(jax.jit, static_argnames=("axis", "size"))
@@ -191,10 +193,7 @@ def grow_cache(cache: KVCache, size: int) -> KVCache:
             x.delete()
         return tuple(longer)
 
-    return KVCache(
-        grow(cache.k_NKhS, 3), grow(cache.v_NKSh, 2),
-        grow(cache.k_scale_NKS, 2), grow(cache.v_scale_NKS, 2),
-    )  # fmt: skip
+    return KVCache(**{name: grow(getattr(cache, name), axis) for name, axis in _SLOT_AXES.items()})
 
 
 def write_slot(cache: KVCache, layer: int, slot: jax.Array, k: jax.Array, v: jax.Array) -> KVCache:
@@ -234,13 +233,16 @@ def _write(
     def replaced(arrays: tuple[jax.Array, ...], new: jax.Array, axis: int) -> tuple[jax.Array, ...]:
         return (*arrays[:layer], put(arrays[layer], new, axis), *arrays[layer + 1 :])
 
-    if not cache.is_int8:
-        return KVCache(replaced(cache.k_NKhS, k, 3), replaced(cache.v_NKSh, v, 2))
-    (k, k_scale), (v, v_scale) = _to_int8(k, -1), _to_int8(v, -1)
+    new: tuple[jax.Array, ...] = (k, v)
+    if cache.is_int8:
+        (k, k_scale), (v, v_scale) = _to_int8(k, -1), _to_int8(v, -1)
+        new = (k, v, k_scale, v_scale)
     return KVCache(
-        replaced(cache.k_NKhS, k, 3), replaced(cache.v_NKSh, v, 2),
-        replaced(cache.k_scale_NKS, k_scale, 2), replaced(cache.v_scale_NKS, v_scale, 2),
-    )  # fmt: skip
+        **{
+            name: replaced(getattr(cache, name), x, axis)
+            for (name, axis), x in zip(_SLOT_AXES.items(), new)
+        }
+    )
 
 
 def cache_sharding(mesh: Mesh) -> NamedSharding:
