@@ -223,7 +223,7 @@ def test_greedy_is_the_argmax_of_the_full_forward(policy) -> None:
 
 def test_without_guidance_there_is_one_branch(policy) -> None:
     settings = replace(SETTINGS, guidance=1.0, plan_bucket=7, image_bucket=9)
-    assert sampler_of(policy, settings).branches == 1
+    assert sampler_of(policy, settings).config.branches == 1
     rollout = sample(policy, settings)
     np.testing.assert_allclose(rollout.logp_BN, teacher_forced(policy, rollout), atol=1e-4)
 
