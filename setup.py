@@ -63,7 +63,7 @@ setup(
     package_dir={"gotr1_jax.configs": "configs"},
     package_data={
         "gotr1_jax.configs": ["*.yaml"],
-        "gotr1_jax": ["py.typed", "assets/shapes/*", "assets/samples/*"],
+        "gotr1_jax": ["py.typed", "assets/shapes/*", "assets/shapes_judge/*", "assets/samples/*"],
         "gotr1_jax.aot": ["gpu_targets/*"],
         "gotr1_jax.ablate": ["templates/*"],
         "gotr1_jax.play": ["page/*"],

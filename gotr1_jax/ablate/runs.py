@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gotr1_jax.ablate.config import AblationConfig
 from gotr1_jax.config import load_config
-from gotr1_jax.convert.find import EMBEDDED_NAME, find_checkpoint
+from gotr1_jax.convert.find import EMBEDDED_CHECKPOINTS, find_checkpoint
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.io.files import write_json_atomic
@@ -120,7 +120,7 @@ def check_inputs(planned: PlannedRun) -> None:
             if (checkpoint := part.checkpoint) is not None:
                 checkpoints[f"judge.{part.kind}.checkpoint"] = checkpoint
         for key, path in checkpoints.items():
-            if path != EMBEDDED_NAME:
+            if path not in EMBEDDED_CHECKPOINTS:
                 _check_there(key, path)
     except InputError as error:
         raise InputError(f"variant {planned.variant!r}: {error}") from error

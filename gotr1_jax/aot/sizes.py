@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from gotr1_jax.convert.config_json import parse_config
-from gotr1_jax.convert.find import CONFIG_FILE, EMBEDDED, RUN_MODEL
+from gotr1_jax.convert.find import CONFIG_FILE, EMBEDDED_CHECKPOINTS, RUN_MODEL
 from gotr1_jax.convert.folders import read_config
 from gotr1_jax.convert.qwen_vl import read_qwen_config
 from gotr1_jax.errors import InputError
@@ -51,7 +51,7 @@ def policy_sizes(init: str, size: str | None) -> tuple[JanusConfig, SpecialIds]:
 
 def local_checkpoint(init: str) -> Path | None:
     """The folder of the policy that `init` names; None: it is not on this machine."""
-    folder = EMBEDDED if init == "embedded" else Path(init)
+    folder = EMBEDDED_CHECKPOINTS.get(init, Path(init))
     places = (folder, folder / RUN_MODEL)
     return next((place for place in places if (place / CONFIG_FILE).is_file()), None)
 
@@ -60,8 +60,9 @@ def judge_sizes(checkpoint: str, size: str | None) -> QwenConfig:
     """Sizes of a judge, as `policy_sizes`; `size` is one of JUDGE_SIZES."""
     if size is not None:
         return JUDGE_SIZES[size]
-    if (Path(checkpoint) / CONFIG_FILE).is_file():
-        return read_qwen_config(checkpoint)
+    folder = EMBEDDED_CHECKPOINTS.get(checkpoint, Path(checkpoint))
+    if (folder / CONFIG_FILE).is_file():
+        return read_qwen_config(folder)
     # Both families have a 32B, but only one of them is known here.
     family = _QWEN3 if "qwen3" in checkpoint.lower() else _QWEN2_5
     return family[_size_in_name(checkpoint, tuple(family), "judge")]

@@ -8,9 +8,11 @@ from gotr1_jax.errors import InputError
 from gotr1_jax.io.hub import fetch_snapshot, is_hub_id
 from gotr1_jax.io.storage import local_path
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "shapes"
-"""The checkpoint that comes with the package."""
-EMBEDDED_NAME = "embedded"  # what settings call it
+_ASSETS = Path(__file__).resolve().parent.parent / "assets"
+EMBEDDED = _ASSETS / "shapes"
+"""The policy that comes with the package."""
+EMBEDDED_NAME, EMBEDDED_JUDGE_NAME = "embedded", "embedded_judge"  # what settings call them
+EMBEDDED_CHECKPOINTS = {EMBEDDED_NAME: EMBEDDED, EMBEDDED_JUDGE_NAME: _ASSETS / "shapes_judge"}
 CONFIG_FILE = "config.json"
 RUN_CONFIG, RUN_MODEL = "config.yaml", "model"  # of a training run's directory
 _NO_MODEL = ("samples", "tensorboard", "judge_cache")  # of such a one
@@ -28,19 +30,21 @@ def find_checkpoint(path: str | Path | None, revision: str | None = None) -> Pat
     """The checkpoint directory that a user means.
 
     Args:
-      path: None or "embedded" for the embedded one, a directory, the directory of a training
-        run (its finished model is meant), the URL of either in a bucket, or where no such
-        directory exists an id "org/name" of the hub, which is fetched into the hub's cache (see
-        `io.hub.fetch_snapshot`).
+      path: None or "embedded" for the embedded policy, "embedded_judge" for the embedded judge, a
+        directory, the directory of a training run (its finished model is meant), the URL of either
+        in a bucket, or where no such directory exists an id "org/name" of the hub, which is
+        fetched into the hub's cache (see `io.hub.fetch_snapshot`).
       revision: branch, tag or commit of a hub id.
 
     Raises InputError for a run without a finished model, for an id that cannot be fetched, and
     for a revision of something else than a hub id; RunError for a full disk.
     """
-    if path is None or str(path) == EMBEDDED_NAME:
+    name = EMBEDDED_NAME if path is None else str(path)
+    if name in EMBEDDED_CHECKPOINTS:
         if revision is not None:
-            raise InputError(f"a revision belongs to an id of the hub, not to {EMBEDDED_NAME}")
-        return EMBEDDED
+            raise InputError(f"a revision belongs to an id of the hub, not to {name}")
+        return EMBEDDED_CHECKPOINTS[name]
+    assert path is not None
     folder = local_path(path, _NO_MODEL)
     if not folder.exists() and is_hub_id(str(path)):
         return _fetched(str(path), revision)

@@ -17,6 +17,8 @@ import numpy as np
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import Geometry, QwenImage, count_windows
 from gotr1_jax.images.qwen_pack import Grid, PatchBatch, RowShape, mrope_positions, pack_images
+from gotr1_jax.judge_sft.objects import UnitLabels, label_units
+from gotr1_jax.plan import Box
 from gotr1_jax.tokenizers.qwen import ImageTokens, QwenTokenizer
 
 
@@ -55,11 +57,15 @@ class TaughtText:
 
 @dataclass(frozen=True)
 class TaughtExample:
-    """Images, and turns about them; `where` is its name in messages."""
+    """Images, and turns about them; `where` is its name in messages.
+
+    objects: names and boxes of what is in each image, where they are to be learned; else empty.
+    """
 
     where: str
     images: tuple[QwenImage, ...]
     turns: tuple[TaughtTurn, ...]
+    objects: tuple[tuple[tuple[str, Box], ...], ...] = ()
 
     @property
     def text(self) -> TaughtText:
@@ -99,6 +105,7 @@ class JudgeBatch:
       starts_EQ: int32 index of each answer's first token in the example's rows, joined (K·S).
       lengths_EQ: int32 tokens of each answer, its end of message included; 0: no such turn.
       patches: the images, a row an example; None where there are none.
+      labels: of the images' units, where objects are to be learned.
     """
 
     ids_EKS: np.ndarray
@@ -108,6 +115,7 @@ class JudgeBatch:
     starts_EQ: np.ndarray
     lengths_EQ: np.ndarray
     patches: PatchBatch | None
+    labels: UnitLabels | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +191,7 @@ def make_batch(
         starts_EQ=np.ones((E, shape.turns), np.int32),
         lengths_EQ=np.zeros((E, shape.turns), np.int32),
         patches=_pack(examples, geometry, shape.patches),
+        labels=_label(examples, geometry, shape.patches),
     )
     for e, example in enumerate(examples):
         if len(example.turns) > shape.turns:
@@ -233,3 +242,13 @@ def _pack(
             raise InputError(f"the images of {example.where} are larger than before") from error
     names = PatchBatch.__dataclass_fields__
     return PatchBatch(**{n: np.concatenate([getattr(row, n) for row in rows]) for n in names})
+
+
+def _label(
+    examples: Sequence[TaughtExample], geometry: Geometry, shape: RowShape | None
+) -> UnitLabels | None:
+    """Labels of the units of each example's images."""
+    if shape is None or not any(example.objects for example in examples):
+        return None
+    images = [list(zip(e.text.grids, e.objects, strict=True)) for e in examples]
+    return label_units(images, shape.patches // geometry.unit_patches)

@@ -249,6 +249,10 @@ class JudgeSftConfig(JobConfig):
     model: NewJudgeConfig | None = None
     # On the text model. Null: all parameters are trained, those of the tower too.
     lora: LoraConfig | None = None
+    # answers: the loss is on the answers. objects: the vision tower of a new model learns to see,
+    # which objects of the shapes world are where in images and sketches, without any question; a
+    # second run goes on with it by `init`.
+    objective: Literal["answers", "objects"] = "answers"
     # Examples per step; a sample of the shapes world is one example with all of its questions.
     batch_size: RowCount = 16
     # Examples per forward and backward pass; gradients are accumulated.
@@ -281,6 +285,8 @@ class JudgeSftConfig(JobConfig):
             raise ConfigError("lora is for init; adapters on a new model would train little of it")
         if self.lora is not None:
             self.optimizer.check_trained("adapters (lora)")
+        if self.objective == "objects":
+            self._check_objects()
         if self.batch_size % self.micro_batch:
             raise ConfigError(
                 f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}"
@@ -289,4 +295,17 @@ class JudgeSftConfig(JobConfig):
             raise ConfigError(
                 f"batch_size is {self.batch_size}, data.shapes.examples is "
                 f"{self.data.shapes.examples}; a batch holds each example once, so use more"
+            )
+
+    def _check_objects(self) -> None:
+        """A new model, of whose text model nothing is changed, and labelled images."""
+        if self.model is None or self.data.source != "shapes":
+            raise ConfigError(
+                "objective: objects is for a new model (`model`) on data.source: shapes, which "
+                "alone knows all objects of an image"
+            )
+        if self.optimizer.weight_decay:
+            raise ConfigError(
+                f"optimizer.weight_decay is {self.optimizer.weight_decay}; with objective: objects "
+                "the text model has no gradient, and decay would only shrink it: set 0"
             )

@@ -153,7 +153,10 @@ def open_source(
     if data.shapes.vq is not None:
         reconstruct = make_reconstruct(load_vq(find_checkpoint(data.shapes.vq)), IMAGE_SIZE)
     samples = _stored_samples(data)
-    return JudgedShapes(data.shapes, preprocessing, config.seed, reconstruct, samples, thousandths)
+    return JudgedShapes(
+        data.shapes, preprocessing, config.seed, reconstruct, samples, thousandths,
+        objects=config.objective == "objects",
+    )  # fmt: skip
 
 
 def _stored_samples(data: JudgeDataConfig) -> list[StoredSample]:

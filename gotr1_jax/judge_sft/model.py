@@ -24,10 +24,11 @@ from gotr1_jax.images.qwen import Preprocessing
 from gotr1_jax.judge_sft.answers import ANSWER_PIECES
 from gotr1_jax.judge_sft.config import JudgeSftConfig
 from gotr1_jax.judge_sft.dataset import JudgeSource, bound_pixels, open_source
+from gotr1_jax.judge_sft.detector import ObjectDetector
 from gotr1_jax.judge_sft.new_model import TOKENIZER_TURNS, new_preprocessing, write_new_files
 from gotr1_jax.models.lora import merge_lora, split_lora
 from gotr1_jax.models.qwen_config import QwenConfig
-from gotr1_jax.models.qwen_vl import QwenVL, abstract_qwen
+from gotr1_jax.models.qwen_vl import QwenVL
 from gotr1_jax.parallel.sharding import placed_shapes, shardings_of, state_shardings
 from gotr1_jax.tokenizers.qwen import SYSTEM, QwenTokenizer
 from gotr1_jax.trainer.number_features import with_number_features
@@ -95,7 +96,7 @@ def prepare_judge(config: JudgeSftConfig, scratch: Path) -> tuple[InitialJudge, 
 
 def judge_shapes(config: JudgeSftConfig, sizes: QwenConfig, mesh: Mesh) -> SplitJudge:
     """The split model as shapes that know their places; nothing is allocated."""
-    abstract = abstract_qwen(sizes, **_settings(config))
+    abstract = nnx.eval_shape(lambda: _new_module(config, sizes, jax.random.key(0)))
     if config.lora is None:
         graphdef, rest = nnx.split(abstract)
         return SplitJudge(graphdef, placed_shapes(rest, state_shardings(rest, mesh)), nnx.State({}))
@@ -126,9 +127,10 @@ def initial_state(
             return state, shapes.frozen
 
     def init(key: jax.Array) -> Any:
-        model = QwenVL(initial.config, rngs=nnx.Rngs(params=key), **_settings(config))
+        model = _new_module(config, initial.config, key)
         if config.model is not None and config.model.number_features:
-            table, numbers = model.text.embed.table, initial.tokenizer.number_ids
+            judge = model.judge if isinstance(model, ObjectDetector) else model
+            table, numbers = judge.text.embed.table, initial.tokenizer.number_ids
             table[...] = with_number_features(table[...], numbers, jax.random.fold_in(key, 1))
         # Only what is trained is returned, so the compiler drops the rest of the model.
         return nnx.split(model)[1] if config.lora is None else split_lora(model)[1]
@@ -140,10 +142,11 @@ def initial_state(
 def finished_params(
     config: JudgeSftConfig, shapes: SplitJudge, state: TrainState, frozen: Any
 ) -> Any:
-    """The parameters of a plain `QwenVL`: trained ones as they were before any rounding,
-    adapters merged."""
+    """The parameters of a plain `QwenVL`: trained ones as they were before any rounding, adapters
+    merged, without a detector's head."""
     if config.lora is None:
-        return float32_params(state.params, state.opt_state)
+        params = float32_params(state.params, state.opt_state)
+        return params["judge"] if config.objective == "objects" else params
     wide = config.export_dtype == "float32"
 
     def merge(trained: Any, frozen: Any) -> Any:
@@ -154,11 +157,15 @@ def finished_params(
     return jax.jit(merge, out_shardings=shardings_of(shapes.frozen))(state.params, frozen)
 
 
-def _settings(config: JudgeSftConfig) -> dict[str, Any]:
-    """How the module is built."""
-    return {
-        "lora": config.lora,
-        "dtype": jnp.dtype(config.dtype),
-        "param_dtype": jnp.dtype(config.param_dtype),
-        "remat": config.remat,
-    }
+def _new_module(
+    config: JudgeSftConfig, sizes: QwenConfig, key: jax.Array
+) -> QwenVL | ObjectDetector:
+    """What the job's objective trains, with new parameters."""
+    rngs, param_dtype = nnx.Rngs(params=key), jnp.dtype(config.param_dtype)
+    judge = QwenVL(
+        sizes, rngs=rngs, lora=config.lora, dtype=jnp.dtype(config.dtype), param_dtype=param_dtype,
+        remat=config.remat,
+    )  # fmt: skip
+    if config.objective == "objects":
+        return ObjectDetector(judge, rngs=rngs, param_dtype=param_dtype)
+    return judge

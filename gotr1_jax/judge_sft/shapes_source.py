@@ -73,6 +73,7 @@ class JudgedShapes:
         reconstruct: Reconstruct | None = None,
         samples: Sequence[StoredSample] = (),
         thousandths: bool = False,
+        objects: bool = False,
     ) -> None:
         """
         Args:
@@ -82,10 +83,11 @@ class JudgedShapes:
           reconstruct: uint8 (H, W, 3) -> the same, through an image tokenizer.
           samples: of a policy.
           thousandths: boxes are answered so, not in pixels of the model's image.
+          objects: examples have the objects of their images in place of questions.
         """
         self._config, self._preprocessing, self._seed = config, preprocessing, seed
         self._reconstruct, self._samples = reconstruct, samples
-        self._thousandths = thousandths
+        self._thousandths, self._objects = thousandths, objects
 
     def __len__(self) -> int:
         return self._config.examples
@@ -111,10 +113,24 @@ class JudgedShapes:
         return RowShape(max(s.patches for s in shapes), max(s.windows for s in shapes))
 
     def text(self, index: int) -> TaughtText:
-        """An example without its pixels."""
-        return self[index].text
+        """An example without its pixels; with its questions, which a tokenizer is made of."""
+        return self._asked(index).text
 
     def __getitem__(self, index: int) -> TaughtExample:
+        return self._seen(index) if self._objects else self._asked(index)
+
+    def _seen(self, index: int) -> TaughtExample:
+        """The image of a sample and its sketch, with what is in them."""
+        sample = grade(self.draw_request(np.random.default_rng((_STREAM, self._seed, index))))
+        seen = [(make_image_input(sample.request.image), tuple(sample.shown))]
+        if "canvas" in self._config.layouts:
+            questions = replace(self._config.questions, layout="canvas")
+            for question in make_questions(sample.request, [LAYOUT_TERM], questions)[LAYOUT_TERM]:
+                seen.append((question.images[0], tuple(sample.request.plan.boxes)))
+        images = tuple(self._pixels(image) for image, _ in seen)
+        return TaughtExample(f"example {index}", images, (), tuple(o for _, o in seen))
+
+    def _asked(self, index: int) -> TaughtExample:
         rng = np.random.default_rng((_STREAM, self._seed, index))
         sample = grade(self.draw_request(rng))
         asked = list(self._questions(rng, sample))

@@ -7,6 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import optax
+
 from gotr1_jax.convert.find import find_checkpoint
 from gotr1_jax.convert.qwen_json import MODEL_TYPES
 from gotr1_jax.convert.qwen_vl import save_qwen
@@ -16,14 +18,16 @@ from gotr1_jax.io.reading import read_text
 from gotr1_jax.io.storage import local_path
 from gotr1_jax.judge_sft.config import JudgeSftConfig
 from gotr1_jax.judge_sft.dataset import describe_data, fit_source, make_judge_batches
+from gotr1_jax.judge_sft.detector import make_detector_step
 from gotr1_jax.judge_sft.model import (
     InitialJudge,
+    SplitJudge,
     finished_params,
     initial_state,
     judge_shapes,
     prepare_judge,
 )
-from gotr1_jax.judge_sft.update import make_judge_step
+from gotr1_jax.judge_sft.update import JudgeStep, make_judge_step
 from gotr1_jax.parallel.mesh import addressable_rows
 from gotr1_jax.parallel.placement import gather_to_main, put_addressable_rows
 from gotr1_jax.parallel.processes import (
@@ -35,6 +39,8 @@ from gotr1_jax.report.page import write_report
 from gotr1_jax.trainer.optimizer import make_optimizer, make_schedule
 from gotr1_jax.trainer.run import Run
 
+# Metrics on the line of a step, those of each objective.
+_SHOWN = ("nats/answer", "right/answers", "thousandths/box", "right/shape")
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -65,9 +71,7 @@ def train_judge(config: JudgeSftConfig) -> Path:
         optimizer = make_optimizer(config.optimizer, config.steps)
         state, frozen = initial_state(config, initial, shapes, optimizer, mesh)
         state = run.restore(state, batches)
-        update = make_judge_step(
-            shapes.graphdef, optimizer, shape.answer_tokens, config.mean_over, config.micro_batch
-        )
+        update = _make_step(config, shapes, optimizer, shape.answer_tokens)
         schedule = make_schedule(config.optimizer, config.steps)
         for step in run.steps():
             with raise_on_all_processes():
@@ -75,17 +79,11 @@ def train_judge(config: JudgeSftConfig) -> Path:
             rows = put_addressable_rows(batch, config.batch_size, mesh)
             state, result = update(state, frozen, rows)
             if step % config.log_every == 0 or step == config.steps:
-                nats, right = float(result.nats), float(result.right_answers)
-                values = {
-                    "loss": float(result.loss),
-                    "nats/answer": nats,
-                    "right/tokens": float(result.right_tokens),
-                    "right/answers": right,
-                    "grad_norm": float(result.grad_norm),
-                    "lr": float(schedule(state.updates - 1)),
-                    "updates/skipped": int(state.skipped),
-                }
-                run.log(values, state.skipped_in_a_row, nats=nats, right=right)
+                values = {name: float(value) for name, value in result.items()}
+                values["lr"] = float(schedule(state.updates - 1))
+                values["updates/skipped"] = int(state.skipped)
+                shown = {n.split("/")[0]: values[n] for n in _SHOWN if n in values}
+                run.log(values, state.skipped_in_a_row, **shown)
             run.end_step(state)
         params = gather_to_main(finished_params(config, shapes, state, frozen))
         with raise_on_all_processes():
@@ -94,6 +92,20 @@ def train_judge(config: JudgeSftConfig) -> Path:
                 run.write_summary()
                 print(f"report: {write_report(run.dir.root)}")
             return out
+
+
+def _make_step(
+    config: JudgeSftConfig,
+    shapes: SplitJudge,
+    optimizer: optax.GradientTransformation,
+    answer_tokens: int,
+) -> JudgeStep:
+    """The update of the job's objective."""
+    if config.objective == "objects":
+        return make_detector_step(shapes.graphdef, optimizer, config.micro_batch)
+    return make_judge_step(
+        shapes.graphdef, optimizer, answer_tokens, config.mean_over, config.micro_batch
+    )
 
 
 def _inputs(config: JudgeSftConfig, tokenizer: str) -> dict[str, str]:

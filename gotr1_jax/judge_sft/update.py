@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,25 +21,8 @@ from gotr1_jax.trainer.state import (
     split_micro_batches,
 )
 
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class JudgeMetrics:
-    """Float32 scalars of one update.
-
-    Attributes:
-      loss: as it was minimised.
-      nats: mean cross entropy of a token of an answer.
-      right_tokens: share of these tokens that the model thinks most likely, given those before.
-      right_answers: share of the answers all of whose tokens are.
-      grad_norm: before clipping.
-    """
-
-    loss: jax.Array
-    nats: jax.Array
-    right_tokens: jax.Array
-    right_answers: jax.Array
-    grad_norm: jax.Array
+JudgeStep = Callable[[TrainState, Any, JudgeBatch], tuple[TrainState, dict[str, jax.Array]]]
+"""step(state, frozen, batch): the next state, and float32 scalars by the names of metrics."""
 
 
 def answer_logits(
@@ -76,8 +58,10 @@ def make_judge_step(
     width: int,
     mean_over: str,
     micro_batch: int,
-) -> Callable[[TrainState, Any, JudgeBatch], tuple[TrainState, JudgeMetrics]]:
-    """step(state, frozen, batch): one supervised update.
+) -> JudgeStep:
+    """One supervised update. Its metrics: the loss, mean `nats/answer` of a token of an answer, the
+    shares `right/tokens` that the model thinks most likely, given those before, and
+    `right/answers` of which that is true throughout, and the norm of the gradient before clipping.
 
     Args:
       graphdef: of a `QwenVL`; merged with the state's parameters and `frozen`.
@@ -87,7 +71,9 @@ def make_judge_step(
       micro_batch: examples of a forward and backward pass.
     """
 
-    def step(state: TrainState, frozen: Any, batch: JudgeBatch) -> tuple[TrainState, JudgeMetrics]:
+    def step(
+        state: TrainState, frozen: Any, batch: JudgeBatch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         lengths_B = jnp.asarray(batch.lengths_EQ).reshape(-1)
         total = target_weights(lengths_B, width, mean_over).sum()
 
@@ -107,8 +93,12 @@ def make_judge_step(
         state, norm = apply_gradients(state, grads, loss, optimizer)
         tokens = jnp.maximum(target_mask(lengths_B, width).sum(), 1)
         answers = jnp.maximum((lengths_B > 0).sum(), 1)
-        return state, JudgeMetrics(
-            loss, sums.nats / tokens, sums.right_tokens / tokens, sums.right_answers / answers, norm
-        )
+        return state, {
+            "loss": loss,
+            "nats/answer": sums.nats / tokens,
+            "right/tokens": sums.right_tokens / tokens,
+            "right/answers": sums.right_answers / answers,
+            "grad_norm": norm,
+        }
 
     return jax.jit(step, donate_argnums=0)

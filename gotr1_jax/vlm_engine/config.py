@@ -27,7 +27,8 @@ class QwenEngineConfig(CheckedConfig):
     renamed_keys: ClassVar[Mapping[str, str]] = {"picture_tokens": "image_tokens"}
 
     # A checkpoint of Qwen2.5-VL or a dense Qwen3-VL (2B, 4B, 8B, 32B), as its config.json says: a
-    # directory (config.json, tokenizer.json, safetensors) or a hub id.
+    # directory (config.json, tokenizer.json, safetensors), a hub id, or "embedded_judge", which
+    # knows the shapes world alone.
     checkpoint: FilledText
     # dtype of weights and activations.
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

@@ -186,6 +186,30 @@ def test_bad_input_leaves_nothing(tmp_path: Path, capsys: Any) -> None:
         assert not root.exists()
 
 
+def test_a_tower_learns_to_see_before_questions_are_asked(tmp_path: Path, capsys: Any) -> None:
+    tower = judge_values(tmp_path / "tower") | {"objective": "objects", "steps": 2}
+    assert run(tower) == 0
+    lines = read_metrics(tmp_path / "tower" / "metrics.jsonl")
+    assert {"loss", "right/units", "right/shape", "thousandths/box"} <= set(lines[-1])
+    page = (tmp_path / "tower" / "report.html").read_text()
+    assert "thousandths/box" in page
+    first = load(tmp_path / "tower" / "model")
+    assert set(nnx.to_pure_dict(first.state)) == {"vision", "text"}  # without the head
+    values = judge_values(tmp_path / "run") | {"model": None, "steps": 1}
+    values["init"] = str(tmp_path / "tower" / "model")
+    assert run(values) == 0
+    assert load(tmp_path / "run" / "model").tokenizer.vocab_size == first.tokenizer.vocab_size
+    for other, message in (
+        ({"optimizer": {"weight_decay": 0.01}}, "the text model has no gradient"),
+        ({"model": None, "init": values["init"]}, "objective: objects is for a new model"),
+        ({"data": {"source": str(write_own_records(tmp_path))}}, "which alone knows all objects"),
+    ):
+        bad = tower | {"run_dir": str(tmp_path / "bad")} | other
+        assert run(bad) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "bad").exists()
+
+
 def test_embeddings_of_numbers_begin_as_features(tmp_path: Path) -> None:
     values = judge_values(tmp_path / "run")
     values["model"] = {**values["model"], "number_features": True}
