@@ -29,6 +29,7 @@ from gotr1_jax.ablate.runs import (
     add_minutes,
     check_inputs,
     check_same,
+    choose_runs,
     list_runs,
     plan_runs,
 )
@@ -54,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="list the runs, their state and the minutes they will take, and train nothing",
     )  # fmt: skip
     parser.add_argument(
+        "--only", type=lambda text: text.split(","), metavar="NAMES",
+        help="train these alone now: names of conditions and variants, or condition/variant, with "
+        "commas between; the tables show all that is finished",
+    )  # fmt: skip
+    parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write (run_dir of the configuration)"
     )
 
@@ -75,27 +81,31 @@ def run(options: argparse.Namespace) -> None:
     check_terms(config, runs)
     for planned in runs:
         check_same(planned)
+    wanted = choose_runs(runs, options.only)
     if options.plan:
-        print(list_runs(runs, config.at_once))
-    for planned in runs:
+        print(list_runs(wanted, config.at_once))
+    for planned in wanted:
         if not planned.is_finished:
             check_inputs(planned)
     compare_finished(config, runs)  # what is damaged is better known before others are trained
     if options.plan:
         return
     with folder_lock(root, "--out"):
-        _train_all(root, config, runs)
+        _train_all(root, config, runs, wanted)
 
 
-def _train_all(root: Path, config: AblationConfig, runs: Sequence[PlannedRun]) -> None:
+def _train_all(
+    root: Path, config: AblationConfig, runs: Sequence[PlannedRun], wanted: Sequence[PlannedRun]
+) -> None:
+    """Train those that are wanted, and compare all that are finished."""
     from gotr1_jax.trainer.stopping import StopSignals
 
     failed, at_once = list[str](), config.at_once
     processes = Processes()
     with StopSignals(), ThreadPoolExecutor(at_once) as pool:
         try:
-            for planned, code, minutes in _outcomes(pool, root, runs, at_once, processes):
-                name, log = _name(planned, runs), planned.root / _LOG_NAME
+            for planned, code, minutes in _outcomes(pool, root, wanted, at_once, processes):
+                name, log = _name(planned, wanted), planned.root / _LOG_NAME
                 if code == Stopped.exit_code:
                     raise Stopped(f"{name} was stopped; the same command resumes it")
                 if code != 0 or not planned.is_finished:
@@ -111,7 +121,7 @@ def _train_all(root: Path, config: AblationConfig, runs: Sequence[PlannedRun]) -
     print(read_text(root / "ablation.md"))
     print(root / "ablation.md")
     if failed:
-        raise RunError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}")
+        raise RunError(f"{len(failed)} of {len(wanted)} runs failed: {'; '.join(failed)}")
 
 
 def _outcomes(

@@ -95,6 +95,19 @@ def plan_runs(config: AblationConfig, root: Path) -> list[PlannedRun]:
     return runs
 
 
+def choose_runs(runs: Sequence[PlannedRun], only: Sequence[str] | None) -> list[PlannedRun]:
+    """The runs of these conditions and variants ("a", "b" or "a/b"), all of them for None;
+    InputError for a name of none."""
+    if only is None:
+        return list(runs)
+    names = [{r.condition, r.variant, f"{r.condition}/{r.variant}"} - {""} for r in runs]
+    for name in only:
+        if not any(name in own for own in names):
+            known = dict.fromkeys(n for r in runs for n in (r.condition, r.variant) if n)
+            raise InputError(f"--only {name!r} names no run; known: {', '.join(known)}")
+    return [r for r, own in zip(runs, names, strict=True) if own & set(only)]
+
+
 def check_same(planned: PlannedRun) -> None:
     """InputError when the run's directory holds a run of another configuration."""
     stored = RunDir(planned.root).config

@@ -1,4 +1,5 @@
-"""Tokens of the questions of configs/shapes_judge.yaml, with the tokenizer made for them.
+"""Tokens of the questions of configs/shapes_judge.yaml, with the tokenizer made for them by
+configs/shapes_judge_tower.yaml.
 
     python tests/scale/question_tokens.py [--samples 300]
 
@@ -23,7 +24,7 @@ from gotr1_jax.judge_sft.model import prepare_judge
 from gotr1_jax.tokenizers.qwen import QwenTokenizer
 from gotr1_jax.tokenizers.train_qwen import train_qwen_tokenizer
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "shapes_judge.yaml"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "shapes_judge_tower.yaml"
 
 
 def without_phrases(examples: Iterable[TaughtText], vocab_limit: int) -> QwenTokenizer:
@@ -44,7 +45,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=300)
     number = parser.parse_args().samples
-    config = load_config(JudgeSftConfig, CONFIG, ["--data.shapes.vq", "null"])
+    config = load_config(
+        JudgeSftConfig, CONFIG, ["--data.shapes.vq", "null", "--objective", "answers"]
+    )
     assert config.model is not None
     shapes = config.data.shapes
     with tempfile.TemporaryDirectory() as scratch:

@@ -202,6 +202,19 @@ def test_runs_at_the_same_time(
     assert len(json.loads((config.parent / "o/ablation.json").read_text())["variants"]) == 2
 
 
+def test_some_runs_are_trained_now_and_others_later(
+    config: Path, trainer: Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(config, "--only", "two") == 0
+    assert trainer.asked == [("two", 0), ("two", 5)]
+    assert len(json.loads((config.parent / "o/ablation.json").read_text())["variants"]) == 1
+    assert _run(config, "--only", "one,two") == 0
+    assert trainer.asked == [("two", 0), ("two", 5), ("one", 0), ("one", 5)]
+    assert len(json.loads((config.parent / "o/ablation.json").read_text())["variants"]) == 2
+    assert _run(config, "--only", "one,none") == 2
+    assert "--only 'none' names no run; known: one, two" in capsys.readouterr().err
+
+
 def test_no_process_starts_after_a_stop() -> None:
     processes = ablate.Processes()
     sleep = partial(subprocess.Popen, [sys.executable, "-c", "import time; time.sleep(600)"])
