@@ -49,7 +49,7 @@ def main() -> None:
         JudgeSftConfig, CONFIG, ["--data.shapes.vq", "null", "--objective", "answers"]
     )
     assert config.model is not None
-    shapes = config.data.shapes
+    shapes, thousandths = config.data.shapes, config.model.is_qwen3
     with tempfile.TemporaryDirectory() as scratch:
         initial, source = prepare_judge(config, Path(scratch))
         examples = [source.text(i) for i in range(number)]
@@ -57,9 +57,9 @@ def main() -> None:
     print("| question | tokens, new tokenizer (answer) | in words |\n|-|-|-|")
     for term in shapes.terms:
         for layout in shapes.layouts if term == "spa" else shapes.layouts[:1]:
-            part = replace(shapes, terms=(term,), layouts=(layout,))
+            part = replace(shapes, terms=(term,), layouts=(layout,), inventory=False)
             data = replace(config.data, shapes=part)
-            asked = open_source(replace(config, data=data), initial.preprocessing)
+            asked = open_source(replace(config, data=data), initial.preprocessing, thousandths)
             own, words = (count(map(asked.text, range(number)), t) for t in tokenizers)
             name = f"{term}, {layout}" if term == "spa" else term
             means = [statistics.mean(x) for x in (*zip(*own), next(zip(*words)))]
