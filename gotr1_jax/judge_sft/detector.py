@@ -7,7 +7,6 @@ part in it, so that a step costs a fraction of one that answers questions.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,16 +17,11 @@ from flax import nnx
 
 from gotr1_jax.judge_sft.batch import JudgeBatch
 from gotr1_jax.judge_sft.objects import CLASSES, UnitLabels
-from gotr1_jax.judge_sft.update import JudgeStep
+from gotr1_jax.judge_sft.update import JudgeStep, update_by
 from gotr1_jax.models.layers import Linear
 from gotr1_jax.models.qwen_vl import QwenVL
 from gotr1_jax.plan.boxes import SCALE
-from gotr1_jax.trainer.state import (
-    TrainState,
-    accumulate_gradients,
-    apply_gradients,
-    split_micro_batches,
-)
+from gotr1_jax.trainer.state import TrainState
 
 _NAMES = ("color", "shape", "size")
 # A box that is wrong by a quarter of the image weighs about as much as an unknown color.
@@ -99,22 +93,15 @@ def make_detector_step(
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         assert batch.labels is not None
         centers_EU = jnp.asarray(batch.labels.centers_EU)
-        units, objects = ((jnp.maximum((centers_EU >= n).sum(), 1)) for n in (0, 1))
+        units, objects = (jnp.maximum((centers_EU >= n).sum(), 1) for n in (0, 1))
 
-        def gradient(part: JudgeBatch) -> tuple[Any, Any]:
-            def loss_of(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-                assert part.labels is not None
-                sums = detection_sums(nnx.merge(graphdef, params, frozen)(part), part.labels)
-                terms = {n: sums[n] / (units if n == "center" else objects) for n in _WEIGHTS}
-                return sum((_WEIGHTS[n] * x for n, x in terms.items()), jnp.zeros(())), sums
+        def loss_of(params: Any, part: JudgeBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
+            assert part.labels is not None
+            sums = detection_sums(nnx.merge(graphdef, params, frozen)(part), part.labels)
+            terms = {n: sums[n] / (units if n == "center" else objects) for n in _WEIGHTS}
+            return sum((_WEIGHTS[n] * x for n, x in terms.items()), jnp.zeros(())), sums
 
-            (loss, sums), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-            return grads, (loss, sums)
-
-        parts = split_micro_batches(batch, batch.ids_EKS.shape[0] // micro_batch)
-        add = partial(jax.tree.map, jnp.add)
-        grads, (loss, sums) = accumulate_gradients(gradient, state.params, parts, add)
-        state, norm = apply_gradients(state, grads, loss, optimizer)
+        state, loss, sums, norm = update_by(loss_of, state, batch, optimizer, micro_batch)
         metrics = {f"right/{name}": sums[f"right_{name}"] / objects for name in _NAMES}
         metrics["right/units"] = sums["right_units"] / units
         metrics["thousandths/box"] = SCALE * sums["box"] / objects

@@ -52,6 +52,33 @@ def answer_logits(
     return model.logits(used_ELD.reshape(*shape, -1)), targets_EL.reshape(shape), lengths_B
 
 
+def update_by(
+    loss_of: Callable[[Any, JudgeBatch], tuple[jax.Array, Any]],
+    state: TrainState,
+    batch: JudgeBatch,
+    optimizer: optax.GradientTransformation,
+    micro_batch: int,
+) -> tuple[TrainState, jax.Array, Any, jax.Array]:
+    """One optimizer step on the sum of a loss over micro-batches.
+
+    Args:
+      loss_of: f(parameters, micro-batch) -> its part of the loss, and sums; both add up.
+      micro_batch: examples of a forward and backward pass.
+
+    Returns the state, the loss, the sums, and the norm of the gradient before clipping.
+    """
+
+    def gradient(part: JudgeBatch) -> tuple[Any, Any]:
+        found, grads = jax.value_and_grad(loss_of, has_aux=True)(state.params, part)
+        return grads, found
+
+    parts = split_micro_batches(batch, batch.ids_EKS.shape[0] // micro_batch)
+    add = partial(jax.tree.map, jnp.add)
+    grads, (loss, sums) = accumulate_gradients(gradient, state.params, parts, add)
+    state, norm = apply_gradients(state, grads, loss, optimizer)
+    return state, loss, sums, norm
+
+
 def make_judge_step(
     graphdef: Any,
     optimizer: optax.GradientTransformation,
@@ -77,20 +104,13 @@ def make_judge_step(
         lengths_B = jnp.asarray(batch.lengths_EQ).reshape(-1)
         total = target_weights(lengths_B, width, mean_over).sum()
 
-        def gradient(part: JudgeBatch) -> tuple[Any, Any]:
-            def loss_of(params: Any) -> tuple[jax.Array, AnswerSums]:
-                model = nnx.merge(graphdef, params, frozen)
-                logits, targets, lengths = answer_logits(model, part, width)
-                weights = target_weights(lengths, width, mean_over)
-                return answer_loss(logits, targets, weights, total)
+        def loss_of(params: Any, part: JudgeBatch) -> tuple[jax.Array, AnswerSums]:
+            model = nnx.merge(graphdef, params, frozen)
+            logits, targets, lengths = answer_logits(model, part, width)
+            weights = target_weights(lengths, width, mean_over)
+            return answer_loss(logits, targets, weights, total)
 
-            (loss, sums), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-            return grads, (loss, sums)
-
-        parts = split_micro_batches(batch, batch.ids_EKS.shape[0] // micro_batch)
-        add = partial(jax.tree.map, jnp.add)
-        grads, (loss, sums) = accumulate_gradients(gradient, state.params, parts, add)
-        state, norm = apply_gradients(state, grads, loss, optimizer)
+        state, loss, sums, norm = update_by(loss_of, state, batch, optimizer, micro_batch)
         tokens = jnp.maximum(target_mask(lengths_B, width).sum(), 1)
         answers = jnp.maximum((lengths_B > 0).sum(), 1)
         return state, {

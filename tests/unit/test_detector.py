@@ -70,18 +70,15 @@ def test_sums_are_the_definitions() -> None:
     assert sums["box"] == pytest.approx(error.sum(), rel=1e-5)
 
 
-def batches(judge: NewJudgeConfig, count: int) -> tuple[QwenTokenizer, list[JudgeBatch]]:
+def make(judge: NewJudgeConfig) -> tuple[QwenTokenizer, JudgeBatch]:
     config = JudgeShapesConfig(questions=QuestionsConfig(canvas=112))
     settings = new_preprocessing(judge)
     source = JudgedShapes(config, settings, seed=1, objects=True)
     texts = [turn.instruction for turn in source.text(0).turns]
     tokenizer = QwenTokenizer(train_qwen_tokenizer(texts, (), 2048).to_str())
     shape = BatchShape(1, 1, 8, 4, source.patches())
-    made = [
-        make_batch([source[4 * i + j] for j in range(4)], tokenizer, settings.geometry, shape)
-        for i in range(count)
-    ]
-    return tokenizer, made
+    examples = [source[i] for i in range(4)]
+    return tokenizer, make_batch(examples, tokenizer, settings.geometry, shape)
 
 
 def test_examples_have_image_and_sketch_with_their_objects() -> None:
@@ -100,7 +97,7 @@ def test_examples_have_image_and_sketch_with_their_objects() -> None:
 
 @pytest.mark.parametrize("judge", [TINY_JUDGE, TINY_JUDGE3], ids=["qwen2_5_vl", "qwen3_vl"])
 def test_the_tower_learns_and_the_text_model_stays(judge: NewJudgeConfig) -> None:
-    tokenizer, made = batches(judge, 1)
+    tokenizer, batch = make(judge)
     model = QwenVL(judge.sizes(-(-tokenizer.vocab_size // 64) * 64), rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(ObjectDetector(model, rngs=nnx.Rngs(1)))
     optimizer = optax.adam(3e-3)
@@ -108,7 +105,7 @@ def test_the_tower_learns_and_the_text_model_stays(judge: NewJudgeConfig) -> Non
     whole, halves = (make_detector_step(graphdef, optimizer, micro) for micro in (4, 2))
     create = jax.jit(partial(new_state, optimizer=optimizer))
     (one, metrics), (two, others) = (
-        step(create(params), nnx.State({}), made[0]) for step in (whole, halves)
+        step(create(params), nnx.State({}), batch) for step in (whole, halves)
     )
     assert {k: float(v) for k, v in metrics.items()} == pytest.approx(
         {k: float(v) for k, v in others.items()}, rel=1e-4
@@ -117,7 +114,7 @@ def test_the_tower_learns_and_the_text_model_stays(judge: NewJudgeConfig) -> Non
     jax.tree.map(near, jax.tree.map(np.asarray, one.params), jax.tree.map(np.asarray, two.params))
     losses = [float(metrics["loss"])]
     for _ in range(60):
-        one, metrics = whole(one, nnx.State({}), made[0])
+        one, metrics = whole(one, nnx.State({}), batch)
         losses.append(float(metrics["loss"]))
     # Four images can be learned by heart; a loss that saw padding or another image could not.
     assert losses[-1] < 0.25 * losses[0] and float(metrics["right/units"]) > 0.85
