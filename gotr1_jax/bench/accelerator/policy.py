@@ -85,10 +85,11 @@ class PolicyRun:
 
     @cached_property
     def learner(self) -> Learner:
-        """Of the job."""
+        """Of the job, with its reference policy where the loss has a KL."""
         measured = self.measured
+        reference = self.policy.reference() if measured.config.loss.kl != "none" else None
         return make_learner(
-            measured.config, self.policy, measured.sizes, SPECIALS, self._optimizer, None
+            measured.config, self.policy, measured.sizes, SPECIALS, self._optimizer, reference
         )
 
     def _release_params(self) -> None:
@@ -181,8 +182,8 @@ class PolicyRun:
         # Frozen weights need no gradient of their own.
         passes = 2 if policy.has_adapters else 3
         return self._work(timing, passes * self._forward_flops(batch), executed) | {
-            # The state holds a copy of them.
-            "not_arguments_bytes": tree_bytes(policy.trained),
+            # The state holds a copy of them; of the reference only log-probabilities are needed.
+            "not_arguments_bytes": tree_bytes((policy.trained, self.learner.reference)),
             "rows_at_once": self.measured.step_rows,
             "step_rows": self.measured.config.rollout.rows,
         }
@@ -218,7 +219,7 @@ class PolicyRun:
         return jax.jit(make, out_shardings=places)(policy.trained)
 
     def _batch(self) -> PolicyBatch:
-        """Random rows without padding; the sampler's log-probabilities are made up."""
+        """Random rows without padding; log-probabilities of sampler and reference are made up."""
         measured = self.measured
         rng: Any = np.random.default_rng(1)
         B, U = measured.update_rows, measured.sizes.num_image_tokens
@@ -246,7 +247,8 @@ class PolicyRun:
         cond_logp = image_logp if sampling.records_conditional else None
         rollout = Rollout(rows, plan_logp, image_logp, sampling.logp_settings, cond_logp)
         advantages = PerModality(*(rng.standard_normal(B).astype(np.float32) for _ in range(2)))
-        batch = PolicyBatch(rollout, None, None, advantages, every)
+        reference = rollout.logp_BN if self.learner.reference is not None else None
+        batch = PolicyBatch(rollout, None, reference, advantages, every)
         return put_rows(batch, self.mesh)
 
     def difference(self) -> dict[str, Any]:
