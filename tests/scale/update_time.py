@@ -52,7 +52,7 @@ class Setting:
         self.optimizer = make_optimizer(self.config.optimizer, 1000)
         self.learner = setup.make_learner(
             self.config, self.policy, self.checkpoint.config, self.checkpoint.tokenizer.specials,
-            self.optimizer, None,
+            self.optimizer, self.policy.reference() if self.config.loss.kl != "none" else None,
         )  # fmt: skip
         params = jax.tree.map(jnp.copy, self.policy.trained)
         self.state: Any = jax.jit(new_state, static_argnums=1)(params, self.optimizer)
@@ -97,8 +97,9 @@ def main() -> None:
     rollout = first.rollout()
     B = rollout.rows.plan_len_B.shape[0]
     advantages = np.random.default_rng(0).standard_normal(B).astype(np.float32)
+    reference = rollout.logp_BN if first.learner.reference is not None else None
     batch = PolicyBatch(
-        rollout, None, None, put_rows(PerModality(advantages, advantages), first.mesh),
+        rollout, None, reference, put_rows(PerModality(advantages, advantages), first.mesh),
         put_rows(np.ones(B, bool), first.mesh),
     )  # fmt: skip
     length_B = np.asarray(rollout.rows.context_len_B)

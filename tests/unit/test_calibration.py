@@ -71,6 +71,20 @@ def test_correlations_by_hand_and_against_scipy() -> None:
     assert math.isnan(statistics.pearson(column(1, 2), column(1, 2)))
 
 
+def test_what_group_means_leave() -> None:
+    """Two captions, one liked: between them the judge is right, within them it is wrong."""
+    groups = ["a"] * 3 + ["b"] * 3 + ["alone"]
+    scores, labels = column(1, 2, 3, 11, 12, 13, 7), column(3, 2, 1, 23, 22, 21, 9)
+    left = [statistics.less_group_means(values, groups) for values in (scores, labels)]
+    np.testing.assert_allclose(left, [[-1, 0, 1, -1, 0, 1, 0], [1, 0, -1, 1, 0, -1, 0]])
+    assert statistics.pearson(scores, labels) > 0.9
+    assert statistics.pearson(*left) == pytest.approx(-1)
+    # What differs between captions alone leaves nothing, not the noise of rounding.
+    flat = statistics.less_group_means(column(0.1, 0.1, 0.1, 0.7, 0.7, 0.7, 0.3) * 3, groups)
+    assert not flat.any() and math.isnan(statistics.pearson(flat, left[1]))
+    assert statistics.less_group_means(column(), []).shape == (0,)
+
+
 def test_auc() -> None:
     """Of 2 positives and 3 negatives 6 pairs: 3 < 0.5, a tie and two wins; two wins, a tie..."""
     scores, positive = column(0.9, 0.5, 0.5, 0.4, 0.9), column(1, 1, 0, 0, 0)
@@ -235,7 +249,10 @@ def test_scores_of_another_judge_are_labels(folder: Path) -> None:
     assert labels.required == frozenset() and len({s.sample.group for s in labels.samples}) == 1
     assert calibrate(folder, path, "shade") == 0
     assert list(result()["terms"]) == ["pi"]
-    assert result()["terms"]["pi"]["auc"]["value"] == pytest.approx(10 / 16)
+    term = result()["terms"]["pi"]
+    assert term["auc"]["value"] == pytest.approx(10 / 16)
+    assert term["within"] == pytest.approx(term["pearson"])  # of a single group
+    assert "| Pearson within groups |" in Path("result/calibration.md").read_text()
 
 
 def test_what_is_not_defined_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

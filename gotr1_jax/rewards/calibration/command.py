@@ -159,6 +159,6 @@ def _write(
 def _to_json(term: TermCalibration) -> dict[str, Any]:
     """Its fields by name, intervals and bins as objects."""
     values = {**asdict(term), "bins": [b._asdict() for b in term.bins]}
-    for name in ("pearson", "spearman", "auc", "pair_agreement"):
+    for name in ("pearson", "within", "spearman", "auc", "pair_agreement"):
         values[name] = getattr(term, name)._asdict()
     return values

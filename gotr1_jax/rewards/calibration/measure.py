@@ -49,8 +49,10 @@ class TermCalibration:
 
     Attributes:
         labelled: samples with a label. unscored: the share of these without a score.
-        pearson, spearman, auc: with 95 % intervals. threshold: the label from which on a sample
-            is positive for `auc`; None without one.
+        pearson, within, spearman, auc: with 95 % intervals. `within`: the linear correlation
+            that is left without the means of groups (samples of one caption of one step), which
+            is all that GRPO sees. threshold: the label from which on a sample is positive for
+            `auc`; None without one.
         mean_error, mean_absolute_error: of score - label.
         calibration_error: mean distance of mean score and mean label in `bins`.
         verbosity: by "caption" and "plan", the correlation of the error with its number of words,
@@ -65,6 +67,7 @@ class TermCalibration:
     labelled: int = 0
     unscored: float = math.nan
     pearson: Interval = _NONE
+    within: Interval = _NONE
     spearman: Interval = _NONE
     auc: Interval = _NONE
     threshold: float | None = None
@@ -198,6 +201,8 @@ def _compare(
     if not len(scores):
         return {}
     captions = [s.sample.caption for s in samples]
+    groups = [s.sample.group for s in samples]
+    within = (statistics.less_group_means(values, groups) for values in (scores, labels))
     bins = statistics.reliability(scores, labels)
     errors = scores - labels
     words = {
@@ -206,6 +211,7 @@ def _compare(
     }
     return {
         "pearson": statistics.with_interval(statistics.pearson, scores, labels, captions),
+        "within": statistics.with_interval(statistics.pearson, *within, captions),
         "spearman": statistics.with_interval(statistics.spearman, scores, labels, captions),
         "auc": _auc(scores, labels, captions, threshold, notes),
         "mean_error": float(errors.mean()),

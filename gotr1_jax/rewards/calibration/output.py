@@ -25,10 +25,13 @@ _MOST_POINTS = 500  # samples of a panel
 def table(terms: Sequence[TermCalibration], judged: Judged, samples: int, heading: str) -> str:
     """The Markdown page."""
     head = ["", *(term.term for term in terms)]
+    defined = any(not math.isnan(t.within.value) for t in terms)
+    within = [["Pearson within groups", *(_interval(t.within) for t in terms)]] * defined
     rows = [
         ["labelled samples", *(str(t.labelled) for t in terms)],
         ["without a score", *(_share(t.unscored) for t in terms)],
         ["Pearson correlation", *(_interval(t.pearson) for t in terms)],
+        *within,
         ["Spearman correlation", *(_interval(t.spearman) for t in terms)],
         ["AUC", *(_auc(t) for t in terms)],
         ["mean error", *(_number(t.mean_error, signed=True) for t in terms)],

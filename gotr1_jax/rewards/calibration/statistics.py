@@ -101,6 +101,13 @@ def calibration_error(bins: Sequence[Bin]) -> float:
     return sum(b.samples * abs(b.score - b.label) for b in bins) / total if total else math.nan
 
 
+def less_group_means(x: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Each value less the mean of its group, 0 where that is what rounding leaves."""
+    _, place = np.unique(np.asarray(groups, str), return_inverse=True)
+    left = x - (np.bincount(place, x) / np.bincount(place))[place]
+    return np.where(np.abs(left) <= 1e-12 * np.abs(x).max(initial=0.0), 0.0, left)
+
+
 def with_interval(
     statistic: Statistic, x: np.ndarray, y: np.ndarray, groups: Sequence[object]
 ) -> Interval:
