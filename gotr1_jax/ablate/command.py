@@ -30,11 +30,12 @@ from gotr1_jax.ablate.runs import (
     check_inputs,
     check_same,
     choose_runs,
+    count_start,
     list_runs,
     plan_runs,
 )
 from gotr1_jax.config import load_config
-from gotr1_jax.errors import RunError, Stopped
+from gotr1_jax.errors import InputError, RunError, Stopped
 from gotr1_jax.io.lock import folder_lock
 from gotr1_jax.io.reading import read_text
 from gotr1_jax.io.storage import fetch, local_path
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="list the runs, their state and the minutes they will take, and train nothing",
     )  # fmt: skip
     parser.add_argument(
-        "--only", type=lambda text: text.split(","), metavar="NAMES",
+        "--only", type=lambda text: [name.strip() for name in text.split(",")], metavar="NAMES",
         help="train these alone now: names of conditions and variants, or condition/variant, with "
         "commas between; the tables show all that is finished",
     )  # fmt: skip
@@ -76,6 +77,8 @@ def run(options: argparse.Namespace) -> None:
     """
     config = load_config(AblationConfig, options.config)
     root = local_path(config.run_dir) if options.out is None else options.out
+    if root.exists() and not root.is_dir():
+        raise InputError(f"--out {root} is a file; choose a folder")
     fetch(root)  # of a bucket, with the checkpoints of its runs
     runs = plan_runs(config, root)
     check_terms(config, runs)
@@ -83,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
         check_same(planned)
     wanted = choose_runs(runs, options.only)
     if options.plan:
-        print(list_runs(wanted, config.at_once))
+        print(list_runs(wanted, config.at_once, runs))
     for planned in wanted:
         if not planned.is_finished:
             check_inputs(planned)
@@ -130,6 +133,7 @@ def _outcomes(
     """Each run that was not finished, in the order of their ends, its exit code and minutes."""
 
     def timed(planned: PlannedRun) -> tuple[PlannedRun, int, float]:
+        count_start(planned)
         clock = time.monotonic()
         code = train(planned, root / _CACHE_NAME, processes)
         minutes = (time.monotonic() - clock) / 60

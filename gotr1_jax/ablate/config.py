@@ -114,6 +114,9 @@ class AblationConfig(CheckedConfig):
         _check_once("variants", names)
         _check_once("seeds", self.seeds)
         _check_once("conditions", conditions)
+        _check_once("titles of conditions", [c.title or c.name for c in self.conditions])
+        # One name on the command line would mean two things.
+        _check_once("conditions and variants", [*conditions, *names])
         _check_once("orderings", [(o.name, o.term) for o in self.orderings])
         _check_overrides("overrides", self.overrides)
         for variant in self.variants:
@@ -123,6 +126,21 @@ class AblationConfig(CheckedConfig):
         for ordering in self.orderings:
             sides = [side for side in (ordering.better, ordering.worse) if side != START]
             _check_known(f"orderings: {ordering.name!r}", "variants", sides, names)
+            self._check_meet(ordering, sides)
+        for term, check in self.checks.items():
+            if term == check:
+                raise ConfigError(f"checks: {term!r} is checked by itself; name another term")
+
+    def _check_meet(self, ordering: OrderingConfig, sides: list[str]) -> None:
+        """The two sides of a claim are compared under some condition."""
+        under = [
+            {c and c.name for c in self.conditions_of(v)} for v in self.variants if v.name in sides
+        ]
+        if not set.intersection(*under):
+            raise ConfigError(
+                f"orderings: {ordering.name!r} compares {' and '.join(sides)}, which no condition "
+                "has both; give them one, or leave the claim out"
+            )
 
     def conditions_of(self, variant: VariantConfig) -> list[ConditionConfig | None]:
         """Those that a variant is trained under; [None] where the ablation has none."""

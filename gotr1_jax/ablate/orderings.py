@@ -118,7 +118,8 @@ def compare_checks(
                 continue
             before, after = (part[term] for part in parts)
             check_before, check_after = (part[check] for part in parts)
-            if np.array_equal(after, check_after, equal_nan=True):
+            pairs = ((before, check_before), (after, check_after))
+            if all(np.array_equal(own, other, equal_nan=True) for own, other in pairs):
                 continue
             found.append(
                 CheckResult(
@@ -127,6 +128,7 @@ def compare_checks(
                     term=term,
                     check=check,
                     trained=term in group.config.reward.expression.names,
+                    seeds=group.seeds,
                     before=mean_score(before),
                     after=mean_score(after),
                     gain=change(before, after),

@@ -88,6 +88,7 @@ class CheckResult:
 
     Attributes:
       trained: whether the reward's total has the term.
+      seeds: those that are finished.
       excess: by how much the judge's gain exceeds the check's.
     """
 
@@ -96,6 +97,7 @@ class CheckResult:
     term: str
     check: str
     trained: bool
+    seeds: tuple[int, ...]
     before: float
     after: float
     gain: Change
@@ -111,8 +113,10 @@ class CheckResult:
             return "the judge sees no gain"
         if self.check_gain.low > 0:
             return "both rise; the judge overstates" if self.excess.low > 0 else "both rise"
-        falls = self.check_gain.high < 0
-        return f"fooled: the check {'falls' if falls else 'does not rise'}"
+        if self.check_gain.high < 0:
+            return "fooled: the check falls"
+        # Of a check that is noisy alone nothing follows.
+        return "fooled: the check does not rise" if self.excess.low > 0 else "not separated"
 
 
 @dataclass(frozen=True)

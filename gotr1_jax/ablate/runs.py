@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -10,10 +10,13 @@ from pathlib import Path
 from gotr1_jax.ablate.config import AblationConfig
 from gotr1_jax.config import load_config
 from gotr1_jax.convert.find import EMBEDDED_CHECKPOINTS, find_checkpoint
+from gotr1_jax.convert.open_checkpoint import read_sizes
+from gotr1_jax.convert.qwen_vl import read_qwen_config
 from gotr1_jax.errors import InputError
 from gotr1_jax.grpo.config import GrpoConfig
 from gotr1_jax.io.files import write_json_atomic
 from gotr1_jax.io.hub import is_hub_id
+from gotr1_jax.io.object_store import is_url
 from gotr1_jax.io.reading import read_json_object
 from gotr1_jax.rewards.factory import check_functions
 from gotr1_jax.trainer.run_dir import RunDir
@@ -104,7 +107,15 @@ def choose_runs(runs: Sequence[PlannedRun], only: Sequence[str] | None) -> list[
     for name in only:
         if not any(name in own for own in names):
             known = dict.fromkeys(n for r in runs for n in (r.condition, r.variant) if n)
-            raise InputError(f"--only {name!r} names no run; known: {', '.join(known)}")
+            where = [r.condition for r in runs if r.variant == name.partition("/")[2]]
+            raise InputError(
+                f"--only {name!r} names no run; "
+                + (
+                    f"that variant is trained under {', '.join(dict.fromkeys(where))}"
+                    if where
+                    else f"known: {', '.join(known)}"
+                )
+            )
     return [r for r, own in zip(runs, names, strict=True) if own & set(only)]
 
 
@@ -112,8 +123,14 @@ def check_same(planned: PlannedRun) -> None:
     """InputError when the run's directory holds a run of another configuration."""
     stored = RunDir(planned.root).config
     if not stored.is_file():
+        if planned.is_finished:
+            raise InputError(f"{planned.root} has a finished run without its {stored.name}")
         return
-    found = replace(load_config(GrpoConfig, stored), run_dir=planned.config.run_dir)
+    try:
+        found = load_config(GrpoConfig, stored)
+    except InputError as error:
+        raise InputError(f"{stored}: {error}") from error
+    found = replace(found, run_dir=planned.config.run_dir)
     wanted = planned.config
     # What is left to the checkpoint is as it was.
     if found != wanted.sampled_as(wanted.sampled.or_else(found.sampled)):
@@ -123,44 +140,74 @@ def check_same(planned: PlannedRun) -> None:
 
 
 def check_inputs(planned: PlannedRun) -> None:
-    """InputError for a function or a local checkpoint that is not there: the run might be the
-    last. Ids of the hub are left to the run."""
+    """InputError for a function or a local checkpoint that is not there, and for a checkpoint of
+    another kind: the run might be the last. Ids of the hub and buckets are left to the run."""
     config = planned.config
     try:
         check_functions(config.judge, config.reward.terms, config.evaluation.judges)
-        checkpoints = {"policy.init": config.policy.init}
+        _check_checkpoint("policy.init", config.policy.init, read_sizes)
         for part in (config.judge, *config.judge.also):
             if (checkpoint := part.checkpoint) is not None:
-                checkpoints[f"judge.{part.kind}.checkpoint"] = checkpoint
-        for key, path in checkpoints.items():
-            if path not in EMBEDDED_CHECKPOINTS:
-                _check_there(key, path)
+                read = read_qwen_config if part.kind == "qwen_vl" else None
+                _check_checkpoint(f"judge.{part.kind}.checkpoint", checkpoint, read)
     except InputError as error:
         raise InputError(f"variant {planned.variant!r}: {error}") from error
 
 
-def _check_there(key: str, path: str) -> None:
-    if Path(path).is_dir():
-        find_checkpoint(path)
-    elif not Path(path).exists() and not is_hub_id(path):
-        raise InputError(f"{key} is {path}, which is not there; make it first, or name another")
+def _check_checkpoint(key: str, name: str, read: Callable[[Path], object] | None) -> None:
+    """read: raises InputError where the folder is not such a checkpoint."""
+    if is_url(name):
+        return
+    if name not in EMBEDDED_CHECKPOINTS and not Path(name).exists():
+        if is_hub_id(name):
+            return
+        raise InputError(f"{key} is {name}, which is not there; make it first, or name another")
+    try:
+        if read is not None:
+            read(find_checkpoint(name))
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error
+
+
+def count_start(planned: PlannedRun) -> None:
+    """Note that a run is started, once more perhaps: if this process is killed, its time is lost,
+    and that shows."""
+    starts, ended = _read_times(planned) or (1, [])  # the first start, or one after a loss
+    _write_times(planned, starts + 1, ended)
 
 
 def add_minutes(planned: PlannedRun, minutes: float) -> None:
-    """Add the minutes of one start of a run, evaluations and compilation included."""
-    write_json_atomic(planned.root / _TIME_NAME, {"minutes": minutes + (took(planned) or 0.0)})
+    """Add the minutes of the start that was counted last, evaluations and compilation included."""
+    starts, ended = _read_times(planned) or (0, [])
+    _write_times(planned, starts, [*ended, minutes])
 
 
 def took(planned: PlannedRun) -> float | None:
     """The minutes that a run took over all its starts; None where that is not known."""
+    starts, ended = _read_times(planned) or (1, [])
+    return sum(ended) if ended and starts == len(ended) else None
+
+
+def _write_times(planned: PlannedRun, starts: int, ended: Sequence[float]) -> None:
     path = planned.root / _TIME_NAME
+    write_json_atomic(path, {"starts": starts, "minutes": list(ended)}, parents=True)
+
+
+def _read_times(planned: PlannedRun) -> tuple[int, list[float]] | None:
+    """Number of starts, and the minutes of those that ended; (0, []) before the first; None for a
+    damaged file, which is no reason to train the run again."""
+    path = planned.root / _TIME_NAME
+    if not path.is_file():
+        return 0, []
     try:
-        minutes = read_json_object(path).get("minutes") if path.is_file() else None
-    except InputError:  # damaged: no reason to train the run again
+        value = read_json_object(path)
+    except InputError:
         return None
-    if not isinstance(minutes, int | float) or isinstance(minutes, bool) or not minutes >= 0:
-        return None
-    return float(minutes)
+    starts, ended = value.get("starts"), value.get("minutes")
+    if not isinstance(ended, list):  # as earlier versions wrote: the sum
+        starts, ended = 1, [ended]
+    good = all(isinstance(m, int | float) and not isinstance(m, bool) and m >= 0 for m in ended)
+    return (starts, ended) if isinstance(starts, int) and good else None
 
 
 def expected_minutes(
@@ -183,10 +230,12 @@ def expected_minutes(
     return a_step * planned.config.steps
 
 
-def list_runs(runs: Sequence[PlannedRun], at_once: int) -> str:
-    """A line a run with its state and minutes, then what is left in hours."""
+def list_runs(runs: Sequence[PlannedRun], at_once: int, others: Sequence[PlannedRun] = ()) -> str:
+    """A line a run with its state and minutes, then what is left in hours. `others`: runs whose
+    minutes count too, if they are finished."""
     finished = {run.root: took(run) for run in runs if run.is_finished}
-    known = [(run, minutes) for run in runs if (minutes := finished.get(run.root))]
+    timed = {run.root: run for run in (*runs, *others) if run.is_finished}.values()
+    known = [(run, minutes) for run in timed if (minutes := took(run))]
     lines, left, unknown = [], 0.0, 0
     for planned in runs:
         if planned.root in finished:

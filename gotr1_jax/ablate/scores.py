@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,31 +65,42 @@ def load_scores(runs: Sequence[PlannedRun]) -> dict[tuple[str, str], GroupScores
     for planned in runs:
         if planned.is_finished:
             groups.setdefault(planned.group, []).append(planned)
-    return {
-        key: GroupScores(tuple(group), _read(group, "eval_before"), _read(group, "eval_after"))
-        for key, group in groups.items()
-    }
+    # Of one evaluation, as variants are compared too, where it is the same.
+    lengths: dict[tuple[object, ...], tuple[Path, int]] = {}
+    return {key: _read_group(tuple(group), lengths) for key, group in groups.items()}
 
 
-def _read(group: Sequence[PlannedRun], name: str) -> Scores:
-    """The total first and watched terms last. A watched term that one of the runs could not score
-    at all is left out."""
+def _read_group(
+    group: tuple[PlannedRun, ...], lengths: dict[tuple[object, ...], tuple[Path, int]]
+) -> GroupScores:
+    before, after = (
+        {run.root / f"{name}.json": _evaluation(run.root / f"{name}.json") for run in group}
+        for name in ("eval_before", "eval_after")
+    )
+    first, scores = next(iter(before.items()))
+    for file, others in {**before, **after}.items():
+        if set(others.terms) != set(scores.terms):
+            raise InputError(f"{file} has other terms than {first}")
+        known, length = lengths.setdefault(captions_of(group[0].config), (file, len(others.total)))
+        if any(len(values) != length for values in (others.total, *others.terms.values())):
+            raise InputError(f"{file} has {len(others.total)} captions, and {known} {length}")
+    return GroupScores(group, _stack(list(before.values())), _stack(list(after.values())))
+
+
+def _evaluation(file: Path) -> Evaluation:
     from gotr1_jax.grpo.evaluate import Evaluation
 
-    files = [run.root / f"{name}.json" for run in group]
-    found = [Evaluation.from_json(read_json(file, allow_nan=True), str(file)) for file in files]
-    for file, scores in zip(files, found):
-        if _lengths(scores) != _lengths(found[0]):
-            raise InputError(f"{file} has other terms or captions than {files[0]}")
+    return Evaluation.from_json(read_json(file, allow_nan=True), str(file))
+
+
+def _stack(found: Sequence[Evaluation]) -> Scores:
+    """The total first and watched terms last. A watched term that one of the runs could not score
+    at all is left out."""
     terms = {name: np.stack([s.terms[name] for s in found]) for name in found[0].terms}
     names = [n for n in found[0].watched if all(n in s.watched for s in found)]
     watched = {n: np.stack([s.watched[n] for s in found]) for n in names}
     known = {n: values for n, values in watched.items() if np.isfinite(values).all(0).any()}
     return {TOTAL: np.stack([s.total for s in found]), **terms, **known}
-
-
-def _lengths(scores: Evaluation) -> dict[str, int]:
-    return {name: len(values) for name, values in scores.terms.items()}
 
 
 def mean_score(scores_SP: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from gotr1_jax.ablate.results import (
@@ -50,8 +51,11 @@ def orderings_table(orderings: Sequence[OrderingResult]) -> str:
 def _ordering_cell(one: OrderingResult) -> str:
     if one.difference is None:
         return "–"
-    few = "" if len(one.seeds) > 1 else ", one seed"
-    return f"{one.finding}: {change_cell(one.difference)}{few}"
+    return f"{one.finding}: {change_cell(one.difference)}{_few(one.seeds)}"
+
+
+def _few(seeds: Sequence[int]) -> str:
+    return "" if len(seeds) > 1 else ", one seed"
 
 
 def checks_table(checks: Sequence[CheckResult]) -> str:
@@ -68,7 +72,7 @@ def checks_table(checks: Sequence[CheckResult]) -> str:
             f"{c.check}: {c.check_before:.3f} to {c.check_after:.3f}",
             change_cell(c.check_gain),
             change_cell(c.excess),
-            c.finding,
+            c.finding + _few(c.seeds),
         ]
         for c in checks
     ]
@@ -110,5 +114,7 @@ def interval_cell(change: Change) -> str:
 
 
 def change_cell(change: Change | None) -> str:
-    """The mean difference with its interval; a dash where there is none."""
-    return "–" if change is None else f"{change.mean:+.3f} {interval_cell(change)}"
+    """The mean difference with its interval; a dash where there is none, or none is defined."""
+    if change is None or math.isnan(change.mean):
+        return "–"
+    return f"{change.mean:+.3f} {interval_cell(change)}"

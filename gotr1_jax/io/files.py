@@ -70,9 +70,10 @@ def atomic_write(path: Path | str, data: bytes | str, *, parents: bool = False) 
             temporary.unlink(missing_ok=True)
 
 
-def write_json_atomic(path: Path | str, value: Any) -> None:
-    """Writes `value` as strict JSON, atomically; NaN and infinity become null."""
-    atomic_write(path, json.dumps(plain_json(value), indent=2, allow_nan=False) + "\n")
+def write_json_atomic(path: Path | str, value: Any, *, parents: bool = False) -> None:
+    """Writes `value` as strict JSON, as `atomic_write`; NaN and infinity become null."""
+    text = json.dumps(plain_json(value), indent=2, allow_nan=False) + "\n"
+    atomic_write(path, text, parents=parents)
 
 
 def write_json(path: Path, value: Any, *, ascii_only: bool = True) -> None:

@@ -79,8 +79,8 @@ def make_detector_step(
     graphdef: Any, optimizer: optax.GradientTransformation, micro_batch: int
 ) -> JudgeStep:
     """One update of the tower. Its metrics: the loss, the shares `right/units` of units and
-    `right/color`, `right/shape` and `right/size` of objects, the mean absolute error of a box's
-    side, `thousandths/box`, and the norm of the gradient before clipping.
+    `right/color`, `right/shape` and `right/size` of objects of which it is said, the mean absolute
+    error of a box's side, `thousandths/box`, and the norm of the gradient before clipping.
 
     Args:
       graphdef: of an `ObjectDetector`; merged with the state's parameters and `frozen`.
@@ -94,15 +94,18 @@ def make_detector_step(
         assert batch.labels is not None
         centers_EU = jnp.asarray(batch.labels.centers_EU)
         units, objects = (jnp.maximum((centers_EU >= n).sum(), 1) for n in (0, 1))
+        # A size may be left unsaid.
+        labelled = jnp.maximum((jnp.asarray(batch.labels.kinds_EU3) >= 0).sum((0, 1)), 1)
+        of = {"center": units, "box": objects, **dict(zip(_NAMES, labelled, strict=True))}
 
         def loss_of(params: Any, part: JudgeBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
             assert part.labels is not None
             sums = detection_sums(nnx.merge(graphdef, params, frozen)(part), part.labels)
-            terms = {n: sums[n] / (units if n == "center" else objects) for n in _WEIGHTS}
+            terms = {n: sums[n] / of[n] for n in _WEIGHTS}
             return sum((_WEIGHTS[n] * x for n, x in terms.items()), jnp.zeros(())), sums
 
         state, loss, sums, norm = update_by(loss_of, state, batch, optimizer, micro_batch)
-        metrics = {f"right/{name}": sums[f"right_{name}"] / objects for name in _NAMES}
+        metrics = {f"right/{name}": sums[f"right_{name}"] / of[name] for name in _NAMES}
         metrics["right/units"] = sums["right_units"] / units
         metrics["thousandths/box"] = SCALE * sums["box"] / objects
         return state, {"loss": loss, **metrics, "grad_norm": norm}

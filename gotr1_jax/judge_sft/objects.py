@@ -42,8 +42,8 @@ def label_units(
 
     Args:
       examples: of each its images in their order: units (rows, columns), and names and boxes of
-        what is there. Names of another world are left out; of two objects in a unit the smaller
-        one counts.
+        what is there. Boxes count as they are drawn (`Box.clean`). Names of another world and
+        boxes without area are left out; of two objects in a unit the smaller one counts.
       units: of an example's row.
     """
     count = len(examples)
@@ -67,8 +67,8 @@ def _write_object(
     labels: UnitLabels, place: tuple[int, int], grid: Grid, name: str, box: Box
 ) -> None:
     """place: example, and first unit of the image."""
-    spec = parse_name(name)
-    if spec is None:
+    spec, box = parse_name(name), box.clean()
+    if spec is None or not box.area:
         return
     corners = np.array([box.x1, box.y1, box.x2, box.y2], np.float32) / SCALE
     x, y = np.minimum((corners[:2] + corners[2:]) / 2, 1 - 1e-6)

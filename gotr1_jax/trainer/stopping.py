@@ -27,7 +27,7 @@ class StopSignals:
     Outside of `finishing_steps` there is nothing to save and a signal raises Stopped. Inside, it
     only sets `asked`, and the current step is finished. If that takes longer than the grace
     period, the process exits with Stopped's exit code. A SIGINT after the first signal exits with
-    128 + its number; other later signals have no effect.
+    128 + its number; other later signals have no effect, whatever is being tidied up then.
 
     A thread watches for signals, because Python's handlers wait while the main thread compiles or
     computes. Signals that were ignored at start stay ignored. Does nothing outside the main thread.
@@ -39,6 +39,7 @@ class StopSignals:
         """grace_seconds: how long a step may still take after the signal; None: no limit."""
         self._grace = grace_seconds
         self._asked: int | None = None
+        self._raised = False  # Stopped is raised once
         self._deferred = False
         self._deadline: float | None = None
         self._leaving = threading.Lock()
@@ -88,6 +89,7 @@ class StopSignals:
     def check(self) -> None:
         """Raises Stopped if a signal requested it."""
         if self._asked is not None:
+            self._raised = True
             name = signal.Signals(self._asked).name
             raise Stopped(f"stopped by {name}; the same command resumes from the last checkpoint")
 
@@ -100,7 +102,7 @@ class StopSignals:
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self._asked is None:
             self._asked = number
-        if not self._deferred:
+        if not self._deferred and not self._raised:
             self.check()
 
     def _watch(self) -> None:

@@ -287,7 +287,7 @@ def test_finished_runs_are_kept_and_others_go_on(
     [
         ("eval_before.json", None, "eval_before.json cannot be read"),
         ("eval_after.json", '{"total": [0.0', "eval_after.json is not JSON"),
-        ("eval_after.json", '{"total": [0.0], "pi": [0.5]}', "other terms or captions than"),
+        ("eval_after.json", '{"total": [0.0], "pi": [0.5]}', "has 1 captions, and"),
         ("eval_before.json", '{"total": ["a", 0.0]}', "score of total that is 'a'"),
         ("summary.json", "[]", "summary.json is not a JSON object"),
         ("summary.json", '{"seconds": "long"}', "summary.json has no seconds"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -41,8 +42,19 @@ def test_units_have_the_objects_whose_centers_they_hold() -> None:
     assert labels.kinds_EU3[1, 0].tolist() == [cyan, heart, small]  # the smaller of two
     assert labels.kinds_EU3[1, 4].tolist() == [red, star, small]
     assert labels.kinds_EU3[0, 1].tolist() == [-1, -1, -1]
-    np.testing.assert_allclose(labels.boxes_EU4[0, 5], [0.8, 0.6, 1.0, 0.9])
+    np.testing.assert_allclose(labels.boxes_EU4[0, 5], [0.8, 0.6, 0.999, 0.9])
     assert not labels.boxes_EU4[0, 1].any()
+
+
+def test_boxes_count_as_they_are_drawn() -> None:
+    """Those of a policy may leave the image, and no label may leave it with them."""
+    large, wild = Box(500, 500, 5000, 5000), Box(-(10**9), 0, 5, 5)
+    inverted, outside = Box(900, 900, 100, 100), Box(2000, 2000, 3000, 3000)
+    objects = [("red star", box) for box in (large, wild, inverted, outside)]
+    labels = label_units([[((1, 1), []), ((2, 2), objects)]], 6)
+    assert labels.centers_EU.tolist() == [[0, 1, 0, 0, 1, -1]]
+    np.testing.assert_allclose(labels.boxes_EU4[0, 1], [0, 0, 0.005, 0.005])
+    np.testing.assert_allclose(labels.boxes_EU4[0, 4], [0.5, 0.5, 0.999, 0.999])
 
 
 def labels_of_one() -> UnitLabels:
@@ -66,7 +78,7 @@ def test_sums_are_the_definitions() -> None:
         assert len(known) == (1 if name == "size" else 2)
         assert sums[name] == pytest.approx(-sum(logp[k, kinds[k]] for k in known), rel=1e-5)
         assert sums[f"right_{name}"] == sum(logits[k].argmax() == kinds[k] for k in known)
-    error = np.abs(outputs[4][0, :2] - [[0.1, 0.2, 0.3, 0.4], [0.6, 0.0, 1.0, 0.2]]).mean(-1)
+    error = np.abs(outputs[4][0, :2] - [[0.1, 0.2, 0.3, 0.4], [0.6, 0.0, 0.999, 0.2]]).mean(-1)
     assert sums["box"] == pytest.approx(error.sum(), rel=1e-5)
 
 
@@ -110,6 +122,14 @@ def test_the_tower_learns_and_the_text_model_stays(judge: NewJudgeConfig) -> Non
     assert {k: float(v) for k, v in metrics.items()} == pytest.approx(
         {k: float(v) for k, v in others.items()}, rel=1e-4
     )
+    # Of the objects whose size the sketch does not say none can be right, and none counts.
+    labels = batch.labels
+    assert labels is not None
+    kinds = np.where(np.arange(3) == 2, -1, labels.kinds_EU3)
+    kinds[tuple(np.argwhere(labels.centers_EU > 0)[0])] = labels.kinds_EU3[labels.centers_EU > 0][0]
+    unsaid = replace(batch, labels=replace(labels, kinds_EU3=kinds))
+    _, sizes = whole(create(params), nnx.State({}), unsaid)
+    assert float(sizes["right/size"]) in (0.0, 1.0)
     near = partial(np.testing.assert_allclose, atol=1e-2)  # Adam turns what is near zero
     jax.tree.map(near, jax.tree.map(np.asarray, one.params), jax.tree.map(np.asarray, two.params))
     losses = [float(metrics["loss"])]

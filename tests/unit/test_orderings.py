@@ -13,8 +13,8 @@ import yaml
 from gotr1_jax import cli
 from gotr1_jax.ablate import command as ablate
 from gotr1_jax.ablate.config import AblationConfig
-from gotr1_jax.ablate.results import OrderingResult
-from gotr1_jax.ablate.runs import add_minutes
+from gotr1_jax.ablate.results import Change, CheckResult, OrderingResult
+from gotr1_jax.ablate.runs import add_minutes, count_start, took
 from gotr1_jax.config import load_config, to_yaml
 from gotr1_jax.errors import InputError
 from gotr1_jax.trainer import bootstrap
@@ -160,6 +160,15 @@ def test_a_claim_is_tested_where_both_are_finished(
     assert "[+0.500, +0.500], one seed |" in Path("o/ablation.md").read_text()
 
 
+def test_a_judge_that_is_fooled_with_one_seed(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablate, "train", _train)
+    assert cli.run(["ablate", "--config", str(_write(config.parent, seeds=[0])), "--out", "o"]) == 0
+    text = Path("o/ablation.md").read_text()
+    assert "fooled: the check does not rise, one seed |" in text
+
+
 def test_the_plan(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(config, "--plan") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -172,16 +181,105 @@ def test_the_plan(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not Path("o").exists()
     runs = ablate.plan_runs(load_config(AblationConfig, config), Path("o"))
     _train(runs[3])
-    add_minutes(runs[3], 10.0)
-    add_minutes(runs[3], 2.0)  # of a second start
+    for minutes in (10.0, 2.0):  # of a second start
+        count_start(runs[3])
+        add_minutes(runs[3], minutes)
     assert _run(config, "--plan") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[3] == "taught, all, seed 0: 4 steps, finished in 12.0 min"
     assert lines[8] == "taught, all, seed 1: 4 steps, to train, 12.0 min"
     assert lines[9] == "taught, ri, seed 1: 2 steps, to train, 6.0 min"  # 3 minutes a step
-    (runs[3].root / "minutes.json").write_text("{")  # not worth another training
+    # What is finished counts for what is asked for, though it is not.
+    assert _run(config, "--plan", "--only", "exact, taught/ri") == 0
+    assert "taught, ri, seed 0: 2 steps, to train, 6.0 min" in capsys.readouterr().out
+    for text in ("{", '{"starts": 2, "minutes": [3.0]}'):  # not worth another training
+        (runs[3].root / "minutes.json").write_text(text)
+        assert _run(config, "--plan") == 0
+        assert "taught, all, seed 0: 4 steps, finished\n" in capsys.readouterr().out
+    (runs[3].root / "minutes.json").write_text('{"minutes": 3.0}')  # of earlier versions
     assert _run(config, "--plan") == 0
-    assert "taught, all, seed 0: 4 steps, finished\n" in capsys.readouterr().out
+    assert "taught, all, seed 0: 4 steps, finished in 3.0 min\n" in capsys.readouterr().out
+
+
+def test_the_time_of_a_killed_start_is_not_known(config: Path) -> None:
+    run = ablate.plan_runs(load_config(AblationConfig, config), Path("o"))[0]
+    assert took(run) is None
+    count_start(run)
+    add_minutes(run, 2.0)
+    assert took(run) == 2.0
+    count_start(run)  # killed
+    count_start(run)
+    add_minutes(run, 1.0)
+    assert took(run) is None
+
+
+def test_finished_runs_that_do_not_fit(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ablate, "train", _train)
+    assert _run(config) == 0
+    folders = [Path("o/exact/ri/seed_1"), Path("o/exact/ri/seed_0")]
+    values = {"total": [0.5], "pi": [0.5], "ri": [0.5], "watched": {"exact_pi": [0.5]}}
+    for folder in folders:  # of one run first, then of all of its variant
+        (folder / "eval_after.json").write_text(json.dumps(values))
+        assert _run(config) == 2
+        assert "eval_after.json has 1 captions, and " in capsys.readouterr().err
+    for folder in folders:
+        (folder / "eval_before.json").write_text(json.dumps(values))
+    assert _run(config) == 2
+    assert "eval_before.json has 1 captions, and o/exact/all" in capsys.readouterr().err
+    (folders[0] / "config.yaml").write_text("")
+    assert _run(config) == 2
+    assert "o/exact/ri/seed_1/config.yaml: " in capsys.readouterr().err
+    (folders[0] / "config.yaml").unlink()
+    assert _run(config) == 2
+    assert "seed_1 has a finished run without its config.yaml" in capsys.readouterr().err
+    Path("file").write_text("")
+    words = ["ablate", "--config", str(config), "--out", "file", "--plan"]
+    assert cli.run(words) == 2
+    assert "--out file is a file; choose a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("policy.init=embedded_judge", "policy.init: .*describes a model of type"),
+        ("policy.init=base.yaml", "policy.init: "),
+        ("policy.init=.", "policy.init: "),
+        ("judge={kind: qwen_vl, qwen_vl: {checkpoint: embedded}}", "judge.qwen_vl.checkpoint: "),
+        ("policy.init=gs://bucket/run/model", ""),
+        ("policy.init=org/name", ""),
+    ],
+)
+def test_checkpoints_of_another_kind(override: str, message: str, config: Path) -> None:
+    overrides = ["steps=4", EXACT, "judge.terms=[pi, ri]", override]
+    less: dict[str, Any] = {"orderings": [], "conditions": []}
+    path = _write(config.parent, overrides=overrides, variants=VALUES["variants"][:1], **less)
+    planned = ablate.plan_runs(load_config(AblationConfig, path), Path("o"))[0]
+    if message:
+        with pytest.raises(InputError, match=message):
+            ablate.check_inputs(planned)
+    else:
+        ablate.check_inputs(planned)
+
+
+def test_what_a_fooled_judge_is() -> None:
+    def finding(gain: float, check: float, noise: float) -> str:
+        def around(mean: float, width: float) -> Change:
+            return Change(mean, mean - width, mean + width)
+
+        changes = (around(gain, 0.01), 0.5, 0.5 + check, around(check, noise))
+        excess = around(gain - check, noise)
+        return CheckResult("", "a", "pi", "exact", True, (0, 1), 0.5, 0.5 + gain, *changes,
+                           excess).finding  # fmt: skip
+
+    assert finding(0.0, 0.1, 0.05) == "the judge sees no gain"
+    assert finding(0.1, 0.1, 0.05) == "both rise"
+    assert finding(0.2, 0.1, 0.05) == "both rise; the judge overstates"
+    assert finding(0.1, 0.0, 0.05) == "fooled: the check does not rise"
+    assert finding(0.1, -0.1, 0.05) == "fooled: the check falls"
+    # As much as the judge says lies in the noise of the check.
+    assert finding(0.1, 0.05, 0.2) == finding(0.1, float("nan"), 0.2) == "not separated"
 
 
 @pytest.mark.parametrize(
@@ -207,6 +305,25 @@ def test_the_plan(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
             "worse is 'ri', as better is",
         ),
         ({"orderings": VALUES["orderings"][:1] * 2}, "orderings holds .* twice"),
+        ({"checks": {"pi": "pi"}}, "'pi' is checked by itself"),
+        (
+            {"conditions": [{"name": "exact", "title": "a"}, {"name": "b", "title": "a"}]},
+            "titles of conditions holds 'a' twice",
+        ),
+        (
+            {"conditions": [*VALUES["conditions"], {"name": "ri"}]},
+            "conditions and variants holds 'ri' twice",
+        ),
+        (
+            {
+                "variants": [
+                    *VALUES["variants"],
+                    {"name": "late", "conditions": ["taught"]},
+                ],
+                "orderings": [{"name": "a", "better": "long", "worse": "late", "term": "pi"}],
+            },
+            "'a' compares long and late, which no condition has both",
+        ),
         ({"conditions": []}, "'long' names 'exact'; conditions are: none is given"),
         (
             {"overrides": ["steps=4", EXACT, "policy.init=runs/no/model"]},
@@ -240,8 +357,6 @@ def test_mistakes_are_told_before_the_first_run(
 
 
 def test_findings_by_the_interval() -> None:
-    from gotr1_jax.ablate.results import Change
-
     def finding(low: float, high: float) -> str:
         difference = Change((low + high) / 2, low, high)
         return OrderingResult("a", "pi", "b", "c", "", (0,), difference).finding

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,19 @@ def test_outside_of_the_steps_a_signal_ends_what_is_done():
     # One that came between the last step and the end of the steps.
     with pytest.raises(Stopped), StopSignals() as signals, signals.finishing_steps():
         signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("in_a_step", [True, False])
+def test_a_second_signal_does_not_break_into_the_tidying_up(in_a_step):
+    tidied: list[bool] = []
+    with pytest.raises(Stopped), StopSignals() as signals:
+        try:
+            with signals.finishing_steps() if in_a_step else nullcontext():
+                signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            tidied.append(True)
+    assert tidied
 
 
 def test_what_is_ignored_stays_ignored_and_threads_take_no_signals():

@@ -202,7 +202,7 @@ def _compare(
         return {}
     captions = [s.sample.caption for s in samples]
     groups = [s.sample.group for s in samples]
-    within = (statistics.less_group_means(values, groups) for values in (scores, labels))
+    own, wanted = (statistics.less_group_means(values, groups) for values in (scores, labels))
     bins = statistics.reliability(scores, labels)
     errors = scores - labels
     words = {
@@ -211,7 +211,7 @@ def _compare(
     }
     return {
         "pearson": statistics.with_interval(statistics.pearson, scores, labels, captions),
-        "within": statistics.with_interval(statistics.pearson, *within, captions),
+        "within": statistics.with_interval(statistics.pearson, own, wanted, captions),
         "spearman": statistics.with_interval(statistics.spearman, scores, labels, captions),
         "auc": _auc(scores, labels, captions, threshold, notes),
         "mean_error": float(errors.mean()),
