@@ -36,7 +36,7 @@ def test_names_lead_to_files_from_anywhere(tmp_path: Path, monkeypatch: pytest.M
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["ablation", "methods", "orderings", "reasongen_ablation"])
+@pytest.mark.parametrize("name", ["methods", "orderings"])
 def test_ablations_find_their_recipe_from_anywhere(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
