@@ -106,16 +106,10 @@ def choose_runs(runs: Sequence[PlannedRun], only: Sequence[str] | None) -> list[
     names = [{r.condition, r.variant, f"{r.condition}/{r.variant}"} - {""} for r in runs]
     for name in only:
         if not any(name in own for own in names):
-            known = dict.fromkeys(n for r in runs for n in (r.condition, r.variant) if n)
-            where = [r.condition for r in runs if r.variant == name.partition("/")[2]]
-            raise InputError(
-                f"--only {name!r} names no run; "
-                + (
-                    f"that variant is trained under {', '.join(dict.fromkeys(where))}"
-                    if where
-                    else f"known: {', '.join(known)}"
-                )
-            )
+            variant = name.partition("/")[2]
+            cells = {f"{r.condition}/{r.variant}": 0 for r in runs if r.variant == variant}
+            known = cells or dict.fromkeys(n for r in runs for n in (r.condition, r.variant) if n)
+            raise InputError(f"--only {name!r} names no run; known: {', '.join(known)}")
     return [r for r, own in zip(runs, names, strict=True) if own & set(only)]
 
 
@@ -233,9 +227,10 @@ def expected_minutes(
 def list_runs(runs: Sequence[PlannedRun], at_once: int, others: Sequence[PlannedRun] = ()) -> str:
     """A line a run with its state and minutes, then what is left in hours. `others`: runs whose
     minutes count too, if they are finished."""
-    finished = {run.root: took(run) for run in runs if run.is_finished}
-    timed = {run.root: run for run in (*runs, *others) if run.is_finished}.values()
-    known = [(run, minutes) for run in timed if (minutes := took(run))]
+    everything = {run.root: run for run in (*runs, *others)}
+    times = {root: took(run) for root, run in everything.items() if run.is_finished}
+    known = [(everything[root], minutes) for root, minutes in times.items() if minutes]
+    finished = {run.root: times[run.root] for run in runs if run.root in times}
     lines, left, unknown = [], 0.0, 0
     for planned in runs:
         if planned.root in finished:

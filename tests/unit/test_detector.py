@@ -122,14 +122,16 @@ def test_the_tower_learns_and_the_text_model_stays(judge: NewJudgeConfig) -> Non
     assert {k: float(v) for k, v in metrics.items()} == pytest.approx(
         {k: float(v) for k, v in others.items()}, rel=1e-4
     )
-    # Of the objects whose size the sketch does not say none can be right, and none counts.
+    # Where one object alone has a size, one of the three is wholly right: the others do not count.
     labels = batch.labels
     assert labels is not None
-    kinds = np.where(np.arange(3) == 2, -1, labels.kinds_EU3)
-    kinds[tuple(np.argwhere(labels.centers_EU > 0)[0])] = labels.kinds_EU3[labels.centers_EU > 0][0]
-    unsaid = replace(batch, labels=replace(labels, kinds_EU3=kinds))
-    _, sizes = whole(create(params), nnx.State({}), unsaid)
-    assert float(sizes["right/size"]) in (0.0, 1.0)
+    right = []
+    for size in range(len(SIZES)):
+        kinds = np.where(np.arange(3) == 2, -1, labels.kinds_EU3)
+        kinds[(*np.argwhere(labels.centers_EU > 0)[0], 2)] = size
+        with_one = replace(batch, labels=replace(labels, kinds_EU3=kinds))
+        right.append(float(whole(create(params), nnx.State({}), with_one)[1]["right/size"]))
+    assert sorted(right) == [0.0, 0.0, 1.0]
     near = partial(np.testing.assert_allclose, atol=1e-2)  # Adam turns what is near zero
     jax.tree.map(near, jax.tree.map(np.asarray, one.params), jax.tree.map(np.asarray, two.params))
     losses = [float(metrics["loss"])]

@@ -192,6 +192,8 @@ def test_the_plan(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # What is finished counts for what is asked for, though it is not.
     assert _run(config, "--plan", "--only", "exact, taught/ri") == 0
     assert "taught, ri, seed 0: 2 steps, to train, 6.0 min" in capsys.readouterr().out
+    assert _run(config, "--plan", "--only", "taught/long") == 2
+    assert "--only 'taught/long' names no run; known: exact/long\n" in capsys.readouterr().err
     for text in ("{", '{"starts": 2, "minutes": [3.0]}'):  # not worth another training
         (runs[3].root / "minutes.json").write_text(text)
         assert _run(config, "--plan") == 0
