@@ -6,6 +6,7 @@
     guidance_scale       w in uncond + w (cond - uncond), of the image
     max_new_tokens       longest text, which is a plan, where max_plan_tokens is absent
     image_temperature, max_plan_tokens, template     not known to other tools
+    canvas               of a judge: longer side in pixels of the sketches that it was taught
 
 A setting of the command line or of a job's file comes first, then the checkpoint's, then the
 built-in default. Other keys of the file are of other tools: they stay in it, and are not read.
@@ -21,8 +22,17 @@ from typing import Any, Protocol, Self, TypeVar
 
 from gotr1_jax.config import CheckedConfig, field_kinds, read_value
 from gotr1_jax.errors import ConfigError, InputError
+from gotr1_jax.io.files import write_json
 from gotr1_jax.io.reading import read_json_object
-from gotr1_jax.limits import Guidance, PromptTemplate, Temperature, TokenCount, TopK, TopP
+from gotr1_jax.limits import (
+    CanvasSide,
+    Guidance,
+    PromptTemplate,
+    Temperature,
+    TokenCount,
+    TopK,
+    TopP,
+)
 
 GENERATION_FILE = "generation_config.json"
 
@@ -36,6 +46,7 @@ _KEYS = {
     "max_plan_tokens": ("max_plan_tokens", "max_new_tokens"),
     "template": ("template",),
 }
+_CANVAS = "canvas"
 _SHOWN = 60  # characters of a template in a line
 _log = logging.getLogger(__name__)
 
@@ -86,19 +97,32 @@ def read_generation_config(folder: Path) -> GenerationConfig:
     path = folder / GENERATION_FILE
     data = read_json_object(path, missing_ok=True)
     kinds = field_kinds(GenerationConfig)
-
-    def read(key: str, kind: Any) -> Any:
-        try:
-            return read_value(kind, data.get(key), f"{path}: {key}")
-        except ConfigError as error:
-            raise ConfigError(f"{error}; correct it or remove the key from the file") from error
-
     found: dict[str, Any] = {}
     for name, keys in _KEYS.items():
-        values = [read(key, kinds[name]) for key in keys]
+        values = [_read_key(path, data, key, kinds[name]) for key in keys]
         found[name] = next((value for value in values if value is not None), None)
-    samples = read("do_sample", kinds["greedy"])
+    samples = _read_key(path, data, "do_sample", kinds["greedy"])
     return GenerationConfig(**found, greedy=None if samples is None else not samples)
+
+
+def read_canvas(folder: Path) -> int | None:
+    """Longer side in pixels of the sketches that the judge in `folder` was taught; None where it
+    does not say. Errors as of `read_generation_config`."""
+    path = folder / GENERATION_FILE
+    return _read_key(path, read_json_object(path, missing_ok=True), _CANVAS, CanvasSide | None)
+
+
+def write_canvas(folder: Path, side: int) -> None:
+    """Says in `folder` that its judge was taught sketches of `side` pixels."""
+    path = folder / GENERATION_FILE
+    write_json(path, {**read_json_object(path, missing_ok=True), _CANVAS: side})
+
+
+def _read_key(path: Path, data: Mapping[str, Any], key: str, kind: Any) -> Any:
+    try:
+        return read_value(kind, data.get(key), f"{path}: {key}")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; correct it or remove the key from the file") from error
 
 
 def generation_json(settings: GenerationConfig, others: Mapping[str, Any]) -> dict[str, Any]:

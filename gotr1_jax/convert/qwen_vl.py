@@ -25,6 +25,7 @@ from flax import nnx
 from gotr1_jax.convert.chat_template import opens_thought
 from gotr1_jax.convert.find import CONFIG_FILE
 from gotr1_jax.convert.folders import read_config
+from gotr1_jax.convert.generation_config import GENERATION_FILE, write_canvas
 from gotr1_jax.convert.open_checkpoint import check_vocabulary
 from gotr1_jax.convert.qwen_json import parse_preprocessing, parse_qwen_config, qwen_config_to_json
 from gotr1_jax.convert.reader import Tensor, model_type_of, open_tensors
@@ -52,7 +53,7 @@ PIXELS_FILE, PROCESSOR_FILE, PIXELS_PART = (
 COPIED_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "chat_template.json", "chat_template.jinja",
-    "generation_config.json", PIXELS_FILE, PROCESSOR_FILE,
+    GENERATION_FILE, PIXELS_FILE, PROCESSOR_FILE,
 )  # fmt: skip
 _TREE, _HEAD = "qwen", "lm_head.weight"
 _CONV3D = (1, 2, 3, 4, 0)  # (out, channels, T, H, W) -> (channels, T, H, W, out)
@@ -275,6 +276,7 @@ def save_qwen(
     state: Any,
     files_dir: str | Path,
     dtype: str = "bfloat16",
+    canvas: int | None = None,
 ) -> Path:
     """Writes a checkpoint in the released format; returns its directory.
 
@@ -284,6 +286,7 @@ def save_qwen(
       state: parameters, a tree like `abstract_state`.
       files_dir: directory whose tokenizer and image settings are copied along.
       dtype: "bfloat16" or "float32", of the stored weights.
+      canvas: longer side in pixels of the sketches that it was taught; None: as the files say.
 
     Raises InputError for a state or files that do not fit and for a target that holds something
     else; RunError if it cannot be written.
@@ -298,11 +301,17 @@ def save_qwen(
         "bos_token_id": ids.text_end,
         "eos_token_id": ids.message_end,
     }
+
+    def write_files(target: Path) -> None:
+        copy_files(Path(files_dir), COPIED_FILES, target)
+        if canvas is not None:
+            write_canvas(target, canvas)
+
     write_checkpoint(
         Path(directory),
         qwen_config_to_json(config, named, dtype),
         checkpoint_tensors({_TREE: state}, naming_of(config)),
-        write_files=partial(copy_files, Path(files_dir), COPIED_FILES),
+        write_files=write_files,
         dtype=dtype,
     )
     return Path(directory)

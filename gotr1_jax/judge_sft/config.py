@@ -30,7 +30,11 @@ from gotr1_jax.models.qwen_config import (
     QwenVisionConfig,
     VisionConfig,
 )
-from gotr1_jax.rewards.multimodal.questions import MULTIMODAL_TERMS, QuestionsConfig
+from gotr1_jax.rewards.multimodal.questions import (
+    LAYOUT_TERM,
+    MULTIMODAL_TERMS,
+    QuestionsConfig,
+)
 from gotr1_jax.trainer.config import JobConfig
 from gotr1_jax.vlm_engine.config import UNIT_PIXELS
 
@@ -296,6 +300,14 @@ class JudgeSftConfig(JobConfig):
                 f"batch_size is {self.batch_size}, data.shapes.examples is "
                 f"{self.data.shapes.examples}; a batch holds each example once, so use more"
             )
+
+    @property
+    def taught_canvas(self) -> int | None:
+        """Longer side in pixels of the sketches that spa's questions have; None: there are none."""
+        shapes = self.data.shapes
+        sketches = self.objective == "answers" and self.data.source == "shapes"
+        sketches = sketches and LAYOUT_TERM in shapes.terms and "canvas" in shapes.layouts
+        return shapes.questions.canvas if sketches else None
 
     def _check_objects(self) -> None:
         """A new model, of whose text model nothing is changed, and labelled images."""

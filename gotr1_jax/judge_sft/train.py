@@ -123,6 +123,8 @@ def _export(config: JudgeSftConfig, root: Path, initial: InitialJudge, params: A
     """Writes the finished model with the files that it was trained with."""
     out = local_path(config.export_dir) if config.export_dir is not None else root / "model"
     if is_main_process():
-        save_qwen(out, initial.config, params, initial.files, config.export_dtype)
+        save_qwen(
+            out, initial.config, params, initial.files, config.export_dtype, config.taught_canvas
+        )
         print(f"{out}: a {MODEL_TYPES[model_type_of(out)]} in {config.export_dtype}")
     return out

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gotr1_jax.convert.find import find_checkpoint
+from gotr1_jax.convert.generation_config import read_canvas
 from gotr1_jax.errors import InputError
 from gotr1_jax.rewards.base import Judge, group_places
 from gotr1_jax.rewards.composite import CachedJudge, CompositeJudge, SharedJudge
@@ -19,6 +22,7 @@ from gotr1_jax.rewards.judge_config import (
     PythonConfig,
 )
 from gotr1_jax.rewards.multimodal.comparison import QuestionComparer
+from gotr1_jax.rewards.multimodal.questions import LAYOUT_TERM
 from gotr1_jax.rewards.multimodal.terms import MultimodalJudge
 from gotr1_jax.rewards.own_function import check_function
 from gotr1_jax.rewards.pairwise import Comparer, PairwiseConfig, PairwiseJudge, ScoreComparer
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
 
 SourceConfig = ClipScorerConfig | RewardServerConfig | PythonConfig | ExactScorerConfig
 """Settings of what scores a term and asks no engine."""
+
+_log = logging.getLogger(__name__)
 
 
 class JudgeMaker:
@@ -85,6 +91,7 @@ class JudgeMaker:
         if config.kind in ASKING_KINDS:
             cache = self.cache  # a folder that cannot be used is told before a model is read
             engine = self.engine(config)
+            _warn_of_another_canvas(config)
             return MultimodalJudge(engine, config.scored_terms, config.questions, cache)
         settings = getattr(config, config.kind)
         return self.scorer(config.kind, settings, config.scored_terms, f"judge.{config.kind}")
@@ -310,6 +317,22 @@ def check_engine(config: JudgeConfig) -> None:
             f"judge.kind is {config.kind}, which answers no questions; use "
             f"{' or '.join(ASKING_KINDS)}"
         )
+
+
+def _warn_of_another_canvas(config: JudgeConfig) -> None:
+    """Logs it where a judge of this process is asked with sketches unlike those it was taught."""
+    asked = config.questions
+    sketches = asked.layout == "canvas" and LAYOUT_TERM in config.scored_terms
+    if config.kind != "qwen_vl" or not sketches:
+        return
+    assert config.qwen_vl is not None
+    name = config.qwen_vl.checkpoint
+    taught = read_canvas(find_checkpoint(name))
+    if taught not in (None, asked.canvas):
+        _log.warning(
+            "judge.qwen_vl.checkpoint %s was taught sketches of %d pixels, and %s is asked with "
+            "%d; set judge.questions.canvas=%d", name, taught, LAYOUT_TERM, asked.canvas, taught,
+        )  # fmt: skip
 
 
 def make_engine(config: JudgeConfig, mesh: Mesh | None = None) -> Engine:

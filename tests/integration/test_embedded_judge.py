@@ -3,9 +3,12 @@ ones."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from gotr1_jax.config import from_dict
 from gotr1_jax.convert.find import EMBEDDED_JUDGE_NAME, find_checkpoint
 from gotr1_jax.errors import InputError
 from gotr1_jax.images.qwen import Geometry, Preprocessing
@@ -14,6 +17,8 @@ from gotr1_jax.judge_sft.config import JudgeShapesConfig
 from gotr1_jax.judge_sft.shapes_source import JudgedShapes
 from gotr1_jax.plan import Box, match_objects
 from gotr1_jax.plan.boxes import SCALE
+from gotr1_jax.rewards.factory import make_judge
+from gotr1_jax.rewards.judge_config import JudgeConfig
 from gotr1_jax.rewards.multimodal.box_answers import parse_boxes
 from gotr1_jax.rewards.multimodal.client import EngineClient
 from gotr1_jax.rewards.multimodal.questions import QuestionsConfig, make_questions
@@ -61,6 +66,25 @@ def test_its_scores_go_with_the_exact_ones(engine: QwenEngine, samples: list[Gra
     asked = [make_questions(sample.request, ["pi"], SHOWN)["pi"][0] for sample in samples]
     own = [answer.score for answer in client.ask(asked)]
     assert np.corrcoef(exact, own)[0, 1] > 0.25
+
+
+@pytest.mark.parametrize(
+    "asked, warns",
+    [
+        ({}, True),
+        ({"canvas": 192}, False),
+        ({"layout": "text"}, False),
+    ],
+)
+def test_another_sketch_than_it_was_taught_is_warned_of(
+    asked: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = {"kind": "qwen_vl", "terms": ["sem", "spa"], "questions": asked}
+    config["qwen_vl"] = {"checkpoint": EMBEDDED_JUDGE_NAME, "dtype": "float32"}
+    make_judge(from_dict(JudgeConfig, config))
+    warned = [r.getMessage() for r in caplog.records if "sketches of 192 pixels" in r.getMessage()]
+    assert len(warned) == warns
+    assert not warns or "asked with 448; set judge.questions.canvas=192" in warned[0]
 
 
 def test_its_name_takes_no_revision() -> None:

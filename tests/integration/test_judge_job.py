@@ -28,6 +28,7 @@ from tiny_judge import judge_values
 
 from gotr1_jax import cli
 from gotr1_jax.config import from_dict
+from gotr1_jax.convert.generation_config import read_canvas
 from gotr1_jax.convert.qwen_vl import QwenCheckpoint, load_qwen
 from gotr1_jax.judge_sft.config import JudgeSftConfig
 from gotr1_jax.judge_sft.dataset import fit_source, make_judge_batches
@@ -80,6 +81,7 @@ def test_metrics_and_model(finished: tuple[Path, dict[int, Any]]) -> None:
     assert len(model.tokenizer.encode("999")) == 1
     assert model.config.text.vocab_size % 64 == 0 and model.config.text.tie_embeddings
     assert (root / "model" / "chat_template.jinja").is_file()
+    assert read_canvas(root / "model") == 112
 
 
 def test_interrupted_and_resumed_is_as_never_interrupted(

@@ -15,8 +15,10 @@ from gotr1_jax.convert.generation_config import (
     GENERATION_FILE,
     GenerationConfig,
     generation_json,
+    read_canvas,
     read_generation_config,
     resolve_sampling,
+    write_canvas,
 )
 from gotr1_jax.errors import ConfigError, InputError
 from gotr1_jax.generate.config import BUILT_IN, GenerateConfig, check_settings_file
@@ -49,6 +51,17 @@ def grpo(folder: Path, **more: Any) -> GrpoConfig:
     path = folder / "grpo.yaml"
     path.write_text(json.dumps(values))
     return GrpoConfig.from_file(path)
+
+
+def test_the_sketches_that_a_judge_was_taught(tmp_path: Path) -> None:
+    assert read_canvas(tmp_path) is None
+    write(tmp_path, {"do_sample": False})
+    write_canvas(tmp_path, 192)
+    assert read_canvas(tmp_path) == 192
+    assert read_generation_config(tmp_path) == GenerationConfig(greedy=True)  # which stays
+    write(tmp_path, {"canvas": 3})
+    with pytest.raises(ConfigError, match="generation_config.json: canvas is 3.*remove the key"):
+        read_canvas(tmp_path)
 
 
 # What is read -------------------------------------------------------------------------------

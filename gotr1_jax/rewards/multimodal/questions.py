@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from gotr1_jax.config import CheckedConfig
-from gotr1_jax.limits import Range, TokenCount
+from gotr1_jax.limits import CanvasSide, Range, TokenCount
 from gotr1_jax.plan import Box, Plan, normalise_name
 from gotr1_jax.rewards.base import JudgeRequest
 from gotr1_jax.rewards.multimodal import instructions
@@ -35,8 +35,9 @@ class QuestionsConfig(CheckedConfig):
     # Objects of a plan that ri asks about, those with the largest boxes. The others count as not
     # found: a plan does not gain by having more.
     max_objects: Annotated[int, Range("[1, 10000]")] = 8
-    # Longer side in pixels of the sketch of the boxes that spa shows.
-    canvas: Annotated[int, Range("[112, 2048]")] = 448
+    # Longer side in pixels of the sketch of the boxes that spa shows. A checkpoint of `gotr1 train
+    # judge` says what it was taught; another side gets a warning.
+    canvas: CanvasSide = 448
     # What spa shows of the plan's layout: the sketch of the boxes (canvas), or the boxes as text.
     layout: Literal["canvas", "text"] = field(default="canvas", repr=False)
     # Tokens of the longest answer with a score: sem, spa, pi.
