@@ -100,8 +100,9 @@ RowCount = Annotated[int, ROWS]
 TokenCount = Annotated[int, Range("[1, 131072]")]
 # Captions, examples or images that are made or listed in memory before the first step.
 ItemCount = Annotated[int, Range("[1, 10000000]")]
-# Divisor of logits; closer to 0 it overflows, and greedy sampling is what is meant.
+# Longer side in pixels of the sketch of a plan that judges are shown.
 CanvasSide = Annotated[int, Range("[112, 2048]")]
+# Divisor of logits; closer to 0 it overflows, and greedy sampling is what is meant.
 Temperature = Annotated[float, Range("[0.0001, 10000]", why="for the most likely token set greedy")]
 # The same, where 0 stands for greedy sampling.
 TemperatureOrGreedy = Annotated[float, Range("[0.0001, 10000]", also=(0,))]

@@ -90,8 +90,8 @@ class JudgeMaker:
             return ShapesJudge(config.scored_terms)
         if config.kind in ASKING_KINDS:
             cache = self.cache  # a folder that cannot be used is told before a model is read
-            engine = self.engine(config)
             _warn_of_another_canvas(config)
+            engine = self.engine(config)
             return MultimodalJudge(engine, config.scored_terms, config.questions, cache)
         settings = getattr(config, config.kind)
         return self.scorer(config.kind, settings, config.scored_terms, f"judge.{config.kind}")
